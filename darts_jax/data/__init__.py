@@ -1,0 +1,1 @@
+"""Datasets as arrays in memory, and the augmentation of their batches."""

@@ -1,0 +1,137 @@
+"""Image datasets as arrays in memory: small real digits, MNIST, CIFAR, and a user's own."""
+
+import dataclasses
+import math
+import pathlib
+
+import numpy as np
+
+from darts_jax.data import npz, sources
+from darts_jax.data.arrays import Arrays, validate
+from darts_jax.data.official import OFFICIAL
+
+NAMES = ('digits', *OFFICIAL, 'npz')
+
+_CHUNK = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+  """A dataset of images in its canonical order; `(x - mean) / std` normalises an image.
+
+  Attributes:
+    name: as in `config.data.name`.
+    x_train: [N, H, W, C] uint8 or float32, raw pixel values.
+    y_train: [N] int32 class ids.
+    x_test: [M, H, W, C] of the dtype of `x_train`, or None without a test set.
+    y_test: [M] int32, None together with `x_test`.
+    num_classes: class ids are 0..num_classes - 1.
+    mean: [C], in raw pixel units.
+    std: [C], in raw pixel units.
+  """
+
+  name: str
+  x_train: np.ndarray
+  y_train: np.ndarray
+  x_test: np.ndarray | None
+  y_test: np.ndarray | None
+  num_classes: int
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+
+
+def load(name: str, *, directory: str = '', path: str = '', download: bool = False) -> Images:
+  """Loads a dataset.
+
+  Args:
+    name: `config.data.name`. 'digits' (8×8 grey, 0..16, part of scikit-learn; every fifth image is the test set),
+      'mnist', 'cifar10', 'cifar100' (fine labels), or 'npz'.
+    directory: `config.data.dir`, where MNIST and CIFAR are looked for: as a folder that TensorFlow Datasets prepared
+      in the `array_record` format, as the official archives, or as what these unpack to.
+    path: `config.data.path`, the file of 'npz': arrays x_train and y_train, optionally x_test and y_test; images
+      [N, H, W, C] or [N, H, W], uint8 or floating point; integer labels from 0.
+    download: `config.data.download`, whether to fetch the official files of MNIST or CIFAR into `directory` if they
+      are not there.
+
+  Returns:
+    The dataset. Mean and standard deviation are the customary ones of MNIST and CIFAR, and those of the training
+    images for 'digits' and 'npz'.
+
+  Raises:
+    ValueError: naming the field or file, if a dataset is unknown, not found, damaged or unfit for training.
+  """
+  if name not in NAMES:
+    raise ValueError(f'config.data.name is {name!r}; allowed: {", ".join(NAMES)}')
+  if path and name != 'npz':
+    raise ValueError(f"config.data.path is {path!r}, but config.data.name is {name!r}; a path is for 'npz' only")
+  if name == 'npz':
+    if not path:
+      raise ValueError("config.data.path is not set; config.data.name = 'npz' needs the path of an npz file")
+    return _own(name, npz.read(pathlib.Path(path).expanduser()), path)
+  if name == 'digits':
+    return _own(name, _digits(), 'digits')
+  dataset = OFFICIAL[name]
+  arrays = sources.read(dataset, directory, download)
+  validate(arrays, f'{name} in {directory}', dataset.num_classes)
+  return Images(name, *arrays, num_classes=dataset.num_classes, mean=dataset.mean, std=dataset.std)
+
+
+def split(num_images: int, validation_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+  """Splits the training images at random between the weights and the architecture [DARTS §3.1].
+
+  Args:
+    num_images: number of training images, at least 2.
+    validation_fraction: part of them, in (0, 1), that the architecture is trained on; rounded to whole images.
+    seed: any non-negative integer; the same one gives the same split on every platform.
+
+  Returns:
+    Indices into the canonical order, int32, each in random order: those for the weights, those for the architecture.
+    Every image is in exactly one of the two.
+
+  Raises:
+    ValueError: if a part would be empty, or the seed is negative.
+  """
+  if seed < 0:
+    raise ValueError(f'the seed of the split is {seed}; it has to be at least 0')
+  num_validation = round(num_images * validation_fraction) if math.isfinite(validation_fraction) else 0
+  if not 0 < num_validation < num_images:
+    raise ValueError(
+      f'config.data.validation_fraction is {validation_fraction}, which leaves one part of {num_images} training '
+      'images empty; it has to lie between 0 and 1, such as 0.5'
+    )
+  order = np.random.Generator(np.random.PCG64(seed)).permutation(num_images).astype(np.int32)
+  return order[num_validation:], order[:num_validation]
+
+
+def _digits() -> Arrays:
+  from sklearn import datasets  # Slow to import.
+
+  x, y = datasets.load_digits(return_X_y=True)
+  images, labels = x.reshape(-1, 8, 8, 1).astype(np.uint8), y.astype(np.int32)
+  test = np.arange(len(labels)) % 5 == 4
+  return Arrays(images[~test], labels[~test], images[test], labels[test])
+
+
+def _own(name: str, arrays: Arrays, source: str) -> Images:
+  validate(arrays, source)
+  mean, std = _statistics(arrays.x_train)
+  y_test = None if arrays.y_test is None else arrays.y_test.astype(np.int32)
+  return Images(
+    name,
+    arrays.x_train,
+    arrays.y_train.astype(np.int32),
+    arrays.x_test,
+    y_test,
+    num_classes=int(arrays.y_train.max()) + 1,
+    mean=mean,
+    std=std,
+  )
+
+
+def _statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+  """Per-channel mean and standard deviation in double precision, without a copy of all the images in it."""
+  chunks = [images[start : start + _CHUNK] for start in range(0, len(images), _CHUNK)]
+  num_pixels = images.size // images.shape[-1]
+  mean = sum(chunk.sum(axis=(0, 1, 2), dtype=np.float64) for chunk in chunks) / num_pixels
+  variance = sum(((chunk - mean) ** 2).sum(axis=(0, 1, 2)) for chunk in chunks) / num_pixels
+  return tuple(mean.tolist()), tuple(np.sqrt(variance).tolist())

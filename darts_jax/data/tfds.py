@@ -1,0 +1,70 @@
+"""Reads datasets that TensorFlow Datasets has prepared in its `array_record` format, without TensorFlow."""
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from darts_jax.data.arrays import Arrays
+from darts_jax.data.official import Official
+
+_FORMAT = 'array_record'
+
+
+def read(dataset: Official, directory: pathlib.Path) -> Arrays | None:
+  """Looks for a prepared dataset: in a folder, one below it, or as `<name>/<version>`.
+
+  TensorFlow Datasets stores images in a shuffled order. Where they carry their position as `id`, as the CIFAR
+  datasets do, the official order is restored; MNIST stays in the stored order, which is the same on every machine.
+
+  Args:
+    dataset: what is looked for.
+    directory: the folder, such as the `data_dir` of TensorFlow Datasets.
+
+  Returns:
+    uint8 images [N, H, W, C] and int32 labels [N], or None if there is no such dataset in this format.
+
+  Raises:
+    ValueError: if there is one, but it is damaged, or the packages that read it are not installed.
+  """
+  prepared = _find(dataset.name, directory)
+  if prepared is None:
+    return None
+  try:
+    import tensorflow_datasets  # An optional extra, slow to import.
+
+    builder = tensorflow_datasets.builder_from_directory(prepared, file_format=_FORMAT)
+    train, test = (_split(builder.as_data_source(split=split)) for split in ('train', 'test'))
+  except ImportError as error:
+    raise ValueError(f'{prepared}: reading it needs: pip install darts_jax[tfds] ({error})') from error
+  except Exception as error:  # Of several packages, each with errors of its own.
+    raise ValueError(f'{prepared}: cannot be read by tensorflow-datasets: {error}') from error
+  for split, (images, _), num_images in (('train', train, dataset.num_train), ('test', test, dataset.num_test)):
+    expected = (num_images, *dataset.image_shape)
+    if images.shape != expected:
+      raise ValueError(f'{prepared}: the images of split {split} have shape {images.shape}, expected {expected}')
+  return Arrays(*train, *test)
+
+
+def _find(name: str, directory: pathlib.Path) -> pathlib.Path | None:
+  found = []
+  for pattern in ('dataset_info.json', '*/dataset_info.json', f'{name}/*/dataset_info.json'):
+    for path in directory.glob(pattern):
+      try:
+        info = json.loads(path.read_text())
+        formats = {info.get('fileFormat'), *info.get('alternativeFileFormats', ())}
+        version = tuple(int(number) for number in info.get('version', '0').split('.'))
+      except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f'{path}: not the description of a prepared dataset: {error}') from error
+      if info.get('name') == name and _FORMAT in formats:
+        found.append((version, path.parent))
+  return max(found)[1] if found else None
+
+
+def _split(source: Any) -> tuple[np.ndarray, np.ndarray]:
+  records = list(source.__getitems__(list(range(len(source)))))
+  if records and 'id' in records[0]:
+    records.sort(key=lambda record: record['id'])
+  images = np.stack([record['image'] for record in records])
+  return images, np.asarray([record['label'] for record in records], np.int32)

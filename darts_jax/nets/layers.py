@@ -1,0 +1,131 @@
+"""The layers operations are made of: pooling, batch normalisation, pointwise convolution.
+
+Images are `[N, H, W, C]`. `M` edges that share an input and an operation are computed together: their
+channels lie side by side, `[N, H, W, M·C]`, the channels of edge 0 first.
+"""
+
+import functools
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from darts_jax.nets.materialise import materialise
+
+Array = jax.Array
+
+BN_EPSILON = 1e-5
+BN_DECAY = 0.9
+
+#: Side by side, stacked pointwise products are one product with a block-diagonal matrix up to this many channels;
+#: beyond it the zeros cost more than the separate products.
+_BLOCK_DIAGONAL_CHANNELS = 64
+
+
+def uniform_fan_in(fan_in: int) -> Any:
+  """Initialiser of weights: uniform in ±1/√fan_in, as in the published experiments."""
+
+  def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    bound = 1 / math.sqrt(fan_in)
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+  return init
+
+
+class BatchNorm(nn.Module):
+  """Batch normalisation over all but the last axis [DARTS §A]: ε = 1e-5, running statistics with decay 0.9.
+
+  In training the statistics of the batch are used, computed in one pass as E[x] and E[x²]; running
+  statistics are updated when the collection `batch_stats` is mutable, the variance with the unbiased estimate.
+
+  Attributes:
+    affine: whether a learned scale and bias follow.
+  """
+
+  affine: bool
+
+  @nn.compact
+  def __call__(self, x: Array, *, train: bool) -> Array:
+    channels = x.shape[-1]
+    running_mean = self.variable('batch_stats', 'mean', jnp.zeros, (channels,))
+    running_var = self.variable('batch_stats', 'var', jnp.ones, (channels,))
+    if train:
+      axes = tuple(range(x.ndim - 1))
+      exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+      mean = jnp.mean(exact, axes)
+      var = jnp.maximum(jnp.mean(exact * exact, axes) - mean * mean, 0)
+      if self.is_mutable_collection('batch_stats') and not self.is_initializing():
+        count = x.size // channels
+        running_mean.value = BN_DECAY * running_mean.value + (1 - BN_DECAY) * mean
+        running_var.value = BN_DECAY * running_var.value + (1 - BN_DECAY) * var * (count / max(count - 1, 1))
+    else:
+      mean, var = running_mean.value, running_var.value
+    # Written as one multiplication and one addition, so that the gradient needs two vectors and not a chain of passes.
+    factor = lax.rsqrt(var + BN_EPSILON)
+    offset = -mean * factor
+    if self.affine:
+      scale = self.param('scale', nn.initializers.ones, (channels,))
+      factor, offset = factor * scale, offset * scale + self.param('bias', nn.initializers.zeros, (channels,))
+    return x * factor.astype(x.dtype) + offset.astype(x.dtype)
+
+
+def pointwise(x: Array, kernel: Array) -> Array:
+  """1×1 convolutions of `M` stacked edges, each with its own matrix.
+
+  Args:
+    x: `[N, H, W, M·C]`.
+    kernel: `[M, C, D]`.
+
+  Returns:
+    `[N, H, W, M·D]`.
+  """
+  multiplier, channels, features = kernel.shape
+  rows = x.reshape(-1, multiplier * channels)
+  kernel = kernel.astype(x.dtype)
+  # Products of matrices: from a four-dimensional dot XLA would transpose the activations for the weight gradient.
+  if multiplier * channels <= _BLOCK_DIAGONAL_CHANNELS:
+    eye = jnp.eye(multiplier, dtype=x.dtype)
+    y = rows @ (kernel[:, :, None, :] * eye[:, None, :, None]).reshape(rows.shape[1], -1)
+  else:
+    y = jnp.concatenate([rows[:, m * channels : (m + 1) * channels] @ kernel[m] for m in range(multiplier)], axis=1)
+  return y.reshape(*x.shape[:-1], multiplier * features)
+
+
+def _windows(x: Array, stride: int, fill: float) -> list[Array]:
+  """The nine shifted images a 3×3 pool with padding 1 combines."""
+  height, width = x.shape[1:3]
+  padded = jnp.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)], constant_values=fill)
+  return [padded[:, i : i + height : stride, j : j + width : stride] for i in range(3) for j in range(3)]
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def max_pool(x: Array, stride: int) -> Array:
+  """3×3 max pooling, padding 1, `[N, H, W, C]` → `[N, ⌈H/stride⌉, ⌈W/stride⌉, C]`.
+
+  The gradient goes to the first of equal pixels. Written with shifted images, because the gradient of XLA's own
+  window reduction is ten times slower on CPU.
+  """
+  return functools.reduce(jnp.maximum, _windows(x, stride, -jnp.inf))
+
+
+@max_pool.defjvp
+def _max_pool_jvp(stride: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+  windows = _windows(primals[0], stride, -jnp.inf)
+  largest, first = windows[0], jnp.zeros(windows[0].shape, jnp.int8)
+  for i, window in enumerate(windows[1:], 1):
+    first = jnp.where(window > largest, jnp.int8(i), first)
+    largest = jnp.maximum(largest, window)
+  first = materialise(first)
+  moving = _windows(tangents[0], stride, 0)
+  zero = jnp.zeros((), moving[0].dtype)
+  tangent = functools.reduce(jnp.add, [jnp.where(first == i, t, zero) for i, t in enumerate(moving)])
+  return largest, materialise(tangent)
+
+
+def avg_pool(x: Array, stride: int) -> Array:
+  """3×3 average pooling, padding 1 not counted, `[N, H, W, C]` → `[N, ⌈H/stride⌉, ⌈W/stride⌉, C]`."""
+  counts = functools.reduce(jnp.add, _windows(jnp.ones((1, *x.shape[1:3], 1), x.dtype), stride, 0))
+  return materialise(functools.reduce(jnp.add, _windows(x, stride, 0))) / counts

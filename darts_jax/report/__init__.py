@@ -1,0 +1,32 @@
+"""What a search did, as a page that a browser opens without a server, network or scripts."""
+
+import os
+import pathlib
+
+from darts_jax.report import page, workdir
+
+
+def write(path: str | os.PathLike[str]) -> pathlib.Path:
+  """Writes `report.html` into a search's working directory, from the files in it alone.
+
+  Reads `config.json`, `metrics.jsonl`, `genotype.json` and `alphas.npz`. Any of them may be missing, broken or cut by a
+  crash: the sections that needed it say so. The same files give the same bytes. The page is complete or absent, never
+  half-written.
+
+  Args:
+    path: the working directory.
+
+  Returns:
+    The path of `report.html`.
+
+  Raises:
+    ValueError: the working directory does not exist.
+  """
+  folder = pathlib.Path(path)
+  if not folder.is_dir():
+    raise ValueError(f'workdir: {str(folder)!r} is not a folder; name the working directory of a search')
+  report = folder / 'report.html'
+  partial = folder / 'report.html.partial'
+  partial.write_text(page.render(workdir.read(folder)), encoding='utf-8')
+  partial.replace(report)
+  return report

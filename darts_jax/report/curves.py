@@ -1,0 +1,148 @@
+"""The charts of a run's records: which metrics are shown together, and how."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from darts_jax.report import diagnostics, figures, style
+from darts_jax.report.figures import Line
+from darts_jax.report.workdir import Record, Run, cells_of, kept_edges, number, series
+
+_LARGE = (5.5, 3.1)
+_SMALL = (3.75, 2.2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+  """A chart of the page: an id that no other has, a title, and the figure."""
+
+  name: str
+  title: str
+  figure: Figure
+
+
+def learning(run: Run) -> Iterator[Panel]:
+  """Loss and accuracy in training and validation; metrics without a finite value are left out."""
+  for metric, title in (('loss', 'Loss'), ('accuracy', 'Accuracy')):
+    named = [
+      (f'train_{metric}', style.AMBER, 'training'),
+      (f'valid_{metric}', style.BLUE, 'validation'),
+    ]
+    if run.epochs:
+      unnamed = [(metric, color, '') for metric, color, _ in named]
+      lines = [*_lines(run, run.steps, *unnamed, faint=True), *_lines(run, run.epochs, *named)]
+    else:
+      lines = _lines(run, run.steps, *named)
+    if lines:
+      figure = figures.chart(lines, run.time_unit, _LARGE, percent=metric == 'accuracy', marks=resumes(run))
+      yield Panel(f'curve-{metric}', title, figure)
+
+
+def optimisation(run: Run) -> Iterator[Panel]:
+  """Small multiples of what tells whether the optimisation of weights and α goes well."""
+  lines = _lines(run, run.steps or run.epochs, ('learning_rate', style.INK, ''))
+  if lines:
+    yield Panel(
+      'learning-rate',
+      'Learning rate of the weights',
+      figures.chart(lines, run.time_unit, _SMALL, from_zero=True),
+    )
+  for of, symbol in (('weights', 'weights'), ('alphas', 'α')):
+    lines = _with_means(run, f'{of}_gradient_norm')
+    if any((line.values[np.isfinite(line.values)] > 0).any() for line in lines):
+      figure = figures.chart(lines, run.time_unit, _SMALL, log=True)
+      yield Panel(f'gradient-{of}', f'Gradient norm, {symbol}', figure)
+  lines = _lines(
+    run,
+    run.steps,
+    ('entropy_normal', style.BLUE, 'normal'),
+    ('entropy_reduce', style.VERMILION, 'reduction'),
+  )
+  if lines:
+    count = len(run.alphas.operations) if run.alphas else 0
+    uniform = (math.log(count), f'uniform: log {count}') if count else None
+    yield Panel(
+      'entropy',
+      'Entropy of mixing weights, nats',
+      figures.chart(lines, run.time_unit, _SMALL, from_zero=True, reference=uniform),
+    )
+  lines = _lines(run, run.steps, ('skip_connections', style.INK, ''), stepped=True)
+  if lines:
+    limit = (diagnostics.MAX_SKIP_CONNECTIONS, 'warned of from here on')
+    yield Panel(
+      'skip-connections',
+      'Skip connections, derived normal cell',
+      figures.chart(lines, run.time_unit, _SMALL, integer=True, reference=limit),
+    )
+  changes = _changes(run)
+  if changes is not None:
+    yield Panel(
+      'changes',
+      'Derived edges that changed',
+      figures.chart([changes], run.time_unit, _SMALL, integer=True),
+    )
+
+
+def throughput(run: Run) -> Iterator[Panel]:
+  """Images per second."""
+  lines = _with_means(run, 'images_per_second')
+  if lines:
+    yield Panel('throughput', 'Images per second', figures.chart(lines, run.time_unit, (5.5, 2.2), from_zero=True))
+
+
+def resumes(run: Run) -> list[float]:
+  """When the search was resumed, in the unit of `Run.times`."""
+  return [float(time) for time in run.times([e['step'] for e in run.events if e['event'] == 'resumed'])]
+
+
+def has_non_finite(run: Run) -> bool:
+  """Whether a learning curve has a value that is not finite."""
+  metrics = ('train_loss', 'valid_loss', 'train_accuracy', 'valid_accuracy')
+  values = [number(record.get(metric)) for record in (*run.steps, *run.epochs) for metric in metrics]
+  return any(value is not None and not math.isfinite(value) for value in values)
+
+
+def _lines(
+  run: Run, records: Sequence[Record], *metrics: tuple[str, str, str], faint: bool = False, stepped: bool = False
+) -> list[Line]:
+  """Lines of (metric, color, name), without those that have no finite value."""
+  lines = []
+  for metric, color, name in metrics:
+    steps, values = series(records, metric)
+    if np.isfinite(values).any():
+      lines.append(Line(run.times(steps), values, color, name, faint, stepped))
+  return lines
+
+
+def _with_means(run: Run, metric: str) -> list[Line]:
+  """A noisy metric of steps, and over it the mean of every epoch in its middle, once there are two."""
+  lines = _lines(run, run.steps, (metric, style.INK, ''))
+  if not lines or len(run.epochs) < 2:
+    return lines
+  times, values = lines[0].times, lines[0].values
+  centres, means = [], []
+  times, values = times[np.isfinite(values)], values[np.isfinite(values)]
+  for epoch in np.unique(np.ceil(times)):
+    inside = np.ceil(times) == epoch
+    centres.append(times[inside].mean())
+    means.append(values[inside].mean())
+  return [dataclasses.replace(lines[0], faint=True), Line(np.array(centres), np.array(means), style.INK)]
+
+
+def _changes(run: Run) -> Line | None:
+  """Between one snapshot of α and the next, how many edges of the derived cells are replaced by others."""
+  if run.alphas is None or len(run.alphas.steps) < 3:
+    return None
+  try:
+    derived = [run.alphas.genotype(i) for i in range(len(run.alphas.steps))]
+  except ValueError:
+    return None
+  edges = [
+    {(cell, *edge) for cell in cells_of(genotype) for edge in kept_edges(genotype, cell)} for genotype in derived
+  ]
+  changes = [len(after - before) for before, after in itertools.pairwise(edges)]
+  return Line(run.times(run.alphas.steps[1:]), np.array(changes, float), style.INK, stepped=True)

@@ -1,0 +1,126 @@
+"""Signs that a search went wrong, told from its records."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from darts_jax.genotype import AnyGenotype, Genotype
+from darts_jax.report.workdir import Record, last, number
+
+#: Skip connections in the normal cell from which on a search counts as collapsed.
+MAX_SKIP_CONNECTIONS = 3
+#: Share of the entropy of uniform mixing weights, log O, under which a cell's mixing weights count as collapsed.
+MIN_ENTROPY_SHARE = 0.1
+#: How much better the training than the validation accuracy may be: mixing weights learn from the validation half.
+MAX_ACCURACY_GAP = 0.25
+
+
+def warnings(
+  records: Sequence[Record],
+  genotype: AnyGenotype | None = None,
+  mixing: Mapping[str, np.ndarray] | None = None,
+  times: Sequence[float] | np.ndarray = (),
+  num_epochs: int | None = None,
+) -> list[str]:
+  """One line for each sign of a search gone wrong.
+
+  - The normal cell of the derived genotype has `MAX_SKIP_CONNECTIONS` skip connections or more.
+  - A metric, or α, was not finite.
+  - The entropy of a cell's mixing weights collapsed (see `entropy`): at the latest snapshot it is under
+    `MIN_ENTROPY_SHARE` · log O, and it has been since a time at which at least one more epoch was to come. From then
+    on, the epochs that remain hardly change the architecture. A cell that gets there at the very end is fine.
+  - The training accuracy exceeds that of validation by more than `MAX_ACCURACY_GAP` at the last epoch.
+  - A checkpoint was damaged.
+
+  Args:
+    records: all records of `metrics.jsonl`, of any kind.
+    genotype: the derived architecture, if there is one.
+    mixing: by cell type, `[T, E, O]` mixing weights.
+    times: `[T]` epochs completed at each snapshot of `mixing`.
+    num_epochs: epochs the search is meant to have; without it, any collapse counts.
+  """
+  found = [*_skips(genotype), *_non_finite(records, mixing or {}), *_collapses(mixing or {}, times, num_epochs)]
+  epochs = [record for record in records if record.get('kind') == 'epoch']
+  train, valid = last(epochs, 'train_accuracy'), last(epochs, 'valid_accuracy')
+  if train is not None and valid is not None and train - valid > MAX_ACCURACY_GAP:
+    found.append(
+      f'The supernet overfits: its training accuracy is {train:.1%}, its validation accuracy {valid:.1%}. The'
+      ' mixing weights then follow a validation loss that says little about the operations.'
+    )
+  damaged = [record for record in records if record.get('event') == 'damaged_checkpoint']
+  if damaged:
+    found.append(f'{_count(len(damaged), "checkpoint was", "checkpoints were")} damaged; see the log of events.')
+  return found
+
+
+def entropy(mixing: np.ndarray) -> np.ndarray:
+  """`[T]` nats: the entropy of mixing weights `[T, E, O]`, the mean over the edges that are still undecided.
+
+  An edge is undecided while at least two of its operations have weight. Searches that prune decide edges one after
+  the other on purpose, which must not look like a collapse. NaN where no edge is undecided or a weight is NaN.
+  """
+  terms = -mixing * np.log(np.where(mixing > 0, mixing, 1.0))
+  undecided = (mixing > 0).sum(axis=-1) >= 2
+  total = np.where(undecided, terms.sum(axis=-1), 0.0).sum(axis=-1)
+  count = undecided.sum(axis=-1)
+  entropies = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+  return np.where(np.isnan(mixing).any(axis=(-2, -1)), np.nan, entropies)
+
+
+def _skips(genotype: AnyGenotype | None) -> list[str]:
+  if not isinstance(genotype, Genotype):
+    return []
+  count = sum(operation == 'skip_connect' for operation, _ in genotype.normal)
+  if count < MAX_SKIP_CONNECTIONS:
+    return []
+  return [
+    f'The normal cell has {count} skip connections out of {len(genotype.normal)} edges. Searches that end this way'
+    ' tend to give shallow networks that do worse when trained from scratch than their supernet promised.'
+  ]
+
+
+def _non_finite(records: Sequence[Record], mixing: Mapping[str, np.ndarray]) -> list[str]:
+  found = []
+  bad: dict[str, list[int]] = {}
+  for record in records:
+    for name, value in record.items():
+      if name not in ('kind', 'event', 'message') and (v := number(value)) is not None and not math.isfinite(v):
+        bad.setdefault(name, []).append(record['step'])
+  for name, steps in bad.items():
+    times = '' if len(steps) == 1 else f', and {_count(len(steps) - 1, "more time", "more times")}'
+    found.append(f'{name} was not finite at step {min(steps):,}{times}.')
+  if not bad:
+    found.extend(
+      f'A value was not finite at step {record["step"]:,}.' for record in records if record.get('event') == 'non_finite'
+    )
+  found.extend(
+    f'α of the {cell} cell is not finite.' for cell, weights in mixing.items() if not np.isfinite(weights).all()
+  )
+  return found
+
+
+def _collapses(
+  mixing: Mapping[str, np.ndarray], times: Sequence[float] | np.ndarray, num_epochs: int | None
+) -> list[str]:
+  found = []
+  for cell, weights in mixing.items():
+    uniform = math.log(weights.shape[-1])
+    entropies = entropy(weights)
+    collapsed = entropies < MIN_ENTROPY_SHARE * uniform
+    if not collapsed[-1]:
+      continue
+    open_again = np.flatnonzero(~collapsed)
+    onset = float(times[open_again[-1] + 1 if len(open_again) else 0])
+    if num_epochs is None or onset <= num_epochs - 1:
+      planned = '' if num_epochs is None else f' of {num_epochs}'
+      found.append(
+        f'The mixing weights of the {cell} cell have collapsed since epoch {onset:.0f}{planned}: their mean entropy'
+        f' is {entropies[-1]:.2f} nats, {entropies[-1] / uniform:.0%} of that of uniform weights. Later epochs can'
+        ' hardly change the architecture.'
+      )
+  return found
+
+
+def _count(count: int, one: str, many: str) -> str:
+  return f'{count} {one if count == 1 else many}'

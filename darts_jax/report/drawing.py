@@ -1,0 +1,240 @@
+"""Cells as pictures and as Graphviz source: a directed acyclic graph from the cell's inputs to its output."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.path import Path
+from matplotlib.textpath import TextPath
+
+from darts_jax.genotype import NUM_INPUTS, CellSpec, RecurrentGenotype
+from darts_jax.report import layout, style
+
+#: What text artists that name the operation of an edge have as their `gid`.
+LABEL = 'operation'
+
+_LABEL_SIZE = 8.5
+_NODE_SIZE = 9.5
+_MARGIN = 0.08
+_TITLE_HEIGHT = 0.34
+_PORT_GAP = 0.07
+
+
+@dataclasses.dataclass(frozen=True)
+class _Graph:
+  """What is drawn: node names, the output's last; edges with their operations, none on those into the output."""
+
+  names: tuple[str, ...]
+  num_inputs: int
+  edges: tuple[tuple[int, int], ...]
+  operations: tuple[tuple[str, ...], ...]
+
+
+def node_name(node: int) -> str:
+  """How the papers call a node of a convolutional cell: the two inputs by their cell, the others from 0."""
+  return ('cₖ₋₂', 'cₖ₋₁')[node] if node < NUM_INPUTS else str(node - NUM_INPUTS)
+
+
+def state_name(node: int) -> str:
+  """The name of a node of a recurrent cell; `s₀` is the state made from the input."""
+  return 's' + str(node).translate(str.maketrans('0123456789', '₀₁₂₃₄₅₆₇₈₉'))
+
+
+def draw_cell(cell: CellSpec | RecurrentGenotype, title: str = '') -> Figure:
+  """A cell from left to right, with the operation of every edge on it; colours tell families of operations apart.
+
+  A node that neither the output nor another node reads has a dashed outline. Labels overlap neither each other nor
+  an edge or node that is not theirs. The figure is as large as the cell needs; its units are inches.
+
+  Args:
+    cell: a cell of a genotype, a searched cell (edges with more than one candidate say how many), or a
+      recurrent genotype.
+    title: written above the cell, if not empty.
+  """
+  graph = _graph(cell)
+  labels = [_label(operations) for operations in graph.operations]
+  places = layout.layered(
+    [(max(0.3, _text_width(name, _NODE_SIZE) + 0.2), 0.3) for name in graph.names],
+    graph.edges,
+    [(_text_width(label, _LABEL_SIZE) + 0.16, 0.21) if label else None for label in labels],
+  )
+  title_width = _text_width(title, 10.5) if title else 0.0
+  width = max(places.width, title_width) + 2 * _MARGIN
+  height = places.height + 2 * _MARGIN + (_TITLE_HEIGHT if title else 0.0)
+  figure = Figure(figsize=(width, height))
+  axes = figure.add_axes((0, 0, 1, 1), xlim=(-_MARGIN, width - _MARGIN), ylim=(-_MARGIN, height - _MARGIN))
+  axes.set_axis_off()
+  if title:
+    axes.text(0, height - 2 * _MARGIN, title, size=10.5, weight='bold', color=style.INK, va='top')
+
+  for i, path in enumerate(_paths(graph, places)):
+    color = style.operation_color(graph.operations[i]) if labels[i] else style.FAINT
+    axes.add_artist(
+      FancyArrowPatch(
+        path=path,
+        arrowstyle='-|>',
+        mutation_scale=8,
+        color=color,
+        fill=False,
+        linewidth=1.3 if labels[i] else 1.0,
+        zorder=1.5 if labels[i] else 1.0,
+      )
+    )
+  for label, operations, place in zip(labels, graph.operations, places.labels, strict=True):
+    if place is not None:
+      color = style.operation_color(operations)
+      _box(axes, place, '#FFFFFF', color, 0.9)
+      axes.text(
+        place.x,
+        place.y,
+        label,
+        size=_LABEL_SIZE,
+        color=color,
+        ha='center',
+        va='center_baseline',
+        zorder=4,
+        gid=LABEL,
+      )
+  read = {source for source, _ in graph.edges}
+  for node, (name, place) in enumerate(zip(graph.names, places.nodes, strict=True)):
+    inner = graph.num_inputs <= node < len(graph.names) - 1
+    unread = node < len(graph.names) - 1 and node not in read
+    _box(
+      axes,
+      place,
+      '#FFFFFF' if unread else '#E4EEF7' if inner else '#ECEFF3',
+      style.MUTED if unread or not inner else style.BLUE,
+      1.1,
+      '--' if unread else '-',
+    )
+    axes.text(
+      place.x,
+      place.y,
+      name,
+      size=_NODE_SIZE,
+      color=style.INK,
+      ha='center',
+      va='center_baseline',
+      zorder=4,
+      gid='node',
+    )
+  return figure
+
+
+def to_graphviz(spec: CellSpec, name: str) -> str:
+  """The cell in the DOT language: one edge for every candidate operation, then those into the output `c_{k}`.
+
+  Args:
+    spec: a cell of a genotype or a searched cell.
+    name: the graph's name and caption; any text.
+  """
+
+  def node(index: int) -> str:
+    return _quote(('c_{k-2}', 'c_{k-1}')[index] if index < NUM_INPUTS else str(index - NUM_INPUTS))
+
+  output = _quote('c_{k}')
+  inputs = ' '.join(f'{node(index)};' for index in range(NUM_INPUTS))
+  lines = [
+    f'digraph {_quote(name)} {{',
+    f'  graph [rankdir=LR, label={_quote(name)}, labelloc=t, fontname="Helvetica"];',
+    '  node [shape=box, style="rounded,filled", fillcolor="#e4eef7", color="#0067a5", fontname="Helvetica"];',
+    '  edge [fontname="Helvetica", fontsize=11];',
+    f'  {{ rank=same; node [fillcolor="#eceff3", color="#5b6675"]; {inputs} }}',
+    f'  {output} [fillcolor="#eceff3", color="#5b6675"];',
+    *(f'  {node(index + NUM_INPUTS)};' for index in range(len(spec.nodes))),
+  ]
+  for target, edge in spec.edges:
+    lines.extend(
+      f'  {node(edge.source)} -> {node(target)} [label={_quote(operation)}];' for operation in edge.operations
+    )
+  lines.extend(f'  {node(index)} -> {output};' for index in spec.concat)
+  return '\n'.join([*lines, '}']) + '\n'
+
+
+def _quote(text: str) -> str:
+  text = text.replace('\\', '\\\\').replace('"', '\\"').replace('\r', '').replace('\n', '\\n').replace('\0', '')
+  return f'"{text}"'
+
+
+def _graph(cell: CellSpec | RecurrentGenotype) -> _Graph:
+  if isinstance(cell, RecurrentGenotype):
+    num_inputs, inner = 1, len(cell.recurrent)
+    names = [state_name(node) for node in range(inner + 1)] + ['hₜ']
+    labelled: list[tuple[int, int, tuple[str, ...]]] = [
+      (source, i + 1, (activation,)) for i, (activation, source) in enumerate(cell.recurrent)
+    ]
+  else:
+    num_inputs, inner = NUM_INPUTS, len(cell.nodes)
+    names = [node_name(node) for node in range(inner + num_inputs)] + ['cₖ']
+    labelled = [(edge.source, target, edge.operations) for target, edge in cell.edges]
+  edges = [(source, target) for source, target, _ in labelled]
+  edges += [(node, inner + num_inputs) for node in cell.concat]
+  operations = [operations for _, _, operations in labelled] + [()] * len(cell.concat)
+  return _Graph(tuple(names), num_inputs, tuple(edges), tuple(operations))
+
+
+def _label(operations: Sequence[str]) -> str:
+  return operations[0] if len(operations) == 1 else f'{len(operations)} candidates' if operations else ''
+
+
+@functools.cache
+def _text_width(text: str, size: float) -> float:
+  return TextPath((0, 0), text, size=size, prop=FontProperties(family='DejaVu Sans')).get_extents().width / 72
+
+
+def _box(axes: Axes, place: layout.Place, face: str, edge: str, linewidth: float, linestyle: str = '-') -> None:
+  axes.add_artist(
+    FancyBboxPatch(
+      (place.x - place.width / 2, place.y - place.height / 2),
+      place.width,
+      place.height,
+      boxstyle=f'round,pad=0,rounding_size={min(place.height / 2, 0.1)}',
+      facecolor=face,
+      edgecolor=edge,
+      linewidth=linewidth,
+      linestyle=linestyle,
+      zorder=3,
+    )
+  )
+
+
+def _paths(graph: _Graph, places: layout.Layout) -> list[Path]:
+  """The line of each edge: straight through the places on its way, curved between columns."""
+  starts = _ports(graph, places, 0)
+  ends = _ports(graph, places, 1)
+  paths = []
+  for i, (source, target) in enumerate(graph.edges):
+    tail, head = places.nodes[source], places.nodes[target]
+    points = [(tail.x + tail.width / 2, starts[i])]
+    codes = [Path.MOVETO]
+    for place in places.routes[i]:
+      points += _bend(points[-1], (place.x - place.width / 2, place.y))
+      points.append((place.x + place.width / 2, place.y))
+      codes += [Path.CURVE4] * 3 + [Path.LINETO]
+    points += _bend(points[-1], (head.x - head.width / 2 - 0.01, ends[i]))
+    codes += [Path.CURVE4] * 3
+    paths.append(Path(points, codes))
+  return paths
+
+
+def _bend(start: tuple[float, float], end: tuple[float, float]) -> list[tuple[float, float]]:
+  middle = (start[0] + end[0]) / 2
+  return [(middle, start[1]), (middle, end[1]), end]
+
+
+def _ports(graph: _Graph, places: layout.Layout, side: int) -> list[float]:
+  """Where each edge touches its source (side 0) or target (side 1): spread along the node, in the order they come."""
+  heights = [0.0] * len(graph.edges)
+  for node, place in enumerate(places.nodes):
+    touching = [i for i, edge in enumerate(graph.edges) if edge[side] == node]
+    touching.sort(key=lambda i: places.routes[i][-side].y if places.routes[i] else 0.0)
+    gap = min(_PORT_GAP, 0.7 * place.height / max(len(touching) - 1, 1))
+    offsets = (np.arange(len(touching)) - (len(touching) - 1) / 2) * gap
+    for i, offset in zip(touching, offsets, strict=True):
+      heights[i] = place.y + float(offset)
+  return heights

@@ -1,0 +1,267 @@
+"""Reads a search's working directory: what its files hold, and for every other file why it holds nothing."""
+
+import dataclasses
+import json
+import math
+import pathlib
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from darts_jax import derive
+from darts_jax import genotype as genotypes
+from darts_jax.genotype import AnyGenotype, CellSpec, Edge, Genotype
+
+Record = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Alphas:
+  """Architecture parameters over a search, as `alphas.npz` holds them.
+
+  Attributes:
+    steps: `[T]` int, the step of each snapshot, ascending.
+    operations: names of the `O` columns.
+    alphas: by cell type (`'normal'`, `'reduce'`), `[T, E, O]` raw α; −∞ stands for a pruned operation.
+    edges: by cell type, `(source, target)` of the `E` rows; cell inputs are nodes 0 and 1.
+  """
+
+  steps: np.ndarray
+  operations: tuple[str, ...]
+  alphas: Mapping[str, np.ndarray]
+  edges: Mapping[str, tuple[tuple[int, int], ...]]
+
+  def mixing(self, cell: str) -> np.ndarray:
+    """`[T, E, O]` mixing weights, the softmax of each edge's α; zeros on an edge whose operations are all pruned."""
+    alphas = self.alphas[cell]
+    largest = alphas.max(axis=-1, keepdims=True)
+    with np.errstate(invalid='ignore'):  # +∞ gives NaN, which is what it means
+      weights = np.exp(alphas - np.where(np.isneginf(largest), 0.0, largest))
+    total = weights.sum(axis=-1, keepdims=True)
+    return weights / np.where(total == 0.0, 1.0, total)
+
+  def spec(self, cell: str) -> CellSpec:
+    """The searched cell.
+
+    Raises:
+      ValueError: an operation is not one of a convolutional cell, or the edges make no cell.
+    """
+    targets = [target for _, target in self.edges[cell]]
+    if sorted(targets) != targets or min(targets) < genotypes.NUM_INPUTS:
+      raise ValueError(f'edges_{cell}: targets {targets} do not list intermediate nodes in their order')
+    nodes = tuple(
+      tuple(Edge(source, self.operations) for source, target in self.edges[cell] if target == node)
+      for node in range(genotypes.NUM_INPUTS, max(targets) + 1)
+    )
+    return CellSpec(nodes, tuple(range(genotypes.NUM_INPUTS, max(targets) + 1)), self.operations)
+
+  def genotype(self, snapshot: int) -> Genotype:
+    """The architecture that the α of one snapshot stand for, by the rule of [DARTS §2.4].
+
+    Raises:
+      ValueError: the cells are not a normal and a reduction cell, or no architecture can be derived.
+    """
+    if not {'normal', 'reduce'} <= set(self.alphas):
+      raise ValueError(f'cells {", ".join(self.alphas)}: an architecture is derived from a normal and a reduce cell')
+    mixing = {cell: self.mixing(cell)[snapshot] for cell in ('normal', 'reduce')}
+    return derive.derive_genotype(mixing, {cell: self.spec(cell) for cell in mixing})
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A search as its files tell it.
+
+  Attributes:
+    path: the working directory.
+    config: the nested settings; None without a readable `config.json`.
+    steps: records of kind `step`, ascending by step; of a step that was repeated after a resume, the last one.
+    epochs: records of kind `epoch`, likewise.
+    events: records of kind `event`, as written.
+    status: `'not started'`, `'running'` (as far as files can tell), `'stopped'` or `'finished'`.
+    genotype: what `genotype.json` holds, if it is there.
+    alphas: what `alphas.npz` holds, if it is there.
+    problems: by file name, one line that says why a file or a part of it is not shown.
+  """
+
+  path: pathlib.Path
+  config: Mapping[str, Any] | None
+  steps: tuple[Record, ...]
+  epochs: tuple[Record, ...]
+  events: tuple[Record, ...]
+  status: str
+  genotype: AnyGenotype | None
+  alphas: Alphas | None
+  problems: Mapping[str, str]
+
+  def setting(self, *names: str) -> Any:
+    """The least nested setting called by the first of `names` that exists; the `name` of one that is a group."""
+    for name in names:
+      level: list[Any] = [self.config]
+      while level:
+        level = [values for values in level if isinstance(values, Mapping)]
+        for values in level:
+          value = values.get(name)
+          value = value.get('name') if isinstance(value, Mapping) else value
+          if value is not None:
+            return value
+        level = [value for values in level for value in values.values()]
+    return None
+
+  @property
+  def num_epochs(self) -> int | None:
+    """The number of epochs the search is meant to have."""
+    value = self.setting('num_epochs', 'epochs')
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+  @property
+  def time_unit(self) -> str:
+    """What `times` counts: `'epoch'`, or `'step'` before the first epoch has ended."""
+    return 'epoch' if self.epochs else 'step'
+
+  def times(self, steps: Sequence[int] | np.ndarray) -> np.ndarray:
+    """`[N]` float: when steps happened, in epochs completed, or in steps before the first epoch has ended."""
+    steps = np.asarray(steps, float)
+    if not self.epochs:
+      return steps
+    ends = np.array([0.0, *(float(record['step']) for record in self.epochs)])
+    counts = np.array([0.0, *(record['epoch'] + 1.0 for record in self.epochs)])
+    beyond = np.maximum(steps - ends[-1], 0.0) * counts[-1] / max(ends[-1], 1.0)
+    return np.interp(steps, ends, counts) + beyond
+
+
+def number(value: Any) -> float | None:
+  """A metric as a float, non-finite ones (also when written as strings) included; None if it is no number."""
+  if isinstance(value, bool) or not isinstance(value, int | float | str):
+    return None
+  try:
+    return float(value)
+  except (ValueError, OverflowError):
+    return None
+
+
+def series(records: Sequence[Record], name: str) -> tuple[np.ndarray, np.ndarray]:
+  """`[N]` steps and `[N]` values of one metric, from the records that have it; values may be non-finite."""
+  pairs = [(record['step'], number(record.get(name))) for record in records]
+  pairs = [(step, value) for step, value in pairs if value is not None]
+  return np.array([step for step, _ in pairs], int), np.array([value for _, value in pairs], float)
+
+
+def last(records: Sequence[Record], name: str) -> float | None:
+  """The last finite value of a metric, None if there is none."""
+  values = [value for record in records if (value := number(record.get(name))) is not None and math.isfinite(value)]
+  return values[-1] if values else None
+
+
+def cells_of(genotype: AnyGenotype) -> tuple[str, ...]:
+  """The cell types of an architecture."""
+  return ('normal', 'reduce') if isinstance(genotype, Genotype) else ('recurrent',)
+
+
+def kept_edges(genotype: AnyGenotype | None, cell: str) -> set[tuple[int, int, str]]:
+  """(source, target, operation) of the edges of a cell; none of a cell that the architecture does not have."""
+  if genotype is None or cell not in cells_of(genotype):
+    return set()
+  if isinstance(genotype, Genotype):
+    return {(edge.source, node, edge.operations[0]) for node, edge in genotype.cell(cell).edges}
+  return {(source, i + 1, activation) for i, (activation, source) in enumerate(genotype.recurrent)}
+
+
+def read(path: pathlib.Path) -> Run:
+  """Reads what is there of `config.json`, `metrics.jsonl`, `genotype.json` and `alphas.npz`; raises for none of it."""
+  problems: dict[str, str] = {}
+  readers = {
+    'config.json': _read_config,
+    'metrics.jsonl': _read_metrics,
+    'genotype.json': genotypes.load,
+    'alphas.npz': _read_alphas,
+  }
+  contents: dict[str, Any] = {}
+  for name, reader in readers.items():
+    contents[name] = None
+    try:
+      if (path / name).exists():
+        contents[name] = reader(path / name)
+      else:
+        problems[name] = f'{name} is not there (yet).'
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+      problems[name] = f'{name} cannot be read: {error}'
+  records, num_broken = contents['metrics.jsonl'] or ([], 0)
+  if num_broken:
+    problems['metrics.jsonl'] = f'{num_broken} broken lines of metrics.jsonl are left out.'
+  return Run(
+    path=path,
+    config=contents['config.json'],
+    steps=_latest(records, 'step'),
+    epochs=_latest(records, 'epoch'),
+    events=tuple(record for record in records if record['kind'] == 'event'),
+    status=_status(records),
+    genotype=contents['genotype.json'],
+    alphas=contents['alphas.npz'],
+    problems=problems,
+  )
+
+
+def _read_config(path: pathlib.Path) -> Mapping[str, Any]:
+  config = json.loads(path.read_text())
+  if not isinstance(config, Mapping):
+    raise ValueError(f'it holds a {type(config).__name__}, not an object')
+  return config
+
+
+def _read_metrics(path: pathlib.Path) -> tuple[list[Record], int]:
+  lines = [line for line in path.read_text(errors='replace').splitlines() if line.strip()]
+  records: list[Record] = []
+  num_broken = 0
+  for i, line in enumerate(lines):
+    try:
+      record = json.loads(line)
+    except ValueError:
+      record = None
+    if _is_record(record):
+      records.append(record)
+    # A crash cuts the line it is writing; that is no news. Anywhere else it is.
+    elif i < len(lines) - 1:
+      num_broken += 1
+  return records, num_broken
+
+
+def _is_record(record: Any) -> bool:
+  needed = {'step': ('step',), 'epoch': ('step', 'epoch'), 'event': ('step', 'event')}
+  if not isinstance(record, dict) or record.get('kind') not in needed:
+    return False
+  return all(isinstance(record.get(name), str if name == 'event' else int) for name in needed[record['kind']])
+
+
+def _latest(records: Sequence[Record], kind: str) -> tuple[Record, ...]:
+  by_time = {record[kind]: record for record in records if record['kind'] == kind}
+  return tuple(by_time[time] for time in sorted(by_time))
+
+
+def _status(records: Sequence[Record]) -> str:
+  after = {'finished': 'finished', 'interrupted': 'stopped', 'non_finite': 'stopped', 'damaged_checkpoint': None}
+  status = 'not started'
+  for record in records:
+    status = after.get(record.get('event', ''), 'running') or status
+  return status
+
+
+def _read_alphas(path: pathlib.Path) -> Alphas:
+  if not zipfile.is_zipfile(path):
+    raise ValueError('it is not an npz archive')
+  with np.load(path, allow_pickle=False) as file:
+    arrays = {name: file[name] for name in file.files}
+  operations = tuple(str(name) for name in arrays['operations'])
+  cells = [name.removeprefix('edges_') for name in arrays if name.startswith('edges_')]
+  steps = arrays['step'].astype(int)
+  alphas = {cell: arrays[cell].astype(float) for cell in cells}
+  edges = {cell: tuple((int(s), int(t)) for s, t in arrays[f'edges_{cell}']) for cell in cells}
+  if not cells or not len(steps):
+    raise ValueError('it holds no snapshot of a cell')
+  for cell in cells:
+    expected = (len(steps), len(edges[cell]), len(operations))
+    if alphas[cell].shape != expected or 0 in expected:
+      raise ValueError(f'{cell} has shape {alphas[cell].shape}; step, edges_{cell} and operations ask for {expected}')
+  return Alphas(steps, operations, alphas, edges)

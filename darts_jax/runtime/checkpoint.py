@@ -1,0 +1,274 @@
+"""Checkpoints that survive a kill at any moment and never restore wrong values.
+
+A checkpoint is written into a temporary folder that is renamed when it is complete, so it exists either as a whole or
+not at all. That its bytes are still those that were saved is promised by two SHA-256 digests in its manifest: one
+over the files, verified before Orbax reads them because its decoders take damaged files badly, and one over names,
+dtypes, shapes and bytes of the leaves, verified on what Orbax has read.
+
+Layout: `<directory>/<step>/state` is an Orbax checkpoint of the leaves, a flat dictionary from their path in the
+pytree to an array, and `<directory>/<step>/manifest.json` describes them. A step that is saved again becomes
+`<step>-1`, `<step>-2`, …, so that the checkpoint it replaces stays until the new one is complete.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+PyTree = Any
+
+_NAME = re.compile(r'(\d+)(?:-(\d+))?')
+# Of a folder that is not complete yet, or not any more.
+_PARTIAL = '.partial'
+
+
+def _is_worth_showing(record: logging.LogRecord) -> bool:
+  return record.levelno == logging.WARNING or 'orbax' not in pathlib.PurePath(record.pathname).parts
+
+
+# Orbax logs some twenty lines a save at level INFO through the logger of absl, which shows INFO in every program that
+# starts with `absl.app.run`; and what it logs as an error, with the traceback of a thread, it raises as well.
+logging.getLogger('absl').addFilter(_is_worth_showing)
+
+
+class Restored(NamedTuple):
+  """What `Checkpoints.restore` found.
+
+  Attributes:
+    step: the step the checkpoint was saved at.
+    state: a pytree with the structure of the template.
+    metadata: the JSON values saved beside the state; tuples come back as lists.
+    damaged: one line for each newer checkpoint that could not be used, newest first: its path and what is wrong.
+  """
+
+  step: int
+  state: PyTree
+  metadata: dict[str, Any]
+  damaged: tuple[str, ...]
+
+
+class Checkpoints:
+  """The checkpoints of one run.
+
+  With several processes, all of them call `save` and `restore` on a folder they share.
+  """
+
+  def __init__(self, directory: str | pathlib.Path, *, keep: int = 3) -> None:
+    """Nothing is written before the first `save`.
+
+    Args:
+      directory: holds one folder a checkpoint; created by `save`.
+      keep: how many of the latest checkpoints stay, at least 1; 2 or more leave something to fall back on.
+
+    Raises:
+      ValueError: `keep` is less than 1.
+    """
+    if keep < 1:
+      raise ValueError(f'keep: {keep} checkpoints; at least 1 has to be kept')
+    self._directory = pathlib.Path(directory).expanduser().absolute()
+    self._keep = keep
+
+  def steps(self) -> list[int]:
+    """The steps of all complete checkpoints, ascending. Their content is not verified."""
+    return sorted({step for step, _, _ in self._complete()})
+
+  def save(self, step: int, state: PyTree, metadata: dict[str, Any]) -> None:
+    """Writes a checkpoint; it is complete when this returns.
+
+    Afterwards this checkpoint is the latest: an older one of the same step is replaced, and later ones, which the
+    run has gone back behind, are removed. Then the oldest are removed until `keep` are left.
+
+    Args:
+      step: 0 or more.
+      state: a pytree of arrays (JAX, NumPy, or typed PRNG keys) of any shape, replicated if there are several
+        processes.
+      metadata: JSON values.
+
+    Raises:
+      ValueError: `step` is negative, a leaf is not an array, `metadata` is not JSON, or the checkpoint could not be
+        written (disk full, no permission). Earlier checkpoints are intact then.
+    """
+    step = int(step)
+    if step < 0:
+      raise ValueError(f'step: {step} is negative')
+    arrays, leaves = {}, []
+    for name, leaf in _named_leaves(state):
+      description = _describe(name, leaf)
+      if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        description['key_impl'] = str(jax.random.key_impl(leaf))
+        array = np.asarray(jax.random.key_data(leaf))
+      else:
+        array = np.asarray(leaf)
+      leaves.append(description)
+      if array.size:  # Orbax refuses arrays without elements; their description is all there is to them.
+        arrays[name] = array
+    try:
+      manifest = json.loads(json.dumps({'step': step, 'metadata': metadata, 'leaves': leaves}))
+    except TypeError as error:
+      raise ValueError(f'metadata: {_one_line(error)}; only JSON values can be saved') from error
+    try:
+      self._write(step, arrays, manifest)
+    except (OSError, RuntimeError, ValueError) as error:
+      self._remove_leftovers()
+      reason = _one_line(error)
+      raise ValueError(f'{self._directory}: the checkpoint of step {step} could not be written: {reason}') from error
+
+  def restore(self, template: PyTree) -> Restored | None:
+    """The latest checkpoint that is undamaged, or None if there is none at all.
+
+    Args:
+      template: a pytree with the structure, shapes and dtypes of the state to restore, of arrays or
+        `jax.ShapeDtypeStruct`s. A leaf with a `sharding` is restored with it; NumPy leaves are restored as NumPy.
+
+    Raises:
+      ValueError: there are checkpoints but all are damaged, or the latest undamaged one does not fit the template.
+    """
+    damaged: list[str] = []
+    for _, _, path in reversed(self._complete()):
+      try:
+        manifest, arrays = _read(path)
+      except Exception as error:  # Damage can surface as any exception of any layer below: JSON, Zarr, file system.
+        damaged.append(f'{path}: {_one_line(error)}')
+        continue
+      state = _fit(manifest, arrays, template, path)
+      return Restored(manifest['step'], state, manifest['metadata'], tuple(damaged))
+    if damaged:
+      raise ValueError(f'{self._directory}: every checkpoint is damaged: ' + '; '.join(damaged))
+    return None
+
+  def _complete(self) -> list[tuple[int, int, pathlib.Path]]:
+    """(step, revision, path) of complete checkpoints, oldest first."""
+    if not self._directory.is_dir():
+      return []
+    matches = [(_NAME.fullmatch(path.name), path) for path in self._directory.iterdir()]
+    return sorted((int(match[1]), int(match[2] or 0), path) for match, path in matches if match)
+
+  def _write(self, step: int, arrays: dict[str, np.ndarray], manifest: dict[str, Any]) -> None:
+    is_primary = jax.process_index() == 0
+    self._directory.mkdir(parents=True, exist_ok=True)
+    self._remove_leftovers()
+    revisions = [revision for other, revision, _ in self._complete() if other == step]
+    path = self._directory / (f'{step}-{max(revisions) + 1}' if revisions else str(step))
+    partial = _partial(path)
+    if is_primary:
+      partial.mkdir()
+      _check_room(partial, sum(array.nbytes for array in arrays.values()) + 1024 * (len(arrays) + 1))
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+      checkpointer.save(partial / 'state', args=ocp.args.StandardSave(arrays))
+    if is_primary:
+      manifest = manifest | {'files_sha256': _files_digest(partial / 'state')}
+      manifest = manifest | {'sha256': _leaves_digest(manifest, arrays)}
+      (partial / 'manifest.json').write_text(json.dumps(manifest), encoding='utf-8')
+      partial.rename(path)
+      self._prune(step, path)
+    ocp.multihost.sync_global_processes('darts_jax:checkpoint:written')
+
+  def _prune(self, step: int, latest: pathlib.Path) -> None:
+    others = [(other, path) for other, _, path in self._complete() if path != latest]
+    earlier = [path for other, path in others if other < step]
+    for path in [path for other, path in others if other >= step] + earlier[: len(earlier) - self._keep + 1]:
+      # Half deleted, it must not look like a damaged checkpoint.
+      shutil.rmtree(path.rename(_partial(path)), ignore_errors=True)
+
+  def _remove_leftovers(self) -> None:
+    if jax.process_index() == 0 and self._directory.is_dir():
+      for path in self._directory.glob(f'*{_PARTIAL}'):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _partial(path: pathlib.Path) -> pathlib.Path:
+  return path.with_name(path.name + _PARTIAL)
+
+
+def _check_room(folder: pathlib.Path, num_bytes: int) -> None:
+  """Raises an OSError if the disk, a quota or a limit leaves no room for so many bytes.
+
+  Orbax writes leaves concurrently. When the disk is full it fails at one of them, and a traceback reaches stderr from
+  each of the others.
+  """
+  if hasattr(os, 'posix_fallocate'):  # Not on macOS.
+    with tempfile.TemporaryFile(dir=folder) as file:
+      os.posix_fallocate(file.fileno(), 0, num_bytes)
+
+
+def _named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
+  return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def _describe(name: str, leaf: Any) -> dict[str, Any]:
+  if not hasattr(leaf, 'dtype') or not hasattr(leaf, 'shape'):
+    raise ValueError(f'state{name}: {leaf!r} is not an array')
+  return {'name': name, 'dtype': str(leaf.dtype), 'shape': list(leaf.shape)}
+
+
+def _files_digest(folder: pathlib.Path) -> str:
+  digest = hashlib.sha256()
+  for path in sorted(path for path in folder.rglob('*') if path.is_file()):
+    with path.open('rb') as file:
+      digest.update(f'{path.relative_to(folder)} {hashlib.file_digest(file, "sha256").hexdigest()}\n'.encode())
+  return digest.hexdigest()
+
+
+def _leaves_digest(manifest: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
+  """Covers the manifest, too, without its own digest."""
+  described = {key: value for key, value in manifest.items() if key != 'sha256'}
+  digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+  for name, array in sorted(arrays.items()):
+    digest.update(json.dumps([name, str(array.dtype), array.shape]).encode())
+    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+  return digest.hexdigest()
+
+
+def _read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+  manifest = json.loads((path / 'manifest.json').read_bytes())
+  if _files_digest(path / 'state') != manifest['files_sha256']:
+    raise ValueError('its files are not those that were saved (SHA-256 differs)')
+  with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+    arrays = checkpointer.restore(path / 'state', args=ocp.args.StandardRestore())
+  if _leaves_digest(manifest, arrays) != manifest['sha256']:
+    raise ValueError('its content is not what was saved (SHA-256 differs)')
+  return manifest, arrays
+
+
+def _fit(manifest: dict[str, Any], arrays: dict[str, np.ndarray], template: PyTree, path: pathlib.Path) -> PyTree:
+  expected = _named_leaves(template)
+  saved = {leaf['name']: leaf for leaf in manifest['leaves']}
+  differences = [f'state{name} is not wanted' for name in saved.keys() - dict(expected).keys()]
+  for name, leaf in expected:
+    wanted = _describe(name, leaf)
+    if name not in saved:
+      differences.append(f'state{name} is missing')
+    elif any(saved[name][field] != wanted[field] for field in ('dtype', 'shape')):
+      differences.append(
+        f'state{name} is {saved[name]["dtype"]}{saved[name]["shape"]}, not {wanted["dtype"]}{wanted["shape"]}'
+      )
+  if differences:
+    more = f' (and {len(differences) - 1} more differences)' if len(differences) > 1 else ''
+    raise ValueError(f'{path}: was made by another configuration: {min(differences)}{more}')
+  leaves = [_place(saved[name], arrays.get(name), leaf) for name, leaf in expected]
+  return jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+
+def _place(saved: dict[str, Any], array: np.ndarray | None, leaf: Any) -> jax.Array | np.ndarray:
+  if array is None:
+    array = np.zeros(leaf.shape, leaf.dtype)
+  if isinstance(leaf, np.ndarray | np.generic):
+    return array
+  placed: jax.Array = jax.device_put(array, getattr(leaf, 'sharding', None))
+  return jax.random.wrap_key_data(placed, impl=saved['key_impl']) if 'key_impl' in saved else placed
+
+
+def _one_line(error: BaseException) -> str:
+  text = ' '.join(str(error).split()) or type(error).__name__
+  # TensorStore says what happened last, after all the places it went through.
+  return text if len(text) <= 200 else '…' + text[-199:]

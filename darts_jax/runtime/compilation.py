@@ -1,0 +1,96 @@
+"""Compiling once: the persistent cache of compiled programs, and a count of compilations."""
+
+import contextlib
+import dataclasses
+import logging
+import pathlib
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+_COMPILE_EVENT = '/jax/core/compile/backend_compile_duration'
+_HIT_EVENT = '/jax/compilation_cache/cache_hits'
+
+
+def enable_cache(directory: str | pathlib.Path | None = None) -> None:
+  """Keeps programs that took a second or more to compile on disk, for later processes to load.
+
+  If the folder cannot be written, a warning is logged and programs are compiled anew in every process.
+
+  Args:
+    directory: created if missing. None: the one already set in JAX (`JAX_COMPILATION_CACHE_DIR`), else
+      `~/.cache/darts_jax/xla`. Cached programs are run as they are, so others must not be able to write there.
+  """
+  directory = directory or jax.config.values['jax_compilation_cache_dir'] or '~/.cache/darts_jax/xla'
+  folder = pathlib.Path(directory).expanduser()
+  try:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+      pass
+  except OSError as error:
+    logging.getLogger(__name__).warning('%s: no compilation cache there: %s', folder, error.strerror)
+    jax.config.update('jax_compilation_cache_dir', None)
+  else:
+    jax.config.update('jax_compilation_cache_dir', str(folder))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
+  # JAX would stay with the folder it had at its first compilation.
+  compilation_cache.reset_cache()
+
+
+@dataclasses.dataclass
+class CompilationCounter:
+  """Numbers of programs that were made ready to run.
+
+  Attributes:
+    count: programs that JAX asked its backend for. 0 means that everything had been compiled before.
+    cache_hits: those among them that were loaded from the persistent cache instead of compiled.
+  """
+
+  count: int = 0
+  cache_hits: int = 0
+
+
+@contextlib.contextmanager
+def count_compilations() -> Iterator[CompilationCounter]:
+  """Counts the compilations of the whole process, all threads, while the context lasts."""
+  counter = CompilationCounter()
+
+  def on_duration(event: str, duration_secs: float, **kwargs: Any) -> None:
+    counter.count += event == _COMPILE_EVENT
+
+  def on_event(event: str, **kwargs: Any) -> None:
+    counter.cache_hits += event == _HIT_EVENT
+
+  jax.monitoring.register_event_duration_secs_listener(on_duration)
+  jax.monitoring.register_event_listener(on_event)
+  try:
+    yield counter
+  finally:
+    jax.monitoring.unregister_event_duration_listener(on_duration)
+    jax.monitoring.unregister_event_listener(on_event)
+
+
+class Compilation(NamedTuple):
+  """A compiled function, the seconds that tracing and compiling took, and whether the cache had it."""
+
+  compiled: jax.stages.Compiled
+  seconds: float
+  cached: bool
+
+
+def compile_with_report(jitted: jax.stages.Wrapped, *args: Any) -> Compilation:
+  """Traces and compiles a jitted function ahead of time.
+
+  Args:
+    jitted: a function wrapped by `jax.jit`.
+    *args: its arguments, arrays or `jax.ShapeDtypeStruct`s.
+  """
+  start = time.monotonic()
+  lowered = jitted.lower(*args)
+  with count_compilations() as counter:
+    compiled = lowered.compile()
+  return Compilation(compiled, time.monotonic() - start, counter.cache_hits > 0)

@@ -1,0 +1,94 @@
+"""How far a run is: a bar with an estimate on a terminal, now and then a line anywhere else."""
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import Self
+
+from tqdm import tqdm
+
+
+class Progress:
+  """Shows progress on stderr; a context manager.
+
+  On a terminal this is a tqdm bar. Elsewhere, in a log file say, lines are printed: the first update, the last one,
+  and between them at most one every `interval` seconds.
+  """
+
+  def __init__(self, total_steps: int, initial: int = 0, description: str = '', *, interval: float = 30.0) -> None:
+    """Starts the display.
+
+    Args:
+      total_steps: the number of steps of the whole run.
+      initial: how many of them had been done before, by the run that this one goes on from.
+      description: what is in progress, shown in front.
+      interval: seconds between lines; a bar does not use it.
+    """
+    self._total = total_steps
+    self._description = description
+    self._interval = interval
+    self._bar: tqdm | None = None
+    self._first: tuple[float, int] | None = None
+    self._printed = -float('inf')
+    self._pending: str | None = None
+    # Terminals without a size exist, in containers for example; tqdm shows nothing there.
+    if sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0:
+      self._bar = tqdm(
+        total=total_steps,
+        initial=initial,
+        desc=description,
+        unit='step',
+        dynamic_ncols=True,
+        miniters=1,
+        file=sys.stderr,
+      )
+
+  def update(self, step: int, values: Mapping[str, float]) -> None:
+    """Shows that `step` steps of the whole run are done, and the values beside it."""
+    shown = ', '.join(f'{name} {value:.4g}' for name, value in values.items())
+    if self._bar is not None:
+      self._bar.set_postfix_str(shown, refresh=False)
+      self._bar.update(step - self._bar.n)
+      return
+    now = time.monotonic()
+    if self._first is None:
+      # The first step includes compilation, so speed is measured from its end.
+      self._first = now, step
+    self._pending = self._line(step, now, shown)
+    if now - self._printed >= self._interval:
+      self._flush(now)
+
+  def note(self, message: str) -> None:
+    """Prints a line of its own, above the bar if there is one."""
+    if self._bar is not None:
+      self._bar.write(message, file=sys.stderr)
+    else:
+      print(message, file=sys.stderr, flush=True)
+
+  def close(self) -> None:
+    """Ends the display; it stays visible in its last state."""
+    if self._bar is not None:
+      self._bar.close()
+    elif self._pending is not None:
+      self._flush(time.monotonic())
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    self.close()
+
+  def _flush(self, now: float) -> None:
+    print(self._pending, file=sys.stderr, flush=True)
+    self._pending = None
+    self._printed = now
+
+  def _line(self, step: int, now: float, shown: str) -> str:
+    assert self._first is not None
+    start, first_step = self._first
+    parts = [f'{self._description} {step}/{self._total} ({step / max(self._total, 1):.0%})'.strip()]
+    if step > first_step and now > start:
+      seconds = (now - start) / (step - first_step)
+      parts.append(f'{seconds:.3g} s/step, {tqdm.format_interval((self._total - step) * seconds)} left')
+    return ', '.join([*parts, shown] if shown else parts)

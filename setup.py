@@ -1,0 +1,69 @@
+"""Declares the package, its dependencies and its extras; tool settings are in pyproject.toml.
+
+The lower bound of a dependency is the oldest version that the tests pass with, the upper bound the next one that may
+change its interface.
+"""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+
+
+def version() -> str:
+  """The version that `darts_jax/__init__.py` states, read without importing the package."""
+  [found] = re.findall(r"^__version__ = '(.+)'$", (ROOT / 'darts_jax' / '__init__.py').read_text(), re.MULTILINE)
+  return found
+
+
+CORE = [
+  'absl-py>=2.5,<3',
+  'chex>=0.1.92,<0.2',
+  'flax>=0.12.8,<0.13',
+  'jax>=0.10.2,<0.13',
+  'jaxlib>=0.10.2,<0.13',
+  'matplotlib>=3.11,<4',
+  'ml-collections>=1.1,<2',
+  'numpy>=2.4,<3',
+  'optax>=0.2.8,<0.3',
+  'orbax-checkpoint>=0.12.8,<0.13',
+  'scikit-learn>=1.9,<2',
+  'tensorboardX>=2.6.5,<3',
+  'tqdm>=4.70,<5',
+]
+
+# Reads prepared data sets of TensorFlow Datasets; needs no TensorFlow.
+TFDS = [
+  'array_record>=0.8.6,<0.9',
+  'pillow>=13,<14',
+  'tensorflow-datasets>=4.9.10,<5',
+]
+
+TEST = [
+  'hypothesis>=6.170,<7',
+  'mypy>=2.4,<3',
+  'pytest>=9.2,<10',
+  'pytest-xdist>=3.8,<4',
+  'ruff>=0.17.5,<0.18',
+]
+
+setup(
+  name='darts_jax',
+  version=version(),
+  description='Differentiable architecture search in JAX and Flax',
+  author='The darts_jax authors',
+  license_expression='Apache-2.0',
+  license_files=['LICENSE'],
+  python_requires='>=3.11',
+  packages=find_packages(include=('darts_jax', 'darts_jax.*')),
+  package_data={'darts_jax': ['published_genotypes.json', 'py.typed']},
+  install_requires=CORE,
+  extras_require={
+    'cuda': ['jax[cuda13]'],
+    'test': [*TEST, *TFDS],
+    'tfds': TFDS,
+    'tpu': ['jax[tpu]'],
+  },
+)

@@ -1,0 +1,142 @@
+import pickle
+
+import numpy as np
+import pytest
+
+from darts_jax.data import images
+
+
+def dataset(dtype=np.uint8, **changes):
+  rng = np.random.default_rng(0)
+  arrays = {
+    'x_train': rng.integers(0, 256, (7, 5, 6, 2)).astype(dtype),
+    'y_train': np.array([0, 1, 2, 3, 0, 1, 2]),
+    'x_test': rng.integers(0, 256, (3, 5, 6, 2)).astype(dtype),
+    'y_test': np.array([3, 0, 0]),
+    **changes,
+  }
+  return {name: array for name, array in arrays.items() if array is not None}
+
+
+def load(path, arrays, save=np.savez):
+  save(path, **arrays)
+  return images.load('npz', path=str(path))
+
+
+@pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
+@pytest.mark.parametrize('label_dtype', [np.int64, np.uint8, np.dtype('>i4')])
+def test_uint8(tmp_path, save, label_dtype):
+  arrays = dataset(y_train=np.array([0, 1, 2, 3, 0, 1, 2], label_dtype), y_test=np.array([3, 0, 0], label_dtype))
+
+  loaded = load(tmp_path / 'own.npz', arrays, save)
+
+  for name, array in arrays.items():
+    np.testing.assert_array_equal(getattr(loaded, name), array)
+  assert loaded.x_train.dtype == loaded.x_test.dtype == np.uint8
+  assert loaded.y_train.dtype == loaded.y_test.dtype == np.int32
+  assert loaded.num_classes == 4
+  np.testing.assert_allclose(loaded.mean, arrays['x_train'].reshape(-1, 2).mean(axis=0), rtol=1e-12)
+  np.testing.assert_allclose(loaded.std, arrays['x_train'].reshape(-1, 2).std(axis=0), rtol=1e-12)
+
+
+@pytest.mark.parametrize('dtype', [np.float16, np.float32, np.float64])
+def test_floating_point_becomes_float32(tmp_path, dtype):
+  arrays = dataset(dtype)
+
+  loaded = load(tmp_path / 'own.npz', arrays)
+
+  assert loaded.x_train.dtype == loaded.x_test.dtype == np.float32
+  np.testing.assert_array_equal(loaded.x_train, arrays['x_train'])
+
+
+def test_statistics_of_many_images_are_those_of_all(tmp_path):
+  x = np.random.default_rng(0).normal([1000, -5], [0.5, 20], (150, 5, 6, 2)).astype(np.float32)
+
+  loaded = load(tmp_path / 'own.npz', {'x_train': x, 'y_train': np.zeros(150, int)})
+
+  np.testing.assert_allclose(loaded.mean, x.astype(np.float64).mean(axis=(0, 1, 2)), rtol=1e-12)
+  np.testing.assert_allclose(loaded.std, x.astype(np.float64).std(axis=(0, 1, 2)), rtol=1e-9)
+
+
+def test_without_test_set_and_channels(tmp_path):
+  x = np.random.default_rng(0).integers(0, 256, (7, 5, 6), np.uint8)
+
+  loaded = load(tmp_path / 'own.npz', {'x_train': x, 'y_train': np.arange(7)})
+
+  np.testing.assert_array_equal(loaded.x_train, x[..., None])
+  assert loaded.x_test is None
+  assert loaded.y_test is None
+
+
+def with_value(value, dtype=np.float32):
+  x = dataset(dtype)['x_train']
+  x[2, 1, 3, 1] = value
+  return x
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'y_train': None}, r"array y_train is missing; the file holds \['x_test', 'x_train', 'y_test'\]"),
+    ({'x_train': None}, 'array x_train is missing'),
+    ({'y_test': None}, 'array y_test is missing'),
+    ({'x_test': None}, 'array x_test is missing'),
+    ({'x_train': dataset(np.int64)['x_train']}, 'x_train has dtype int64; allowed: uint8 or floating point'),
+    ({'x_train': np.zeros((7, 60), np.uint8)}, r'x_train has shape \(7, 60\)'),
+    ({'x_train': np.zeros((0, 5, 6, 2), np.uint8)}, 'x_train is empty'),
+    ({'x_test': np.zeros((3, 5, 0, 2), np.uint8)}, 'x_test is empty'),
+    ({'x_train': with_value(np.nan), 'x_test': None, 'y_test': None}, r'x_train\[2, 1, 3, 1\] is nan; pixel values'),
+    ({'x_train': with_value(-np.inf), 'x_test': None, 'y_test': None}, r'x_train\[2, 1, 3, 1\] is -inf; pixel values'),
+    ({'x_train': with_value(1e300, np.float64)}, r'x_train\[2, 1, 3, 1\] is inf; pixel values .* finite in float32'),
+    ({'x_train': np.full((7, 5, 6, 2), [3, 7], np.uint8)}, 'channel 0 of x_train is 3 everywhere'),
+    ({'x_test': np.zeros((3, 6, 5, 2), np.uint8)}, r'have shape \(5, 6, 2\), those of x_test \(6, 5, 2\)'),
+    ({'x_test': dataset(np.float32)['x_test']}, 'x_train has dtype uint8, x_test float32'),
+    ({'y_train': np.array([0, 1, 2, 3, 0, 1, -2])}, r'y_train\[6\] is -2; labels have to be in 0..'),
+    ({'y_train': np.array([0, 2**32 + 1, 2, 3, 0, 1, 2])}, r'y_train\[1\] is 4294967297; labels have to be in 0..'),
+    ({'y_train': np.arange(7) / 2}, 'y_train has dtype float64; labels have to be integers'),
+    ({'y_train': np.ones(7, bool)}, 'y_train has dtype bool; labels have to be integers'),
+    ({'y_train': np.arange(6)}, r'y_train has shape \(6,\); one label for each of 7 images'),
+    ({'y_test': np.zeros((3, 1), int)}, r'y_test has shape \(3, 1\); one label for each of 3 images'),
+    ({'y_test': np.array([0, 4, 0])}, 'class 4 occurs in y_test but not in y_train'),
+    ({'y_train': np.array([0, 1, None, 3, 0, 1, 2])}, 'array y_train cannot be read: Object arrays'),
+  ],
+)
+def test_unfit_arrays(tmp_path, changes, message):
+  with pytest.raises(ValueError, match=f'^[^\n]*own.npz: [^\n]*{message}[^\n]*$'):
+    load(tmp_path / 'own.npz', dataset(**changes))
+
+
+def test_missing_file(tmp_path):
+  with pytest.raises(ValueError, match=r'absent.npz \(config.data.path\): cannot be read'):
+    images.load('npz', path=str(tmp_path / 'absent.npz'))
+
+
+def test_single_array(tmp_path):
+  np.save(tmp_path / 'own.npy', np.zeros(3))
+  with pytest.raises(ValueError, match=r'own.npy \(config.data.path\): a single array'):
+    images.load('npz', path=str(tmp_path / 'own.npy'))
+
+
+@pytest.mark.parametrize('content', [b'', b'some text', pickle.dumps([1, 2])])
+def test_not_an_npz_file(tmp_path, content):
+  (tmp_path / 'own.npz').write_bytes(content)
+  with pytest.raises(ValueError, match=r'own.npz \(config.data.path\): not a whole npz file'):
+    images.load('npz', path=str(tmp_path / 'own.npz'))
+
+
+def test_truncated_file(tmp_path):
+  path = tmp_path / 'own.npz'
+  np.savez(path, **dataset())
+  path.write_bytes(path.read_bytes()[:-500])
+  with pytest.raises(ValueError, match=r'own.npz \(config.data.path\): not a whole npz file'):
+    images.load('npz', path=str(path))
+
+
+def test_damaged_array(tmp_path):
+  path = tmp_path / 'own.npz'
+  arrays = dataset()
+  np.savez(path, **arrays)
+  damaged = path.read_bytes().replace(arrays['x_test'].tobytes(), bytes(arrays['x_test'].nbytes))
+  path.write_bytes(damaged)
+  with pytest.raises(ValueError, match=r'own.npz: array x_test cannot be read: Bad CRC-32'):
+    images.load('npz', path=str(path))

@@ -1,0 +1,187 @@
+"""The page: well-formed, self-contained, the same every time, and there whatever files are missing."""
+
+import html.parser
+import json
+import re
+
+import numpy as np
+import pytest
+
+from darts_jax import genotype, report
+from darts_jax.report import page
+
+_VOID = {'meta', 'br', 'img', 'hr', 'link', 'input'}
+
+
+class _Page(html.parser.HTMLParser):
+  """Checks that tags are closed in the order they were opened, and collects what a browser would see."""
+
+  def __init__(self, text: str):
+    super().__init__()
+    self.open: list[str] = []
+    self.tags: list[str] = []
+    self.attributes: list[tuple[str, str, str]] = []
+    self.texts: list[str] = []
+    self.feed(text)
+    self.close()
+    assert self.open == []
+
+  def handle_starttag(self, tag, attrs):
+    self.tags.append(tag)
+    self.attributes.extend((tag, name, value or '') for name, value in attrs)
+    if tag not in _VOID:
+      self.open.append(tag)
+
+  def handle_startendtag(self, tag, attrs):
+    self.tags.append(tag)
+    self.attributes.extend((tag, name, value or '') for name, value in attrs)
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    self.texts.append(data)
+
+  @property
+  def text(self) -> str:
+    return ' '.join(' '.join(self.texts).split())
+
+
+def _write(folder) -> tuple[_Page, str]:
+  path = report.write(folder)
+  assert path == folder / 'report.html'
+  text = path.read_text(encoding='utf-8')
+  return _Page(text), text
+
+
+def test_a_finished_search(search_folder, hostile):
+  parsed, text = _write(search_folder)
+  assert sorted(path.name for path in search_folder.iterdir()) == [
+    'alphas.npz',
+    'config.json',
+    'genotype.json',
+    'metrics.jsonl',
+    'report.html',
+  ]
+
+  # Two cells, two learning curves, six panels of the optimisation, two maps of mixing weights, throughput, and of
+  # the snapshots of DARTS_V1 (epoch 1) and DARTS_V2 (epoch 2) both cells of the former alone.
+  assert parsed.tags.count('svg') == 2 + 2 + 6 + 2 + 1 + 2
+  assert parsed.text.count('The same as at the top.') == 2
+  for section in (
+    'Architecture',
+    'Learning curves',
+    'Optimisation',
+    'Mixing weights over time',
+    'Cells along the way',
+    'Use this architecture',
+    'Throughput',
+    'Events',
+    'Configuration',
+  ):
+    assert section in parsed.texts
+
+  # 0.8 + 0.01 · 2 + 0.0065
+  assert 'Supernet accuracy 82.65 % validation' in parsed.text
+  assert 'Finished Estimator exact Seed 3' in parsed.text
+  assert 'Epochs 3 of 3' in parsed.text
+  assert 'train_loss was not finite at step 6.' in parsed.text
+
+  # Nothing is loaded and nothing runs; what settings hold is text.
+  assert not {'script', 'link', 'img', 'iframe', 'object'} & set(parsed.tags)
+  for _, name, value in parsed.attributes:
+    assert not name.startswith('on')
+    assert name not in ('src', 'srcset', 'action', 'data')
+    if name.endswith('href'):
+      assert value.startswith(('#', 'data:image/png;base64,'))
+  assert not re.search(r'url\((?!#)|@import', text)
+  assert parsed.texts.count(hostile) == 2  # a value and a name
+  assert f'from {hostile}' in parsed.texts
+
+  (copied,) = [json.loads(t) for t in parsed.texts if t.startswith('{') and '"normal"' in t]
+  assert genotype.from_dict(copied) == genotype.published()['DARTS_V2']
+
+  again = report.write(search_folder).read_bytes()
+  assert again == text.encode()
+
+
+def test_an_empty_folder(tmp_path):
+  parsed, _ = _write(tmp_path)
+  assert 'svg' not in parsed.tags
+  for name in ('config.json', 'metrics.jsonl', 'genotype.json', 'alphas.npz'):
+    assert f'{name} is not there (yet).' in parsed.text
+  assert 'No step yet' in parsed.text
+
+
+def test_a_search_that_does_not_train_alpha(search_folder):
+  (search_folder / 'alphas.npz').unlink()
+  (search_folder / 'metrics.jsonl').unlink()
+  parsed, _ = _write(search_folder)
+  assert parsed.tags.count('svg') == 2
+  assert 'alphas.npz is not there (yet). Searches that do not train α' in parsed.text
+
+
+def test_a_search_that_has_just_begun(search_folder):
+  (search_folder / 'genotype.json').unlink()
+  lines = (search_folder / 'metrics.jsonl').read_text().splitlines()
+  (search_folder / 'metrics.jsonl').write_text('\n'.join(lines[:3]) + lines[3][:25])
+  with np.load(search_folder / 'alphas.npz') as file:
+    first = {name: file[name][:1] if name in ('step', 'epoch', 'normal', 'reduce') else file[name] for name in file}
+  np.savez(search_folder / 'alphas.npz', **first)
+  parsed, _ = _write(search_folder)
+  assert 'Derived from α after step 0.' in parsed.text
+  assert 'There are too few snapshots of α yet.' in parsed.text
+  assert 'Single batches; the first epoch has not ended.' in parsed.text
+  (copied,) = [json.loads(t) for t in parsed.texts if t.startswith('{') and '"normal"' in t]
+  derived = genotype.from_dict(copied)
+  assert set(derived.cell('normal').edges) == set(genotype.published()['PDARTS'].cell('normal').edges)
+
+
+def test_alphas_that_are_not_finite_leave_the_rest_of_the_page(search_folder):
+  (search_folder / 'genotype.json').unlink()
+  (search_folder / 'metrics.jsonl').unlink()
+  with np.load(search_folder / 'alphas.npz') as file:
+    arrays = dict(file)
+  arrays['normal'][-1, 3, 2] = np.nan
+  np.savez(search_folder / 'alphas.npz', **arrays)
+  parsed, _ = _write(search_folder)
+  assert 'No architecture can be derived from the latest α' in parsed.text
+  assert 'α of the normal cell is not finite.' in parsed.text
+
+
+def test_a_recurrent_search(tmp_path):
+  architecture = genotype.published()['RNN_DARTS_V2']
+  genotype.save(architecture, tmp_path / 'genotype.json')
+  edges = np.array([(source, target) for target in range(1, 9) for source in range(target)])
+  np.savez(
+    tmp_path / 'alphas.npz',
+    step=np.array([0, 5]),
+    epoch=np.arange(2),
+    operations=np.array(genotype.ACTIVATIONS),
+    recurrent=np.zeros((2, 36, 5)),
+    edges_recurrent=edges,
+  )
+  parsed, _ = _write(tmp_path)
+  assert parsed.tags.count('svg') == 2
+  assert 's₅ → s₈' in parsed.texts
+  drawing = next(value for _, name, value in parsed.attributes if name == 'aria-label')
+  assert 's₀ to s₁ by sigmoid; s₁ to s₂ by relu; s₁ to s₃ by relu' in drawing
+
+
+def test_the_old_page_stays_when_the_new_one_cannot_be_made(tmp_path, monkeypatch):
+  report.write(tmp_path)
+  before = (tmp_path / 'report.html').read_bytes()
+
+  def fail(run):
+    raise RuntimeError('no page')
+
+  monkeypatch.setattr(page, 'render', fail)
+  with pytest.raises(RuntimeError, match='no page'):
+    report.write(tmp_path)
+  assert (tmp_path / 'report.html').read_bytes() == before
+  assert [path.name for path in tmp_path.iterdir()] == ['report.html']
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path):
+  with pytest.raises(ValueError, match=r"workdir: '.*absent' is not a folder"):
+    report.write(tmp_path / 'absent')

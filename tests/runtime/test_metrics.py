@@ -1,0 +1,165 @@
+import json
+import math
+import resource
+import struct
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from darts_jax.runtime import metrics
+from darts_jax.runtime.metrics import MetricsLog
+
+
+def strict(line):
+  """Parses JSON as RFC 8259 has it, without the NaN and Infinity that Python accepts."""
+
+  def refuse(constant):
+    raise ValueError(constant)
+
+  return json.loads(line, parse_constant=refuse)
+
+
+def tensorboard_events(workdir):
+  """Events of all files, in the order in which TensorBoard reads them (TFRecord: length, CRC, data, CRC)."""
+  events = []
+  for path in sorted((workdir / 'tensorboard').iterdir()):
+    content = path.read_bytes()
+    while content:
+      (length,) = struct.unpack('<Q', content[:8])
+      events.append(Event.FromString(content[12 : 12 + length]))
+      content = content[16 + length :]
+  return events
+
+
+def tensorboard_scalars(workdir):
+  return [
+    (value.tag, event.step, value.simple_value)
+    for event in tensorboard_events(workdir)
+    for value in event.summary.value
+  ]
+
+
+def test_line_is_there_as_soon_as_it_is_written(tmp_path):
+  with MetricsLog(tmp_path, resume_step=None) as log:
+    log.write('train', 3, {'loss': 2.5, 'examples': 96, 'phase': 'warm-up α'})
+    assert (tmp_path / 'metrics.jsonl').read_bytes() == (
+      b'{"kind": "train", "step": 3, "loss": 2.5, "examples": 96, "phase": "warm-up \\u03b1"}\n'
+    )
+    assert metrics.read(tmp_path) == [{'kind': 'train', 'step': 3, 'loss': 2.5, 'examples': 96, 'phase': 'warm-up α'}]
+
+
+def test_values_that_are_not_finite_survive_strict_json(tmp_path):
+  values = {'a': math.nan, 'b': math.inf, 'c': np.float32(-math.inf), 'd': 1e308, 'e': jnp.float32(0.1)}
+  with MetricsLog(tmp_path, resume_step=None) as log:
+    log.write('valid', np.int64(1), values)
+  (line,) = (tmp_path / 'metrics.jsonl').read_text().splitlines()
+  assert strict(line) == {
+    'kind': 'valid', 'step': 1, 'a': 'nan', 'b': 'inf', 'c': '-inf', 'd': 1e308, 'e': float(np.float32(0.1))
+  }  # fmt: skip
+  (read,) = metrics.read(tmp_path)
+  assert math.isnan(read['a'])
+  assert (read['b'], read['c'], read['d']) == (math.inf, -math.inf, 1e308)
+
+
+def test_numbers_become_tensorboard_scalars(tmp_path):
+  with MetricsLog(tmp_path, resume_step=None) as log:
+    log.write('train', 5, {'loss': 0.5, 'epoch': 2, 'phase': 'search'})
+    log.write('valid', 6, {'loss': math.inf})
+  assert tensorboard_scalars(tmp_path) == [('train/loss', 5, 0.5), ('train/epoch', 5, 2.0), ('valid/loss', 6, math.inf)]
+
+
+def test_resumed_log_continues_where_the_checkpoint_was(tmp_path):
+  with MetricsLog(tmp_path, resume_step=None) as log:
+    for step in range(1, 6):
+      log.write('train', step, {'loss': math.nan if step == 2 else step})
+  with MetricsLog(tmp_path, resume_step=3) as log:
+    assert [line['step'] for line in metrics.read(tmp_path)] == [1, 2, 3]
+    log.write('train', 4, {'loss': -4})
+  lines = [strict(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+  assert [(line['step'], line['loss']) for line in lines] == [(1, 1), (2, 'nan'), (3, 3), (4, -4)]
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['metrics.jsonl', 'tensorboard']
+  # TensorBoard drops what it has from the step of a START event on.
+  starts = [event.step for event in tensorboard_events(tmp_path) if event.session_log.status == SessionLog.START]
+  assert starts == [0, 4]
+  assert tensorboard_scalars(tmp_path)[-1] == ('train/loss', 4, -4.0)
+
+
+def test_run_from_the_start_drops_what_is_there(tmp_path):
+  for value in (1, 2):
+    with MetricsLog(tmp_path, resume_step=None) as log:
+      log.write('train', 1, {'loss': value})
+  assert metrics.read(tmp_path) == [{'kind': 'train', 'step': 1, 'loss': 2}]
+  assert [event.step for event in tensorboard_events(tmp_path) if event.session_log.status == SessionLog.START] == [
+    0,
+    0,
+  ]
+
+
+@pytest.mark.parametrize('length', range(1, 48))
+def test_line_cut_off_by_a_kill_is_left_out(tmp_path, length):
+  path = tmp_path / 'metrics.jsonl'
+  complete = b'{"kind": "train", "step": 1, "loss": 1.0}\n'
+  cut = '{"kind": "train", "step": 2, "phase": "größer"}'.encode()[:length]
+  path.write_bytes(complete + cut)
+  assert metrics.read(tmp_path) == [{'kind': 'train', 'step': 1, 'loss': 1.0}]
+  with MetricsLog(tmp_path, resume_step=2) as log:
+    assert path.read_bytes() == complete
+    log.write('train', 2, {'loss': 2.0})
+  assert metrics.read(tmp_path)[1:] == [{'kind': 'train', 'step': 2, 'loss': 2.0}]
+
+
+def test_damaged_line_in_the_middle_is_named(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  path.write_text('{"kind": "train", "step": 1}\n{"kind": "tr\n{"kind": "train", "step": 3}\n')
+  content = path.read_bytes()
+  with pytest.raises(ValueError, match=r'metrics\.jsonl: line 2 is damaged'):
+    metrics.read(tmp_path)
+  with pytest.raises(ValueError, match=r'metrics\.jsonl: line 2 is damaged'):
+    MetricsLog(tmp_path, resume_step=5)
+  assert [(path, path.read_bytes()) for path in tmp_path.iterdir()] == [(path, content)]
+
+
+def test_folder_without_a_log_is_named(tmp_path):
+  with pytest.raises(ValueError, match=r'metrics\.jsonl: no such file'):
+    metrics.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('values', 'message'),
+  [
+    ({'step': 1}, "metric 'step': this name is taken"),
+    ({'kind': 'x'}, "metric 'kind': this name is taken"),
+    ({'loss': [1.0]}, r"metric 'loss': \[1\.0\] is neither a number nor text"),
+    ({'loss': np.zeros(2)}, "metric 'loss': .* is neither a number nor text"),
+  ],
+)
+def test_values_without_a_place_are_refused(tmp_path, values, message):
+  with MetricsLog(tmp_path, resume_step=None) as log:
+    with pytest.raises(ValueError, match=message):
+      log.write('train', 1, {'good': 1.0, **values})
+    assert metrics.read(tmp_path) == []
+
+
+def test_unwritable_folder_is_named(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(ValueError, match='metrics cannot be written: Not a directory') as caught:
+    MetricsLog(tmp_path / 'file', resume_step=None)
+  assert str(caught.value).startswith(f'{tmp_path / "file"}: ')
+
+
+def test_full_disk_is_one_clear_error(tmp_path):
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  log = MetricsLog(tmp_path, resume_step=None)
+  log.write('train', 1, {'loss': 1.0})
+  # The system enforces a limit to the size of a file where it would enforce a quota or the end of the disk.
+  resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+  try:
+    with pytest.raises(ValueError, match='metrics cannot be written: File too large') as caught:
+      log.write('train', 2, {'note': 'x' * 2000})
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    log.close()
+  assert str(caught.value).startswith(f'{tmp_path}: ')
+  assert metrics.read(tmp_path)[0] == {'kind': 'train', 'step': 1, 'loss': 1.0}
