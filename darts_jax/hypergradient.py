@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
+from jax.flatten_util import ravel_pytree
 
 Array = jax.Array
 PyTree = Any
@@ -141,7 +141,7 @@ def first_order() -> Estimator:
 
   def finish(problem: Problem, memory: Memory, gradients: Gradients) -> Memory:
     del problem
-    return memory._replace(estimate=gradients.alphas, outer_norm=optax.global_norm(gradients.alphas))
+    return memory._replace(estimate=gradients.alphas, outer_norm=global_norm(gradients.alphas))
 
   return Estimator('first_order', (Pass('valid', finish),))
 
@@ -165,7 +165,7 @@ def finite_difference(radius: float = 0.01) -> Estimator:
 
   def step_aside(problem: Problem, memory: Memory, gradients: Gradients) -> Memory:
     direction = _pull_back(problem, memory.direction, gradients.weights)
-    norm = optax.global_norm(direction)
+    norm = global_norm(direction)
     # u = 0 has a zero product; any finite ε finds it.
     epsilon = radius / jnp.where(norm > 0, norm, 1)
     return memory._replace(
@@ -173,7 +173,7 @@ def finite_difference(radius: float = 0.01) -> Estimator:
       direction=direction,
       estimate=gradients.alphas,
       epsilon=epsilon,
-      outer_norm=optax.global_norm(gradients.alphas),
+      outer_norm=global_norm(gradients.alphas),
     )
 
   def cross_over(problem: Problem, memory: Memory, gradients: Gradients) -> Memory:
@@ -207,7 +207,7 @@ def exact() -> Estimator:
     return memory._replace(
       direction=direction,
       estimate=jax.tree.map(jnp.add, gradients.alphas, product),
-      outer_norm=optax.global_norm(gradients.alphas),
+      outer_norm=global_norm(gradients.alphas),
     )
 
   return Estimator('exact', (Pass('train', _look_ahead), Pass('valid', finish)))
@@ -218,6 +218,11 @@ ESTIMATORS: dict[str, Callable[..., Estimator]] = {
   'finite_difference': finite_difference,
   'exact': exact,
 }
+
+
+def global_norm(tree: PyTree) -> Array:
+  """The Euclidean norm over all entries of a pytree, `[]`; as one vector, since a kernel a leaf would be hundreds."""
+  return jnp.linalg.norm(ravel_pytree(tree)[0])
 
 
 def _look_ahead(problem: Problem, memory: Memory, gradients: Gradients) -> Memory:

@@ -78,6 +78,7 @@ def _cell(take: Take, prefix: str, spec: CellSpec, reduction: bool, reduction_be
   }
   for source in range(NUM_INPUTS + len(spec.nodes)):
     strided = reduction and source < NUM_INPUTS
+    separable = {}
     for operation, members in operation_groups(spec, source).items():
       place = spec.operations.index(operation)
       names = [f'{prefix}._ops.{edge}._ops.{place}' for edge, _ in members]
@@ -91,20 +92,25 @@ def _cell(take: Take, prefix: str, spec: CellSpec, reduction: bool, reduction_be
           inner = _factorized_reduce(take, names)
           both[f'node{source}_{operation}'] = tuple({'FactorizedReduce_0': part} for part in inner)
       else:
-        stages = (1, 5) if operation.startswith('sep_conv') else (1,)
-        parts = [_depthwise_stage(take, names, first) for first in stages]
-        both[f'node{source}_{operation}'] = tuple(
-          {f'DepthwiseStage_{i}': part[kind] for i, part in enumerate(parts)} for kind in range(2)
-        )
+        separable[operation] = names
+    if separable:
+      double = {operation: names for operation, names in separable.items() if operation.startswith('sep_conv')}
+      stages = {'stage0': _separable_stage(take, {**double, **separable}, 1)}
+      if double:
+        stages['stage1'] = _separable_stage(take, double, 5)
+      both[f'node{source}_conv'] = tuple({name: stage[kind] for name, stage in stages.items()} for kind in range(2))
   params = {name: pair[0] for name, pair in both.items() if pair[0]}
   return params, {name: pair[1] for name, pair in both.items()}
 
 
-def _depthwise_stage(take: Take, names: list[str], first: int) -> tuple[Any, Any]:
-  depthwise = np.stack([take(f'{name}.op.{first}.weight')[:, 0].transpose(1, 2, 0) for name in names], axis=2)
-  pointwise = np.stack([take(f'{name}.op.{first + 1}.weight')[:, :, 0, 0].T for name in names])
-  statistics = _statistics(take, [f'{name}.op.{first + 2}' for name in names])
-  return {'depthwise': depthwise, 'pointwise': pointwise}, {'BatchNorm_0': statistics}
+def _separable_stage(take: Take, operations: dict[str, list[str]], first: int) -> tuple[Any, Any]:
+  params = {}
+  for operation, names in operations.items():
+    depthwise = [take(f'{name}.op.{first}.weight')[:, 0].transpose(1, 2, 0) for name in names]
+    params[f'{operation}_depthwise'] = np.stack(depthwise, axis=2)
+    params[f'{operation}_pointwise'] = np.stack([take(f'{name}.op.{first + 1}.weight')[:, :, 0, 0].T for name in names])
+  places = [f'{name}.op.{first + 2}' for names in operations.values() for name in names]
+  return params, {'BatchNorm_0': _statistics(take, places)}
 
 
 def _relu_conv_bn(take: Take, names: list[str]) -> tuple[Any, Any]:

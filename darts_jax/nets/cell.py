@@ -10,7 +10,7 @@ from jax import lax
 
 from darts_jax.genotype import NUM_INPUTS, CellSpec
 from darts_jax.nets.materialise import materialise
-from darts_jax.nets.operations import FactorizedReduce, ReluConvBN, make_operation
+from darts_jax.nets.operations import FactorizedReduce, ReluConvBN, apply_operations
 
 Array = jax.Array
 
@@ -73,18 +73,24 @@ class Cell(nn.Module):
     for source in range(NUM_INPUTS + len(self.spec.nodes)):
       if source >= NUM_INPUTS:
         states.append(materialise(functools.reduce(jnp.add, arriving[source - NUM_INPUTS])))
-      stride = 2 if self.reduction and source < NUM_INPUTS else 1
+      groups = operation_groups(self.spec, source)
+      outputs = apply_operations(
+        {operation: len(members) for operation, members in groups.items()},
+        states[source],
+        stride=2 if self.reduction and source < NUM_INPUTS else 1,
+        discrete=self.discrete,
+        scope=f'node{source}',
+        train=train,
+      )
       messages: dict[Members, Array] = {}
-      for operation, members in operation_groups(self.spec, source).items():
-        scope = f'node{source}_{operation}'
-        module = make_operation(operation, len(members), stride, discrete=self.discrete, scope=scope)
-        outputs = module(states[source], train=train)
-        outputs = outputs.reshape(*outputs.shape[:3], -1, self.channels)
+      for operation, members in groups.items():
+        output = outputs[operation]
+        output = output.reshape(*output.shape[:3], -1, self.channels)
         if mixing is not None:
-          edges = np.array([edge for edge, _ in members])
-          weights = mixing[edges, self.spec.operations.index(operation)].astype(outputs.dtype)
-          outputs = outputs * weights[:, None]
-        messages[members] = messages[members] + outputs if members in messages else outputs
+          rows = np.array([edge for edge, _ in members])
+          weights = mixing[rows, self.spec.operations.index(operation)].astype(output.dtype)
+          output = output * weights[:, None]
+        messages[members] = messages[members] + output if members in messages else output
       for members, message in messages.items():
         message = jnp.broadcast_to(message, (*message.shape[:3], len(members), self.channels))
         message = materialise(message.reshape(*message.shape[:3], -1))

@@ -1,20 +1,23 @@
-"""Depthwise convolution as three primitives that are each other's transposes.
+"""Depthwise convolutions as one primitive that is its own transpose.
 
-A depthwise convolution is bilinear in image and filter, and so are the maps to its two gradients:
+A depthwise convolution is bilinear in image and filters, and so are the maps to its two gradients. All three are
+faces of one trilinear form in image x, filters f and output y (or its cotangent),
 
-  forward   y[n,i,j,m,c] = Σ_uv x[n, s·i + d·u − p, s·j + d·v − p, c] · f[u,v,m,c]
-  input     x̄[n,·,·,c]   = Σ_uvm of the same products with y̅ in the place of y, collected at the pixel of x
-  filter    f̄[u,v,m,c]   = Σ_nij of the same products, collected at the filter tap
+  T(x, f, y) = Σ over n, i, j, m, c, u, v of  x[n, s·i + d·u − p, s·j + d·v − q, c] · f[u, v, m, c] · y[n, i, j, m, c]:
 
-Each is the transpose of another in either argument, so the three close under differentiation to any
-order in forward and reverse mode, which the exact hypergradient needs (`jax.custom_vjp` has no forward mode).
-Being primitives, each can have its own lowering for a platform: XLA's CPU convolutions with groups are some
-fifty times slower than the same sum written as shifted slices, while accelerators are served well by convolutions.
+each is the gradient of T in one argument at the other two. The primitive computes any of them, so its derivatives are
+itself with another target, to any order in forward and reverse mode, which the exact hypergradient needs
+(`jax.custom_vjp` has no forward mode). Being a primitive, it can have a lowering for each platform: XLA's CPU
+convolutions with groups are some fifty times slower than the same sum written as shifted slices, while
+accelerators are served well by convolutions.
+
+Several *banks* of filters may read one image; they are computed in one go, because programs are built
+from hundreds of these and each costs time to compile.
 """
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,13 +29,14 @@ from jax.interpreters import ad, batching, mlir
 Array = jax.Array
 
 
-class Geometry(NamedTuple):
-  """The static part of a depthwise convolution; `size` is the image side lengths `(H, W)`, `kernel` the filter's."""
+class Bank(NamedTuple):
+  """Filters `[K, L, M, C]` of one size and dilation that read the channels `start … start + C` of the image."""
 
-  size: tuple[int, int]
   kernel: tuple[int, int]
-  stride: int
   dilation: int
+  multiplier: int
+  channels: int
+  start: int
 
   @property
   def padding(self) -> tuple[int, int]:
@@ -40,230 +44,313 @@ class Geometry(NamedTuple):
     return self.dilation * (self.kernel[0] - 1) // 2, self.dilation * (self.kernel[1] - 1) // 2
 
   @property
-  def output_size(self) -> tuple[int, int]:
-    """Side lengths of the output."""
-    return -(-self.size[0] // self.stride), -(-self.size[1] // self.stride)
+  def shape(self) -> tuple[int, int, int, int]:
+    """Shape of the filters."""
+    return (*self.kernel, self.multiplier, self.channels)
 
   def taps(self) -> list[tuple[int, int]]:
-    """Offsets of the filter's taps in the padded image, row by row."""
+    """Offsets of the filters' taps in the padded image, row by row."""
     return [(self.dilation * u, self.dilation * v) for u in range(self.kernel[0]) for v in range(self.kernel[1])]
 
 
-def depthwise_conv(x: Array, kernel: Array, *, stride: int = 1, dilation: int = 1) -> Array:
-  """Convolves every channel with its own `M` filters, zero padding, odd filter sides.
+class Geometry(NamedTuple):
+  """The static part of depthwise convolutions; `image` is its shape `(N, H, W, C)`."""
+
+  image: tuple[int, int, int, int]
+  stride: int
+  banks: tuple[Bank, ...]
+
+  @property
+  def output_size(self) -> tuple[int, int]:
+    """Side lengths of the outputs."""
+    return -(-self.image[1] // self.stride), -(-self.image[2] // self.stride)
+
+  def shapes(self, group: str) -> list[tuple[int, ...]]:
+    """Shapes of the arrays of an argument of the trilinear form."""
+    if group == 'image':
+      return [self.image]
+    if group == 'filters':
+      return [bank.shape for bank in self.banks]
+    return [(self.image[0], *self.output_size, bank.multiplier * bank.channels) for bank in self.banks]
+
+
+#: The arguments of the trilinear form. The primitive takes the arrays of two, in this order, and gives the third's.
+_GROUPS = ('image', 'filters', 'output')
+
+
+def depthwise_convs(
+  x: Array, kernels: Sequence[Array], *, dilations: Sequence[int], stride: int = 1, shared: bool = True
+) -> list[Array]:
+  """Convolves every channel of an image with its own filters; zero padding, odd filter sides.
 
   Args:
     x: `[N, H, W, C]` images.
-    kernel: `[K, L, M, C]` filters, `M` for each channel.
+    kernels: banks of filters `[K, L, M, C]`, `M` for each channel; or, if not `shared`, `[K, L, 1, Cₖ]` with channels
+      that add up to `C`, each bank for its own part.
+    dilations: distance between the taps of the filters, for each bank.
     stride: output pixel `i` is centred on input pixel `stride · i`.
-    dilation: distance between the taps of a filter.
+    shared: whether all banks read all of the image.
 
   Returns:
-    `[N, ⌈H/stride⌉, ⌈W/stride⌉, M·C]`; channel `m·C + c` is input channel `c` under its filter `m`.
+    For each bank `[N, ⌈H/stride⌉, ⌈W/stride⌉, M·C]`; channel `m·C + c` is channel `c` under its filter `m`.
   """
-  geometry = Geometry(x.shape[1:3], kernel.shape[:2], stride, dilation)
-  return forward_p.bind(x, kernel, geometry=geometry)
+  banks, start = [], 0
+  for kernel, dilation in zip(kernels, dilations, strict=True):
+    height, width, multiplier, channels = kernel.shape
+    banks.append(Bank((height, width), dilation, multiplier, channels, start))
+    start += 0 if shared else channels
+  geometry = Geometry(x.shape, stride, tuple(banks))
+  return list(_bind('output', [x], list(kernels), geometry))
 
 
-def _shifted(padded: Array, offset: tuple[int, int], geometry: Geometry) -> Array:
-  """The pixels of padded images `[..., H+2p, W+2p, C]` that a tap reads."""
-  lead = padded.ndim - 3
-  (top, left), (height, width), s = offset, geometry.output_size, geometry.stride
-  start = (0,) * lead + (top, left, 0)
-  stop = (*padded.shape[:lead], top + s * (height - 1) + 1, left + s * (width - 1) + 1, padded.shape[-1])
-  return lax.slice(padded, start, stop, (1,) * lead + (s, s, 1))
+def depthwise_conv(x: Array, kernel: Array, *, stride: int = 1, dilation: int = 1) -> Array:
+  """`depthwise_convs` with a single bank."""
+  return depthwise_convs(x, [kernel], dilations=[dilation], stride=stride)[0]
 
 
-def _pad(x: Array, geometry: Geometry) -> Array:
-  p, q = geometry.padding
-  return jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(p, p), (q, q), (0, 0)])
+def _bind(target: str, first: Sequence[Array], second: Sequence[Array], geometry: Geometry) -> list[Array]:
+  return depthwise_p.bind(*first, *second, target=target, geometry=geometry)
 
 
-# Stencils: sums of shifted slices. They take images with any leading axes.
+def _sources(target: str) -> tuple[str, str]:
+  """The two arguments that the third is computed from."""
+  first, second = (group for group in _GROUPS if group != target)
+  return first, second
 
 
-def _forward_stencil(x: Array, kernel: Array, *, geometry: Geometry) -> Array:
-  padded = _pad(x, geometry)
-  filters = kernel.reshape(-1, *kernel.shape[2:])
-  terms = [
-    _shifted(padded, offset, geometry)[..., None, :] * filters[tap] for tap, offset in enumerate(geometry.taps())
+def _divide(args: Sequence[Any], target: str, geometry: Geometry) -> tuple[list[Any], list[Any]]:
+  count = len(geometry.shapes(_sources(target)[0]))
+  return list(args[:count]), list(args[count:])
+
+
+# Stencils: sums of shifted slices, for one bank. They read images that are padded for the widest bank.
+
+
+def _margin(geometry: Geometry) -> tuple[int, int]:
+  return tuple(max(bank.padding[axis] for bank in geometry.banks) for axis in (0, 1))  # type: ignore[return-value]
+
+
+def _padded(x: Array, geometry: Geometry) -> Array:
+  p, q = _margin(geometry)
+  return jnp.pad(x, [(0, 0), (p, p), (q, q), (0, 0)])
+
+
+def _tiled(padded: Array, geometry: Geometry) -> list[Array]:
+  """What the filters of each bank read, channel by channel."""
+  banks = geometry.banks
+  return [
+    jnp.tile(padded[..., bank.start : bank.start + bank.channels], (1, 1, 1, bank.multiplier)) for bank in banks
   ]
+
+
+def _shifted(padded: Array, offset: tuple[int, int], bank: Bank, geometry: Geometry) -> Array:
+  """The pixels of a padded image that a tap reads."""
+  (height, width), s = geometry.output_size, geometry.stride
+  top, left = (o + m - p for o, m, p in zip(offset, _margin(geometry), bank.padding, strict=True))
+  return padded[:, top : top + s * (height - 1) + 1 : s, left : left + s * (width - 1) + 1 : s]
+
+
+def _output_stencil(padded: Array, kernel: Array, bank: Bank, geometry: Geometry) -> Array:
+  part = padded[..., bank.start : bank.start + bank.channels]
+  filters = kernel.reshape(-1, bank.multiplier, bank.channels)
+  terms = [_shifted(part, offset, bank, geometry)[..., None, :] * filters[i] for i, offset in enumerate(bank.taps())]
   total = functools.reduce(jnp.add, terms)
-  return total.reshape(*total.shape[:-2], -1)
+  return total.reshape(*total.shape[:3], -1)
 
 
-def _input_stencil(dy: Array, kernel: Array, *, geometry: Geometry) -> Array:
-  multiplier, channels = kernel.shape[2:]
-  (height, width), s = geometry.size, geometry.stride
-  lead = dy.ndim - 3
-  dy = dy.reshape(*dy.shape[:-1], multiplier, channels)
-  # dy is spread out to stride 1 and padded so that a full correlation with the flipped filter is a 'valid' one.
-  pads: list[tuple[int, int, int]] = [(0, 0, 0)] * lead
-  for extent, padding, out in zip(geometry.size, geometry.padding, geometry.output_size, strict=True):
+def _image_stencil(dy: Array, kernel: Array, bank: Bank, geometry: Geometry) -> Array:
+  """The image's cotangent from each filter of a bank, `[N, H, W, M·C]`, to be summed over the filters."""
+  (_, height, width, _), s = geometry.image, geometry.stride
+  # Spread out to stride 1 and padded, so that correlation with the flipped filter is a 'valid' one.
+  pads: list[tuple[int, int, int]] = [(0, 0, 0)]
+  for extent, padding, out in zip((height, width), bank.padding, geometry.output_size, strict=True):
     pads.append((padding, extent + padding - (s * (out - 1) + 1), s - 1))
-  padded = lax.pad(dy, jnp.zeros((), dy.dtype), [*pads, (0, 0, 0), (0, 0, 0)])
-  filters = kernel[::-1, ::-1].reshape(-1, multiplier, channels)
+  padded = lax.pad(dy, jnp.zeros((), dy.dtype), [*pads, (0, 0, 0)])
+  filters = kernel[::-1, ::-1].reshape(-1, bank.multiplier * bank.channels)
   terms = [
-    padded[..., top : top + height, left : left + width, :, :] * filters[tap]
-    for tap, (top, left) in enumerate(geometry.taps())
+    padded[:, top : top + height, left : left + width] * filters[i] for i, (top, left) in enumerate(bank.taps())
   ]
-  return jnp.sum(functools.reduce(jnp.add, terms), axis=-2)
+  return functools.reduce(jnp.add, terms)
 
 
-def _filter_stencil(x: Array, dy: Array, *, geometry: Geometry) -> Array:
-  padded = _pad(x, geometry)
-  channels = x.shape[-1]
-  dy = dy.reshape(*dy.shape[:-1], -1, channels)
-  products = [_shifted(padded, offset, geometry)[..., None, :] * dy for offset in geometry.taps()]
+def _summed(parts: Sequence[Array], geometry: Geometry) -> Array:
+  """The image's cotangent, whose channels the banks read all, or each its part of them side by side."""
+  sums = [
+    jnp.sum(part.reshape(*part.shape[:3], bank.multiplier, bank.channels), axis=3)
+    for part, bank in zip(parts, geometry.banks, strict=True)
+  ]
+  if all(bank.start == 0 for bank in geometry.banks):
+    return functools.reduce(jnp.add, sums)
+  return jnp.concatenate(sums, axis=-1)
+
+
+def _filters_stencil(tiled: Array, dy: Array, bank: Bank, geometry: Geometry) -> Array:
+  products = [_shifted(tiled, offset, bank, geometry) * dy for offset in bank.taps()]
   # One variadic reduction reads dy once for all taps.
   sums = lax.reduce(
     products,
     [jnp.zeros((), dy.dtype)] * len(products),
     lambda totals, values: [a + b for a, b in zip(totals, values, strict=True)],
-    tuple(range(dy.ndim - 2)),
+    (0, 1, 2),
   )
-  return jnp.stack(sums).reshape(*geometry.kernel, -1, channels)
+  return jnp.stack(sums).reshape(bank.shape)
 
 
-# Lowering on CPU: the stencil over a few images at a time, which fit into the cache. A loop also keeps XLA from
-# fusing the producer of x into every tap, which would compute it once a tap.
+# Lowering on CPU: the stencils over a few images at a time, which fit into the cache. A loop also keeps XLA from
+# fusing the producer of an image into every tap, which would compute it once a tap.
 
 _BYTES_A_BLOCK = 1 << 18
 
 
-def _block(num_images: int, floats_an_image: int) -> int:
+def _block(geometry: Geometry) -> int:
   """How many images to take at a time: a divisor of their number, and not all of them, or there is no loop."""
-  wanted = max(1, min(num_images // 2, _BYTES_A_BLOCK // (4 * floats_an_image)))
+  num_images, height, width, _ = geometry.image
+  widest = max(bank.multiplier * bank.channels for bank in geometry.banks)
+  wanted = max(1, min(num_images // 2, _BYTES_A_BLOCK // (4 * height * width * widest)))
   return max(size for size in range(1, num_images + 1) if num_images % size == 0 and size <= wanted)
 
 
-def _floats(geometry: Geometry, channels: int) -> int:
-  return math.prod(geometry.size) * channels
+def _stencils(*args: Array, target: str, geometry: Geometry, blocks: bool) -> list[Array]:
+  """Computes the target, the images in blocks one after the other or all at once."""
+  first, second = _divide(args, target, geometry)
+  banks = geometry.banks
+  size = _block(geometry) if blocks else geometry.image[0]
+  block = geometry._replace(image=(size, *geometry.image[1:]))
 
+  def cut(arrays: Sequence[Array]) -> list[Array]:
+    return [x.reshape(-1, size, *x.shape[1:]) for x in arrays]
 
-def _blocked(x: Array, size: int) -> Array:
-  return x.reshape(-1, size, *x.shape[1:])
+  def joined(arrays: Sequence[Array]) -> list[Array]:
+    return [y.reshape(-1, *y.shape[2:]) for y in arrays]
 
+  if target == 'output':
 
-def _forward_cpu(x: Array, kernel: Array, *, geometry: Geometry) -> Array:
-  size = _block(x.shape[0], _floats(geometry, math.prod(kernel.shape[2:])))
-  y = lax.map(lambda block: _forward_stencil(block, kernel, geometry=geometry), _blocked(x, size))
-  return y.reshape(-1, *y.shape[2:])
+    def outputs(padded: list[Array]) -> list[Array]:
+      return [_output_stencil(padded[0], f, bank, block) for f, bank in zip(second, banks, strict=True)]
 
+    return joined(lax.map(outputs, cut([_padded(first[0], geometry)])))
 
-def _input_cpu(dy: Array, kernel: Array, *, geometry: Geometry) -> Array:
-  size = _block(dy.shape[0], _floats(geometry, math.prod(kernel.shape[2:])))
-  dx = lax.map(lambda block: _input_stencil(block, kernel, geometry=geometry), _blocked(dy, size))
-  return dx.reshape(-1, *dx.shape[2:])
+  if target == 'image':
 
+    def image(dys: list[Array]) -> list[Array]:
+      return [_image_stencil(dy, f, bank, block) for f, dy, bank in zip(first, dys, banks, strict=True)]
 
-def _filter_cpu(x: Array, dy: Array, *, geometry: Geometry) -> Array:
-  size = _block(x.shape[0], _floats(geometry, dy.shape[-1]))
+    return [_summed(joined(lax.map(image, cut(second))), geometry)]
 
-  def add(total: Array, blocks: tuple[Array, Array]) -> tuple[Array, None]:
-    return total + _filter_stencil(*blocks, geometry=geometry), None
+  def add(totals: list[Array], parts: tuple[list[Array], list[Array]]) -> tuple[list[Array], None]:
+    found = [_filters_stencil(x, dy, bank, block) for x, dy, bank in zip(*parts, banks, strict=True)]
+    return [a + b for a, b in zip(totals, found, strict=True)], None
 
-  channels = x.shape[-1]
-  zeros = jnp.zeros((*geometry.kernel, dy.shape[-1] // channels, channels), dy.dtype)
-  return lax.scan(add, zeros, (_blocked(x, size), _blocked(dy, size)))[0]
+  zeros = [jnp.zeros(bank.shape, args[0].dtype) for bank in banks]
+  # Tiled outside of the loop: a product that broadcasts would not be merged into the reduction.
+  return lax.scan(add, zeros, (cut(_tiled(_padded(first[0], geometry), geometry)), cut(second)))[0]
 
 
 # Lowering elsewhere: convolutions with one group a channel.
 
 
-def _forward_conv(x: Array, kernel: Array, *, geometry: Geometry) -> Array:
-  multiplier, channels = kernel.shape[2:]
-  p, q = geometry.padding
+def _convolution(x: Array, kernel: Array, bank: Bank, geometry: Geometry) -> Array:
+  p, q = bank.padding
+  groups = bank.multiplier * bank.channels
   return lax.conv_general_dilated(
-    jnp.tile(x, (1, 1, 1, multiplier)),
-    kernel.reshape(*geometry.kernel, 1, multiplier * channels),
+    jnp.tile(x[..., bank.start : bank.start + bank.channels], (1, 1, 1, bank.multiplier)),
+    kernel.reshape(*bank.kernel, 1, groups),
     (geometry.stride, geometry.stride),
     [(p, p), (q, q)],
-    rhs_dilation=(geometry.dilation, geometry.dilation),
+    rhs_dilation=(bank.dilation, bank.dilation),
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    feature_group_count=multiplier * channels,
+    feature_group_count=groups,
   )
 
 
-def _input_conv(dy: Array, kernel: Array, *, geometry: Geometry) -> Array:
-  channels = kernel.shape[-1]
-  x = jax.ShapeDtypeStruct((dy.shape[0], *geometry.size, channels), dy.dtype)
-  return jax.linear_transpose(lambda x: _forward_conv(x, kernel, geometry=geometry), x)(dy)[0]
+def _convolutions(*args: Array, target: str, geometry: Geometry) -> list[Array]:
+  first, second = _divide(args, target, geometry)
+  banks = geometry.banks
+  if target == 'output':
+    return [_convolution(first[0], f, bank, geometry) for f, bank in zip(second, banks, strict=True)]
+  unknown = [jax.ShapeDtypeStruct(shape, args[0].dtype) for shape in geometry.shapes(target)]
+  if target == 'filters':
+
+    def of_filters(filters: list[Array]) -> list[Array]:
+      return [_convolution(first[0], f, bank, geometry) for f, bank in zip(filters, banks, strict=True)]
+
+    return jax.linear_transpose(of_filters, unknown)(second)[0]
+
+  def of_image(x: Array) -> list[Array]:
+    return [_convolution(x, f, bank, geometry) for f, bank in zip(first, banks, strict=True)]
+
+  return [jax.linear_transpose(of_image, unknown[0])(second)[0]]
 
 
-def _filter_conv(x: Array, dy: Array, *, geometry: Geometry) -> Array:
-  channels = x.shape[-1]
-  kernel = jax.ShapeDtypeStruct((*geometry.kernel, dy.shape[-1] // channels, channels), x.dtype)
-  return jax.linear_transpose(lambda kernel: _forward_conv(x, kernel, geometry=geometry), kernel)(dy)[0]
+# The primitive.
+
+depthwise_p = Primitive('depthwise')
+depthwise_p.multiple_results = True
+depthwise_p.def_impl(jax.jit(depthwise_p.bind, static_argnames=('target', 'geometry')))
 
 
-# The primitives.
+@depthwise_p.def_abstract_eval
+def _shapes(*args: Any, target: str, geometry: Geometry) -> list[jax.core.ShapedArray]:
+  return [jax.core.ShapedArray(shape, args[0].dtype) for shape in geometry.shapes(target)]
 
 
-def _forward_shape(x: Any, kernel: Any, *, geometry: Geometry) -> jax.core.ShapedArray:
-  return jax.core.ShapedArray((x.shape[0], *geometry.output_size, math.prod(kernel.shape[2:])), x.dtype)
+def _lower_on_cpu(context: mlir.LoweringRuleContext, *args: Any, **params: Any) -> Sequence[Any]:
+  # A loop over images cannot be partitioned by image, so several devices get the stencils without the loop.
+  devices = getattr(context.module_context.axis_context, 'num_devices', None)
+  lower = functools.partial(_stencils, blocks=devices in (None, 1))
+  return mlir.lower_fun(lower, multiple_results=True)(context, *args, **params)
 
 
-def _input_shape(dy: Any, kernel: Any, *, geometry: Geometry) -> jax.core.ShapedArray:
-  return jax.core.ShapedArray((dy.shape[0], *geometry.size, kernel.shape[3]), dy.dtype)
+mlir.register_lowering(depthwise_p, _lower_on_cpu, platform='cpu')
+mlir.register_lowering(depthwise_p, mlir.lower_fun(_convolutions, multiple_results=True))
 
 
-def _filter_shape(x: Any, dy: Any, *, geometry: Geometry) -> jax.core.ShapedArray:
-  channels = x.shape[3]
-  return jax.core.ShapedArray((*geometry.kernel, dy.shape[3] // channels, channels), x.dtype)
+def _jvp(
+  primals: Sequence[Array], tangents: Sequence[Any], *, target: str, geometry: Geometry
+) -> tuple[list[Array], list[Any]]:
+  values, moving = _divide(primals, target, geometry), _divide(tangents, target, geometry)
+  terms = []
+  for i in range(2):
+    if all(isinstance(t, ad.Zero) for t in moving[i]):
+      continue
+    arguments = [values[0], values[1]]
+    arguments[i] = [ad.instantiate_zeros(t) for t in moving[i]]
+    terms.append(_bind(target, *arguments, geometry))
+  out = _bind(target, *values, geometry)
+  if not terms:
+    return out, [ad.Zero.from_primal_value(y) for y in out]
+  return out, [functools.reduce(ad.add_jaxvals, parts) for parts in zip(*terms, strict=True)]
 
 
-def _primitive(
-  name: str,
-  shape: Callable[..., Any],
-  on_cpu: Callable[..., Array],
-  sharded: Callable[..., Array],
-  elsewhere: Callable[..., Array],
-) -> Primitive:
-  primitive = Primitive(name)
-  primitive.def_abstract_eval(shape)
-  primitive.def_impl(jax.jit(primitive.bind, static_argnames='geometry'))
-
-  def lower_on_cpu(context: mlir.LoweringRuleContext, *args: Any, **params: Any) -> Sequence[Any]:
-    # A loop over images cannot be partitioned by image, so several devices get the stencil without the loop.
-    devices = getattr(context.module_context.axis_context, 'num_devices', None)
-    lower = on_cpu if devices in (None, 1) else sharded
-    return mlir.lower_fun(lower, multiple_results=False)(context, *args, **params)
-
-  mlir.register_lowering(primitive, lower_on_cpu, platform='cpu')
-  mlir.register_lowering(primitive, mlir.lower_fun(elsewhere, multiple_results=False))
-  # A vmapped convolution is rare (several seeds in one program): one after the other is faster than XLA's
-  # convolutions with batched filters.
-  batching.primitive_batchers[primitive] = functools.partial(_batch, primitive)
-  return primitive
+def _transpose(cotangents: Sequence[Any], *args: Any, target: str, geometry: Geometry) -> list[Any]:
+  halves = _divide(args, target, geometry)
+  names = _sources(target)
+  unknown = 0 if any(map(ad.is_undefined_primal, halves[0])) else 1
+  if all(isinstance(ct, ad.Zero) for ct in cotangents):
+    results: list[Any] = [ad.Zero(x.aval.to_tangent_aval()) if ad.is_undefined_primal(x) else None for x in args]
+    return results
+  known = {target: [ad.instantiate_zeros(ct) for ct in cotangents], names[1 - unknown]: halves[1 - unknown]}
+  first, second = _sources(names[unknown])
+  found = _bind(names[unknown], known[first], known[second], geometry)
+  wanted = [y if ad.is_undefined_primal(x) else None for x, y in zip(halves[unknown], found, strict=True)]
+  nothing = [None] * len(halves[1 - unknown])
+  return [*wanted, *nothing] if unknown == 0 else [*nothing, *wanted]
 
 
-def _batch(primitive: Primitive, args: Sequence[Any], axes: Sequence[int | None], *, geometry: Geometry) -> Any:
-  def one(mapped: Sequence[Array]) -> Array:
-    rest = iter(mapped)
-    return primitive.bind(*(arg if axis is None else next(rest) for arg, axis in zip(args, axes)), geometry=geometry)
-
-  mapped = [jnp.moveaxis(arg, axis, 0) for arg, axis in zip(args, axes) if axis is not None]
-  return lax.map(one, mapped), 0
+ad.primitive_jvps[depthwise_p] = _jvp
+ad.primitive_transposes[depthwise_p] = _transpose
 
 
-forward_p = _primitive('depthwise', _forward_shape, _forward_cpu, _forward_stencil, _forward_conv)
-input_p = _primitive('depthwise_input_gradient', _input_shape, _input_cpu, _input_stencil, _input_conv)
-filter_p = _primitive('depthwise_filter_gradient', _filter_shape, _filter_cpu, _filter_stencil, _filter_conv)
+def _batch(args: Sequence[Any], axes: Sequence[Any], **params: Any) -> tuple[list[Array], list[int]]:
+  # Rare (several seeds in one program), and then one after the other is faster than convolutions with batched filters.
+  mapped = [jnp.moveaxis(arg, axis, 0) for arg, axis in zip(args, axes, strict=True) if axis is not None]
 
-# For each argument of a bilinear map, its transpose: given the cotangent and the other argument.
-ad.defbilinear(
-  forward_p,
-  lambda ct, x, kernel, *, geometry: input_p.bind(ct, kernel, geometry=geometry),
-  lambda ct, x, kernel, *, geometry: filter_p.bind(x, ct, geometry=geometry),
-)
-ad.defbilinear(
-  input_p,
-  lambda ct, dy, kernel, *, geometry: forward_p.bind(ct, kernel, geometry=geometry),
-  lambda ct, dy, kernel, *, geometry: filter_p.bind(ct, dy, geometry=geometry),
-)
-ad.defbilinear(
-  filter_p,
-  lambda ct, x, dy, *, geometry: input_p.bind(dy, ct, geometry=geometry),
-  lambda ct, x, dy, *, geometry: forward_p.bind(x, ct, geometry=geometry),
-)
+  def one(values: Sequence[Array]) -> list[Array]:
+    rest = iter(values)
+    return depthwise_p.bind(*(a if axis is None else next(rest) for a, axis in zip(args, axes, strict=True)), **params)
+
+  results = lax.map(one, mapped)
+  return results, [0] * len(results)
+
+
+batching.primitive_batchers[depthwise_p] = _batch

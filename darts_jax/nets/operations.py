@@ -7,14 +7,15 @@ own for an edge, a single `[N, H', W', C]` that all its edges share. Convolution
 normalisation and have no bias.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from darts_jax.nets.depthwise import depthwise_conv
+from darts_jax.nets.depthwise import depthwise_convs
 from darts_jax.nets.layers import BatchNorm, avg_pool, max_pool, pointwise, uniform_fan_in
 
 Array = jax.Array
@@ -57,62 +58,73 @@ class FactorizedReduce(nn.Module):
     return BatchNorm(self.affine)(y.reshape(*y.shape[:3], -1), train=train)
 
 
-class DepthwiseStage(nn.Module):
-  """ReLU, depthwise convolution, pointwise convolution, BN: `dil_conv` is one such stage, `sep_conv` two.
+class Filters(NamedTuple):
+  """The depthwise filters of one operation: side and dilation, and the number of edges `M` that have it."""
+
+  operation: str
+  size: int
+  dilation: int
+  edges: int
+
+
+class SeparableStage(nn.Module):
+  """ReLU, depthwise convolution, pointwise convolution, BN, for several operations on one image at once.
 
   Attributes:
-    kernel: side of the depthwise filters.
-    edges: number of edges `M`.
-    spread: whether the input is the image `[N, H, W, C]` of a node, to be spread over the edges, or already `M`
-      images side by side.
-    stride: stride of the depthwise convolution.
-    dilation: dilation of the depthwise convolution.
+    filters: what is convolved; every edge of an operation has its own depthwise filters and its own matrix.
+    first: whether the input is the image `[N, H, W, C]` of a node, to be convolved for all edges, or already holds one
+      image an edge, side by side in the order of `filters`.
+    stride: stride of the depthwise convolutions.
     affine: whether BN has scale and bias.
   """
 
-  kernel: int
-  edges: int
-  spread: bool
-  stride: int
-  dilation: int
-  affine: bool
-
-  @nn.compact
-  def __call__(self, x: Array, *, train: bool) -> Array:
-    channels = x.shape[-1] if self.spread else x.shape[-1] // self.edges
-    size, edges = self.kernel, self.edges
-    depthwise = self.param('depthwise', uniform_fan_in(size * size), (size, size, edges, channels)).astype(x.dtype)
-    matrices = self.param('pointwise', uniform_fan_in(channels), (edges, channels, channels))
-    filters = depthwise if self.spread else depthwise.reshape(size, size, 1, -1)
-    x = depthwise_conv(jax.nn.relu(x), filters, stride=self.stride, dilation=self.dilation)
-    return BatchNorm(self.affine)(pointwise(x, matrices), train=train)
-
-
-class SepConv(nn.Module):
-  """Depthwise-separable convolution, applied twice; the stride is in the first."""
-
-  kernel: int
-  edges: int
+  filters: tuple[Filters, ...]
+  first: bool
   stride: int
   affine: bool
 
   @nn.compact
   def __call__(self, x: Array, *, train: bool) -> Array:
-    x = DepthwiseStage(self.kernel, self.edges, True, self.stride, 1, self.affine)(x, train=train)
-    return DepthwiseStage(self.kernel, self.edges, False, 1, 1, self.affine)(x, train=train)
+    channels = x.shape[-1] if self.first else x.shape[-1] // sum(f.edges for f in self.filters)
+    depthwise, matrices = [], []
+    for operation, size, _, edges in self.filters:
+      kernel = self.param(f'{operation}_depthwise', uniform_fan_in(size * size), (size, size, edges, channels))
+      depthwise.append(kernel.astype(x.dtype).reshape(size, size, *((edges, channels) if self.first else (1, -1))))
+      matrices.append(self.param(f'{operation}_pointwise', uniform_fan_in(channels), (edges, channels, channels)))
+    dilations = [f.dilation for f in self.filters]
+    images = depthwise_convs(jax.nn.relu(x), depthwise, dilations=dilations, stride=self.stride, shared=self.first)
+    x = jnp.concatenate([pointwise(y, matrix) for y, matrix in zip(images, matrices, strict=True)], axis=-1)
+    return BatchNorm(self.affine)(x, train=train)
 
 
-class DilConv(nn.Module):
-  """Depthwise-separable convolution with dilation 2."""
+class SeparableConvs(nn.Module):
+  """Depthwise-separable convolutions: `dil_conv` is one stage with dilation 2, `sep_conv` is two, the first strided.
 
-  kernel: int
-  edges: int
+  Attributes:
+    edges: for every operation the number of edges `M` that have it, in the order of the outputs.
+    stride: 1 or 2.
+    affine: whether BN has scale and bias.
+  """
+
+  edges: tuple[tuple[str, int], ...]
   stride: int
   affine: bool
 
   @nn.compact
-  def __call__(self, x: Array, *, train: bool) -> Array:
-    return DepthwiseStage(self.kernel, self.edges, True, self.stride, 2, self.affine)(x, train=train)
+  def __call__(self, x: Array, *, train: bool) -> dict[str, Array]:
+    channels = x.shape[-1]
+    filters = [Filters(name, int(name[-1]), 2 if name.startswith('dil') else 1, count) for name, count in self.edges]
+    single = tuple(f for f in filters if f.dilation == 2)
+    double = tuple(f for f in filters if f.dilation == 1)
+    x = SeparableStage(double + single, True, self.stride, self.affine, name='stage0')(x, train=train)
+    parts = lax.split(x, [f.edges * channels for f in double + single], axis=3)
+    outputs = {f.operation: part for f, part in zip(double + single, parts, strict=True)}
+    if double:
+      x = x[..., : channels * sum(f.edges for f in double)]
+      x = SeparableStage(double, False, 1, self.affine, name='stage1')(x, train=train)
+      parts = lax.split(x, [f.edges * channels for f in double], axis=3)
+      outputs |= {f.operation: part for f, part in zip(double, parts, strict=True)}
+    return outputs
 
 
 class Conv7x1Then1x7(nn.Module):
@@ -164,28 +176,32 @@ class SkipConnect(nn.Module):
     return FactorizedReduce(x.shape[-1], self.edges, self.affine)(x, train=train)
 
 
-def make_operation(name: str, edges: int, stride: int, *, discrete: bool, scope: str) -> nn.Module:
-  """The module that computes operation `name` for `edges` edges out of one node.
+def apply_operations(
+  edges: Mapping[str, int], x: Array, *, stride: int, discrete: bool, scope: str, train: bool
+) -> dict[str, Array]:
+  """Computes all operations that leave a node; to be called in a compact module.
 
   Args:
-    name: one of `darts_jax.genotype.OPERATIONS` other than `none`, which a cell leaves out.
-    edges: number of edges `M`.
+    edges: for every operation other than `none` the number of edges `M` that have it.
+    x: `[N, H, W, C]`, the image of the node.
     stride: 1 or 2.
     discrete: in a discrete network BN has scale and bias, and pools are not normalised; in a search the reverse.
-    scope: name of the module's variables in its cell.
+    scope: what the names of the variables begin with.
+    train: whether BN uses the statistics of the batch.
+
+  Returns:
+    For every operation `[N, H/stride, W/stride, M·C]`, or `[N, H/stride, W/stride, C]` if its edges share it.
   """
   affine = discrete
-  match name:
-    case 'max_pool_3x3':
-      return Pool(max_pool, stride, not discrete, name=scope)
-    case 'avg_pool_3x3':
-      return Pool(avg_pool, stride, not discrete, name=scope)
-    case 'skip_connect':
-      return SkipConnect(edges, stride, affine, name=scope)
-    case 'sep_conv_3x3' | 'sep_conv_5x5' | 'sep_conv_7x7':
-      return SepConv(int(name[-1]), edges, stride, affine, name=scope)
-    case 'dil_conv_3x3' | 'dil_conv_5x5':
-      return DilConv(int(name[-1]), edges, stride, affine, name=scope)
-    case 'conv_7x1_1x7':
-      return Conv7x1Then1x7(edges, stride, affine, name=scope)
-  raise ValueError(f'operation: {name!r} cannot be computed')
+  separable = tuple((name, count) for name, count in edges.items() if name[:8] in ('sep_conv', 'dil_conv'))
+  outputs = SeparableConvs(separable, stride, affine, name=f'{scope}_conv')(x, train=train) if separable else {}
+  others: dict[str, Callable[[int, str], nn.Module]] = {
+    'max_pool_3x3': lambda _, name: Pool(max_pool, stride, not discrete, name=name),
+    'avg_pool_3x3': lambda _, name: Pool(avg_pool, stride, not discrete, name=name),
+    'skip_connect': lambda count, name: SkipConnect(count, stride, affine, name=name),
+    'conv_7x1_1x7': lambda count, name: Conv7x1Then1x7(count, stride, affine, name=name),
+  }
+  for name, count in edges.items():
+    if name not in outputs:
+      outputs[name] = others[name](count, f'{scope}_{name}')(x, train=train)
+  return outputs

@@ -1,0 +1,128 @@
+"""The settings of a search; defaults are the paper's CIFAR-10 search [DARTS §A.1]."""
+
+import dataclasses
+
+from darts_jax.data import images
+from darts_jax.genotype import CANDIDATES, search_space
+from darts_jax.hypergradient import ESTIMATORS
+from darts_jax.settings import setting
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """Which images, and how they are divided.
+
+  Attributes:
+    name: `digits`, `mnist`, `cifar10`, `cifar100`, or `npz` for the file `path`.
+    dir: folder with prepared data, archives or unpacked archives.
+    path: the file of `npz`.
+    download: whether to fetch what is not found, checked by SHA-256, into `dir`.
+    validation_fraction: part of the training images that trains α; the rest trains the weights.
+  """
+
+  name: str = setting('cifar10', choices=images.NAMES)
+  dir: str = setting('data')
+  path: str = setting('')
+  download: bool = setting(False)
+  validation_fraction: float = setting(0.5, above=0, below=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+  """Augmentation of both halves: pixels of padding before a crop, mirroring, side of the cutout square (0: none)."""
+
+  crop_padding: int = setting(4, at_least=0)
+  flip: bool = setting(True)
+  cutout: int = setting(0, at_least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """The supernet.
+
+  Attributes:
+    channels: channels `C` of the first cell; even, since strided identities make two halves.
+    layers: cells `L`; cells ⌊L/3⌋ and ⌊2L/3⌋ are reduction cells.
+    nodes: intermediate nodes a cell.
+    stem_multiplier: the stem has so many times `C` channels.
+    operations: candidate operations, the columns of α.
+  """
+
+  channels: int = setting(16, at_least=2)
+  layers: int = setting(8, at_least=3)
+  nodes: int = setting(4, at_least=1)
+  stem_multiplier: int = setting(3, at_least=1)
+  operations: tuple[str, ...] = setting(CANDIDATES)
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+  """SGD of the weights: learning rate on a cosine from first to last epoch, momentum, L2 decay, clipping by norm."""
+
+  learning_rate: float = setting(0.025, above=0)
+  final_learning_rate: float = setting(0.001, at_least=0)
+  momentum: float = setting(0.9, at_least=0, below=1)
+  weight_decay: float = setting(3e-4, at_least=0)
+  clip_norm: float = setting(5.0, above=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Alphas:
+  """Adam of the α, with L2 decay in the gradient; α start at `init_scale` times a standard normal."""
+
+  learning_rate: float = setting(3e-4, above=0)
+  beta1: float = setting(0.5, at_least=0, below=1)
+  beta2: float = setting(0.999, at_least=0, below=1)
+  weight_decay: float = setting(1e-3, at_least=0)
+  init_scale: float = setting(1e-3, at_least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hypergradient:
+  """The estimator of the architecture gradient; `radius` is the finite difference's step length in weight space."""
+
+  name: str = setting('finite_difference', choices=tuple(ESTIMATORS))
+  radius: float = setting(0.01, above=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """Epochs from one checkpoint to the next, and how many are kept."""
+
+  every: int = setting(1, at_least=1)
+  keep: int = setting(3, at_least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+  """A search.
+
+  Attributes:
+    seed: of everything random: the split, initial weights and α, order and augmentation of images.
+    strategy: how α is relaxed and read.
+    epochs: passes over the half of the images that trains the weights.
+    batch_size: images a batch, over all devices.
+    log_every: steps from one logged line to the next.
+    data: see `Data`; and so on.
+  """
+
+  seed: int = setting(0, at_least=0)
+  strategy: str = setting('darts', choices=('darts',))
+  epochs: int = setting(50, at_least=1)
+  batch_size: int = setting(64, at_least=1)
+  log_every: int = setting(50, at_least=1)
+  data: Data = setting(Data())
+  augment: Augment = setting(Augment())
+  network: Network = setting(Network())
+  weights: Weights = setting(Weights())
+  alphas: Alphas = setting(Alphas())
+  hypergradient: Hypergradient = setting(Hypergradient())
+  checkpoint: Checkpoint = setting(Checkpoint())
+
+  def __post_init__(self) -> None:
+    if self.network.channels % 2:
+      raise ValueError(f'config.network.channels: {self.network.channels} is not allowed; it has to be even')
+    try:
+      search_space(self.network.operations, self.network.nodes)
+    except ValueError as error:
+      raise ValueError(f'config.network.{error}') from error

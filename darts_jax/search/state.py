@@ -1,0 +1,37 @@
+"""The state of a search."""
+
+import dataclasses
+from typing import Any, Self
+
+import jax
+
+Array = jax.Array
+PyTree = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SearchState:
+  """All that a search step reads and writes; a pytree. Weights and α are separate.
+
+  Attributes:
+    step: `[]` int32, steps taken.
+    key: typed random key of the run; what a step draws is a function of this key and `step`, so it never changes.
+    weights: parameters of the supernet.
+    statistics: running BN statistics.
+    alphas: `[E, O]` float32 for every kind of cell.
+    weights_optimizer: Optax state of the weights.
+    alphas_optimizer: Optax state of the α.
+  """
+
+  step: Array
+  key: Array
+  weights: PyTree
+  statistics: PyTree
+  alphas: dict[str, Array]
+  weights_optimizer: PyTree
+  alphas_optimizer: PyTree
+
+  def replace(self, **changes: Any) -> Self:
+    """A copy with some fields changed."""
+    return dataclasses.replace(self, **changes)

@@ -1,0 +1,31 @@
+"""Searches an architecture.
+
+python -m experiments.search --config=configs/digits.py [--workdir=DIR] [--config.FIELD=VALUE ...]
+"""
+
+import pathlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from darts_jax import genotype, search
+from experiments.entry import launch
+
+
+def run(config: Mapping[str, Any], workdir: pathlib.Path) -> int:
+  """Runs or resumes a search and prints what it found; returns the exit code."""
+  try:
+    result = search.run(config, workdir)
+  except search.Diverged as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 1
+  if not result.finished:
+    return 130
+  print(f'genotype: {genotype.to_dict(result.genotype)}')
+  print(f'validation accuracy in the supernet: {result.valid_accuracy:.2%}')
+  print(f'report: {result.report}')
+  return 0
+
+
+if __name__ == '__main__':
+  launch(run, 'usage: python -m experiments.search --config=configs/digits.py [--workdir=DIR] [--config.FIELD=VALUE]')

@@ -1,0 +1,182 @@
+"""The layers of a network by their definitions, in NumPy."""
+
+import collections
+import dataclasses
+import itertools
+import types
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+import pytest
+
+
+def windows(x, sides, stride=1, dilation=1, fill=0.0):
+  """`[N, H, W, C]` → `[N, H', W', K, L, C]`: what a `K × L` window sees, centred on every `stride`-th pixel."""
+  places, pads = [], [(0, 0)]
+  for extent, side in zip(x.shape[1:3], sides, strict=True):
+    pads.append((dilation * (side - 1) // 2,) * 2)
+    places.append(stride * np.arange(-(-extent // stride))[:, None] + dilation * np.arange(side))
+  padded = np.pad(x, [*pads, (0, 0)], constant_values=fill)
+  return padded[:, places[0][:, None, :, None], places[1][None, :, None, :]]
+
+
+def conv(x, kernel, stride=1):
+  """A dense convolution, kernel `[K, L, C, D]`."""
+  return np.einsum('nijklc,klcd->nijd', windows(x, kernel.shape[:2], stride), kernel)
+
+
+def depthwise(x, kernel, stride=1, dilation=1):
+  """Kernel `[K, L, M, C]`; channel `m·C + c` of the output is channel `c` under its filter `m`."""
+  y = np.einsum('nijklc,klmc->nijmc', windows(x, kernel.shape[:2], stride, dilation), kernel)
+  return y.reshape(*y.shape[:3], -1)
+
+
+def depthwise_input_gradient(dy, kernel, size, stride=1, dilation=1):
+  """The transpose of `depthwise` in images of `size`: every product goes back to the pixel it came from."""
+  multiplier, channels = kernel.shape[2:]
+  num_pixels = size[0] * size[1]
+  pixels = np.arange(num_pixels).reshape(1, *size, 1)
+  sources = windows(pixels, kernel.shape[:2], stride, dilation, fill=num_pixels)[0, ..., 0]
+  dx = np.zeros((num_pixels + 1, len(dy), channels))
+  dy = dy.reshape(*dy.shape[:3], multiplier, channels)
+  np.add.at(dx, sources, np.einsum('nijmc,klmc->ijklnc', dy, kernel))
+  return np.moveaxis(dx[:-1], 0, 1).reshape(-1, *size, channels)
+
+
+def depthwise_filter_gradient(x, dy, sides, stride=1, dilation=1):
+  """The transpose of `depthwise` in filters with these sides."""
+  dy = dy.reshape(*dy.shape[:3], -1, x.shape[-1])
+  return np.einsum('nijklc,nijmc->klmc', windows(x, sides, stride, dilation), dy)
+
+
+def max_pool(x, stride=1):
+  return windows(x, (3, 3), stride, fill=-np.inf).max(axis=(3, 4))
+
+
+def avg_pool(x, stride=1):
+  return np.nanmean(windows(x, (3, 3), stride, fill=np.nan), axis=(3, 4))
+
+
+def batch_norm(x, statistics=None, affine=None):
+  """With `statistics` and `affine`, each a mapping of `[C]` arrays, or with the batch's own statistics."""
+  mean = statistics['mean'] if statistics else x.mean(axis=(0, 1, 2))
+  var = statistics['var'] if statistics else x.var(axis=(0, 1, 2))
+  y = (x - mean) / np.sqrt(var + 1e-5)
+  return y * affine['scale'] + affine['bias'] if affine else y
+
+
+def relu(x):
+  return np.maximum(x, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Variables:
+  """The variables of a module, of which one edge uses the part at `place` of `places` stacked ones."""
+
+  params: Mapping
+  statistics: Mapping
+  train: bool
+
+  def inside(self, name):
+    return dataclasses.replace(self, params=self.params.get(name, {}), statistics=self.statistics.get(name, {}))
+
+  def batch_norm(self, x, place=0, places=1):
+    inside = self.inside('BatchNorm_0')
+    statistics, affine = (
+      {name: array.reshape(places, -1)[place] for name, array in arrays.items()}
+      for arrays in (inside.statistics, inside.params)
+    )
+    return batch_norm(x, None if self.train else statistics, affine)
+
+  def relu_conv_bn(self, x):
+    return self.batch_norm(relu(x) @ self.params['kernel'][0])
+
+  def factorized_reduce(self, x, place=0, places=1):
+    kernel = self.params['kernel'][:, :, place]
+    halves = [relu(x)[:, shift::2, shift::2] @ kernel[shift] for shift in (0, 1)]
+    return self.batch_norm(np.concatenate(halves, axis=-1), place, places)
+
+  def separable_stage(self, x, name, member, edges, stride):
+    """`edges` counts those of each operation, in the order in which the stage stacks them."""
+    names = list(edges)
+    place = sum(edges[earlier] for earlier in names[: names.index(name)]) + member
+    filters = self.params[f'{name}_depthwise'][:, :, [member]]
+    y = depthwise(relu(x), filters, stride, 2 if name.startswith('dil') else 1)
+    return self.batch_norm(y @ self.params[f'{name}_pointwise'][member], place, sum(edges.values()))
+
+  def separable(self, x, name, member, edges, stride):
+    """One stage for all separable convolutions of a node, and a second for those of them that are applied twice."""
+    double = {name: count for name, count in edges.items() if name.startswith('sep_conv')}
+    single = {name: count for name, count in edges.items() if name.startswith('dil_conv')}
+    y = self.inside('stage0').separable_stage(x, name, member, double | single, stride)
+    return self.inside('stage1').separable_stage(y, name, member, double, 1) if name in double else y
+
+  def operation(self, x, name, member, *, edges, stride, discrete, scope):
+    """The operation on edge `member` of the `edges[name]` that have it."""
+    if name.startswith(('sep_conv', 'dil_conv')):
+      return self.inside(f'{scope}_conv').separable(x, name, member, edges, stride)
+    inside = self.inside(f'{scope}_{name}')
+    if name in ('max_pool_3x3', 'avg_pool_3x3'):
+      y = {'max': max_pool, 'avg': avg_pool}[name[:3]](x, stride)
+      return y if discrete else inside.batch_norm(y)
+    if name == 'skip_connect':
+      return x if stride == 1 else inside.inside('FactorizedReduce_0').factorized_reduce(x, member, edges[name])
+    assert name == 'conv_7x1_1x7'
+    y = conv(relu(x), inside.params['across'][member])[:, :, ::stride]
+    y = conv(y, inside.params['down'][member].swapaxes(0, 1))[:, ::stride]
+    return inside.batch_norm(y, member, edges[name])
+
+
+def cell(module, variables, before_last, last, mixing=None, *, train):
+  """A cell, one edge and one operation after the other."""
+  whole = Variables(variables['params'], variables['batch_stats'], train)
+  first = whole.inside('preprocess0')
+  states = [
+    first.factorized_reduce(before_last) if module.reduction_before else first.relu_conv_bn(before_last),
+    whole.inside('preprocess1').relu_conv_bn(last),
+  ]
+  edges = collections.defaultdict(collections.Counter)
+  for _, edge in module.spec.edges:
+    edges[edge.source].update(edge.operations)
+  used = collections.Counter()
+  rows = itertools.count()
+  for arriving in module.spec.nodes:
+    total = 0
+    for edge in arriving:
+      row = next(rows)
+      for name in edge.operations:
+        if name != 'none':
+          y = whole.operation(
+            states[edge.source],
+            name,
+            used[edge.source, name],
+            edges=edges[edge.source],
+            stride=2 if module.reduction and edge.source < 2 else 1,
+            discrete=module.discrete,
+            scope=f'node{edge.source}',
+          )
+          used[edge.source, name] += 1
+          total = total + (y if mixing is None else mixing[row, module.spec.operations.index(name)] * y)
+    states.append(total)
+  return np.concatenate([states[node] for node in module.spec.concat], axis=-1)
+
+
+def draw(init):
+  """Float64 variables as `init` would return them, all of them random, running statistics and scales included."""
+  rng = np.random.default_rng(0)
+
+  def one(path, leaf):
+    if path[-1].key in ('var', 'scale'):
+      return rng.uniform(0.5, 2, leaf.shape)
+    return rng.normal(size=leaf.shape) / np.sqrt(leaf.shape[-2] if leaf.ndim > 1 else 1)
+
+  return {'params': {}, 'batch_stats': {}} | jax.tree_util.tree_map_with_path(one, jax.eval_shape(init))
+
+
+@pytest.fixture(scope='session')
+def plain() -> types.SimpleNamespace:
+  """The functions of this file."""
+  functions = (windows, conv, depthwise, depthwise_input_gradient, depthwise_filter_gradient)
+  functions += (max_pool, avg_pool, batch_norm, Variables, cell, draw)
+  return types.SimpleNamespace(**{function.__name__: function for function in functions})

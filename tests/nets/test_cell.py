@@ -1,0 +1,117 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from darts_jax.genotype import CANDIDATES, CellSpec, Edge, published, search_space
+from darts_jax.nets.cell import Cell
+
+CHANNELS = 4
+SMALL = search_space(num_nodes=2)
+
+
+def draw_inputs(cell, size, dtype=np.float64):
+  """The outputs of the two cells before, at the sizes and numbers of channels of a network."""
+  rng = np.random.default_rng(1)
+  height, width = size
+  larger = (2 * height, 2 * width) if cell.reduction_before else size
+  return rng.normal(size=(2, *larger, 6)).astype(dtype), rng.normal(size=(2, *size, 5)).astype(dtype)
+
+
+@pytest.mark.parametrize(
+  ('name', 'kind', 'reduction_before', 'size', 'train'),
+  [
+    # Has one pair of operation and source twice at one node, and a node that no other reads.
+    ('NASNet', 'normal', True, (5, 4), True),
+    # Has the dense convolutions, and concatenates some of its nodes.
+    ('AmoebaNet', 'reduce', False, (6, 4), False),
+  ],
+)
+@pytest.mark.usefixtures('x64')
+def test_published_cell_equals_one_edge_after_the_other(plain, name, kind, reduction_before, size, train):
+  spec = published()[name].cell(kind)
+  cell = Cell(spec, CHANNELS, kind == 'reduce', reduction_before, discrete=True)
+  inputs = draw_inputs(cell, size)
+  variables = plain.draw(lambda: cell.init(jax.random.key(0), *inputs, train=False))
+  found = jax.jit(lambda variables, *inputs: cell.apply(variables, *inputs, train=train))(variables, *inputs)
+  expected = plain.cell(cell, variables, *inputs, train=train)
+  height, width = size
+  factor = 2 if kind == 'reduce' else 1
+  assert found.shape == (2, height // factor, width // factor, len(spec.concat) * CHANNELS)
+  np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(('reduction', 'size'), [(False, (5, 3)), (True, (4, 6))])
+@pytest.mark.usefixtures('x64')
+def test_searched_cell_mixes_operations_and_one_hot_weights_choose_one(plain, reduction, size):
+  cell = Cell(SMALL, CHANNELS, reduction, reduction_before=False, discrete=False)
+  inputs = draw_inputs(cell, size)
+  mixing = np.random.default_rng(2).uniform(size=(SMALL.num_edges, 8))
+  variables = plain.draw(lambda: cell.init(jax.random.key(0), *inputs, mixing, train=False))
+
+  @jax.jit
+  def compute(mixing):
+    return cell.apply(variables, *inputs, mixing, train=True)
+
+  expected = plain.cell(cell, variables, *inputs, mixing, train=True)
+  np.testing.assert_allclose(compute(mixing), expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+
+  chosen = ('sep_conv_5x5', 'max_pool_3x3', 'none', 'skip_connect', 'dil_conv_3x3')
+  own = plain.Variables(variables['params'], variables['batch_stats'], True)
+
+  def edge(node, name, member, num_edges):
+    counts = dict.fromkeys(CANDIDATES, num_edges)
+    stride = 2 if reduction and node < 2 else 1
+    settings = {'edges': counts, 'stride': stride, 'discrete': False, 'scope': f'node{node}'}
+    return own.operation(states[node], name, member, **settings)
+
+  states = [own.inside(f'preprocess{i}').relu_conv_bn(x) for i, x in enumerate(inputs)]
+  # Both inputs have an edge to both nodes: their first is that to node 2, their second that to node 3.
+  states.append(edge(0, 'sep_conv_5x5', 0, 2) + edge(1, 'max_pool_3x3', 0, 2))
+  states.append(edge(1, 'skip_connect', 1, 2) + edge(2, 'dil_conv_3x3', 0, 1))
+  expected = np.concatenate(states[2:], axis=-1)
+  one_hot = np.array([[float(name == operation) for operation in CANDIDATES] for name in chosen])
+  np.testing.assert_allclose(compute(one_hot), expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+
+
+@pytest.mark.usefixtures('x64')
+def test_gradient_of_a_searched_cell_is_its_slope(plain):
+  """In weights, inputs and mixing weights together, against a difference of what the definition computes."""
+  spec = search_space(('none', 'max_pool_3x3', 'avg_pool_3x3', 'skip_connect', 'sep_conv_3x3', 'dil_conv_3x3'), 2)
+  cell = Cell(spec, CHANNELS, reduction=True, reduction_before=False, discrete=False)
+  inputs = draw_inputs(cell, (4, 6))
+  rng = np.random.default_rng(2)
+  mixing = rng.uniform(size=(spec.num_edges, 6))
+  variables = plain.draw(lambda: cell.init(jax.random.key(0), *inputs, mixing, train=False))
+  statistics = {'batch_stats': variables['batch_stats']}
+  point = (variables['params'], inputs, mixing)
+  direction = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), point)
+  cotangent = rng.normal(size=(2, 2, 3, 2 * CHANNELS))
+
+  def loss(params, inputs, mixing):
+    return jnp.vdot(cell.apply({'params': params} | statistics, *inputs, mixing, train=True), cotangent)
+
+  def shifted(step):
+    params, inputs, mixing = jax.tree.map(lambda a, b: a + step * b, point, direction)
+    return np.vdot(plain.cell(cell, {'params': params} | statistics, *inputs, mixing, train=True), cotangent)
+
+  gradient = jax.jit(jax.grad(loss, (0, 1, 2)))(*point)
+  slope = sum(np.vdot(a, b) for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True))
+  np.testing.assert_allclose(slope, (shifted(1e-6) - shifted(-1e-6)) / 2e-6, rtol=1e-6)
+
+
+def test_edges_of_a_pruned_cell_may_differ(plain):
+  """Edges with different candidates, and one that the search has removed."""
+  nodes = (
+    (Edge(0, ('none', 'sep_conv_3x3')), Edge(1, ('skip_connect',))),
+    (Edge(1, ('sep_conv_3x3', 'max_pool_3x3')), Edge(0, ('sep_conv_3x3',)), Edge(2, ('none',))),
+  )
+  spec = CellSpec(nodes, (3, 2), ('max_pool_3x3', 'none', 'skip_connect', 'sep_conv_3x3'))
+  cell = Cell(spec, CHANNELS, False, reduction_before=True, discrete=False)
+  inputs = draw_inputs(cell, (4, 4), np.float32)
+  mixing = np.random.default_rng(2).uniform(size=(5, 4)).astype(np.float32)
+  variables = plain.draw(lambda: cell.init(jax.random.key(0), *inputs, mixing, train=False))
+  found = jax.jit(lambda variables, *args: cell.apply(variables, *args, train=False))(variables, *inputs, mixing)
+  assert found.dtype == jnp.float32
+  expected = plain.cell(cell, variables, *inputs, mixing, train=False)
+  np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())

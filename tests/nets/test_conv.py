@@ -1,0 +1,71 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from darts_jax.genotype import search_space
+from darts_jax.nets.cell import Cell
+from darts_jax.nets.conv import Supernet, reduction_cells
+
+
+def shapes(net, images, train=True):
+  """Shapes and dtypes of the variables and of the logits."""
+  mixing = {
+    kind: jnp.zeros((spec.num_edges, len(spec.operations)))
+    for kind, spec in (('normal', net.normal), ('reduce', net.reduce))
+  }
+  return jax.eval_shape(lambda: net.init_with_output(jax.random.key(0), images, mixing, train=train))
+
+
+@pytest.mark.parametrize(
+  ('num_layers', 'expected'),
+  [(8, (2, 5)), (14, (4, 9)), (20, (6, 13)), (3, (1, 2)), (2, (0, 1)), (1, (0,))],
+)
+def test_reduction_cells_lie_at_one_and_two_thirds(num_layers, expected):
+  assert reduction_cells(num_layers) == expected
+
+
+def test_number_of_weights_is_the_published_one():
+  net = Supernet(search_space(), search_space(), 16, 8, 10)
+  logits, variables = shapes(net, jnp.zeros((2, 32, 32, 3)))
+  assert logits.shape == (2, 10)
+  assert sum(leaf.size for leaf in jax.tree.leaves(variables['params'])) == 1_930_618
+
+
+@pytest.mark.parametrize(
+  ('size', 'channels', 'dtype'), [((28, 28), 1, jnp.float32), ((8, 12), 3, jnp.bfloat16)], ids=['MNIST', 'bfloat16']
+)
+def test_logits_are_float32_for_images_of_any_size_and_dtype(size, channels, dtype):
+  space = search_space(num_nodes=2)
+  logits, variables = shapes(Supernet(space, space, 4, 5, 7), jnp.zeros((3, *size, channels), dtype))
+  assert (logits.shape, logits.dtype) == ((3, 7), jnp.float32)
+  assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+  # 4 channels double in the cells 1 and 3, and the last cell has two nodes.
+  assert variables['params']['classifier'].shape == (2 * 16, 7)
+  assert variables['params']['stem'].shape == (3, 3, channels, 12)
+
+
+@pytest.mark.usefixtures('x64')
+def test_supernet_is_its_stem_cells_and_classifier(plain):
+  """By the definition of each; normal and reduction cells have mixing weights of their own."""
+  normal = search_space(('skip_connect', 'sep_conv_3x3'), num_nodes=1)
+  reduce = search_space(('max_pool_3x3', 'none', 'dil_conv_3x3'), num_nodes=2)
+  net = Supernet(normal, reduce, 2, 4, 5)
+  rng = np.random.default_rng(1)
+  images = rng.normal(size=(2, 4, 8, 3))
+  mixing = {'normal': rng.uniform(size=(2, 2)), 'reduce': rng.uniform(size=(5, 3))}
+  variables = plain.draw(lambda: net.init(jax.random.key(0), images, mixing, train=False))
+  found = jax.jit(lambda images, mixing: net.apply(variables, images, mixing, train=True))(images, mixing)
+
+  params, statistics = variables['params'], variables['batch_stats']
+  stem = plain.batch_norm(plain.conv(images, params['stem']), affine=params['stem_bn'])
+  states = [stem, stem]
+  # The cells 1 and 2 of 4 reduce, so the first input of the cells 2 and 3 is twice as large as the second.
+  layout = [(normal, 2, False, False), (reduce, 4, True, False), (reduce, 8, True, True), (normal, 8, False, True)]
+  for i, (spec, channels, reduction, reduction_before) in enumerate(layout):
+    cell = Cell(spec, channels, reduction, reduction_before, discrete=False)
+    own = {'params': params[f'cell{i}'], 'batch_stats': statistics[f'cell{i}']}
+    states.append(plain.cell(cell, own, *states[-2:], mixing['reduce' if reduction else 'normal'], train=True))
+  assert states[-1].shape == (2, 1, 2, 8)
+  expected = states[-1].mean(axis=(1, 2)) @ params['classifier'] + params['classifier_bias']
+  np.testing.assert_allclose(found, expected, rtol=0, atol=1e-11 * np.abs(expected).max())

@@ -1,0 +1,249 @@
+import math
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from darts_jax.nets.depthwise import depthwise_conv, depthwise_convs
+from darts_jax.runtime.mesh import batch_sharding, make_mesh, replicated
+
+CHANNELS = 3
+
+
+class Banks(NamedTuple):
+  """Filters as (sides, dilation, count): the filters a channel if they share the image, else the channels they read."""
+
+  shared: bool
+  filters: tuple[tuple[tuple[int, int], int, int], ...]
+
+  @property
+  def dilations(self):
+    return [dilation for _, dilation, _ in self.filters]
+
+  @property
+  def channels(self):
+    return CHANNELS if self.shared else sum(channels for *_, channels in self.filters)
+
+  def convolve(self, x, kernels, stride):
+    return depthwise_convs(x, kernels, dilations=self.dilations, stride=stride, shared=self.shared)
+
+  def draw(self, batch, size, stride):
+    """Images, filters and cotangents of the outputs, and for each of the three a direction to differentiate in."""
+    rng = np.random.default_rng(0)
+    images = (batch, *size, self.channels)
+    shapes = [(count, CHANNELS) if self.shared else (1, count) for *_, count in self.filters]
+    output = (batch, -(-size[0] // stride), -(-size[1] // stride))
+
+    def point():
+      return (
+        rng.normal(size=images),
+        [rng.normal(size=(*sides, *shape)) for (sides, *_), shape in zip(self.filters, shapes, strict=True)],
+        [rng.normal(size=(*output, math.prod(shape))) for shape in shapes],
+      )
+
+    return point(), point()
+
+  def two_orders(self, point, direction, stride):
+    """Convolutions and their gradients, and the derivatives of these in forward and in reverse mode."""
+
+    def gradient(x, kernels, dys):
+      return jax.vjp(lambda x, kernels: self.convolve(x, kernels, stride), x, kernels)[1](dys)
+
+    first, forward = jax.jvp(gradient, point, direction)
+    reverse = jax.vjp(gradient, *point)[1](direction[:2])
+    return {
+      'value': self.convolve(*point[:2], stride),
+      'gradient': first,
+      'forward': forward,
+      'reverse': reverse,
+    }
+
+  def expected_orders(self, plain, point, direction, stride):
+    """The same by the definition and the product rule: the values and both gradients are bilinear."""
+    (x, fs, dys), (tx, tfs, tdys) = point, direction
+    ends = np.cumsum([channels for *_, channels in self.filters])[:-1]
+    geometries = [{'stride': stride, 'dilation': dilation} for dilation in self.dilations]
+
+    def parts(x):
+      return [x] * len(self.filters) if self.shared else np.split(x, ends, axis=-1)
+
+    def value(x, fs):
+      return [plain.depthwise(part, f, **g) for part, f, g in zip(parts(x), fs, geometries, strict=True)]
+
+    def to_image(fs, dys):
+      found = [
+        plain.depthwise_input_gradient(dy, f, x.shape[1:3], **g) for f, dy, g in zip(fs, dys, geometries, strict=True)
+      ]
+      return sum(found) if self.shared else np.concatenate(found, axis=-1)
+
+    def to_filters(x, dys):
+      return [
+        plain.depthwise_filter_gradient(part, dy, f.shape[:2], **g)
+        for part, dy, f, g in zip(parts(x), dys, fs, geometries, strict=True)
+      ]
+
+    def add(first, second):
+      return [a + b for a, b in zip(first, second, strict=True)]
+
+    return {
+      'value': value(x, fs),
+      'gradient': (to_image(fs, dys), to_filters(x, dys)),
+      'forward': (to_image(fs, tdys) + to_image(tfs, dys), add(to_filters(tx, dys), to_filters(x, tdys))),
+      'reverse': (to_image(tfs, dys), to_filters(tx, dys), add(value(tx, fs), value(x, tfs))),
+    }
+
+
+#: The sizes and dilations of a search space, and as many edges as differ.
+SEARCH = Banks(True, (((3, 3), 1, 2), ((5, 5), 1, 1), ((3, 3), 2, 1), ((5, 5), 2, 3)))
+SMALL = Banks(True, (((3, 3), 1, 2), ((3, 3), 2, 1)))
+
+
+def assert_close(found, expected, tolerance=1e-13):
+  assert found.keys() == expected.keys()
+  for name in expected:
+    for a, b in zip(jax.tree.leaves(found[name]), jax.tree.leaves(expected[name]), strict=True):
+      np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max(), err_msg=name)
+
+
+@pytest.mark.parametrize(
+  ('batch', 'size', 'stride', 'banks'),
+  [
+    (1, (5, 6), 1, Banks(True, (((3, 3), 1, 1),))),
+    (2, (6, 9), 2, SEARCH),
+    (6, (4, 7), 1, SEARCH),
+    # Images that the filters reach beyond on all sides.
+    (3, (2, 3), 2, Banks(True, (((7, 7), 1, 1), ((5, 5), 2, 2)))),
+    (3, (7, 4), 1, Banks(False, (((3, 3), 1, 2), ((5, 5), 1, 3), ((1, 7), 1, 1)))),
+    (2, (6, 5), 2, Banks(False, (((5, 5), 2, 1), ((3, 3), 1, 2)))),
+  ],
+)
+@pytest.mark.usefixtures('x64')
+def test_equals_the_definition_to_second_order(plain, batch, size, stride, banks):
+  values = banks.draw(batch, size, stride)
+  assert_close(banks.two_orders(*values, stride), banks.expected_orders(plain, *values, stride))
+
+
+@pytest.mark.usefixtures('x64')
+def test_equals_a_grouped_convolution_of_xla():
+  (x, (kernel,), _), _ = Banks(True, (((3, 3), 2, 2),)).draw(4, (5, 6), 1)
+  expected = lax.conv_general_dilated(
+    np.tile(x, (1, 1, 1, 2)),
+    kernel.reshape(3, 3, 1, -1),
+    (1, 1),
+    [(2, 2), (2, 2)],
+    rhs_dilation=(2, 2),
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    feature_group_count=2 * CHANNELS,
+  )
+  np.testing.assert_allclose(depthwise_conv(x, kernel, dilation=2), expected, rtol=1e-12)
+
+
+@pytest.mark.usefixtures('x64')
+def test_jitted_equals_the_definition_to_second_order(plain):
+  values = SMALL.draw(4, (4, 6), 2)
+  found = jax.jit(lambda *values: SMALL.two_orders(*values, 2))(*values)
+  assert_close(found, SMALL.expected_orders(plain, *values, 2))
+
+
+@pytest.mark.usefixtures('x64')
+def test_derivatives_of_one_bank_among_several(plain):
+  (x, kernels, dys), (tx, tkernels, _) = SMALL.draw(2, (4, 6), 1)
+
+  def moving(x, kernel):
+    return SMALL.convolve(x, [kernels[0], kernel], 1)
+
+  @jax.jit
+  def compute():
+    _, transpose = jax.vjp(lambda kernel: moving(x, kernel)[1], kernels[1])
+    return {'reverse': transpose(dys[1]), 'forward': jax.jvp(moving, (x, kernels[1]), (tx, tkernels[1]))[1]}
+
+  expected = {
+    'reverse': plain.depthwise_filter_gradient(x, dys[1], (3, 3), dilation=2),
+    'forward': [
+      plain.depthwise(tx, kernels[0]),
+      plain.depthwise(tx, kernels[1], dilation=2) + plain.depthwise(x, tkernels[1], dilation=2),
+    ],
+  }
+  assert_close(compute(), expected)
+
+
+def test_channel_order_and_centre_of_the_window():
+  x = np.zeros((1, 5, 5, 2), np.float32)
+  x[0, 2, 2] = [1, 10]
+  kernel = np.arange(1, 10, dtype=np.float32).reshape(3, 3, 1, 1) * np.array([[1, 2], [3, 4]], np.float32)
+  y = depthwise_conv(x, kernel, dilation=2)
+  # At distance d from the only pixel the output is the tap at distance −d; channel 2m + c is channel c under filter m.
+  np.testing.assert_array_equal(y[0, ::2, ::2, 0], [[9, 8, 7], [6, 5, 4], [3, 2, 1]])
+  np.testing.assert_array_equal(y[0, 2, 2], [5, 5 * 20, 5 * 3, 5 * 40])
+  np.testing.assert_array_equal(y[0, 1::2], 0)
+
+
+@pytest.mark.usefixtures('x64')
+def test_vmapped_equals_one_after_the_other(plain):
+  one, two = SMALL.draw(3, (4, 5), 2)
+
+  def compute(x, kernels, dys):
+    y, transpose = jax.vjp(lambda x, kernels: SMALL.convolve(x, kernels, 2), x, kernels)
+    return y, *transpose(dys)
+
+  def expected(x, kernels, dys):
+    orders = SMALL.expected_orders(plain, (x, kernels, dys), two, 2)
+    return orders['value'], *orders['gradient']
+
+  x, kernels, dys = jax.tree.map(lambda a, b: np.stack([a, b], axis=1), one, two)
+  found = jax.jit(
+    lambda x, kernels, dys: {
+      'x': jax.vmap(lambda x: compute(x, *one[1:]), 1)(x),
+      'kernels': jax.vmap(lambda kernels: compute(one[0], kernels, one[2]), 1)(kernels),
+      'both': jax.vmap(compute, 1)(x, kernels, dys),
+    }
+  )(x, kernels, dys)
+  for i, point in enumerate((one, two)):
+    assert_close(
+      jax.tree.map(lambda a, i=i: a[i], found),
+      {'x': expected(point[0], *one[1:]), 'kernels': expected(one[0], point[1], one[2]), 'both': expected(*point)},
+    )
+
+
+def test_bfloat16_is_kept_by_the_convolution_and_its_transposes(plain):
+  values = jax.tree.map(lambda a: a.astype(jnp.bfloat16), SMALL.draw(2, (4, 4), 1))
+  found = SMALL.two_orders(*values, 1)
+  assert {a.dtype for a in jax.tree.leaves(found)} == {jnp.dtype(jnp.bfloat16)}
+  exact = jax.tree.map(lambda a: a.astype(np.float64), values)
+  found = jax.tree.map(lambda a: np.asarray(a, np.float64), found)
+  assert_close(found, SMALL.expected_orders(plain, *exact, 1), 0.02)
+
+
+@pytest.mark.usefixtures('x64')
+def test_over_two_devices_it_equals_the_definition_and_no_images_are_exchanged(plain):
+  mesh = make_mesh(2)
+  point, direction = SMALL.draw(4, (6, 8), 2)
+  shardings = (batch_sharding(mesh), replicated(mesh), batch_sharding(mesh))
+  values = [jax.device_put(arrays, shardings) for arrays in (point, direction)]
+  compiled = jax.jit(lambda *values: SMALL.two_orders(*values, 2)).lower(*values).compile()
+  found = compiled(*values)
+  assert_close(found, SMALL.expected_orders(plain, point, direction, 2))
+  assert found['gradient'][0].sharding.is_equivalent_to(batch_sharding(mesh), 4)
+  exchanged = re.findall(r'= f64\[([\d,]*)\]\S* (?:all-|collective-|reduce-scatter)', compiled.as_text())
+  # Only parts of the gradients of filters.
+  assert exchanged
+  assert max(math.prod(map(int, shape.split(','))) for shape in exchanged) <= point[1][0].size
+
+
+@pytest.mark.parametrize('platform', ['cuda', 'tpu'])
+@pytest.mark.usefixtures('x64')
+def test_program_for_accelerators_computes_the_same(plain, platform):
+  banks = Banks(platform == 'tpu', SMALL.filters)
+  values = banks.draw(3, (5, 4), 2)
+  exported = jax.export.export(
+    jax.jit(lambda *values: banks.two_orders(*values, 2)),
+    platforms=[platform],
+    # So that it can be run here.
+    disabled_checks=[jax.export.DisabledSafetyCheck.platform()],
+  )(*values)
+  assert 'stablehlo.while' not in exported.mlir_module()
+  assert_close(exported.call(*values), banks.expected_orders(plain, *values, 2))

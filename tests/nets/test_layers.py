@@ -1,0 +1,182 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from darts_jax.nets.layers import BatchNorm, avg_pool, max_pool, pointwise, uniform_fan_in
+from darts_jax.nets.materialise import materialise
+from darts_jax.runtime.mesh import batch_sharding, make_mesh
+
+WINDOW = (1, 3, 3, 1)
+PADDING = [(0, 0), (1, 1), (1, 1), (0, 0)]
+
+
+def window_max(x, stride):
+  return lax.reduce_window(x, -jnp.inf, lax.max, WINDOW, (1, stride, stride, 1), PADDING)
+
+
+def window_mean(x, stride):
+  strides = (1, stride, stride, 1)
+  total = lax.reduce_window(x, 0.0, lax.add, WINDOW, strides, PADDING)
+  return total / lax.reduce_window(jnp.ones_like(x), 0.0, lax.add, WINDOW, strides, PADDING)
+
+
+def two_orders(function, point, direction):
+  """Values, and the derivatives of a loss, along `direction` in both modes for the second."""
+
+  def loss(*point):
+    y = function(*point)
+    return jnp.vdot(jnp.sin(y), jnp.arange(y.size) / y.size)
+
+  gradient = jax.grad(loss, tuple(range(len(point))))
+  first, forward = jax.jvp(gradient, point, direction)
+  return function(*point), first, forward, jax.vjp(gradient, *point)[1](direction)
+
+
+def assert_close(found, expected, tolerance=1e-12):
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
+
+
+@pytest.mark.parametrize(('pool', 'expected'), [(max_pool, window_max), (avg_pool, window_mean)], ids=['max', 'avg'])
+@pytest.mark.usefixtures('x64')
+def test_pool_equals_a_window_reduction_to_second_order(plain, pool, expected):
+  rng = np.random.default_rng(0)
+  point, direction = rng.normal(size=(2, 1, 3, 5, 6, 2))
+
+  @jax.jit
+  def compute(point, direction):
+    return [
+      two_orders(lambda x, stride=stride, function=function: function(x, stride), tuple(point), tuple(direction))
+      for function in (pool, expected)
+      for stride in (1, 2)
+    ]
+
+  results = compute(point, direction)
+  assert_close(results[:2], results[2:])
+  by_definition = {max_pool: plain.max_pool, avg_pool: plain.avg_pool}[pool]
+  for result, stride in zip(results, (1, 2), strict=False):
+    np.testing.assert_allclose(result[0], by_definition(point[0], stride), rtol=1e-12)
+
+
+def test_average_does_not_count_padding():
+  np.testing.assert_allclose(avg_pool(jnp.full((1, 4, 3, 2), 7.0), 1), np.full((1, 4, 3, 2), 7), rtol=1e-6)
+  x = jnp.arange(1.0, 5.0).reshape(1, 2, 2, 1)
+  np.testing.assert_allclose(avg_pool(x, 2), [[[[2.5]]]])
+  # From the corner of a larger image only four pixels are seen.
+  x = jnp.arange(9.0).reshape(1, 3, 3, 1)
+  np.testing.assert_allclose(avg_pool(x, 2)[0, ..., 0], [[(0 + 1 + 3 + 4) / 4, 3], [5, 6]])
+
+
+def test_gradient_of_the_largest_goes_to_the_first_of_equal_pixels():
+  gradient = jax.grad(lambda x: max_pool(x, 1).sum())(jnp.full((1, 3, 4, 1), 2.0))
+  # Row by row the first pixel of a window is the one up and left of its centre, where the image has that.
+  np.testing.assert_array_equal(gradient[0, ..., 0], np.outer([2, 1, 0], [2, 1, 1, 0]))
+  _, tangent = jax.jvp(lambda x: max_pool(x, 2), (jnp.ones((1, 2, 2, 1)),), (jnp.arange(5.0, 9.0).reshape(1, 2, 2, 1),))
+  np.testing.assert_array_equal(tangent, [[[[5.0]]]])
+
+
+@pytest.mark.usefixtures('x64')
+def test_batch_norm_uses_the_batch_and_its_gradient_is_that_of_the_definition():
+  rng = np.random.default_rng(0)
+  x, direction = rng.normal(size=(2, 3, 4, 5, 2)) * [1.0, 3.0] + [2.0, -1.0]
+  params = {'scale': np.array([1.5, -0.5]), 'bias': np.array([0.3, 2.0])}
+  layer = BatchNorm(affine=True)
+
+  def definition(x, params):
+    mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+    return (x - mean) / jnp.sqrt(var + 1e-5) * params['scale'] + params['bias']
+
+  def ours(x, params):
+    statistics = {'mean': np.full(2, 9.0), 'var': np.full(2, 9.0)}
+    return layer.apply({'params': params, 'batch_stats': statistics}, x, train=True)
+
+  point, directions = (x, params), (direction, {'scale': np.array([1.0, 0.2]), 'bias': np.array([-1.0, 0.4])})
+  found, expected = jax.jit(lambda: [two_orders(function, point, directions) for function in (ours, definition)])()
+  assert_close(found, expected, 1e-11)
+
+
+@pytest.mark.usefixtures('x64')
+def test_batch_norm_keeps_running_statistics():
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2, 3, 4, 2)) * 2 + 1
+  layer = BatchNorm(affine=False)
+  variables = layer.init(jax.random.key(0), x, train=True)
+  jax.tree.map(np.testing.assert_array_equal, variables, {'batch_stats': {'mean': np.zeros(2), 'var': np.ones(2)}})
+  mean, var = np.zeros(2), np.ones(2)
+  for batch in (x, 3 * x - 1):
+    _, changed = layer.apply(variables, batch, train=True, mutable=['batch_stats'])
+    variables = changed
+    mean = 0.9 * mean + 0.1 * batch.mean((0, 1, 2))
+    var = 0.9 * var + 0.1 * batch.var((0, 1, 2), ddof=1)
+    np.testing.assert_allclose(variables['batch_stats']['mean'], mean, rtol=1e-12)
+    np.testing.assert_allclose(variables['batch_stats']['var'], var, rtol=1e-12)
+  y, changed = layer.apply(variables, x, train=False, mutable=['batch_stats'])
+  np.testing.assert_allclose(y, (x - mean) / np.sqrt(var + 1e-5), rtol=1e-12)
+  np.testing.assert_array_equal(changed['batch_stats']['mean'], variables['batch_stats']['mean'])
+
+
+def test_batch_norm_computes_statistics_of_bfloat16_in_float32():
+  # In bfloat16 the difference of E[x²] = 102.53 and E[x]² = 102.52 would be lost.
+  x = jnp.where(jnp.arange(64).reshape(1, 8, 8, 1) % 2 == 0, 10.0, 10.25).astype(jnp.bfloat16)
+  layer = BatchNorm(affine=False)
+  y, changed = layer.apply(layer.init(jax.random.key(0), x, train=True), x, train=True, mutable=['batch_stats'])
+  assert y.dtype == jnp.bfloat16
+  np.testing.assert_allclose(np.unique(np.asarray(y, np.float32)), [-1, 1], rtol=0.01)
+  np.testing.assert_allclose(changed['batch_stats']['mean'], [0.1 * 10.125], rtol=1e-6)
+  np.testing.assert_allclose(changed['batch_stats']['var'], [0.9 + 0.1 * 0.125**2 * 64 / 63], rtol=1e-5)
+
+
+@pytest.mark.parametrize(('edges', 'channels', 'features'), [(1, 5, 3), (4, 16, 5), (5, 16, 4), (2, 33, 3)])
+@pytest.mark.usefixtures('x64')
+def test_pointwise_equals_an_einsum_over_edges(edges, channels, features):
+  """On both sides of the size up to which the product is one with a block-diagonal matrix."""
+  rng = np.random.default_rng(0)
+  x, dx = rng.normal(size=(2, 2, 3, 2, edges * channels))
+  kernel, dkernel = rng.normal(size=(2, edges, channels, features))
+
+  def expected(x, kernel):
+    y = jnp.einsum('nijmc,mcd->nijmd', x.reshape(2, 3, 2, edges, channels), kernel)
+    return y.reshape(2, 3, 2, edges * features)
+
+  found, definition = jax.jit(lambda *args: [two_orders(function, *args) for function in (pointwise, expected)])(
+    (x, kernel), (dx, dkernel)
+  )
+  assert_close(found, definition)
+
+
+def test_initial_weights_are_uniform_up_to_one_over_the_root_of_the_fan_in():
+  sample = np.asarray(uniform_fan_in(25)(jax.random.key(0), (100, 100)))
+  assert np.abs(sample).max() <= 0.2
+  # Mean and variance of a uniform variable, to five standard errors of 10⁴ samples.
+  np.testing.assert_allclose(sample.mean(), 0, atol=5 * 0.2 / math.sqrt(3) / 100)
+  np.testing.assert_allclose(sample.var(), 0.2**2 / 3, atol=5 * math.sqrt(4 / 45) * 0.2**2 / 100)
+
+
+@pytest.mark.parametrize('batch', [1, 3, 4])
+@pytest.mark.usefixtures('x64')
+def test_materialise_is_the_identity_with_its_derivatives(batch):
+  x, direction = np.random.default_rng(0).normal(size=(2, 1, batch, 2, 3))
+  found, expected = jax.jit(lambda *args: [two_orders(function, *args) for function in (materialise, lambda x: x)])(
+    tuple(x), tuple(direction)
+  )
+  assert_close(found, expected, 0)
+  mapped = jax.jit(jax.vmap(materialise, 2, 1))(x[0])
+  np.testing.assert_array_equal(mapped, np.moveaxis(x[0], 2, 1))
+
+
+def test_pools_over_two_devices_exchange_no_images():
+  mesh = make_mesh(2)
+  x = jax.device_put(np.random.default_rng(0).normal(size=(4, 3, 3, 2)).astype(np.float32), batch_sharding(mesh))
+
+  def compute(x):
+    return jax.value_and_grad(lambda x: jnp.sum(max_pool(x, 1) * avg_pool(x, 1)))(x)
+
+  compiled = jax.jit(compute).lower(x).compile()
+  for a, b in zip(compiled(x), compute(jax.device_put(x, jax.devices()[0])), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+  assert 'all-reduce' in compiled.as_text()
+  assert 'all-gather' not in compiled.as_text()

@@ -1,0 +1,98 @@
+import json
+import pathlib
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from darts_jax.derive import derive_cell, derive_genotype
+from darts_jax.genotype import CellSpec, Edge, from_dict, search_space
+
+GOLDENS = json.loads((pathlib.Path(__file__).parent / 'goldens' / 'cnn_genotype_parse.json').read_text())
+SPEC = search_space()
+SMALL = search_space(('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3'), num_nodes=2)
+
+
+def softmax(alphas):
+  weights = np.exp(alphas - np.max(alphas, axis=-1, keepdims=True))
+  return weights / weights.sum(axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize('index', range(20))
+def test_genotypes_that_the_published_code_derives(index):
+  golden = GOLDENS[index]
+  mixing = {name: softmax(np.array(golden[f'alphas_{name}'])) for name in ('normal', 'reduce')}
+  assert derive_genotype(mixing, {'normal': SPEC, 'reduce': SPEC}) == from_dict(golden['genotype'])
+
+
+def test_strongest_edge_comes_first_whatever_none_weighs():
+  mixing = np.array(
+    [
+      # Columns: none, max_pool_3x3, skip_connect, sep_conv_3x3.
+      [0.10, 0.20, 0.30, 0.40],
+      [0.05, 0.50, 0.25, 0.20],
+      [0.94, 0.01, 0.02, 0.03],
+      [0.85, 0.04, 0.06, 0.05],
+      [0.90, 0.05, 0.03, 0.02],
+    ]
+  )
+  assert derive_cell(mixing, SMALL) == (
+    *(('max_pool_3x3', 1), ('sep_conv_3x3', 0)),
+    *(('skip_connect', 1), ('max_pool_3x3', 2)),
+  )
+  assert derive_cell(mixing, SMALL, num_kept=1) == (('max_pool_3x3', 1), ('skip_connect', 1))
+
+
+def test_ties_go_to_the_smaller_index():
+  assert derive_cell(np.full((5, 4), 0.25), SMALL) == (('max_pool_3x3', 0), ('max_pool_3x3', 1)) * 2
+  mixing = np.full((5, 4), 0.25)
+  mixing[4] = [0.1, 0.1, 0.4, 0.4]
+  assert derive_cell(mixing, SMALL)[2:] == (('skip_connect', 2), ('max_pool_3x3', 0))
+
+
+def test_pruned_cell_keeps_what_is_left():
+  """Weights of operations that an edge no longer has do not count, nor does an edge that has none but `none`."""
+  operations = ('none', 'max_pool_3x3', 'skip_connect')
+  edges = (
+    Edge(0, ('none',)),
+    Edge(1, ('none', 'max_pool_3x3')),
+    Edge(0, ('skip_connect',)),
+  )
+  spec = CellSpec((edges,), (2,), operations)
+  assert derive_cell(np.array([[0.0, 1, 1], [0.5, 0.3, 0.9], [0, 1, 0.2]]), spec) == (
+    ('max_pool_3x3', 1),
+    ('skip_connect', 0),
+  )
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(weights=st.permutations(range(SMALL.num_edges * 4)), columns=st.permutations(range(4)))
+def test_order_of_operations_does_not_matter(weights, columns):
+  mixing = np.array(weights).reshape(-1, 4) / len(weights)
+  operations = tuple(SMALL.operations[column] for column in columns)
+  permuted = search_space(operations, num_nodes=2)
+  found = derive_cell(mixing, SMALL)
+  assert derive_cell(mixing[:, list(columns)], permuted) == found
+  assert 'none' not in {operation for operation, _ in found}
+
+
+@pytest.mark.parametrize(
+  ('mixing', 'spec', 'message'),
+  [
+    (np.ones((5, 8)), SMALL, 'mixing: shape (5, 8) does not fit a cell with 5 edges and 4 operations'),
+    (np.ones((14, 4)), SMALL, 'mixing: shape (14, 4) does not fit a cell with 5 edges and 4 operations'),
+    (np.full((5, 4), np.nan), SMALL, 'mixing: holds values that are not finite'),
+    (np.full((5, 4), np.inf), SMALL, 'mixing: holds values that are not finite'),
+    (
+      np.ones((2, 2)),
+      CellSpec(((Edge(0, ('none', 'skip_connect')), Edge(1, ('none',))),), (2,), ('none', 'skip_connect')),
+      'node 2: 1 edges to choose from; 2 have to be kept',
+    ),
+  ],
+)
+def test_mixing_weights_that_stand_for_no_cell_are_refused(mixing, spec, message):
+  with pytest.raises(ValueError, match=f'^{re.escape(message)}') as error:
+    derive_cell(mixing, spec)
+  assert '\n' not in str(error.value)

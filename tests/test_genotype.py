@@ -1,0 +1,326 @@
+import json
+import os
+import re
+
+import pytest
+
+from darts_jax.genotype import (
+  CANDIDATES,
+  CellSpec,
+  Edge,
+  Genotype,
+  RecurrentGenotype,
+  from_dict,
+  load,
+  published,
+  resolve,
+  save,
+  search_space,
+  to_dict,
+)
+
+SHORT = {
+  'sep3': 'sep_conv_3x3',
+  'sep5': 'sep_conv_5x5',
+  'sep7': 'sep_conv_7x7',
+  'dil3': 'dil_conv_3x3',
+  'dil5': 'dil_conv_5x5',
+  'skip': 'skip_connect',
+  'max': 'max_pool_3x3',
+  'avg': 'avg_pool_3x3',
+}
+
+
+def pairs(text):
+  """`'sep3 0, skip 1 | …'`, node by node, as pairs."""
+  parts = [part.split() for part in re.split('[,|]', text)]
+  return tuple((SHORT.get(operation, operation), int(source)) for operation, source in parts)
+
+
+# The cells as the papers draw them.
+PAPERS = {
+  'NASNet': Genotype(
+    normal=pairs('sep5 1, sep3 0 | sep5 0, sep3 0 | avg 1, skip 0 | avg 0, avg 0 | sep3 1, skip 1'),
+    normal_concat=(2, 3, 4, 5, 6),
+    reduce=pairs('sep5 1, sep7 0 | max 1, sep7 0 | avg 1, sep5 0 | skip 3, avg 2 | sep3 2, max 1'),
+    reduce_concat=(4, 5, 6),
+  ),
+  'AmoebaNet': Genotype(
+    normal=pairs('avg 0, max 1 | sep3 0, sep5 2 | sep3 0, avg 3 | sep3 1, skip 1 | skip 0, avg 1'),
+    normal_concat=(4, 5, 6),
+    reduce=pairs('avg 0, sep3 1 | max 0, sep7 2 | sep7 0, avg 1 | max 0, max 1 | conv_7x1_1x7 0, sep3 5'),
+    reduce_concat=(3, 4, 6),
+  ),
+  'DARTS_V1': Genotype(
+    normal=pairs('sep3 1, sep3 0 | skip 0, sep3 1 | skip 0, sep3 1 | sep3 0, skip 2'),
+    normal_concat=(2, 3, 4, 5),
+    reduce=pairs('max 0, max 1 | skip 2, max 0 | max 0, skip 2 | skip 2, avg 0'),
+    reduce_concat=(2, 3, 4, 5),
+  ),
+  'DARTS_V2': Genotype(
+    normal=pairs('sep3 0, sep3 1 | sep3 0, sep3 1 | sep3 1, skip 0 | skip 0, dil3 2'),
+    normal_concat=(2, 3, 4, 5),
+    reduce=pairs('max 0, max 1 | skip 2, max 1 | max 0, skip 2 | skip 2, max 1'),
+    reduce_concat=(2, 3, 4, 5),
+  ),
+  'RNN_ENAS': RecurrentGenotype(
+    pairs('tanh 0, tanh 1, relu 1, tanh 3, tanh 3, relu 3, relu 4, relu 7, relu 8, relu 8, relu 8'),
+    (2, 5, 6, 9, 10, 11),
+  ),
+  'RNN_DARTS_V1': RecurrentGenotype(
+    pairs('relu 0, relu 1, tanh 2, relu 3, relu 4, identity 1, relu 5, relu 1'), tuple(range(1, 9))
+  ),
+  'RNN_DARTS_V2': RecurrentGenotype(
+    pairs('sigmoid 0, relu 1, relu 1, identity 1, tanh 2, sigmoid 5, tanh 3, relu 5'), tuple(range(1, 9))
+  ),
+}
+
+
+@pytest.mark.parametrize('name', PAPERS)
+def test_published_genotype_is_that_of_its_paper(name):
+  assert published()[name] == PAPERS[name]
+
+
+def test_every_published_genotype_survives_its_file(tmp_path):
+  assert len(published()) == 40
+  for name, genotype in published().items():
+    path = tmp_path / f'{name}.json'
+    save(genotype, path)
+    assert load(path) == genotype
+    assert resolve(str(path)) == genotype
+    assert resolve(name) is genotype
+
+
+def test_json_form():
+  values = json.loads(json.dumps(to_dict(PAPERS['DARTS_V2'])))
+  assert list(values) == ['normal', 'normal_concat', 'reduce', 'reduce_concat']
+  assert values['normal'][:3] == [['sep_conv_3x3', 0], ['sep_conv_3x3', 1], ['sep_conv_3x3', 0]]
+  assert values['reduce_concat'] == [2, 3, 4, 5]
+  assert from_dict(values) == PAPERS['DARTS_V2']
+  values = to_dict(PAPERS['RNN_DARTS_V2'])
+  assert values == {'recurrent': [list(pair) for pair in PAPERS['RNN_DARTS_V2'].recurrent], 'concat': [*range(1, 9)]}
+
+
+def test_genotype_as_cells():
+  spec = PAPERS['NASNet'].cell('normal')
+  assert spec.is_discrete
+  assert spec.num_edges == 10
+  assert spec.operations == ('sep_conv_5x5', 'sep_conv_3x3', 'avg_pool_3x3', 'skip_connect')
+  assert spec.concat == (2, 3, 4, 5, 6)
+  # The node that averages one input twice.
+  assert spec.nodes[3] == (Edge(0, ('avg_pool_3x3',)),) * 2
+  assert PAPERS['NASNet'].cell('reduce').edges[6:8] == (
+    (5, Edge(3, ('skip_connect',))),
+    (5, Edge(2, ('avg_pool_3x3',))),
+  )
+
+
+@pytest.mark.parametrize(('num_nodes', 'num_edges'), [(1, 2), (2, 2 + 3), (3, 2 + 3 + 4), (4, 14), (5, 20)])
+def test_number_of_edges_of_the_search_space(num_nodes, num_edges):
+  spec = search_space(num_nodes=num_nodes)
+  assert spec.num_edges == len(spec.edges) == num_edges
+  assert spec.concat == tuple(range(2, 2 + num_nodes))
+
+
+def test_edges_of_the_search_space_are_ordered_by_target_then_source():
+  spec = search_space()
+  assert [(target, edge.source) for target, edge in spec.edges] == [
+    *((2, 0), (2, 1)),
+    *((3, 0), (3, 1), (3, 2)),
+    *((4, 0), (4, 1), (4, 2), (4, 3)),
+    *((5, 0), (5, 1), (5, 2), (5, 3), (5, 4)),
+  ]
+  assert {edge.operations for _, edge in spec.edges} == {CANDIDATES}
+  assert spec.operations == (
+    *('none', 'max_pool_3x3', 'avg_pool_3x3', 'skip_connect'),
+    *('sep_conv_3x3', 'sep_conv_5x5', 'dil_conv_3x3', 'dil_conv_5x5'),
+  )
+  assert not spec.is_discrete
+
+
+def test_spec_is_discrete_when_no_edge_has_a_choice():
+  edges = (Edge(0, ('none', 'skip_connect')), Edge(1, ('skip_connect',)))
+  assert not CellSpec((edges,), (2,), ('none', 'skip_connect')).is_discrete
+  assert CellSpec((edges[1:],), (2,), ('none', 'skip_connect')).is_discrete
+  assert search_space(('skip_connect',)).is_discrete
+
+
+def test_equal_specs_and_genotypes_are_one_key():
+  assert len({search_space(), search_space(CANDIDATES, 4), search_space(num_nodes=3)}) == 2
+  specs = {from_dict(to_dict(PAPERS['DARTS_V2'])).cell('normal'), PAPERS['DARTS_V2'].cell('normal')}
+  assert len(specs) == 1
+  assert len({*PAPERS.values(), from_dict(to_dict(PAPERS['RNN_ENAS']))}) == len(PAPERS)
+
+
+def change(field, value=None, base='DARTS_V2'):
+  """A published genotype's JSON values with one field changed, or removed if there is no value."""
+  values = to_dict(PAPERS[base])
+  del values[field]
+  return values if value is None else values | {field: value}
+
+
+def change_pair(field, index, pair, base='DARTS_V2'):
+  values = to_dict(PAPERS[base])
+  values[field][index] = pair
+  return values
+
+
+ERRORS = {
+  'cycle': (
+    change_pair('normal', 2, ['skip_connect', 4]),
+    'normal: node 3 reads node 4, which closes a cycle; allowed are 0 to 2',
+  ),
+  'self': (
+    change_pair('reduce', 7, ['skip_connect', 5]),
+    'reduce: node 5 reads node 5, which closes a cycle; allowed are 0 to 4',
+  ),
+  'source too large': (
+    change_pair('normal', 0, ['skip_connect', 6]),
+    'normal: node 2 reads node 6, which does not exist; allowed are 0 to 1',
+  ),
+  'source negative': (
+    change_pair('normal', 0, ['skip_connect', -1]),
+    'normal: node 2 reads node -1, which does not exist; allowed are 0 to 1',
+  ),
+  'operation': (
+    change_pair('reduce', 3, ['sep_conv_3x4', 1]),
+    "reduce: node 3: 'sep_conv_3x4' is not an operation; did you mean 'sep_conv_3x3'?",
+  ),
+  'pair without source': (
+    change_pair('normal', 1, ['skip_connect']),
+    "normal: ['skip_connect'] is not an [operation, source] pair",
+  ),
+  'pair with a fraction': (
+    change_pair('normal', 1, ['skip_connect', 0.5]),
+    "normal: ['skip_connect', 0.5] is not an [operation, source] pair",
+  ),
+  'pair with a truth value': (
+    change_pair('normal', 1, ['skip_connect', True]),
+    "normal: ['skip_connect', True] is not an [operation, source] pair",
+  ),
+  'pairs missing their list': (change('normal', 3), 'normal: 3 is not a list of [operation, source] pairs'),
+  'odd number': (
+    change('normal', [['skip_connect', 0]] * 3),
+    'normal: 3 pairs; a cell lists two (operation, source) pairs a node',
+  ),
+  'no pair': (change('reduce', []), 'reduce: 0 pairs; a cell lists two (operation, source) pairs a node'),
+  'missing field': (
+    change('reduce_concat'),
+    'reduce_concat: missing; a genotype has the fields normal, normal_concat, reduce, reduce_concat',
+  ),
+  'unknown field': (
+    change('normal') | {'normal': [['skip_connect', 0]] * 2, 'norm': []},
+    'norm: unknown field; a genotype has the fields normal, normal_concat, reduce, reduce_concat',
+  ),
+  'concat of an input': (
+    change('normal_concat', [1, 2]),
+    'normal_concat: [1, 2] is not allowed; list each node once, from 2 to 5',
+  ),
+  'concat too large': (
+    change('reduce_concat', [2, 6]),
+    'reduce_concat: [2, 6] is not allowed; list each node once, from 2 to 5',
+  ),
+  'concat twice': (
+    change('normal_concat', [2, 2]),
+    'normal_concat: [2, 2] is not allowed; list each node once, from 2 to 5',
+  ),
+  'concat empty': (
+    change('normal_concat', []),
+    'normal_concat: [] is not allowed; list each node once, from 2 to 5',
+  ),
+  'concat of text': (change('normal_concat', ['2']), "normal_concat: ['2'] is not a list of node indices"),
+  'recurrent cycle': (
+    change_pair('recurrent', 2, ['tanh', 3], 'RNN_DARTS_V2'),
+    'recurrent: node 3 reads node 3, which closes a cycle; allowed are 0 to 2',
+  ),
+  'recurrent activation': (
+    change_pair('recurrent', 0, ['skip_connect', 0], 'RNN_DARTS_V2'),
+    "recurrent: node 1: 'skip_connect' is not an operation; allowed are none, tanh, relu, sigmoid, identity",
+  ),
+  'recurrent without nodes': (
+    change('recurrent', [], 'RNN_DARTS_V2'),
+    'recurrent: 0 pairs; a cell lists one (activation, source) pair a node',
+  ),
+  'recurrent concat': (
+    change('concat', [0, 1], 'RNN_DARTS_V2'),
+    'concat: [0, 1] is not allowed; list each node once, from 1 to 8',
+  ),
+  'both kinds': (
+    to_dict(PAPERS['RNN_DARTS_V2']) | {'normal': []},
+    'normal: unknown field; a genotype has the fields recurrent, concat',
+  ),
+  'not an object': ([1, 2], 'a genotype is an object with fields, not list'),
+}
+
+
+@pytest.mark.parametrize(('values', 'message'), ERRORS.values(), ids=list(ERRORS))
+def test_file_that_holds_no_genotype_is_one_line_with_file_and_field(tmp_path, values, message):
+  path = tmp_path / 'genotype.json'
+  path.write_text(json.dumps(values))
+  with pytest.raises(ValueError, match=f'^{re.escape(f"{path}: {message}")}$'):
+    resolve(str(path))
+
+
+@pytest.mark.parametrize('content', [b'', b'{"normal": [', b'Genotype(normal=[])', b'\xff\xfe'])
+def test_file_that_is_not_json_is_named_in_one_line(tmp_path, content):
+  path = tmp_path / 'genotype.json'
+  path.write_bytes(content)
+  with pytest.raises(ValueError, match=f'^{re.escape(str(path))}: not JSON .*$') as error:
+    load(path)
+  assert '\n' not in str(error.value)
+
+
+def test_file_that_cannot_be_read_is_named_in_one_line(tmp_path):
+  for path, reason in ((tmp_path / 'none.json', 'No such file or directory'), (tmp_path, 'Is a directory')):
+    with pytest.raises(ValueError, match=f'^{re.escape(f"{path}: cannot be read ({reason})")}$'):
+      load(path)
+
+
+def test_neither_file_nor_published_suggests_a_name():
+  with pytest.raises(ValueError, match="^genotype: 'DARTS_V' is neither a .*; did you mean 'DARTS_V[12]'[?]$"):
+    resolve('DARTS_V')
+  with pytest.raises(ValueError, match='; allowed are NASNet, AmoebaNet, DARTS_V1, .*, PDARTS$'):
+    resolve('qqq')
+
+
+def test_saving_replaces_the_file_as_a_whole(tmp_path):
+  path = tmp_path / 'genotype.json'
+  save(PAPERS['DARTS_V1'], path)
+  # A second name of the old file: were the file written to in place, its content would change under that name, too.
+  os.link(path, tmp_path / 'before.json')
+  save(PAPERS['RNN_DARTS_V1'], path)
+  assert load(tmp_path / 'before.json') == PAPERS['DARTS_V1']
+  assert load(path) == PAPERS['RNN_DARTS_V1']
+  assert sorted(entry.name for entry in tmp_path.iterdir()) == ['before.json', 'genotype.json']
+
+
+@pytest.mark.parametrize(
+  ('make', 'message'),
+  [
+    (lambda: search_space(num_nodes=0), 'num_nodes: 0 is not allowed; a cell has at least 1 intermediate node'),
+    (lambda: search_space(['none']), "operations: ('none',) has nothing to choose; "),
+    (lambda: search_space([]), 'operations: no operation is listed; '),
+    (lambda: search_space(['skip']), "operations: 'skip' is not an operation; "),
+    (lambda: search_space(['none', 'none']), "operations: an operation is listed twice in ('none', 'none')"),
+    (
+      lambda: CellSpec(((Edge(0, ('none',)), Edge(2, ('none',))),), (2,), ('none',)),
+      'cell: node 2 reads node 2, which closes a cycle; allowed are 0 to 1',
+    ),
+    (
+      lambda: CellSpec(((Edge(0, ('skip_connect',)),),), (2,), ('none',)),
+      "node 2: 'skip_connect' is not an operation; allowed are none",
+    ),
+    (
+      lambda: CellSpec(((Edge(0, ('none',)),),), (3,), ('none',)),
+      'concat: [3] is not allowed; list each node once, from 2 to 2',
+    ),
+    (
+      lambda: Genotype(pairs('skip 0, skip 2'), (2,), pairs('skip 0, skip 1'), (2,)),
+      'normal: node 2 reads node 2, which closes a cycle; allowed are 0 to 1',
+    ),
+  ],
+)
+def test_invalid_cells_are_refused(make, message):
+  with pytest.raises(ValueError, match=f'^{re.escape(message)}') as error:
+    make()
+  assert '\n' not in str(error.value)
