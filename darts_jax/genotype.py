@@ -15,6 +15,7 @@ import functools
 import json
 import os
 import pathlib
+import types
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
@@ -190,10 +191,11 @@ def from_dict(values: Any) -> AnyGenotype:
       raise ValueError(f'{name}: missing; a genotype has the fields {", ".join(names)}')
   for name in values:
     if name not in names:
-      raise ValueError(f'{name}: unknown field; a genotype has the fields {", ".join(names)}')
-  return kind(
-    **{name: (_parse_nodes if name.endswith('concat') else _parse_pairs)(values[name], name) for name in names}
-  )
+      raise ValueError(f'{name!r}: unknown field; a genotype has the fields {", ".join(names)}')
+  fields: dict[str, Any] = {
+    name: (_parse_nodes if name.endswith('concat') else _parse_pairs)(values[name], name) for name in names
+  }
+  return kind(**fields)
 
 
 def save(genotype: AnyGenotype, path: str | os.PathLike[str]) -> None:
@@ -214,7 +216,7 @@ def load(path: str | os.PathLike[str]) -> AnyGenotype:
     values = json.loads(pathlib.Path(path).read_text())
   except OSError as error:
     raise ValueError(f'{path}: cannot be read ({error.strerror})') from error
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise ValueError(f'{path}: not JSON ({error})') from error
   try:
     return from_dict(values)
@@ -226,7 +228,7 @@ def load(path: str | os.PathLike[str]) -> AnyGenotype:
 def published() -> Mapping[str, AnyGenotype]:
   """The published genotypes by name; their sources and figures are in the README's table."""
   text = resources.files('darts_jax').joinpath('published_genotypes.json').read_text()
-  return {name: from_dict(values) for name, values in json.loads(text).items()}
+  return types.MappingProxyType({name: from_dict(values) for name, values in json.loads(text).items()})
 
 
 def resolve(name_or_path: str) -> AnyGenotype:

@@ -20,6 +20,7 @@ together with the pass of its weight update.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -158,10 +159,10 @@ def finite_difference(radius: float = 0.01) -> Estimator:
     radius: length of the step to either side in weight space.
 
   Raises:
-    ValueError: `radius` is not positive.
+    ValueError: `radius` is not positive and finite.
   """
-  if not radius > 0:
-    raise ValueError(f'radius: {radius} is not allowed; a finite difference needs a radius > 0')
+  if not 0 < radius < math.inf:
+    raise ValueError(f'radius: {radius} is not allowed; a finite difference needs a positive, finite radius')
 
   def step_aside(problem: Problem, memory: Memory, gradients: Gradients) -> Memory:
     direction = _pull_back(problem, memory.direction, gradients.weights)
@@ -172,7 +173,7 @@ def finite_difference(radius: float = 0.01) -> Estimator:
       at=_along(problem.weights, epsilon, direction),
       direction=direction,
       estimate=gradients.alphas,
-      epsilon=epsilon,
+      epsilon=epsilon.astype(memory.epsilon.dtype),
       outer_norm=global_norm(gradients.alphas),
     )
 

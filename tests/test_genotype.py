@@ -210,7 +210,7 @@ ERRORS = {
   ),
   'unknown field': (
     change('normal') | {'normal': [['skip_connect', 0]] * 2, 'norm': []},
-    'norm: unknown field; a genotype has the fields normal, normal_concat, reduce, reduce_concat',
+    "'norm': unknown field; a genotype has the fields normal, normal_concat, reduce, reduce_concat",
   ),
   'concat of an input': (
     change('normal_concat', [1, 2]),
@@ -247,7 +247,7 @@ ERRORS = {
   ),
   'both kinds': (
     to_dict(PAPERS['RNN_DARTS_V2']) | {'normal': []},
-    'normal: unknown field; a genotype has the fields recurrent, concat',
+    "'normal': unknown field; a genotype has the fields recurrent, concat",
   ),
   'not an object': ([1, 2], 'a genotype is an object with fields, not list'),
 }

@@ -227,7 +227,7 @@ def test_memory_has_one_structure_in_all_passes(quadratic, estimator):
     memory = after
 
 
-@pytest.mark.parametrize('radius', [0, -0.01, float('nan')])
-def test_radius_that_is_not_positive_is_refused(radius):
-  with pytest.raises(ValueError, match=f'^radius: {radius} is not allowed; a finite difference needs a radius > 0$'):
+@pytest.mark.parametrize('radius', [0, -0.01, float('nan'), float('inf')])
+def test_radius_that_is_not_positive_and_finite_is_refused(radius):
+  with pytest.raises(ValueError, match=f'^radius: {radius} is not allowed; a finite difference needs a positive'):
     finite_difference(radius)

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 Array = jax.Array
-Statistics = Sequence[float] | Array
+Statistics = Sequence[float] | np.ndarray | Array
 
 
 def normalise(images: Array, mean: Statistics, std: Statistics, dtype: jax.typing.DTypeLike = jnp.float32) -> Array:

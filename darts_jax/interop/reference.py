@@ -72,7 +72,7 @@ def convert_supernet(net: Supernet, tensors: Tensors, *, statistics: bool = True
 
 def _cell(take: Take, prefix: str, spec: CellSpec, reduction: bool, reduction_before: bool) -> tuple[Any, Any]:
   preprocess0 = _factorized_reduce if reduction_before else _relu_conv_bn
-  both = {
+  both: dict[str, tuple[Any, ...]] = {
     'preprocess0': preprocess0(take, [f'{prefix}.preprocess0']),
     'preprocess1': _relu_conv_bn(take, [f'{prefix}.preprocess1']),
   }

@@ -16,7 +16,6 @@ from hundreds of these and each costs time to compile.
 """
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -99,7 +98,8 @@ def depthwise_convs(
     height, width, multiplier, channels = kernel.shape
     banks.append(Bank((height, width), dilation, multiplier, channels, start))
     start += 0 if shared else channels
-  geometry = Geometry(x.shape, stride, tuple(banks))
+  num_images, height, width, channels = x.shape
+  geometry = Geometry((num_images, height, width, channels), stride, tuple(banks))
   return list(_bind('output', [x], list(kernels), geometry))
 
 
@@ -138,9 +138,7 @@ def _padded(x: Array, geometry: Geometry) -> Array:
 def _tiled(padded: Array, geometry: Geometry) -> list[Array]:
   """What the filters of each bank read, channel by channel."""
   banks = geometry.banks
-  return [
-    jnp.tile(padded[..., bank.start : bank.start + bank.channels], (1, 1, 1, bank.multiplier)) for bank in banks
-  ]
+  return [jnp.tile(padded[..., bank.start : bank.start + bank.channels], (1, 1, 1, bank.multiplier)) for bank in banks]
 
 
 def _shifted(padded: Array, offset: tuple[int, int], bank: Bank, geometry: Geometry) -> Array:
@@ -167,9 +165,7 @@ def _image_stencil(dy: Array, kernel: Array, bank: Bank, geometry: Geometry) -> 
     pads.append((padding, extent + padding - (s * (out - 1) + 1), s - 1))
   padded = lax.pad(dy, jnp.zeros((), dy.dtype), [*pads, (0, 0, 0)])
   filters = kernel[::-1, ::-1].reshape(-1, bank.multiplier * bank.channels)
-  terms = [
-    padded[:, top : top + height, left : left + width] * filters[i] for i, (top, left) in enumerate(bank.taps())
-  ]
+  terms = [padded[:, top : top + height, left : left + width] * filters[i] for i, (top, left) in enumerate(bank.taps())]
   return functools.reduce(jnp.add, terms)
 
 
@@ -315,10 +311,8 @@ def _jvp(
       continue
     arguments = [values[0], values[1]]
     arguments[i] = [ad.instantiate_zeros(t) for t in moving[i]]
-    terms.append(_bind(target, *arguments, geometry))
-  out = _bind(target, *values, geometry)
-  if not terms:
-    return out, [ad.Zero.from_primal_value(y) for y in out]
+    terms.append(_bind(target, arguments[0], arguments[1], geometry))
+  out = _bind(target, values[0], values[1], geometry)
   return out, [functools.reduce(ad.add_jaxvals, parts) for parts in zip(*terms, strict=True)]
 
 

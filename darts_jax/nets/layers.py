@@ -56,10 +56,9 @@ def init_variables(net: nn.Module, key: Array, *args: Any, **kwargs: Any) -> Any
   leaves, treedef = jax.tree_util.tree_flatten_with_path(variables['params'])
   drawn = [path[-1].key not in ('scale', 'bias') for path, _ in leaves]
   sizes = [leaf.size for (_, leaf), wanted in zip(leaves, drawn, strict=True) if wanted]
-  draws = iter(jnp.split(jax.random.uniform(key, (sum(sizes),), minval=-1.0), np.cumsum(sizes)[:-1]))
+  draws = iter(jnp.split(jax.random.uniform(key, (sum(sizes),), jnp.float32, -1), np.cumsum(sizes)[:-1]))
   params = [
-    leaf * next(draws).reshape(leaf.shape) if wanted else leaf
-    for (_, leaf), wanted in zip(leaves, drawn, strict=True)
+    leaf * next(draws).reshape(leaf.shape) if wanted else leaf for (_, leaf), wanted in zip(leaves, drawn, strict=True)
   ]
   return {**variables, 'params': jax.tree.unflatten(treedef, params)}
 

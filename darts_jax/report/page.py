@@ -3,23 +3,16 @@
 import functools
 import html
 import json
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from darts_jax import genotype as genotypes
-from darts_jax.genotype import AnyGenotype, Genotype, RecurrentGenotype
+from darts_jax.genotype import AnyGenotype, Genotype
 from darts_jax.report import curves, diagnostics, drawing, figures, style
 from darts_jax.report.curves import Panel
 from darts_jax.report.workdir import Run, cells_of, kept_edges, last, series
-
-#: What trains a found architecture from scratch: for images, and for text.
-TRAINING_COMMANDS = {
-  Genotype: ('python experiments/train.py', '--config=configs/cifar10_train.py'),
-  RecurrentGenotype: ('python experiments/train.py', '--config=configs/ptb_train.py'),
-}
 
 _MAX_EVENTS = 200
 _MAX_SNAPSHOTS = 3
@@ -222,21 +215,20 @@ def _earlier_cell(earlier: AnyGenotype, genotype: AnyGenotype | None, cell: str,
 def _usage(run: Run, genotype: AnyGenotype | None) -> str:
   if genotype is None:
     return _section('Use this architecture', _absent('There is no architecture yet.'))
-  path = shlex.quote(str(run.path / 'genotype.json'))
   text = (
     '{\n'
     + ',\n'.join(f'  "{name}": {_json_lines(values)}' for name, values in genotypes.to_dict(genotype).items())
     + '\n}'
   )
-  command = ' \\\n  '.join([*TRAINING_COMMANDS[type(genotype)], f'--config.genotype={path}', '--workdir=trained'])
-  lead = (
-    'To train it from scratch:'
-    if run.genotype is not None
-    else ('To train it from scratch, save the text below under the name that this command has:')
-  )
+  cell = next(name for name in _CELLS if hasattr(genotype, name))
+  code = f'from darts_jax import genotype\n\nfound = genotype.load({str(run.path / "genotype.json")!r})'
+  if isinstance(genotype, Genotype):
+    code += f"""
+print(drawing.to_graphviz(found.cell('{cell}'), '{cell}'))  # Graphviz source of a cell"""
+    code = code.replace('\n\n', '\nfrom darts_jax.report import drawing\n\n', 1)
   return _section(
     'Use this architecture',
-    f'<p>{lead}</p>\n<pre>{_escape(command)}</pre>\n<h3>genotype.json</h3>\n<pre>{_escape(text)}</pre>',
+    f'<pre>{_escape(code)}</pre>\n<h3>genotype.json</h3>\n<pre>{_escape(text)}</pre>',
   )
 
 

@@ -42,6 +42,4 @@ class Darts:
 
   def derive(self, alphas: Mapping[str, ArrayLike]) -> Genotype:
     """The two strongest edges of every node with their best operations."""
-    return derive_genotype(
-      {name: relaxation.softmax(jnp.asarray(alphas[name])) for name in self.specs}, self.specs
-    )
+    return derive_genotype({name: relaxation.softmax(jnp.asarray(alphas[name])) for name in self.specs}, self.specs)

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -68,7 +67,7 @@ class AlphaHistory:
       self._series[name].append(value)
     partial = self._path.with_name('alphas.partial.npz')
     np.savez(partial, allow_pickle=False, **self._constants, **{k: np.array(v) for k, v in self._series.items()})
-    os.replace(partial, self._path)
+    partial.replace(self._path)
 
 
 def _write(path: pathlib.Path, content: bytes) -> None:

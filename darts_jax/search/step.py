@@ -87,6 +87,34 @@ def loss_and_aux(
   return loss, (accuracy, updated['batch_stats'])
 
 
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+  """Scales updates by min(1, max_norm / (‖g‖ + 1e-6)), the rule of the published experiments.
+
+  Optax's own divides by ‖g‖ alone, which differs in the seventh digit.
+  """
+
+  def clip(updates: PyTree, params: PyTree | None) -> PyTree:
+    del params
+    factor = jnp.minimum(1, max_norm / (global_norm(updates) + 1e-6))
+    return jax.tree.map(lambda g: g * factor.astype(g.dtype), updates)
+
+  return optax.stateless(clip)
+
+
+class StepInfo(NamedTuple):
+  """What a step saw.
+
+  Attributes:
+    metrics: `[]` each: losses in nats and accuracies on both batches (`train_…` at the new α and the old weights,
+      `valid_…` where the estimator differentiates the outer loss), norms of both gradients before clipping, and the
+      learning rate.
+    hypergradient: the estimate that α was updated with, like the α.
+  """
+
+  metrics: dict[str, Array]
+  hypergradient: PyTree
+
+
 @dataclasses.dataclass(frozen=True)
 class Optimizers:
   """The two optimisers of a search.
@@ -117,7 +145,7 @@ class Optimizers:
     step = (optax.add_decayed_weights(rates.weight_decay), optax.sgd(learning_rate, momentum=rates.momentum))
     return cls(
       # Flattened: one vector is updated by a few kernels, hundreds of small arrays by a few each.
-      optax.flatten(optax.chain(optax.clip_by_global_norm(rates.clip_norm), optax.chain(*step))),
+      optax.flatten(optax.chain(clip_by_global_norm(rates.clip_norm), optax.chain(*step))),
       optax.flatten(optax.chain(*step)),
       optax.chain(
         optax.add_decayed_weights(alphas.weight_decay),
@@ -146,7 +174,7 @@ def search_step(
   estimator: Estimator,
   optimizers: Optimizers,
   batch_sharding: NamedSharding | None = None,
-) -> tuple[SearchState, dict[str, Array]]:
+) -> tuple[SearchState, StepInfo]:
   """One search step on two batches.
 
   Args:
@@ -160,9 +188,7 @@ def search_step(
     batch_sharding: how the stacked batches `[2, B, …]` lie on the devices.
 
   Returns:
-    The state after the step, and the metrics of the step, `[]` each: losses in nats and accuracies on both batches
-    (`train_…` at the new α and the old weights, `valid_…` where the estimator differentiates the outer loss),
-    norms of both gradients before clipping, learning rate.
+    The state after the step, and what the step saw.
   """
   batches = jax.tree.map(lambda *arrays: jnp.stack(arrays), train, valid)
   if batch_sharding is not None:
@@ -229,7 +255,7 @@ def search_step(
     'alphas_gradient_norm': carry.alphas_gradient_norm,
     'learning_rate': jnp.asarray(optimizers.learning_rate(state.step), zero.dtype),
   }
-  return carry.state, metrics
+  return carry.state, StepInfo(metrics, carry.memory.estimate)
 
 
 # What the random key of a step is folded with for each purpose.
@@ -325,7 +351,7 @@ class Searcher:
 
   def _step(self, state: SearchState, data: Halves) -> tuple[SearchState, dict[str, Array]]:
     train, valid = self._batches(state, data)
-    return search_step(
+    state, info = search_step(
       state,
       train,
       valid,
@@ -335,6 +361,7 @@ class Searcher:
       optimizers=self._optimizers,
       batch_sharding=NamedSharding(self._mesh, PartitionSpec(None, 'data')),
     )
+    return state, info.metrics
 
   def _batches(self, state: SearchState, data: Halves) -> Halves:
     """The batches of a step: the next ones of a random order for the weights, any images for the architecture."""
@@ -375,7 +402,7 @@ class Searcher:
     def add(sums: Evaluation, chosen: Array) -> tuple[Evaluation, None]:
       place, counts = chosen % total, chosen < total
       raw, labels = lax.with_sharding_constraint((data.valid.images[place], data.valid.labels[place]), sharding)
-      logits = self.net.apply(variables, normalise(raw, self._mean, self._std), mixing, train=False)
+      logits: Any = self.net.apply(variables, normalise(raw, self._mean, self._std), mixing, train=False)
       losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
       correct = jnp.argmax(logits, -1) == labels
       return Evaluation(sums.loss + jnp.sum(losses * counts), sums.accuracy + jnp.sum(correct & counts)), None

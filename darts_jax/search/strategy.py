@@ -17,9 +17,12 @@ Alphas = dict[str, Array]
 
 
 class Strategy(Protocol):
-  """The contract; `specs` are the cell specs of the supernet, `'normal'` and `'reduce'`."""
+  """The contract."""
 
-  specs: Mapping[str, CellSpec]
+  @property
+  def specs(self) -> Mapping[str, CellSpec]:
+    """Cell specs of the supernet, `'normal'` and `'reduce'`."""
+    ...
 
   def init(self, key: Array) -> Alphas:
     """The initial α of every kind of cell, `[E, O]` float32; consumes the key."""

@@ -1,12 +1,13 @@
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 
-from darts_jax.nets.layers import BatchNorm, avg_pool, max_pool, pointwise, uniform_fan_in
+from darts_jax.nets.layers import BatchNorm, avg_pool, init_variables, max_pool, pointwise, uniform_fan_in
 from darts_jax.nets.materialise import materialise
 from darts_jax.runtime.mesh import batch_sharding, make_mesh
 
@@ -148,12 +149,38 @@ def test_pointwise_equals_an_einsum_over_edges(edges, channels, features):
   assert_close(found, definition)
 
 
-def test_initial_weights_are_uniform_up_to_one_over_the_root_of_the_fan_in():
-  sample = np.asarray(uniform_fan_in(25)(jax.random.key(0), (100, 100)))
-  assert np.abs(sample).max() <= 0.2
-  # Mean and variance of a uniform variable, to five standard errors of 10⁴ samples.
-  np.testing.assert_allclose(sample.mean(), 0, atol=5 * 0.2 / math.sqrt(3) / 100)
-  np.testing.assert_allclose(sample.var(), 0.2**2 / 3, atol=5 * math.sqrt(4 / 45) * 0.2**2 / 100)
+class TwoKernels(nn.Module):
+  """Weights with fan-ins 25 and 100, and a BN with scale and bias."""
+
+  @nn.compact
+  def __call__(self, x, *, train):
+    self.param('small', uniform_fan_in(25), (100, 100))
+    self.param('large', uniform_fan_in(100), (100, 100))
+    return BatchNorm(affine=True)(x, train=train)
+
+
+def net_init(net, key, *args, **kwargs):
+  return net.init(key, *args, **kwargs)
+
+
+@pytest.mark.parametrize('initialise', [net_init, init_variables])
+def test_initial_weights_are_uniform_up_to_one_over_the_root_of_the_fan_in(initialise):
+  net, x = TwoKernels(), jnp.ones((1, 2, 2, 3))
+  variables = jax.jit(lambda: initialise(net, jax.random.key(0), x, train=False))()
+  params = variables['params']
+  for name, bound in (('small', 0.2), ('large', 0.1)):
+    sample = np.asarray(params[name])
+    assert sample.shape == (100, 100)
+    assert np.abs(sample).max() <= bound
+    # Mean and variance of a uniform variable, to five standard errors of 10⁴ samples.
+    np.testing.assert_allclose(sample.mean(), 0, atol=5 * bound / math.sqrt(3) / 100)
+    np.testing.assert_allclose(sample.var(), bound**2 / 3, atol=5 * math.sqrt(4 / 45) * bound**2 / 100)
+  correlation = np.corrcoef(params['small'].ravel(), params['large'].ravel())[0, 1]
+  np.testing.assert_allclose(correlation, 0, atol=5 / 100)
+  np.testing.assert_array_equal(params['BatchNorm_0']['scale'], np.ones(3))
+  np.testing.assert_array_equal(params['BatchNorm_0']['bias'], np.zeros(3))
+  np.testing.assert_array_equal(variables['batch_stats']['BatchNorm_0']['mean'], np.zeros(3))
+  np.testing.assert_array_equal(variables['batch_stats']['BatchNorm_0']['var'], np.ones(3))
 
 
 @pytest.mark.parametrize('batch', [1, 3, 4])

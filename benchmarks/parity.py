@@ -1,0 +1,198 @@
+"""Compares this implementation with results of the reference code.
+
+python -m benchmarks.parity FILE.npz|FILE.json
+
+Rebuilds what a file describes, in float64, and prints `name relative_error` for every quantity in it. The relative
+error of an array is max |ours − theirs| / max |theirs|; that of an architecture is 0 or 1. Exits with 0 if all
+are within tolerance, 1 if not, and 2 with one line if the file cannot be read.
+
+Files of the kind cnn_search hold, in the names and layouts of the reference (NCHW, OIHW): weights `w/…`, momentum
+buffers `momentum/…`, `alphas_…`, two batches, and the results: logits, losses, hypergradients, one whole search step.
+Files of the kind cnn_genotype_parse are lists of α with the genotype that belongs to each.
+"""
+
+import json
+import pathlib
+import sys
+import zipfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
+
+from darts_jax.derive import derive_genotype
+from darts_jax.genotype import search_space, to_dict
+from darts_jax.hypergradient import Estimator, exact, finite_difference, first_order
+from darts_jax.interop.reference import convert_supernet
+from darts_jax.nets.conv import Supernet
+from darts_jax.relaxation import softmax
+from darts_jax.search.darts import Darts
+from darts_jax.search.settings import Alphas, Search, Weights
+from darts_jax.search.state import SearchState
+from darts_jax.search.step import Examples, Optimizers, StepInfo, search_step
+
+# In float64. Outputs and gradients agree up to rounding; a finite difference divides the rounding of two gradients by
+# its small step, and so does all that follows from it.
+TOLERANCE = 1e-9
+TOLERANCE_FINITE_DIFFERENCE = 1e-6
+
+CELLS = ('normal', 'reduce')
+
+
+def relative_error(ours: Any, theirs: Any) -> float:
+  """max |ours − theirs| / max |theirs|."""
+  ours, theirs = np.asarray(ours), np.asarray(theirs)
+  if ours.shape != theirs.shape:
+    raise ValueError(f'shape {ours.shape} computed, {theirs.shape} found')
+  return float(np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs)))
+
+
+class SearchFile:
+  """A file of the kind cnn_search, as a network, a state and two batches."""
+
+  def __init__(self, values: Mapping[str, np.ndarray]) -> None:
+    """Converts everything; computes nothing. Raises ValueError or KeyError if something is missing or does not fit."""
+    self.values = values
+    self.meta: dict[str, Any] = json.loads(str(values['meta']))
+    self.space = search_space()
+    self.net = Supernet(self.space, self.space, self.meta['C'], self.meta['layers'], self.meta['num_classes'])
+    self.variables = convert_supernet(self.net, self._group('w/'))
+    self.strategy = Darts(dict.fromkeys(CELLS, self.space))
+    self.train, self.valid = (
+      Examples(jnp.asarray(values[f'x_{half}'].transpose(0, 2, 3, 1)), jnp.asarray(values[f'y_{half}']))
+      for half in ('train', 'valid')
+    )
+    meta = self.meta
+    settings = Search(
+      epochs=1,
+      weights=Weights(meta['eta'], meta['eta'], meta['momentum'], meta['weight_decay'], meta['grad_clip']),
+      alphas=Alphas(meta['arch_lr'], meta['arch_betas'][0], meta['arch_betas'][1], meta['arch_weight_decay']),
+    )
+    self.optimizers = Optimizers.from_settings(settings, 1)
+    weights = jax.tree.map(jnp.asarray, self.variables['params'])
+    alphas = {name: jnp.asarray(values[f'alphas_{name}']) for name in CELLS}
+    momentum = convert_supernet(self.net, self._group('momentum/'), statistics=False)['params']
+    self.state = SearchState(
+      step=jnp.zeros((), jnp.int32),
+      key=jax.random.key(0),
+      weights=weights,
+      statistics=jax.tree.map(jnp.asarray, self.variables['batch_stats']),
+      alphas=alphas,
+      weights_optimizer=optax.tree_utils.tree_set(
+        self.optimizers.weights.init(weights), trace=ravel_pytree(momentum)[0]
+      ),
+      alphas_optimizer=self.optimizers.alphas.init(alphas),
+    )
+
+  def logits(self) -> tuple[jax.Array, jax.Array]:
+    """Logits of the training batch in evaluation and in training mode."""
+    mixing = jax.tree.map(softmax, self.state.alphas)
+    apply = jax.jit(self.net.apply, static_argnames='train')
+    evaluated, trained = (apply(self.variables, self.train.images, mixing, train=train) for train in (False, True))
+    return evaluated, trained
+
+  def step(self, estimator: Estimator) -> tuple[SearchState, StepInfo]:
+    """One whole search step."""
+
+    def run(state: SearchState, train: Examples, valid: Examples) -> tuple[SearchState, StepInfo]:
+      return search_step(
+        state, train, valid, net=self.net, strategy=self.strategy, estimator=estimator, optimizers=self.optimizers
+      )
+
+    return jax.jit(run)(self.state, self.train, self.valid)
+
+  def expected_weights(self) -> dict[str, Any]:
+    """The weights after the whole step."""
+    return convert_supernet(self.net, self._group('step_w/'), statistics=False)['params']
+
+  def _group(self, prefix: str) -> dict[str, np.ndarray]:
+    return {name[len(prefix) :]: value for name, value in self.values.items() if name.startswith(prefix)}
+
+
+def compare_search(file: SearchFile) -> Iterator[tuple[str, float, float]]:
+  """Yields the name, relative error and tolerance of every result in a cnn_search file."""
+  values, meta = file.values, file.meta
+  if 'param_count' in meta:
+    count = sum(leaf.size for leaf in jax.tree.leaves(file.variables['params']))
+    yield 'param_count', float(count != meta['param_count']), 0.0
+  evaluated, trained = file.logits()
+  losses = optax.softmax_cross_entropy_with_integer_labels(trained, file.train.labels)
+  yield 'logits_eval', relative_error(evaluated, values['logits_eval']), TOLERANCE
+  yield 'logits_train', relative_error(trained, values['logits_train']), TOLERANCE
+  yield 'loss_train', relative_error(jnp.mean(losses), values['loss_train']), TOLERANCE
+  for prefix, estimator, tolerance in (
+    ('first_order', first_order(), TOLERANCE),
+    ('exact', exact(), TOLERANCE),
+    ('fd', finite_difference(meta['fd_radius']), TOLERANCE_FINITE_DIFFERENCE),
+  ):
+    state, info = file.step(estimator)
+    for name in CELLS:
+      yield f'{prefix}_{name}', relative_error(info.hypergradient[name], values[f'{prefix}_{name}']), tolerance
+  # The last estimator is the one that the reference takes its step with.
+  yield 'unrolled_loss', relative_error(info.metrics['valid_loss'], values['unrolled_loss']), TOLERANCE
+  for name in CELLS:
+    yield f'step_alphas_{name}', relative_error(state.alphas[name], values[f'step_alphas_{name}']), tolerance
+  yield 'step_grad_norm', relative_error(info.metrics['weights_gradient_norm'], values['step_grad_norm']), tolerance
+  expected = dict(jax.tree_util.tree_leaves_with_path(file.expected_weights()))
+  for path, leaf in jax.tree_util.tree_leaves_with_path(state.weights):
+    name = '/'.join(key.key for key in path)
+    yield f'step_w/{name}', relative_error(leaf, expected[path]), tolerance
+
+
+def compare_genotypes(cases: list[Any]) -> Iterator[tuple[str, float, float]]:
+  """Yields the name, error (0 or 1) and tolerance of every architecture in a cnn_genotype_parse file."""
+  specs = {name: search_space() for name in CELLS}
+  for i, case in enumerate(cases):
+    mixing = {name: softmax(jnp.asarray(case[f'alphas_{name}'])) for name in CELLS}
+    found = to_dict(derive_genotype(mixing, specs))
+    yield f'genotype_{i}', float(found != case['genotype']), 0.0
+
+
+def compare(path: pathlib.Path) -> Iterator[tuple[str, float, float]]:
+  """Yields `(name, relative error, tolerance)` of every quantity in a file.
+
+  Raises:
+    ValueError: the file cannot be read, or is of no known kind.
+  """
+  try:
+    if path.suffix == '.json':
+      cases = json.loads(path.read_text())
+      if not isinstance(cases, list) or not cases or 'alphas_normal' not in cases[0]:
+        raise ValueError('not a list of α and genotypes')
+      yield from compare_genotypes(cases)
+      return
+    with np.load(path) as archive:
+      values = {name: archive[name] for name in archive.files}
+    if 'alphas_normal' not in values or 'meta' not in values:
+      raise ValueError('not a file of search results: alphas_normal or meta is missing')
+    yield from compare_search(SearchFile(values))
+  except KeyError as error:
+    raise ValueError(f'{path}: {error} is missing') from error
+  except (OSError, ValueError, zipfile.BadZipFile) as error:
+    raise ValueError(f'{path}: {getattr(error, "strerror", None) or error}') from error
+
+
+def main(arguments: list[str]) -> int:
+  """Prints the comparison; returns the exit code."""
+  if len(arguments) != 1:
+    print('usage: python -m benchmarks.parity FILE.npz|FILE.json', file=sys.stderr)
+    return 2
+  jax.config.update('jax_enable_x64', True)
+  failed = False
+  try:
+    for name, error, tolerance in compare(pathlib.Path(arguments[0])):
+      # Written so that NaN fails.
+      failed |= not error <= tolerance
+      print(f'{name} {error:.3e}', flush=True)
+  except ValueError as error:
+    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+    return 2
+  return int(failed)
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))
