@@ -15,7 +15,7 @@ import json
 import pathlib
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,7 +36,7 @@ from darts_jax.search.state import SearchState
 from darts_jax.search.step import Examples, Optimizers, StepInfo, search_step
 
 # In float64. Outputs and gradients agree up to rounding; a finite difference divides the rounding of two gradients by
-# its small step, and so does all that follows from it.
+# its small step.
 TOLERANCE = 1e-9
 TOLERANCE_FINITE_DIFFERENCE = 1e-6
 
@@ -113,34 +113,53 @@ class SearchFile:
     return {name[len(prefix) :]: value for name, value in self.values.items() if name.startswith(prefix)}
 
 
-def compare_search(file: SearchFile) -> Iterator[tuple[str, float, float]]:
-  """Yields the name, relative error and tolerance of every result in a cnn_search file."""
+#: The results in a cnn_search file, besides the weights after the step, `step_w/…`.
+RESULTS = (
+  *('logits_eval', 'logits_train', 'loss_train', 'unrolled_loss', 'step_grad_norm'),
+  *(f'{kind}_{cell}' for kind in ('first_order', 'exact', 'fd', 'step_alphas') for cell in CELLS),
+)
+#: What is computed by one compiled program each.
+PARTS = ('forward', 'first_order', 'exact', 'finite_difference')
+
+
+def compare_search(file: SearchFile, parts: Sequence[str] = PARTS) -> Iterator[tuple[str, float, float]]:
+  """Yields the name, relative error and tolerance of the results in a cnn_search file."""
   values, meta = file.values, file.meta
-  if 'param_count' in meta:
-    count = sum(leaf.size for leaf in jax.tree.leaves(file.variables['params']))
-    yield 'param_count', float(count != meta['param_count']), 0.0
-  evaluated, trained = file.logits()
-  losses = optax.softmax_cross_entropy_with_integer_labels(trained, file.train.labels)
-  yield 'logits_eval', relative_error(evaluated, values['logits_eval']), TOLERANCE
-  yield 'logits_train', relative_error(trained, values['logits_train']), TOLERANCE
-  yield 'loss_train', relative_error(jnp.mean(losses), values['loss_train']), TOLERANCE
-  for prefix, estimator, tolerance in (
-    ('first_order', first_order(), TOLERANCE),
-    ('exact', exact(), TOLERANCE),
-    ('fd', finite_difference(meta['fd_radius']), TOLERANCE_FINITE_DIFFERENCE),
+  if 'forward' in parts:
+    if 'param_count' in meta:
+      count = sum(leaf.size for leaf in jax.tree.leaves(file.variables['params']))
+      yield 'param_count', float(count != meta['param_count']), 0.0
+    evaluated, trained = file.logits()
+    losses = optax.softmax_cross_entropy_with_integer_labels(trained, file.train.labels)
+    yield 'logits_eval', relative_error(evaluated, values['logits_eval']), TOLERANCE
+    yield 'logits_train', relative_error(trained, values['logits_train']), TOLERANCE
+    yield 'loss_train', relative_error(jnp.mean(losses), values['loss_train']), TOLERANCE
+  for part, prefix, estimator in (
+    ('first_order', 'first_order', first_order()),
+    ('exact', 'exact', exact()),
+    ('finite_difference', 'fd', finite_difference(meta['fd_radius'])),
   ):
-    state, info = file.step(estimator)
-    for name in CELLS:
-      yield f'{prefix}_{name}', relative_error(info.hypergradient[name], values[f'{prefix}_{name}']), tolerance
-  # The last estimator is the one that the reference takes its step with.
+    if part in parts:
+      state, info = file.step(estimator)
+      tolerance = TOLERANCE_FINITE_DIFFERENCE if prefix == 'fd' else TOLERANCE
+      for cell in CELLS:
+        name = f'{prefix}_{cell}'
+        yield name, relative_error(info.hypergradient[cell], values[name]), tolerance
+      if prefix == 'fd':
+        yield from _compare_step(file, state, info)
+
+
+def _compare_step(file: SearchFile, state: SearchState, info: StepInfo) -> Iterator[tuple[str, float, float]]:
+  """The whole step of the reference, which it takes with the finite difference."""
+  values = file.values
   yield 'unrolled_loss', relative_error(info.metrics['valid_loss'], values['unrolled_loss']), TOLERANCE
-  for name in CELLS:
-    yield f'step_alphas_{name}', relative_error(state.alphas[name], values[f'step_alphas_{name}']), tolerance
-  yield 'step_grad_norm', relative_error(info.metrics['weights_gradient_norm'], values['step_grad_norm']), tolerance
+  for cell in CELLS:
+    name = f'step_alphas_{cell}'
+    yield name, relative_error(state.alphas[cell], values[name]), TOLERANCE
+  yield 'step_grad_norm', relative_error(info.metrics['weights_gradient_norm'], values['step_grad_norm']), TOLERANCE
   expected = dict(jax.tree_util.tree_leaves_with_path(file.expected_weights()))
   for path, leaf in jax.tree_util.tree_leaves_with_path(state.weights):
-    name = '/'.join(key.key for key in path)
-    yield f'step_w/{name}', relative_error(leaf, expected[path]), tolerance
+    yield 'step_w/' + '/'.join(key.key for key in path), relative_error(leaf, expected[path]), TOLERANCE
 
 
 def compare_genotypes(cases: list[Any]) -> Iterator[tuple[str, float, float]]:
@@ -165,7 +184,8 @@ def compare(path: pathlib.Path) -> Iterator[tuple[str, float, float]]:
         raise ValueError('not a list of α and genotypes')
       yield from compare_genotypes(cases)
       return
-    with np.load(path) as archive:
+    # Opened here, because NumPy leaves a truncated file open.
+    with path.open('rb') as file, np.load(file) as archive:
       values = {name: archive[name] for name in archive.files}
     if 'alphas_normal' not in values or 'meta' not in values:
       raise ValueError('not a file of search results: alphas_normal or meta is missing')

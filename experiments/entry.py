@@ -1,37 +1,75 @@
 """What every experiment's command has in common: flags, one-line errors, exit codes."""
 
 import pathlib
+import runpy
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
-
-FLAGS = flags.FLAGS
+from ml_collections import ConfigDict, config_flags
 
 
 def launch(run: Callable[[Any, pathlib.Path], int], usage: str) -> None:
   """Parses the command line, calls `run(config, workdir)` and exits with what it returns.
 
-  A ValueError, which is what users can cause, is printed as one line and exits with 2; without `--config` so does the
-  usage.
+  A ValueError, which is what users can cause, is printed as one line and exits with 2; any other exception is an
+  error of the program and keeps its traceback. `--help` prints the usage.
   """
-  config = config_flags.DEFINE_config_file('config', None, 'Path of the config file, such as configs/digits.py.')
-  workdir = flags.DEFINE_string(
-    'workdir', None, 'Where the run is written, and resumed from; runs/NAME of the config file by default.'
-  )
+  if {'-h', '-help', '--help'}.intersection(sys.argv):
+    print(usage)
+    sys.exit()
   try:
-    rest = FLAGS(sys.argv)
-    if len(rest) > 1:
-      raise ValueError(f'{rest[1]}: unexpected argument; {usage}')
-    if config.value is None:
-      raise ValueError(f'--config: missing; {usage}')
-    name = pathlib.Path(config_flags.get_config_filename(FLAGS['config'])).stem
-    code = run(config.value, pathlib.Path(workdir.value or f'runs/{name}'))
-  except (ValueError, flags.Error, AttributeError, KeyError, TypeError, OSError) as error:
-    if not isinstance(error, ValueError | flags.Error) and config.present and FLAGS.is_parsed():
-      raise
+    code = run(*_parse(sys.argv, usage))
+  except ValueError as error:
     print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
     code = 2
   sys.exit(code)
+
+
+def _parse(argv: list[str], usage: str) -> tuple[ConfigDict, pathlib.Path]:
+  """The config with the fields of the command line, and the working directory. Raises only ValueErrors."""
+  known = flags.FlagValues()
+  known.set_gnu_getopt()  # Flags may stand in any order.
+  path = flags.DEFINE_string('config', None, 'Path of the config file, such as configs/digits.py.', flag_values=known)
+  workdir = flags.DEFINE_string(
+    'workdir',
+    None,
+    'Where the run is written, and resumed from; runs/NAME of the config file by default.',
+    flag_values=known,
+  )
+  try:
+    overrides = known(argv, known_only=True)
+    if not path.value:
+      raise ValueError(f'--config: missing; {usage}')
+    fields = flags.FlagValues()
+    config = config_flags.DEFINE_config_dict(
+      'config',
+      _load(path.value),
+      flag_values=fields,
+      sys_argv=overrides,
+      # Fields that the file has not set are judged where all fields are.
+      lock_config=False,
+      accept_new_attributes=True,
+    )
+    rest = fields(overrides)
+  except flags.Error as error:
+    raise ValueError(str(error)) from error
+  if len(rest) > 1:
+    raise ValueError(f'{rest[1]}: unexpected argument; {usage}')
+  return config.value, pathlib.Path(workdir.value or f'runs/{pathlib.Path(path.value).stem}')
+
+
+def _load(path: str) -> ConfigDict:
+  """What `get_config()` of a file returns."""
+  try:
+    get_config = runpy.run_path(path).get('get_config')
+    config = get_config() if get_config else None
+  except Exception as error:  # The file is a program.
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    where = f'{path}, line {lines[-1]}' if lines else path
+    raise ValueError(f'--config: {where}: {type(error).__name__}: {error}') from error
+  if not isinstance(config, ConfigDict):
+    raise ValueError(f'--config: {path}: has no get_config() that returns an ml_collections.ConfigDict')
+  return config

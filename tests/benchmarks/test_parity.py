@@ -1,0 +1,117 @@
+"""The published PyTorch code and this one compute the same; and the command that says so can say otherwise."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import parity
+
+GOLDENS = pathlib.Path(__file__).parents[1] / 'goldens'
+SEARCH = GOLDENS / 'cnn_search_tiny.npz'
+GENOTYPES = GOLDENS / 'cnn_genotype_parse.json'
+
+
+@pytest.fixture(autouse=True)
+def double_precision(x64):
+  """Tolerances are those of float64."""
+
+
+def check(results):
+  results = list(results)
+  wrong = {name: error for name, error, tolerance in results if not error <= tolerance}
+  assert not wrong
+  return [name for name, _, _ in results]
+
+
+def load():
+  with np.load(SEARCH) as archive:
+    return {name: archive[name] for name in archive.files}
+
+
+@pytest.mark.parametrize('part', ['forward', 'first_order', 'exact', 'finite_difference'])
+def test_reference_results_are_reproduced(part):
+  names = check(parity.compare_search(parity.SearchFile(load()), [part]))
+  expected = {
+    'forward': {'param_count', 'logits_eval', 'logits_train', 'loss_train'},
+    'first_order': {'first_order_normal', 'first_order_reduce'},
+    'exact': {'exact_normal', 'exact_reduce'},
+    'finite_difference': {'fd_normal', 'fd_reduce', 'unrolled_loss', 'step_alphas_normal', 'step_grad_norm'},
+  }
+  assert expected[part] <= set(names)
+  if part == 'finite_difference':
+    assert sum(name.startswith('step_w/') for name in names) == len(
+      jax.tree.leaves(parity.SearchFile(load()).state.weights)
+    )
+
+
+def test_every_result_in_the_file_is_compared():
+  inputs = ('w/', 'momentum/', 'x_', 'y_', 'alphas_', 'meta', 'step_w/')
+  results = {name for name in load() if not name.startswith(inputs)}
+  assert results == set(parity.RESULTS)
+
+
+def test_reference_genotypes_are_reproduced(capsys):
+  assert parity.main([str(GENOTYPES)]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert lines == [f'genotype_{i} 0.000e+00' for i in range(20)]
+
+
+def test_a_wrong_genotype_is_noticed(tmp_path, capsys):
+  cases = json.loads(GENOTYPES.read_text())[:3]
+  cases[1]['genotype']['normal'][0][0] = 'none'
+  path = tmp_path / 'wrong.json'
+  path.write_text(json.dumps(cases))
+  assert parity.main([str(path)]) == 1
+  assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ['0.000e+00', '1.000e+00', '0.000e+00']
+
+
+def test_nan_is_not_within_tolerance():
+  assert not parity.relative_error(np.array([np.nan]), np.array([1.0])) <= parity.TOLERANCE
+
+
+@pytest.mark.parametrize(
+  ('name', 'content', 'said'),
+  [
+    ('missing.npz', None, 'No such file'),
+    ('text.npz', b'hello', ''),
+    ('truncated.npz', SEARCH.read_bytes()[:5000], ''),
+    ('broken.json', b'[{', ''),
+    ('other.json', b'{"a": 1}', 'not a list of'),
+  ],
+)
+def test_unreadable_files_are_one_line_and_exit_code_2(tmp_path, capsys, name, content, said):
+  path = tmp_path / name
+  if content is not None:
+    path.write_bytes(content)
+  assert parity.main([str(path)]) == 2
+  error = capsys.readouterr().err
+  assert error.count('\n') == 1
+  assert str(path) in error
+  assert said in error
+
+
+@pytest.mark.parametrize(
+  'lost', ['w/cells.1._ops.3._ops.5.op.2.weight', 'alphas_reduce', 'momentum/stem.0.weight', 'meta']
+)
+def test_a_file_with_something_missing_is_refused(tmp_path, capsys, lost):
+  values = load()
+  del values[lost]
+  path = tmp_path / 'incomplete.npz'
+  np.savez(path, **values)
+  assert parity.main([str(path)]) == 2
+  error = capsys.readouterr().err
+  assert error.count('\n') == 1
+  assert lost.split('/')[-1] in error
+
+
+def test_a_tensor_too_many_or_of_another_shape_is_refused(tmp_path, capsys):
+  path = tmp_path / 'wrong.npz'
+  np.savez(path, **load(), **{'w/cells.9.extra': np.zeros(3)})
+  assert parity.main([str(path)]) == 2
+  assert 'cells.9.extra' in capsys.readouterr().err
+  np.savez(path, **{**load(), 'w/classifier.bias': np.zeros(7)})
+  assert parity.main([str(path)]) == 2
+  assert 'classifier_bias' in capsys.readouterr().err
