@@ -105,8 +105,6 @@ def run(config: Any, names: list[str], repeats: int, path: str | None) -> None:
   unknown = [name for name in names if name not in ESTIMATORS]
   if unknown or not names:
     raise ValueError(f'--estimators: {", ".join(unknown) or "none given"}; allowed are {", ".join(ESTIMATORS)}')
-  # Seconds to compile are to be those of a first run.
-  jax.config.update('jax_enable_compilation_cache', False)
   device = jax.devices()[0]
   print(f'{jax.device_count()} × {device.device_kind} ({device.platform}), jax {jax.__version__}', flush=True)
   results = {}
@@ -130,6 +128,8 @@ def main() -> int:
     flags.FLAGS(sys.argv)
     if config.value is None:
       raise ValueError('--config: missing; for example --config=configs/cifar.py')
+    # Seconds to compile are to be those of a first run.
+    jax.config.update('jax_enable_compilation_cache', False)
     run(config.value, names.value, repeats.value, path.value)
   except (ValueError, flags.Error, OSError) as error:
     print(f'error: {" ".join(str(error).split())}', file=sys.stderr)

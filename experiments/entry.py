@@ -56,6 +56,9 @@ def _parse(argv: list[str], usage: str) -> tuple[ConfigDict, pathlib.Path]:
     rest = fields(overrides)
   except flags.Error as error:
     raise ValueError(str(error)) from error
+  except (AttributeError, LookupError, TypeError) as error:
+    # A path through the config that leads nowhere, such as --config.epochs.more=1.
+    raise ValueError(f'{" ".join(overrides[1:])}: no such field ({error})') from error
   if len(rest) > 1:
     raise ValueError(f'{rest[1]}: unexpected argument; {usage}')
   return config.value, pathlib.Path(workdir.value or f'runs/{pathlib.Path(path.value).stem}')
@@ -63,6 +66,8 @@ def _parse(argv: list[str], usage: str) -> tuple[ConfigDict, pathlib.Path]:
 
 def _load(path: str) -> ConfigDict:
   """What `get_config()` of a file returns."""
+  if not pathlib.Path(path).is_file():
+    raise ValueError(f'--config: {path}: no such file')
   try:
     get_config = runpy.run_path(path).get('get_config')
     config = get_config() if get_config else None

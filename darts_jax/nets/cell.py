@@ -40,7 +40,7 @@ class Cell(nn.Module):
     channels: channels `C` of every node.
     reduction: whether the edges that leave the two inputs have stride 2.
     reduction_before: whether the cell before was a reduction cell, so that the first input is twice as large.
-    discrete: whether operations are those of a discrete network (see `make_operation`).
+    discrete: whether operations are those of a discrete network (see `apply_operations`).
   """
 
   spec: CellSpec
@@ -61,6 +61,9 @@ class Cell(nn.Module):
 
     Returns:
       `[N, H', W', len(spec.concat) · C]`, with H' = H/2 in a reduction cell.
+
+    Raises:
+      ValueError: the height or width is odd where it has to be halved.
     """
     affine = self.discrete
     if self.reduction_before:

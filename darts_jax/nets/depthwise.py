@@ -25,6 +25,8 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from darts_jax.nets.materialise import computed_once
+
 Array = jax.Array
 
 
@@ -123,37 +125,51 @@ def _divide(args: Sequence[Any], target: str, geometry: Geometry) -> tuple[list[
   return list(args[:count]), list(args[count:])
 
 
-# Stencils: sums of shifted slices, for one bank. They read images that are padded for the widest bank.
+# Lowering on CPU: stencils, that is sums of shifted slices. They read an image that is padded for the widest bank and
+# tiled over the filters of a channel, computed once (see `darts_jax.nets.materialise`) and not once a tap.
 
 
 def _margin(geometry: Geometry) -> tuple[int, int]:
   return tuple(max(bank.padding[axis] for bank in geometry.banks) for axis in (0, 1))  # type: ignore[return-value]
 
 
-def _padded(x: Array, geometry: Geometry) -> Array:
+def _prepared(x: Array, geometry: Geometry) -> list[Array]:
+  """For each bank, what its filters read, channel by channel, with the margin around it."""
   p, q = _margin(geometry)
-  return jnp.pad(x, [(0, 0), (p, p), (q, q), (0, 0)])
+
+  def tile(part: Array, multiplier: int) -> Array:
+    return jnp.tile(jnp.pad(part, [(0, 0), (p, p), (q, q), (0, 0)]), (1, 1, 1, multiplier))
+
+  parts = {
+    key: computed_once(functools.partial(tile, multiplier=key[2]), lax.slice_in_dim(x, key[0], key[0] + key[1], axis=3))
+    for key in {(bank.start, bank.channels, bank.multiplier): None for bank in geometry.banks}
+  }
+  return [parts[bank.start, bank.channels, bank.multiplier] for bank in geometry.banks]
 
 
-def _tiled(padded: Array, geometry: Geometry) -> list[Array]:
-  """What the filters of each bank read, channel by channel."""
-  banks = geometry.banks
-  return [jnp.tile(padded[..., bank.start : bank.start + bank.channels], (1, 1, 1, bank.multiplier)) for bank in banks]
-
-
-def _shifted(padded: Array, offset: tuple[int, int], bank: Bank, geometry: Geometry) -> Array:
-  """The pixels of a padded image that a tap reads."""
+def _shifted(prepared: Array, offset: tuple[int, int], bank: Bank, geometry: Geometry) -> Array:
+  """The pixels that a tap reads."""
   (height, width), s = geometry.output_size, geometry.stride
   top, left = (o + m - p for o, m, p in zip(offset, _margin(geometry), bank.padding, strict=True))
-  return padded[:, top : top + s * (height - 1) + 1 : s, left : left + s * (width - 1) + 1 : s]
+  return prepared[:, top : top + s * (height - 1) + 1 : s, left : left + s * (width - 1) + 1 : s]
 
 
-def _output_stencil(padded: Array, kernel: Array, bank: Bank, geometry: Geometry) -> Array:
-  part = padded[..., bank.start : bank.start + bank.channels]
-  filters = kernel.reshape(-1, bank.multiplier, bank.channels)
-  terms = [_shifted(part, offset, bank, geometry)[..., None, :] * filters[i] for i, offset in enumerate(bank.taps())]
-  total = functools.reduce(jnp.add, terms)
-  return total.reshape(*total.shape[:3], -1)
+def _output_stencil(prepared: Array, kernel: Array, bank: Bank, geometry: Geometry) -> Array:
+  filters = kernel.reshape(-1, bank.multiplier * bank.channels)
+  taps = enumerate(bank.taps())
+  return functools.reduce(jnp.add, [_shifted(prepared, offset, bank, geometry) * filters[i] for i, offset in taps])
+
+
+def _filters_stencil(prepared: Array, dy: Array, bank: Bank, geometry: Geometry) -> Array:
+  products = [_shifted(prepared, offset, bank, geometry) * dy for offset in bank.taps()]
+  # One variadic reduction reads dy once for all taps; by image first, so that threads and devices share the images.
+  sums = lax.reduce(
+    products,
+    [jnp.zeros((), dy.dtype)] * len(products),
+    lambda totals, values: [a + b for a, b in zip(totals, values, strict=True)],
+    (1, 2),
+  )
+  return jnp.sum(jnp.stack(sums), axis=1).reshape(bank.shape)
 
 
 def _image_stencil(dy: Array, kernel: Array, bank: Bank, geometry: Geometry) -> Array:
@@ -163,10 +179,12 @@ def _image_stencil(dy: Array, kernel: Array, bank: Bank, geometry: Geometry) -> 
   pads: list[tuple[int, int, int]] = [(0, 0, 0)]
   for extent, padding, out in zip((height, width), bank.padding, geometry.output_size, strict=True):
     pads.append((padding, extent + padding - (s * (out - 1) + 1), s - 1))
-  padded = lax.pad(dy, jnp.zeros((), dy.dtype), [*pads, (0, 0, 0)])
+  padded = computed_once(lambda dy: lax.pad(dy, jnp.zeros((), dy.dtype), [*pads, (0, 0, 0)]), dy)
   filters = kernel[::-1, ::-1].reshape(-1, bank.multiplier * bank.channels)
-  terms = [padded[:, top : top + height, left : left + width] * filters[i] for i, (top, left) in enumerate(bank.taps())]
-  return functools.reduce(jnp.add, terms)
+  taps = enumerate(bank.taps())
+  return functools.reduce(
+    jnp.add, [padded[:, top : top + height, left : left + width] * filters[i] for i, (top, left) in taps]
+  )
 
 
 def _summed(parts: Sequence[Array], geometry: Geometry) -> Array:
@@ -180,66 +198,15 @@ def _summed(parts: Sequence[Array], geometry: Geometry) -> Array:
   return jnp.concatenate(sums, axis=-1)
 
 
-def _filters_stencil(tiled: Array, dy: Array, bank: Bank, geometry: Geometry) -> Array:
-  products = [_shifted(tiled, offset, bank, geometry) * dy for offset in bank.taps()]
-  # One variadic reduction reads dy once for all taps.
-  sums = lax.reduce(
-    products,
-    [jnp.zeros((), dy.dtype)] * len(products),
-    lambda totals, values: [a + b for a, b in zip(totals, values, strict=True)],
-    (0, 1, 2),
-  )
-  return jnp.stack(sums).reshape(bank.shape)
-
-
-# Lowering on CPU: the stencils over a few images at a time, which fit into the cache. A loop also keeps XLA from
-# fusing the producer of an image into every tap, which would compute it once a tap.
-
-_BYTES_A_BLOCK = 1 << 18
-
-
-def _block(geometry: Geometry) -> int:
-  """How many images to take at a time: a divisor of their number, and not all of them, or there is no loop."""
-  num_images, height, width, _ = geometry.image
-  widest = max(bank.multiplier * bank.channels for bank in geometry.banks)
-  wanted = max(1, min(num_images // 2, _BYTES_A_BLOCK // (4 * height * width * widest)))
-  return max(size for size in range(1, num_images + 1) if num_images % size == 0 and size <= wanted)
-
-
-def _stencils(*args: Array, target: str, geometry: Geometry, blocks: bool) -> list[Array]:
-  """Computes the target, the images in blocks one after the other or all at once."""
+def _stencils(*args: Array, target: str, geometry: Geometry) -> list[Array]:
   first, second = _divide(args, target, geometry)
   banks = geometry.banks
-  size = _block(geometry) if blocks else geometry.image[0]
-  block = geometry._replace(image=(size, *geometry.image[1:]))
-
-  def cut(arrays: Sequence[Array]) -> list[Array]:
-    return [x.reshape(-1, size, *x.shape[1:]) for x in arrays]
-
-  def joined(arrays: Sequence[Array]) -> list[Array]:
-    return [y.reshape(-1, *y.shape[2:]) for y in arrays]
-
-  if target == 'output':
-
-    def outputs(padded: list[Array]) -> list[Array]:
-      return [_output_stencil(padded[0], f, bank, block) for f, bank in zip(second, banks, strict=True)]
-
-    return joined(lax.map(outputs, cut([_padded(first[0], geometry)])))
-
   if target == 'image':
-
-    def image(dys: list[Array]) -> list[Array]:
-      return [_image_stencil(dy, f, bank, block) for f, dy, bank in zip(first, dys, banks, strict=True)]
-
-    return [_summed(joined(lax.map(image, cut(second))), geometry)]
-
-  def add(totals: list[Array], parts: tuple[list[Array], list[Array]]) -> tuple[list[Array], None]:
-    found = [_filters_stencil(x, dy, bank, block) for x, dy, bank in zip(*parts, banks, strict=True)]
-    return [a + b for a, b in zip(totals, found, strict=True)], None
-
-  zeros = [jnp.zeros(bank.shape, args[0].dtype) for bank in banks]
-  # Tiled outside of the loop: a product that broadcasts would not be merged into the reduction.
-  return lax.scan(add, zeros, (cut(_tiled(_padded(first[0], geometry), geometry)), cut(second)))[0]
+    parts = [_image_stencil(dy, f, bank, geometry) for f, dy, bank in zip(first, second, banks, strict=True)]
+    return [_summed(parts, geometry)]
+  compute = _output_stencil if target == 'output' else _filters_stencil
+  images = _prepared(first[0], geometry)
+  return [compute(x, other, bank, geometry) for x, other, bank in zip(images, second, banks, strict=True)]
 
 
 # Lowering elsewhere: convolutions with one group a channel.
@@ -290,14 +257,7 @@ def _shapes(*args: Any, target: str, geometry: Geometry) -> list[jax.core.Shaped
   return [jax.core.ShapedArray(shape, args[0].dtype) for shape in geometry.shapes(target)]
 
 
-def _lower_on_cpu(context: mlir.LoweringRuleContext, *args: Any, **params: Any) -> Sequence[Any]:
-  # A loop over images cannot be partitioned by image, so several devices get the stencils without the loop.
-  devices = getattr(context.module_context.axis_context, 'num_devices', None)
-  lower = functools.partial(_stencils, blocks=devices in (None, 1))
-  return mlir.lower_fun(lower, multiple_results=True)(context, *args, **params)
-
-
-mlir.register_lowering(depthwise_p, _lower_on_cpu, platform='cpu')
+mlir.register_lowering(depthwise_p, mlir.lower_fun(_stencils, multiple_results=True), platform='cpu')
 mlir.register_lowering(depthwise_p, mlir.lower_fun(_convolutions, multiple_results=True))
 
 

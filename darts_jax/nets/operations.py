@@ -50,6 +50,10 @@ class FactorizedReduce(nn.Module):
   @nn.compact
   def __call__(self, x: Array, *, train: bool) -> Array:
     channels, half = x.shape[-1], self.features // 2
+    if x.shape[1] % 2 or x.shape[2] % 2:
+      raise ValueError(
+        f'image size: {x.shape[1]}×{x.shape[2]} cannot be halved at a reduction cell; both have to be even'
+      )
     kernel = self.param('kernel', uniform_fan_in(channels), (2, channels, self.edges, half)).astype(x.dtype)
     x = jax.nn.relu(x)
     rows = [x[:, i::2, i::2].reshape(-1, channels) @ kernel[i].reshape(channels, -1) for i in range(2)]

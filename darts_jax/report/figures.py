@@ -170,7 +170,7 @@ def mixing_weights(
   title, panel_height = 0.24, 0.125 * len(operations)
   panel_width = max(1.0, (11.3 - left) / max(len(sources), 5) - gap)
   row = panel_height + title + 0.1
-  size = (left + max(len(sources), 3) * (panel_width + gap), top + len(targets) * row + bottom)
+  size = (left + max(len(sources), 5) * (panel_width + gap), top + len(targets) * row + bottom)
   figure = Figure(figsize=size)
   grid, columns = np.linspace(times[0], times[-1], 240), 240
   nearest = np.abs(grid[:, None] - times[None, :]).argmin(axis=1) if len(times) > 1 else np.zeros(columns, int)
@@ -231,8 +231,7 @@ def mixing_weights(
       va='bottom',
       ha='right',
     )
-  if len(sources) > 2:
-    _color_scale(figure, size, largest, len(operations))
+  _color_scale(figure, size, largest, len(operations))
   return figure
 
 

@@ -32,7 +32,7 @@ def test_results_are_consistent_and_written_as_json(config, tmp_path, capsys):
     'temp_bytes',
     'flops',
   }
-  assert 0 < result['step_s_min'] <= result['step_s'] <= result['step_s_max'] < result['compile_s']
+  assert 0 < result['step_s_min'] <= result['step_s'] <= result['step_s_max']
   assert result['images_per_s'] == pytest.approx(8 / result['step_s'])
   # The images of a batch alone, float32, have to be held.
   assert result['temp_bytes'] > 8 * 8 * 8 * 4

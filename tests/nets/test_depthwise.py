@@ -228,10 +228,12 @@ def test_over_two_devices_it_equals_the_definition_and_no_images_are_exchanged(p
   found = compiled(*values)
   assert_close(found, SMALL.expected_orders(plain, point, direction, 2))
   assert found['gradient'][0].sharding.is_equivalent_to(batch_sharding(mesh), 4)
-  exchanged = re.findall(r'= f64\[([\d,]*)\]\S* (?:all-|collective-|reduce-scatter)', compiled.as_text())
-  # Only parts of the gradients of filters.
-  assert exchanged
-  assert max(math.prod(map(int, shape.split(','))) for shape in exchanged) <= point[1][0].size
+  collective = re.compile(r'= (.*?) (all-\w+|collective-\w+|reduce-scatter)(?:-start)?\(')
+  exchanges = [match.groups() for match in map(collective.search, compiled.as_text().splitlines()) if match]
+  # Only gradients of filters, added up.
+  assert {kind for _, kind in exchanges} == {'all-reduce'}
+  shapes = [shape for result, _ in exchanges for shape in re.findall(r'f64\[([\d,]*)\]', result)]
+  assert max(math.prod(map(int, shape.split(','))) for shape in shapes) <= max(kernel.size for kernel in point[1])
 
 
 @pytest.mark.parametrize('platform', ['cuda', 'tpu'])
