@@ -83,7 +83,7 @@ class SearchFile:
       statistics=jax.tree.map(jnp.asarray, self.variables['batch_stats']),
       alphas=alphas,
       weights_optimizer=optax.tree_utils.tree_set(
-        self.optimizers.weights.init(weights), trace=ravel_pytree(momentum)[0]
+        self.optimizers.weights.init(ravel_pytree(weights)[0]), trace=ravel_pytree(momentum)[0]
       ),
       alphas_optimizer=self.optimizers.alphas.init(alphas),
     )

@@ -180,8 +180,8 @@ def _image_stencil(dy: Array, kernel: Array, bank: Bank, geometry: Geometry) -> 
   for extent, padding, out in zip((height, width), bank.padding, geometry.output_size, strict=True):
     pads.append((padding, extent + padding - (s * (out - 1) + 1), s - 1))
   padded = computed_once(lambda dy: lax.pad(dy, jnp.zeros((), dy.dtype), [*pads, (0, 0, 0)]), dy)
-  filters = kernel[::-1, ::-1].reshape(-1, bank.multiplier * bank.channels)
-  taps = enumerate(bank.taps())
+  filters = kernel.reshape(-1, bank.multiplier * bank.channels)
+  taps = zip(reversed(range(len(filters))), bank.taps(), strict=True)
   return functools.reduce(
     jnp.add, [padded[:, top : top + height, left : left + width] * filters[i] for i, (top, left) in taps]
   )

@@ -20,7 +20,7 @@ class SearchState:
     weights: parameters of the supernet.
     statistics: running BN statistics.
     alphas: `[E, O]` float32 for every kind of cell.
-    weights_optimizer: Optax state of the weights.
+    weights_optimizer: Optax state of the weights as one vector.
     alphas_optimizer: Optax state of the α.
   """
 

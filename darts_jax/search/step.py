@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from darts_jax.data.augment import augment, normalise
@@ -117,7 +118,7 @@ class StepInfo(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Optimizers:
-  """The two optimisers of a search.
+  """The two optimisers of a search; the weights' work on the weights as one vector, in the order of `ravel_pytree`.
 
   Attributes:
     weights: clipping by global norm, then `inner`.
@@ -144,9 +145,8 @@ class Optimizers:
 
     step = (optax.add_decayed_weights(rates.weight_decay), optax.sgd(learning_rate, momentum=rates.momentum))
     return cls(
-      # Flattened: one vector is updated by a few kernels, hundreds of small arrays by a few each.
-      optax.flatten(optax.chain(clip_by_global_norm(rates.clip_norm), optax.chain(*step))),
-      optax.flatten(optax.chain(*step)),
+      optax.chain(clip_by_global_norm(rates.clip_norm), optax.chain(*step)),
+      optax.chain(*step),
       optax.chain(
         optax.add_decayed_weights(alphas.weight_decay),
         optax.adam(alphas.learning_rate, alphas.beta1, alphas.beta2),
@@ -191,13 +191,16 @@ def search_step(
     The state after the step, and what the step saw.
   """
   batches = jax.tree.map(lambda *arrays: jnp.stack(arrays), train, valid)
+  # Within the step the weights are one vector, which takes a kernel where hundreds of small arrays take one each.
+  vector, as_tree = ravel_pytree(state.weights)
+  state = state.replace(weights=vector)
   if batch_sharding is not None:
     batches = lax.with_sharding_constraint(batches, batch_sharding)
   step_key = jax.random.fold_in(state.key, state.step)
 
   def loss(weights: PyTree, alphas: PyTree, batch: Examples) -> tuple[Array, tuple[Array, PyTree]]:
     mixing = strategy.relax(alphas, jax.random.fold_in(step_key, _RELAX), state.step)
-    return loss_and_aux(net, weights, state.statistics, mixing, batch.images, batch.labels)
+    return loss_and_aux(net, as_tree(weights), state.statistics, mixing, batch.images, batch.labels)
 
   def virtual_step(weights: PyTree, gradient: PyTree) -> PyTree:
     inner_state = state.weights_optimizer[1]
@@ -255,7 +258,7 @@ def search_step(
     'alphas_gradient_norm': carry.alphas_gradient_norm,
     'learning_rate': jnp.asarray(optimizers.learning_rate(state.step), zero.dtype),
   }
-  return carry.state, StepInfo(metrics, carry.memory.estimate)
+  return carry.state.replace(weights=as_tree(carry.state.weights)), StepInfo(metrics, carry.memory.estimate)
 
 
 # What the random key of a step is folded with for each purpose.
@@ -317,7 +320,7 @@ class Searcher:
       weights=weights,
       statistics=variables['batch_stats'],
       alphas=alphas,
-      weights_optimizer=self._optimizers.weights.init(weights),
+      weights_optimizer=self._optimizers.weights.init(ravel_pytree(weights)[0]),
       alphas_optimizer=self._optimizers.alphas.init(alphas),
     )
 
