@@ -1,7 +1,9 @@
-"""A search on MNIST, 28×28.
+"""A search on MNIST, 28×28, with a small network.
 
 Command: python -m experiments.search --config=configs/mnist.py --config.data.dir=DIR
 DIR holds the four idx files, packed or not; --config.data.download=True fetches them into it.
+Cost: one epoch of 468 steps; about ten minutes on 2 busy CPU cores, a minute of it compilation.
+Should give: a supernet validation accuracy above 95 %.
 """
 
 from ml_collections import ConfigDict
@@ -10,13 +12,13 @@ from configs import cifar
 
 
 def get_config() -> ConfigDict:
-  """The paper's search with a smaller network and without mirroring, which would change digits."""
+  """The paper's search, first order, with a small network and without mirroring, which would change digits."""
   config = cifar.get_config()
-  config.epochs = 5
+  config.epochs = 1
   config.data.name = 'mnist'
   config.augment.crop_padding = 2
   config.augment.flip = False
-  config.network.channels = 8
-  config.network.layers = 5
+  config.network.channels = 4
+  config.network.layers = 3
   config.hypergradient.name = 'first_order'
   return config
