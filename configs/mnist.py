@@ -2,8 +2,9 @@
 
 Command: python -m experiments.search --config=configs/mnist.py --config.data.dir=DIR
 DIR holds the four idx files, packed or not; --config.data.download=True fetches them into it.
-Cost: one epoch of 468 steps; about ten minutes on 2 busy CPU cores, a minute of it compilation.
-Should give: a supernet validation accuracy above 95 %.
+Cost: one epoch of 468 steps, 1.3 to 2.7 s each on 2 busy CPU cores, after a minute of compilation.
+Should give: a loss on the batches of the architecture half that falls from 2.3 to 0.3 within the first quarter of the
+epoch; it has not been run to its end here.
 """
 
 from ml_collections import ConfigDict

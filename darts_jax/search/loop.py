@@ -147,7 +147,7 @@ class _Loop:
         self._note(log, progress, step, 'damaged_checkpoint', line)
       if resume_step is None:
         self._write_alphas(history, state, 0, 0)
-      else:
+      elif step < self._total:
         self._note(log, progress, step, 'resumed', f'resumed at step {step} of {self._total}')
       if step < self._total:
         run = self._compile(log, progress, step, 'search step', searcher.run, state, halves, jnp.int32(1))
@@ -174,6 +174,9 @@ class _Loop:
           log_sums = _Sums()
         if step % searcher.steps_per_epoch == 0:
           evaluation = jax.device_get(evaluate(state, halves))
+          if not np.isfinite(evaluation.loss):
+            # The last step's loss was that before its update; these weights are not worth a checkpoint.
+            self._stop_diverged(log, progress, step)
           last_epoch = {
             **epoch_sums.means(),
             'valid_loss': float(evaluation.loss),

@@ -106,7 +106,7 @@ class Search:
     data: see `Data`; and so on.
   """
 
-  seed: int = setting(0, at_least=0)
+  seed: int = setting(0, at_least=0, at_most=2**32 - 1)
   strategy: str = setting('darts', choices=('darts',))
   epochs: int = setting(50, at_least=1)
   batch_size: int = setting(64, at_least=1)

@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import re
 
 import pytest
 from ml_collections import ConfigDict
@@ -66,9 +67,8 @@ def test_integers_are_numbers_and_lists_are_tuples():
   ],
 )
 def test_errors_name_the_field_the_value_and_what_is_allowed(config, message):
-  with pytest.raises(ValueError) as raised:
+  with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
     build(Outer, config)
-  assert str(raised.value) == message
 
 
 @pytest.mark.parametrize(
@@ -102,10 +102,8 @@ def test_errors_name_the_field_the_value_and_what_is_allowed(config, message):
   ],
 )
 def test_settings_of_a_search_have_their_limits(config, message):
-  with pytest.raises(ValueError) as raised:
+  with pytest.raises(ValueError, match=f'^{re.escape(message)}[^\n]*$'):
     build(Search, config)
-  assert str(raised.value).startswith(message)
-  assert '\n' not in str(raised.value)
 
 
 def test_differences_are_the_changed_fields():

@@ -1,0 +1,258 @@
+"""What the command line answers to mistakes, and to results."""
+
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from darts_jax import search
+from darts_jax.genotype import Genotype
+from experiments import entry
+from experiments import search as command
+
+ROOT = pathlib.Path(__file__).parents[2]
+DIGITS = f'--config={ROOT / "configs" / "digits.py"}'
+USAGE = 'usage: how it is called'
+
+
+class Answer(NamedTuple):
+  code: int | str | None
+  output: str
+  errors: str
+
+
+Ask = Callable[..., Answer]
+
+
+@pytest.fixture
+def ask(monkeypatch, capsys, tmp_path) -> Ask:
+  """Gives a command line to an entry point, the one of the search by default, in an empty folder."""
+  monkeypatch.chdir(tmp_path)
+
+  def ask(*arguments: str, run=command.run) -> Answer:
+    monkeypatch.setattr(sys, 'argv', ['search.py', *arguments])
+    with pytest.raises(SystemExit) as exited:
+      entry.launch(run, USAGE)
+    return Answer(exited.value.code, *capsys.readouterr())
+
+  return ask
+
+
+def check_refused(answer: Answer, *parts: str) -> None:
+  """One line on stderr that holds all parts, exit code 2, and no folder of a run."""
+  assert answer.code == 2
+  assert answer.output == ''
+  assert answer.errors.startswith('error: ')
+  assert answer.errors.endswith('\n')
+  assert answer.errors.count('\n') == 1
+  for part in parts:
+    assert part in answer.errors
+  assert not pathlib.Path('runs').exists()
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'parts'),
+  [
+    ([], ['--config: missing', USAGE]),
+    (['--config='], ['--config: missing', USAGE]),
+    (['--config'], ['Missing value for flag --config']),
+    (['--config.epochs=1'], ['--config: missing']),
+    (['--config=nowhere.py'], ['--config: nowhere.py: no such file']),
+    (['--config=.'], ['--config: .: no such file']),
+    ([DIGITS, '--workdri=x'], ["Unknown command line flag 'workdri'"]),
+    ([DIGITS, 'more'], ['more: unexpected argument', USAGE]),
+    ([DIGITS, '--config.batchsize=16'], ['config.batchsize: unknown field; did you mean config.batch_size?']),
+    ([DIGITS, '--config.network.chanels=8'], ['config.network.chanels', 'did you mean config.network.channels?']),
+    ([DIGITS, '--config.zzz=8'], ['config.zzz: unknown field; allowed are seed, strategy, epochs']),
+    ([DIGITS, '--config.optimizer.name=sgd'], ['--config.optimizer.name=sgd: no such field']),
+    ([DIGITS, '--config.epochs.number=3'], ['--config.epochs.number=3: no such field']),
+    ([DIGITS, '--config.network.operations[0]=none'], ['--config.network.operations[0]=none: no such field']),
+    ([DIGITS, '--config.network=8'], ['--config.network=8', 'not a dict']),
+    ([DIGITS, '--config.epochs=abc'], ['--config.epochs=abc', 'int']),
+    ([DIGITS, '--config.epochs=1.5'], ['--config.epochs=1.5', 'int']),
+    ([DIGITS, '--config.epochs'], ['--config.epochs']),
+    ([DIGITS, '--config.weights.momentum=big'], ['--config.weights.momentum=big', 'float']),
+    ([DIGITS, '--config.weights.momentum=nan'], ['config.weights.momentum: nan is not a finite number']),
+    ([DIGITS, '--config.data.download=maybe'], ['--config.data.download=maybe', 'boolean']),
+    ([DIGITS, '--config.epochs=0'], ['config.epochs: 0 is not allowed; it has to be ≥ 1']),
+    (
+      [DIGITS, '--config.hypergradient.name=second_order'],
+      ["config.hypergradient.name: 'second_order'", 'first_order, finite_difference, exact'],
+    ),
+    (
+      [DIGITS, '--config.data.name=cifar11'],
+      ["config.data.name: 'cifar11'", "did you mean 'cifar10'?", 'digits, mnist, cifar10, cifar100, npz'],
+    ),
+    (
+      [DIGITS, "--config.network.operations=('none', 'sep_conv_4x4')"],
+      ["config.network.operations: 'sep_conv_4x4' is not an operation; did you mean"],
+    ),
+    ([DIGITS, '--config.network.operations=none'], ["config.network.operations: ('none',) has nothing to choose"]),
+    ([DIGITS, '--config.network.channels=5'], ['config.network.channels: 5', 'even']),
+    ([DIGITS, '--config.batch_size=720'], ['config.batch_size: 720', 'digits', '719 images']),
+    ([DIGITS, '--config.batch_size=12'], ['config.batch_size: 12 does not divide evenly over 8 devices']),
+    ([DIGITS, '--config.data.path=mine.npz'], ["config.data.path is 'mine.npz'", "config.data.name is 'digits'"]),
+    ([DIGITS, '--config.data.name=npz'], ['config.data.path is not set']),
+    ([DIGITS, '--config.data.name=npz', '--config.data.path=no.npz'], ['no.npz (config.data.path): cannot be read']),
+    ([DIGITS, '--config.data.name=cifar10', '--config.data.dir=no'], ["config.data.dir 'no' holds no cifar10", '.gz']),
+    ([DIGITS, '--config.data.name=mnist', '--config.data.dir=no'], ["config.data.dir 'no' holds no mnist", '.gz']),
+  ],
+)
+def test_mistakes_on_the_command_line_are_one_line(ask, arguments, parts):
+  check_refused(ask(*arguments), *parts)
+
+
+GOOD = """
+from configs import digits
+
+def get_config():
+  config = digits.get_config()
+  {}
+  return config
+"""
+
+
+@pytest.mark.parametrize(
+  ('content', 'parts'),
+  [
+    ('def get_config(:\n', ['SyntaxError', 'line 1']),
+    ('epochs = 3\n', ['mine.py: has no get_config() that returns']),
+    ('def get_config():\n  return 3\n', ['mine.py: has no get_config() that returns']),
+    ('def get_config():\n  pass\n', ['mine.py: has no get_config() that returns']),
+    ('get_config = 3\n', ['mine.py: TypeError']),
+    ('def get_config(which):\n  return which\n', ['mine.py: TypeError', 'which']),
+    ('\nimport no_such_module\n', ['mine.py, line 2: ModuleNotFoundError', 'no_such_module']),
+    ('def get_config():\n  return 1 / 0\n', ['mine.py, line 2: ZeroDivisionError']),
+    (GOOD.format('config.batchsize = 16'), ['config.batchsize: unknown field; did you mean config.batch_size?']),
+    (GOOD.format('config.network.chanels = 16'), ['did you mean config.network.channels?']),
+    (GOOD.format('config.epochs = "many"'), ['mine.py, line 6: TypeError', 'epochs', 'many', 'int']),
+    (GOOD.format('config = config.copy_and_resolve_references(); del config["epochs"]; config.epochs = "many"'),
+      ["config.epochs: 'many' is not of type int"]),
+    (GOOD.format('config.network = None'), ['config.network: None is not a group of fields']),
+  ],
+)  # fmt: skip
+def test_mistakes_in_a_config_file_are_one_line(ask, content, parts):
+  pathlib.Path('mine.py').write_text(content)
+  check_refused(ask('--config=mine.py'), *parts)
+
+
+def write_npz(path: str, **changes: np.ndarray) -> None:
+  rng = np.random.default_rng(0)
+  arrays = {'x_train': rng.integers(0, 256, (64, 8, 8, 1), np.uint8), 'y_train': np.arange(64) % 4}
+  np.savez(path, **(arrays | changes))
+
+
+@pytest.mark.parametrize(
+  ('changes', 'parts'),
+  [
+    ({'x_train': np.zeros((64, 9, 9, 1), np.uint8) + np.arange(9, dtype=np.uint8)[:, None]}, ['9×9', 'divisible by 4']),
+    ({'y_train': np.arange(64) - 1}, ['y_train[0] is -1', '0..']),
+    ({'y_train': np.arange(63) % 4}, ['y_train', '(63,)', '64 images']),
+    ({'y_train': np.arange(64) / 4}, ['y_train', 'float64', 'integers']),
+    ({'x_test': np.ones((3, 8, 4, 1), np.uint8), 'y_test': np.zeros(3, int)}, ['(8, 8, 1)', '(8, 4, 1)', 'equal']),
+    ({'x_train': np.full((64, 8, 8, 1), np.nan)}, ['x_train[0, 0, 0, 0] is nan', 'finite']),
+    ({'x_train': np.full((64, 8, 8, 1), 1e300)}, ['x_train[0, 0, 0, 0] is inf', 'float32']),
+    ({'x_train': np.array([None] * 64)}, ['x_train cannot be read']),
+  ],
+)
+def test_unfit_images_are_one_line_that_names_the_file(ask, changes, parts):
+  write_npz('mine.npz', **changes)
+  name = [] if 'divisible by 4' in parts else ['mine.npz']
+  check_refused(ask(DIGITS, '--config.data.name=npz', '--config.data.path=mine.npz'), *name, *parts)
+
+
+def test_truncated_npz_is_one_line_that_names_it(ask):
+  write_npz('mine.npz')
+  path = pathlib.Path('mine.npz')
+  path.write_bytes(path.read_bytes()[:-100])
+  check_refused(ask(DIGITS, '--config.data.name=npz', '--config.data.path=mine.npz'), 'mine.npz', 'not a whole npz')
+
+
+@pytest.mark.parametrize(
+  ('name', 'path', 'parts'),
+  [
+    ('cifar10', 'cifar-10-binary.tar.gz', ['SHA-256 is', 'fetch it again']),
+    ('cifar10', 'cifar-10-python.tar.gz', ['SHA-256 is', 'fetch it again']),
+    ('cifar10', 'cifar-10-batches-bin/data_batch_1.bin', ['3 bytes, expected 30730000', 'truncated']),
+    ('mnist', 'train-images-idx3-ubyte.gz', ['holds no mnist']),
+  ],
+)
+def test_damaged_or_missing_archives_are_one_line_that_names_them(ask, name, path, parts):
+  found = pathlib.Path('data') / path
+  found.parent.mkdir(parents=True)
+  found.write_bytes(b'abc')
+  place = "'data'" if 'holds no mnist' in parts else str(found)
+  check_refused(ask(DIGITS, f'--config.data.name={name}', '--config.data.dir=data'), place, *parts)
+
+
+@pytest.mark.parametrize('workdir', ['file', 'file/run'])
+def test_directory_that_cannot_be_written_is_one_line(ask, workdir):
+  pathlib.Path('file').write_text('mine')
+  check_refused(ask(DIGITS, f'--workdir={workdir}'), f'--workdir: {workdir} cannot be written')
+  assert pathlib.Path('file').read_text() == 'mine'
+
+
+def test_errors_of_the_program_keep_their_traceback(monkeypatch):
+  def broken(config, workdir):
+    raise TypeError('no user could have caused this')
+
+  monkeypatch.setattr(sys, 'argv', ['search.py', DIGITS])
+  with pytest.raises(TypeError, match='no user could have caused this'):
+    entry.launch(broken, USAGE)
+
+
+@pytest.mark.parametrize('flag', ['--help', '-h'])
+def test_help_is_the_usage(ask, flag):
+  assert ask(flag) == Answer(None, f'{USAGE}\n', '')
+
+
+def test_config_and_directory_reach_the_program(ask):
+  received = []
+
+  def run(config, workdir):
+    received.append((config.epochs, config.network.operations, config.data.download, config.seed, workdir))
+    return 7
+
+  # Flags come in any order, values after = or a space; a field that the file leaves out can be set.
+  pathlib.Path('mine.py').write_text(GOOD.format('del config.seed'))
+  operations = "--config.network.operations=('none', 'skip_connect')"
+  answer = ask(
+    operations, '--config.epochs', '2', '--config.data.download', '--config=mine.py', '--config.seed=3', run=run
+  )
+  assert answer == Answer(7, '', '')
+  ask('--config', DIGITS.removeprefix('--config='), '--workdir=here', '--noconfig.data.download', run=run)
+  assert received[0] == (2, ('none', 'skip_connect'), True, 3, pathlib.Path('runs/mine'))
+  assert received[1][2:] == (False, 0, pathlib.Path('here'))
+
+
+GENOTYPE = Genotype((('skip_connect', 0), ('max_pool_3x3', 1)), (2,), (('skip_connect', 0), ('skip_connect', 1)), (2,))
+
+
+def test_result_is_printed(ask, monkeypatch):
+  result = search.Result(GENOTYPE, 0.5, 0.9759, None, True, pathlib.Path('runs/digits/report.html'))
+  monkeypatch.setattr(search, 'run', lambda config, workdir: result)
+  answer = ask(DIGITS)
+  assert answer.code == 0
+  assert answer.output.splitlines() == [
+    "genotype: {'normal': [['skip_connect', 0], ['max_pool_3x3', 1]], 'normal_concat': [2],"
+    " 'reduce': [['skip_connect', 0], ['skip_connect', 1]], 'reduce_concat': [2]}",
+    'validation accuracy in the supernet: 97.59%',
+    'report: runs/digits/report.html',
+  ]
+
+
+def test_search_that_diverged_exits_with_1(ask, monkeypatch):
+  def diverge(config, workdir):
+    raise search.Diverged('step 3: a loss or gradient is not finite')
+
+  monkeypatch.setattr(search, 'run', diverge)
+  assert ask(DIGITS) == Answer(1, '', 'error: step 3: a loss or gradient is not finite\n')
+
+
+def test_search_that_was_stopped_exits_like_an_interrupted_program(ask, monkeypatch):
+  result = search.Result(GENOTYPE, 0.5, 0.5, None, False, pathlib.Path('report.html'))
+  monkeypatch.setattr(search, 'run', lambda config, workdir: result)
+  assert ask(DIGITS) == Answer(130, '', '')

@@ -1,0 +1,394 @@
+"""The compiled parts of a search, on the tiniest supernet with a parallel and a strided edge of every kind."""
+
+import dataclasses
+import functools
+import itertools
+import math
+import types
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from darts_jax.data.images import Images, load, split
+from darts_jax.runtime.compilation import CompilationCounter, count_compilations
+from darts_jax.runtime.mesh import make_mesh
+from darts_jax.search import Search, Searcher
+from darts_jax.search.loop import make_strategy
+from darts_jax.search.settings import Augment, Data
+from darts_jax.search.step import Halves, Optimizers, make_estimator, place, search_step
+from darts_jax.settings import build
+
+pytestmark = pytest.mark.xdist_group('searcher')
+
+EPOCHS, BATCH = 4, 128
+SEARCH = build(
+  Search,
+  {
+    'epochs': EPOCHS,
+    'batch_size': BATCH,
+    'data': {'name': 'digits'},
+    'augment': {'crop_padding': 1, 'flip': True, 'cutout': 2},
+    'network': {
+      'channels': 4,
+      'layers': 3,
+      'nodes': 1,
+      'operations': ('none', 'skip_connect', 'max_pool_3x3', 'sep_conv_3x3'),
+    },
+    # Decay and clipping are strong enough for their absence to be seen.
+    'weights': {'learning_rate': 0.01, 'final_learning_rate': 0.002, 'weight_decay': 0.01, 'clip_norm': 0.42},
+    'alphas': {'learning_rate': 0.003, 'weight_decay': 0.05, 'init_scale': 0.05},
+    'hypergradient': {'name': 'finite_difference', 'radius': 0.02},
+  },
+)
+
+
+class Lab(NamedTuple):
+  searcher: Searcher
+  data: Halves
+
+  def init(self) -> Any:
+    return self.searcher.init(jax.random.key(SEARCH.seed))
+
+
+def make_lab(settings: Search, images: Images, num_devices: int) -> Lab:
+  mesh = make_mesh(num_devices)
+  return Lab(Searcher(settings, make_strategy(settings), images, mesh), place(images, settings, mesh))
+
+
+@pytest.fixture(scope='module')
+def digits() -> Images:
+  return load('digits')
+
+
+@pytest.fixture(scope='module')
+def lab(digits) -> Lab:
+  return make_lab(SEARCH, digits, 1)
+
+
+@pytest.fixture(scope='module')
+def wide_lab(digits) -> Lab:
+  return make_lab(SEARCH, digits, 8)
+
+
+class Trajectory(NamedTuple):
+  """States before and after every step, as NumPy; what the steps reported; what each compiled."""
+
+  states: list[Any]
+  metrics: list[dict[str, float]]
+  compilations: list[CompilationCounter]
+
+
+def walk(lab: Lab, num_steps: int) -> Trajectory:
+  trajectory = Trajectory([], [], [])
+  state = lab.init()
+  trajectory.states.append(jax.device_get(state))
+  for _ in range(num_steps):
+    with count_compilations() as counter:
+      state, metrics = lab.searcher.run(state, lab.data, jnp.int32(1))
+    trajectory.states.append(jax.device_get(state))
+    trajectory.metrics.append({name: value.item() for name, value in jax.device_get(metrics).items()})
+    trajectory.compilations.append(counter)
+  return trajectory
+
+
+@pytest.fixture(scope='module')
+def trajectory(lab) -> Trajectory:
+  return walk(lab, 3)
+
+
+@pytest.fixture(scope='module')
+def wide_trajectory(wide_lab) -> Trajectory:
+  return walk(wide_lab, 3)
+
+
+def assert_trees_close(found, expected, rtol, atol=0.0):
+  assert jax.tree.structure(found) == jax.tree.structure(expected)
+  for (path, a), b in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True):
+    if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+      a, b = jax.random.key_data(a), jax.random.key_data(b)
+    np.testing.assert_allclose(a, b, rtol=rtol, atol=atol, err_msg=jax.tree_util.keystr(path))
+
+
+def test_search_is_compiled_once(trajectory):
+  counts = [counter.count for counter in trajectory.compilations]
+  assert counts[0] >= 1
+  assert counts[1:] == [0, 0]
+
+
+def test_state_is_donated(lab):
+  before = lab.init()
+  after, _ = lab.searcher.run(before, lab.data, jnp.int32(1))
+  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
+  assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((after, lab.data)))
+
+
+def test_many_steps_are_the_same_as_one_after_the_other(lab, trajectory):
+  state, sums = lab.searcher.run(lab.init(), lab.data, jnp.int32(3))
+  assert_trees_close(jax.device_get(state), trajectory.states[3], rtol=0)
+  assert sums['steps'] == 3
+  assert bool(sums['finite'])
+  for name in ('train_loss', 'valid_accuracy', 'alphas_gradient_norm'):
+    np.testing.assert_allclose(sums[name], sum(metrics[name] for metrics in trajectory.metrics), rtol=1e-6)
+
+
+def test_steps_stop_after_a_loss_that_is_not_finite(lab):
+  state = lab.init()
+  state = state.replace(weights=jax.tree.map(lambda w: w * jnp.nan, state.weights))
+  state, sums = lab.searcher.run(state, lab.data, jnp.int32(5))
+  assert not sums['finite']
+  assert sums['steps'] == state.step == 1
+
+
+class Gradients(NamedTuple):
+  """What a step is made of: the hypergradient before it; ∇w L_train, as a vector, and BN statistics at the new α."""
+
+  alphas: dict[str, np.ndarray]
+  weights: np.ndarray
+  statistics: Any
+
+
+def norm(*arrays: np.ndarray) -> float:
+  return float(np.sqrt(sum(np.sum(np.square(array, dtype=np.float64)) for array in arrays)))
+
+
+def learning_rate(step: int, steps_per_epoch: int) -> float:
+  """A cosine by epoch [DARTS §A.1]."""
+  rates = SEARCH.weights
+  phase = (1 + math.cos(math.pi * (step // steps_per_epoch) / EPOCHS)) / 2
+  return rates.final_learning_rate + (rates.learning_rate - rates.final_learning_rate) * phase
+
+
+@pytest.fixture(scope='module')
+def gradients(lab, trajectory) -> list[Gradients]:
+  """The gradients of the steps of the trajectory, put together from gradients of a loss written down here."""
+  net, rates = lab.searcher.net, SEARCH.weights
+  batches = jax.jit(lab.searcher._batches)
+
+  @jax.jit
+  def differentiate(statistics, weights, alphas, batch):
+    def loss(weights, alphas):
+      mixing = {name: jnp.exp(a) / jnp.sum(jnp.exp(a), axis=1, keepdims=True) for name, a in alphas.items()}
+      variables = {'params': weights, 'batch_stats': statistics}
+      logits, updated = net.apply(variables, batch.images, mixing, train=True, mutable=['batch_stats'])
+      return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(BATCH), batch.labels]), updated['batch_stats']
+
+    return jax.grad(loss, (0, 1), has_aux=True)(weights, alphas)
+
+  def compute(before, new_alphas):
+    train, valid = batches(before, lab.data)
+    w, unravel = ravel_pytree(before.weights)
+    momentum = optax.tree_utils.tree_get(before.weights_optimizer, 'trace')
+    rate = learning_rate(int(before.step), lab.searcher.steps_per_epoch)
+
+    def at(w, alphas, batch):
+      (of_weights, of_alphas), statistics = differentiate(before.statistics, unravel(w), alphas, batch)
+      return np.asarray(ravel_pytree(of_weights)[0]), jax.device_get(of_alphas), statistics
+
+    # [DARTS §2.3], with the momentum and decay of the virtual step.
+    g, _, _ = at(w, before.alphas, train)
+    v, outer, _ = at(w - rate * (rates.momentum * momentum + g + rates.weight_decay * w), before.alphas, valid)
+    epsilon = SEARCH.hypergradient.radius / norm(v)
+    (_, plus, _), (_, minus, _) = (at(w + sign * epsilon * v, before.alphas, train) for sign in (1, -1))
+    estimate = {name: outer[name] - rate * (plus[name] - minus[name]) / (2 * epsilon) for name in outer}
+    of_weights, _, statistics = at(w, new_alphas, train)
+    return Gradients(estimate, of_weights, statistics)
+
+  return [compute(before, after.alphas) for before, after in itertools.pairwise(trajectory.states)]
+
+
+def test_alphas_move_by_adam_with_decay_in_the_gradient(trajectory, gradients):
+  settings = SEARCH.alphas
+  for name in trajectory.states[0].alphas:
+    mean = square = 0.0
+    for t, (before, after) in enumerate(itertools.pairwise(trajectory.states), start=1):
+      alpha = before.alphas[name]
+      g = gradients[t - 1].alphas[name] + settings.weight_decay * alpha
+      mean = settings.beta1 * mean + (1 - settings.beta1) * g
+      square = settings.beta2 * square + (1 - settings.beta2) * g**2
+      root = np.sqrt(square / (1 - settings.beta2**t))
+      step = -settings.learning_rate * mean / (1 - settings.beta1**t) / (root + 1e-8)
+      np.testing.assert_allclose(after.alphas[name] - alpha, step, rtol=1e-2, atol=1e-5, err_msg=f'{name}, step {t}')
+  for metrics, gradient in zip(trajectory.metrics, gradients, strict=True):
+    np.testing.assert_allclose(metrics['alphas_gradient_norm'], norm(*gradient.alphas.values()), rtol=1e-3)
+
+
+def test_weights_move_by_clipped_sgd_with_momentum_and_decay(trajectory, gradients, lab):
+  rates = SEARCH.weights
+  factors, momentum = [], 0.0
+  for t, (before, after) in enumerate(itertools.pairwise(trajectory.states)):
+    w = np.asarray(ravel_pytree(before.weights)[0])
+    g = gradients[t].weights
+    factors.append(min(1, rates.clip_norm / norm(g)))
+    momentum = rates.momentum * momentum + factors[-1] * g + rates.weight_decay * w
+    step = -learning_rate(t, lab.searcher.steps_per_epoch) * momentum
+    np.testing.assert_allclose(ravel_pytree(after.weights)[0] - w, step, rtol=1e-3, atol=1e-6, err_msg=f'step {t}')
+    np.testing.assert_allclose(trajectory.metrics[t]['weights_gradient_norm'], norm(g), rtol=1e-4)
+  # Some gradients have been clipped.
+  assert min(factors) < 0.95, factors
+
+
+def test_running_statistics_are_those_of_the_weight_update(trajectory, gradients):
+  for after, gradient in zip(trajectory.states[1:], gradients, strict=True):
+    assert_trees_close(after.statistics, gradient.statistics, rtol=1e-4, atol=1e-5)
+
+
+def test_learning_rate_falls_from_first_to_final_by_epoch(lab):
+  steps = lab.searcher.steps_per_epoch
+  assert steps == 719 // BATCH
+  schedule = Optimizers.from_settings(SEARCH, steps).learning_rate
+  found = np.array([float(schedule(jnp.int32(step))) for step in range(EPOCHS * steps + 1)])
+  np.testing.assert_allclose(found, [learning_rate(step, steps) for step in range(EPOCHS * steps + 1)], rtol=1e-6)
+  assert (found[0], found[-1]) == pytest.approx((0.01, 0.002))
+  assert set(np.flatnonzero(np.diff(found)) + 1) == {steps, 2 * steps, 3 * steps, 4 * steps}
+
+
+def test_one_device_and_eight_take_the_same_steps(trajectory, wide_trajectory):
+  for one, eight in zip(trajectory.states, wide_trajectory.states, strict=True):
+    assert_trees_close(eight.alphas, one.alphas, rtol=0, atol=1e-5)
+    assert_trees_close((eight.weights, eight.statistics), (one.weights, one.statistics), rtol=0, atol=1e-4)
+  for name, alphas in trajectory.states[3].alphas.items():
+    assert np.max(np.abs(alphas - trajectory.states[0].alphas[name])) > 0.005
+
+
+def test_one_device_and_eight_find_the_same_genotype(lab, wide_lab):
+  strategy = make_strategy(SEARCH)
+  found = []
+  for each in (lab, wide_lab):
+    initial = jax.device_get(each.init().alphas)
+    state, _ = each.searcher.run(each.init(), each.data, jnp.int32(EPOCHS * lab.searcher.steps_per_epoch))
+    found.append(strategy.derive(jax.device_get(state.alphas)))
+    assert found[-1] != strategy.derive(initial)
+  assert found[0] == found[1]
+
+
+def test_all_devices_work(wide_lab):
+  state, _ = wide_lab.searcher.run(wide_lab.init(), wide_lab.data, jnp.int32(1))
+  for leaf in jax.tree.leaves((state, wide_lab.data)):
+    assert len(leaf.sharding.device_set) == 8
+    assert leaf.is_fully_replicated
+
+
+@pytest.mark.parametrize('name', ['lab', 'wide_lab'])
+def test_evaluation_counts_every_image_once(request, digits, trajectory, name):
+  each, state = request.getfixturevalue(name), trajectory.states[3]
+  found = each.searcher.evaluate(jax.device_put(state, each.data.valid.labels.sharding), each.data)
+  _, chosen = split(len(digits.y_train), 0.5, SEARCH.seed)
+  assert len(chosen) % BATCH  # The last batch is filled up.
+  images = (digits.x_train[chosen] - np.float32(digits.mean)) / np.float32(digits.std)
+  mixing = {name: np.exp(a) / np.exp(a).sum(axis=1, keepdims=True) for name, a in state.alphas.items()}
+  variables = {'params': state.weights, 'batch_stats': state.statistics}
+  logits = jax.jit(functools.partial(each.searcher.net.apply, train=False))(variables, images, mixing)
+  logits, labels = np.asarray(logits, np.float64), digits.y_train[chosen]
+  losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(labels)), labels]
+  np.testing.assert_allclose(found.loss, losses.mean(), rtol=1e-5)
+  np.testing.assert_allclose(found.accuracy, (logits.argmax(axis=1) == labels).mean(), rtol=1e-6)
+
+
+NUM_IMAGES, NUM_VALID = 52, 18
+
+
+@pytest.fixture(scope='module')
+def numbered() -> Images:
+  """Images whose pixels are all their number plus one, with the remainder by 10 as label."""
+  numbers = np.arange(NUM_IMAGES)
+  x = np.broadcast_to(numbers[:, None, None, None] + 1, (NUM_IMAGES, 8, 8, 1)).astype(np.float32)
+  return Images('numbered', x, (numbers % 10).astype(np.int32), None, None, 10, (0.0,), (1.0,))
+
+
+class Drawn(NamedTuple):
+  """Of the first steps of a search: images `[steps, B, 8, 8]`, their numbers and labels `[steps, B]`."""
+
+  pixels: np.ndarray
+  numbers: np.ndarray
+  labels: np.ndarray
+
+
+def draw(images: Images, num_steps: int, batch_size: int, num_devices: int = 1, **changes: Any) -> Halves:
+  """What a search trains on, by half."""
+  settings = dataclasses.replace(
+    SEARCH,
+    batch_size=batch_size,
+    data=Data(validation_fraction=NUM_VALID / NUM_IMAGES),
+    augment=Augment(crop_padding=changes.pop('crop_padding', 0), flip=False, cutout=0),
+    **changes,
+  )
+  each = make_lab(settings, images, num_devices)
+
+  @jax.jit
+  def batches(step):
+    return each.searcher._batches(types.SimpleNamespace(key=jax.random.key(settings.seed), step=step), each.data)
+
+  drawn = [jax.device_get(batches(jnp.int32(step))) for step in range(num_steps)]
+  parts = []
+  for half in Halves._fields:
+    pixels = np.stack([getattr(halves, half).images[..., 0] for halves in drawn])
+    labels = np.stack([getattr(halves, half).labels for halves in drawn])
+    parts.append(Drawn(pixels, pixels.max(axis=(2, 3)).astype(int) - 1, labels))
+  return Halves(*parts)
+
+
+def test_images_of_the_weights_are_seen_at_most_once_an_epoch(numbered):
+  epochs, steps, size = 6, 4, 8
+  train, valid = draw(numbered, epochs * steps, size)
+  ours, others = split(NUM_IMAGES, NUM_VALID / NUM_IMAGES, SEARCH.seed)
+  orders = train.numbers.reshape(epochs, steps * size)
+  for order in orders:
+    assert len(set(order)) == steps * size
+    assert set(order) <= set(ours)
+  # Every epoch has another order, and leaves out another two of the 34 images.
+  assert len({tuple(order) for order in orders}) == epochs
+  assert len({frozenset(ours) - frozenset(order) for order in orders}) > 1
+  np.testing.assert_array_equal(train.labels, train.numbers % 10)
+  # α sees any images of the other half: all of them in 192 draws, some twice in a batch.
+  assert set(valid.numbers.ravel()) == set(others)
+  assert any(len(set(batch)) < size for batch in valid.numbers)
+  np.testing.assert_array_equal(valid.labels, valid.numbers % 10)
+
+
+def test_order_depends_on_the_seed_alone(numbered):
+  order = draw(numbered, 4, 8).train.numbers.ravel()
+  np.testing.assert_array_equal(draw(numbered, 2, 16).train.numbers.ravel(), order)
+  wide = draw(numbered, 4, 8, num_devices=8)
+  np.testing.assert_array_equal(wide.train.numbers.ravel(), order)
+  np.testing.assert_array_equal(wide.valid.numbers, draw(numbered, 4, 8).valid.numbers)
+  assert set(draw(numbered, 4, 8, seed=1).train.numbers.ravel()) != set(order)
+
+
+def test_every_step_and_half_is_augmented_in_its_own_way(numbered):
+  train, valid = draw(numbered, 2, 8, crop_padding=4)
+  # Where the padding has come into the picture, pixels are black.
+  crops = [(half.pixels[step] > 0).tobytes() for half in (train, valid) for step in range(2)]
+  assert len(set(crops)) == 4
+
+
+def test_batch_that_is_larger_than_a_half_is_refused(numbered):
+  with pytest.raises(ValueError, match='^config.batch_size: 19 is larger than the valid half of numbered,'):
+    draw(numbered, 1, NUM_VALID + 1)
+
+
+def test_step_without_jit_computes_the_same(digits):
+  settings = build(
+    Search,
+    {
+      'batch_size': 4,
+      'network': {'channels': 2, 'layers': 3, 'nodes': 1, 'operations': ('none', 'skip_connect')},
+      'hypergradient': {'name': 'first_order'},
+    },
+  )
+  each = make_lab(settings, digits, 1)
+  state = each.searcher.init(jax.random.key(0))
+  halves = each.searcher._batches(state, each.data)
+  step = functools.partial(
+    search_step,
+    net=each.searcher.net,
+    strategy=make_strategy(settings),
+    estimator=make_estimator(settings),
+    optimizers=Optimizers.from_settings(settings, 1),
+  )
+  found, expected = jax.jit(step)(state, *halves), step(state, *halves)
+  assert_trees_close(found, expected, rtol=1e-4, atol=1e-6)
