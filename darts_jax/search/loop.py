@@ -16,6 +16,7 @@ from darts_jax import report
 from darts_jax.data import images as image_data
 from darts_jax.genotype import Genotype, search_space
 from darts_jax.relaxation import softmax
+from darts_jax.runtime import metrics
 from darts_jax.runtime.checkpoint import Checkpoints
 from darts_jax.runtime.compilation import compile_with_report, enable_cache
 from darts_jax.runtime.interrupts import InterruptGuard
@@ -188,10 +189,11 @@ class _Loop:
           self._write_alphas(history, state, step, epoch + 1)
           if (epoch + 1) % settings.checkpoint.every == 0 or step == self._total:
             self._save(step, state, epoch_sums, log_sums, last_epoch)
-          if step == self._total:
-            log.write('event', step, {'event': 'finished', 'message': f'{settings.epochs} epochs done'})
-          self._report()
-      if step < self._total:
+          if step < self._total:
+            self._report()
+      if step == self._total and not any(line.get('event') == 'finished' for line in metrics.read(workdir)):
+        log.write('event', step, {'event': 'finished', 'message': f'{settings.epochs} epochs done'})
+      elif step < self._total:
         self._save(step, state, epoch_sums, log_sums, last_epoch)
         message = f'{self._guard.requested}: saved at step {step} of {self._total}; start again to resume'
         self._note(log, progress, step, 'interrupted', message)

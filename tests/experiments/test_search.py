@@ -17,8 +17,6 @@ from darts_jax.derive import derive_genotype
 from darts_jax.genotype import CANDIDATES, Genotype, search_space
 from darts_jax.runtime import metrics
 
-pytestmark = pytest.mark.xdist_group('command')
-
 ROOT = pathlib.Path(__file__).parents[2]
 EPOCHS, STEPS = 6, 22
 SPECS = {name: search_space(num_nodes=1) for name in ('normal', 'reduce')}

@@ -27,8 +27,6 @@ from darts_jax.runtime.mesh import make_mesh
 from darts_jax.search import loop
 from darts_jax.settings import build
 
-pytestmark = pytest.mark.xdist_group('loop')
-
 ROOT = pathlib.Path(__file__).parents[2]
 
 # 11 steps an epoch.
@@ -218,7 +216,8 @@ def finished_search(uninterrupted, tmp_path, in_process) -> pathlib.Path:
 def test_finished_search_only_reports(finished_search, event):
   # A kill can come between the last checkpoint and the last line of the log.
   log = finished_search / 'metrics.jsonl'
-  log.write_text(''.join(line for line in log.open() if not event or f'"event": "{event}"' not in line))
+  lines = log.read_text().splitlines(keepends=True)
+  log.write_text(''.join(line for line in lines if not event or f'"event": "{event}"' not in line))
   before = snapshot(finished_search, 'metrics.jsonl', 'tensorboard', 'report.html')
   epochs = [line for line in metrics.read(finished_search) if line['kind'] == 'epoch']
   result = search.run(CONFIG, finished_search)

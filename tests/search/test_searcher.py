@@ -23,8 +23,6 @@ from darts_jax.search.settings import Augment, Data
 from darts_jax.search.step import Halves, Optimizers, make_estimator, place, search_step
 from darts_jax.settings import build
 
-pytestmark = pytest.mark.xdist_group('searcher')
-
 EPOCHS, BATCH = 4, 128
 SEARCH = build(
   Search,
