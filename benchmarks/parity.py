@@ -201,13 +201,13 @@ def main(arguments: list[str]) -> int:
   if len(arguments) != 1:
     print('usage: python -m benchmarks.parity FILE.npz|FILE.json', file=sys.stderr)
     return 2
-  jax.config.update('jax_enable_x64', True)
   failed = False
   try:
-    for name, error, tolerance in compare(pathlib.Path(arguments[0])):
-      # Written so that NaN fails.
-      failed |= not error <= tolerance
-      print(f'{name} {error:.3e}', flush=True)
+    with jax.enable_x64(True):
+      for name, error, tolerance in compare(pathlib.Path(arguments[0])):
+        # Written so that NaN fails.
+        failed |= not error <= tolerance
+        print(f'{name} {error:.3e}', flush=True)
   except ValueError as error:
     print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
     return 2

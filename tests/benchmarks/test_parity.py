@@ -59,6 +59,12 @@ def test_reference_genotypes_are_reproduced(capsys):
   assert lines == [f'genotype_{i} 0.000e+00' for i in range(20)]
 
 
+def test_precision_is_that_of_the_comparison_alone(capsys):
+  with jax.enable_x64(False):
+    assert parity.main([str(GENOTYPES)]) == 0
+    assert not jax.config.jax_enable_x64
+
+
 def test_a_wrong_genotype_is_noticed(tmp_path, capsys):
   cases = json.loads(GENOTYPES.read_text())[:3]
   cases[1]['genotype']['normal'][0][0] = 'none'
