@@ -1,6 +1,7 @@
 """The convolutional cell: a directed acyclic graph whose edges mix candidate operations [DARTS §2.1–2.2]."""
 
 import functools
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 from jax import lax
 
 from darts_jax.genotype import NUM_INPUTS, CellSpec
+from darts_jax.nets.layers import Affine
 from darts_jax.nets.materialise import materialise
 from darts_jax.nets.operations import FactorizedReduce, ReluConvBN, apply_operations
 
@@ -85,20 +87,37 @@ class Cell(nn.Module):
         scope=f'node{source}',
         train=train,
       )
-      messages: dict[Members, Array] = {}
+      by_members: dict[Members, list[str]] = {}
       for operation, members in groups.items():
-        output = outputs[operation]
-        output = output.reshape(*output.shape[:3], -1, self.channels)
-        if mixing is not None:
-          rows = np.array([edge for edge, _ in members])
-          weights = mixing[rows, self.spec.operations.index(operation)].astype(output.dtype)
-          output = output * weights[:, None]
-        messages[members] = messages[members] + output if members in messages else output
-      for members, message in messages.items():
-        message = jnp.broadcast_to(message, (*message.shape[:3], len(members), self.channels))
-        message = materialise(message.reshape(*message.shape[:3], -1))
-        # Not slices: the transpose of a split is one concatenation, that of slices a sum of padded images.
-        parts = lax.split(message, [self.channels] * len(members), axis=3)
-        for (_, target), part in zip(members, parts, strict=True):
-          arriving[target - NUM_INPUTS].append(part)
+        by_members.setdefault(members, []).append(operation)
+      for members, operations in by_members.items():
+        messages = self._messages([outputs[operation] for operation in operations], members, operations, mixing)
+        for (_, target), message in zip(members, messages, strict=True):
+          arriving[target - NUM_INPUTS].append(message)
     return jnp.concatenate([states[node] for node in self.spec.concat], axis=-1)
+
+  def _messages(
+    self, images: Sequence[Affine], members: Members, operations: Sequence[str], mixing: Array | None
+  ) -> list[Array]:
+    """The weighted sums of operations on the edges that they all serve, `[N, H', W', C]` for each edge."""
+    shape = (len(members), self.channels)
+    scales = [jnp.broadcast_to(x.scale.reshape(-1, self.channels), shape) for x in images]
+    offsets = [jnp.broadcast_to(x.offset.reshape(-1, self.channels), shape) for x in images]
+    scale, offset = jnp.stack(scales), jnp.stack(offsets)
+    if mixing is not None:
+      edges = np.array([edge for edge, _ in members])
+      weights = mixing[edges, np.array([[self.spec.operations.index(operation)] for operation in operations])]
+      scale, offset = scale * weights[..., None], offset * weights[..., None]
+    dtype = images[0].image.dtype
+    scale, offset = scale.astype(dtype), jnp.sum(offset, axis=0).astype(dtype)
+    messages = [offset[m] for m in range(len(members))]
+    own = [(x.image, s) for x, s in zip(images, scale, strict=True) if x.image.shape[-1] != self.channels]
+    if own:
+      total = materialise(functools.reduce(jnp.add, [image * s.reshape(-1) for image, s in own]))
+      # Not slices: the transpose of a split is one concatenation, that of slices a sum of padded images.
+      parts = lax.split(total, [self.channels] * len(members), axis=3)
+      messages = [part + message for part, message in zip(parts, messages, strict=True)]
+    for x, s in zip(images, scale, strict=True):
+      if x.image.shape[-1] == self.channels:
+        messages = [message + x.image * s[m] for m, message in enumerate(messages)]
+    return messages

@@ -181,16 +181,20 @@ def _image_stencil(dy: Array, kernel: Array, bank: Bank, geometry: Geometry) -> 
     pads.append((padding, extent + padding - (s * (out - 1) + 1), s - 1))
   padded = computed_once(lambda dy: lax.pad(dy, jnp.zeros((), dy.dtype), [*pads, (0, 0, 0)]), dy)
   filters = kernel.reshape(-1, bank.multiplier * bank.channels)
-  taps = zip(reversed(range(len(filters))), bank.taps(), strict=True)
-  return functools.reduce(
-    jnp.add, [padded[:, top : top + height, left : left + width] * filters[i] for i, (top, left) in taps]
-  )
+  taps = list(zip(reversed(range(len(filters))), bank.taps(), strict=True))
+
+  def correlate(padded: Array) -> Array:
+    return functools.reduce(
+      jnp.add, [padded[:, top : top + height, left : left + width] * filters[i] for i, (top, left) in taps]
+    )
+
+  return computed_once(correlate, padded) if bank.multiplier > 1 else correlate(padded)
 
 
 def _summed(parts: Sequence[Array], geometry: Geometry) -> Array:
   """The image's cotangent, whose channels the banks read all, or each its part of them side by side."""
   sums = [
-    jnp.sum(part.reshape(*part.shape[:3], bank.multiplier, bank.channels), axis=3)
+    functools.reduce(jnp.add, lax.split(part, [bank.channels] * bank.multiplier, axis=3))
     for part, bank in zip(parts, geometry.banks, strict=True)
   ]
   if all(bank.start == 0 for bank in geometry.banks):

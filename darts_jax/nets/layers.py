@@ -7,7 +7,7 @@ channels lie side by side, `[N, H, W, M·C]`, the channels of edge 0 first.
 import contextvars
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -63,6 +63,33 @@ def init_variables(net: nn.Module, key: Array, *args: Any, **kwargs: Any) -> Any
   return {**variables, 'params': jax.tree.unflatten(treedef, params)}
 
 
+class Affine(NamedTuple):
+  """An image and a scale and shift of its channels that are yet to be carried out.
+
+  What BN does to an image is such a map once the statistics are known. Left to its reader, it is part of whatever pass
+  over the image comes next (a ReLU, a weighted sum), and weighting the image is a product of two vectors.
+
+  Attributes:
+    image: `[N, H, W, C]`.
+    scale: `[C]`, at least float32.
+    offset: `[C]`, at least float32.
+  """
+
+  image: Array
+  scale: Array
+  offset: Array
+
+  @classmethod
+  def identity(cls, image: Array) -> 'Affine':
+    """The image as it is."""
+    dtype = jnp.promote_types(image.dtype, jnp.float32)
+    return cls(image, jnp.ones(image.shape[-1:], dtype), jnp.zeros(image.shape[-1:], dtype))
+
+  def evaluate(self) -> Array:
+    """`image · scale + offset`, in the image's dtype."""
+    return self.image * self.scale.astype(self.image.dtype) + self.offset.astype(self.image.dtype)
+
+
 class BatchNorm(nn.Module):
   """Batch normalisation over all but the last axis [DARTS §A]: ε = 1e-5, running statistics with decay 0.9.
 
@@ -75,29 +102,35 @@ class BatchNorm(nn.Module):
 
   affine: bool
 
-  @nn.compact
   def __call__(self, x: Array, *, train: bool) -> Array:
-    channels = x.shape[-1]
-    running_mean = self.variable('batch_stats', 'mean', jnp.zeros, (channels,))
-    running_var = self.variable('batch_stats', 'var', jnp.ones, (channels,))
+    """Normalises one array `[…, C]`."""
+    return self.fold(x, train=train)[0].evaluate()
+
+  @nn.compact
+  def fold(self, *images: Array, train: bool) -> list[Affine]:
+    """Normalises arrays `[…, Cₖ]` of one dtype, whose variables lie side by side; what is left to do is an `Affine`."""
+    sizes = [x.shape[-1] for x in images]
+    running_mean = self.variable('batch_stats', 'mean', jnp.zeros, (sum(sizes),))
+    running_var = self.variable('batch_stats', 'var', jnp.ones, (sum(sizes),))
     if train:
-      axes = tuple(range(x.ndim - 1))
-      exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-      mean = jnp.mean(exact, axes)
-      var = jnp.maximum(jnp.mean(exact * exact, axes) - mean * mean, 0)
+      axes = tuple(range(images[0].ndim - 1))
+      exact = [x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in images]
+      mean = jnp.concatenate([jnp.mean(x, axes) for x in exact])
+      var = jnp.maximum(jnp.concatenate([jnp.mean(x * x, axes) for x in exact]) - mean * mean, 0)
       if self.is_mutable_collection('batch_stats') and not self.is_initializing():
-        count = x.size // channels
+        count = images[0].size // sizes[0]
         running_mean.value = BN_DECAY * running_mean.value + (1 - BN_DECAY) * mean
         running_var.value = BN_DECAY * running_var.value + (1 - BN_DECAY) * var * (count / max(count - 1, 1))
     else:
       mean, var = running_mean.value, running_var.value
     # Written as one multiplication and one addition, so that the gradient needs two vectors and not a chain of passes.
-    factor = lax.rsqrt(var + BN_EPSILON)
-    offset = -mean * factor
+    scale = lax.rsqrt(var + BN_EPSILON)
+    offset = -mean * scale
     if self.affine:
-      scale = self.param('scale', nn.initializers.ones, (channels,))
-      factor, offset = factor * scale, offset * scale + self.param('bias', nn.initializers.zeros, (channels,))
-    return x * factor.astype(x.dtype) + offset.astype(x.dtype)
+      learned = self.param('scale', nn.initializers.ones, (sum(sizes),))
+      scale, offset = scale * learned, offset * learned + self.param('bias', nn.initializers.zeros, (sum(sizes),))
+    parts = zip(images, lax.split(scale, sizes), lax.split(offset, sizes), strict=True)
+    return [Affine(*part) for part in parts]
 
 
 def pointwise(x: Array, kernel: Array) -> Array:

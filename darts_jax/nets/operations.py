@@ -3,7 +3,8 @@
 All edges that leave one node through one operation are computed together, which gives the same numbers as one
 after the other with a fraction of the kernels. An operation therefore takes the image of its source node,
 `[N, H, W, C]`, and returns one image an edge side by side, `[N, H', W', M·C]`; or, when it has no parameters of its
-own for an edge, a single `[N, H', W', C]` that all its edges share. Convolutions come as ReLU, convolution, batch
+own for an edge, a single `[N, H', W', C]` that all its edges share; with the scale and shift of a final BN yet to be
+carried out, since the cell weights and sums them all. Convolutions come as ReLU, convolution, batch
 normalisation and have no bias.
 """
 
@@ -15,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from darts_jax.nets.depthwise import depthwise_convs
-from darts_jax.nets.layers import BatchNorm, avg_pool, max_pool, pointwise, uniform_fan_in
+from darts_jax.nets.depthwise import depthwise_conv, depthwise_convs
+from darts_jax.nets.layers import Affine, BatchNorm, avg_pool, max_pool, pointwise, uniform_fan_in
 
 Array = jax.Array
 
@@ -47,8 +48,13 @@ class FactorizedReduce(nn.Module):
   edges: int
   affine: bool
 
-  @nn.compact
   def __call__(self, x: Array, *, train: bool) -> Array:
+    """The output, its BN carried out."""
+    return self.fold(x, train=train).evaluate()
+
+  @nn.compact
+  def fold(self, x: Array, *, train: bool) -> Affine:
+    """The output before its BN is carried out."""
     channels, half = x.shape[-1], self.features // 2
     if x.shape[1] % 2 or x.shape[2] % 2:
       raise ValueError(
@@ -59,7 +65,7 @@ class FactorizedReduce(nn.Module):
     rows = [x[:, i::2, i::2].reshape(-1, channels) @ kernel[i].reshape(channels, -1) for i in range(2)]
     halves = [y.reshape(x.shape[0], x.shape[1] // 2, x.shape[2] // 2, self.edges, half) for y in rows]
     y = jnp.concatenate(halves, axis=-1)
-    return BatchNorm(self.affine)(y.reshape(*y.shape[:3], -1), train=train)
+    return BatchNorm(self.affine).fold(y.reshape(*y.shape[:3], -1), train=train)[0]
 
 
 class Filters(NamedTuple):
@@ -72,12 +78,11 @@ class Filters(NamedTuple):
 
 
 class SeparableStage(nn.Module):
-  """ReLU, depthwise convolution, pointwise convolution, BN, for several operations on one image at once.
+  """ReLU, depthwise convolution, pointwise convolution, BN, for several operations at once.
 
   Attributes:
     filters: what is convolved; every edge of an operation has its own depthwise filters and its own matrix.
-    first: whether the input is the image `[N, H, W, C]` of a node, to be convolved for all edges, or already holds one
-      image an edge, side by side in the order of `filters`.
+    first: whether all operations read one image, that of a node, or each its own, with one image an edge side by side.
     stride: stride of the depthwise convolutions.
     affine: whether BN has scale and bias.
   """
@@ -88,17 +93,34 @@ class SeparableStage(nn.Module):
   affine: bool
 
   @nn.compact
-  def __call__(self, x: Array, *, train: bool) -> Array:
-    channels = x.shape[-1] if self.first else x.shape[-1] // sum(f.edges for f in self.filters)
-    depthwise, matrices = [], []
+  def __call__(self, *images: Array, train: bool) -> list[Affine]:
+    """Computes the stage.
+
+    Args:
+      images: `[N, H, W, C]`, the image of a node; or, if not `first`, `[N, H, W, M·C]` for each operation.
+      train: whether BN uses the statistics of the batch.
+
+    Returns:
+      `[N, H', W', M·C]` for each operation.
+    """
+    dtype = images[0].dtype
+    channels = images[0].shape[-1] // (1 if self.first else self.filters[0].edges)
+    kernels, matrices = [], []
     for operation, size, _, edges in self.filters:
       kernel = self.param(f'{operation}_depthwise', uniform_fan_in(size * size), (size, size, edges, channels))
-      depthwise.append(kernel.astype(x.dtype).reshape(size, size, *((edges, channels) if self.first else (1, -1))))
+      kernels.append(kernel.astype(dtype))
       matrices.append(self.param(f'{operation}_pointwise', uniform_fan_in(channels), (edges, channels, channels)))
-    dilations = [f.dilation for f in self.filters]
-    images = depthwise_convs(jax.nn.relu(x), depthwise, dilations=dilations, stride=self.stride, shared=self.first)
-    x = jnp.concatenate([pointwise(y, matrix) for y, matrix in zip(images, matrices, strict=True)], axis=-1)
-    return BatchNorm(self.affine)(x, train=train)
+    active = [jax.nn.relu(x) for x in images]
+    if self.first:
+      dilations = [f.dilation for f in self.filters]
+      convolved = depthwise_convs(active[0], kernels, dilations=dilations, stride=self.stride)
+    else:
+      convolved = [
+        depthwise_conv(x, kernel.reshape(f.size, f.size, 1, -1), dilation=f.dilation, stride=self.stride)
+        for x, kernel, f in zip(active, kernels, self.filters, strict=True)
+      ]
+    outputs = [pointwise(y, matrix) for y, matrix in zip(convolved, matrices, strict=True)]
+    return BatchNorm(self.affine).fold(*outputs, train=train)
 
 
 class SeparableConvs(nn.Module):
@@ -115,19 +137,16 @@ class SeparableConvs(nn.Module):
   affine: bool
 
   @nn.compact
-  def __call__(self, x: Array, *, train: bool) -> dict[str, Array]:
-    channels = x.shape[-1]
+  def __call__(self, x: Array, *, train: bool) -> dict[str, Affine]:
     filters = [Filters(name, int(name[-1]), 2 if name.startswith('dil') else 1, count) for name, count in self.edges]
     single = tuple(f for f in filters if f.dilation == 2)
     double = tuple(f for f in filters if f.dilation == 1)
-    x = SeparableStage(double + single, True, self.stride, self.affine, name='stage0')(x, train=train)
-    parts = lax.split(x, [f.edges * channels for f in double + single], axis=3)
-    outputs = {f.operation: part for f, part in zip(double + single, parts, strict=True)}
+    halfway = SeparableStage(double + single, True, self.stride, self.affine, name='stage0')(x, train=train)
+    outputs = {f.operation: y for f, y in zip(double + single, halfway, strict=True)}
     if double:
-      x = x[..., : channels * sum(f.edges for f in double)]
-      x = SeparableStage(double, False, 1, self.affine, name='stage1')(x, train=train)
-      parts = lax.split(x, [f.edges * channels for f in double], axis=3)
-      outputs |= {f.operation: part for f, part in zip(double, parts, strict=True)}
+      images = [outputs[f.operation].evaluate() for f in double]
+      finished = SeparableStage(double, False, 1, self.affine, name='stage1')(*images, train=train)
+      outputs |= {f.operation: y for f, y in zip(double, finished, strict=True)}
     return outputs
 
 
@@ -139,7 +158,7 @@ class Conv7x1Then1x7(nn.Module):
   affine: bool
 
   @nn.compact
-  def __call__(self, x: Array, *, train: bool) -> Array:
+  def __call__(self, x: Array, *, train: bool) -> Affine:
     channels, s = x.shape[-1], self.stride
     shape = (self.edges, 1, 7, channels, channels)
     across = self.param('across', uniform_fan_in(7 * channels), shape).astype(x.dtype)
@@ -150,7 +169,7 @@ class Conv7x1Then1x7(nn.Module):
       y = lax.conv_general_dilated(jax.nn.relu(x), across[m], (1, s), [(0, 0), (3, 3)], dimension_numbers=layout)
       column = down[m].swapaxes(0, 1)
       outputs.append(lax.conv_general_dilated(y, column, (s, 1), [(3, 3), (0, 0)], dimension_numbers=layout))
-    return BatchNorm(self.affine)(jnp.concatenate(outputs, axis=-1), train=train)
+    return BatchNorm(self.affine).fold(jnp.concatenate(outputs, axis=-1), train=train)[0]
 
 
 class Pool(nn.Module):
@@ -161,9 +180,9 @@ class Pool(nn.Module):
   normalise: bool
 
   @nn.compact
-  def __call__(self, x: Array, *, train: bool) -> Array:
+  def __call__(self, x: Array, *, train: bool) -> Affine:
     x = self.pool(x, self.stride)
-    return BatchNorm(affine=False)(x, train=train) if self.normalise else x
+    return BatchNorm(affine=False).fold(x, train=train)[0] if self.normalise else Affine.identity(x)
 
 
 class SkipConnect(nn.Module):
@@ -174,15 +193,15 @@ class SkipConnect(nn.Module):
   affine: bool
 
   @nn.compact
-  def __call__(self, x: Array, *, train: bool) -> Array:
+  def __call__(self, x: Array, *, train: bool) -> Affine:
     if self.stride == 1:
-      return x
-    return FactorizedReduce(x.shape[-1], self.edges, self.affine)(x, train=train)
+      return Affine.identity(x)
+    return FactorizedReduce(x.shape[-1], self.edges, self.affine).fold(x, train=train)
 
 
 def apply_operations(
   edges: Mapping[str, int], x: Array, *, stride: int, discrete: bool, scope: str, train: bool
-) -> dict[str, Array]:
+) -> dict[str, Affine]:
   """Computes all operations that leave a node; to be called in a compact module.
 
   Args:

@@ -42,7 +42,9 @@ def test_edges_computed_together_equal_one_after_the_other(plain, stride, discre
     shared = 'pool' in name or (name == 'skip_connect' and stride == 1)
     expected = edges[0] if shared else np.concatenate(edges, axis=-1)
     assert expected.shape[1:3] == output_size
-    np.testing.assert_allclose(found[name], expected, rtol=0, atol=1e-12 * np.abs(expected).max(), err_msg=name)
+    np.testing.assert_allclose(
+      found[name].evaluate(), expected, rtol=0, atol=1e-12 * np.abs(expected).max(), err_msg=name
+    )
 
 
 @pytest.mark.parametrize('discrete', [False, True])
