@@ -1,6 +1,7 @@
 """The convolutional cell: a directed acyclic graph whose edges mix candidate operations [DARTS §2.1–2.2]."""
 
 import functools
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -109,15 +110,20 @@ class Cell(nn.Module):
       weights = mixing[edges, np.array([[self.spec.operations.index(operation)] for operation in operations])]
       scale, offset = scale * weights[..., None], offset * weights[..., None]
     dtype = images[0].image.dtype
-    scale, offset = scale.astype(dtype), jnp.sum(offset, axis=0).astype(dtype)
-    messages = [offset[m] for m in range(len(members))]
-    own = [(x.image, s) for x, s in zip(images, scale, strict=True) if x.image.shape[-1] != self.channels]
+    # In one piece for the images of all edges, edge by edge for those they share. Splits and not slices, because the
+    # transpose of a split is one concatenation and that of slices is a sum of padded arrays.
+    shared = [x.image.shape[-1] == self.channels for x in images]
+    sizes = [part for one in shared for part in ([self.channels] * len(members) if one else [math.prod(shape)])]
+    factors = iter(lax.split(scale.astype(dtype).reshape(-1), sizes))
+    messages = list(lax.split(jnp.sum(offset, axis=0).astype(dtype).reshape(-1), [self.channels] * len(members)))
+    own = []
+    for x, one in zip(images, shared, strict=True):
+      if one:
+        messages = [message + x.image * next(factors) for message in messages]
+      else:
+        own.append(x.image * next(factors))
     if own:
-      total = materialise(functools.reduce(jnp.add, [image * s.reshape(-1) for image, s in own]))
-      # Not slices: the transpose of a split is one concatenation, that of slices a sum of padded images.
+      total = materialise(functools.reduce(jnp.add, own))
       parts = lax.split(total, [self.channels] * len(members), axis=3)
-      messages = [part + message for part, message in zip(parts, messages, strict=True)]
-    for x, s in zip(images, scale, strict=True):
-      if x.image.shape[-1] == self.channels:
-        messages = [message + x.image * s[m] for m, message in enumerate(messages)]
+      messages = [message + part for message, part in zip(messages, parts, strict=True)]
     return messages

@@ -22,9 +22,9 @@ Array = jax.Array
 BN_EPSILON = 1e-5
 BN_DECAY = 0.9
 
-#: Side by side, stacked pointwise products are one product with a block-diagonal matrix up to this many channels;
-#: beyond it the zeros cost more than the separate products.
-_BLOCK_DIAGONAL_CHANNELS = 64
+#: Side by side, stacked pointwise products are one product with a block-diagonal matrix up to this many channels.
+#: The zeros are multiplied faster than slices of the images are copied; beyond it they are not.
+_BLOCK_DIAGONAL_CHANNELS = 256
 
 
 _half_widths_only: contextvars.ContextVar[bool] = contextvars.ContextVar('half_widths_only', default=False)
@@ -93,8 +93,10 @@ class Affine(NamedTuple):
 class BatchNorm(nn.Module):
   """Batch normalisation over all but the last axis [DARTS §A]: ε = 1e-5, running statistics with decay 0.9.
 
-  In training the statistics of the batch are used, computed in one pass as E[x] and E[x²]; running
-  statistics are updated when the collection `batch_stats` is mutable, the variance with the unbiased estimate.
+  In training the statistics of the batch are used, computed in one pass as E[x] and E[x²]. Running statistics are
+  updated when the collection `batch_stats` is mutable, the variance with the unbiased estimate. A caller who makes
+  `moments` mutable instead gets what they are updated with, at the same places, and can apply `running_average` to all
+  layers at once.
 
   Attributes:
     affine: whether a learned scale and bias follow.
@@ -110,19 +112,23 @@ class BatchNorm(nn.Module):
   def fold(self, *images: Array, train: bool) -> list[Affine]:
     """Normalises arrays `[…, Cₖ]` of one dtype, whose variables lie side by side; what is left to do is an `Affine`."""
     sizes = [x.shape[-1] for x in images]
-    running_mean = self.variable('batch_stats', 'mean', jnp.zeros, (sum(sizes),))
-    running_var = self.variable('batch_stats', 'var', jnp.ones, (sum(sizes),))
+    running = {}
+    if not train or self.is_initializing() or self.is_mutable_collection('batch_stats'):
+      for name, initial in (('mean', jnp.zeros), ('var', jnp.ones)):
+        running[name] = self.variable('batch_stats', name, initial, (sum(sizes),))
     if train:
       axes = tuple(range(images[0].ndim - 1))
       exact = [x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in images]
       mean = jnp.concatenate([jnp.mean(x, axes) for x in exact])
       var = jnp.maximum(jnp.concatenate([jnp.mean(x * x, axes) for x in exact]) - mean * mean, 0)
-      if self.is_mutable_collection('batch_stats') and not self.is_initializing():
-        count = images[0].size // sizes[0]
-        running_mean.value = BN_DECAY * running_mean.value + (1 - BN_DECAY) * mean
-        running_var.value = BN_DECAY * running_var.value + (1 - BN_DECAY) * var * (count / max(count - 1, 1))
+      count = images[0].size // sizes[0]
+      for name, moment in (('mean', mean), ('var', var * (count / max(count - 1, 1)))):
+        if self.is_mutable_collection('moments') and not self.is_initializing():
+          self.put_variable('moments', name, moment)
+        if running and not self.is_initializing():
+          running[name].value = running_average(running[name].value, moment)
     else:
-      mean, var = running_mean.value, running_var.value
+      mean, var = running['mean'].value, running['var'].value
     # Written as one multiplication and one addition, so that the gradient needs two vectors and not a chain of passes.
     scale = lax.rsqrt(var + BN_EPSILON)
     offset = -mean * scale
@@ -131,6 +137,11 @@ class BatchNorm(nn.Module):
       scale, offset = scale * learned, offset * learned + self.param('bias', nn.initializers.zeros, (sum(sizes),))
     parts = zip(images, lax.split(scale, sizes), lax.split(offset, sizes), strict=True)
     return [Affine(*part) for part in parts]
+
+
+def running_average(old: Array, new: Array) -> Array:
+  """A running statistic of BN after one more batch."""
+  return BN_DECAY * old + (1 - BN_DECAY) * new
 
 
 def pointwise(x: Array, kernel: Array) -> Array:

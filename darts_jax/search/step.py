@@ -22,7 +22,7 @@ from darts_jax.data.augment import augment, normalise
 from darts_jax.data.images import Images, split
 from darts_jax.hypergradient import ESTIMATORS, Estimator, Gradients, Problem, global_norm
 from darts_jax.nets.conv import Supernet
-from darts_jax.nets.layers import init_variables
+from darts_jax.nets.layers import init_variables, running_average
 from darts_jax.runtime.mesh import replicated
 from darts_jax.search.settings import Search
 from darts_jax.search.state import SearchState
@@ -78,14 +78,13 @@ def make_estimator(settings: Search) -> Estimator:
 
 
 def loss_and_aux(
-  net: Supernet, weights: PyTree, statistics: PyTree, mixing: Mapping[str, Array], images: Array, labels: Array
+  net: Supernet, weights: PyTree, mixing: Mapping[str, Array], images: Array, labels: Array
 ) -> tuple[Array, tuple[Array, PyTree]]:
-  """Mean cross-entropy in training mode, with the accuracy and the new running statistics."""
-  variables = {'params': weights, 'batch_stats': statistics}
-  logits, updated = net.apply(variables, images, mixing, train=True, mutable=['batch_stats'])
+  """Mean cross-entropy in training mode, with the accuracy and the moments for the running statistics."""
+  logits, updated = net.apply({'params': weights}, images, mixing, train=True, mutable=['moments'])
   loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
   accuracy = jnp.mean(jnp.argmax(logits, -1) == labels, dtype=loss.dtype)
-  return loss, (accuracy, updated['batch_stats'])
+  return loss, (accuracy, updated['moments'])
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
@@ -155,6 +154,22 @@ class Optimizers:
     )
 
 
+def _flatten(
+  state: SearchState,
+) -> tuple[SearchState, Callable[[PyTree], PyTree], Callable[[SearchState], SearchState]]:
+  """The state with weights and running statistics as one vector each; how to restore the weights, and the whole state.
+
+  A vector takes one kernel where hundreds of small arrays take one each.
+  """
+  weights, weights_tree = ravel_pytree(state.weights)
+  statistics, statistics_tree = ravel_pytree(state.statistics)
+
+  def restore(flat: SearchState) -> SearchState:
+    return flat.replace(weights=weights_tree(flat.weights), statistics=statistics_tree(flat.statistics))
+
+  return state.replace(weights=weights, statistics=statistics), weights_tree, restore
+
+
 class _Carry(NamedTuple):
   """What the passes of a step hand on: the estimator's memory, the state as far as it has got, gradient norms."""
 
@@ -190,17 +205,42 @@ def search_step(
   Returns:
     The state after the step, and what the step saw.
   """
+  flat, as_tree, restore = _flatten(state)
+  flat, info = _flat_step(
+    flat,
+    train,
+    valid,
+    as_tree=as_tree,
+    net=net,
+    strategy=strategy,
+    estimator=estimator,
+    optimizers=optimizers,
+    batch_sharding=batch_sharding,
+  )
+  return restore(flat), info
+
+
+def _flat_step(
+  state: SearchState,
+  train: Examples,
+  valid: Examples,
+  *,
+  as_tree: Callable[[Array], PyTree],
+  net: Supernet,
+  strategy: Strategy,
+  estimator: Estimator,
+  optimizers: Optimizers,
+  batch_sharding: NamedSharding | None,
+) -> tuple[SearchState, StepInfo]:
+  """`search_step` on a state whose weights and running statistics are vectors."""
   batches = jax.tree.map(lambda *arrays: jnp.stack(arrays), train, valid)
-  # Within the step the weights are one vector, which takes a kernel where hundreds of small arrays take one each.
-  vector, as_tree = ravel_pytree(state.weights)
-  state = state.replace(weights=vector)
   if batch_sharding is not None:
     batches = lax.with_sharding_constraint(batches, batch_sharding)
   step_key = jax.random.fold_in(state.key, state.step)
 
   def loss(weights: PyTree, alphas: PyTree, batch: Examples) -> tuple[Array, tuple[Array, PyTree]]:
     mixing = strategy.relax(alphas, jax.random.fold_in(step_key, _RELAX), state.step)
-    return loss_and_aux(net, as_tree(weights), state.statistics, mixing, batch.images, batch.labels)
+    return loss_and_aux(net, as_tree(weights), mixing, batch.images, batch.labels)
 
   def virtual_step(weights: PyTree, gradient: PyTree) -> PyTree:
     inner_state = state.weights_optimizer[1]
@@ -219,18 +259,18 @@ def search_step(
     memory = carry.memory._replace(at=now.weights)
     return carry._replace(memory=memory, state=now, alphas_gradient_norm=global_norm(gradient))
 
-  def estimator_pass(index: int, carry: _Carry, gradients: Gradients, statistics: PyTree) -> _Carry:
-    del statistics
+  def estimator_pass(index: int, carry: _Carry, gradients: Gradients, moments: Array) -> _Carry:
+    del moments
     carry = carry._replace(memory=estimator.passes[index].advance(problem, carry.memory, gradients))
     return update_alphas(carry) if index == len(estimator.passes) - 1 else carry
 
-  def weights_pass(carry: _Carry, gradients: Gradients, statistics: PyTree) -> _Carry:
+  def weights_pass(carry: _Carry, gradients: Gradients, moments: Array) -> _Carry:
     now = carry.state
     updates, optimizer_state = optimizers.weights.update(gradients.weights, now.weights_optimizer, now.weights)
     now = now.replace(
       step=now.step + 1,
       weights=optax.apply_updates(now.weights, updates),
-      statistics=statistics,
+      statistics=running_average(now.statistics, moments),
       weights_optimizer=optimizer_state,
     )
     return carry._replace(state=now, weights_gradient_norm=global_norm(gradients.weights))
@@ -242,8 +282,10 @@ def search_step(
     number, half = index
     batch = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, half, keepdims=False), batches)
     differentiate = jax.value_and_grad(loss, (0, 1), has_aux=True)
-    (value, (accuracy, statistics)), gradients = differentiate(carry.memory.at, carry.state.alphas, batch)
-    return lax.switch(number, branches, carry, Gradients(*gradients), statistics), Evaluation(value, accuracy)
+    (value, (accuracy, moments)), gradients = differentiate(carry.memory.at, carry.state.alphas, batch)
+    # The moments are where the running statistics are, so their vectors agree.
+    moments = ravel_pytree(moments)[0]
+    return lax.switch(number, branches, carry, Gradients(*gradients), moments), Evaluation(value, accuracy)
 
   zero = jnp.zeros((), jax.tree.leaves(state.alphas)[0].dtype)
   carry = _Carry(estimator.start(problem), state, zero, zero)
@@ -258,7 +300,7 @@ def search_step(
     'alphas_gradient_norm': carry.alphas_gradient_norm,
     'learning_rate': jnp.asarray(optimizers.learning_rate(state.step), zero.dtype),
   }
-  return carry.state.replace(weights=as_tree(carry.state.weights)), StepInfo(metrics, carry.memory.estimate)
+  return carry.state, StepInfo(metrics, carry.memory.estimate)
 
 
 # What the random key of a step is folded with for each purpose.
@@ -337,27 +379,32 @@ class Searcher:
       whether all losses were.
     """
     first = state.step
-    shapes = jax.eval_shape(lambda s: self._step(s, data)[1], state)
+    state, as_tree, restore = _flatten(state)
+    step = functools.partial(self._step, data=data, as_tree=as_tree)
+    shapes = jax.eval_shape(step, state)[1]
     totals = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
     def unfinished(carry: tuple[SearchState, dict[str, Array], Array]) -> Array:
       return (carry[0].step - first < num_steps) & carry[2]
 
     def body(carry: tuple[SearchState, dict[str, Array], Array]) -> tuple[SearchState, dict[str, Array], Array]:
-      after, metrics = self._step(carry[0], data)
+      after, metrics = step(carry[0])
       finite = jnp.isfinite(metrics['train_loss']) & jnp.isfinite(metrics['valid_loss'])
       finite &= jnp.isfinite(metrics['weights_gradient_norm']) & jnp.isfinite(metrics['alphas_gradient_norm'])
       return after, jax.tree.map(jnp.add, carry[1], metrics), finite
 
     state, totals, finite = lax.while_loop(unfinished, body, (state, totals, jnp.array(True)))
-    return state, {**totals, 'steps': state.step - first, 'finite': finite}
+    return restore(state), {**totals, 'steps': state.step - first, 'finite': finite}
 
-  def _step(self, state: SearchState, data: Halves) -> tuple[SearchState, dict[str, Array]]:
+  def _step(
+    self, state: SearchState, data: Halves, as_tree: Callable[[Array], PyTree]
+  ) -> tuple[SearchState, dict[str, Array]]:
     train, valid = self._batches(state, data)
-    state, info = search_step(
+    state, info = _flat_step(
       state,
       train,
       valid,
+      as_tree=as_tree,
       net=self.net,
       strategy=self._strategy,
       estimator=self._estimator,

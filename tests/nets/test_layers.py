@@ -1,3 +1,4 @@
+import functools
 import math
 
 import flax.linen as nn
@@ -7,7 +8,15 @@ import numpy as np
 import pytest
 from jax import lax
 
-from darts_jax.nets.layers import BatchNorm, avg_pool, init_variables, max_pool, pointwise, uniform_fan_in
+from darts_jax.nets.layers import (
+  BatchNorm,
+  avg_pool,
+  init_variables,
+  max_pool,
+  pointwise,
+  running_average,
+  uniform_fan_in,
+)
 from darts_jax.nets.materialise import materialise
 from darts_jax.runtime.mesh import batch_sharding, make_mesh
 
@@ -109,7 +118,10 @@ def test_batch_norm_keeps_running_statistics():
   jax.tree.map(np.testing.assert_array_equal, variables, {'batch_stats': {'mean': np.zeros(2), 'var': np.ones(2)}})
   mean, var = np.zeros(2), np.ones(2)
   for batch in (x, 3 * x - 1):
+    _, alone = layer.apply({}, batch, train=True, mutable=['moments'])
     _, changed = layer.apply(variables, batch, train=True, mutable=['batch_stats'])
+    together = jax.tree.map(running_average, variables['batch_stats'], alone['moments'])
+    jax.tree.map(np.testing.assert_array_equal, together, changed['batch_stats'])
     variables = changed
     mean = 0.9 * mean + 0.1 * batch.mean((0, 1, 2))
     var = 0.9 * var + 0.1 * batch.var((0, 1, 2), ddof=1)
@@ -118,6 +130,17 @@ def test_batch_norm_keeps_running_statistics():
   y, changed = layer.apply(variables, x, train=False, mutable=['batch_stats'])
   np.testing.assert_allclose(y, (x - mean) / np.sqrt(var + 1e-5), rtol=1e-12)
   np.testing.assert_array_equal(changed['batch_stats']['mean'], variables['batch_stats']['mean'])
+
+
+@pytest.mark.usefixtures('x64')
+def test_batch_norm_normalises_several_images_with_variables_side_by_side():
+  rng = np.random.default_rng(0)
+  images = [rng.normal(size=(2, 3, 4, channels)) * 2 + 1 for channels in (3, 1, 2)]
+  layer = BatchNorm(affine=False)
+  found, moments = layer.apply({}, *images, train=True, mutable=['moments'], method='fold')
+  whole, expected = layer.apply({}, np.concatenate(images, axis=-1), train=True, mutable=['moments'])
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12), moments, expected)
+  np.testing.assert_allclose(np.concatenate([x.evaluate() for x in found], axis=-1), whole, rtol=1e-12, atol=1e-14)
 
 
 def test_batch_norm_computes_statistics_of_bfloat16_in_float32():
@@ -131,7 +154,7 @@ def test_batch_norm_computes_statistics_of_bfloat16_in_float32():
   np.testing.assert_allclose(changed['batch_stats']['var'], [0.9 + 0.1 * 0.125**2 * 64 / 63], rtol=1e-5)
 
 
-@pytest.mark.parametrize(('edges', 'channels', 'features'), [(1, 5, 3), (4, 16, 5), (5, 16, 4), (2, 33, 3)])
+@pytest.mark.parametrize(('edges', 'channels', 'features'), [(1, 5, 3), (4, 16, 5), (2, 129, 3), (5, 64, 4)])
 @pytest.mark.usefixtures('x64')
 def test_pointwise_equals_an_einsum_over_edges(edges, channels, features):
   """On both sides of the size up to which the product is one with a block-diagonal matrix."""
