@@ -4,8 +4,8 @@ python -m benchmarks.search_step --config=configs/cifar.py [--config.batch_size=
     [--estimators=first_order,finite_difference,exact] [--repeats=5] [--json=FILE]
 
 Images are random, in the shape of the config's dataset, so no data is needed. For each estimator the table gives: the
-seconds to trace and compile the step without a cache; median, fastest and slowest step of `--repeats` after one for
-warming up; images of the weights' half per second; temporary memory and floating-point operations as XLA states them
+seconds to trace and compile the step without a cache; median, fastest and slowest of `--repeats` calls after one for
+warming up, divided by the steps in a call, which are several as in a search; images of the weights' half per second; temporary memory and floating-point operations as XLA states them
 (XLA counts the body of a loop once, so the operations are a lower bound). The JSON file holds an object keyed by
 estimator, each with `compile_s, step_s, step_s_min, step_s_max, images_per_s, temp_bytes, flops`.
 """
@@ -30,6 +30,10 @@ from darts_jax.search.loop import make_strategy
 from darts_jax.search.settings import Search
 from darts_jax.search.step import Searcher, place
 from darts_jax.settings import build
+
+#: Steps in a call. A search makes one call for all steps between two lines of its log, so that memory is new to the
+#: process only in the first of many steps.
+_STEPS = 4
 
 #: Image shape and classes of the datasets whose shape is known without reading them.
 _SHAPES = {
@@ -59,17 +63,17 @@ def measure(settings: Search, repeats: int) -> dict[str, float]:
   searcher = Searcher(settings, make_strategy(settings), images, mesh)
   data = place(images, settings, mesh)
   state = searcher.init(jax.random.key(settings.seed))
-  one = jnp.int32(1)
+  steps = jnp.int32(_STEPS)
   start = time.perf_counter()
-  compiled = searcher.run.lower(state, data, one).compile()
+  compiled = searcher.run.lower(state, data, steps).compile()
   compile_seconds = time.perf_counter() - start
   seconds = []
   for _ in range(repeats + 1):
     start = time.perf_counter()
-    state, sums = jax.block_until_ready(compiled(state, data, one))
-    seconds.append(time.perf_counter() - start)
-  del sums
-  # The first one touches fresh memory.
+    state, sums = jax.block_until_ready(compiled(state, data, steps))
+    seconds.append((time.perf_counter() - start) / _STEPS)
+  if int(sums['steps']) != _STEPS:
+    raise ValueError(f'the search of {settings.hypergradient.name} diverged; nothing was measured')
   seconds = seconds[1:]
   cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
   assert cost is not None
@@ -122,7 +126,7 @@ def main() -> int:
   """Parses the command line; returns the exit code."""
   config = config_flags.DEFINE_config_file('config', None, 'Path of the config file.')
   names = flags.DEFINE_list('estimators', list(ESTIMATORS), 'Estimators to measure.')
-  repeats = flags.DEFINE_integer('repeats', 5, 'Timed steps.', lower_bound=1)
+  repeats = flags.DEFINE_integer('repeats', 5, 'Timed calls of several steps.', lower_bound=1)
   path = flags.DEFINE_string('json', None, 'Where to write the results as JSON.')
   try:
     flags.FLAGS(sys.argv)
