@@ -5,9 +5,10 @@ python -m benchmarks.search_step --config=configs/cifar.py [--config.batch_size=
 
 Images are random, in the shape of the config's dataset, so no data is needed. For each estimator the table gives: the
 seconds to trace and compile the step without a cache; median, fastest and slowest of `--repeats` calls after one for
-warming up, divided by the steps in a call, which are several as in a search; images of the weights' half per second; temporary memory and floating-point operations as XLA states them
-(XLA counts the body of a loop once, so the operations are a lower bound). The JSON file holds an object keyed by
-estimator, each with `compile_s, step_s, step_s_min, step_s_max, images_per_s, temp_bytes, flops`.
+warming up, divided by the steps in a call, which are several as in a search; images of the weights' half per second;
+temporary memory and floating-point operations as XLA states them (XLA counts the body of a loop once, so the operations
+are a lower bound). The JSON file holds an object keyed by estimator, each with `compile_s, step_s, step_s_min,
+step_s_max, images_per_s, temp_bytes, flops`.
 """
 
 import json
