@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.flatten_util import ravel_pytree
 
 from darts_jax.derive import derive_genotype
 from darts_jax.genotype import search_space, to_dict
@@ -32,7 +31,7 @@ from darts_jax.nets.conv import Supernet
 from darts_jax.relaxation import softmax
 from darts_jax.search.darts import Darts
 from darts_jax.search.settings import Alphas, Search, Weights
-from darts_jax.search.state import SearchState
+from darts_jax.search.state import Packed, SearchState
 from darts_jax.search.step import Examples, Optimizers, StepInfo, search_step
 
 # In float64. Outputs and gradients agree up to rounding; a finite difference divides the rounding of two gradients by
@@ -73,17 +72,17 @@ class SearchFile:
       alphas=Alphas(meta['arch_lr'], meta['arch_betas'][0], meta['arch_betas'][1], meta['arch_weight_decay']),
     )
     self.optimizers = Optimizers.from_settings(settings, 1)
-    weights = jax.tree.map(jnp.asarray, self.variables['params'])
+    weights = Packed.pack(self.variables['params'])
     alphas = {name: jnp.asarray(values[f'alphas_{name}']) for name in CELLS}
     momentum = convert_supernet(self.net, self._group('momentum/'), statistics=False)['params']
     self.state = SearchState(
       step=jnp.zeros((), jnp.int32),
       key=jax.random.key(0),
       weights=weights,
-      statistics=jax.tree.map(jnp.asarray, self.variables['batch_stats']),
+      statistics=Packed.pack(self.variables['batch_stats']),
       alphas=alphas,
       weights_optimizer=optax.tree_utils.tree_set(
-        self.optimizers.weights.init(ravel_pytree(weights)[0]), trace=ravel_pytree(momentum)[0]
+        self.optimizers.weights.init(weights.vector), trace=Packed.pack(momentum).vector
       ),
       alphas_optimizer=self.optimizers.alphas.init(alphas),
     )
@@ -158,7 +157,7 @@ def _compare_step(file: SearchFile, state: SearchState, info: StepInfo) -> Itera
     yield name, relative_error(state.alphas[cell], values[name]), TOLERANCE
   yield 'step_grad_norm', relative_error(info.metrics['weights_gradient_norm'], values['step_grad_norm']), TOLERANCE
   expected = dict(jax.tree_util.tree_leaves_with_path(file.expected_weights()))
-  for path, leaf in jax.tree_util.tree_leaves_with_path(state.weights):
+  for path, leaf in jax.tree_util.tree_leaves_with_path(state.weights.tree):
     yield 'step_w/' + '/'.join(key.key for key in path), relative_error(leaf, expected[path]), TOLERANCE
 
 

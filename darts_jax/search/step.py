@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from darts_jax.data.augment import augment, normalise
@@ -25,7 +24,7 @@ from darts_jax.nets.conv import Supernet
 from darts_jax.nets.layers import init_variables, running_average
 from darts_jax.runtime.mesh import replicated
 from darts_jax.search.settings import Search
-from darts_jax.search.state import SearchState
+from darts_jax.search.state import Packed, SearchState
 from darts_jax.search.strategy import Strategy
 
 Array = jax.Array
@@ -117,7 +116,7 @@ class StepInfo(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Optimizers:
-  """The two optimisers of a search; the weights' work on the weights as one vector, in the order of `ravel_pytree`.
+  """The two optimisers of a search; the weights' work on the weights as one vector (see `Packed`).
 
   Attributes:
     weights: clipping by global norm, then `inner`.
@@ -152,22 +151,6 @@ class Optimizers:
       ),
       learning_rate,
     )
-
-
-def _flatten(
-  state: SearchState,
-) -> tuple[SearchState, Callable[[PyTree], PyTree], Callable[[SearchState], SearchState]]:
-  """The state with weights and running statistics as one vector each; how to restore the weights, and the whole state.
-
-  A vector takes one kernel where hundreds of small arrays take one each.
-  """
-  weights, weights_tree = ravel_pytree(state.weights)
-  statistics, statistics_tree = ravel_pytree(state.statistics)
-
-  def restore(flat: SearchState) -> SearchState:
-    return flat.replace(weights=weights_tree(flat.weights), statistics=statistics_tree(flat.statistics))
-
-  return state.replace(weights=weights, statistics=statistics), weights_tree, restore
 
 
 class _Carry(NamedTuple):
@@ -205,58 +188,30 @@ def search_step(
   Returns:
     The state after the step, and what the step saw.
   """
-  flat, as_tree, restore = _flatten(state)
-  flat, info = _flat_step(
-    flat,
-    train,
-    valid,
-    as_tree=as_tree,
-    net=net,
-    strategy=strategy,
-    estimator=estimator,
-    optimizers=optimizers,
-    batch_sharding=batch_sharding,
-  )
-  return restore(flat), info
-
-
-def _flat_step(
-  state: SearchState,
-  train: Examples,
-  valid: Examples,
-  *,
-  as_tree: Callable[[Array], PyTree],
-  net: Supernet,
-  strategy: Strategy,
-  estimator: Estimator,
-  optimizers: Optimizers,
-  batch_sharding: NamedSharding | None,
-) -> tuple[SearchState, StepInfo]:
-  """`search_step` on a state whose weights and running statistics are vectors."""
   batches = jax.tree.map(lambda *arrays: jnp.stack(arrays), train, valid)
   if batch_sharding is not None:
     batches = lax.with_sharding_constraint(batches, batch_sharding)
   step_key = jax.random.fold_in(state.key, state.step)
 
-  def loss(weights: PyTree, alphas: PyTree, batch: Examples) -> tuple[Array, tuple[Array, PyTree]]:
+  def loss(weights: Array, alphas: PyTree, batch: Examples) -> tuple[Array, tuple[Array, PyTree]]:
     mixing = strategy.relax(alphas, jax.random.fold_in(step_key, _RELAX), state.step)
-    return loss_and_aux(net, as_tree(weights), mixing, batch.images, batch.labels)
+    return loss_and_aux(net, state.weights.replace(weights).tree, mixing, batch.images, batch.labels)
 
-  def virtual_step(weights: PyTree, gradient: PyTree) -> PyTree:
+  def virtual_step(weights: Array, gradient: Array) -> Array:
     inner_state = state.weights_optimizer[1]
     return optax.apply_updates(weights, optimizers.inner.update(gradient, inner_state, weights)[0])
 
-  def train_loss(weights: PyTree, alphas: PyTree) -> Array:
+  def train_loss(weights: Array, alphas: PyTree) -> Array:
     return loss(weights, alphas, jax.tree.map(lambda x: x[0], batches))[0]
 
-  problem = Problem(train_loss, virtual_step, state.weights, state.alphas)
+  problem = Problem(train_loss, virtual_step, state.weights.vector, state.alphas)
 
   def update_alphas(carry: _Carry) -> _Carry:
     gradient, now = carry.memory.estimate, carry.state
     updates, optimizer_state = optimizers.alphas.update(gradient, now.alphas_optimizer, now.alphas)
     now = now.replace(alphas=optax.apply_updates(now.alphas, updates), alphas_optimizer=optimizer_state)
     # The next pass is that of the weight update, at the weights of the state.
-    memory = carry.memory._replace(at=now.weights)
+    memory = carry.memory._replace(at=now.weights.vector)
     return carry._replace(memory=memory, state=now, alphas_gradient_norm=global_norm(gradient))
 
   def estimator_pass(index: int, carry: _Carry, gradients: Gradients, moments: Array) -> _Carry:
@@ -266,11 +221,12 @@ def _flat_step(
 
   def weights_pass(carry: _Carry, gradients: Gradients, moments: Array) -> _Carry:
     now = carry.state
-    updates, optimizer_state = optimizers.weights.update(gradients.weights, now.weights_optimizer, now.weights)
+    vector = now.weights.vector
+    updates, optimizer_state = optimizers.weights.update(gradients.weights, now.weights_optimizer, vector)
     now = now.replace(
       step=now.step + 1,
-      weights=optax.apply_updates(now.weights, updates),
-      statistics=running_average(now.statistics, moments),
+      weights=now.weights.replace(optax.apply_updates(vector, updates)),
+      statistics=now.statistics.replace(running_average(now.statistics.vector, moments)),
       weights_optimizer=optimizer_state,
     )
     return carry._replace(state=now, weights_gradient_norm=global_norm(gradients.weights))
@@ -283,9 +239,9 @@ def _flat_step(
     batch = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, half, keepdims=False), batches)
     differentiate = jax.value_and_grad(loss, (0, 1), has_aux=True)
     (value, (accuracy, moments)), gradients = differentiate(carry.memory.at, carry.state.alphas, batch)
-    # The moments are where the running statistics are, so their vectors agree.
-    moments = ravel_pytree(moments)[0]
-    return lax.switch(number, branches, carry, Gradients(*gradients), moments), Evaluation(value, accuracy)
+    moments = Packed.pack(moments)
+    assert moments.treedef == state.statistics.treedef, 'moments are to lie where the running statistics are'
+    return lax.switch(number, branches, carry, Gradients(*gradients), moments.vector), Evaluation(value, accuracy)
 
   zero = jnp.zeros((), jax.tree.leaves(state.alphas)[0].dtype)
   carry = _Carry(estimator.start(problem), state, zero, zero)
@@ -355,14 +311,14 @@ class Searcher:
     images = jnp.zeros((1, *self._image_shape))
     mixing = self._strategy.relax(alphas, alphas_key, jnp.zeros((), jnp.int32))
     variables = init_variables(self.net, weights_key, images, mixing, train=False)
-    weights = variables['params']
+    weights = Packed.pack(variables['params'])
     return SearchState(
       step=jnp.zeros((), jnp.int32),
       key=run_key,
       weights=weights,
-      statistics=variables['batch_stats'],
+      statistics=Packed.pack(variables['batch_stats']),
       alphas=alphas,
-      weights_optimizer=self._optimizers.weights.init(ravel_pytree(weights)[0]),
+      weights_optimizer=self._optimizers.weights.init(weights.vector),
       alphas_optimizer=self._optimizers.alphas.init(alphas),
     )
 
@@ -379,8 +335,7 @@ class Searcher:
       whether all losses were.
     """
     first = state.step
-    state, as_tree, restore = _flatten(state)
-    step = functools.partial(self._step, data=data, as_tree=as_tree)
+    step = functools.partial(self._step, data=data)
     shapes = jax.eval_shape(step, state)[1]
     totals = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
@@ -394,17 +349,14 @@ class Searcher:
       return after, jax.tree.map(jnp.add, carry[1], metrics), finite
 
     state, totals, finite = lax.while_loop(unfinished, body, (state, totals, jnp.array(True)))
-    return restore(state), {**totals, 'steps': state.step - first, 'finite': finite}
+    return state, {**totals, 'steps': state.step - first, 'finite': finite}
 
-  def _step(
-    self, state: SearchState, data: Halves, as_tree: Callable[[Array], PyTree]
-  ) -> tuple[SearchState, dict[str, Array]]:
+  def _step(self, state: SearchState, data: Halves) -> tuple[SearchState, dict[str, Array]]:
     train, valid = self._batches(state, data)
-    state, info = _flat_step(
+    state, info = search_step(
       state,
       train,
       valid,
-      as_tree=as_tree,
       net=self.net,
       strategy=self._strategy,
       estimator=self._estimator,
@@ -444,7 +396,7 @@ class Searcher:
     """Loss and accuracy of the supernet on the whole architecture half, with running statistics and no augmentation."""
     size, total = self._settings.batch_size, self._num_valid
     mixing = self._strategy.relax(state.alphas, state.key, state.step)
-    variables = {'params': state.weights, 'batch_stats': state.statistics}
+    variables = {'params': state.weights.tree, 'batch_stats': state.statistics.tree}
     # The last batch is filled up with repetitions that do not count.
     indices = np.arange(-(-total // size) * size).reshape(-1, size)
     sharding = NamedSharding(self._mesh, PartitionSpec('data'))

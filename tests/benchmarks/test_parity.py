@@ -43,7 +43,7 @@ def test_reference_results_are_reproduced(part):
   assert expected[part] <= set(names)
   if part == 'finite_difference':
     assert sum(name.startswith('step_w/') for name in names) == len(
-      jax.tree.leaves(parity.SearchFile(load()).state.weights)
+      jax.tree.leaves(parity.SearchFile(load()).state.weights.tree)
     )
 
 

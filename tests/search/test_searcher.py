@@ -179,12 +179,12 @@ def gradients(lab, trajectory) -> list[Gradients]:
 
   def compute(before, new_alphas):
     train, valid = batches(before, lab.data)
-    w, unravel = ravel_pytree(before.weights)
+    w, unravel = ravel_pytree(before.weights.tree)
     momentum = optax.tree_utils.tree_get(before.weights_optimizer, 'trace')
     rate = learning_rate(int(before.step), lab.searcher.steps_per_epoch)
 
     def at(w, alphas, batch):
-      (of_weights, of_alphas), statistics = differentiate(before.statistics, unravel(w), alphas, batch)
+      (of_weights, of_alphas), statistics = differentiate(before.statistics.tree, unravel(w), alphas, batch)
       return np.asarray(ravel_pytree(of_weights)[0]), jax.device_get(of_alphas), statistics
 
     # [DARTS §2.3], with the momentum and decay of the virtual step.
@@ -219,12 +219,12 @@ def test_weights_move_by_clipped_sgd_with_momentum_and_decay(trajectory, gradien
   rates = SEARCH.weights
   factors, momentum = [], 0.0
   for t, (before, after) in enumerate(itertools.pairwise(trajectory.states)):
-    w = np.asarray(ravel_pytree(before.weights)[0])
+    w = np.asarray(ravel_pytree(before.weights.tree)[0])
     g = gradients[t].weights
     factors.append(min(1, rates.clip_norm / norm(g)))
     momentum = rates.momentum * momentum + factors[-1] * g + rates.weight_decay * w
     step = -learning_rate(t, lab.searcher.steps_per_epoch) * momentum
-    np.testing.assert_allclose(ravel_pytree(after.weights)[0] - w, step, rtol=1e-3, atol=1e-6, err_msg=f'step {t}')
+    np.testing.assert_allclose(ravel_pytree(after.weights.tree)[0] - w, step, rtol=1e-3, atol=1e-6, err_msg=f'step {t}')
     np.testing.assert_allclose(trajectory.metrics[t]['weights_gradient_norm'], norm(g), rtol=1e-4)
   # Some gradients have been clipped.
   assert min(factors) < 0.95, factors
@@ -232,7 +232,7 @@ def test_weights_move_by_clipped_sgd_with_momentum_and_decay(trajectory, gradien
 
 def test_running_statistics_are_those_of_the_weight_update(trajectory, gradients):
   for after, gradient in zip(trajectory.states[1:], gradients, strict=True):
-    assert_trees_close(after.statistics, gradient.statistics, rtol=1e-4, atol=1e-5)
+    assert_trees_close(after.statistics.tree, gradient.statistics, rtol=1e-4, atol=1e-5)
 
 
 def test_learning_rate_falls_from_first_to_final_by_epoch(lab):
@@ -279,7 +279,7 @@ def test_evaluation_counts_every_image_once(request, digits, trajectory, name):
   assert len(chosen) % BATCH  # The last batch is filled up.
   images = (digits.x_train[chosen] - np.float32(digits.mean)) / np.float32(digits.std)
   mixing = {name: np.exp(a) / np.exp(a).sum(axis=1, keepdims=True) for name, a in state.alphas.items()}
-  variables = {'params': state.weights, 'batch_stats': state.statistics}
+  variables = {'params': state.weights.tree, 'batch_stats': state.statistics.tree}
   logits = jax.jit(functools.partial(each.searcher.net.apply, train=False))(variables, images, mixing)
   logits, labels = np.asarray(logits, np.float64), digits.y_train[chosen]
   losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(labels)), labels]
