@@ -31,13 +31,12 @@ Array = jax.Array
 
 
 class Bank(NamedTuple):
-  """Filters `[K, L, M, C]` of one size and dilation that read the channels `start … start + C` of the image."""
+  """Filters `[K, L, M, C]` of one size and dilation, `M` for each channel of the image."""
 
   kernel: tuple[int, int]
   dilation: int
   multiplier: int
   channels: int
-  start: int
 
   @property
   def padding(self) -> tuple[int, int]:
@@ -79,27 +78,22 @@ class Geometry(NamedTuple):
 _GROUPS = ('image', 'filters', 'output')
 
 
-def depthwise_convs(
-  x: Array, kernels: Sequence[Array], *, dilations: Sequence[int], stride: int = 1, shared: bool = True
-) -> list[Array]:
+def depthwise_convs(x: Array, kernels: Sequence[Array], *, dilations: Sequence[int], stride: int = 1) -> list[Array]:
   """Convolves every channel of an image with its own filters; zero padding, odd filter sides.
 
   Args:
     x: `[N, H, W, C]` images.
-    kernels: banks of filters `[K, L, M, C]`, `M` for each channel; or, if not `shared`, `[K, L, 1, Cₖ]` with channels
-      that add up to `C`, each bank for its own part.
+    kernels: banks of filters `[K, L, M, C]`, `M` for each channel.
     dilations: distance between the taps of the filters, for each bank.
     stride: output pixel `i` is centred on input pixel `stride · i`.
-    shared: whether all banks read all of the image.
 
   Returns:
     For each bank `[N, ⌈H/stride⌉, ⌈W/stride⌉, M·C]`; channel `m·C + c` is channel `c` under its filter `m`.
   """
-  banks, start = [], 0
+  banks = []
   for kernel, dilation in zip(kernels, dilations, strict=True):
     height, width, multiplier, channels = kernel.shape
-    banks.append(Bank((height, width), dilation, multiplier, channels, start))
-    start += 0 if shared else channels
+    banks.append(Bank((height, width), dilation, multiplier, channels))
   num_images, height, width, channels = x.shape
   geometry = Geometry((num_images, height, width, channels), stride, tuple(banks))
   return list(_bind('output', [x], list(kernels), geometry))
@@ -137,14 +131,12 @@ def _prepared(x: Array, geometry: Geometry) -> list[Array]:
   """For each bank, what its filters read, channel by channel, with the margin around it."""
   p, q = _margin(geometry)
 
-  def tile(part: Array, multiplier: int) -> Array:
-    return jnp.tile(jnp.pad(part, [(0, 0), (p, p), (q, q), (0, 0)]), (1, 1, 1, multiplier))
+  def tile(x: Array, multiplier: int) -> Array:
+    return jnp.tile(jnp.pad(x, [(0, 0), (p, p), (q, q), (0, 0)]), (1, 1, 1, multiplier))
 
-  parts = {
-    key: computed_once(functools.partial(tile, multiplier=key[2]), lax.slice_in_dim(x, key[0], key[0] + key[1], axis=3))
-    for key in {(bank.start, bank.channels, bank.multiplier): None for bank in geometry.banks}
-  }
-  return [parts[bank.start, bank.channels, bank.multiplier] for bank in geometry.banks]
+  multipliers = dict.fromkeys(bank.multiplier for bank in geometry.banks)
+  tiled = {m: computed_once(functools.partial(tile, multiplier=m), x) for m in multipliers}
+  return [tiled[bank.multiplier] for bank in geometry.banks]
 
 
 def _shifted(prepared: Array, offset: tuple[int, int], bank: Bank, geometry: Geometry) -> Array:
@@ -188,18 +180,18 @@ def _image_stencil(dy: Array, kernel: Array, bank: Bank, geometry: Geometry) -> 
       jnp.add, [padded[:, top : top + height, left : left + width] * filters[i] for i, (top, left) in taps]
     )
 
+  # The sum over filters would be merged with the taps of each, and leave their slices behind as arrays.
   return computed_once(correlate, padded) if bank.multiplier > 1 else correlate(padded)
 
 
 def _summed(parts: Sequence[Array], geometry: Geometry) -> Array:
-  """The image's cotangent, whose channels the banks read all, or each its part of them side by side."""
-  sums = [
-    functools.reduce(jnp.add, lax.split(part, [bank.channels] * bank.multiplier, axis=3))
+  """The image's cotangent: the sum over all filters of all banks."""
+  filters = [
+    one
     for part, bank in zip(parts, geometry.banks, strict=True)
+    for one in lax.split(part, [bank.channels] * bank.multiplier, axis=3)
   ]
-  if all(bank.start == 0 for bank in geometry.banks):
-    return functools.reduce(jnp.add, sums)
-  return jnp.concatenate(sums, axis=-1)
+  return functools.reduce(jnp.add, filters)
 
 
 def _stencils(*args: Array, target: str, geometry: Geometry) -> list[Array]:
@@ -220,7 +212,7 @@ def _convolution(x: Array, kernel: Array, bank: Bank, geometry: Geometry) -> Arr
   p, q = bank.padding
   groups = bank.multiplier * bank.channels
   return lax.conv_general_dilated(
-    jnp.tile(x[..., bank.start : bank.start + bank.channels], (1, 1, 1, bank.multiplier)),
+    jnp.tile(x, (1, 1, 1, bank.multiplier)),
     kernel.reshape(*bank.kernel, 1, groups),
     (geometry.stride, geometry.stride),
     [(p, p), (q, q)],

@@ -23,7 +23,7 @@ BN_EPSILON = 1e-5
 BN_DECAY = 0.9
 
 #: Side by side, stacked pointwise products are one product with a block-diagonal matrix up to this many channels.
-#: The zeros are multiplied faster than slices of the images are copied; beyond it they are not.
+#: As far as measured, the zeros are multiplied faster than slices of the images are copied.
 _BLOCK_DIAGONAL_CHANNELS = 256
 
 

@@ -15,27 +15,22 @@ CHANNELS = 3
 
 
 class Banks(NamedTuple):
-  """Filters as (sides, dilation, count): the filters a channel if they share the image, else the channels they read."""
+  """Filters as (sides, dilation, filters a channel)."""
 
-  shared: bool
   filters: tuple[tuple[tuple[int, int], int, int], ...]
 
   @property
   def dilations(self):
     return [dilation for _, dilation, _ in self.filters]
 
-  @property
-  def channels(self):
-    return CHANNELS if self.shared else sum(channels for *_, channels in self.filters)
-
   def convolve(self, x, kernels, stride):
-    return depthwise_convs(x, kernels, dilations=self.dilations, stride=stride, shared=self.shared)
+    return depthwise_convs(x, kernels, dilations=self.dilations, stride=stride)
 
   def draw(self, batch, size, stride):
     """Images, filters and cotangents of the outputs, and for each of the three a direction to differentiate in."""
     rng = np.random.default_rng(0)
-    images = (batch, *size, self.channels)
-    shapes = [(count, CHANNELS) if self.shared else (1, count) for *_, count in self.filters]
+    images = (batch, *size, CHANNELS)
+    shapes = [(count, CHANNELS) for *_, count in self.filters]
     output = (batch, -(-size[0] // stride), -(-size[1] // stride))
 
     def point():
@@ -65,25 +60,19 @@ class Banks(NamedTuple):
   def expected_orders(self, plain, point, direction, stride):
     """The same by the definition and the product rule: the values and both gradients are bilinear."""
     (x, fs, dys), (tx, tfs, tdys) = point, direction
-    ends = np.cumsum([channels for *_, channels in self.filters])[:-1]
     geometries = [{'stride': stride, 'dilation': dilation} for dilation in self.dilations]
 
-    def parts(x):
-      return [x] * len(self.filters) if self.shared else np.split(x, ends, axis=-1)
-
     def value(x, fs):
-      return [plain.depthwise(part, f, **g) for part, f, g in zip(parts(x), fs, geometries, strict=True)]
+      return [plain.depthwise(x, f, **g) for f, g in zip(fs, geometries, strict=True)]
 
     def to_image(fs, dys):
-      found = [
+      return sum(
         plain.depthwise_input_gradient(dy, f, x.shape[1:3], **g) for f, dy, g in zip(fs, dys, geometries, strict=True)
-      ]
-      return sum(found) if self.shared else np.concatenate(found, axis=-1)
+      )
 
     def to_filters(x, dys):
       return [
-        plain.depthwise_filter_gradient(part, dy, f.shape[:2], **g)
-        for part, dy, f, g in zip(parts(x), dys, fs, geometries, strict=True)
+        plain.depthwise_filter_gradient(x, dy, f.shape[:2], **g) for dy, f, g in zip(dys, fs, geometries, strict=True)
       ]
 
     def add(first, second):
@@ -98,8 +87,8 @@ class Banks(NamedTuple):
 
 
 #: The sizes and dilations of a search space, and as many edges as differ.
-SEARCH = Banks(True, (((3, 3), 1, 2), ((5, 5), 1, 1), ((3, 3), 2, 1), ((5, 5), 2, 3)))
-SMALL = Banks(True, (((3, 3), 1, 2), ((3, 3), 2, 1)))
+SEARCH = Banks((((3, 3), 1, 2), ((5, 5), 1, 1), ((3, 3), 2, 1), ((5, 5), 2, 3)))
+SMALL = Banks((((3, 3), 1, 2), ((3, 3), 2, 1)))
 
 
 def assert_close(found, expected, tolerance=1e-13):
@@ -112,13 +101,12 @@ def assert_close(found, expected, tolerance=1e-13):
 @pytest.mark.parametrize(
   ('batch', 'size', 'stride', 'banks'),
   [
-    (1, (5, 6), 1, Banks(True, (((3, 3), 1, 1),))),
+    (1, (5, 6), 1, Banks((((3, 3), 1, 1),))),
     (2, (6, 9), 2, SEARCH),
     (6, (4, 7), 1, SEARCH),
     # Images that the filters reach beyond on all sides.
-    (3, (2, 3), 2, Banks(True, (((7, 7), 1, 1), ((5, 5), 2, 2)))),
-    (3, (7, 4), 1, Banks(False, (((3, 3), 1, 2), ((5, 5), 1, 3), ((1, 7), 1, 1)))),
-    (2, (6, 5), 2, Banks(False, (((5, 5), 2, 1), ((3, 3), 1, 2)))),
+    (3, (2, 3), 2, Banks((((7, 7), 1, 1), ((5, 5), 2, 2)))),
+    (3, (7, 4), 1, Banks((((3, 3), 1, 2), ((5, 5), 1, 3), ((1, 7), 1, 1)))),
   ],
 )
 @pytest.mark.usefixtures('x64')
@@ -129,7 +117,7 @@ def test_equals_the_definition_to_second_order(plain, batch, size, stride, banks
 
 @pytest.mark.usefixtures('x64')
 def test_equals_a_grouped_convolution_of_xla():
-  (x, (kernel,), _), _ = Banks(True, (((3, 3), 2, 2),)).draw(4, (5, 6), 1)
+  (x, (kernel,), _), _ = Banks((((3, 3), 2, 2),)).draw(4, (5, 6), 1)
   expected = lax.conv_general_dilated(
     np.tile(x, (1, 1, 1, 2)),
     kernel.reshape(3, 3, 1, -1),
@@ -239,13 +227,12 @@ def test_over_two_devices_it_equals_the_definition_and_no_images_are_exchanged(p
 @pytest.mark.parametrize('platform', ['cuda', 'tpu'])
 @pytest.mark.usefixtures('x64')
 def test_program_for_accelerators_computes_the_same(plain, platform):
-  banks = Banks(platform == 'tpu', SMALL.filters)
-  values = banks.draw(3, (5, 4), 2)
+  values = SMALL.draw(3, (5, 4), 2)
   exported = jax.export.export(
-    jax.jit(lambda *values: banks.two_orders(*values, 2)),
+    jax.jit(lambda *values: SMALL.two_orders(*values, 2)),
     platforms=[platform],
     # So that it can be run here.
     disabled_checks=[jax.export.DisabledSafetyCheck.platform()],
   )(*values)
   assert 'stablehlo.while' not in exported.mlir_module()
-  assert_close(exported.call(*values), banks.expected_orders(plain, *values, 2))
+  assert_close(exported.call(*values), SMALL.expected_orders(plain, *values, 2))
