@@ -79,10 +79,17 @@ class Memory(NamedTuple):
 
 
 class Pass(NamedTuple):
-  """One gradient evaluation: of which loss, and what follows from it."""
+  """One gradient evaluation.
+
+  Attributes:
+    loss: which loss is differentiated.
+    advance: what follows from the gradients.
+    weights: whether `advance` reads the gradient in the weights; that in the α is always there.
+  """
 
   loss: Literal['train', 'valid']
   advance: Callable[[Problem, Memory, Gradients], Memory]
+  weights: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +151,7 @@ def first_order() -> Estimator:
     del problem
     return memory._replace(estimate=gradients.alphas, outer_norm=global_norm(gradients.alphas))
 
-  return Estimator('first_order', (Pass('valid', finish),))
+  return Estimator('first_order', (Pass('valid', finish, weights=False),))
 
 
 def finite_difference(radius: float = 0.01) -> Estimator:
@@ -189,7 +196,12 @@ def finite_difference(radius: float = 0.01) -> Estimator:
 
   return Estimator(
     'finite_difference',
-    (Pass('train', _look_ahead), Pass('valid', step_aside), Pass('train', cross_over), Pass('train', finish)),
+    (
+      Pass('train', _look_ahead),
+      Pass('valid', step_aside),
+      Pass('train', cross_over, weights=False),
+      Pass('train', finish, weights=False),
+    ),
   )
 
 

@@ -5,6 +5,7 @@ channels lie side by side, `[N, H, W, M·C]`, the channels of edge 0 first.
 """
 
 import contextvars
+import dataclasses
 import functools
 import math
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from darts_jax.nets.bilinear import Bilinear
 from darts_jax.nets.materialise import materialise
 
 Array = jax.Array
@@ -144,6 +146,39 @@ def running_average(old: Array, new: Array) -> Array:
   return BN_DECAY * old + (1 - BN_DECAY) * new
 
 
+@dataclasses.dataclass(frozen=True)
+class Pointwise(Bilinear):
+  """1×1 convolutions of `M` stacked edges, on rows of pixels.
+
+  Attributes:
+    pixels: rows.
+    kernel: `(M, C, D)`.
+    precision: of the products, JAX's default where the map was called.
+  """
+
+  pixels: int
+  kernel: tuple[int, int, int]
+  precision: Any
+
+  def shapes(self, group: str) -> list[tuple[int, ...]]:
+    """See `Bilinear`."""
+    multiplier, channels, features = self.kernel
+    if group == 'weights':
+      return [self.kernel]
+    return [(self.pixels, multiplier * (channels if group == 'images' else features))]
+
+  def apply(self, images: list[Array], weights: list[Array]) -> list[Array]:
+    """A product of matrices, or one for each edge."""
+    (rows,), (kernel,) = images, weights
+    multiplier, channels, _ = self.kernel
+    product = functools.partial(jnp.matmul, precision=self.precision)
+    if multiplier * channels <= _BLOCK_DIAGONAL_CHANNELS:
+      eye = jnp.eye(multiplier, dtype=kernel.dtype)
+      return [product(rows, (kernel[:, :, None, :] * eye[:, None, :, None]).reshape(rows.shape[1], -1))]
+    parts = lax.split(rows, [channels] * multiplier, axis=1)
+    return [jnp.concatenate([product(part, kernel[m]) for m, part in enumerate(parts)], axis=1)]
+
+
 def pointwise(x: Array, kernel: Array) -> Array:
   """1×1 convolutions of `M` stacked edges, each with its own matrix.
 
@@ -155,15 +190,10 @@ def pointwise(x: Array, kernel: Array) -> Array:
     `[N, H, W, M·D]`.
   """
   multiplier, channels, features = kernel.shape
-  rows = x.reshape(-1, multiplier * channels)
-  kernel = kernel.astype(x.dtype)
   # Products of matrices: from a four-dimensional dot XLA would transpose the activations for the weight gradient.
-  if multiplier * channels <= _BLOCK_DIAGONAL_CHANNELS:
-    eye = jnp.eye(multiplier, dtype=x.dtype)
-    y = rows @ (kernel[:, :, None, :] * eye[:, None, :, None]).reshape(rows.shape[1], -1)
-  else:
-    y = jnp.concatenate([rows[:, m * channels : (m + 1) * channels] @ kernel[m] for m in range(multiplier)], axis=1)
-  return y.reshape(*x.shape[:-1], multiplier * features)
+  rows = x.reshape(-1, multiplier * channels)
+  form = Pointwise(len(rows), (multiplier, channels, features), jax.config.values['jax_default_matmul_precision'])
+  return form([rows], [kernel.astype(x.dtype)])[0].reshape(*x.shape[:-1], multiplier * features)
 
 
 def _windows(x: Array, stride: int, fill: float) -> list[Array]:

@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from darts_jax.data.augment import augment, normalise
 from darts_jax.data.images import Images, split
 from darts_jax.hypergradient import ESTIMATORS, Estimator, Gradients, Problem, global_norm
+from darts_jax.nets.bilinear import weights_gradient_if
 from darts_jax.nets.conv import Supernet
 from darts_jax.nets.layers import init_variables, running_average
 from darts_jax.runtime.mesh import replicated
@@ -233,19 +234,21 @@ def search_step(
 
   branches = [functools.partial(estimator_pass, i) for i in range(len(estimator.passes))] + [weights_pass]
   halves = [Halves._fields.index(p.loss) for p in estimator.passes] + [0]
+  wanted = [p.weights for p in estimator.passes] + [True]
 
-  def run_pass(carry: _Carry, index: tuple[Array, Array]) -> tuple[_Carry, Evaluation]:
-    number, half = index
+  def run_pass(carry: _Carry, index: tuple[Array, Array, Array]) -> tuple[_Carry, Evaluation]:
+    number, half, weights_wanted = index
     batch = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, half, keepdims=False), batches)
     differentiate = jax.value_and_grad(loss, (0, 1), has_aux=True)
-    (value, (accuracy, moments)), gradients = differentiate(carry.memory.at, carry.state.alphas, batch)
+    with weights_gradient_if(weights_wanted):
+      (value, (accuracy, moments)), gradients = differentiate(carry.memory.at, carry.state.alphas, batch)
     moments = Packed.pack(moments)
     assert moments.treedef == state.statistics.treedef, 'moments are to lie where the running statistics are'
     return lax.switch(number, branches, carry, Gradients(*gradients), moments.vector), Evaluation(value, accuracy)
 
   zero = jnp.zeros((), jax.tree.leaves(state.alphas)[0].dtype)
   carry = _Carry(estimator.start(problem), state, zero, zero)
-  carry, evaluations = lax.scan(run_pass, carry, (jnp.arange(len(branches)), jnp.array(halves)))
+  carry, evaluations = lax.scan(run_pass, carry, (jnp.arange(len(branches)), jnp.array(halves), jnp.array(wanted)))
   outer = halves.index(1)
   metrics = {
     'train_loss': evaluations.loss[-1],

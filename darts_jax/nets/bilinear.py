@@ -1,0 +1,168 @@
+"""Maps that are bilinear in images and weights, as one primitive that is its own derivative.
+
+A bilinear map y = B(x, w) and the maps to its two gradients are faces of one trilinear form T(x, w, y) = ⟨B(x, w), y⟩:
+each is the gradient of T in one argument at the other two. The primitive computes any of them, so its derivatives are
+itself with another target, to any order in forward and reverse mode, which the exact hypergradient needs
+(`jax.custom_vjp` has no forward mode). Being a primitive, it can have a program of its own on each platform, and it
+can leave out the gradient in the weights in a pass of a search step that only asks for that in the α, while the
+program holds the gradient once (see `weights_gradient_if`).
+"""
+
+import abc
+import contextlib
+import contextvars
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+Array = jax.Array
+Shape = tuple[int, ...]
+
+#: The arguments of the trilinear form. The primitive takes the arrays of two, in this order, and gives the third's.
+GROUPS = ('images', 'weights', 'outputs')
+
+
+class Bilinear(abc.ABC):
+  """A bilinear map of arrays of one dtype; static and hashable, as a parameter of the primitive."""
+
+  @abc.abstractmethod
+  def shapes(self, group: str) -> list[Shape]:
+    """Shapes of the arrays of an argument of the trilinear form."""
+
+  @abc.abstractmethod
+  def apply(self, images: list[Array], weights: list[Array]) -> list[Array]:
+    """The map in JAX's own operations."""
+
+  def __call__(self, images: Sequence[Array], weights: Sequence[Array]) -> list[Array]:
+    """The map by the primitive."""
+    return _bind('outputs', images, weights, _wanted.get(), self)
+
+  def face(self, target: str, first: list[Array], second: list[Array]) -> list[Array]:
+    """The gradient of the trilinear form in `target` at the other two arguments, in JAX's own operations."""
+    if target == 'outputs':
+      return self.apply(first, second)
+    unknown = [jax.ShapeDtypeStruct(shape, second[0].dtype) for shape in self.shapes(target)]
+    along = (lambda x: self.apply(x, first)) if target == 'images' else (lambda w: self.apply(first, w))
+    return list(jax.linear_transpose(along, unknown)(second)[0])
+
+  def face_on_cpu(self, target: str, first: list[Array], second: list[Array]) -> list[Array]:
+    """The same for CPU."""
+    return self.face(target, first, second)
+
+
+_wanted: contextvars.ContextVar[Array | None] = contextvars.ContextVar('weights_gradient_wanted', default=None)
+
+
+@contextlib.contextmanager
+def weights_gradient_if(wanted: Array) -> Iterator[None]:
+  """Within, bilinear maps are traced so that their gradients in the weights cost nothing and are zero unless `wanted`.
+
+  Args:
+    wanted: `[]` bool, traced.
+  """
+  token = _wanted.set(wanted)
+  try:
+    yield
+  finally:
+    _wanted.reset(token)
+
+
+def sources(target: str) -> tuple[str, str]:
+  """The two arguments that the third is computed from."""
+  first, second = (group for group in GROUPS if group != target)
+  return first, second
+
+
+def _bind(target: str, first: Sequence[Any], second: Sequence[Any], wanted: Any, form: Bilinear) -> list[Array]:
+  gate = [] if wanted is None else [wanted]
+  return list(bilinear_p.bind(*first, *second, *gate, target=target, form=form, gated=bool(gate)))
+
+
+def _divide(args: Sequence[Any], target: str, form: Bilinear, gated: bool) -> tuple[list[Any], list[Any], Any]:
+  """The arrays of the two arguments, and whether the gradient in the weights is wanted."""
+  *arrays, wanted = args if gated else (*args, None)
+  count = len(form.shapes(sources(target)[0]))
+  return list(arrays[:count]), list(arrays[count:]), wanted
+
+
+def _program(*args: Array, target: str, form: Bilinear, gated: bool, on_cpu: bool = False) -> list[Array]:
+  first, second, wanted = _divide(args, target, form, gated)
+  compute = functools.partial(form.face_on_cpu if on_cpu else form.face, target)
+  if wanted is None or target != 'weights':
+    return compute(first, second)
+  zeros = [jnp.zeros(shape, args[0].dtype) for shape in form.shapes(target)]
+  return lax.cond(wanted, compute, lambda first, second: zeros, first, second)
+
+
+bilinear_p = Primitive('bilinear')
+bilinear_p.multiple_results = True
+bilinear_p.def_impl(jax.jit(bilinear_p.bind, static_argnames=('target', 'form', 'gated')))
+
+
+@bilinear_p.def_abstract_eval
+def _avals(*args: Any, target: str, form: Bilinear, gated: bool) -> list[jax.core.ShapedArray]:
+  del gated
+  return [jax.core.ShapedArray(shape, args[0].dtype) for shape in form.shapes(target)]
+
+
+mlir.register_lowering(
+  bilinear_p, mlir.lower_fun(functools.partial(_program, on_cpu=True), multiple_results=True), platform='cpu'
+)
+mlir.register_lowering(bilinear_p, mlir.lower_fun(_program, multiple_results=True))
+
+
+def _jvp(
+  primals: Sequence[Array], tangents: Sequence[Any], *, target: str, form: Bilinear, gated: bool
+) -> tuple[list[Array], list[Any]]:
+  first, second, wanted = _divide(primals, target, form, gated)
+  terms = []
+  for i, tangent in enumerate(_divide(tangents, target, form, gated)[:2]):
+    if not all(isinstance(t, ad.Zero) for t in tangent):
+      moving = [ad.instantiate_zeros(t) for t in tangent]
+      terms.append(_bind(target, *((moving, second) if i == 0 else (first, moving)), wanted, form))
+  out = _bind(target, first, second, wanted, form)
+  return out, [functools.reduce(ad.add_jaxvals, parts) for parts in zip(*terms, strict=True)]
+
+
+def _transpose(cotangents: Sequence[Any], *args: Any, target: str, form: Bilinear, gated: bool) -> list[Any]:
+  first, second, wanted = _divide(args, target, form, gated)
+  halves, gate = (first, second), [None] if gated else []
+  names = sources(target)
+  unknown = 0 if any(map(ad.is_undefined_primal, halves[0])) else 1
+  if all(isinstance(ct, ad.Zero) for ct in cotangents):
+    results: list[Any] = [ad.Zero(x.aval.to_tangent_aval()) if ad.is_undefined_primal(x) else None for x in args]
+    return results
+  cotangents = [ad.instantiate_zeros(ct) for ct in cotangents]
+  if gated and target == 'weights':
+    cotangents = [jnp.where(wanted, ct, 0) for ct in cotangents]
+  known = {target: cotangents, names[1 - unknown]: halves[1 - unknown]}
+  arguments = [known[name] for name in sources(names[unknown])]
+  found = _bind(names[unknown], arguments[0], arguments[1], wanted, form)
+  moving = [y if ad.is_undefined_primal(x) else None for x, y in zip(halves[unknown], found, strict=True)]
+  nothing = [None] * len(halves[1 - unknown])
+  return [*moving, *nothing, *gate] if unknown == 0 else [*nothing, *moving, *gate]
+
+
+ad.primitive_jvps[bilinear_p] = _jvp
+ad.primitive_transposes[bilinear_p] = _transpose
+
+
+def _batch(args: Sequence[Any], axes: Sequence[Any], **params: Any) -> tuple[list[Array], list[int]]:
+  # Rare (several seeds in one program), and then one after the other is faster than convolutions with batched filters.
+  mapped = [jnp.moveaxis(arg, axis, 0) for arg, axis in zip(args, axes, strict=True) if axis is not None]
+
+  def one(values: Sequence[Array]) -> list[Array]:
+    rest = iter(values)
+    return bilinear_p.bind(*(a if axis is None else next(rest) for a, axis in zip(args, axes, strict=True)), **params)
+
+  results = lax.map(one, mapped)
+  return results, [0] * len(results)
+
+
+batching.primitive_batchers[bilinear_p] = _batch

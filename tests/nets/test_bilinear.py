@@ -1,0 +1,70 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from darts_jax.nets.bilinear import weights_gradient_if
+from darts_jax.nets.depthwise import depthwise_conv
+from darts_jax.nets.layers import pointwise
+
+MAPS = {'depthwise': (lambda x, w: depthwise_conv(x, w, stride=2), (3, 3, 2, 4)), 'pointwise': (pointwise, (2, 2, 3))}
+
+
+def draw(shape):
+  """Images, weights and a cotangent, and a direction for each."""
+  rng = np.random.default_rng(0)
+  return [(rng.normal(size=(2, 4, 6, 4)), rng.normal(size=shape), rng.normal()) for _ in range(2)]
+
+
+def two_orders(function, point, direction, wanted=None):
+  """Values, gradients in images and weights, and the derivatives of these in both modes."""
+
+  def gradient(x, w, ct):
+    y, transpose = jax.vjp(function, x, w)
+    return transpose(ct * jnp.cos(y))
+
+  def compute(point, direction):
+    value = function(*point[:2])
+    first, forward = jax.jvp(gradient, point, direction)
+    return value, first, forward, jax.vjp(gradient, *point)[1](direction[:2])
+
+  if wanted is None:
+    return jax.jit(compute)(point, direction)
+
+  @jax.jit
+  def gated(wanted, point, direction):
+    with weights_gradient_if(wanted):
+      return compute(point, direction)
+
+  return gated(wanted, point, direction)
+
+
+@pytest.mark.parametrize(('function', 'shape'), MAPS.values(), ids=MAPS)
+@pytest.mark.usefixtures('x64')
+def test_gradient_in_the_weights_that_is_wanted_is_the_same(function, shape):
+  point, direction = draw(shape)
+  expected = two_orders(function, point, direction)
+  found = two_orders(function, point, direction, wanted=True)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), found, expected)
+
+
+@pytest.mark.parametrize(('function', 'shape'), MAPS.values(), ids=MAPS)
+@pytest.mark.usefixtures('x64')
+def test_gradient_in_the_weights_that_is_not_wanted_is_zero_and_so_are_its_derivatives(function, shape):
+  point, direction = draw(shape)
+  expected = two_orders(lambda x, w: function(x, jax.lax.stop_gradient(w)), point, direction)
+  value, (dx, dw), (_, tangent_dw), reverse = two_orders(function, point, direction, wanted=False)
+  np.testing.assert_allclose(value, expected[0], rtol=1e-12)
+  np.testing.assert_allclose(dx, expected[1][0], rtol=1e-12)
+  assert not np.any(dw)
+  assert not np.any(tangent_dw)
+  # In reverse mode a gradient that is zero wherever it is taken has no derivative, in images and cotangents.
+  np.testing.assert_allclose(reverse[0], expected[3][0], rtol=1e-12, atol=1e-12)
+  np.testing.assert_allclose(reverse[2], expected[3][2], rtol=1e-12)
+
+
+def test_no_gate_is_left_behind():
+  with weights_gradient_if(jnp.array(False)):
+    pass
+  x, w = jnp.ones((1, 2, 2, 1)), jnp.ones((1, 1, 1))
+  np.testing.assert_array_equal(jax.grad(lambda w: pointwise(x, w).sum())(w), [[[4]]])
