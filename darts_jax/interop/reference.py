@@ -14,6 +14,7 @@ import numpy as np
 from darts_jax.genotype import NUM_INPUTS, CellSpec
 from darts_jax.nets.cell import operation_groups
 from darts_jax.nets.conv import Supernet, reduction_cells
+from darts_jax.nets.operations import separable_filters
 
 Tensors = Mapping[str, np.ndarray]
 #: Takes a tensor by its name in the reference.
@@ -71,56 +72,65 @@ def convert_supernet(net: Supernet, tensors: Tensors, *, statistics: bool = True
 
 
 def _cell(take: Take, prefix: str, spec: CellSpec, reduction: bool, reduction_before: bool) -> tuple[Any, Any]:
-  preprocess0 = _factorized_reduce if reduction_before else _relu_conv_bn
-  both: dict[str, tuple[Any, ...]] = {
-    'preprocess0': preprocess0(take, [f'{prefix}.preprocess0']),
-    'preprocess1': _relu_conv_bn(take, [f'{prefix}.preprocess1']),
+  """Parameters and statistics of a cell."""
+  inputs = [f'{prefix}.preprocess{i}' for i in range(2)]
+  params: dict[str, Any] = {
+    'preprocess0': (_factorized_reduce if reduction_before else _relu_conv)(take, inputs[:1]),
+    'preprocess1': _relu_conv(take, inputs[1:]),
   }
+  places = [f'{inputs[0]}.{"bn" if reduction_before else "op.2"}', f'{inputs[1]}.op.2']
+  stats: dict[str, Any] = {'preprocess_bn': _statistics(take, places)}
   for source in range(NUM_INPUTS + len(spec.nodes)):
-    strided = reduction and source < NUM_INPUTS
-    separable = {}
-    for operation, members in operation_groups(spec, source).items():
-      place = spec.operations.index(operation)
-      names = [f'{prefix}._ops.{edge}._ops.{place}' for edge, _ in members]
-      if operation.endswith('pool_3x3'):
-        # The edges of a group pool the same image, so their statistics are the same.
-        both[f'node{source}_{operation}'] = {}, {'BatchNorm_0': _statistics(take, [f'{names[0]}.1'])}
-        for name in names[1:]:
-          _statistics(take, [f'{name}.1'])
-      elif operation == 'skip_connect':
-        if strided:
-          inner = _factorized_reduce(take, names)
-          both[f'node{source}_{operation}'] = tuple({'FactorizedReduce_0': part} for part in inner)
-      else:
-        separable[operation] = names
-    if separable:
-      double = {operation: names for operation, names in separable.items() if operation.startswith('sep_conv')}
-      stages = {'stage0': _separable_stage(take, {**double, **separable}, 1)}
-      if double:
-        stages['stage1'] = _separable_stage(take, double, 5)
-      both[f'node{source}_conv'] = tuple({name: stage[kind] for name, stage in stages.items()} for kind in range(2))
-  params = {name: pair[0] for name, pair in both.items() if pair[0]}
-  return params, {name: pair[1] for name, pair in both.items()}
+    names = {
+      operation: [f'{prefix}._ops.{edge}._ops.{spec.operations.index(operation)}' for edge, _ in members]
+      for operation, members in operation_groups(spec, source).items()
+    }
+    scope = f'node{source}'
+    both = _operations(take, names, strided=reduction and source < NUM_INPUTS)
+    for tree, own in zip((params, stats), both, strict=True):
+      if own:
+        tree[scope] = own
+  return params, stats
 
 
-def _separable_stage(take: Take, operations: dict[str, list[str]], first: int) -> tuple[Any, Any]:
+def _operations(take: Take, names: Mapping[str, list[str]], strided: bool) -> tuple[Any, Any]:
+  """What leaves a node, from the names of each operation's edges; a search has no other operations than these."""
+  twice, once = separable_filters(tuple((operation, len(edges)) for operation, edges in names.items()))
+  params, first, second = {}, [], []
+  if twice or once:
+    params['stage0'] = _separable_stage(take, {f.operation: names[f.operation] for f in twice + once}, 1)
+    first += [f'{name}.op.3' for f in twice + once for name in names[f.operation]]
+  if twice:
+    params['stage1'] = _separable_stage(take, {f.operation: names[f.operation] for f in twice}, 5)
+    second += [f'{name}.op.7' for f in twice for name in names[f.operation]]
+  for operation, edges in names.items():
+    if operation.endswith('pool_3x3'):
+      # The edges pool the same image, so their statistics are the same.
+      first.append(f'{edges[0]}.1')
+      _statistics(take, [f'{name}.1' for name in edges])
+    elif operation == 'skip_connect' and strided:
+      params[operation] = _factorized_reduce(take, edges)
+      first += [f'{name}.bn' for name in edges]
+  stats = {'bn0': first, 'bn1': second}
+  return params, {scope: _statistics(take, places) for scope, places in stats.items() if places}
+
+
+def _separable_stage(take: Take, operations: Mapping[str, list[str]], first: int) -> dict[str, np.ndarray]:
   params = {}
   for operation, names in operations.items():
     depthwise = [take(f'{name}.op.{first}.weight')[:, 0].transpose(1, 2, 0) for name in names]
     params[f'{operation}_depthwise'] = np.stack(depthwise, axis=2)
     params[f'{operation}_pointwise'] = np.stack([take(f'{name}.op.{first + 1}.weight')[:, :, 0, 0].T for name in names])
-  places = [f'{name}.op.{first + 2}' for names in operations.values() for name in names]
-  return params, {'BatchNorm_0': _statistics(take, places)}
+  return params
 
 
-def _relu_conv_bn(take: Take, names: list[str]) -> tuple[Any, Any]:
-  kernel = np.stack([take(f'{name}.op.1.weight')[:, :, 0, 0].T for name in names])
-  return {'kernel': kernel}, {'BatchNorm_0': _statistics(take, [f'{name}.op.2' for name in names])}
+def _relu_conv(take: Take, names: list[str]) -> dict[str, np.ndarray]:
+  return {'kernel': np.stack([take(f'{name}.op.1.weight')[:, :, 0, 0].T for name in names])}
 
 
-def _factorized_reduce(take: Take, names: list[str]) -> tuple[Any, Any]:
+def _factorized_reduce(take: Take, names: list[str]) -> dict[str, np.ndarray]:
   halves = [np.stack([take(f'{name}.conv_{i}.weight')[:, :, 0, 0].T for name in names], axis=1) for i in (1, 2)]
-  return {'kernel': np.stack(halves)}, {'BatchNorm_0': _statistics(take, [f'{name}.bn' for name in names])}
+  return {'kernel': np.stack(halves)}
 
 
 def _statistics(take: Take, names: list[str]) -> dict[str, np.ndarray]:

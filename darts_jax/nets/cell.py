@@ -11,9 +11,9 @@ import numpy as np
 from jax import lax
 
 from darts_jax.genotype import NUM_INPUTS, CellSpec
-from darts_jax.nets.layers import Affine
+from darts_jax.nets.layers import Affine, BatchNorm
 from darts_jax.nets.materialise import materialise
-from darts_jax.nets.operations import FactorizedReduce, ReluConvBN, apply_operations
+from darts_jax.nets.operations import FactorizedReduce, Operations, ReluConv
 
 Array = jax.Array
 
@@ -43,7 +43,7 @@ class Cell(nn.Module):
     channels: channels `C` of every node.
     reduction: whether the edges that leave the two inputs have stride 2.
     reduction_before: whether the cell before was a reduction cell, so that the first input is twice as large.
-    discrete: whether operations are those of a discrete network (see `apply_operations`).
+    discrete: whether operations are those of a discrete network (see `Operations`).
   """
 
   spec: CellSpec
@@ -68,26 +68,21 @@ class Cell(nn.Module):
     Raises:
       ValueError: the height or width is odd where it has to be halved.
     """
-    affine = self.discrete
     if self.reduction_before:
-      first = FactorizedReduce(self.channels, 1, affine, name='preprocess0')(before_last, train=train)
+      first = FactorizedReduce(self.channels, 1, name='preprocess0')(before_last)
     else:
-      first = ReluConvBN(self.channels, affine, name='preprocess0')(before_last, train=train)
-    second = ReluConvBN(self.channels, affine, name='preprocess1')(last, train=train)
-    states = [materialise(first), materialise(second)]
+      first = ReluConv(self.channels, name='preprocess0')(before_last)
+    second = ReluConv(self.channels, name='preprocess1')(last)
+    normalised = BatchNorm(self.discrete, name='preprocess_bn').fold(first, second, train=train)
+    states = [materialise(x.evaluate()) for x in normalised]
     arriving: list[list[Array]] = [[] for _ in self.spec.nodes]
     for source in range(NUM_INPUTS + len(self.spec.nodes)):
       if source >= NUM_INPUTS:
         states.append(materialise(functools.reduce(jnp.add, arriving[source - NUM_INPUTS])))
       groups = operation_groups(self.spec, source)
-      outputs = apply_operations(
-        {operation: len(members) for operation, members in groups.items()},
-        states[source],
-        stride=2 if self.reduction and source < NUM_INPUTS else 1,
-        discrete=self.discrete,
-        scope=f'node{source}',
-        train=train,
-      )
+      edges = tuple((operation, len(members)) for operation, members in groups.items())
+      stride = 2 if self.reduction and source < NUM_INPUTS else 1
+      outputs = Operations(edges, stride, self.discrete, name=f'node{source}')(states[source], train=train)
       by_members: dict[Members, list[str]] = {}
       for operation, members in groups.items():
         by_members.setdefault(members, []).append(operation)

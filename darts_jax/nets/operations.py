@@ -3,9 +3,9 @@
 All edges that leave one node through one operation are computed together, which gives the same numbers as one
 after the other with a fraction of the kernels. An operation therefore takes the image of its source node,
 `[N, H, W, C]`, and returns one image an edge side by side, `[N, H', W', M·C]`; or, when it has no parameters of its
-own for an edge, a single `[N, H', W', C]` that all its edges share; with the scale and shift of a final BN yet to be
-carried out, since the cell weights and sums them all. Convolutions come as ReLU, convolution, batch
-normalisation and have no bias.
+own for an edge, a single `[N, H', W', C]` that all its edges share. Convolutions come as ReLU, convolution, batch
+normalisation and have no bias; BN is one for all operations of a node that are at the same stage (see `Operations`),
+and its last scale and shift are left to the cell, which weights and sums all operations.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,40 +21,34 @@ from darts_jax.nets.layers import Affine, BatchNorm, avg_pool, max_pool, pointwi
 
 Array = jax.Array
 
+_POOLS: Mapping[str, Callable[[Array, int], Array]] = {'max_pool_3x3': max_pool, 'avg_pool_3x3': avg_pool}
 
-class ReluConvBN(nn.Module):
-  """ReLU, 1×1 convolution to `features` channels, BN: how a cell prepares its inputs."""
+
+class ReluConv(nn.Module):
+  """ReLU and 1×1 convolution to `features` channels: with BN, how a cell prepares its inputs."""
 
   features: int
-  affine: bool
 
   @nn.compact
-  def __call__(self, x: Array, *, train: bool) -> Array:
+  def __call__(self, x: Array) -> Array:
     channels = x.shape[-1]
     kernel = self.param('kernel', uniform_fan_in(channels), (1, channels, self.features))
-    return BatchNorm(self.affine)(pointwise(jax.nn.relu(x), kernel), train=train)
+    return pointwise(jax.nn.relu(x), kernel)
 
 
 class FactorizedReduce(nn.Module):
-  """Halves the image: ReLU, two 1×1 stride-2 convolutions, the second one pixel further down and right, BN.
+  """Halves the image: ReLU and two 1×1 stride-2 convolutions, the second one pixel further down and right.
 
   Attributes:
     features: channels of an edge's output, half of them from each convolution.
     edges: number of edges `M`.
-    affine: whether BN has scale and bias.
   """
 
   features: int
   edges: int
-  affine: bool
-
-  def __call__(self, x: Array, *, train: bool) -> Array:
-    """The output, its BN carried out."""
-    return self.fold(x, train=train).evaluate()
 
   @nn.compact
-  def fold(self, x: Array, *, train: bool) -> Affine:
-    """The output before its BN is carried out."""
+  def __call__(self, x: Array) -> Array:
     channels, half = x.shape[-1], self.features // 2
     if x.shape[1] % 2 or x.shape[2] % 2:
       raise ValueError(
@@ -65,7 +59,7 @@ class FactorizedReduce(nn.Module):
     rows = [x[:, i::2, i::2].reshape(-1, channels) @ kernel[i].reshape(channels, -1) for i in range(2)]
     halves = [y.reshape(x.shape[0], x.shape[1] // 2, x.shape[2] // 2, self.edges, half) for y in rows]
     y = jnp.concatenate(halves, axis=-1)
-    return BatchNorm(self.affine).fold(y.reshape(*y.shape[:3], -1), train=train)[0]
+    return y.reshape(*y.shape[:3], -1)
 
 
 class Filters(NamedTuple):
@@ -78,27 +72,24 @@ class Filters(NamedTuple):
 
 
 class SeparableStage(nn.Module):
-  """ReLU, depthwise convolution, pointwise convolution, BN, for several operations at once.
+  """ReLU, depthwise convolution, pointwise convolution, for several operations at once.
 
   Attributes:
     filters: what is convolved; every edge of an operation has its own depthwise filters and its own matrix.
     first: whether all operations read one image, that of a node, or each its own, with one image an edge side by side.
     stride: stride of the depthwise convolutions.
-    affine: whether BN has scale and bias.
   """
 
   filters: tuple[Filters, ...]
   first: bool
   stride: int
-  affine: bool
 
   @nn.compact
-  def __call__(self, *images: Array, train: bool) -> list[Affine]:
+  def __call__(self, *images: Array) -> dict[str, Array]:
     """Computes the stage.
 
     Args:
       images: `[N, H, W, C]`, the image of a node; or, if not `first`, `[N, H, W, M·C]` for each operation.
-      train: whether BN uses the statistics of the batch.
 
     Returns:
       `[N, H', W', M·C]` for each operation.
@@ -119,46 +110,18 @@ class SeparableStage(nn.Module):
         depthwise_conv(x, kernel.reshape(f.size, f.size, 1, -1), dilation=f.dilation, stride=self.stride)
         for x, kernel, f in zip(active, kernels, self.filters, strict=True)
       ]
-    outputs = [pointwise(y, matrix) for y, matrix in zip(convolved, matrices, strict=True)]
-    return BatchNorm(self.affine).fold(*outputs, train=train)
-
-
-class SeparableConvs(nn.Module):
-  """Depthwise-separable convolutions: `dil_conv` is one stage with dilation 2, `sep_conv` is two, the first strided.
-
-  Attributes:
-    edges: for every operation the number of edges `M` that have it, in the order of the outputs.
-    stride: 1 or 2.
-    affine: whether BN has scale and bias.
-  """
-
-  edges: tuple[tuple[str, int], ...]
-  stride: int
-  affine: bool
-
-  @nn.compact
-  def __call__(self, x: Array, *, train: bool) -> dict[str, Affine]:
-    filters = [Filters(name, int(name[-1]), 2 if name.startswith('dil') else 1, count) for name, count in self.edges]
-    single = tuple(f for f in filters if f.dilation == 2)
-    double = tuple(f for f in filters if f.dilation == 1)
-    halfway = SeparableStage(double + single, True, self.stride, self.affine, name='stage0')(x, train=train)
-    outputs = {f.operation: y for f, y in zip(double + single, halfway, strict=True)}
-    if double:
-      images = [outputs[f.operation].evaluate() for f in double]
-      finished = SeparableStage(double, False, 1, self.affine, name='stage1')(*images, train=train)
-      outputs |= {f.operation: y for f, y in zip(double, finished, strict=True)}
-    return outputs
+    triples = zip(self.filters, convolved, matrices, strict=True)
+    return {f.operation: pointwise(y, matrix) for f, y, matrix in triples}
 
 
 class Conv7x1Then1x7(nn.Module):
-  """ReLU, dense 1×7 and dense 7×1 convolution, BN; NASNet's and AmoebaNet's, in no search space here."""
+  """ReLU, dense 1×7 and dense 7×1 convolution; NASNet's and AmoebaNet's, in no search space here."""
 
   edges: int
   stride: int
-  affine: bool
 
   @nn.compact
-  def __call__(self, x: Array, *, train: bool) -> Affine:
+  def __call__(self, x: Array) -> Array:
     channels, s = x.shape[-1], self.stride
     shape = (self.edges, 1, 7, channels, channels)
     across = self.param('across', uniform_fan_in(7 * channels), shape).astype(x.dtype)
@@ -169,62 +132,69 @@ class Conv7x1Then1x7(nn.Module):
       y = lax.conv_general_dilated(jax.nn.relu(x), across[m], (1, s), [(0, 0), (3, 3)], dimension_numbers=layout)
       column = down[m].swapaxes(0, 1)
       outputs.append(lax.conv_general_dilated(y, column, (s, 1), [(3, 3), (0, 0)], dimension_numbers=layout))
-    return BatchNorm(self.affine).fold(jnp.concatenate(outputs, axis=-1), train=train)[0]
+    return jnp.concatenate(outputs, axis=-1)
 
 
-class Pool(nn.Module):
-  """3×3 pooling, the same for all edges; during search BN follows, to put pools on one scale with convolutions."""
+class Operations(nn.Module):
+  """All operations that leave a node.
 
-  pool: Callable[[Array, int], Array]
-  stride: int
-  normalise: bool
+  BN follows everything but identities, and in a discrete network pools; in a search it puts pools on one scale with
+  convolutions. Its statistics are those of one channel at a time, so one BN for all images at hand, and a second for
+  those of the operations that are applied twice, gives the same numbers in far fewer kernels.
 
-  @nn.compact
-  def __call__(self, x: Array, *, train: bool) -> Affine:
-    x = self.pool(x, self.stride)
-    return BatchNorm(affine=False).fold(x, train=train)[0] if self.normalise else Affine.identity(x)
-
-
-class SkipConnect(nn.Module):
-  """The identity, the same for all edges; at stride 2 a factorized reduce for each."""
-
-  edges: int
-  stride: int
-  affine: bool
-
-  @nn.compact
-  def __call__(self, x: Array, *, train: bool) -> Affine:
-    if self.stride == 1:
-      return Affine.identity(x)
-    return FactorizedReduce(x.shape[-1], self.edges, self.affine).fold(x, train=train)
-
-
-def apply_operations(
-  edges: Mapping[str, int], x: Array, *, stride: int, discrete: bool, scope: str, train: bool
-) -> dict[str, Affine]:
-  """Computes all operations that leave a node; to be called in a compact module.
-
-  Args:
+  Attributes:
     edges: for every operation other than `none` the number of edges `M` that have it.
-    x: `[N, H, W, C]`, the image of the node.
     stride: 1 or 2.
     discrete: in a discrete network BN has scale and bias, and pools are not normalised; in a search the reverse.
-    scope: what the names of the variables begin with.
-    train: whether BN uses the statistics of the batch.
-
-  Returns:
-    For every operation `[N, H/stride, W/stride, M·C]`, or `[N, H/stride, W/stride, C]` if its edges share it.
   """
-  affine = discrete
-  separable = tuple((name, count) for name, count in edges.items() if name[:8] in ('sep_conv', 'dil_conv'))
-  outputs = SeparableConvs(separable, stride, affine, name=f'{scope}_conv')(x, train=train) if separable else {}
-  others: dict[str, Callable[[int, str], nn.Module]] = {
-    'max_pool_3x3': lambda _, name: Pool(max_pool, stride, not discrete, name=name),
-    'avg_pool_3x3': lambda _, name: Pool(avg_pool, stride, not discrete, name=name),
-    'skip_connect': lambda count, name: SkipConnect(count, stride, affine, name=name),
-    'conv_7x1_1x7': lambda count, name: Conv7x1Then1x7(count, stride, affine, name=name),
-  }
-  for name, count in edges.items():
-    if name not in outputs:
-      outputs[name] = others[name](count, f'{scope}_{name}')(x, train=train)
-  return outputs
+
+  edges: tuple[tuple[str, int], ...]
+  stride: int
+  discrete: bool
+
+  @nn.compact
+  def __call__(self, x: Array, *, train: bool) -> dict[str, Affine]:
+    """Computes the operations.
+
+    Args:
+      x: `[N, H, W, C]`, the image of the node.
+      train: whether BN uses the statistics of the batch.
+
+    Returns:
+      For every operation `[N, H/stride, W/stride, M·C]`, or `[N, H/stride, W/stride, C]` if its edges share it.
+    """
+    twice, once = separable_filters(self.edges)
+    outputs: dict[str, Affine] = {}
+    images: dict[str, Array] = {}
+    if twice or once:
+      images |= SeparableStage(twice + once, True, self.stride, name='stage0')(x)
+    for name, count in self.edges:
+      if name in _POOLS:
+        images[name] = _POOLS[name](x, self.stride)
+        if self.discrete:
+          outputs[name] = Affine.identity(images.pop(name))
+      elif name == 'skip_connect' and self.stride == 1:
+        outputs[name] = Affine.identity(x)
+      elif name == 'skip_connect':
+        images[name] = FactorizedReduce(x.shape[-1], count, name=name)(x)
+      elif name == 'conv_7x1_1x7':
+        images[name] = Conv7x1Then1x7(count, self.stride, name=name)(x)
+    outputs |= self._normalised('bn0', images, train)
+    if twice:
+      halfway = [outputs[f.operation].evaluate() for f in twice]
+      outputs |= self._normalised('bn1', SeparableStage(twice, False, 1, name='stage1')(*halfway), train)
+    return outputs
+
+  def _normalised(self, name: str, images: Mapping[str, Array], train: bool) -> dict[str, Affine]:
+    """BN of all images, whose variables lie side by side in this order."""
+    if not images:
+      return {}
+    folded = BatchNorm(self.discrete, name=name).fold(*images.values(), train=train)
+    return dict(zip(images, folded, strict=True))
+
+
+def separable_filters(edges: tuple[tuple[str, int], ...]) -> tuple[tuple[Filters, ...], tuple[Filters, ...]]:
+  """Of the operations, `sep_conv`, which is a separable stage twice, the first strided; and `dil_conv`, one dilated."""
+  twice = tuple(Filters(name, int(name[-1]), 1, count) for name, count in edges if name.startswith('sep_conv'))
+  once = tuple(Filters(name, int(name[-1]), 2, count) for name, count in edges if name.startswith('dil_conv'))
+  return twice, once

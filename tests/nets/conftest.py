@@ -81,61 +81,66 @@ class Variables:
   def inside(self, name):
     return dataclasses.replace(self, params=self.params.get(name, {}), statistics=self.statistics.get(name, {}))
 
-  def batch_norm(self, x, place=0, places=1):
-    inside = self.inside('BatchNorm_0')
+  def batch_norm(self, x, name, start=0):
+    """By the BN `name`, of whose variables the channels of `x` have those from `start` on."""
+    inside, own = self.inside(name), slice(start, start + x.shape[-1])
     statistics, affine = (
-      {name: array.reshape(places, -1)[place] for name, array in arrays.items()}
-      for arrays in (inside.statistics, inside.params)
+      {key: array[own] for key, array in arrays.items()} for arrays in (inside.statistics, inside.params)
     )
     return batch_norm(x, None if self.train else statistics, affine)
 
-  def relu_conv_bn(self, x):
-    return self.batch_norm(relu(x) @ self.params['kernel'][0])
+  def relu_conv(self, x):
+    return relu(x) @ self.params['kernel'][0]
 
-  def factorized_reduce(self, x, place=0, places=1):
-    kernel = self.params['kernel'][:, :, place]
-    halves = [relu(x)[:, shift::2, shift::2] @ kernel[shift] for shift in (0, 1)]
-    return self.batch_norm(np.concatenate(halves, axis=-1), place, places)
+  def factorized_reduce(self, x, member=0):
+    kernel = self.params['kernel'][:, :, member]
+    return np.concatenate([relu(x)[:, shift::2, shift::2] @ kernel[shift] for shift in (0, 1)], axis=-1)
 
-  def separable_stage(self, x, name, member, edges, stride):
-    """`edges` counts those of each operation, in the order in which the stage stacks them."""
-    names = list(edges)
-    place = sum(edges[earlier] for earlier in names[: names.index(name)]) + member
+  def separable_stage(self, x, name, member, stride):
     filters = self.params[f'{name}_depthwise'][:, :, [member]]
     y = depthwise(relu(x), filters, stride, 2 if name.startswith('dil') else 1)
-    return self.batch_norm(y @ self.params[f'{name}_pointwise'][member], place, sum(edges.values()))
+    return y @ self.params[f'{name}_pointwise'][member]
 
-  def separable(self, x, name, member, edges, stride):
-    """One stage for all separable convolutions of a node, and a second for those of them that are applied twice."""
-    double = {name: count for name, count in edges.items() if name.startswith('sep_conv')}
-    single = {name: count for name, count in edges.items() if name.startswith('dil_conv')}
-    y = self.inside('stage0').separable_stage(x, name, member, double | single, stride)
-    return self.inside('stage1').separable_stage(y, name, member, double, 1) if name in double else y
-
-  def operation(self, x, name, member, *, edges, stride, discrete, scope):
+  def operation(self, x, name, member, *, edges, stride, discrete):
     """The operation on edge `member` of the `edges[name]` that have it."""
-    if name.startswith(('sep_conv', 'dil_conv')):
-      return self.inside(f'{scope}_conv').separable(x, name, member, edges, stride)
-    inside = self.inside(f'{scope}_{name}')
-    if name in ('max_pool_3x3', 'avg_pool_3x3'):
+    channels = x.shape[-1]
+    separable = sorted((n for n in edges if n[:3] in ('sep', 'dil')), key=lambda n: n[:3] == 'dil')
+    others = ['skip_connect', 'conv_7x1_1x7'] if stride == 2 else ['conv_7x1_1x7']
+    others += [] if discrete else ['max_pool_3x3', 'avg_pool_3x3']
+    shared = 'pool' in name
+
+    def start(names):
+      """Channels in BN before those of this edge; a pool has them once for all its edges."""
+      before = names[: names.index(name)]
+      return channels * (sum(1 if 'pool' in n else edges[n] for n in before) + (0 if shared else member))
+
+    normalised = separable + [n for n in edges if n in others]
+    if name in separable:
+      y = self.inside('stage0').separable_stage(x, name, member, stride)
+      y = self.batch_norm(y, 'bn0', start(normalised))
+      if name.startswith('dil'):
+        return y
+      y = self.inside('stage1').separable_stage(y, name, member, 1)
+      return self.batch_norm(y, 'bn1', start([n for n in separable if n[:3] == 'sep']))
+    if shared:
       y = {'max': max_pool, 'avg': avg_pool}[name[:3]](x, stride)
-      return y if discrete else inside.batch_norm(y)
-    if name == 'skip_connect':
-      return x if stride == 1 else inside.inside('FactorizedReduce_0').factorized_reduce(x, member, edges[name])
-    assert name == 'conv_7x1_1x7'
-    y = conv(relu(x), inside.params['across'][member])[:, :, ::stride]
-    y = conv(y, inside.params['down'][member].swapaxes(0, 1))[:, ::stride]
-    return inside.batch_norm(y, member, edges[name])
+    elif name == 'skip_connect':
+      y = x if stride == 1 else self.inside(name).factorized_reduce(x, member)
+    else:
+      assert name == 'conv_7x1_1x7'
+      inside = self.inside(name)
+      y = conv(relu(x), inside.params['across'][member])[:, :, ::stride]
+      y = conv(y, inside.params['down'][member].swapaxes(0, 1))[:, ::stride]
+    return self.batch_norm(y, 'bn0', start(normalised)) if name in normalised else y
 
 
 def cell(module, variables, before_last, last, mixing=None, *, train):
   """A cell, one edge and one operation after the other."""
   whole = Variables(variables['params'], variables['batch_stats'], train)
   first = whole.inside('preprocess0')
-  states = [
-    first.factorized_reduce(before_last) if module.reduction_before else first.relu_conv_bn(before_last),
-    whole.inside('preprocess1').relu_conv_bn(last),
-  ]
+  first = first.factorized_reduce(before_last) if module.reduction_before else first.relu_conv(before_last)
+  second = whole.inside('preprocess1').relu_conv(last)
+  states = [whole.batch_norm(x, 'preprocess_bn', i * x.shape[-1]) for i, x in enumerate((first, second))]
   edges = collections.defaultdict(collections.Counter)
   for _, edge in module.spec.edges:
     edges[edge.source].update(edge.operations)
@@ -147,14 +152,13 @@ def cell(module, variables, before_last, last, mixing=None, *, train):
       row = next(rows)
       for name in edge.operations:
         if name != 'none':
-          y = whole.operation(
+          y = whole.inside(f'node{edge.source}').operation(
             states[edge.source],
             name,
             used[edge.source, name],
             edges=edges[edge.source],
             stride=2 if module.reduction and edge.source < 2 else 1,
             discrete=module.discrete,
-            scope=f'node{edge.source}',
           )
           used[edge.source, name] += 1
           total = total + (y if mixing is None else mixing[row, module.spec.operations.index(name)] * y)

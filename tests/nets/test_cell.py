@@ -62,10 +62,11 @@ def test_searched_cell_mixes_operations_and_one_hot_weights_choose_one(plain, re
   def edge(node, name, member, num_edges):
     counts = dict.fromkeys(CANDIDATES, num_edges)
     stride = 2 if reduction and node < 2 else 1
-    settings = {'edges': counts, 'stride': stride, 'discrete': False, 'scope': f'node{node}'}
-    return own.operation(states[node], name, member, **settings)
+    settings = {'edges': counts, 'stride': stride, 'discrete': False}
+    return own.inside(f'node{node}').operation(states[node], name, member, **settings)
 
-  states = [own.inside(f'preprocess{i}').relu_conv_bn(x) for i, x in enumerate(inputs)]
+  convolved = [own.inside(f'preprocess{i}').relu_conv(x) for i, x in enumerate(inputs)]
+  states = [own.batch_norm(x, 'preprocess_bn', i * CHANNELS) for i, x in enumerate(convolved)]
   # Both inputs have an edge to both nodes: their first is that to node 2, their second that to node 3.
   states.append(edge(0, 'sep_conv_5x5', 0, 2) + edge(1, 'max_pool_3x3', 0, 2))
   states.append(edge(1, 'skip_connect', 1, 2) + edge(2, 'dil_conv_3x3', 0, 1))

@@ -1,24 +1,12 @@
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
 from darts_jax.genotype import OPERATIONS
-from darts_jax.nets.operations import apply_operations
+from darts_jax.nets.operations import Operations
 
 # Numbers of edges that differ, so that no operation can be taken for another.
 EDGES = dict(zip([name for name in OPERATIONS if name != 'none'], [2, 3, 2, 1, 2, 3, 1, 2, 2], strict=True))
-
-
-class Operations(nn.Module):
-  """All operations that leave one node."""
-
-  stride: int
-  discrete: bool
-
-  @nn.compact
-  def __call__(self, x, *, train):
-    return apply_operations(EDGES, x, stride=self.stride, discrete=self.discrete, scope='node', train=train)
 
 
 @pytest.mark.parametrize(
@@ -28,16 +16,13 @@ class Operations(nn.Module):
 @pytest.mark.usefixtures('x64')
 def test_edges_computed_together_equal_one_after_the_other(plain, stride, discrete, train, size, output_size):
   x = np.random.default_rng(1).normal(size=(2, *size, 4))
-  module = Operations(stride, discrete)
+  module = Operations(tuple(EDGES.items()), stride, discrete)
   variables = plain.draw(lambda: module.init(jax.random.key(0), x, train=False))
   found = jax.jit(lambda variables, x: module.apply(variables, x, train=train))(variables, x)
   assert found.keys() == EDGES.keys()
   own = plain.Variables(variables['params'], variables['batch_stats'], train)
   for name, count in EDGES.items():
-    edges = [
-      own.operation(x, name, member, edges=EDGES, stride=stride, discrete=discrete, scope='node')
-      for member in range(count)
-    ]
+    edges = [own.operation(x, name, member, edges=EDGES, stride=stride, discrete=discrete) for member in range(count)]
     # What has no parameters for an edge is one image that all edges share.
     shared = 'pool' in name or (name == 'skip_connect' and stride == 1)
     expected = edges[0] if shared else np.concatenate(edges, axis=-1)
@@ -50,11 +35,12 @@ def test_edges_computed_together_equal_one_after_the_other(plain, stride, discre
 @pytest.mark.parametrize('discrete', [False, True])
 def test_what_is_learned(discrete):
   """In a search no BN has weights of its own; in a discrete network all do, and pools have no BN."""
-  module = Operations(2, discrete)
+  module = Operations(tuple(EDGES.items()), 2, discrete)
   variables = jax.eval_shape(lambda: module.init(jax.random.key(0), np.zeros((1, 4, 4, 6), np.float32), train=False))
   paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
   assert any('scale' in path for path in paths) == any("['bias']" in path for path in paths) == discrete
-  assert any('pool' in path for path in paths) == (not discrete)
+  normalised = sum(EDGES.values()) - sum(EDGES[name] for name in EDGES if 'pool' in name) + 2 * (not discrete)
+  assert variables['batch_stats']['bn0']['mean'].shape == (6 * normalised,)
   pointwise, affine = 6 * 6, 12 if discrete else 0
   sizes = {
     'skip_connect': pointwise + affine,
