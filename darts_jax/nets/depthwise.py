@@ -22,6 +22,7 @@ from jax import lax
 
 from darts_jax.nets.bilinear import Bilinear
 from darts_jax.nets.materialise import computed_once
+from darts_jax.nets.padding import pad_images
 
 Array = jax.Array
 
@@ -143,7 +144,7 @@ def _prepared(x: Array, geometry: Depthwise) -> list[Array]:
   p, q = _margin(geometry)
 
   def tile(x: Array, multiplier: int) -> Array:
-    return jnp.tile(jnp.pad(x, [(0, 0), (p, p), (q, q), (0, 0)]), (1, 1, 1, multiplier))
+    return jnp.tile(pad_images(x, (p, p), (q, q)), (1, 1, 1, multiplier))
 
   multipliers = dict.fromkeys(bank.multiplier for bank in geometry.banks)
   tiled = {m: computed_once(functools.partial(tile, multiplier=m), x) for m in multipliers}
@@ -187,10 +188,11 @@ def _image_stencil(dy: Array, kernel: Array, bank: Bank, geometry: Depthwise) ->
   """The image's cotangent from each filter of a bank, `[N, H, W, M·C]`, to be summed over the filters."""
   (_, height, width, _), s = geometry.image, geometry.stride
   # Spread out to stride 1 and padded, so that correlation with the flipped filter is a 'valid' one.
-  pads: list[tuple[int, int, int]] = [(0, 0, 0)]
-  for extent, padding, out in zip((height, width), bank.padding, geometry.output_size, strict=True):
-    pads.append((padding, extent + padding - (s * (out - 1) + 1), s - 1))
-  padded = computed_once(lambda dy: lax.pad(dy, jnp.zeros((), dy.dtype), [*pads, (0, 0, 0)]), dy)
+  rows, columns = (
+    (padding, extent + padding - (s * (out - 1) + 1))
+    for extent, padding, out in zip((height, width), bank.padding, geometry.output_size, strict=True)
+  )
+  padded = computed_once(lambda dy: pad_images(dy, rows, columns, dilation=s), dy)
   filters = kernel.reshape(-1, bank.multiplier * bank.channels)
   taps = list(zip(reversed(range(len(filters))), bank.taps(), strict=True))
 
