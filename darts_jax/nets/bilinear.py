@@ -60,17 +60,22 @@ _wanted: contextvars.ContextVar[Array | None] = contextvars.ContextVar('weights_
 
 
 @contextlib.contextmanager
-def weights_gradient_if(wanted: Array) -> Iterator[None]:
+def weights_gradient_if(wanted: Array | None) -> Iterator[None]:
   """Within, bilinear maps are traced so that their gradients in the weights cost nothing and are zero unless `wanted`.
 
   Args:
-    wanted: `[]` bool, traced.
+    wanted: `[]` bool, traced; none if gradients are always wanted.
   """
   token = _wanted.set(wanted)
   try:
     yield
   finally:
     _wanted.reset(token)
+
+
+def weights_gradient_wanted() -> Array | None:
+  """What `weights_gradient_if` was told."""
+  return _wanted.get()
 
 
 def sources(target: str) -> tuple[str, str]:

@@ -8,6 +8,7 @@ normalisation and have no bias; BN is one for all operations of a node that are 
 and its last scale and shift are left to the cell, which weights and sums all operations.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from darts_jax.nets.bilinear import weights_gradient_if, weights_gradient_wanted
 from darts_jax.nets.depthwise import depthwise_conv, depthwise_convs
 from darts_jax.nets.layers import Affine, BatchNorm, avg_pool, max_pool, pointwise, uniform_fan_in
 
@@ -152,7 +154,6 @@ class Operations(nn.Module):
   stride: int
   discrete: bool
 
-  @nn.compact
   def __call__(self, x: Array, *, train: bool) -> dict[str, Affine]:
     """Computes the operations.
 
@@ -163,6 +164,17 @@ class Operations(nn.Module):
     Returns:
       For every operation `[N, H/stride, W/stride, M·C]`, or `[N, H/stride, W/stride, C]` if its edges share it.
     """
+    return self._traced_once(x, weights_gradient_wanted(), train=train)
+
+  # A network has dozens of nodes but few that differ: the others take the trace, and its derivatives, from the cache.
+  # A gate has to be an argument then, or it would be that of the first trace.
+  @functools.partial(nn.jit, static_argnames='train')
+  @nn.compact
+  def _traced_once(self, x: Array, wanted: Array | None, *, train: bool) -> dict[str, Affine]:
+    with weights_gradient_if(wanted):
+      return self._compute(x, train)
+
+  def _compute(self, x: Array, train: bool) -> dict[str, Affine]:
     twice, once = separable_filters(self.edges)
     outputs: dict[str, Affine] = {}
     images: dict[str, Array] = {}
