@@ -23,6 +23,8 @@ def get_config() -> ConfigDict:
   config.epochs = 50
   config.batch_size = 64
   config.log_every = 50
+  config.precision = 'float32'
+  config.remat = False
 
   config.data = ConfigDict()
   config.data.name = 'cifar10'

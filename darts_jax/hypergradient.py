@@ -85,11 +85,14 @@ class Pass(NamedTuple):
     loss: which loss is differentiated.
     advance: what follows from the gradients.
     weights: whether `advance` reads the gradient in the weights; that in the α is always there.
+    precise: whether the gradient is one of two to be subtracted, which are so close that rounding to less than
+      float32 would leave nothing.
   """
 
   loss: Literal['train', 'valid']
   advance: Callable[[Problem, Memory, Gradients], Memory]
   weights: bool = True
+  precise: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,8 +202,8 @@ def finite_difference(radius: float = 0.01) -> Estimator:
     (
       Pass('train', _look_ahead),
       Pass('valid', step_aside),
-      Pass('train', cross_over, weights=False),
-      Pass('train', finish, weights=False),
+      Pass('train', cross_over, weights=False, precise=True),
+      Pass('train', finish, weights=False, precise=True),
     ),
   )
 

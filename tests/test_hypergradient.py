@@ -231,3 +231,13 @@ def test_memory_has_one_structure_in_all_passes(quadratic, estimator):
 def test_radius_that_is_not_positive_and_finite_is_refused(radius):
   with pytest.raises(ValueError, match=f'^radius: {radius} is not allowed; a finite difference needs a positive'):
     finite_difference(radius)
+
+
+def test_passes_say_what_they_ask_of_a_gradient():
+  """The second-order estimators need g and v; a finite difference is the only one to subtract gradients."""
+  asked = {name: [(p.weights, p.precise) for p in make().passes] for name, make in ESTIMATORS.items()}
+  assert asked == {
+    'first_order': [(False, False)],
+    'finite_difference': [(True, False), (True, False), (False, True), (False, True)],
+    'exact': [(True, False), (True, False)],
+  }

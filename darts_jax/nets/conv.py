@@ -29,6 +29,7 @@ class Supernet(nn.Module):
     num_layers: number of cells `L`.
     num_classes: number of logits.
     stem_multiplier: the stem has `stem_multiplier · C` channels.
+    remat: whether a gradient computes the inside of every cell once more instead of keeping it: less memory, more time.
   """
 
   normal: CellSpec
@@ -37,6 +38,7 @@ class Supernet(nn.Module):
   num_layers: int
   num_classes: int
   stem_multiplier: int = 3
+  remat: bool = False
 
   @nn.compact
   def __call__(self, images: Array, mixing: Mapping[str, Array], *, train: bool) -> Array:
@@ -57,6 +59,11 @@ class Supernet(nn.Module):
       images, kernel.astype(images.dtype), (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
     )
     before_last = last = BatchNorm(affine=True, name='stem_bn')(stem, train=train)
+
+    def compute(cell: Cell, before_last: Array, last: Array, mixing: Array) -> Array:
+      return cell(before_last, last, mixing, train=train)
+
+    compute_cell = nn.remat(compute) if self.remat else compute
     channels, reduction_before = self.channels, False
     for layer in range(self.num_layers):
       reduction = layer in reduction_cells(self.num_layers)
@@ -64,7 +71,7 @@ class Supernet(nn.Module):
       kind = 'reduce' if reduction else 'normal'
       spec = self.reduce if reduction else self.normal
       cell = Cell(spec, channels, reduction, reduction_before, discrete=False, name=f'cell{layer}')
-      before_last, last = last, cell(before_last, last, mixing[kind], train=train)
+      before_last, last = last, compute_cell(cell, before_last, last, mixing[kind])
       reduction_before = reduction
     features = jnp.mean(last.astype(jnp.promote_types(last.dtype, jnp.float32)), axis=(1, 2))
     width = features.shape[-1]

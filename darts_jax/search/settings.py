@@ -103,6 +103,8 @@ class Search:
     epochs: passes over the half of the images that trains the weights.
     batch_size: images a batch, over all devices.
     log_every: steps from one logged line to the next.
+    precision: of images inside the network; weights, BN statistics and α are float32 in either.
+    remat: whether gradients recompute the inside of cells instead of keeping it in memory.
     data: see `Data`; and so on.
   """
 
@@ -111,6 +113,8 @@ class Search:
   epochs: int = setting(50, at_least=1)
   batch_size: int = setting(64, at_least=1)
   log_every: int = setting(50, at_least=1)
+  precision: str = setting('float32', choices=('float32', 'bfloat16'))
+  remat: bool = setting(False)
   data: Data = setting(Data())
   augment: Augment = setting(Augment())
   network: Network = setting(Network())

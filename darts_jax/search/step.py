@@ -172,6 +172,7 @@ def search_step(
   strategy: Strategy,
   estimator: Estimator,
   optimizers: Optimizers,
+  precision: str = 'float32',
   batch_sharding: NamedSharding | None = None,
 ) -> tuple[SearchState, StepInfo]:
   """One search step on two batches.
@@ -184,6 +185,9 @@ def search_step(
     strategy: the relaxation of α.
     estimator: of the hypergradient.
     optimizers: of weights and α.
+    precision: `'float32'`: all in the dtype of the images, products not rounded to less. `'bfloat16'`: images are
+      bfloat16 throughout the network; weights, BN statistics, α, losses and gradients stay as they are, and so does
+      all of a pass that asks for precision.
     batch_sharding: how the stacked batches `[2, B, …]` lie on the devices.
 
   Returns:
@@ -194,9 +198,16 @@ def search_step(
     batches = lax.with_sharding_constraint(batches, batch_sharding)
   step_key = jax.random.fold_in(state.key, state.step)
 
-  def loss(weights: Array, alphas: PyTree, batch: Examples) -> tuple[Array, tuple[Array, PyTree]]:
+  def loss(
+    weights: Array, alphas: PyTree, batch: Examples, precise: bool = False
+  ) -> tuple[Array, tuple[Array, PyTree]]:
     mixing = strategy.relax(alphas, jax.random.fold_in(step_key, _RELAX), state.step)
-    return loss_and_aux(net, state.weights.replace(weights).tree, mixing, batch.images, batch.labels)
+    tree = state.weights.replace(weights).tree
+    if precise or precision == 'float32':
+      # Accelerators would else round the factors of a product to ten bits or fewer.
+      with jax.default_matmul_precision('highest'):
+        return loss_and_aux(net, tree, mixing, batch.images, batch.labels)
+    return loss_and_aux(net, tree, mixing, batch.images.astype(precision), batch.labels)
 
   def virtual_step(weights: Array, gradient: Array) -> Array:
     inner_state = state.weights_optimizer[1]
@@ -233,22 +244,31 @@ def search_step(
     return carry._replace(state=now, weights_gradient_norm=global_norm(gradients.weights))
 
   branches = [functools.partial(estimator_pass, i) for i in range(len(estimator.passes))] + [weights_pass]
+  # For every pass, the weight update last: its half of the data, and what it asks of the gradient (see `Pass`).
   halves = [Halves._fields.index(p.loss) for p in estimator.passes] + [0]
   wanted = [p.weights for p in estimator.passes] + [True]
+  precise = [p.precise for p in estimator.passes] + [False]
 
-  def run_pass(carry: _Carry, index: tuple[Array, Array, Array]) -> tuple[_Carry, Evaluation]:
-    number, half, weights_wanted = index
+  def differentiate(precisely: Array, *args: Any) -> Any:
+    rough, fine = (
+      jax.value_and_grad(functools.partial(loss, precise=value), (0, 1), has_aux=True) for value in (False, True)
+    )
+    # Two gradients in the program only where they differ.
+    return rough(*args) if precision == 'float32' or not any(precise) else lax.cond(precisely, fine, rough, *args)
+
+  def run_pass(carry: _Carry, index: tuple[Array, ...]) -> tuple[_Carry, Evaluation]:
+    number, half, weights_wanted, precisely = index
     batch = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, half, keepdims=False), batches)
-    differentiate = jax.value_and_grad(loss, (0, 1), has_aux=True)
     with weights_gradient_if(weights_wanted):
-      (value, (accuracy, moments)), gradients = differentiate(carry.memory.at, carry.state.alphas, batch)
+      (value, (accuracy, moments)), gradients = differentiate(precisely, carry.memory.at, carry.state.alphas, batch)
     moments = Packed.pack(moments)
     assert moments.treedef == state.statistics.treedef, 'moments are to lie where the running statistics are'
     return lax.switch(number, branches, carry, Gradients(*gradients), moments.vector), Evaluation(value, accuracy)
 
   zero = jnp.zeros((), jax.tree.leaves(state.alphas)[0].dtype)
   carry = _Carry(estimator.start(problem), state, zero, zero)
-  carry, evaluations = lax.scan(run_pass, carry, (jnp.arange(len(branches)), jnp.array(halves), jnp.array(wanted)))
+  indices = jnp.arange(len(branches)), jnp.array(halves), jnp.array(wanted), jnp.array(precise)
+  carry, evaluations = lax.scan(run_pass, carry, indices)
   outer = halves.index(1)
   metrics = {
     'train_loss': evaluations.loss[-1],
@@ -293,6 +313,7 @@ class Searcher:
       settings.network.layers,
       images.num_classes,
       settings.network.stem_multiplier,
+      settings.remat,
     )
     self._settings = settings
     self._strategy = strategy
@@ -364,6 +385,7 @@ class Searcher:
       strategy=self._strategy,
       estimator=self._estimator,
       optimizers=self._optimizers,
+      precision=self._settings.precision,
       batch_sharding=NamedSharding(self._mesh, PartitionSpec(None, 'data')),
     )
     return state, info.metrics
@@ -407,7 +429,8 @@ class Searcher:
     def add(sums: Evaluation, chosen: Array) -> tuple[Evaluation, None]:
       place, counts = chosen % total, chosen < total
       raw, labels = lax.with_sharding_constraint((data.valid.images[place], data.valid.labels[place]), sharding)
-      logits: Any = self.net.apply(variables, normalise(raw, self._mean, self._std), mixing, train=False)
+      images = normalise(raw, self._mean, self._std).astype(self._settings.precision)
+      logits: Any = self.net.apply(variables, images, mixing, train=False)
       losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
       correct = jnp.argmax(logits, -1) == labels
       return Evaluation(sums.loss + jnp.sum(losses * counts), sums.accuracy + jnp.sum(correct & counts)), None

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.extend.core import jaxprs_in_params
 from jax.flatten_util import ravel_pytree
 
 from darts_jax.data.images import Images, load, split
@@ -390,3 +391,76 @@ def test_step_without_jit_computes_the_same(digits):
   )
   found, expected = jax.jit(step)(state, *halves), step(state, *halves)
   assert_trees_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+TINY = {
+  'batch_size': 16,
+  'network': {'channels': 2, 'layers': 3, 'nodes': 1, 'operations': ('none', 'skip_connect', 'sep_conv_3x3')},
+  'hypergradient': {'name': 'finite_difference'},
+}
+
+
+@pytest.fixture(scope='module')
+def take_step(digits):
+  """A function from changed settings to a step without arguments, always from the same state."""
+
+  def take(**changes):
+    settings = build(Search, {**TINY, **changes})
+    each = make_lab(settings, digits, 1)
+    state = each.searcher.init(jax.random.key(0))
+    step = functools.partial(
+      search_step,
+      net=each.searcher.net,
+      strategy=make_strategy(settings),
+      estimator=make_estimator(settings),
+      optimizers=Optimizers.from_settings(settings, 1),
+      precision=settings.precision,
+    )
+    return jax.jit(lambda: step(state, *each.searcher._batches(state, each.data)))
+
+  return take
+
+
+@pytest.fixture(scope='module')
+def tiny_step(take_step):
+  return take_step()()
+
+
+def relative_error(found, expected):
+  found, expected = (np.asarray(ravel_pytree(tree)[0], np.float64) for tree in (found, expected))
+  return norm(found - expected) / norm(expected)
+
+
+def conditionals(jaxpr):
+  """Of all conditionals in a program, however deep, the branches."""
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name == 'cond':
+      yield eqn.params['branches']
+    for inner in jaxprs_in_params(eqn.params):
+      yield from conditionals(inner)
+
+
+def test_in_bfloat16_the_gradients_that_are_subtracted_stay_in_float32(take_step, tiny_step):
+  step = take_step(precision='bfloat16')
+  branches = [['bf16' in str(branch) for branch in some] for some in conditionals(jax.make_jaxpr(step)().jaxpr)]
+  assert [True, False] in branches  # A conditional has the branch of its false condition first.
+  state, info = step()
+  expected_state, expected = tiny_step
+  assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {leaf.dtype for leaf in jax.tree.leaves(expected_state)}
+  # Images have 8 bits, so the loss is the same to about as many and not to 16.
+  assert 2**-16 < relative_error(info.metrics['train_loss'], expected.metrics['train_loss']) < 2**-5
+  # The direction of the difference is that of rounded gradients, and kinks between its ends are not the same.
+  assert relative_error(info.hypergradient, expected.hypergradient) < 0.25
+
+
+def test_in_float32_nothing_is_rounded(take_step):
+  text = str(jax.make_jaxpr(take_step())())
+  assert 'bf16' not in text
+  assert 'HIGHEST' in text
+
+
+def test_remat_changes_nothing_but_rounding(take_step, tiny_step):
+  (state, info), (expected_state, expected) = take_step(remat=True)(), tiny_step
+  assert_trees_close(info.metrics, expected.metrics, rtol=1e-4)
+  assert_trees_close((state.weights, state.statistics), (expected_state.weights, expected_state.statistics), 1e-4, 1e-5)
+  assert relative_error(info.hypergradient, expected.hypergradient) < 1e-2
