@@ -6,9 +6,13 @@ python -m benchmarks.search_step --config=configs/cifar.py [--config.batch_size=
 Images are random, in the shape of the config's dataset, so no data is needed. For each estimator the table gives: the
 seconds to trace and compile the step without a cache; median, fastest and slowest of `--repeats` calls after one for
 warming up, divided by the steps in a call, which are several as in a search; images of the weights' half per second;
-temporary memory and floating-point operations as XLA states them (XLA counts the body of a loop once, so the operations
-are a lower bound). The JSON file holds an object keyed by estimator, each with `compile_s, step_s, step_s_min,
-step_s_max, images_per_s, temp_bytes, flops`.
+temporary memory as XLA states it; the floating-point operations of a step's gradients; and the roofline: the least
+time in which this machine could do a step's operations, or move its bytes, whichever takes longer, as a fraction of the
+time measured. The machine's rates are measured in the same run, by a product of matrices and a copy. Bytes are what XLA
+states for the compiled program; since it counts the body of a loop once, they are scaled as the operations are.
+
+The JSON file holds an object keyed by estimator, each with `compile_s, step_s, step_s_min, step_s_max, images_per_s,
+temp_bytes, flops, bytes, roofline`.
 """
 
 import json
@@ -16,7 +20,8 @@ import pathlib
 import statistics
 import sys
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +34,8 @@ from darts_jax.hypergradient import ESTIMATORS
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.search.loop import make_strategy
 from darts_jax.search.settings import Search
-from darts_jax.search.step import Searcher, place
+from darts_jax.search.state import SearchState
+from darts_jax.search.step import Searcher, loss_and_aux, make_estimator, place
 from darts_jax.settings import build
 
 #: Steps in a call. A search makes one call for all steps between two lines of its log, so that memory is new to the
@@ -57,13 +63,64 @@ def random_images(name: str, num_images: int) -> Images:
   return Images(name, images, labels, None, None, num_classes, (127.5,) * channels, (73.6,) * channels)
 
 
-def measure(settings: Search, repeats: int) -> dict[str, float]:
+class Rates(NamedTuple):
+  """What the machine can do: operations and bytes a second."""
+
+  flops: float
+  bytes: float
+
+
+def measure_rates(side: int = 2048, copied: int = 2**26) -> Rates:
+  """The rates of a float32 product of square matrices and of a copy of so many numbers (read and written)."""
+
+  def fastest(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> float:
+    function = jax.jit(function)
+    jax.block_until_ready(function(x))
+    seconds = []
+    for _ in range(5):
+      start = time.perf_counter()
+      jax.block_until_ready(function(x))
+      seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+  product = fastest(lambda x: jnp.matmul(x, x, precision='highest'), jnp.ones((side, side)))
+  copy = fastest(lambda x: x + 1, jnp.ones(copied))
+  return Rates(2 * side**3 / product, 8 * copied / copy)
+
+
+def count_operations(settings: Search, searcher: Searcher, state: SearchState) -> float:
+  """Floating-point operations of all gradients of a step, from their programs before XLA optimises them."""
+  strategy = make_strategy(settings)
+  batch = settings.batch_size, *searcher.image_shape
+  images, labels = jnp.zeros(batch, settings.precision), jnp.zeros(settings.batch_size, jnp.int32)
+
+  def loss(weights: jax.Array, alphas: Any) -> jax.Array:
+    mixing = strategy.relax(alphas, state.key, state.step)
+    return loss_and_aux(searcher.net, state.weights.replace(weights).tree, mixing, images, labels)[0]
+
+  def flops(function: Callable[..., Any]) -> float:
+    cost = jax.jit(function).lower(state.weights.vector, state.alphas).cost_analysis()
+    assert cost is not None
+    return float(cost['flops'])
+
+  of_alphas = jax.grad(loss, 1)
+  both, alphas = flops(jax.grad(loss, (0, 1))), flops(of_alphas)
+  total = both + sum(both if p.weights else alphas for p in make_estimator(settings).passes)
+  if settings.hypergradient.name == 'exact':
+    total += flops(lambda weights, alphas: jax.jvp(lambda w: of_alphas(w, alphas), (weights,), (weights,)))
+  return total
+
+
+def measure(settings: Search, repeats: int, rates: Rates) -> dict[str, float]:
   """Compiles a search step and times it; keys as in the JSON file."""
   images = random_images(settings.data.name, 4 * settings.batch_size)
   mesh = make_mesh()
   searcher = Searcher(settings, make_strategy(settings), images, mesh)
   data = place(images, settings, mesh)
   state = searcher.init(jax.random.key(settings.seed))
+  flops = count_operations(settings, searcher, state)
+  # What tracing has found out is the compilation's to find out again.
+  jax.clear_caches()
   steps = jnp.int32(_STEPS)
   start = time.perf_counter()
   compiled = searcher.run.lower(state, data, steps).compile()
@@ -80,6 +137,7 @@ def measure(settings: Search, repeats: int) -> dict[str, float]:
   assert cost is not None
   assert memory is not None
   median = statistics.median(seconds)
+  moved = cost['bytes accessed'] * flops / cost['flops']
   return {
     'compile_s': compile_seconds,
     'step_s': median,
@@ -87,20 +145,22 @@ def measure(settings: Search, repeats: int) -> dict[str, float]:
     'step_s_max': max(seconds),
     'images_per_s': settings.batch_size / median,
     'temp_bytes': memory.temp_size_in_bytes,
-    'flops': cost.get('flops', float('nan')),
+    'flops': flops,
+    'bytes': moved,
+    'roofline': max(flops / rates.flops, moved / rates.bytes) / median,
   }
 
 
 def table(results: dict[str, dict[str, float]]) -> str:
   """The results as a Markdown table."""
   lines = [
-    '| estimator | compile s | step s (median) | fastest – slowest | images/s | temporary MB | GFLOP |',
-    '|---|---|---|---|---|---|---|',
+    '| estimator | compile s | step s (median) | fastest – slowest | images/s | temporary MB | GFLOP | roofline |',
+    '|---|---|---|---|---|---|---|---|',
   ]
   for name, r in results.items():
     lines.append(
       f'| {name} | {r["compile_s"]:.1f} | {r["step_s"]:.3f} | {r["step_s_min"]:.3f} – {r["step_s_max"]:.3f} '
-      f'| {r["images_per_s"]:.1f} | {r["temp_bytes"] / 1e6:.0f} | {r["flops"] / 1e9:.1f} |'
+      f'| {r["images_per_s"]:.1f} | {r["temp_bytes"] / 1e6:.0f} | {r["flops"] / 1e9:.1f} | {r["roofline"]:.1%} |'
     )
   return '\n'.join(lines)
 
@@ -112,10 +172,12 @@ def run(config: Any, names: list[str], repeats: int, path: str | None) -> None:
     raise ValueError(f'--estimators: {", ".join(unknown) or "none given"}; allowed are {", ".join(ESTIMATORS)}')
   device = jax.devices()[0]
   print(f'{jax.device_count()} × {device.device_kind} ({device.platform}), jax {jax.__version__}', flush=True)
+  rates = measure_rates()
+  print(f'{rates.flops / 1e9:.0f} GFLOP/s in a product of matrices, {rates.bytes / 1e9:.1f} GB/s in a copy', flush=True)
   results = {}
   for name in names:
     config.hypergradient.name = name
-    results[name] = measure(build(Search, config), repeats)
+    results[name] = measure(build(Search, config), repeats, rates)
     print(f'{name}: {json.dumps(results[name])}', file=sys.stderr, flush=True)
     jax.clear_caches()
   print(table(results))

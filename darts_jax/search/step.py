@@ -293,6 +293,7 @@ class Searcher:
     steps_per_epoch: batches in the weights' half; what is left over by the last full batch is another part of the
       images in every epoch.
     net: the supernet.
+    image_shape: of an image, `(H, W, C)`.
   """
 
   def __init__(self, settings: Search, strategy: Strategy, images: Images, mesh: Mesh) -> None:
@@ -320,7 +321,7 @@ class Searcher:
     self._optimizers = Optimizers.from_settings(settings, self.steps_per_epoch)
     self._estimator = make_estimator(settings)
     self._mesh = mesh
-    self._image_shape = images.x_train.shape[1:]
+    self.image_shape = images.x_train.shape[1:]
     self._mean, self._std = np.array(images.mean, np.float32), np.array(images.std, np.float32)
     self._num_train, self._num_valid = num_train, num_valid
     same = replicated(mesh)
@@ -332,7 +333,7 @@ class Searcher:
     """The state before the first step, from the typed key of the run."""
     run_key, weights_key, alphas_key = jax.random.split(key, 3)
     alphas = self._strategy.init(alphas_key)
-    images = jnp.zeros((1, *self._image_shape))
+    images = jnp.zeros((1, *self.image_shape))
     mixing = self._strategy.relax(alphas, alphas_key, jnp.zeros((), jnp.int32))
     variables = init_variables(self.net, weights_key, images, mixing, train=False)
     weights = Packed.pack(variables['params'])

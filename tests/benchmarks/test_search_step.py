@@ -31,13 +31,18 @@ def test_results_are_consistent_and_written_as_json(config, tmp_path, capsys):
     'images_per_s',
     'temp_bytes',
     'flops',
+    'bytes',
+    'roofline',
   }
   assert 0 < result['step_s_min'] <= result['step_s'] <= result['step_s_max']
   assert result['images_per_s'] == pytest.approx(8 / result['step_s'])
   # The images of a batch alone, float32, have to be held.
   assert result['temp_bytes'] > 8 * 8 * 8 * 4
-  # The stem's 3×3 convolution, one channel to six, of eight 8×8 images is computed at least once.
-  assert result['flops'] > 2 * 9 * 6 * 64 * 8
+  # The stem's 3×3 convolution, one channel to six, of eight 8×8 images is computed in both gradients.
+  assert result['flops'] > 2 * 2 * 9 * 6 * 64 * 8
+  # Every operation of a tiny network waits for memory, and no machine is faster than its own rates.
+  assert result['bytes'] > result['flops']
+  assert 0 < result['roofline'] < 1
   assert 'first_order' in capsys.readouterr().out
 
 
