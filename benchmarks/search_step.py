@@ -8,15 +8,18 @@ seconds to trace and compile the step without a cache; median, fastest and slowe
 warming up, divided by the steps in a call, which are several as in a search; images of the weights' half per second;
 temporary memory as XLA states it; the floating-point operations of a step's gradients; and the roofline: the least
 time in which this machine could do a step's operations, or move its bytes, whichever takes longer, as a fraction of the
-time measured. The machine's rates are measured in the same run, by a product of matrices and a copy. Bytes are what XLA
-states for the compiled program; since it counts the body of a loop once, they are scaled as the operations are.
+time measured. The machine's rates are measured in the same run, by a product of matrices and by copies of as much as an
+operation of one node has, 4 MB. Bytes are those of the compiled program when every kernel reads its operands once and
+writes its result; loops are counted once and then scaled as the operations are.
 
 The JSON file holds an object keyed by estimator, each with `compile_s, step_s, step_s_min, step_s_max, images_per_s,
 temp_bytes, flops, bytes, roofline`.
 """
 
 import json
+import math
 import pathlib
+import re
 import statistics
 import sys
 import time
@@ -27,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from jax import lax
 from ml_collections import config_flags
 
 from darts_jax.data.images import Images
@@ -70,7 +74,7 @@ class Rates(NamedTuple):
   bytes: float
 
 
-def measure_rates(side: int = 2048, copied: int = 2**26) -> Rates:
+def measure_rates(side: int = 2048, copied: int = 2**20) -> Rates:
   """The rates of a float32 product of square matrices and of a copy of so many numbers (read and written)."""
 
   def fastest(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> float:
@@ -84,8 +88,38 @@ def measure_rates(side: int = 2048, copied: int = 2**26) -> Rates:
     return min(seconds)
 
   product = fastest(lambda x: jnp.matmul(x, x, precision='highest'), jnp.ones((side, side)))
-  copy = fastest(lambda x: x + 1, jnp.ones(copied))
+  # Many in a call, since memory that is new to the process has to be mapped first.
+  times = 256
+  copy = fastest(lambda x: lax.fori_loop(0, times, lambda _, x: x + 1, x), jnp.ones(copied)) / times
   return Rates(2 * side**3 / product, 8 * copied / copy)
+
+
+_SHAPE = re.compile(r'\b([a-z]+\d+|pred)\[([\d,]*)\]')
+_INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*?)\)(?:,|$)')
+#: Control flow, views, and constant images, which stand in branches that are not taken (`darts_jax.nets.materialise`).
+_MOVES_NOTHING = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'conditional', 'broadcast')
+
+
+def count_bytes(program: str) -> int:
+  """Bytes that the kernels of a compiled program, as HLO text, read and write; the body of a loop counts once."""
+  fused = set(re.findall(r'(?:calls|to_apply)=%?([\w.\-]+)', program))
+  sizes: dict[str, int] = {}
+  total = 0
+  inside = False
+  for line in program.splitlines():
+    if line.endswith('{') and not line.startswith(' '):
+      inside = line.removeprefix('ENTRY ').lstrip('%').split(' ', 1)[0] not in fused
+    elif inside and (match := _INSTRUCTION.match(line)):
+      name, shape, operation, operands = match.groups()
+      sizes[name] = sum(_bytes(*part) for part in _SHAPE.findall(shape))
+      if operation not in _MOVES_NOTHING:
+        total += sizes[name] + sum(sizes.get(operand, 0) for operand in re.findall(r'%([\w.\-]+)', operands))
+  return total
+
+
+def _bytes(dtype: str, dimensions: str) -> int:
+  bits = 8 if dtype == 'pred' else int(re.sub(r'\D', '', dtype))
+  return math.prod(int(n) for n in dimensions.split(',') if n) * bits // 8
 
 
 def count_operations(settings: Search, searcher: Searcher, state: SearchState) -> float:
@@ -137,7 +171,7 @@ def measure(settings: Search, repeats: int, rates: Rates) -> dict[str, float]:
   assert cost is not None
   assert memory is not None
   median = statistics.median(seconds)
-  moved = cost['bytes accessed'] * flops / cost['flops']
+  moved = count_bytes(compiled.as_text() or '') * flops / cost['flops']
   return {
     'compile_s': compile_seconds,
     'step_s': median,
