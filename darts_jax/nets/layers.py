@@ -18,6 +18,7 @@ from jax import lax
 
 from darts_jax.nets.bilinear import Bilinear
 from darts_jax.nets.materialise import materialise
+from darts_jax.nets.padding import pad_images
 
 Array = jax.Array
 
@@ -199,7 +200,7 @@ def pointwise(x: Array, kernel: Array) -> Array:
 def _windows(x: Array, stride: int, fill: float) -> list[Array]:
   """The nine shifted images a 3×3 pool with padding 1 combines."""
   height, width = x.shape[1:3]
-  padded = jnp.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)], constant_values=fill)
+  padded = pad_images(x, (1, 1), (1, 1), fill=fill)
   return [padded[:, i : i + height : stride, j : j + width : stride] for i in range(3) for j in range(3)]
 
 

@@ -370,6 +370,21 @@ def test_batch_that_is_larger_than_a_half_is_refused(numbered):
     draw(numbered, 1, NUM_VALID + 1)
 
 
+def make_step(settings: Search, images: Images) -> tuple[Any, Any]:
+  """A step as a function of state and batches, and these."""
+  each = make_lab(settings, images, 1)
+  state = each.searcher.init(jax.random.key(0))
+  step = functools.partial(
+    search_step,
+    net=each.searcher.net,
+    strategy=make_strategy(settings),
+    estimator=make_estimator(settings),
+    optimizers=Optimizers.from_settings(settings, 1),
+    precision=settings.precision,
+  )
+  return step, (state, *each.searcher._batches(state, each.data))
+
+
 def test_step_without_jit_computes_the_same(digits):
   settings = build(
     Search,
@@ -379,18 +394,8 @@ def test_step_without_jit_computes_the_same(digits):
       'hypergradient': {'name': 'first_order'},
     },
   )
-  each = make_lab(settings, digits, 1)
-  state = each.searcher.init(jax.random.key(0))
-  halves = each.searcher._batches(state, each.data)
-  step = functools.partial(
-    search_step,
-    net=each.searcher.net,
-    strategy=make_strategy(settings),
-    estimator=make_estimator(settings),
-    optimizers=Optimizers.from_settings(settings, 1),
-  )
-  found, expected = jax.jit(step)(state, *halves), step(state, *halves)
-  assert_trees_close(found, expected, rtol=1e-4, atol=1e-6)
+  step, args = make_step(settings, digits)
+  assert_trees_close(jax.jit(step)(*args), step(*args), rtol=1e-4, atol=1e-6)
 
 
 TINY = {
@@ -405,18 +410,8 @@ def take_step(digits):
   """A function from changed settings to a step without arguments, always from the same state."""
 
   def take(**changes):
-    settings = build(Search, {**TINY, **changes})
-    each = make_lab(settings, digits, 1)
-    state = each.searcher.init(jax.random.key(0))
-    step = functools.partial(
-      search_step,
-      net=each.searcher.net,
-      strategy=make_strategy(settings),
-      estimator=make_estimator(settings),
-      optimizers=Optimizers.from_settings(settings, 1),
-      precision=settings.precision,
-    )
-    return jax.jit(lambda: step(state, *each.searcher._batches(state, each.data)))
+    step, args = make_step(build(Search, {**TINY, **changes}), digits)
+    return jax.jit(lambda: step(*args))
 
   return take
 
