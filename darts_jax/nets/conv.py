@@ -29,7 +29,7 @@ class Supernet(nn.Module):
     num_layers: number of cells `L`.
     num_classes: number of logits.
     stem_multiplier: the stem has `stem_multiplier · C` channels.
-    remat: whether a gradient computes the inside of every cell once more instead of keeping it: less memory, more time.
+    remat: whether a gradient may compute the inside of cells once more instead of keeping it; see `jax.checkpoint`.
   """
 
   normal: CellSpec
