@@ -4,16 +4,16 @@ python -m benchmarks.search_step --config=configs/cifar.py [--config.batch_size=
     [--estimators=first_order,finite_difference,exact] [--repeats=5] [--json=FILE]
 
 Images are random, in the shape of the config's dataset, so no data is needed. For each estimator the table gives: the
-seconds to trace and compile the step without a cache; median, fastest and slowest of `--repeats` calls after one for
-warming up, divided by the steps in a call, which are several as in a search; images of the weights' half per second;
-temporary memory as XLA states it; the floating-point operations of a step's gradients; and the roofline: the least
-time in which this machine could do a step's operations, or move its bytes, whichever takes longer, as a fraction of the
-time measured. The machine's rates are measured in the same run, by a product of matrices and by copies of as much as an
-operation of one node has, 4 MB. Bytes are those of the compiled program when every kernel reads its operands once and
-writes its result; loops are counted once and then scaled as the operations are.
+seconds to trace and compile the step without a cache, and to trace it and load it from one; median, fastest and slowest
+of `--repeats` calls after one for warming up, divided by the steps in a call, which are several as in a search; images
+of the weights' half per second; temporary memory as XLA states it; the floating-point operations of a step's gradients;
+and the roofline: the least time in which this machine could do a step's operations, or move its bytes, whichever takes
+longer, as a fraction of the time measured. The machine's rates are measured in the same run, by a product of matrices
+and by copies of as much as an operation of one node has, 4 MB. Bytes are those of the compiled program when every
+kernel reads its operands once and writes its result; loops are counted once and then scaled as the operations are.
 
-The JSON file holds an object keyed by estimator, each with `compile_s, step_s, step_s_min, step_s_max, images_per_s,
-temp_bytes, flops, bytes, roofline`.
+The JSON file holds an object keyed by estimator, each with `compile_s, load_s, step_s, step_s_min, step_s_max,
+images_per_s, temp_bytes, flops, bytes, roofline`.
 """
 
 import json
@@ -35,6 +35,7 @@ from ml_collections import config_flags
 
 from darts_jax.data.images import Images
 from darts_jax.hypergradient import ESTIMATORS
+from darts_jax.runtime.compilation import compile_with_report, temporary_cache
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.search.loop import make_strategy
 from darts_jax.search.settings import Search
@@ -153,12 +154,16 @@ def measure(settings: Search, repeats: int, rates: Rates) -> dict[str, float]:
   data = place(images, settings, mesh)
   state = searcher.init(jax.random.key(settings.seed))
   flops = count_operations(settings, searcher, state)
-  # What tracing has found out is the compilation's to find out again.
-  jax.clear_caches()
   steps = jnp.int32(_STEPS)
-  start = time.perf_counter()
-  compiled = searcher.run.lower(state, data, steps).compile()
-  compile_seconds = time.perf_counter() - start
+  with temporary_cache():
+    # What tracing has found out is the compilation's to find out again.
+    jax.clear_caches()
+    cold = compile_with_report(searcher.run, state, data, steps)
+    jax.clear_caches()
+    warm = compile_with_report(searcher.run, state, data, steps)
+  if cold.cached or not warm.cached:
+    raise ValueError(f'the compilation cache did not work for {settings.hypergradient.name}; nothing was measured')
+  compiled = warm.compiled
   seconds = []
   for _ in range(repeats + 1):
     start = time.perf_counter()
@@ -173,7 +178,8 @@ def measure(settings: Search, repeats: int, rates: Rates) -> dict[str, float]:
   median = statistics.median(seconds)
   moved = count_bytes(compiled.as_text() or '') * flops / cost['flops']
   return {
-    'compile_s': compile_seconds,
+    'compile_s': cold.seconds,
+    'load_s': warm.seconds,
     'step_s': median,
     'step_s_min': min(seconds),
     'step_s_max': max(seconds),
@@ -187,16 +193,24 @@ def measure(settings: Search, repeats: int, rates: Rates) -> dict[str, float]:
 
 def table(results: dict[str, dict[str, float]]) -> str:
   """The results as a Markdown table."""
-  lines = [
-    '| estimator | compile s | step s (median) | fastest – slowest | images/s | temporary MB | GFLOP | roofline |',
-    '|---|---|---|---|---|---|---|---|',
-  ]
+  titles = ('estimator', 'compile s', 'load s', 'step s (median)', 'fastest – slowest', 'images/s')
+  rows: list[tuple[str, ...]] = [(*titles, 'temporary MB', 'GFLOP', 'roofline')]
+  rows.append(('---',) * len(rows[0]))
   for name, r in results.items():
-    lines.append(
-      f'| {name} | {r["compile_s"]:.1f} | {r["step_s"]:.3f} | {r["step_s_min"]:.3f} – {r["step_s_max"]:.3f} '
-      f'| {r["images_per_s"]:.1f} | {r["temp_bytes"] / 1e6:.0f} | {r["flops"] / 1e9:.1f} | {r["roofline"]:.1%} |'
+    rows.append(
+      (
+        name,
+        f'{r["compile_s"]:.1f}',
+        f'{r["load_s"]:.1f}',
+        f'{r["step_s"]:.3f}',
+        f'{r["step_s_min"]:.3f} – {r["step_s_max"]:.3f}',
+        f'{r["images_per_s"]:.1f}',
+        f'{r["temp_bytes"] / 1e6:.0f}',
+        f'{r["flops"] / 1e9:.1f}',
+        f'{r["roofline"]:.1%}',
+      )
     )
-  return '\n'.join(lines)
+  return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
 
 
 def run(config: Any, names: list[str], repeats: int, path: str | None) -> None:
@@ -229,8 +243,6 @@ def main() -> int:
     flags.FLAGS(sys.argv)
     if config.value is None:
       raise ValueError('--config: missing; for example --config=configs/cifar.py')
-    # Seconds to compile are to be those of a first run.
-    jax.config.update('jax_enable_compilation_cache', False)
     run(config.value, names.value, repeats.value, path.value)
   except (ValueError, flags.Error, OSError) as error:
     print(f'error: {" ".join(str(error).split())}', file=sys.stderr)

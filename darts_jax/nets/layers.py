@@ -179,6 +179,16 @@ class Pointwise(Bilinear):
     parts = lax.split(rows, [channels] * multiplier, axis=1)
     return [jnp.concatenate([product(part, kernel[m]) for m, part in enumerate(parts)], axis=1)]
 
+  def face(self, target: str, first: list[Array], second: list[Array]) -> list[Array]:
+    """See `Bilinear`."""
+    multiplier, channels, features = self.kernel
+    if target != 'weights' or multiplier == 1 or multiplier * channels > _BLOCK_DIAGONAL_CHANNELS:
+      return super().face(target, first, second)
+    # The blocks on the diagonal of the whole product.
+    product = jnp.matmul(first[0].T, second[0], precision=self.precision)
+    blocks = [product[m * channels : (m + 1) * channels, m * features : (m + 1) * features] for m in range(multiplier)]
+    return [jnp.stack(blocks)]
+
 
 def pointwise(x: Array, kernel: Array) -> Array:
   """1×1 convolutions of `M` stacked edges, each with its own matrix.

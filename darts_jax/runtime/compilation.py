@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import functools
+import gc
 import logging
 import pathlib
 import tempfile
@@ -13,6 +15,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 _COMPILE_EVENT = '/jax/core/compile/backend_compile_duration'
+_CACHE_OPTIONS = ('jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs')
 _HIT_EVENT = '/jax/compilation_cache/cache_hits'
 
 
@@ -39,6 +42,20 @@ def enable_cache(directory: str | pathlib.Path | None = None) -> None:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
   # JAX would stay with the folder it had at its first compilation.
   compilation_cache.reset_cache()
+
+
+@contextlib.contextmanager
+def temporary_cache() -> Iterator[None]:
+  """Within, programs are cached in a new folder, which is removed at the end."""
+  before = {name: jax.config.values[name] for name in _CACHE_OPTIONS}
+  try:
+    with tempfile.TemporaryDirectory() as folder:
+      enable_cache(folder)
+      yield
+  finally:
+    for name, value in before.items():
+      jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @dataclasses.dataclass
@@ -82,6 +99,36 @@ class Compilation(NamedTuple):
   cached: bool
 
 
+@functools.cache
+def compiler_options() -> dict[str, str | bool]:
+  """Options to compile large programs with (`jax.jit(…, compiler_options=…)`), for the default backend.
+
+  On CPU: products of matrices by Eigen, and sums only by the other library that XLA has for both. They are as fast, but
+  XLA loads a stored program with a search through all of it for every call of that library, which makes thousands of
+  them slower to load than to compile. Empty elsewhere, and where XLA does not know the option.
+  """
+  options: dict[str, str | bool] = {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_REDUCE'}
+  if jax.default_backend() != 'cpu':
+    return {}
+  try:
+    jax.jit(lambda: 0).lower().compile(compiler_options=options)
+  except jax.errors.JaxRuntimeError:
+    return {}
+  return options
+
+
+@contextlib.contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+  """Within, Python does not look for cycles: tracing makes millions of objects that stay, looked at time and again."""
+  enabled = gc.isenabled()
+  gc.disable()
+  try:
+    yield
+  finally:
+    if enabled:
+      gc.enable()
+
+
 def compile_with_report(jitted: jax.stages.Wrapped, *args: Any) -> Compilation:
   """Traces and compiles a jitted function ahead of time.
 
@@ -90,7 +137,8 @@ def compile_with_report(jitted: jax.stages.Wrapped, *args: Any) -> Compilation:
     *args: its arguments, arrays or `jax.ShapeDtypeStruct`s.
   """
   start = time.monotonic()
-  lowered = jitted.lower(*args)
+  with _without_garbage_collection():
+    lowered = jitted.lower(*args)
   with count_compilations() as counter:
     compiled = lowered.compile()
   return Compilation(compiled, time.monotonic() - start, counter.cache_hits > 0)

@@ -152,7 +152,7 @@ class _Loop:
         self._note(log, progress, step, 'resumed', f'resumed at step {step} of {self._total}')
       if step < self._total:
         run = self._compile(log, progress, step, 'search step', searcher.run, state, halves, jnp.int32(1))
-        evaluate = self._compile(log, progress, step, 'evaluation', searcher.evaluate, state, halves)
+      evaluate = None
       seconds_a_step = math.inf
       while step < self._total and self._guard.requested is None:
         until_line = settings.log_every - step % settings.log_every
@@ -174,6 +174,8 @@ class _Loop:
           log.write('step', step, {'epoch': epoch, **log_sums.means(), **self._summary(state, log_sums)})
           log_sums = _Sums()
         if step % searcher.steps_per_epoch == 0:
+          # Not before it is needed, so that the first step is seen sooner.
+          evaluate = evaluate or self._compile(log, progress, step, 'evaluation', searcher.evaluate, state, halves)
           evaluation = jax.device_get(evaluate(state, halves))
           if not np.isfinite(evaluation.loss):
             # The last step's loss was that before its update; these weights are not worth a checkpoint.

@@ -23,6 +23,7 @@ from darts_jax.hypergradient import ESTIMATORS, Estimator, Gradients, Problem, g
 from darts_jax.nets.bilinear import weights_gradient_if
 from darts_jax.nets.conv import Supernet
 from darts_jax.nets.layers import init_variables, running_average
+from darts_jax.runtime.compilation import compiler_options
 from darts_jax.runtime.mesh import replicated
 from darts_jax.search.settings import Search
 from darts_jax.search.state import Packed, SearchState
@@ -326,8 +327,9 @@ class Searcher:
     self._num_train, self._num_valid = num_train, num_valid
     same = replicated(mesh)
     self.init = jax.jit(self._init, out_shardings=same)
-    self.run = jax.jit(self._run, donate_argnums=0, out_shardings=same)
-    self.evaluate = jax.jit(self._evaluate, out_shardings=same)
+    options = compiler_options()
+    self.run = jax.jit(self._run, donate_argnums=0, out_shardings=same, compiler_options=options)
+    self.evaluate = jax.jit(self._evaluate, out_shardings=same, compiler_options=options)
 
   def _init(self, key: Array) -> SearchState:
     """The state before the first step, from the typed key of the run."""

@@ -27,6 +27,7 @@ def test_results_are_consistent_and_written_as_json(config, tmp_path, capsys):
   assert name == 'first_order'
   assert set(result) == {
     'compile_s',
+    'load_s',
     'step_s',
     'step_s_min',
     'step_s_max',
@@ -36,6 +37,7 @@ def test_results_are_consistent_and_written_as_json(config, tmp_path, capsys):
     'bytes',
     'roofline',
   }
+  assert result['load_s'] > 0
   assert 0 < result['step_s_min'] <= result['step_s'] <= result['step_s_max']
   assert result['images_per_s'] == pytest.approx(8 / result['step_s'])
   # The images of a batch alone, float32, have to be held.

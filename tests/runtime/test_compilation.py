@@ -1,3 +1,4 @@
+import gc
 import json
 import logging
 import os
@@ -12,7 +13,13 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import darts_jax.runtime.compilation
-from darts_jax.runtime.compilation import compile_with_report, count_compilations, enable_cache
+from darts_jax.runtime.compilation import (
+  compile_with_report,
+  compiler_options,
+  count_compilations,
+  enable_cache,
+  temporary_cache,
+)
 
 OPTIONS = ('jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs')
 
@@ -132,3 +139,60 @@ def test_folder_is_the_argument_else_the_environment_else_the_default(tmp_path, 
   expected = tmp_path / (chosen or '.cache/darts_jax/xla')
   assert json.loads(output) == [str(expected), str(tmp_path / 'mine')]
   assert expected.is_dir()
+
+
+def test_temporary_cache_works_and_leaves_nothing_behind(cache):
+  x = jnp.arange(3.0)
+  with temporary_cache():
+    folder = pathlib.Path(jax.config.values['jax_compilation_cache_dir'])
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+    assert not compile_with_report(polynomial(), x).cached
+    assert compile_with_report(polynomial(), x).cached
+  assert not folder.exists()
+  assert cached_programs(cache) == []
+  assert not compile_with_report(polynomial(), x).cached
+  assert cached_programs(cache) != []
+
+
+def test_products_of_matrices_are_no_calls_that_slow_loading_down():
+  def function(x):
+    return x @ x
+
+  x = jnp.ones((64, 64))
+  # A later XLA may not know the option; then there is nothing to say.
+  if compiler_options():
+    text = jax.jit(function, compiler_options=compiler_options()).lower(x).compile().as_text()
+    assert ' dot(' in text.split('ENTRY')[1]
+    assert 'ynn' not in text
+  assert jax.jit(function, compiler_options=compiler_options())(x)[0, 0] == 64
+
+
+def test_unknown_options_are_left_out(monkeypatch):
+  def refuse(*args, **kwargs):
+    raise jax.errors.JaxRuntimeError('INVALID_ARGUMENT: No such compile option')
+
+  monkeypatch.setattr(jax.stages.Lowered, 'compile', refuse)
+  compiler_options.cache_clear()
+  try:
+    assert compiler_options() == {}
+  finally:
+    compiler_options.cache_clear()
+
+
+@pytest.mark.parametrize('enabled', [True, False])
+def test_garbage_collection_is_as_before(enabled):
+  seen = []
+
+  @jax.jit
+  def function(x):
+    seen.append(gc.isenabled())
+    return x
+
+  was = gc.isenabled()
+  (gc.enable if enabled else gc.disable)()
+  try:
+    compile_with_report(function, jnp.ones(()))
+    assert seen == [False]
+    assert gc.isenabled() == enabled
+  finally:
+    (gc.enable if was else gc.disable)()
