@@ -23,6 +23,7 @@ from darts_jax.hypergradient import ESTIMATORS, Estimator, Gradients, Problem, g
 from darts_jax.nets.bilinear import weights_gradient_if
 from darts_jax.nets.conv import Supernet
 from darts_jax.nets.layers import init_variables, running_average
+from darts_jax.nets.materialise import materialise
 from darts_jax.runtime.compilation import compiler_options
 from darts_jax.runtime.mesh import replicated
 from darts_jax.search.settings import Search
@@ -141,7 +142,9 @@ class Optimizers:
     )
 
     def learning_rate(step: Array) -> Array:
-      return cosine(step // steps_per_epoch)
+      # XLA would compute the cosine again in every kernel that reads it, which are hundreds in the exact estimator; and
+      # each would call the C library, which makes a stored program overflow the stack that XLA loads it on.
+      return materialise(cosine(step // steps_per_epoch))
 
     step = (optax.add_decayed_weights(rates.weight_decay), optax.sgd(learning_rate, momentum=rates.momentum))
     return cls(
