@@ -388,17 +388,21 @@ def make_step(settings: Search, images: Images) -> tuple[Any, Any]:
   return step, (state, *each.searcher._batches(state, each.data))
 
 
+TINIEST = {
+  'batch_size': 4,
+  'network': {'channels': 2, 'layers': 3, 'nodes': 1, 'operations': ('none', 'skip_connect')},
+}
+
+
 def test_step_without_jit_computes_the_same(digits):
-  settings = build(
-    Search,
-    {
-      'batch_size': 4,
-      'network': {'channels': 2, 'layers': 3, 'nodes': 1, 'operations': ('none', 'skip_connect')},
-      'hypergradient': {'name': 'first_order'},
-    },
-  )
-  step, args = make_step(settings, digits)
+  step, args = make_step(build(Search, TINIEST | {'hypergradient': {'name': 'first_order'}}), digits)
   assert_trees_close(jax.jit(step)(*args), step(*args), rtol=1e-4, atol=1e-6)
+
+
+def test_learning_rate_is_not_computed_in_every_kernel_that_reads_it(digits):
+  step, args = make_step(build(Search, TINIEST | {'hypergradient': {'name': 'exact'}}), digits)
+  # The virtual step, its transpose, the step of the weights and the metrics; far fewer than the kernels of either step.
+  assert 1 <= jax.jit(step).lower(*args).compile().as_text().count(' cosine(') <= 4
 
 
 TINY = {
