@@ -4,13 +4,14 @@ python -m benchmarks.search_step --config=configs/cifar.py [--config.batch_size=
     [--estimators=first_order,finite_difference,exact] [--repeats=5] [--json=FILE]
 
 Images are random, in the shape of the config's dataset, so no data is needed. For each estimator the table gives: the
-seconds to trace and compile the step without a cache, and to trace it and load it from one; median, fastest and slowest
-of `--repeats` calls after one for warming up, divided by the steps in a call, which are several as in a search; images
-of the weights' half per second; temporary memory as XLA states it; the floating-point operations of a step's gradients;
-and the roofline: the least time in which this machine could do a step's operations, or move its bytes, whichever takes
-longer, as a fraction of the time measured. The machine's rates are measured in the same run, by a product of matrices
-and by copies of as much as an operation of one node has, 4 MB. Bytes are those of the compiled program when every
-kernel reads its operands once and writes its result; loops are counted once and then scaled as the operations are.
+seconds to trace and compile the step with an empty cache, and to trace it and load it from that; median, fastest and
+slowest of `--repeats` calls after one for warming up, divided by the steps in a call, which are several as in a search;
+images of the weights' half per second; temporary memory as XLA states it; the floating-point operations of a step's
+gradients; and the roofline: the least time in which this machine could do a step's operations, or move its bytes,
+whichever takes longer, as a fraction of the time measured. The machine's rates are measured in the same run, by a
+product of matrices and by copies of as much as an operation of one node has, 4 MB. Bytes are those of the compiled
+program when every kernel reads its operands once and writes its result; loops are counted once and then scaled as the
+operations are.
 
 The JSON file holds an object keyed by estimator, each with `compile_s, load_s, step_s, step_s_min, step_s_max,
 images_per_s, temp_bytes, flops, bytes, roofline`.

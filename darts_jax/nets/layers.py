@@ -161,6 +161,10 @@ class Pointwise(Bilinear):
   kernel: tuple[int, int, int]
   precision: Any
 
+  @property
+  def _block_diagonal(self) -> bool:
+    return self.kernel[0] * self.kernel[1] <= _BLOCK_DIAGONAL_CHANNELS
+
   def shapes(self, group: str) -> list[tuple[int, ...]]:
     """See `Bilinear`."""
     multiplier, channels, features = self.kernel
@@ -173,7 +177,7 @@ class Pointwise(Bilinear):
     (rows,), (kernel,) = images, weights
     multiplier, channels, _ = self.kernel
     product = functools.partial(jnp.matmul, precision=self.precision)
-    if multiplier * channels <= _BLOCK_DIAGONAL_CHANNELS:
+    if self._block_diagonal:
       eye = jnp.eye(multiplier, dtype=kernel.dtype)
       return [product(rows, (kernel[:, :, None, :] * eye[:, None, :, None]).reshape(rows.shape[1], -1))]
     parts = lax.split(rows, [channels] * multiplier, axis=1)
@@ -182,9 +186,9 @@ class Pointwise(Bilinear):
   def face(self, target: str, first: list[Array], second: list[Array]) -> list[Array]:
     """See `Bilinear`."""
     multiplier, channels, features = self.kernel
-    if target != 'weights' or multiplier == 1 or multiplier * channels > _BLOCK_DIAGONAL_CHANNELS:
+    if target != 'weights' or not self._block_diagonal:
       return super().face(target, first, second)
-    # The blocks on the diagonal of the whole product.
+    # By itself JAX would multiply the whole product with a mask and sum it up, which takes a library call.
     product = jnp.matmul(first[0].T, second[0], precision=self.precision)
     blocks = [product[m * channels : (m + 1) * channels, m * features : (m + 1) * features] for m in range(multiplier)]
     return [jnp.stack(blocks)]

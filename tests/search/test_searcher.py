@@ -51,7 +51,8 @@ class Lab(NamedTuple):
   data: Halves
 
   def init(self) -> Any:
-    # From key 0 a pixel lies so close to a kink of ReLU or pooling that rounding decides on which side.
+    # From key 0 rounding decides on which side of a kink of ReLU or pooling a pixel lies: in float64, too, the gradient
+    # jumps by 0.8 % when the weights move by a millionth of themselves.
     return self.searcher.init(jax.random.key(1))
 
 
