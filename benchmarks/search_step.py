@@ -17,6 +17,7 @@ The JSON file holds an object keyed by estimator, each with `compile_s, load_s, 
 images_per_s, temp_bytes, flops, bytes, roofline`.
 """
 
+import functools
 import json
 import math
 import pathlib
@@ -35,13 +36,14 @@ from jax import lax
 from ml_collections import config_flags
 
 from darts_jax.data.images import Images
-from darts_jax.hypergradient import ESTIMATORS
+from darts_jax.hypergradient import ESTIMATORS, Derivative, Gradients, derivative
 from darts_jax.runtime.compilation import compile_with_report, temporary_cache
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.search.loop import make_strategy
+from darts_jax.search.searcher import Searcher, place
 from darts_jax.search.settings import Search
 from darts_jax.search.state import SearchState
-from darts_jax.search.step import Searcher, loss_and_aux, make_estimator, place
+from darts_jax.search.step import loss_and_aux, make_estimator
 from darts_jax.settings import build
 
 #: Steps in a call. A search makes one call for all steps between two lines of its log, so that memory is new to the
@@ -139,12 +141,17 @@ def count_operations(settings: Search, searcher: Searcher, state: SearchState) -
     assert cost is not None
     return float(cost['flops'])
 
-  of_alphas = jax.grad(loss, 1)
-  both, alphas = flops(jax.grad(loss, (0, 1))), flops(of_alphas)
-  total = both + sum(both if p.weights else alphas for p in make_estimator(settings).passes)
-  if settings.hypergradient.name == 'exact':
-    total += flops(lambda weights, alphas: jax.jvp(lambda w: of_alphas(w, alphas), (weights,), (weights,)))
-  return total
+  @functools.cache
+  def operations(what: Derivative, weights_wanted: bool) -> float:
+    def gradient(weights: jax.Array, alphas: Any) -> Gradients:
+      if weights_wanted:
+        return Gradients(*jax.grad(loss, (0, 1))(weights, alphas))
+      return Gradients(None, jax.grad(loss, 1)(weights, alphas))
+
+    return flops(lambda weights, alphas: derivative(what, gradient, jax.grad(loss), weights, alphas, weights))
+
+  passes = make_estimator(settings).passes
+  return operations('gradient', True) + sum(operations(each.derivative, each.weights) for each in passes)
 
 
 def measure(settings: Search, repeats: int, rates: Rates) -> dict[str, float]:

@@ -70,7 +70,16 @@ def get_config() -> ConfigDict:
 
   config.hypergradient = ConfigDict()
   config.hypergradient.name = 'finite_difference'
+  config.hypergradient.clipping = 'none'
   config.hypergradient.radius = 0.01
+  config.hypergradient.one_sided = False
+  config.hypergradient.steps = 4
+  config.hypergradient.backward_steps = 2
+  config.hypergradient.terms = 5
+  config.hypergradient.step_size = 0.01
+  config.hypergradient.iterations = 5
+  config.hypergradient.damping = 1.0
+  config.hypergradient.amending = 0.1
 
   config.checkpoint = ConfigDict()
   config.checkpoint.every = 1

@@ -4,15 +4,23 @@ import pathlib
 import runpy
 import sys
 import traceback
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 
-def launch(run: Callable[[Any, pathlib.Path], int], usage: str) -> None:
-  """Parses the command line, calls `run(config, workdir)` and exits with what it returns.
+class Flag(NamedTuple):
+  """A flag of one experiment: a text, or a switch if its default is False."""
+
+  name: str
+  default: str | bool | None
+  help: str
+
+
+def launch(run: Callable[..., int], usage: str, extra: Sequence[Flag] = ()) -> None:
+  """Parses the command line, calls `run(config, workdir, **extra flags)` and exits with what it returns.
 
   A ValueError, which is what users can cause, is printed as one line and exits with 2; any other exception is an
   error of the program and keeps its traceback. `--help` prints the usage.
@@ -21,15 +29,16 @@ def launch(run: Callable[[Any, pathlib.Path], int], usage: str) -> None:
     print(usage)
     sys.exit()
   try:
-    code = run(*_parse(sys.argv, usage))
+    config, workdir, values = _parse(sys.argv, usage, extra)
+    code = run(config, workdir, **values)
   except ValueError as error:
     print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
     code = 2
   sys.exit(code)
 
 
-def _parse(argv: list[str], usage: str) -> tuple[ConfigDict, pathlib.Path]:
-  """The config with the fields of the command line, and the working directory. Raises only ValueErrors."""
+def _parse(argv: list[str], usage: str, extra: Sequence[Flag] = ()) -> tuple[ConfigDict, pathlib.Path, dict[str, Any]]:
+  """The config with the fields of the command line, the working directory, other flags. Raises only ValueErrors."""
   known = flags.FlagValues()
   known.set_gnu_getopt()  # Flags may stand in any order.
   path = flags.DEFINE_string('config', None, 'Path of the config file, such as configs/digits.py.', flag_values=known)
@@ -39,6 +48,11 @@ def _parse(argv: list[str], usage: str) -> tuple[ConfigDict, pathlib.Path]:
     'Where the run is written, and resumed from; runs/NAME of the config file by default.',
     flag_values=known,
   )
+  for flag in extra:
+    if isinstance(flag.default, bool):
+      flags.DEFINE_bool(flag.name, flag.default, flag.help, flag_values=known)
+    else:
+      flags.DEFINE_string(flag.name, flag.default, flag.help, flag_values=known)
   try:
     overrides = known(argv, known_only=True)
     if not path.value:
@@ -61,7 +75,8 @@ def _parse(argv: list[str], usage: str) -> tuple[ConfigDict, pathlib.Path]:
     raise ValueError(f'{" ".join(overrides[1:])}: no such field ({error})') from error
   if len(rest) > 1:
     raise ValueError(f'{rest[1]}: unexpected argument; {usage}')
-  return config.value, pathlib.Path(workdir.value or f'runs/{pathlib.Path(path.value).stem}')
+  values = {flag.name: known[flag.name].value for flag in extra}
+  return config.value, pathlib.Path(workdir.value or f'runs/{pathlib.Path(path.value).stem}'), values
 
 
 def _load(path: str) -> ConfigDict:

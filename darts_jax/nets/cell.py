@@ -44,6 +44,7 @@ class Cell(nn.Module):
     reduction: whether the edges that leave the two inputs have stride 2.
     reduction_before: whether the cell before was a reduction cell, so that the first input is twice as large.
     discrete: whether operations are those of a discrete network (see `Operations`).
+    smooth: whether the network is a smooth twin (see `Operations`).
   """
 
   spec: CellSpec
@@ -51,6 +52,7 @@ class Cell(nn.Module):
   reduction: bool
   reduction_before: bool
   discrete: bool
+  smooth: bool = False
 
   @nn.compact
   def __call__(self, before_last: Array, last: Array, mixing: Array | None = None, *, train: bool) -> Array:
@@ -69,10 +71,10 @@ class Cell(nn.Module):
       ValueError: the height or width is odd where it has to be halved.
     """
     if self.reduction_before:
-      first = FactorizedReduce(self.channels, 1, name='preprocess0')(before_last)
+      first = FactorizedReduce(self.channels, 1, self.smooth, name='preprocess0')(before_last)
     else:
-      first = ReluConv(self.channels, name='preprocess0')(before_last)
-    second = ReluConv(self.channels, name='preprocess1')(last)
+      first = ReluConv(self.channels, self.smooth, name='preprocess0')(before_last)
+    second = ReluConv(self.channels, self.smooth, name='preprocess1')(last)
     normalised = BatchNorm(self.discrete, name='preprocess_bn').fold(first, second, train=train)
     states = [materialise(x.evaluate()) for x in normalised]
     arriving: list[list[Array]] = [[] for _ in self.spec.nodes]
@@ -82,7 +84,7 @@ class Cell(nn.Module):
       groups = operation_groups(self.spec, source)
       edges = tuple((operation, len(members)) for operation, members in groups.items())
       stride = 2 if self.reduction and source < NUM_INPUTS else 1
-      outputs = Operations(edges, stride, self.discrete, name=f'node{source}')(states[source], train=train)
+      outputs = Operations(edges, stride, self.discrete, self.smooth, name=f'node{source}')(states[source], train=train)
       by_members: dict[Members, list[str]] = {}
       for operation, members in groups.items():
         by_members.setdefault(members, []).append(operation)

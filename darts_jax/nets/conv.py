@@ -30,6 +30,8 @@ class Supernet(nn.Module):
     num_classes: number of logits.
     stem_multiplier: the stem has `stem_multiplier · C` channels.
     remat: whether a gradient may compute the inside of cells once more instead of keeping it; see `jax.checkpoint`.
+    smooth: whether this is the smooth twin of a network, with SiLU for ReLU and average for maximum pooling and the
+      same parameters: where kinks are suspected, what differs between the two is due to them.
   """
 
   normal: CellSpec
@@ -39,6 +41,7 @@ class Supernet(nn.Module):
   num_classes: int
   stem_multiplier: int = 3
   remat: bool = False
+  smooth: bool = False
 
   @nn.compact
   def __call__(self, images: Array, mixing: Mapping[str, Array], *, train: bool) -> Array:
@@ -70,7 +73,7 @@ class Supernet(nn.Module):
       channels *= 2 if reduction else 1
       kind = 'reduce' if reduction else 'normal'
       spec = self.reduce if reduction else self.normal
-      cell = Cell(spec, channels, reduction, reduction_before, discrete=False, name=f'cell{layer}')
+      cell = Cell(spec, channels, reduction, reduction_before, discrete=False, smooth=self.smooth, name=f'cell{layer}')
       before_last, last = last, compute_cell(cell, before_last, last, mixing[kind])
       reduction_before = reduction
     features = jnp.mean(last.astype(jnp.promote_types(last.dtype, jnp.float32)), axis=(1, 2))

@@ -66,6 +66,11 @@ def init_variables(net: nn.Module, key: Array, *args: Any, **kwargs: Any) -> Any
   return {**variables, 'params': jax.tree.unflatten(treedef, params)}
 
 
+def activate(x: Array, smooth: bool) -> Array:
+  """ReLU; or SiLU, which has no kink, in a smooth twin of a network."""
+  return jax.nn.silu(x) if smooth else jax.nn.relu(x)
+
+
 class Affine(NamedTuple):
   """An image and a scale and shift of its channels that are yet to be carried out.
 

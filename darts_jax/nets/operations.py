@@ -19,7 +19,7 @@ from jax import lax
 
 from darts_jax.nets.bilinear import weights_gradient_if, weights_gradient_wanted
 from darts_jax.nets.depthwise import depthwise_conv, depthwise_convs
-from darts_jax.nets.layers import Affine, BatchNorm, avg_pool, max_pool, pointwise, uniform_fan_in
+from darts_jax.nets.layers import Affine, BatchNorm, activate, avg_pool, max_pool, pointwise, uniform_fan_in
 
 Array = jax.Array
 
@@ -30,12 +30,13 @@ class ReluConv(nn.Module):
   """ReLU and 1×1 convolution to `features` channels: with BN, how a cell prepares its inputs."""
 
   features: int
+  smooth: bool = False
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     channels = x.shape[-1]
     kernel = self.param('kernel', uniform_fan_in(channels), (1, channels, self.features))
-    return pointwise(jax.nn.relu(x), kernel)
+    return pointwise(activate(x, self.smooth), kernel)
 
 
 class FactorizedReduce(nn.Module):
@@ -44,10 +45,12 @@ class FactorizedReduce(nn.Module):
   Attributes:
     features: channels of an edge's output, half of them from each convolution.
     edges: number of edges `M`.
+    smooth: whether the network is a smooth twin.
   """
 
   features: int
   edges: int
+  smooth: bool = False
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -57,7 +60,7 @@ class FactorizedReduce(nn.Module):
         f'image size: {x.shape[1]}×{x.shape[2]} cannot be halved at a reduction cell; both have to be even'
       )
     kernel = self.param('kernel', uniform_fan_in(channels), (2, channels, self.edges, half)).astype(x.dtype)
-    x = jax.nn.relu(x)
+    x = activate(x, self.smooth)
     rows = [x[:, i::2, i::2].reshape(-1, channels) @ kernel[i].reshape(channels, -1) for i in range(2)]
     halves = [y.reshape(x.shape[0], x.shape[1] // 2, x.shape[2] // 2, self.edges, half) for y in rows]
     y = jnp.concatenate(halves, axis=-1)
@@ -80,11 +83,13 @@ class SeparableStage(nn.Module):
     filters: what is convolved; every edge of an operation has its own depthwise filters and its own matrix.
     first: whether all operations read one image, that of a node, or each its own, with one image an edge side by side.
     stride: stride of the depthwise convolutions.
+    smooth: whether the network is a smooth twin.
   """
 
   filters: tuple[Filters, ...]
   first: bool
   stride: int
+  smooth: bool = False
 
   @nn.compact
   def __call__(self, *images: Array) -> dict[str, Array]:
@@ -103,7 +108,7 @@ class SeparableStage(nn.Module):
       kernel = self.param(f'{operation}_depthwise', uniform_fan_in(size * size), (size, size, edges, channels))
       kernels.append(kernel.astype(dtype))
       matrices.append(self.param(f'{operation}_pointwise', uniform_fan_in(channels), (edges, channels, channels)))
-    active = [jax.nn.relu(x) for x in images]
+    active = [activate(x, self.smooth) for x in images]
     if self.first:
       dilations = [f.dilation for f in self.filters]
       convolved = depthwise_convs(active[0], kernels, dilations=dilations, stride=self.stride)
@@ -121,6 +126,7 @@ class Conv7x1Then1x7(nn.Module):
 
   edges: int
   stride: int
+  smooth: bool = False
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -131,7 +137,9 @@ class Conv7x1Then1x7(nn.Module):
     layout = ('NHWC', 'HWIO', 'NHWC')
     outputs = []
     for m in range(self.edges):
-      y = lax.conv_general_dilated(jax.nn.relu(x), across[m], (1, s), [(0, 0), (3, 3)], dimension_numbers=layout)
+      y = lax.conv_general_dilated(
+        activate(x, self.smooth), across[m], (1, s), [(0, 0), (3, 3)], dimension_numbers=layout
+      )
       column = down[m].swapaxes(0, 1)
       outputs.append(lax.conv_general_dilated(y, column, (s, 1), [(3, 3), (0, 0)], dimension_numbers=layout))
     return jnp.concatenate(outputs, axis=-1)
@@ -148,11 +156,13 @@ class Operations(nn.Module):
     edges: for every operation other than `none` the number of edges `M` that have it.
     stride: 1 or 2.
     discrete: in a discrete network BN has scale and bias, and pools are not normalised; in a search the reverse.
+    smooth: whether the network is a smooth twin, which has SiLU for ReLU and average for maximum pooling.
   """
 
   edges: tuple[tuple[str, int], ...]
   stride: int
   discrete: bool
+  smooth: bool = False
 
   def __call__(self, x: Array, *, train: bool) -> dict[str, Affine]:
     """Computes the operations.
@@ -179,22 +189,23 @@ class Operations(nn.Module):
     outputs: dict[str, Affine] = {}
     images: dict[str, Array] = {}
     if twice or once:
-      images |= SeparableStage(twice + once, True, self.stride, name='stage0')(x)
+      images |= SeparableStage(twice + once, True, self.stride, self.smooth, name='stage0')(x)
     for name, count in self.edges:
       if name in _POOLS:
-        images[name] = _POOLS[name](x, self.stride)
+        pool = avg_pool if self.smooth else _POOLS[name]
+        images[name] = pool(x, self.stride)
         if self.discrete:
           outputs[name] = Affine.identity(images.pop(name))
       elif name == 'skip_connect' and self.stride == 1:
         outputs[name] = Affine.identity(x)
       elif name == 'skip_connect':
-        images[name] = FactorizedReduce(x.shape[-1], count, name=name)(x)
+        images[name] = FactorizedReduce(x.shape[-1], count, self.smooth, name=name)(x)
       elif name == 'conv_7x1_1x7':
-        images[name] = Conv7x1Then1x7(count, self.stride, name=name)(x)
+        images[name] = Conv7x1Then1x7(count, self.stride, self.smooth, name=name)(x)
     outputs |= self._normalised('bn0', images, train)
     if twice:
       halfway = [outputs[f.operation].evaluate() for f in twice]
-      outputs |= self._normalised('bn1', SeparableStage(twice, False, 1, name='stage1')(*halfway), train)
+      outputs |= self._normalised('bn1', SeparableStage(twice, False, 1, self.smooth, name='stage1')(*halfway), train)
     return outputs
 
   def _normalised(self, name: str, images: Mapping[str, Array], train: bool) -> dict[str, Affine]:

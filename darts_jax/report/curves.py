@@ -70,6 +70,21 @@ def optimisation(run: Run) -> Iterator[Panel]:
       'Entropy of mixing weights, nats',
       figures.chart(lines, run.time_unit, _SMALL, from_zero=True, reference=uniform),
     )
+  lines = _with_means(run, 'second_order_fraction')
+  if any((line.values[np.isfinite(line.values)] > 0).any() for line in lines):
+    yield Panel(
+      'second-order',
+      'Second-order term, as part of the norm of ∇α L_val',
+      figures.chart(lines, run.time_unit, _SMALL, from_zero=True, percent=True),
+    )
+  lines = _lines(run, run.steps, ('disagreement', style.INK, ''))
+  if lines:
+    limit = (diagnostics.MAX_DISAGREEMENT, 'warned of from here on')
+    yield Panel(
+      'disagreement',
+      'Change of that term at half the radius',
+      figures.chart(lines, run.time_unit, _SMALL, from_zero=True, percent=True, reference=limit),
+    )
   lines = _lines(run, run.steps, ('skip_connections', style.INK, ''), stepped=True)
   if lines:
     limit = (diagnostics.MAX_SKIP_CONNECTIONS, 'warned of from here on')

@@ -14,6 +14,9 @@ MAX_SKIP_CONNECTIONS = 3
 MIN_ENTROPY_SHARE = 0.1
 #: How much better the training than the validation accuracy may be: mixing weights learn from the validation half.
 MAX_ACCURACY_GAP = 0.25
+#: How much half the radius may change the second-order term of a finite difference. Where losses are smooth at its
+#: scale it is next to nothing.
+MAX_DISAGREEMENT = 0.25
 
 
 def warnings(
@@ -31,6 +34,8 @@ def warnings(
     `MIN_ENTROPY_SHARE` · log O, and it has been since a time at which at least one more epoch was to come. From then
     on, the epochs that remain hardly change the architecture. A cell that gets there at the very end is fine.
   - The training accuracy exceeds that of validation by more than `MAX_ACCURACY_GAP` at the last epoch.
+  - Half the radius changed the second-order term of the finite difference by more than `MAX_DISAGREEMENT`, in the
+    median of the steps that were checked.
   - A checkpoint was damaged.
 
   Args:
@@ -48,6 +53,7 @@ def warnings(
       f'The supernet overfits: its training accuracy is {train:.1%}, its validation accuracy {valid:.1%}. The'
       ' mixing weights then follow a validation loss that says little about the operations.'
     )
+  found += _kinks(records)
   damaged = [record for record in records if record.get('event') == 'damaged_checkpoint']
   if damaged:
     found.append(f'{_count(len(damaged), "checkpoint was", "checkpoints were")} damaged; see the log of events.')
@@ -120,6 +126,19 @@ def _collapses(
         ' hardly change the architecture.'
       )
   return found
+
+
+def _kinks(records: Sequence[Record]) -> list[str]:
+  checked = [record for record in records if record.get('kind') == 'step' and 'disagreement' in record]
+  values = [v for record in checked if (v := number(record['disagreement'])) is not None and math.isfinite(v)]
+  if not values or (median := float(np.median(values))) <= MAX_DISAGREEMENT:
+    return []
+  parts = [v for record in checked if (v := number(record.get('second_order_fraction'))) is not None]
+  size = f', which has {np.median(parts):.2%} of the norm of ∇α L_val,' if parts else ''
+  return [
+    f'The finite difference steps across kinks: half its radius changes the second-order term{size} by {median:.0%}.'
+    ' The exact estimator has no radius; experiments.hypergradients compares them.'
+  ]
 
 
 def _count(count: int, one: str, many: str) -> str:

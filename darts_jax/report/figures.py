@@ -17,7 +17,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from darts_jax.report import drawing, layout, style
 
 _MAX_POINTS = 360
-_TEXT = 8.5
+#: Size of what is written in a figure, in points.
+TEXT = 8.5
 _WEIGHT_COLORS = LinearSegmentedColormap.from_list(
   'weights',
   ['#F7F8FA', '#D3E4F0', '#8FC1DD', '#3F8FC0', '#0F5A96', '#0A2F5C'],
@@ -72,8 +73,8 @@ def chart(
   names = [line.name for line in lines if line.name]
   right = 0.14 + max((0.075 * len(name) for name in names), default=0.0)
   figure = Figure(figsize=size)
-  axes = figure.add_axes(_inches(size, 0.52, 0.42, size[0] - 0.52 - right, size[1] - 0.42 - 0.12))
-  _clean(axes)
+  axes = figure.add_axes(inches(size, 0.52, 0.42, size[0] - 0.52 - right, size[1] - 0.42 - 0.12))
+  clean(axes)
   axes.set_axisbelow(True)
   axes.grid(axis='y', color='#E8ECF1', linewidth=0.8)
   if log:
@@ -104,7 +105,7 @@ def chart(
       (-2, 3),
       xycoords=('axes fraction', 'data'),
       textcoords='offset points',
-      size=_TEXT - 0.5,
+      size=TEXT - 0.5,
       color=style.MUTED,
       ha='right',
     )
@@ -128,14 +129,14 @@ def chart(
     )
   axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
   axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:,.0f}'))
-  axes.set_xlabel(time_unit, size=_TEXT, color=style.MUTED, labelpad=2)
+  axes.set_xlabel(time_unit, size=TEXT, color=style.MUTED, labelpad=2)
   if log:
     _log_ticks(axes)
   else:
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=integer))
     scale, unit = (100, ' %') if percent else (1, '')
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value * scale:,.4g}{unit}'))
-  _name_ends(axes, size[1], lines)
+  name_ends(axes, size[1], lines)
   return figure
 
 
@@ -180,7 +181,7 @@ def mixing_weights(
   for e, (source, target) in enumerate(edges):
     x = left + sources.index(source) * (panel_width + gap)
     y = size[1] - top - (targets.index(target) + 1) * row + 0.1
-    axes = figure.add_axes(_inches(size, x, y, panel_width, panel_height))
+    axes = figure.add_axes(inches(size, x, y, panel_width, panel_height))
     axes.imshow(
       weights[nearest, e].T,
       cmap=_WEIGHT_COLORS,
@@ -190,13 +191,13 @@ def mixing_weights(
       interpolation='none',
       extent=(float(times[0]), end, len(operations) - 0.5, -0.5),
     )
-    _clean(axes)
+    clean(axes)
     axes.spines[:].set(visible=True, color=style.RULE, linewidth=0.7)
     axes.set_yticks(range(len(operations)), operations if source == first[target] else [])
     axes.tick_params(axis='y', labelsize=7.5, pad=3)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2.5, 5, 10]))
     if lowest[source] == target:
-      axes.set_xlabel(time_unit, size=_TEXT, color=style.MUTED, labelpad=1)
+      axes.set_xlabel(time_unit, size=TEXT, color=style.MUTED, labelpad=1)
     else:
       axes.set_xticklabels([])
     chosen = [operation for s, t, operation in kept if (s, t) == (source, target) and operation in operations]
@@ -216,7 +217,7 @@ def mixing_weights(
       1 + 0.05 / panel_height,
       f'{name(source)} → {name(target)}',
       transform=axes.transAxes,
-      size=_TEXT,
+      size=TEXT,
       color=style.INK if chosen else style.MUTED,
       weight='bold' if chosen else 'normal',
       va='bottom',
@@ -226,7 +227,7 @@ def mixing_weights(
       1 + 0.05 / panel_height,
       ', '.join(chosen),
       transform=axes.transAxes,
-      size=_TEXT - 0.5,
+      size=TEXT - 0.5,
       color=style.VERMILION,
       va='bottom',
       ha='right',
@@ -256,18 +257,46 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
   return text.replace('<svg', f'<svg role="img" aria-label="{html.escape(description)}"', 1).strip()
 
 
-def _inches(
+def inches(
   size: tuple[float, float], x: float, y: float, width: float, height: float
 ) -> tuple[float, float, float, float]:
+  """A rectangle in a figure of this size, all in inches, as what `Figure.add_axes` takes."""
   return x / size[0], y / size[1], width / size[0], height / size[1]
 
 
-def _clean(axes: Axes) -> None:
+def clean(axes: Axes) -> None:
+  """Gives axes the look of the report: a pale horizontal axis and nothing else around them."""
   axes.spines[['top', 'right', 'left']].set_visible(False)
   axes.spines['bottom'].set(color=style.FAINT, linewidth=0.8)
-  axes.tick_params(labelsize=_TEXT - 0.5, labelcolor=style.MUTED, color=style.FAINT, length=3, width=0.8)
+  axes.tick_params(labelsize=TEXT - 0.5, labelcolor=style.MUTED, color=style.FAINT, length=3, width=0.8)
   axes.tick_params(axis='y', length=0)
   axes.patch.set_visible(False)
+
+
+def name_ends(axes: Axes, height: float, lines: Sequence[Line]) -> None:
+  """Writes the names of lines to the right of the axes, level with their last values but clear of one another.
+
+  Args:
+    axes: has drawn the lines.
+    height: of the figure, in inches.
+    lines: those without a name or a finite value are left out.
+  """
+  axes.get_ylim()  # applies the pending autoscaling, which the transforms below need
+  named = []
+  for line in lines:
+    finite = np.flatnonzero(np.isfinite(line.values))
+    if line.name and len(finite):
+      position = axes.transAxes.inverted().transform(
+        axes.transData.transform((line.times[finite[-1]], line.values[finite[-1]]))
+      )[1]
+      named.append((float(position), line))
+  if not named:
+    return
+  named.sort(key=lambda pair: pair[0])
+  gap = 0.16 / (height * axes.get_position().height)
+  positions = layout.spread([position for position, _ in named], [gap] * (len(named) - 1))
+  for position, (_, line) in zip(positions, named, strict=True):
+    axes.text(1.02, position, line.name, transform=axes.transAxes, size=TEXT, color=line.color, va='center_baseline')
 
 
 def _thin(times: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -287,26 +316,9 @@ def _log_ticks(axes: Axes) -> None:
   axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:.3g}'))
 
 
-def _name_ends(axes: Axes, height: float, lines: Sequence[Line]) -> None:
-  axes.get_ylim()  # applies the pending autoscaling, which the transforms below need
-  named = []
-  for line in lines:
-    finite = np.flatnonzero(np.isfinite(line.values))
-    if line.name and len(finite):
-      position = axes.transAxes.inverted().transform(axes.transData.transform((0.0, line.values[finite[-1]])))[1]
-      named.append((float(position), line))
-  if not named:
-    return
-  named.sort(key=lambda pair: pair[0])
-  gap = 0.16 / (height * axes.get_position().height)
-  positions = layout.spread([position for position, _ in named], [gap] * (len(named) - 1))
-  for position, (_, line) in zip(positions, named, strict=True):
-    axes.text(1.02, position, line.name, transform=axes.transAxes, size=_TEXT, color=line.color, va='center_baseline')
-
-
 def _color_scale(figure: Figure, size: tuple[float, float], largest: float, num_operations: int) -> None:
   width = 2.4
-  axes = figure.add_axes(_inches(size, size[0] - width - 0.2, size[1] - 0.5, width, 0.12))
+  axes = figure.add_axes(inches(size, size[0] - width - 0.2, size[1] - 0.5, width, 0.12))
   axes.imshow(
     np.linspace(0, largest, 128)[None],
     cmap=_WEIGHT_COLORS,
@@ -316,20 +328,20 @@ def _color_scale(figure: Figure, size: tuple[float, float], largest: float, num_
     interpolation='none',
     extent=(0.0, largest, 0.0, 1.0),
   )
-  _clean(axes)
+  clean(axes)
   axes.spines[:].set(visible=True, color=style.RULE, linewidth=0.7)
   axes.set_yticks([])
   axes.xaxis.set_major_locator(MaxNLocator(5))
   axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:.3g}'))
   uniform = 1 / num_operations
   axes.plot([uniform, uniform], [0, 1], color=style.VERMILION, linewidth=1.2)
-  axes.text(0, 1.35, 'mixing weight', transform=axes.transAxes, size=_TEXT, color=style.INK)
+  axes.text(0, 1.35, 'mixing weight', transform=axes.transAxes, size=TEXT, color=style.INK)
   axes.text(
     1,
     1.35,
     f'│ uniform: 1/{num_operations}',
     transform=axes.transAxes,
-    size=_TEXT,
+    size=TEXT,
     color=style.VERMILION,
     ha='right',
   )

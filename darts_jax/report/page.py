@@ -1,7 +1,5 @@
 """The report as one HTML page without outside resources or scripts."""
 
-import functools
-import html
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,7 +8,7 @@ import numpy as np
 
 from darts_jax import genotype as genotypes
 from darts_jax.genotype import AnyGenotype, Genotype
-from darts_jax.report import curves, diagnostics, drawing, figures, style
+from darts_jax.report import curves, diagnostics, drawing, figures, html
 from darts_jax.report.curves import Panel
 from darts_jax.report.workdir import Run, cells_of, kept_edges, last, series
 
@@ -24,8 +22,6 @@ _STATUSES = {
 }
 _CELLS = {'normal': 'Normal cell', 'reduce': 'Reduction cell', 'recurrent': 'Recurrent cell'}
 
-_escape = functools.partial(html.escape, quote=True)
-
 
 def render(run: Run) -> str:
   """The page of a run; the same bytes for the same files."""
@@ -35,7 +31,7 @@ def render(run: Run) -> str:
   times = run.times(run.alphas.steps) if run.alphas else np.zeros(0)
   epochs = times if run.epochs else np.zeros(len(times))
   warnings = diagnostics.warnings(records, genotype, mixing, epochs, run.num_epochs)
-  dataset = _text(run.setting('dataset', 'data') or 'Unnamed dataset')
+  dataset = html.text(run.setting('dataset', 'data') or 'Unnamed dataset')
   body = ''.join(
     [
       _headline(run, genotype, dataset),
@@ -51,14 +47,7 @@ def render(run: Run) -> str:
       _config(run),
     ]
   )
-  return (
-    '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-    '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-    '<meta http-equiv="Content-Security-Policy"'
-    " content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">\n"
-    f'<title>{_escape(dataset)} – architecture search</title>\n<style>{style.CSS}</style>\n</head>\n'
-    f'<body>\n<main>\n{body}</main>\n</body>\n</html>\n'
-  )
+  return html.document(f'{dataset} – architecture search', body)
 
 
 def _current(run: Run) -> tuple[AnyGenotype | None, str]:
@@ -71,7 +60,7 @@ def _current(run: Run) -> tuple[AnyGenotype | None, str]:
     genotype = run.alphas.genotype(-1)
   except ValueError as error:
     return None, f'No architecture can be derived from the latest α: {error}'
-  return genotype, f'Derived from α after step {run.alphas.steps[-1]:,}. {_escape(run.problems["genotype.json"])}'
+  return genotype, f'Derived from α after step {run.alphas.steps[-1]:,}. {html.escape(run.problems["genotype.json"])}'
 
 
 def _headline(run: Run, genotype: AnyGenotype | None, dataset: str) -> str:
@@ -80,13 +69,11 @@ def _headline(run: Run, genotype: AnyGenotype | None, dataset: str) -> str:
     'Strategy': run.setting('strategy'),
     'Seed': run.setting('seed'),
   }
-  items = ''.join(
-    f'<li><span>{name}</span> <b>{_escape(_text(value))}</b></li>' for name, value in facts.items() if value is not None
-  )
-  tiles = ''.join(f'<div><dt>{name}</dt><dd>{value}</dd></div>' for name, value in _tiles(run, genotype))
+  items = ''.join(html.fact(name, value) for name, value in facts.items() if value is not None)
+  tiles = ''.join(html.tile(name, value) for name, value in _tiles(run, genotype))
   return (
     '<header>\n<p class="eyebrow">Architecture search</p>\n'
-    f'<h1>{_escape(dataset)}</h1>\n<ul class="facts">'
+    f'<h1>{html.escape(dataset)}</h1>\n<ul class="facts">'
     f'<li><span class="status {run.status.replace(" ", "-")}"></span> <b>{_STATUSES[run.status]}</b></li>'
     f'{items}</ul>\n'
     f'<dl class="tiles">{tiles}</dl>\n</header>\n'
@@ -104,7 +91,7 @@ def _tiles(run: Run, genotype: AnyGenotype | None) -> Iterator[tuple[str, str]]:
   step = max([record['step'] for record in (*run.steps, *run.epochs)], default=0)
   yield 'Steps', f'{step:,}'
   seconds = series(run.epochs, 'seconds')[1]
-  yield 'Time in epochs', _duration(float(seconds[np.isfinite(seconds)].sum())) if len(seconds) else '–'
+  yield 'Time in epochs', html.duration(float(seconds[np.isfinite(seconds)].sum())) if len(seconds) else '–'
   if isinstance(genotype, Genotype):
     count = sum(operation == 'skip_connect' for operation, _ in genotype.normal)
     yield 'Skip connections', f'{count} <small>of {len(genotype.normal)} normal edges</small>'
@@ -113,15 +100,15 @@ def _tiles(run: Run, genotype: AnyGenotype | None) -> Iterator[tuple[str, str]]:
 def _warnings(warnings: Sequence[str]) -> str:
   if not warnings:
     return ''
-  items = ''.join(f'<li>{_escape(warning)}</li>' for warning in warnings)
+  items = ''.join(f'<li>{html.escape(warning)}</li>' for warning in warnings)
   return f'<div class="warnings" role="note">\n<h2>Look at this first</h2>\n<ul>{items}</ul>\n</div>\n'
 
 
 def _architecture(run: Run, genotype: AnyGenotype | None, origin: str) -> str:
   if genotype is None:
-    return _section('Architecture', _absent(origin))
+    return html.section('Architecture', html.absent(origin))
   cells = ''.join(_cell_figure(genotype, cell, f'now-{cell}', _CELLS[cell]) for cell in cells_of(genotype))
-  return _section(
+  return html.section(
     'Architecture',
     f'<div class="cells">{cells}</div>',
     f'{origin} Blue boxes are intermediate nodes, which add what arrives; grey lines lead to the cell’s output.',
@@ -132,7 +119,7 @@ def _learning_curves(run: Run) -> str:
   title = 'Learning curves'
   panels = list(curves.learning(run))
   if not panels:
-    return _section(title, _absent('No loss has been recorded yet.', run.problems.get('metrics.jsonl')))
+    return html.section(title, html.absent('No loss has been recorded yet.', run.problems.get('metrics.jsonl')))
   lead = (
     'Strong lines: whole epochs, validation in evaluation mode. Pale lines: single batches.'
     if run.epochs
@@ -140,22 +127,25 @@ def _learning_curves(run: Run) -> str:
   )
   lead += ' Dotted lines: the search was resumed.' if curves.resumes(run) else ''
   lead += ' Crosses: not finite.' if curves.has_non_finite(run) else ''
-  return _section(title, f'<div class="grid wide">{_panels(panels)}</div>', lead)
+  return html.section(title, f'<div class="grid wide">{_panels(panels)}</div>', lead)
 
 
 def _optimisation(run: Run) -> str:
   panels = list(curves.optimisation(run))
   if not panels:
-    return _section('Optimisation', _absent('Nothing has been recorded yet.', run.problems.get('metrics.jsonl')))
+    return html.section(
+      'Optimisation', html.absent('Nothing has been recorded yet.', run.problems.get('metrics.jsonl'))
+    )
   lead = 'Entropy falls as the search makes up its mind; changed edges are counted from one snapshot of α to the next.'
-  return _section('Optimisation', f'<div class="grid">{_panels(panels)}</div>', lead)
+  return html.section('Optimisation', f'<div class="grid">{_panels(panels)}</div>', lead)
 
 
 def _mixing(run: Run, genotype: AnyGenotype | None, mixing: Mapping[str, np.ndarray], times: np.ndarray) -> str:
   title = 'Mixing weights over time'
   if run.alphas is None:
-    return _section(
-      title, _absent(f'{run.problems["alphas.npz"]} Searches that do not train α (random search, for one) write none.')
+    return html.section(
+      title,
+      html.absent(f'{run.problems["alphas.npz"]} Searches that do not train α (random search, for one) write none.'),
     )
   largest = max(float(np.nanmax(weights, initial=0.0)) for weights in mixing.values())
   largest = min(1.0, max(largest, 2 / len(run.alphas.operations)))
@@ -172,24 +162,24 @@ def _mixing(run: Run, genotype: AnyGenotype | None, mixing: Mapping[str, np.ndar
       recurrent=cell == 'recurrent',
     )
     name = _CELLS.get(cell, cell)
-    parts.append(_figure(figure, f'mixing-{cell}', name, f'{name}: mixing weights of every edge over time.'))
+    parts.append(html.figure(figure, f'mixing-{cell}', name, f'{name}: mixing weights of every edge over time.'))
   lead = (
     'One map for each edge: a row holds the edges into a node, a column those out of a node. In a map, each line is a'
     ' candidate operation, darker where its weight (softmax of α) is larger. Bold titles and red arrows mark what'
     ' the architecture at the top keeps.'
   )
-  return _section(title, f'<div class="stack">{"".join(parts)}</div>', lead)
+  return html.section(title, f'<div class="stack">{"".join(parts)}</div>', lead)
 
 
 def _snapshots(run: Run, genotype: AnyGenotype | None) -> str:
   title = 'Cells along the way'
   if run.alphas is None:
-    return _section(title, _absent(f'{run.problems["alphas.npz"]} Earlier cells are derived from it.'))
+    return html.section(title, html.absent(f'{run.problems["alphas.npz"]} Earlier cells are derived from it.'))
   count = len(run.alphas.steps)
   spaced = np.linspace(0, count - 1, _MAX_SNAPSHOTS + 2).round().astype(int)
   chosen = sorted({int(i) for i in spaced if 0 < i < count - 1})
   if not chosen:
-    return _section(title, _absent('There are too few snapshots of α yet.'))
+    return html.section(title, html.absent('There are too few snapshots of α yet.'))
   times = run.times(run.alphas.steps)
   parts = []
   for i in chosen:
@@ -197,11 +187,11 @@ def _snapshots(run: Run, genotype: AnyGenotype | None) -> str:
     try:
       earlier = run.alphas.genotype(i)
     except ValueError as error:
-      parts.append(f'<h3>{when}</h3>{_absent(f"No architecture can be derived: {error}")}')
+      parts.append(f'<h3>{when}</h3>{html.absent(f"No architecture can be derived: {error}")}')
       continue
     cells = ''.join(_earlier_cell(earlier, genotype, cell, i) for cell in cells_of(earlier))
     parts.append(f'<h3>{when}</h3>\n<div class="cells small">{cells}</div>')
-  return _section(title, '\n'.join(parts), 'What the rule of DARTS derives from earlier α.')
+  return html.section(title, '\n'.join(parts), 'What the rule of DARTS derives from earlier α.')
 
 
 def _earlier_cell(earlier: AnyGenotype, genotype: AnyGenotype | None, cell: str, snapshot: int) -> str:
@@ -214,7 +204,7 @@ def _earlier_cell(earlier: AnyGenotype, genotype: AnyGenotype | None, cell: str,
 
 def _usage(run: Run, genotype: AnyGenotype | None) -> str:
   if genotype is None:
-    return _section('Use this architecture', _absent('There is no architecture yet.'))
+    return html.section('Use this architecture', html.absent('There is no architecture yet.'))
   text = (
     '{\n'
     + ',\n'.join(f'  "{name}": {_json_lines(values)}' for name, values in genotypes.to_dict(genotype).items())
@@ -226,9 +216,9 @@ def _usage(run: Run, genotype: AnyGenotype | None) -> str:
     code += f"""
 print(drawing.to_graphviz(found.cell('{cell}'), '{cell}'))  # Graphviz source of a cell"""
     code = code.replace('\n\n', '\nfrom darts_jax.report import drawing\n\n', 1)
-  return _section(
+  return html.section(
     'Use this architecture',
-    f'<pre>{_escape(code)}</pre>\n<h3>genotype.json</h3>\n<pre>{_escape(text)}</pre>',
+    f'<pre>{html.escape(code)}</pre>\n<h3>genotype.json</h3>\n<pre>{html.escape(text)}</pre>',
   )
 
 
@@ -255,70 +245,59 @@ def _throughput(run: Run) -> str:
     rows += [
       ('Seconds per epoch, median', f'{np.median(seconds):,.1f}'),
       ('Slowest epoch', f'{seconds.max():,.1f} s'),
-      ('All epochs', _duration(float(seconds.sum()))),
+      ('All epochs', html.duration(float(seconds.sum()))),
     ]
     if run.num_epochs and run.status != 'finished':
       remaining = max(run.num_epochs - run.epochs[-1]['epoch'] - 1, 0)
-      rows.append(('Still to go, at that pace', _duration(float(np.median(seconds)) * remaining)))
+      rows.append(('Still to go, at that pace', html.duration(float(np.median(seconds)) * remaining)))
   if not rows:
-    return _section('Throughput', _absent('No speed has been recorded yet.', run.problems.get('metrics.jsonl')))
+    return html.section('Throughput', html.absent('No speed has been recorded yet.', run.problems.get('metrics.jsonl')))
   table = ''.join(f'<tr><td>{name}</td><td class="number">{value}</td></tr>' for name, value in rows)
-  return _section(
+  return html.section(
     'Throughput', f'<div class="grid wide">{_panels(curves.throughput(run))}<div><table>{table}</table></div></div>'
   )
 
 
 def _events(run: Run) -> str:
-  note = '' if 'metrics.jsonl' not in run.problems else _absent(run.problems['metrics.jsonl'])
+  note = '' if 'metrics.jsonl' not in run.problems else html.absent(run.problems['metrics.jsonl'])
   if not run.events:
-    return _section('Events', note or _absent('None.'))
+    return html.section('Events', note or html.absent('None.'))
   rows = ''.join(
-    f'<tr><td class="number">{event["step"]:,}</td><td>{_escape(event["event"].replace("_", " "))}</td>'
-    f'<td>{_escape(_text(event.get("message", "")))}</td></tr>'
+    f'<tr><td class="number">{event["step"]:,}</td><td>{html.escape(event["event"].replace("_", " "))}</td>'
+    f'<td>{html.escape(html.text(event.get("message", "")))}</td></tr>'
     for event in run.events[-_MAX_EVENTS:]
   )
   left_out = len(run.events) - _MAX_EVENTS
   lead = f'The last {_MAX_EVENTS}; {left_out} earlier ones are left out.' if left_out > 0 else ''
   head = '<tr><th class="number">Step</th><th>Event</th><th>Message</th></tr>'
-  return _section('Events', f'{note}<table class="events"><thead>{head}</thead><tbody>{rows}</tbody></table>', lead)
+  return html.section('Events', f'{note}<table class="events"><thead>{head}</thead><tbody>{rows}</tbody></table>', lead)
 
 
 def _config(run: Run) -> str:
   if run.config is None:
-    return _section('Configuration', _absent(run.problems['config.json']))
+    return html.section('Configuration', html.absent(run.problems['config.json']))
   single = {name: value for name, value in run.config.items() if not isinstance(value, Mapping)}
   groups = {name: value for name, value in run.config.items() if isinstance(value, Mapping)}
   tables = ''.join(
     f'<table>{caption}<tbody>'
     + ''.join(
-      f'<tr><th scope="row">{_escape(name)}</th><td>{_escape(_text(value))}</td></tr>' for name, value in _flat(values)
+      f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(html.text(value))}</td></tr>'
+      for name, value in _flat(values)
     )
     + '</tbody></table>'
     for caption, values in [
       ('', single),
-      *((f'<caption>{_escape(name)}</caption>', values) for name, values in groups.items()),
+      *((f'<caption>{html.escape(name)}</caption>', values) for name, values in groups.items()),
     ]
     if values
   )
-  return _section('Configuration', f'<div class="settings">{tables}</div>' if tables else _absent('It is empty.'))
-
-
-def _section(title: str, content: str, lead: str = '') -> str:
-  lead = f'<p class="lead">{lead}</p>\n' if lead else ''
-  return f'<section>\n<h2>{title}</h2>\n{lead}{content}\n</section>\n'
-
-
-def _absent(*reasons: str | None) -> str:
-  return f'<p class="absent">{_escape(" ".join(reason for reason in reasons if reason))}</p>'
-
-
-def _figure(figure: Any, name: str, title: str, description: str, note: str = '') -> str:
-  caption = _escape(title) + (f' <span>{_escape(note)}</span>' if note else '')
-  return f'<figure><figcaption>{caption}</figcaption>{figures.to_svg(figure, name, description)}</figure>\n'
+  return html.section(
+    'Configuration', f'<div class="settings">{tables}</div>' if tables else html.absent('It is empty.')
+  )
 
 
 def _panels(panels: Iterable[Panel]) -> str:
-  return ''.join(_figure(panel.figure, panel.name, panel.title, f'{panel.title} over time.') for panel in panels)
+  return ''.join(html.figure(panel.figure, panel.name, panel.title, f'{panel.title} over time.') for panel in panels)
 
 
 def _cell_figure(genotype: AnyGenotype, cell: str, name: str, title: str, note: str = '') -> str:
@@ -326,7 +305,7 @@ def _cell_figure(genotype: AnyGenotype, cell: str, name: str, title: str, note: 
   kept = sorted(kept_edges(genotype, cell), key=lambda edge: (edge[1], edge[0]))
   node_name = drawing.node_name if isinstance(genotype, Genotype) else drawing.state_name
   edges = '; '.join(f'{node_name(s)} to {node_name(t)} by {operation}' for s, t, operation in kept)
-  return _figure(drawing.draw_cell(spec), name, title, f'{title}: {edges}.', note)
+  return html.figure(drawing.draw_cell(spec), name, title, f'{title}: {edges}.', note)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
@@ -335,13 +314,3 @@ def _flat(values: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, An
       yield from _flat(value, f'{prefix}{name}.')
     else:
       yield f'{prefix}{name}', value
-
-
-def _text(value: Any) -> str:
-  return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _duration(seconds: float) -> str:
-  minutes, rest = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  return f'{hours:,} h {minutes:02} min' if hours else f'{minutes} min {rest:02} s' if minutes else f'{seconds:.1f} s'

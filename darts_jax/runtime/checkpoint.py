@@ -123,18 +123,21 @@ class Checkpoints:
       reason = _one_line(error)
       raise ValueError(f'{self._directory}: the checkpoint of step {step} could not be written: {reason}') from error
 
-  def restore(self, template: PyTree) -> Restored | None:
+  def restore(self, template: PyTree, at: int | None = None) -> Restored | None:
     """The latest checkpoint that is undamaged, or None if there is none at all.
 
     Args:
       template: a pytree with the structure, shapes and dtypes of the state to restore, of arrays or
         `jax.ShapeDtypeStruct`s. A leaf with a `sharding` is restored with it; NumPy leaves are restored as NumPy.
+      at: only checkpoints of this step, if given.
 
     Raises:
       ValueError: there are checkpoints but all are damaged, or the latest undamaged one does not fit the template.
     """
     damaged: list[str] = []
-    for _, _, path in reversed(self._complete()):
+    for step, _, path in reversed(self._complete()):
+      if at is not None and step != at:
+        continue
       try:
         manifest, arrays = _read(path)
       except Exception as error:  # Damage can surface as any exception of any layer below: JSON, Zarr, file system.

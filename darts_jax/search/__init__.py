@@ -1,8 +1,8 @@
 """Searches: how weights and α move. `run` is a whole search; `Searcher` its compiled parts."""
 
 from darts_jax.search.loop import Diverged, Result, run
+from darts_jax.search.searcher import Searcher
 from darts_jax.search.settings import Search
 from darts_jax.search.state import SearchState
-from darts_jax.search.step import Searcher
 
 __all__ = ['Diverged', 'Result', 'Search', 'SearchState', 'Searcher', 'run']

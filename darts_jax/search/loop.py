@@ -25,9 +25,9 @@ from darts_jax.runtime.metrics import MetricsLog
 from darts_jax.runtime.progress import Progress
 from darts_jax.search import records
 from darts_jax.search.darts import Darts
+from darts_jax.search.searcher import Searcher, place
 from darts_jax.search.settings import Search
 from darts_jax.search.state import SearchState
-from darts_jax.search.step import Searcher, place
 from darts_jax.search.strategy import Strategy
 from darts_jax.settings import build
 
@@ -115,8 +115,13 @@ class _Sums:
       self.values[name] = self.values.get(name, 0.0) + value
 
   def means(self) -> dict[str, float]:
-    steps = self.values['steps']
-    return {name: value / steps for name, value in self.values.items() if name not in ('steps', 'seconds')}
+    """Means over the steps; what only some steps check is the mean over those, and left out if there were none."""
+    values = dict(self.values)
+    steps, checks = values.pop('steps'), values.pop('checks', 0)
+    disagreement = values.pop('disagreement', 0)
+    values.pop('seconds', None)
+    means = {name: value / steps for name, value in values.items()}
+    return {**means, 'disagreement': disagreement / checks} if checks else means
 
 
 class _Loop:

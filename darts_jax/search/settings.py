@@ -4,7 +4,7 @@ import dataclasses
 
 from darts_jax.data import images
 from darts_jax.genotype import CANDIDATES, search_space
-from darts_jax.hypergradient import ESTIMATORS
+from darts_jax.hypergradient import ESTIMATORS, make
 from darts_jax.settings import setting
 
 
@@ -79,10 +79,34 @@ class Alphas:
 
 @dataclasses.dataclass(frozen=True)
 class Hypergradient:
-  """The estimator of the architecture gradient; `radius` is the finite difference's step length in weight space."""
+  """The estimator of the architecture gradient; it reads those of the fields that are its own.
+
+  Attributes:
+    name: see `darts_jax.hypergradient`.
+    clipping: whether the virtual steps of the weights clip their gradient as real ones do: `none`, as the published
+      experiments; `differentiated`; or `constant`, with a factor that is a constant to derivatives.
+    radius: `finite_difference`: length of the step in weight space.
+    one_sided: `finite_difference`: whether to step to one side only.
+    steps: `unrolled`, `truncated`: inner steps T.
+    backward_steps: `truncated`: the last K of them that are differentiated.
+    terms: `neumann`: terms K beyond the first.
+    step_size: `neumann`: γ.
+    iterations: `conjugate_gradient`: n.
+    damping: `conjugate_gradient`: δ, added to the Hessian.
+    amending: `amended`: η.
+  """
 
   name: str = setting('finite_difference', choices=tuple(ESTIMATORS))
+  clipping: str = setting('none', choices=('none', 'differentiated', 'constant'))
   radius: float = setting(0.01, above=0)
+  one_sided: bool = setting(False)
+  steps: int = setting(4, at_least=1)
+  backward_steps: int = setting(2, at_least=1)
+  terms: int = setting(5, at_least=0)
+  step_size: float = setting(0.01, above=0)
+  iterations: int = setting(5, at_least=1)
+  damping: float = setting(1.0, above=0)
+  amending: float = setting(0.1, above=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,3 +154,7 @@ class Search:
       search_space(self.network.operations, self.network.nodes)
     except ValueError as error:
       raise ValueError(f'config.network.{error}') from error
+    try:
+      make(self.hypergradient.name, dataclasses.asdict(self.hypergradient))
+    except ValueError as error:
+      raise ValueError(f'config.hypergradient.{error}') from error

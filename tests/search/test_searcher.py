@@ -20,8 +20,9 @@ from darts_jax.runtime.compilation import CompilationCounter, count_compilations
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.search import Search, Searcher
 from darts_jax.search.loop import make_strategy
+from darts_jax.search.searcher import place
 from darts_jax.search.settings import Augment, Data
-from darts_jax.search.step import Halves, Optimizers, make_estimator, place, search_step
+from darts_jax.search.step import Halves, Optimizers, make_estimator, search_step
 from darts_jax.settings import build
 
 EPOCHS, BATCH = 4, 128
@@ -168,7 +169,7 @@ def learning_rate(step: int, steps_per_epoch: int) -> float:
 def gradients(lab, trajectory) -> list[Gradients]:
   """The gradients of the steps of the trajectory, put together from gradients of a loss written down here."""
   net, rates = lab.searcher.net, SEARCH.weights
-  batches = jax.jit(lab.searcher._batches)
+  batches = jax.jit(lab.searcher.batches)
 
   @jax.jit
   def differentiate(statistics, weights, alphas, batch):
@@ -324,7 +325,7 @@ def draw(images: Images, num_steps: int, batch_size: int, num_devices: int = 1, 
 
   @jax.jit
   def batches(step):
-    return each.searcher._batches(types.SimpleNamespace(key=jax.random.key(settings.seed), step=step), each.data)
+    return each.searcher.batches(types.SimpleNamespace(key=jax.random.key(settings.seed), step=step), each.data)
 
   drawn = [jax.device_get(batches(jnp.int32(step))) for step in range(num_steps)]
   parts = []
@@ -386,7 +387,7 @@ def make_step(settings: Search, images: Images) -> tuple[Any, Any]:
     optimizers=Optimizers.from_settings(settings, 1),
     precision=settings.precision,
   )
-  return step, (state, *each.searcher._batches(state, each.data))
+  return step, (state, *each.searcher.batches(state, each.data))
 
 
 TINIEST = {

@@ -1,0 +1,330 @@
+"""What an estimator of the hypergradient is: passes over a bilevel problem, and what is carried between them.
+
+An estimator is written as the *passes* it makes: the points at which it wants a gradient of a loss, or the derivative
+of that gradient along a direction, and what it does with each before it names the next. All that is large happens in
+the passes, and there are few kinds of them, so a program that makes them in a loop holds each kind once, however often
+it is needed: XLA would otherwise compile a gradient over again for every pass, and keep memory for all of them.
+`hypergradient` makes them in a `lax.scan`; a search step (`darts_jax.search.step`) in a loop that also holds the
+pass of its weight update.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+from typing import Literal as OneOf
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.extend.core import Literal
+from jax.flatten_util import ravel_pytree
+
+Array = jax.Array
+PyTree = Any
+#: A scalar loss `(weights, alphas) → []`.
+Loss = Callable[[PyTree, PyTree], Array]
+#: What a pass computes: a gradient, or its derivative along a direction in weight space, by forward mode over reverse
+#: mode or by reverse mode over reverse mode.
+Derivative = OneOf['gradient', 'product', 'reverse_product']
+
+
+class Gradients(NamedTuple):
+  """What a pass found: a pytree like the weights and one like the α.
+
+  The gradients of a loss at one point; or Hd and Bd, the derivatives of the gradients in weights and α along d.
+  """
+
+  weights: PyTree
+  alphas: PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class InnerOptimizer:
+  """The inner optimiser Φ, where it stands.
+
+  Attributes:
+    update: a step `(weights, gradient, state) → (weights, state)`, differentiable in floating-point arguments at the
+      gradients it meets.
+    state: before the first step, such as momentum.
+    weight_decay: λ if the update adds λw to the gradient; estimators that take the inner problem to be solved need it.
+  """
+
+  update: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
+  state: PyTree = ()
+  weight_decay: float = 0.0
+
+
+def sgd(learning_rate: float) -> InnerOptimizer:
+  """Plain gradient descent, w' = w − ξg."""
+  return InnerOptimizer(lambda w, g, state: (jax.tree.map(lambda x, y: x - learning_rate * y, w, g), state))
+
+
+def from_optax(optimizer: optax.GradientTransformation, state: PyTree, weight_decay: float = 0.0) -> InnerOptimizer:
+  """An Optax optimiser with its state.
+
+  What Optax divides by a norm or a root has no derivative where that is zero: `optax.adam` needs `eps_root > 0` if an
+  entry of the gradient can be exactly zero.
+  """
+
+  def update(weights: PyTree, gradient: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
+    updates, state = optimizer.update(gradient, state, weights)
+    return optax.apply_updates(weights, updates), state
+
+  return InnerOptimizer(update, state, weight_decay)
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """A bilevel problem at one state (w, α).
+
+  Attributes:
+    inner: the inner optimiser.
+    weights: w.
+    alphas: α.
+  """
+
+  inner: InnerOptimizer
+  weights: PyTree
+  alphas: PyTree
+
+
+class Memory(NamedTuple):
+  """What an estimator carries from one pass to the next; the structure is the same after every pass.
+
+  Attributes:
+    at: the weights at which the next pass differentiates.
+    direction: like the weights: along which the next pass differentiates a gradient; in the end, of a one-step
+      estimator, u.
+    estimate: like the α: what the hypergradient has come to so far.
+    outer: like the α: the direct part ∇α L_val of the estimate; the rest is its second-order term.
+    epsilon: `[]` the step ε of a finite difference along u.
+    disagreement: `[]` once its checks are made, by how much a finite difference differs from that of half the radius,
+      as a fraction of the former.
+    residual: `[]` of an estimator that solves (H + λ + δ)x = v by iteration: ‖v − (H + λ + δ)x‖ / ‖v‖.
+    scratch: what else an estimator keeps.
+  """
+
+  at: PyTree
+  direction: PyTree
+  estimate: PyTree
+  outer: PyTree
+  epsilon: Array
+  disagreement: Array
+  residual: Array
+  scratch: PyTree
+
+
+class Pass(NamedTuple):
+  """One evaluation at `Memory.at`.
+
+  Attributes:
+    loss: which loss is differentiated.
+    advance: what follows from it.
+    derivative: what is computed; a product is taken along `Memory.direction`.
+    weights: whether the gradient in the weights is needed, by `advance` or, reverse over reverse, by the derivative;
+      that in the α is always there.
+    precise: whether it is one of two to be subtracted, which are so close that rounding to less than float32 would
+      leave nothing.
+  """
+
+  loss: OneOf['train', 'valid']
+  advance: Callable[[Problem, Memory, Gradients], Memory]
+  derivative: Derivative = 'gradient'
+  weights: bool = True
+  precise: bool = False
+
+
+class Cost(NamedTuple):
+  """Forward and backward passes of a loss, those in tangents included."""
+
+  forward: int
+  backward: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimator:
+  """A way to estimate the hypergradient.
+
+  Attributes:
+    name: as in `darts_jax.hypergradient.ESTIMATORS`.
+    passes: in order.
+    checks: passes that may follow and leave the estimate as it is, to find out how good it is.
+    scratch: makes the initial `Memory.scratch`.
+    reports: the fields of the memory that say something about the estimate.
+    curvature: whether it makes no sense without H.
+  """
+
+  name: str
+  passes: tuple[Pass, ...]
+  checks: tuple[Pass, ...] = ()
+  scratch: Callable[[Problem], PyTree] = lambda problem: ()
+  reports: tuple[str, ...] = ()
+  curvature: bool = False
+
+  def start(self, problem: Problem) -> Memory:
+    """The memory before the first pass, which always differentiates at w."""
+    zeros = jax.tree.map(jnp.zeros_like, problem.alphas)
+    # Step lengths of small gradients are beyond the range of half precision.
+    scalar = jnp.zeros((), jnp.promote_types(jnp.result_type(*jax.tree.leaves(problem.alphas)), jnp.float32))
+    direction = jax.tree.map(jnp.zeros_like, problem.weights)
+    return Memory(problem.weights, direction, zeros, zeros, scalar, scalar, scalar, self.scratch(problem))
+
+  @property
+  def cost(self) -> Cost:
+    """What the passes cost."""
+    count = sum(1 if each.derivative == 'gradient' else 2 for each in self.passes)
+    return Cost(count, count)
+
+
+def hypergradient(
+  estimator: Estimator, train_loss: Loss, valid_loss: Loss, inner: InnerOptimizer
+) -> Callable[[PyTree, PyTree], tuple[PyTree, Memory]]:
+  """The hypergradient as a function of weights and α.
+
+  Args:
+    estimator: such as `exact()`.
+    train_loss: inner loss L_train.
+    valid_loss: outer loss L_val.
+    inner: the inner optimiser, such as `sgd(0.025)` or `from_optax(optimizer, state)`.
+
+  Returns:
+    A function `(weights, alphas) → (gradient, memory)`: the gradient is a pytree like the α, the memory holds the
+    by-products. Pure, so it can be jitted, differentiated and mapped.
+
+  Raises:
+    ValueError: when the function is called: the estimator needs curvature and the inner loss has none.
+
+  Example:
+    >>> train = lambda w, a: w * w - 2 * a * w + a * a
+    >>> valid = lambda w, a: a * w - 2 * a + 1
+    >>> gradient, _ = hypergradient(exact(), train, valid, sgd(0.5))(-2.0, 2.0)
+    >>> float(gradient)  # (1 − 2ξ)w + 4ξα − 2 at ξ = 0.5
+    2.0
+  """
+  losses = {'train': train_loss, 'valid': valid_loss}
+  kinds = list(dict.fromkeys((each.loss, each.derivative, each.weights) for each in estimator.passes))
+  advances = list(dict.fromkeys(each.advance for each in estimator.passes))
+  order = jnp.array(
+    [
+      (kinds.index((each.loss, each.derivative, each.weights)), advances.index(each.advance))
+      for each in estimator.passes
+    ]
+  )
+
+  def estimate(weights: PyTree, alphas: PyTree) -> tuple[PyTree, Memory]:
+    weights, alphas = jax.tree.map(jnp.asarray, (weights, alphas))
+    problem = Problem(inner, weights, alphas)
+    if estimator.curvature and not inner.weight_decay and not has_curvature(train_loss, weights, alphas):
+      raise ValueError(
+        f'train_loss: its gradient does not change with the weights; {estimator.name} needs a loss with curvature'
+      )
+
+    def evaluator(kind: tuple[str, Derivative, bool]) -> Callable[[Memory], Gradients]:
+      loss, what, weights_wanted = kind
+
+      def gradient(weights: PyTree, alphas: PyTree) -> Gradients:
+        if weights_wanted:
+          return Gradients(*jax.grad(losses[loss], (0, 1))(weights, alphas))
+        return Gradients(jax.tree.map(jnp.zeros_like, weights), jax.grad(losses[loss], 1)(weights, alphas))
+
+      def of_weights(weights: PyTree, alphas: PyTree) -> PyTree:
+        return jax.grad(losses[loss])(weights, alphas)
+
+      def evaluate(memory: Memory) -> Gradients:
+        return derivative(what, gradient, of_weights, memory.at, alphas, memory.direction)
+
+      return evaluate
+
+    evaluators = [evaluator(kind) for kind in kinds]
+
+    def make_pass(memory: Memory, numbers: Array) -> tuple[Memory, None]:
+      gradients = lax.switch(numbers[0], evaluators, memory)
+      branches = [lambda memory, gradients, each=each: each(problem, memory, gradients) for each in advances]
+      return lax.switch(numbers[1], branches, memory, gradients), None
+
+    memory, _ = lax.scan(make_pass, estimator.start(problem), order)
+    return memory.estimate, memory
+
+  return estimate
+
+
+def derivative(
+  what: Derivative,
+  gradient: Callable[[PyTree, PyTree], Gradients],
+  of_weights: Callable[[PyTree, PyTree], PyTree],
+  weights: PyTree,
+  alphas: PyTree,
+  direction: PyTree,
+) -> Gradients:
+  """What a pass computes.
+
+  Args:
+    what: see `Derivative`.
+    gradient: the gradients of the loss as a function of weights and α.
+    of_weights: that in the weights alone.
+    weights: where.
+    alphas: likewise.
+    direction: like the weights, d; not used for a gradient.
+
+  Returns:
+    The gradients; or Hd and Bd. Forward over reverse is a Jacobian-vector product of the gradients; reverse over
+    reverse the gradient of ⟨∇w L, d⟩, which is the same since second derivatives are symmetric.
+  """
+  if what == 'gradient':
+    return gradient(weights, alphas)
+  if what == 'product':
+    return jax.jvp(lambda w: gradient(w, alphas), (weights,), (direction,))[1]
+  _, transpose = jax.vjp(of_weights, weights, alphas)
+  return Gradients(*transpose(direction))
+
+
+def has_curvature(loss: Loss, weights: PyTree, alphas: PyTree) -> bool:
+  """Whether ∂²loss/∂w² is anything but structurally zero.
+
+  Tangents that JAX knows to be zero appear in no equation, so a Hessian that is there shows as a path from the
+  direction to the product. Nothing is computed.
+  """
+
+  def product(direction: PyTree) -> PyTree:
+    return jax.jvp(lambda w: jax.grad(loss)(w, alphas), (weights,), (direction,))[1]
+
+  jaxpr = jax.make_jaxpr(product)(weights).jaxpr
+  reached = set(jaxpr.invars)
+
+  def reads(variables: Sequence[Any]) -> bool:
+    return any(not isinstance(x, Literal) and x in reached for x in variables)
+
+  for eqn in jaxpr.eqns:
+    if reads(eqn.invars):
+      reached.update(eqn.outvars)
+  return reads(jaxpr.outvars)
+
+
+def global_norm(tree: PyTree) -> Array:
+  """The Euclidean norm over all entries of a pytree, `[]`; its gradient at zero is zero.
+
+  As one vector, since a kernel a leaf would be hundreds.
+  """
+  vector = ravel_pytree(tree)[0]
+  square = jnp.vdot(vector, vector)
+  return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+
+
+def add(tree: PyTree, scale: Array | float, direction: PyTree) -> PyTree:
+  """`tree + scale · direction`, in the dtypes of the tree."""
+  return jax.tree.map(lambda x, d: x + (jnp.asarray(scale, d.dtype) * d).astype(x.dtype), tree, direction)
+
+
+def like(tree: PyTree, old: PyTree) -> PyTree:
+  """The tree with its floating-point leaves in the dtypes of another one of the same structure."""
+
+  def cast(value: Array, before: Array) -> Array:
+    return jnp.asarray(value, before.dtype) if jnp.issubdtype(before.dtype, jnp.floating) else value
+
+  return jax.tree.map(cast, tree, old)
+
+
+def dot(a: PyTree, b: PyTree) -> Array:
+  """The inner product of two pytrees, `[]`."""
+  return jnp.vdot(ravel_pytree(a)[0], ravel_pytree(b)[0])

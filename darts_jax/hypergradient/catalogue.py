@@ -1,0 +1,39 @@
+"""All estimators by name."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from darts_jax.hypergradient.base import Estimator
+from darts_jax.hypergradient.implicit import amended, conjugate_gradient, neumann
+from darts_jax.hypergradient.one_step import exact, exact_reverse, finite_difference, first_order
+from darts_jax.hypergradient.unrolled import truncated, unrolled
+
+ESTIMATORS: dict[str, Callable[..., Estimator]] = {
+  function.__name__: function
+  for function in (
+    first_order,
+    finite_difference,
+    exact,
+    exact_reverse,
+    unrolled,
+    truncated,
+    neumann,
+    conjugate_gradient,
+    amended,
+  )
+}
+
+
+def fields_of(name: str) -> tuple[str, ...]:
+  """The arguments that an estimator has."""
+  return tuple(inspect.signature(ESTIMATORS[name]).parameters)
+
+
+def make(name: str, fields: Mapping[str, Any]) -> Estimator:
+  """The estimator of this name with those of the fields that it has.
+
+  Raises:
+    ValueError: one of them is not allowed.
+  """
+  return ESTIMATORS[name](**{field: fields[field] for field in fields_of(name) if field in fields})

@@ -1,0 +1,293 @@
+"""A supernet on the bench: estimators run pass by pass on one frozen state.
+
+Of every network and precision two programs are compiled, the gradients of a batch's loss and their derivative along a
+direction, and all estimators are run on these, by the passes that they are written in. So their differences are their
+own, and many estimators cost no more to compile than one.
+"""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from darts_jax.hypergradient import Estimator, Gradients, Memory, Problem, derivative
+from darts_jax.nets.bilinear import weights_gradient_if
+from darts_jax.nets.conv import Supernet
+from darts_jax.runtime.compilation import compile_with_report, compiler_options
+from darts_jax.search.state import Packed, SearchState
+from darts_jax.search.step import BatchLoss, Examples, Halves, Optimizers
+from darts_jax.search.strategy import Strategy
+
+Array = jax.Array
+PyTree = Any
+#: A gradient in the α, float64, on the host.
+Gradient = dict[str, np.ndarray]
+
+
+class Frozen(NamedTuple):
+  """What all estimators are given; on the host.
+
+  Attributes:
+    state: of a search.
+    batches: one of each half, augmented and normalised.
+  """
+
+  state: SearchState
+  batches: Halves
+
+
+class Outcome(NamedTuple):
+  """What an estimator found and what it took.
+
+  Attributes:
+    estimate: the hypergradient.
+    term: its second-order term.
+    outer: ∇α L_val of it.
+    memory: the estimator's, on the host.
+    seconds: in the passes, the median of the timed calls; NaN if none was timed. What is done between passes, to
+      vectors like the weights, is left out.
+    num_bytes: XLA's temporary memory in the largest of the passes, and what is carried between them.
+  """
+
+  estimate: Gradient
+  term: Gradient
+  outer: Gradient
+  memory: Memory
+  seconds: float
+  num_bytes: int
+
+
+@dataclasses.dataclass
+class Bench:
+  """A network in one precision.
+
+  Attributes:
+    net: the supernet, or its smooth twin.
+    strategy: the relaxation of α.
+    optimizers: whose inner one is unrolled.
+    precision: `float32`, `float64` or `bfloat16`; what a finite difference subtracts is float32 in the last, as in a
+      search.
+    fine: for `bfloat16`, the same network in float32.
+    note: is told what is compiled.
+    advances: compiled arithmetic between passes, which benches share.
+  """
+
+  net: Supernet
+  strategy: Strategy
+  optimizers: Optimizers
+  precision: str
+  fine: 'Bench | None' = None
+  note: Callable[[str], None] = lambda message: None
+  advances: dict[Any, Callable[..., Memory]] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self) -> None:
+    self._programs: dict[Any, jax.stages.Compiled] = {}
+
+  @property
+  def dtype(self) -> str:
+    """Of weights and α."""
+    return 'float64' if self.precision == 'float64' else 'float32'
+
+  def estimate(self, estimator: Estimator, frozen: Frozen, repeats: int = 0, checks: bool = False) -> Outcome:
+    """Runs an estimator.
+
+    Args:
+      estimator: of the hypergradient.
+      frozen: what it is given.
+      repeats: timed calls after the first.
+      checks: whether the estimator makes its checks.
+    """
+    with self._context():
+      place = self._place(frozen)
+      memory, num_bytes, _ = self._run(estimator, place, checks)
+      seconds = [self._run(estimator, place, False)[2] for _ in range(repeats)]
+      memory = jax.device_get(memory)
+    whole, outer = ({k: np.asarray(v, np.float64) for k, v in x.items()} for x in (memory.estimate, memory.outer))
+    term = {name: whole[name] - outer[name] for name in whole}
+    return Outcome(whole, term, outer, memory, statistics.median(seconds) if seconds else float('nan'), num_bytes)
+
+  def differences(self, frozen: Frozen, outcome: Outcome, radii: Iterable[float]) -> Iterator[Gradient]:
+    """Central differences of ∇α L_train along an estimator's direction, of many radii; see `finite_difference`."""
+    with self._context():
+      place = self._place(frozen)
+      direction = jnp.asarray(outcome.memory.direction, self.dtype)
+      norm = float(np.linalg.norm(np.asarray(direction, np.float64)))
+      program = (self.fine or self)._program('gradient', place, 'train', direction)
+      for radius in radii:
+        epsilon = radius / norm
+        plus, minus = (
+          jax.device_get(
+            program(
+              place.weights + scale * direction, place.alphas, direction, place.batches['train'], jnp.array(False)
+            )
+          )[1].alphas
+          for scale in (epsilon, -epsilon)
+        )
+        yield {name: (np.asarray(plus[name], np.float64) - minus[name]) / (2 * epsilon) for name in plus}
+
+  def gradients(self, frozen: Frozen, half: str = 'train') -> tuple[float, Gradients]:
+    """The loss of a batch and its gradients, on the host."""
+    with self._context():
+      place = self._place(frozen)
+      memory = jax.tree.map(jnp.zeros_like, place.weights)
+      program = self._program('gradient', place, half, memory)
+      loss, found = program(place.weights, place.alphas, memory, place.batches[half], jnp.array(True))
+      return float(loss), jax.device_get(found)
+
+  def time_gradient(self, frozen: Frozen, repeats: int) -> tuple[float, int]:
+    """Seconds that a gradient takes, the median, and XLA's temporary memory."""
+    with self._context():
+      place = self._place(frozen)
+      nothing = jnp.zeros_like(place.weights)
+      program = self._program('gradient', place, 'train', nothing)
+      arguments = place.weights, place.alphas, nothing, place.batches['train'], jnp.array(True)
+      seconds = []
+      for _ in range(repeats + 1):
+        start = time.perf_counter()
+        jax.block_until_ready(program(*arguments))
+        seconds.append(time.perf_counter() - start)
+      return statistics.median(seconds[1:]), _temporary(program)
+
+  def _run(self, estimator: Estimator, place: '_Place', checks: bool) -> tuple[Memory, int, float]:
+    problem = place.problem(self.optimizers)
+    memory = estimator.start(problem)
+    temporary, seconds = 0, 0.0
+    for each in (*estimator.passes, *(estimator.checks if checks else ())):
+      bench = self.fine if each.precise and self.fine else self
+      program = bench._program(each.derivative, place, each.loss, memory.direction)
+      batch = place.batches[each.loss]
+      wanted = jnp.array(each.weights)
+      jax.block_until_ready(memory)
+      start = time.perf_counter()
+      _, gradients = jax.block_until_ready(program(memory.at, place.alphas, memory.direction, batch, wanted))
+      seconds += time.perf_counter() - start
+      memory = self._advance(each.advance)(place.weights, place.alphas, place.optimizer_state, memory, gradients)
+      temporary = max(temporary, _temporary(program))
+    return memory, temporary + sum(leaf.nbytes for leaf in jax.tree.leaves(memory)), seconds
+
+  def _advance(self, advance: Callable[[Problem, Memory, Gradients], Memory]) -> Callable[..., Memory]:
+    if advance not in self.advances:
+
+      def call(weights: Array, alphas: PyTree, state: PyTree, memory: Memory, gradients: Gradients) -> Memory:
+        return advance(Problem(self.optimizers.inner_optimizer(state), weights, alphas), memory, gradients)
+
+      self.advances[advance] = jax.jit(call)
+    return self.advances[advance]
+
+  def _program(self, what: Any, place: '_Place', half: str, direction: Array) -> jax.stages.Compiled:
+    """A program `(weights, alphas, direction, batch, whether weights are wanted) → (loss, Gradients)`."""
+    batch = place.batches[half]
+    key = what, jax.tree.map(jnp.shape, batch)
+    if str(key) not in self._programs:
+      loss_of = BatchLoss(self.net, self.strategy, place.template, place.key, place.step, self._compute_precision)
+
+      def program(
+        weights: Array, alphas: PyTree, direction: Array, batch: Examples, wanted: Array
+      ) -> tuple[Array, Gradients]:
+        def loss(weights: Array, alphas: PyTree) -> Array:
+          return loss_of(weights, alphas, batch)[0]
+
+        with weights_gradient_if(wanted):
+          if what == 'gradient':
+            value, gradients = jax.value_and_grad(loss, (0, 1))(weights, alphas)
+            return value, Gradients(*gradients)
+
+          def gradient(weights: Array, alphas: PyTree) -> Gradients:
+            return Gradients(*jax.grad(loss, (0, 1))(weights, alphas))
+
+          found = derivative(what, gradient, jax.grad(loss), weights, alphas, direction)
+          return jnp.zeros((), weights.dtype), found
+
+      jitted = jax.jit(program, compiler_options=compiler_options())
+      arguments = place.weights, place.alphas, direction, batch, jnp.array(True)
+      report = compile_with_report(jitted, *arguments)
+      twin = ' of the smooth twin' if self.net.smooth else ''
+      how = 'loaded' if report.cached else 'compiled'
+      name = {'gradient': 'gradient', 'product': 'product', 'reverse_product': 'reverse product'}[what]
+      self.note(f'{name}{twin}, {self.precision}, {len(batch.labels)} images: {how} in {report.seconds:.1f} s')
+      self._programs[str(key)] = report.compiled
+    return self._programs[str(key)]
+
+  @property
+  def _compute_precision(self) -> str:
+    return 'bfloat16' if self.precision == 'bfloat16' else 'float32'
+
+  @contextmanager
+  def _context(self) -> Iterator[None]:
+    with jax.enable_x64(self.precision == 'float64'):
+      yield
+
+  def _place(self, frozen: Frozen) -> '_Place':
+    """Everything on the device, in the dtype of this bench."""
+
+    def cast(tree: PyTree) -> PyTree:
+      return jax.tree.map(lambda x: jnp.asarray(x, self.dtype if np.issubdtype(x.dtype, np.floating) else None), tree)
+
+    state = frozen.state
+    return _Place(
+      cast(state.weights.vector),
+      cast(state.alphas),
+      cast(state.weights_optimizer),
+      {half: cast(batch) for half, batch in zip(('train', 'valid'), frozen.batches, strict=True)},
+      jax.random.key(0),
+      jnp.asarray(state.step),
+      state.weights,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+  """A frozen state on the device."""
+
+  weights: Array
+  alphas: dict[str, Array]
+  optimizer_state: PyTree
+  batches: dict[str, Examples]
+  key: Array
+  step: Array
+  template: Packed
+
+  def problem(self, optimizers: Optimizers) -> Problem:
+    return Problem(optimizers.inner_optimizer(self.optimizer_state), self.weights, self.alphas)
+
+
+def _temporary(program: jax.stages.Compiled) -> int:
+  memory = program.memory_analysis()
+  return memory.temp_size_in_bytes if memory else 0
+
+
+def compare(found: Gradient, reference: Gradient) -> dict[str, float | None]:
+  """How far a gradient in α is from another.
+
+  Returns:
+    `error`: ‖found − reference‖ / ‖reference‖; `cosine`; `sign`: the share of entries with the reference's sign;
+    `rank`: the mean over edges of Kendall's τ between the orders in which they put an edge's operations. None where
+    a norm is zero.
+  """
+  names = sorted(reference)
+  a, b = (np.concatenate([x[name].ravel() for name in names]) for x in (found, reference))
+  norms = float(np.linalg.norm(a)), float(np.linalg.norm(b))
+  if not norms[1]:
+    return dict.fromkeys(('error', 'cosine', 'sign', 'rank'))
+  error = float(np.linalg.norm(a - b)) / norms[1]
+  if not norms[0]:
+    return {'error': error, 'cosine': None, 'sign': None, 'rank': None}
+  ranks = [_kendall(*pair) for name in names for pair in zip(found[name], reference[name], strict=True)]
+  return {
+    'error': error,
+    'cosine': float(a @ b) / (norms[0] * norms[1]),
+    'sign': float(np.mean(np.sign(a) == np.sign(b))),
+    'rank': float(np.mean(ranks)) if found[names[0]].shape[1] > 1 else None,
+  }
+
+
+def _kendall(x: np.ndarray, y: np.ndarray) -> float:
+  """Kendall's τ: the share of pairs that are in the same order less the share of those that are not."""
+  first, second = np.triu_indices(len(x), 1)
+  return float(np.mean(np.sign(x[first] - x[second]) * np.sign(y[first] - y[second]))) if len(first) else 0.0

@@ -1,0 +1,577 @@
+"""The laboratory's figures, from parts of its results.
+
+A number that the results do not have (null) is left out; a function returns None if nothing is left to draw.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_hex
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from darts_jax.report import figures, layout, style
+from darts_jax.report.curves import Panel
+from darts_jax.report.figures import TEXT, Line
+
+#: How many times an error has to exceed the one it is compared with before its cause is named.
+EXCESS = 10.0
+#: What a smooth function's error grows like, ε², as the slopes on double logarithmic axes that are taken for it.
+TRUNCATION_SLOPES = (1.5, 2.5)
+
+PRECISIONS = ('float64', 'float32', 'bfloat16')
+_PRECISION_COLORS = {'float64': style.BLUE, 'float32': style.VERMILION, 'bfloat16': style.AMBER}
+#: Members of a family share a hue: one step, unrolled, implicit.
+_ESTIMATOR_COLORS = {
+  'first_order': style.MUTED,
+  'finite_difference': style.VERMILION,
+  'exact': style.BLUE,
+  'exact_reverse': '#3F8FC0',
+  'unrolled': style.GREEN,
+  'truncated': '#4C9A80',
+  'neumann': style.PURPLE,
+  'conjugate_gradient': style.AMBER,
+  'amended': style.INK,
+}
+#: The small charts of `along`: by the name of a panel, the metric, the title, and whether it is a share.
+SHARES = {
+  'along-fraction': ('term_fraction', 'Second-order term, as part of the norm of ∇α L_val', True),
+  'along-norm': ('outer_norm', 'Norm of ∇α L_val', False),
+  'along-loss': ('loss', 'Loss', False),
+}
+_SHADES = LinearSegmentedColormap.from_list('shades', ['#5AA0CC', style.BLUE, '#0A2F5C'])
+_SUPERSCRIPTS = str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹')
+_GRID = '#E8ECF1'
+#: Behind text that stands on a line.
+_PAPER = {'facecolor': 'white', 'edgecolor': 'none', 'pad': 1.0}
+_WIDTH = 11.3
+_SMALL = (5.5, 2.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Regime:
+  """Radii at which one cause makes most of a finite difference's error.
+
+  Attributes:
+    cause: 'round-off': the error is at least `EXCESS` times that in float64; 'kinks': at least `EXCESS` times that in
+      the smooth twin; 'truncation': in the smooth twin, it grows like ε².
+    network: 'network' or 'twin'.
+    precision: of the error.
+    low: the smallest of the measured radii.
+    high: the largest of them.
+  """
+
+  cause: str
+  network: str
+  precision: str
+  low: float
+  high: float
+
+
+def regimes(part: Mapping[str, Any]) -> tuple[Regime, ...]:
+  """The regimes in `supernet.radius` of the results: of each kind, the longest run of neighbouring radii."""
+  found: list[Regime | None] = []
+  curves = {network: errors_of(part.get(network)) for network in ('network', 'twin')}
+  for network, errors in curves.items():
+    for precision in errors:
+      if precision != 'float64' and 'float64' in errors:
+        radii, coarse, fine = _matched(errors[precision], errors['float64'])
+        found.append(_regime('round-off', network, precision, radii, coarse > EXCESS * fine))
+  finest = next((p for p in PRECISIONS if all(p in errors for errors in curves.values())), None)
+  if finest is not None:
+    radii, rough, smooth = _matched(curves['network'][finest], curves['twin'][finest])
+    found.append(_regime('kinks', 'network', finest, radii, rough > EXCESS * smooth))
+  finest = next(iter(curves['twin']), None)
+  if finest is not None:
+    radii, smooth = _positive(*curves['twin'][finest])
+    slopes = np.diff(np.log(smooth)) / np.diff(np.log(radii))
+    steep = (slopes > TRUNCATION_SLOPES[0]) & (slopes < TRUNCATION_SLOPES[1])
+    # A slope lies between two radii, and a run of slopes covers one radius more.
+    run = _longest(steep)
+    if run is not None:
+      found.append(Regime('truncation', 'twin', finest, float(radii[run[0]]), float(radii[run[1] + 1])))
+  return tuple(regime for regime in found if regime is not None)
+
+
+def radius(part: Mapping[str, Any]) -> Figure | None:
+  """Error of the finite difference over its radius, in the network and in its smooth twin, with their regimes.
+
+  Args:
+    part: `supernet.radius` of the results.
+  """
+  titles = {'network': 'The network: ReLU, max pooling', 'twin': 'Its smooth twin: SiLU, average pooling'}
+  curves = {network: errors_of(part.get(network)) for network in titles}
+  shown = {network: {p: _positive(*c) for p, c in errors.items()} for network, errors in curves.items()}
+  points = [curve for errors in shown.values() for curve in errors.values() if len(curve[0])]
+  if not points:
+    return None
+  marked = regimes(part)
+  tracks = max((sum(regime.network == network for regime in marked) for network in titles), default=0)
+  all_radii, all_errors = (np.concatenate([point[i] for point in points]) for i in (0, 1))
+  paper = number(part.get('paper'))
+  left, gap, bottom, height = 0.62, 0.42, 0.44, 3.3
+  size = (_WIDTH, bottom + height + 0.1 + 0.3 * tracks + 0.3)
+  width = (size[0] - left - gap - 0.12) / 2
+  figure = Figure(figsize=size)
+  for column, (network, title) in enumerate(titles.items()):
+    axes = _axes(figure, size, left + column * (width + gap), bottom, width, height)
+    axes.set_xscale('log')
+    axes.set_yscale('log')
+    axes.set_xlim(all_radii.min() / 1.5, all_radii.max() * 1.5)
+    axes.set_ylim(all_errors.min() / 3, all_errors.max() * 6)
+    if paper:
+      axes.axvline(paper, color=style.MUTED, linewidth=1.1, linestyle=(0, (1, 2)), zorder=1.5)
+      _note(axes, f'the paper’s {paper:g}', (paper, 0), (4, 4), style.MUTED, xycoords=axes.get_xaxis_transform())
+    if network == 'network':
+      _fill_kinks(axes, curves, [regime for regime in marked if regime.cause == 'kinks'])
+    names = []
+    for precision, (radii, errors) in shown[network].items():
+      if len(radii):
+        color = _PRECISION_COLORS.get(precision, style.INK)
+        axes.plot(radii, errors, color=color, linewidth=1.6, marker='o', markersize=3, zorder=3)
+        names.append(Line(radii, errors, color, precision))
+    _name_starts(axes, height, names)
+    own = [regime for regime in marked if regime.network == network]
+    for track, regime in enumerate(own):
+      _mark_regime(axes, regime, 1 + (0.1 + 0.3 * (len(own) - 1 - track)) / height, len(all_radii) // len(points))
+    axes.text(
+      0,
+      1 + (0.1 + 0.3 * tracks) / height,
+      title,
+      transform=axes.transAxes,
+      size=TEXT + 1,
+      color=style.INK,
+      weight='bold',
+    )
+    axes.set_xlabel('radius ε·‖u‖', size=TEXT, color=style.MUTED, labelpad=2)
+    for axis in (axes.xaxis, axes.yaxis):
+      axis.set_major_locator(LogLocator(numticks=9))
+      axis.set_minor_locator(NullLocator())
+      axis.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))
+    if column:
+      axes.set_yticklabels([])
+  figure.axes[0].set_ylabel('relative error of the term', size=TEXT, color=style.MUTED, labelpad=3)
+  return figure
+
+
+def batches(part: Mapping[str, Any], what: str) -> Figure | None:
+  """Cosine to the gradient of many images over the images used, a panel for each estimator, a line for each batch size.
+
+  Args:
+    part: `supernet.batches` of the results.
+    what: 'term' for the second-order term alone, 'whole' for the gradient.
+  """
+  lines: dict[str, list[tuple[int, np.ndarray, np.ndarray]]] = {}
+  for line in part.get('lines') or ():
+    images, cosines = _series(line.get('images'), line.get(what))
+    if np.isfinite(cosines).any():
+      lines.setdefault(line['estimator'], []).append((line['batch_size'], images, cosines))
+  if not lines:
+    return None
+  columns = min(len(lines), 4)
+  rows = math.ceil(len(lines) / columns)
+  left, gap, bottom, height, title = 0.5, 0.86, 0.42, 1.9, 0.3
+  size = (min(_WIDTH, left + 3.6 * columns), rows * (bottom + height + title))
+  width = (size[0] - left - columns * gap) / columns + 0.12
+  every = [cosines[np.isfinite(cosines)] for drawn in lines.values() for _, _, cosines in drawn]
+  low, high = _limits(np.concatenate(every))
+  sizes = sorted({batch_size for drawn in lines.values() for batch_size, _, _ in drawn})
+  all_images = np.concatenate([images for drawn in lines.values() for _, images, _ in drawn])
+  figure = Figure(figsize=size)
+  for i, (estimator, drawn) in enumerate(lines.items()):
+    row, column = divmod(i, columns)
+    y = size[1] - (row + 1) * (bottom + height + title) + bottom
+    axes = _axes(figure, size, left + column * (width + gap - 0.12), y, width - 0.12, height)
+    axes.set_xscale('log', base=2)
+    axes.set_xlim(all_images.min() / 1.1, all_images.max() * 1.1)
+    axes.set_ylim(low, high)
+    names = []
+    for batch_size, images, cosines in sorted(drawn, key=lambda entry: -entry[0]):
+      shade = sizes.index(batch_size) / max(len(sizes) - 1, 1)
+      color = to_hex(_SHADES(shade))
+      # Lines of small batches lie on those of large ones, and are thinner where they coincide.
+      axes.plot(images, cosines, color=color, linewidth=1.2 + 1.2 * shade, marker='o', markersize=3, zorder=3)
+      names.append(Line(images, cosines, color, f'batch {batch_size}'))
+    figures.name_ends(axes, size[1], names)
+    _title(axes, estimator, height)
+    ticks = np.unique(all_images)
+    axes.xaxis.set_major_locator(FixedLocator(ticks[:: math.ceil(len(ticks) / 5)].tolist()))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:,.0f}'))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.set_xlabel('images', size=TEXT, color=style.MUTED, labelpad=2)
+    if column:
+      axes.set_yticklabels([])
+  return figure
+
+
+def along(part: Mapping[str, Any]) -> Iterator[Panel]:
+  """What becomes of the estimates during a search.
+
+  The whole gradients are so close to one another that their angle is shown, not its cosine.
+
+  Args:
+    part: `supernet.along` of the results.
+  """
+  steps = part.get('steps')
+  charts: tuple[tuple[str, str, str, Callable[[np.ndarray], np.ndarray], dict[str, Any]], ...] = (
+    ('term', 'along-term', 'Second-order term: cosine to the exact one', _same, {}),
+    ('error', 'along-error', 'Second-order term: relative error', _same, {'log': True}),
+    ('whole', 'along-whole', 'Whole gradient: angle to the exact one, degrees', _degrees, {'from_zero': True}),
+  )
+  for what, name, title, transformed, options in charts:
+    lines = []
+    for estimator, values in (part.get('estimators') or {}).items():
+      times, numbers = _series(steps, values.get(what))
+      numbers = transformed(numbers)
+      # A number that the results leave out is no event of the search: no cross marks it.
+      times, numbers = times[np.isfinite(numbers)], numbers[np.isfinite(numbers)]
+      if (numbers > 0).any() if options.get('log') else len(numbers):
+        lines.append(Line(times, numbers, _estimator_color(estimator), estimator))
+    if lines:
+      yield Panel(name, title, figures.chart(lines, 'search step', _SMALL, **options))
+  for name, (what, title, percent) in SHARES.items():
+    times, numbers = _series(steps, part.get(what))
+    times, numbers = times[np.isfinite(numbers)], numbers[np.isfinite(numbers)]
+    if len(numbers):
+      line = Line(times, numbers, style.INK)
+      figure = figures.chart([line], 'search step', (3.75, 2.2), percent=percent, from_zero=True)
+      yield Panel(name, title, figure)
+
+
+def cost(part: Mapping[str, Any]) -> Figure | None:
+  """Time and memory of an unrolled hypergradient over its steps, both in those of one gradient.
+
+  Args:
+    part: `supernet.unrolled` of the results.
+  """
+  drawn = []
+  for what, of, title in (('seconds', 'gradient_seconds', 'Time'), ('bytes', 'gradient_bytes', 'Memory')):
+    steps, values = _series(part.get('steps'), part.get(what))
+    one = number(part.get(of))
+    if one and np.isfinite(values).any():
+      keep = np.isfinite(values)
+      drawn.append((f'{title}, in gradients', steps[keep], values[keep] / one))
+  if not drawn:
+    return None
+  left, gap, bottom, height, title_height = 0.4, 0.55, 0.42, 2.1, 0.32
+  size = (0.5 * _WIDTH * len(drawn), bottom + height + title_height)
+  width = (size[0] - left - gap * (len(drawn) - 1) - 0.35) / len(drawn)
+  figure = Figure(figsize=size)
+  for column, (title, steps, values) in enumerate(drawn):
+    axes = _axes(figure, size, left + column * (width + gap), bottom, width, height)
+    axes.plot(steps, values, color=style.GREEN, linewidth=1.6, marker='o', markersize=4, zorder=3)
+    axes.axhline(1, color=style.MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1.5)
+    axes.set_xlim(0, steps.max() * 1.06)
+    axes.set_ylim(0, max(values.max(), 1.0) * 1.16)
+    _note(axes, 'one gradient', (1, 1), (-2, 3), style.MUTED, xycoords=axes.get_yaxis_transform(), ha='right')
+    for step, value in zip(steps, values, strict=True):
+      side = 'right' if step == steps.max() and len(steps) > 1 else 'center'
+      _note(axes, f'{value:.3g}', (step, value), (0, 6), style.GREEN, ha=side)
+    _title(axes, title, height)
+    axes.xaxis.set_major_locator(FixedLocator(steps.tolist()))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:.0f}'))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.set_xlabel('unrolled steps', size=TEXT, color=style.MUTED, labelpad=2)
+  return figure
+
+
+def toy(part: Mapping[str, Any]) -> Figure | None:
+  """Searches on the paper's toy problem in the plane of α and w, as in its figure 2.
+
+  Args:
+    part: `toy` of the results.
+  """
+  searches = []
+  for trajectory in part.get('trajectories') or ():
+    alphas, weights = _series(trajectory.get('alphas'), trajectory.get('weights'))
+    keep = np.isfinite(alphas) & np.isfinite(weights)
+    if keep.any():
+      searches.append((trajectory['learning_rate'], number(trajectory.get('rest')), alphas[keep], weights[keep]))
+  if not searches:
+    return None
+  searches.sort(key=lambda search: search[0])
+  size = (5.5, 4.3)
+  figure = Figure(figsize=size)
+  axes = _axes(figure, size, 0.55, 0.46, size[0] - 0.55 - 0.25, size[1] - 0.46 - 0.12)
+  axes.grid(axis='x', color=_GRID, linewidth=0.8)
+  low_alpha, high_alpha = _span([alphas for _, _, alphas, _ in searches])
+  low_weight, high_weight = _span([weights for _, _, _, weights in searches])
+  # The names of the ends stand to the left of them.
+  axes.set_xlim(low_alpha - 0.36 * (high_alpha - low_alpha), high_alpha + 0.06 * (high_alpha - low_alpha))
+  axes.set_ylim(low_weight - 0.06 * (high_weight - low_weight), high_weight + 0.06 * (high_weight - low_weight))
+  # Drawn where both axes have it, so that its end is inside.
+  diagonal = [max(axes.get_xlim()[0], axes.get_ylim()[0]), min(axes.get_xlim()[1], axes.get_ylim()[1])]
+  axes.plot(
+    diagonal, diagonal, '--', label='w = α: w solves the inner problem', color=style.MUTED, linewidth=0.9, zorder=1.5
+  )
+  for i, (rate, rest, alphas, weights) in enumerate(searches):
+    color = to_hex(_SHADES(i / max(len(searches) - 1, 1)))
+    axes.plot(alphas, weights, color=color, linewidth=1.5, zorder=3)
+    axes.plot(alphas[-1:], weights[-1:], 'o', color=color, markersize=5, zorder=4)
+    at = f' ends at {rest:.3g}' if rest is not None else ''
+    _note(axes, f'ξ = {rate:g}{at}', (alphas[-1], weights[-1]), (-7, 5), color, ha='right', zorder=5)
+  (ring,) = axes.plot([1], [1], 'o', color=style.VERMILION, markersize=12, label='the optimum, (1, 1)', zorder=5)
+  ring.set_markerfacecolor('none')
+  start = searches[0][2][0], searches[0][3][0]
+  axes.plot(*start, 'o', color=style.INK, markersize=5, zorder=5)
+  _note(axes, 'start', start, (8, 0), style.INK, va='center')
+  axes.legend(loc='lower left', frameon=False, fontsize=TEXT, labelcolor=style.MUTED, borderaxespad=0.2)
+  for axis, name in ((axes.xaxis, 'α'), (axes.yaxis, 'w')):
+    axis.set_major_locator(MaxNLocator(6))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'.replace('-', '−')))
+    axis.set_label_text(name, size=TEXT, color=style.MUTED)
+  axes.yaxis.label.set_rotation(0)
+  return figure
+
+
+def convergence(part: Mapping[str, Any]) -> Figure | None:
+  """Distance to the true hypergradient of the quadratic problem over passes.
+
+  Args:
+    part: `quadratic.convergence` of the results.
+  """
+  lines = []
+  for estimator, values in part.items():
+    passes, distances = _series((values or {}).get('passes'), (values or {}).get('distance'))
+    keep = np.isfinite(distances) & (distances > 0)
+    if keep.any():
+      lines.append(Line(passes[keep], distances[keep], _estimator_color(estimator), estimator))
+  if not lines:
+    return None
+  last = max(line.times[-1] for line in lines)
+  # The names of lines that end early stand at their ends, those of the others beside the axes.
+  early = [line for line in lines if line.times[-1] < 0.75 * last]
+  drawn = [dataclasses.replace(line, name='') if line.times[-1] < 0.75 * last else line for line in lines]
+  figure = figures.chart(drawn, 'passes', (7.4, 3.1), log=True)
+  for line in early:
+    _note(figure.axes[0], line.name, (line.times[-1], line.values[-1]), (6, 0), line.color, va='center')
+  return figure
+
+
+def dots(rows: Sequence[Mapping[str, Any]], precision: str = 'float32') -> Figure | None:
+  """The second-order term of every estimator against the exact one: relative error and cosine.
+
+  Args:
+    rows: `supernet.rows` of the results; those of other precisions are left out.
+    precision: of the estimates.
+  """
+  shown = []
+  for row in rows:
+    term = (row.get('one_step') or {}).get('term') or {}
+    if row.get('precision') == precision:
+      shown.append((row['estimator'], number(term.get('error')), number(term.get('cosine'))))
+  if not any(error is not None for _, error, _ in shown):
+    return None
+  left, gap, bottom, pitch, title = 1.42, 0.5, 0.34, 0.3, 0.3
+  height = pitch * len(shown)
+  size = (7.9, bottom + height + title)
+  width = (size[0] - left - gap - 0.2) / 2
+  figure = Figure(figsize=size)
+  errors = [error for _, error, _ in shown if error]
+  low = 10 ** math.floor(math.log10(min(errors, default=1e-1)) - 0.5)
+  high = 10 ** math.ceil(math.log10(max([*errors, 2.0])) + 0.2)
+  least = min([cosine for _, _, cosine in shown if cosine is not None], default=0.0)
+  panels = ((0, 'Relative error', low, high), (1, 'Cosine', min(-0.02, 1.1 * least), 1.04))
+  for column, name, start, end in panels:
+    axes = _axes(figure, size, left + column * (width + gap), bottom, width, height)
+    axes.grid(False)
+    axes.set_ylim(len(shown) - 0.5, -0.5)
+    if column == 0:
+      axes.set_xscale('log')
+      axes.xaxis.set_major_locator(LogLocator(numticks=6))
+      axes.xaxis.set_minor_locator(NullLocator())
+      axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))
+      axes.axvline(1, color=style.MUTED, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1.5)
+      place = axes.get_xaxis_transform()
+      _note(axes, 'as without the term', (1, 1), (0, 7), style.MUTED, xycoords=place, ha='center')
+    else:
+      axes.xaxis.set_major_locator(MaxNLocator(5))
+      axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'.replace('-', '−')))
+    axes.set_xlim(start, end)
+    for y, (estimator, *values) in enumerate(shown):
+      axes.axhline(y, color=_GRID, linewidth=0.8, zorder=1)
+      _dot(axes, y, values[column], _estimator_color(estimator), start, 'log' if column == 0 else 'linear')
+    axes.set_yticks(range(len(shown)), [estimator for estimator, _, _ in shown] if column == 0 else [])
+    axes.tick_params(axis='y', labelsize=TEXT, labelcolor=style.INK)
+    _title(axes, name, height)
+  return figure
+
+
+def scientific(value: float) -> str:
+  """Two digits of a number that is not negative, such as 0.71 or 2.1·10⁻⁶."""
+  if value == 0 or 0.01 <= value < 100:
+    return f'{value:.2g}'
+  mantissa, exponent = f'{value:.1e}'.split('e')
+  return f'{mantissa}·10{str(int(exponent)).translate(_SUPERSCRIPTS)}'
+
+
+def errors_of(curves: Mapping[str, Any] | None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """Radii, ascending, and finite errors of every precision in a part of `supernet.radius`, the finest first."""
+  found = {}
+  for precision in PRECISIONS:
+    curve = (curves or {}).get(precision) or {}
+    radii, errors = _series(curve.get('radii'), curve.get('errors'))
+    order = np.argsort(radii, kind='stable')
+    order = order[np.isfinite(errors[order]) & (radii[order] > 0)]
+    if len(order):
+      found[precision] = (radii[order], errors[order])
+  return found
+
+
+def number(value: Any) -> float | None:
+  """A finite number as such, None for anything else."""
+  return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def _dot(axes: Axes, y: int, value: float | None, color: str, start: float, scale: str) -> None:
+  """A dot and its number, on the side where there is more room; a zero on a logarithmic axis is at its start."""
+  if value is None:
+    place = axes.get_yaxis_transform()
+    _note(axes, 'no such term', (0, y), (4, 0), style.MUTED, xycoords=place, va='center', bbox=_PAPER)
+    return
+  at_edge = scale == 'log' and value <= 0
+  x = start if at_edge else value
+  axes.plot([x], [y], '<' if at_edge else 'o', color=color, markersize=6, zorder=3, clip_on=False)
+  right = float(axes.transAxes.inverted().transform(axes.transData.transform((x, y)))[0]) > 0.6
+  number = f'{value:.3f}' if scale == 'linear' else scientific(value)
+  _note(
+    axes,
+    number.replace('-', '−'),
+    (x, y),
+    (-7 if right else 7, 0),
+    color,
+    va='center_baseline',
+    ha='right' if right else 'left',
+    zorder=4,
+    bbox=_PAPER,
+  )
+
+
+def _fill_kinks(axes: Axes, curves: Mapping[str, Mapping[str, Any]], kinks: Sequence[Regime]) -> None:
+  """Between the network's error and its twin's, which is drawn beside it, where the former is far larger."""
+  for regime in kinks:
+    radii, rough, smooth = _matched(curves['network'][regime.precision], curves['twin'][regime.precision])
+    keep = (rough > 0) & (smooth > 0)
+    radii, rough, smooth = radii[keep], rough[keep], smooth[keep]
+    color = _PRECISION_COLORS[regime.precision]
+    axes.plot(radii, smooth, color=color, linewidth=0.9, linestyle=(0, (4, 3)), zorder=2)
+    inside = (radii >= regime.low) & (radii <= regime.high)
+    axes.fill_between(radii[inside], smooth[inside], rough[inside], color=color, alpha=0.1, linewidth=0, zorder=1)
+    named = int(np.flatnonzero(inside)[int(0.5 * (inside.sum() - 1))])
+    _note(axes, 'the twin’s', (radii[named], smooth[named]), (6, -5), color, va='top', bbox=_PAPER)
+
+
+def _mark_regime(axes: Axes, regime: Regime, height: float, count: int) -> None:
+  """A bar above the axes over the regime's radii, half of the distance to the next radius longer, and its name."""
+  low, high = axes.get_xlim()
+  half = (high / low) ** (0.5 / max(count, 2))
+  start, end = max(regime.low / half, low), min(regime.high * half, high)
+  named = {
+    'round-off': (f'{regime.precision} round-off', _PRECISION_COLORS.get(regime.precision, style.INK)),
+    'kinks': ('kinks', style.BLUE),
+    'truncation': ('truncation, ∝ ε²', style.BLUE),
+  }
+  name, color = named[regime.cause]
+  place = axes.get_xaxis_transform()
+  bar = axes.plot([start, end], [height, height], transform=place, color=color, linewidth=3, clip_on=False)
+  bar[0].set_solid_capstyle('butt')
+  late = math.sqrt(start * end) > math.sqrt(low * high)
+  side = 'right' if late else 'left'
+  _note(axes, name, (end if late else start, height), (0, 3), color, xycoords=place, ha=side, annotation_clip=False)
+
+
+def _name_starts(axes: Axes, height: float, lines: Sequence[Line]) -> None:
+  """Names beside the lines' first points, on the side that the lines leave free."""
+  to_axes = axes.transData + axes.transAxes.inverted()
+  placed = [(float(to_axes.transform((line.times[0], line.values[0]))[1]), line) for line in lines]
+  placed.sort(key=lambda pair: pair[0])
+  gap = 0.17 / height
+  positions = layout.spread([position for position, _ in placed], [gap] * max(len(placed) - 1, 0))
+  for position, (_, line) in zip(positions, placed, strict=True):
+    falls = len(line.values) < 2 or line.values[1] <= line.values[0]
+    place = (float(line.times[0]), position)
+    _note(axes, line.name, place, (5, 4 if falls else -11), line.color, xycoords=axes.get_xaxis_transform())
+
+
+def _axes(figure: Figure, size: tuple[float, float], x: float, y: float, width: float, height: float) -> Axes:
+  axes = figure.add_axes(figures.inches(size, x, y, width, height))
+  figures.clean(axes)
+  axes.set_axisbelow(True)
+  axes.grid(axis='y', color=_GRID, linewidth=0.8)
+  return axes
+
+
+def _note(
+  axes: Axes, text: str, place: tuple[float, float], offset: tuple[float, float], color: str, **options: Any
+) -> None:
+  """Writes beside a place, so many points away from it."""
+  axes.annotate(text, place, offset, textcoords='offset points', size=TEXT, color=color, **options)
+
+
+def _title(axes: Axes, title: str, height: float) -> None:
+  axes.text(0, 1 + 0.1 / height, title, transform=axes.transAxes, size=TEXT, color=style.INK, weight='bold')
+
+
+def _estimator_color(name: str) -> str:
+  return _ESTIMATOR_COLORS.get(name, style.INK)
+
+
+def _limits(cosines: np.ndarray) -> tuple[float, float]:
+  return min(0.0, float(cosines.min()) * 1.05), 1.02
+
+
+def _span(arrays: Sequence[np.ndarray]) -> tuple[float, float]:
+  """The least and the largest number, or 1 where all are on one side of the optimum."""
+  values = np.concatenate([*arrays, np.ones(1)])
+  return float(values.min()), float(values.max())
+
+
+def _power(value: float) -> str:
+  exponent = round(math.log10(value))
+  return f'{value:g}' if -2 <= exponent <= 2 else f'10{str(exponent).translate(_SUPERSCRIPTS)}'
+
+
+def _same(values: np.ndarray) -> np.ndarray:
+  return values
+
+
+def _degrees(cosines: np.ndarray) -> np.ndarray:
+  return np.degrees(np.arccos(np.clip(cosines, -1.0, 1.0)))
+
+
+def _series(positions: Sequence[Any] | None, values: Sequence[Any] | None) -> tuple[np.ndarray, np.ndarray]:
+  """Positions and values as numbers, NaN for null; those that have no partner are left out."""
+  pairs = [(number(x), number(y)) for x, y in zip(positions or (), values or (), strict=False)]
+  kept = [(x, math.nan if y is None else y) for x, y in pairs if x is not None]
+  return np.array([x for x, _ in kept]), np.array([y for _, y in kept])
+
+
+def _positive(radii: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  return radii[errors > 0], errors[errors > 0]
+
+
+def _matched(
+  first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """The radii that two curves share, and both errors there."""
+  pairs = [(i, j) for i, x in enumerate(first[0]) for j, y in enumerate(second[0]) if math.isclose(x, y, rel_tol=1e-6)]
+  i, j = [i for i, _ in pairs], [j for _, j in pairs]
+  return first[0][i], first[1][i], second[1][j]
+
+
+def _regime(cause: str, network: str, precision: str, radii: np.ndarray, holds: np.ndarray) -> Regime | None:
+  run = _longest(holds)
+  return None if run is None else Regime(cause, network, precision, float(radii[run[0]]), float(radii[run[1]]))
+
+
+def _longest(holds: np.ndarray) -> tuple[int, int] | None:
+  """First and last index of the longest run of True; of the earliest among equally long ones."""
+  runs = [[i for i, _ in group] for held, group in itertools.groupby(enumerate(holds), lambda x: bool(x[1])) if held]
+  longest = max(runs, key=len, default=None)
+  return (longest[0], longest[-1]) if longest else None

@@ -1,0 +1,162 @@
+"""A run of the laboratory: from a config to results, a table and a report page."""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import platform
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from darts_jax import genotype as genotypes
+from darts_jax import search as searches
+from darts_jax.laboratory import page, studies
+from darts_jax.laboratory.settings import Laboratory
+from darts_jax.runtime import metrics
+from darts_jax.runtime.compilation import enable_cache
+from darts_jax.search.records import named_errors
+from darts_jax.search.settings import Search
+from darts_jax.settings import build
+
+
+class Interrupted(RuntimeError):
+  """A search was interrupted and saved."""
+
+
+def run(
+  config: Mapping[str, Any], workdir: str | os.PathLike[str], *, checkpoint: str | None = None, search: bool = False
+) -> dict[str, Any]:
+  """Compares the estimators.
+
+  Args:
+    config: fields of `darts_jax.laboratory.settings.Laboratory`, as nested mappings or `ConfigDict`.
+    workdir: gets `results.json`, `results.md` and `report.html`; with `search`, also `searches/NAME/`.
+    checkpoint: the working directory of a search: the supernet is the one it has got to, with its data and settings.
+    search: whether to search with every estimator, too, from the same seed.
+
+  Returns:
+    What `results.json` holds.
+
+  Raises:
+    ValueError: a setting, the data or a directory is unfit; nothing has been written then.
+    Interrupted: in one of the searches.
+  """
+  start = time.monotonic()
+  settings = build(Laboratory, config)
+  workdir = pathlib.Path(workdir).expanduser()
+  if (workdir / 'metrics.jsonl').exists():
+    raise ValueError(f'--workdir: {workdir} holds a search; choose another')
+  if checkpoint is not None:
+    settings = dataclasses.replace(settings, search=_search_of(checkpoint, settings.search))
+  with named_errors(workdir):
+    workdir.mkdir(parents=True, exist_ok=True)
+  enable_cache()
+
+  def note(message: str) -> None:
+    print(f'[{time.monotonic() - start:4.0f} s] {message}', flush=True)
+
+  supernet = studies.SupernetLab(settings, checkpoint, note) if 'supernet' in settings.problems else None
+  note('toy problem')
+  results: dict[str, Any] = {'setting': {}, 'toy': studies.toy(settings), 'quadratic': None, 'supernet': None}
+  if 'quadratic' in settings.problems:
+    note('quadratic problem')
+    results['quadratic'] = studies.quadratic(settings)
+  if supernet is not None:
+    note(f'supernet on {settings.search.data.name}, {supernet.source}')
+    results['supernet'] = supernet.results()
+  results['search'] = _searches(settings, workdir) if search else None
+  results['setting'] = {
+    'jax': jax.__version__,
+    'device': _device(),
+    'seed': settings.search.seed,
+    'estimators': {name: studies.fields(settings.search, name) for name in settings.estimators},
+    'seconds': time.monotonic() - start,
+  }
+  results = _finite(results)
+  files = {
+    'results.json': json.dumps(results, indent=1, allow_nan=False) + '\n',
+    'results.md': page.markdown(results),
+    'report.html': page.render(results),
+  }
+  with named_errors(workdir):
+    for name, text in files.items():
+      partial = workdir / f'{name}.partial'
+      partial.write_text(text, encoding='utf-8')
+      partial.replace(workdir / name)
+  return results
+
+
+def _search_of(checkpoint: str, own: Search) -> Search:
+  """The settings of the search in a directory, with the estimators' fields of this run."""
+  path = pathlib.Path(checkpoint).expanduser() / 'config.json'
+  try:
+    saved = build(Search, json.loads(path.read_text()))
+  except OSError as error:
+    raise ValueError(f'--checkpoint: {checkpoint} holds no search ({path.name}: {error.strerror})') from error
+  except ValueError as error:
+    raise ValueError(f'--checkpoint: {path}: {error}') from error
+  return dataclasses.replace(
+    saved, hypergradient=own.hypergradient, data=dataclasses.replace(saved.data, dir=own.data.dir)
+  )
+
+
+def _searches(settings: Laboratory, workdir: pathlib.Path) -> list[dict[str, Any]]:
+  """A whole search by every estimator, from the same seed; resumed if it was stopped."""
+  rows: list[dict[str, Any]] = []
+  first: set[Any] = set()
+  for name in settings.estimators:
+    estimator = dataclasses.replace(settings.search.hypergradient, name=name)
+    config = dataclasses.asdict(dataclasses.replace(settings.search, hypergradient=estimator))
+    folder = workdir / 'searches' / name
+    try:
+      result = searches.run(config, folder)
+    except searches.Diverged as error:
+      rows.append({'estimator': name, 'genotype': None, 'error': str(error)})
+      continue
+    if not result.finished:
+      raise Interrupted(f'the search by {name} was interrupted; the same command goes on with it')
+    seconds = sum(float(line['seconds']) for line in metrics.read(folder) if line['kind'] == 'epoch')
+    found = genotypes.to_dict(result.genotype)
+    edges = _edges(result.genotype)
+    first = first or edges
+    rows.append(
+      {
+        'estimator': name,
+        'genotype': found,
+        'valid_loss': result.valid_loss,
+        'valid_accuracy': result.valid_accuracy,
+        'seconds': seconds,
+        'shared_edges': len(edges & first),
+        'edges': len(edges),
+      }
+    )
+  return rows
+
+
+def _edges(genotype: genotypes.Genotype) -> set[tuple[str, int, str, int]]:
+  """Cell, node, operation and source of every edge."""
+  return {
+    (kind, i // 2, operation, source)
+    for kind, pairs in (('normal', genotype.normal), ('reduce', genotype.reduce))
+    for i, (operation, source) in enumerate(pairs)
+  }
+
+
+def _device() -> str:
+  device = jax.devices()[0]
+  kind = platform.processor() or platform.machine() if device.platform == 'cpu' else device.device_kind
+  cores = f', {len(os.sched_getaffinity(0))} cores' if hasattr(os, 'sched_getaffinity') else ''
+  return f'{device.platform}: {kind}{cores if device.platform == "cpu" else ""}'
+
+
+def _finite(value: Any) -> Any:
+  """JSON values without numbers that are not finite, which become None."""
+  if isinstance(value, dict):
+    return {key: _finite(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [_finite(item) for item in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,69 @@
+"""The settings of the hypergradient laboratory."""
+
+import dataclasses
+
+from darts_jax.hypergradient import ESTIMATORS
+from darts_jax.search.settings import Search
+from darts_jax.settings import setting
+
+PROBLEMS = ('quadratic', 'supernet')
+PRECISIONS = ('float32', 'float64', 'bfloat16')
+
+
+@dataclasses.dataclass(frozen=True)
+class Quadratic:
+  """A random quadratic bilevel problem: its numbers of weights and α, and the condition number of the inner Hessian."""
+
+  weights: int = setting(20, at_least=1, at_most=1000)
+  alphas: int = setting(6, at_least=1, at_most=1000)
+  condition: float = setting(100.0, at_least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Laboratory:
+  """What is compared, and on what.
+
+  Attributes:
+    problems: of `quadratic` and `supernet`; the paper's toy problem is always there.
+    estimators: names, in the order of the tables.
+    precisions: of the supernet; float64 is computed in any case, for reference.
+    reference_steps: T of the unrolled gradient that is the second reference.
+    repeats: timed calls of every estimator.
+    radii: radii of the finite difference between 1e-7 and 1.
+    batch_sizes: that are compared with the search's own.
+    images: images that the largest mean over batches has seen; the reference sees twice as many others.
+    search_steps: steps of a search along which estimators are compared.
+    compare_every: so many steps apart.
+    unrolled_steps: T of the unrolled gradients whose cost is measured.
+    quadratic: see `Quadratic`.
+    search: the supernet, its data, and the fields of the estimators.
+  """
+
+  problems: tuple[str, ...] = setting(PROBLEMS)
+  estimators: tuple[str, ...] = setting(tuple(ESTIMATORS))
+  precisions: tuple[str, ...] = setting(PRECISIONS)
+  reference_steps: int = setting(4, at_least=1)
+  repeats: int = setting(3, at_least=1)
+  radii: int = setting(22, at_least=2)
+  batch_sizes: tuple[int, ...] = setting((128,))
+  images: int = setting(512, at_least=1)
+  search_steps: int = setting(40, at_least=1)
+  compare_every: int = setting(8, at_least=1)
+  unrolled_steps: tuple[int, ...] = setting((1, 2, 4, 8))
+  quadratic: Quadratic = setting(Quadratic())
+  search: Search = setting(Search())
+
+  def __post_init__(self) -> None:
+    for field, allowed in (('problems', PROBLEMS), ('estimators', tuple(ESTIMATORS)), ('precisions', PRECISIONS)):
+      unknown = [name for name in getattr(self, field) if name not in allowed]
+      if unknown:
+        raise ValueError(f'config.{field}: {unknown[0]!r} is not known; allowed are {", ".join(allowed)}')
+    if not self.estimators:
+      raise ValueError('config.estimators: () is empty; at least one is compared')
+    for field in ('batch_sizes', 'unrolled_steps'):
+      small = [value for value in getattr(self, field) if value < 1]
+      if small:
+        raise ValueError(f'config.{field}: {small[0]} is not allowed; it has to be ≥ 1')
+    largest = max(*self.batch_sizes, self.search.batch_size)
+    if self.images < largest:
+      raise ValueError(f'config.images: {self.images} is not allowed; the largest batch has {largest} images')

@@ -1,0 +1,369 @@
+"""The comparisons of the laboratory, each a function to a part of the results, of JSON values."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from darts_jax.data import images as image_data
+from darts_jax.hypergradient import ESTIMATORS, fields_of, make, unrolled
+from darts_jax.laboratory import problems
+from darts_jax.laboratory.bench import Bench, Frozen, Gradient, Outcome, compare
+from darts_jax.laboratory.settings import Laboratory
+from darts_jax.runtime.checkpoint import Checkpoints
+from darts_jax.runtime.mesh import make_mesh, replicated
+from darts_jax.search.loop import check_images, make_strategy
+from darts_jax.search.searcher import Searcher, place
+from darts_jax.search.settings import Search
+from darts_jax.search.state import SearchState
+from darts_jax.search.step import Halves, Optimizers
+
+Json = Any
+
+_TOY_RATES = (0.0, 0.1, 0.25, 0.5)
+_TOY_RATE = 0.25
+
+
+def fields(settings: Search, name: str) -> dict[str, Any]:
+  """The fields of an estimator with their values."""
+  values = dataclasses.asdict(settings.hypergradient)
+  return {field: values[field] for field in fields_of(name)}
+
+
+def toy(settings: Laboratory) -> Json:
+  """The paper's figure 2, and every estimator where it begins, against closed forms."""
+  trajectories = []
+  for rate in _TOY_RATES:
+    alphas, weights = problems.toy_search(rate)
+    trajectories.append(
+      {'learning_rate': rate, 'alphas': alphas.tolist(), 'weights': weights.tolist(), 'rest': 2 / (1 + 2 * rate)}
+    )
+  rows = []
+  for name in settings.estimators:
+    values = fields(settings.search, name)
+    estimate = problems.toy_estimate(name, values, _TOY_RATE)
+    rows.append({'estimator': name, 'estimate': estimate, 'expected': problems.toy_expected(name, values, _TOY_RATE)})
+  return {'trajectories': trajectories, 'rows': rows}
+
+
+def quadratic(settings: Laboratory) -> Json:
+  """Every estimator on a random quadratic problem, against its own closed form and the true hypergradient."""
+  size = settings.quadratic
+  problem = problems.Quadratic.random(size.weights, size.alphas, size.condition, settings.search.seed)
+  truth = problem.true_hypergradient()
+
+  def distance(gradient: np.ndarray, reference: np.ndarray) -> float:
+    return float(np.linalg.norm(gradient - reference) / np.linalg.norm(reference))
+
+  rows = []
+  for name in settings.estimators:
+    values = fields(settings.search, name)
+    if name == 'neumann':
+      values['step_size'] = problem.learning_rate
+    if name == 'conjugate_gradient':
+      values |= {'iterations': size.weights, 'damping': 1e-12}
+    for dtype in ('float64', 'float32'):
+      gradient, memory = problem.estimate(name, values, dtype)
+      reports = make(name, values).reports
+      rows.append(
+        {
+          'estimator': name,
+          'precision': dtype,
+          'error': distance(gradient, problem.expected(name, values)),
+          'distance': distance(gradient, truth),
+          'cosine': float(gradient @ truth / (np.linalg.norm(gradient) * np.linalg.norm(truth))),
+          'residual': float(memory.residual) if 'residual' in reports else None,
+        }
+      )
+  counts = sorted({1, 3, 10, 30, 100} | {size.weights})
+  convergence = {}
+  for name, by_count in (
+    ('unrolled', lambda count: {'steps': count}),
+    ('neumann', lambda count: {'terms': count, 'step_size': problem.learning_rate}),
+    ('conjugate_gradient', lambda count: {'iterations': count, 'damping': 1e-12}),
+  ):
+    if name not in settings.estimators:
+      continue
+    points = []
+    for count in counts:
+      if name == 'conjugate_gradient' and count > size.weights:
+        continue
+      values = by_count(count)
+      points.append((make(name, values).cost.forward, distance(problem.estimate(name, values, 'float64')[0], truth)))
+    convergence[name] = {'passes': [p for p, _ in points], 'distance': [d for _, d in points]}
+  return {**dataclasses.asdict(size), 'rows': rows, 'convergence': convergence}
+
+
+class SupernetLab:
+  """The real supernet on real images, in several precisions, with its smooth twin."""
+
+  def __init__(self, settings: Laboratory, checkpoint: str | None, note: Callable[[str], None]) -> None:
+    """Reads data and checkpoints; compiles little.
+
+    Args:
+      settings: whose search is that of the checkpoint, if there is one.
+      checkpoint: the working directory of a search, or None for a network at initialisation.
+      note: is told what goes on.
+
+    Raises:
+      ValueError: a setting, the data or the directory is unfit.
+    """
+    search = settings.search
+    data = search.data
+    images = image_data.load(data.name, directory=data.dir, path=data.path, download=data.download)
+    check_images(images)
+    mesh = make_mesh(1)
+    self._settings = settings
+    self._note = note
+    self._strategy = make_strategy(search)
+    self._searchers: dict[int, tuple[Searcher, Halves, Callable[..., Halves]]] = {}
+    for size in dict.fromkeys((search.batch_size, *settings.batch_sizes)):
+      sized = dataclasses.replace(search, batch_size=size)
+      searcher = Searcher(sized, self._strategy, images, mesh)
+      self._searchers[size] = searcher, place(images, sized, mesh), jax.jit(searcher.batches)
+    searcher = self._searcher
+    key = jax.random.key(search.seed)
+    self.states: dict[int, SearchState] = {}
+    if checkpoint is None:
+      self.source = 'initialisation'
+      self.states[0] = searcher.init(key)
+    else:
+      shapes = jax.eval_shape(searcher.init, key)
+      template = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=replicated(mesh)), shapes)
+      saved = Checkpoints(f'{checkpoint}/checkpoints')
+      for step in saved.steps():
+        restored = saved.restore(template, at=step)
+        assert restored is not None
+        self.states[step] = restored.state
+      if not self.states:
+        raise ValueError(f'--checkpoint: {checkpoint} has no checkpoint; a search saves one after every epoch')
+      self.source = f'step {max(self.states)} of {checkpoint}'
+    self._optimizers = Optimizers.from_settings(search, searcher.steps_per_epoch)
+    # One object each, so that what is compiled for it serves all precisions.
+    self._estimators = {name: make(name, fields(search, name)) for name in ESTIMATORS}
+    self._advances: dict[Any, Any] = {}
+    self._benches: dict[tuple[str, bool], Bench] = {}
+    self.frozen = self.freeze(self.states[max(self.states)])
+
+  @property
+  def _searcher(self) -> Searcher:
+    return self._searchers[self._settings.search.batch_size][0]
+
+  def freeze(self, state: SearchState, batch_size: int | None = None, draw: int | None = None) -> Frozen:
+    """A state with a batch of either half: those of its next step, or of another step."""
+    _, halves, batches = self._searchers[batch_size or self._settings.search.batch_size]
+    shown = state if draw is None else state.replace(step=jnp.int32(draw))
+    host = jax.device_get(state.replace(key=jnp.zeros(0)))
+    return Frozen(host, jax.device_get(batches(shown, halves)))
+
+  def bench(self, precision: str, smooth: bool = False) -> Bench:
+    """The network or its smooth twin in a precision; the same each time."""
+    if (precision, smooth) not in self._benches:
+      fine = self.bench('float32', smooth) if precision == 'bfloat16' else None
+      net = dataclasses.replace(self._searcher.net, smooth=smooth)
+      self._benches[precision, smooth] = Bench(
+        net, self._strategy, self._optimizers, precision, fine, self._note, self._advances
+      )
+    return self._benches[precision, smooth]
+
+  @functools.cached_property
+  def reference(self) -> Outcome:
+    """The exact one-step hypergradient in float64."""
+    return self.bench('float64').estimate(self._estimators['exact'], self.frozen)
+
+  def table(self) -> Json:
+    """Every estimator in every precision, against the exact and the unrolled hypergradient in float64."""
+    settings = self._settings
+    references = {
+      'one_step': self.reference,
+      'unrolled': self.bench('float64').estimate(unrolled(settings.reference_steps), self.frozen),
+    }
+    rows = []
+    for precision in settings.precisions:
+      for name in settings.estimators:
+        if name == 'exact_reverse' and precision != 'float32':
+          # Its numbers are those of `exact`; it is there for what it costs.
+          continue
+        estimator = self._estimators[name]
+        outcome = self.bench(precision).estimate(estimator, self.frozen, settings.repeats, checks=True)
+        memory = outcome.memory
+        rows.append(
+          {
+            'estimator': name,
+            'precision': precision,
+            **{
+              key: {'term': compare(outcome.term, other.term), 'whole': compare(outcome.estimate, other.estimate)}
+              for key, other in references.items()
+            },
+            'seconds': outcome.seconds,
+            'bytes': outcome.num_bytes,
+            **estimator.cost._asdict(),
+            **{report: float(getattr(memory, report)) for report in estimator.reports},
+            **({'disagreement': float(memory.disagreement)} if estimator.checks else {}),
+          }
+        )
+        rows[-1] = {'residual': None, 'epsilon': None, 'disagreement': None, **rows[-1]}
+    return rows
+
+  def radius(self) -> Json:
+    """The finite difference's error in the second-order term against its radius, on the network and its twin."""
+    radii = np.geomspace(1e-7, 1, self._settings.radii)
+    result: dict[str, Any] = {'paper': 0.01}
+    for kind, smooth in (('network', False), ('twin', True)):
+      truth = self.bench('float64', smooth).estimate(self._estimators['exact'], self.frozen)
+      result[kind] = {}
+      for precision in self._settings.precisions:
+        bench = self.bench(precision, smooth)
+        outcome = bench.estimate(self._estimators['finite_difference'], self.frozen)
+        terms = bench.differences(self.frozen, outcome, radii)
+        errors = [compare(term, truth.term)['error'] for term in terms]
+        result[kind][precision] = {'radii': radii.tolist(), 'errors': errors}
+    return result
+
+  def batches(self) -> Json:
+    """Cosine to the mean over many batches, against batch size and number of batches."""
+    settings, bench = self._settings, self.bench('float32')
+    state = self.states[max(self.states)]
+    size = settings.search.batch_size
+    # The reference's batches come first, those that are compared with it after them.
+    count = -(-2 * settings.images // size)
+    truth = _mean([bench.estimate(self._estimators['exact'], self.freeze(state, size, draw)) for draw in range(count)])
+    lines = []
+    for batch_size in sorted({size, *settings.batch_sizes}):
+      number = settings.images // batch_size
+      draws = range(100_000, 100_000 + number)
+      frozen = [self.freeze(state, batch_size, draw) for draw in draws]
+      for name in ('first_order', 'finite_difference', 'exact'):
+        estimator = self._estimators[name]
+        outcomes = [bench.estimate(estimator, each) for each in frozen]
+        groups = [2**i for i in range(number.bit_length()) if 2**i <= number]
+        line: dict[str, Any] = {'estimator': estimator.name, 'batch_size': batch_size}
+        line['images'] = [batch_size * group for group in groups]
+        for part, index in (('term', 1), ('whole', 0)):
+          line[part] = [_mean_cosine(outcomes, group, truth, index) for group in groups]
+        lines.append(line)
+    return {'reference_images': count * size, 'lines': lines}
+
+  def along(self) -> Json:
+    """The estimators against the exact one, along a search: that of the checkpoints, or a short one from here."""
+    settings = self._settings
+    names = [name for name in settings.estimators if name not in ('exact', 'exact_reverse')]
+    result: dict[str, Any] = {'steps': [], 'term_fraction': [], 'outer_norm': [], 'loss': []}
+    result['estimators'] = {name: {'term': [], 'whole': [], 'error': []} for name in names}
+    if len(self.states) > 1:
+      result['source'] = f'the checkpoints of the search of which this is {self.source}'
+      states = iter(self.states.items())
+    else:
+      result['source'] = f'{settings.search_steps} steps of a search, from {self.source}'
+      states = self._walk(max(self.states))
+    for step, state in states:
+      frozen = self.freeze(state)
+      truth = self.bench('float64').estimate(self._estimators['exact'], frozen)
+      loss, _ = self.bench('float32').gradients(frozen)
+      outer = _norm(truth.outer)
+      for key, value in (
+        ('steps', step),
+        ('loss', loss),
+        ('outer_norm', outer),
+        ('term_fraction', _norm(truth.term) / outer),
+      ):
+        result[key].append(value)
+      for name in names:
+        estimator = self._estimators[name]
+        outcome = self.bench('float32').estimate(estimator, frozen)
+        term, whole = compare(outcome.term, truth.term), compare(outcome.estimate, truth.estimate)
+        for key, found in (('term', term['cosine']), ('whole', whole['cosine']), ('error', term['error'])):
+          result['estimators'][name][key].append(found)
+    return result
+
+  def _walk(self, first: int) -> Iterator[tuple[int, SearchState]]:
+    """States of a search by the configured estimator, taken with the programs of the bench."""
+    settings, bench, optimizers = self._settings, self.bench('float32'), self._optimizers
+    state = self.states[first]
+    estimator = self._estimators[settings.search.hypergradient.name]
+
+    @jax.jit
+    def move_alphas(state: SearchState, gradient: Any) -> SearchState:
+      updates, after = optimizers.alphas.update(gradient, state.alphas_optimizer, state.alphas)
+      return state.replace(alphas=optax.apply_updates(state.alphas, updates), alphas_optimizer=after)
+
+    @jax.jit
+    def move_weights(state: SearchState, gradient: Any) -> SearchState:
+      vector = state.weights.vector
+      updates, after = optimizers.weights.update(gradient, state.weights_optimizer, vector)
+      weights = state.weights.replace(optax.apply_updates(vector, updates))
+      return state.replace(weights=weights, weights_optimizer=after, step=state.step + 1)
+
+    for step in range(first, first + settings.search_steps + 1):
+      if (step - first) % settings.compare_every == 0:
+        yield step, state
+      frozen = self.freeze(state)
+      estimate = bench.estimate(estimator, frozen).estimate
+      state = move_alphas(state, {name: jnp.float32(value) for name, value in estimate.items()})
+      host = frozen.state.replace(alphas=jax.device_get(state.alphas))
+      _, gradients = bench.gradients(frozen._replace(state=host))
+      state = move_weights(state, gradients.weights)
+
+  def unrolled(self) -> Json:
+    """Time and memory of unrolled gradients against their number of steps."""
+    settings, bench = self._settings, self.bench('float32')
+    outcomes = [bench.estimate(unrolled(steps), self.frozen, settings.repeats) for steps in settings.unrolled_steps]
+    seconds, num_bytes = bench.time_gradient(self.frozen, settings.repeats)
+    return {
+      'steps': list(settings.unrolled_steps),
+      'seconds': [outcome.seconds for outcome in outcomes],
+      'bytes': [outcome.num_bytes for outcome in outcomes],
+      'gradient_seconds': seconds,
+      'gradient_bytes': num_bytes,
+    }
+
+  def results(self) -> Json:
+    """All of it."""
+    search = self._settings.search
+    state = self.states[max(self.states)]
+    outer = _norm(self.reference.outer)
+    return {
+      'data': search.data.name,
+      'state': self.source,
+      'weights': int(state.weights.vector.size),
+      'alphas': sum(leaf.size for leaf in jax.tree.leaves(state.alphas)),
+      'batch_size': search.batch_size,
+      'operations': len(search.network.operations),
+      'channels': search.network.channels,
+      'layers': search.network.layers,
+      'nodes': search.network.nodes,
+      'reference_steps': self._settings.reference_steps,
+      'outer_norm': outer,
+      'term_fraction': _norm(self.reference.term) / outer,
+      'rows': self.table(),
+      'radius': self.radius(),
+      'batches': self.batches(),
+      'along': self.along(),
+      'unrolled': self.unrolled(),
+    }
+
+
+def _norm(gradient: Gradient) -> float:
+  return math.sqrt(sum(float(np.sum(value**2)) for value in gradient.values()))
+
+
+def _mean(outcomes: Sequence[Outcome]) -> tuple[Gradient, Gradient]:
+  """The means of estimates and of second-order terms."""
+
+  def mean(gradients: Sequence[Mapping[str, np.ndarray]]) -> Gradient:
+    return {name: np.mean([gradient[name] for gradient in gradients], axis=0) for name in gradients[0]}
+
+  return mean([outcome.estimate for outcome in outcomes]), mean([outcome.term for outcome in outcomes])
+
+
+def _mean_cosine(outcomes: Sequence[Outcome], group: int, truth: tuple[Gradient, Gradient], part: int) -> float | None:
+  """The mean cosine of means over groups of batches."""
+  starts = range(0, len(outcomes) - group + 1, group)
+  found = [compare(_mean(outcomes[start : start + group])[part], truth[part])['cosine'] for start in starts]
+  return None if None in found else float(np.mean([value for value in found if value is not None]))

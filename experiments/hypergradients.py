@@ -1,0 +1,39 @@
+"""Compares estimators of the architecture gradient.
+
+python -m experiments.hypergradients --config=configs/hypergradients.py [--checkpoint=WORKDIR] [--search]
+    [--workdir=DIR] [--config.FIELD=VALUE ...]
+"""
+
+import pathlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from darts_jax import laboratory
+from experiments.entry import Flag, launch
+
+FLAGS = (
+  Flag('checkpoint', None, 'Working directory of a search, at whose checkpoints estimators are compared.'),
+  Flag('search', False, 'Whether to search with every estimator, too, from the same seed.'),
+)
+
+
+def run(config: Mapping[str, Any], workdir: pathlib.Path, checkpoint: str | None, search: bool) -> int:
+  """Runs the laboratory and prints its table; returns the exit code."""
+  try:
+    laboratory.run(config, workdir, checkpoint=checkpoint, search=search)
+  except laboratory.Interrupted as error:
+    print(error, file=sys.stderr)
+    return 130
+  print((workdir / 'results.md').read_text())
+  print(f'report: {workdir / "report.html"}')
+  return 0
+
+
+if __name__ == '__main__':
+  launch(
+    run,
+    'usage: python -m experiments.hypergradients --config=configs/hypergradients.py [--checkpoint=WORKDIR] [--search]'
+    ' [--workdir=DIR] [--config.FIELD=VALUE]',
+    FLAGS,
+  )
