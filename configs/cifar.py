@@ -78,7 +78,7 @@ def get_config() -> ConfigDict:
   config.hypergradient.terms = 5
   config.hypergradient.step_size = 0.01
   config.hypergradient.iterations = 5
-  config.hypergradient.damping = 1.0
+  config.hypergradient.damping = 10.0
   config.hypergradient.amending = 0.1
 
   config.checkpoint = ConfigDict()

@@ -44,5 +44,5 @@ def get_config() -> ConfigDict:
   config.search = digits.get_config()
   config.search.network.channels = 4
   config.search.network.nodes = 2
-  config.search.network.operations = ('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3', 'dil_conv_3x3')
+  config.search.network.operations = ('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3')
   return config

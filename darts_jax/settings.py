@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import re
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -47,7 +48,11 @@ def build(kind: type[T], config: Mapping[str, Any], path: str = 'config') -> T:
       values[name] = build(typing.cast(type[Any], types[name]), value, f'{path}.{name}')
     else:
       values[name] = _checked(value, types[name], fields[name].metadata, f'{path}.{name}')
-  return kind(**values)
+  try:
+    return kind(**values)
+  except ValueError as error:
+    # Settings name their fields as if they were a whole config.
+    raise ValueError(re.sub(r'^config\b', path, str(error))) from error
 
 
 def differences(old: Any, new: Any, path: str = 'config') -> list[str]:

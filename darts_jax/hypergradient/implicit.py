@@ -85,7 +85,7 @@ class _Krylov(NamedTuple):
   square: Array
 
 
-def conjugate_gradient(iterations: int = 5, damping: float = 1.0) -> Estimator:
+def conjugate_gradient(iterations: int = 5, damping: float = 10.0) -> Estimator:
   """A⁻¹v ≈ the solution of (A + δI)x = v by conjugate gradients from x = 0.
 
   Exact after as many iterations as there are weights if A + δI is positive definite. The Hessian of a network is not:

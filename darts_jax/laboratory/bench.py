@@ -87,7 +87,7 @@ class Bench:
   advances: dict[Any, Callable[..., Memory]] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self) -> None:
-    self._programs: dict[Any, jax.stages.Compiled] = {}
+    self._programs: dict[Any, _Program] = {}
 
   @property
   def dtype(self) -> str:
@@ -152,7 +152,7 @@ class Bench:
         start = time.perf_counter()
         jax.block_until_ready(program(*arguments))
         seconds.append(time.perf_counter() - start)
-      return statistics.median(seconds[1:]), _temporary(program)
+      return statistics.median(seconds[1:]), program.temporary_bytes
 
   def _run(self, estimator: Estimator, place: '_Place', checks: bool) -> tuple[Memory, int, float]:
     problem = place.problem(self.optimizers)
@@ -168,7 +168,7 @@ class Bench:
       _, gradients = jax.block_until_ready(program(memory.at, place.alphas, memory.direction, batch, wanted))
       seconds += time.perf_counter() - start
       memory = self._advance(each.advance)(place.weights, place.alphas, place.optimizer_state, memory, gradients)
-      temporary = max(temporary, _temporary(program))
+      temporary = max(temporary, program.temporary_bytes)
     return memory, temporary + sum(leaf.nbytes for leaf in jax.tree.leaves(memory)), seconds
 
   def _advance(self, advance: Callable[[Problem, Memory, Gradients], Memory]) -> Callable[..., Memory]:
@@ -180,7 +180,7 @@ class Bench:
       self.advances[advance] = jax.jit(call)
     return self.advances[advance]
 
-  def _program(self, what: Any, place: '_Place', half: str, direction: Array) -> jax.stages.Compiled:
+  def _program(self, what: Any, place: '_Place', half: str, direction: Array) -> '_Program':
     """A program `(weights, alphas, direction, batch, whether weights are wanted) → (loss, Gradients)`."""
     batch = place.batches[half]
     key = what, jax.tree.map(jnp.shape, batch)
@@ -211,7 +211,8 @@ class Bench:
       how = 'loaded' if report.cached else 'compiled'
       name = {'gradient': 'gradient', 'product': 'product', 'reverse_product': 'reverse product'}[what]
       self.note(f'{name}{twin}, {self.precision}, {len(batch.labels)} images: {how} in {report.seconds:.1f} s')
-      self._programs[str(key)] = report.compiled
+      memory = report.compiled.memory_analysis()
+      self._programs[str(key)] = _Program(report.compiled, memory.temp_size_in_bytes if memory else 0)
     return self._programs[str(key)]
 
   @property
@@ -242,6 +243,17 @@ class Bench:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Program:
+  """A compiled program and XLA's temporary memory in it, which takes long to find out."""
+
+  compiled: jax.stages.Compiled
+  temporary_bytes: int
+
+  def __call__(self, *args: Any) -> Any:
+    return self.compiled(*args)
+
+
+@dataclasses.dataclass(frozen=True)
 class _Place:
   """A frozen state on the device."""
 
@@ -255,11 +267,6 @@ class _Place:
 
   def problem(self, optimizers: Optimizers) -> Problem:
     return Problem(optimizers.inner_optimizer(self.optimizer_state), self.weights, self.alphas)
-
-
-def _temporary(program: jax.stages.Compiled) -> int:
-  memory = program.memory_analysis()
-  return memory.temp_size_in_bytes if memory else 0
 
 
 def compare(found: Gradient, reference: Gradient) -> dict[str, float | None]:

@@ -73,6 +73,18 @@ def markdown(results: Mapping[str, Any]) -> str:
   return '\n\n'.join(part for part in parts if part) + '\n'
 
 
+def pictures(results: Mapping[str, Any]) -> dict[str, Figure]:
+  """The figures that are worth a file of their own, by file name; none without a supernet."""
+  supernet = results.get('supernet')
+  if supernet is None:
+    return {}
+  found = {
+    'radius.png': figures.radius(supernet.get('radius') or {}),
+    'estimators.png': figures.dots(supernet.get('rows') or (), _working_precision(supernet)),
+  }
+  return {name: figure for name, figure in found.items() if figure is not None}
+
+
 def _headline(results: Mapping[str, Any]) -> str:
   facts = ''.join(html.fact(name, value) for name, value in _facts(results))
   tiles = ''.join(html.tile(name, value) for name, value in _tiles(results.get('supernet') or {}))
@@ -484,11 +496,15 @@ def _working_precision(supernet: Mapping[str, Any]) -> str:
 
 
 def _number_as(form: str, factor: float = 1.0, unit: str = '') -> Callable[[Any], str]:
-  def written(value: Any) -> str:
+  def convert(value: Any) -> str:
     number = figures.number(value)
-    return _NONE if number is None else f'{number * factor:{form}}{unit}'
+    if number is None:
+      return _NONE
+    written = f'{number * factor:{form}}'
+    # What rounds to zero has no sign.
+    return (written if float(written.replace(',', '')) else written.removeprefix('-')) + unit
 
-  return written
+  return convert
 
 
 _precise = _number_as('.10g')

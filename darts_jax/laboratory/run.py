@@ -34,7 +34,8 @@ def run(
 
   Args:
     config: fields of `darts_jax.laboratory.settings.Laboratory`, as nested mappings or `ConfigDict`.
-    workdir: gets `results.json`, `results.md` and `report.html`; with `search`, also `searches/NAME/`.
+    workdir: gets `results.json`, `results.md`, `report.html` and, of the supernet, `radius.png` and `estimators.png`;
+      with `search`, also `searches/NAME/`.
     checkpoint: the working directory of a search: the supernet is the one it has got to, with its data and settings.
     search: whether to search with every estimator, too, from the same seed.
 
@@ -52,14 +53,14 @@ def run(
     raise ValueError(f'--workdir: {workdir} holds a search; choose another')
   if checkpoint is not None:
     settings = dataclasses.replace(settings, search=_search_of(checkpoint, settings.search))
-  with named_errors(workdir):
-    workdir.mkdir(parents=True, exist_ok=True)
   enable_cache()
 
   def note(message: str) -> None:
     print(f'[{time.monotonic() - start:4.0f} s] {message}', flush=True)
 
   supernet = studies.SupernetLab(settings, checkpoint, note) if 'supernet' in settings.problems else None
+  with named_errors(workdir):
+    workdir.mkdir(parents=True, exist_ok=True)
   note('toy problem')
   results: dict[str, Any] = {'setting': {}, 'toy': studies.toy(settings), 'quadratic': None, 'supernet': None}
   if 'quadratic' in settings.problems:
@@ -86,6 +87,10 @@ def run(
     for name, text in files.items():
       partial = workdir / f'{name}.partial'
       partial.write_text(text, encoding='utf-8')
+      partial.replace(workdir / name)
+    for name, figure in page.pictures(results).items():
+      partial = workdir / f'{name}.partial'
+      figure.savefig(partial, format='png', dpi=144)
       partial.replace(workdir / name)
   return results
 

@@ -64,6 +64,6 @@ class Laboratory:
       small = [value for value in getattr(self, field) if value < 1]
       if small:
         raise ValueError(f'config.{field}: {small[0]} is not allowed; it has to be ≥ 1')
-    largest = max(*self.batch_sizes, self.search.batch_size)
+    largest = max((*self.batch_sizes, self.search.batch_size))
     if self.images < largest:
       raise ValueError(f'config.images: {self.images} is not allowed; the largest batch has {largest} images')

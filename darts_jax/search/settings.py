@@ -105,7 +105,7 @@ class Hypergradient:
   terms: int = setting(5, at_least=0)
   step_size: float = setting(0.01, above=0)
   iterations: int = setting(5, at_least=1)
-  damping: float = setting(1.0, above=0)
+  damping: float = setting(10.0, above=0)
   amending: float = setting(0.1, above=0)
 
 

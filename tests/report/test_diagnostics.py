@@ -127,3 +127,20 @@ def test_a_gap_of_a_quarter_between_training_and_validation_is_overfitting(train
 def test_damaged_checkpoints_are_counted():
   event = {'kind': 'event', 'step': 3, 'event': 'damaged_checkpoint', 'message': ''}
   assert diagnostics.warnings([event, event]) == ['2 checkpoints were damaged; see the log of events.']
+
+
+def _checked(*values: float | str) -> list[dict[str, float | int | str]]:
+  records = [
+    {'kind': 'step', 'step': i, 'second_order_fraction': 0.02, 'disagreement': v} for i, v in enumerate(values)
+  ]
+  return [*records, {'kind': 'step', 'step': 99, 'second_order_fraction': 0.02}]
+
+
+@pytest.mark.parametrize(
+  ('values', 'warned'), [((0.24, 0.25, 3.0), False), ((0.1, 0.26, 3.0), True), ((), False), (('nan',), False)]
+)
+def test_a_finite_difference_that_depends_on_its_radius_is_told(values, warned):
+  found = [text for text in diagnostics.warnings(_checked(*values)) if 'across kinks' in text]
+  assert len(found) == warned
+  if warned:
+    assert 'the second-order term, which has 2.00% of the norm of ∇α L_val, by 26%' in found[0]

@@ -31,6 +31,7 @@ SEARCH = build(
   {
     'epochs': EPOCHS,
     'batch_size': BATCH,
+    'log_every': 2,
     'data': {'name': 'digits'},
     'augment': {'crop_padding': 1, 'flip': True, 'cutout': 2},
     'network': {
@@ -147,11 +148,16 @@ def test_steps_stop_after_a_loss_that_is_not_finite(lab):
 
 
 class Gradients(NamedTuple):
-  """What a step is made of: the hypergradient before it; ∇w L_train, as a vector, and BN statistics at the new α."""
+  """What a step is made of.
+
+  The hypergradient before it, and what is to be reported of it; ∇w L_train, as a vector, and BN statistics at the new
+  α.
+  """
 
   alphas: dict[str, np.ndarray]
   weights: np.ndarray
   statistics: Any
+  reports: dict[str, float]
 
 
 def norm(*arrays: np.ndarray) -> float:
@@ -195,10 +201,20 @@ def gradients(lab, trajectory) -> list[Gradients]:
     g, _, _ = at(w, before.alphas, train)
     v, outer, _ = at(w - rate * (rates.momentum * momentum + g + rates.weight_decay * w), before.alphas, valid)
     epsilon = SEARCH.hypergradient.radius / norm(v)
-    (_, plus, _), (_, minus, _) = (at(w + sign * epsilon * v, before.alphas, train) for sign in (1, -1))
-    estimate = {name: outer[name] - rate * (plus[name] - minus[name]) / (2 * epsilon) for name in outer}
+
+    def product(epsilon):
+      (_, plus, _), (_, minus, _) = (at(w + sign * epsilon * v, before.alphas, train) for sign in (1, -1))
+      return {name: -rate * (plus[name] - minus[name]) / (2 * epsilon) for name in outer}
+
+    whole, half = product(epsilon), product(epsilon / 2)
+    estimate = {name: outer[name] + whole[name] for name in outer}
     of_weights, _, statistics = at(w, new_alphas, train)
-    return Gradients(estimate, of_weights, statistics)
+    reports = {
+      'epsilon': epsilon / rate,
+      'second_order_fraction': norm(*whole.values()) / norm(*outer.values()),
+      'disagreement': norm(*(whole[name] - half[name] for name in outer)) / norm(*whole.values()),
+    }
+    return Gradients(estimate, of_weights, statistics, reports)
 
   return [compute(before, after.alphas) for before, after in itertools.pairwise(trajectory.states)]
 
@@ -219,6 +235,16 @@ def test_alphas_move_by_adam_with_decay_in_the_gradient(trajectory, gradients):
     np.testing.assert_allclose(metrics['alphas_gradient_norm'], norm(*gradient.alphas.values()), rtol=1e-3)
 
 
+def test_steps_that_are_logged_check_their_hypergradient(trajectory, gradients):
+  assert [metrics['checks'] for metrics in trajectory.metrics] == [0, 1, 0]
+  for metrics, gradient in zip(trajectory.metrics, gradients, strict=True):
+    expected = gradient.reports if metrics['checks'] else gradient.reports | {'disagreement': 0.0}
+    # Differences of gradients in float32, of which a thousandth is left.
+    for name, value in expected.items():
+      np.testing.assert_allclose(metrics[name], value, rtol=2e-2, err_msg=name)
+  assert trajectory.metrics[1]['disagreement'] > 0.01
+
+
 def test_weights_move_by_clipped_sgd_with_momentum_and_decay(trajectory, gradients, lab):
   rates = SEARCH.weights
   factors, momentum = [], 0.0
@@ -232,6 +258,7 @@ def test_weights_move_by_clipped_sgd_with_momentum_and_decay(trajectory, gradien
     np.testing.assert_allclose(trajectory.metrics[t]['weights_gradient_norm'], norm(g), rtol=1e-4)
   # Some gradients have been clipped.
   assert min(factors) < 0.95, factors
+  assert [metrics['clipped'] for metrics in trajectory.metrics] == [factor < 1 for factor in factors]
 
 
 def test_running_statistics_are_those_of_the_weight_update(trajectory, gradients):

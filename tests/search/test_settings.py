@@ -98,6 +98,13 @@ def test_errors_name_the_field_the_value_and_what_is_allowed(config, message):
       ' allowed are first_order, finite_difference, exact',
     ),
     ({'hypergradient': {'radius': 0.0}}, 'config.hypergradient.radius: 0.0 is not allowed; it has to be > 0'),
+    ({'hypergradient': {'clipping': 'off'}}, "config.hypergradient.clipping: 'off' is not known; allowed are none,"),
+    ({'hypergradient': {'steps': 0}}, 'config.hypergradient.steps: 0 is not allowed; it has to be ≥ 1'),
+    ({'hypergradient': {'damping': -1.0}}, 'config.hypergradient.damping: -1.0 is not allowed; it has to be > 0'),
+    (
+      {'hypergradient': {'name': 'truncated', 'steps': 2, 'backward_steps': 3}},
+      'config.hypergradient.backward_steps: 3 is not allowed; between 1 and steps, 2, can be differentiated',
+    ),
     ({'checkpoint': {'keep': 0}}, 'config.checkpoint.keep: 0 is not allowed; it has to be ≥ 1'),
   ],
 )

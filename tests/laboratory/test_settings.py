@@ -1,0 +1,49 @@
+import re
+
+import pytest
+
+from configs import hypergradients
+from darts_jax.laboratory import Laboratory
+from darts_jax.laboratory.run import run
+from darts_jax.settings import build
+
+
+@pytest.mark.parametrize(
+  ('config', 'message'),
+  [
+    ({'problems': ('toys',)}, "config.problems: 'toys' is not known; allowed are quadratic, supernet"),
+    ({'estimators': ('exakt',)}, "config.estimators: 'exakt' is not known; allowed are first_order, "),
+    ({'estimators': ()}, 'config.estimators: () is empty; at least one is compared'),
+    ({'precisions': ('float16',)}, "config.precisions: 'float16' is not known; allowed are float32, float64, bfloat16"),
+    ({'batch_sizes': (0,)}, 'config.batch_sizes: 0 is not allowed; it has to be ≥ 1'),
+    ({'unrolled_steps': (1, -1)}, 'config.unrolled_steps: -1 is not allowed; it has to be ≥ 1'),
+    ({'images': 100}, 'config.images: 100 is not allowed; the largest batch has 128 images'),
+    ({'search': {'network': {'channels': 3}}}, 'config.search.network.channels: 3 is not allowed; it has to be even'),
+    ({'quadratic': {'condition': 0.5}}, 'config.quadratic.condition: 0.5 is not allowed; it has to be ≥ 1'),
+  ],
+)
+def test_settings_of_the_laboratory_have_their_limits(config, message):
+  with pytest.raises(ValueError, match=f'^{re.escape(message)}'):
+    build(Laboratory, config)
+
+
+def test_default_config_is_fit():
+  settings = build(Laboratory, hypergradients.get_config())
+  assert settings.search.data.name == 'digits'
+  assert settings.precisions == ('float32', 'float64', 'bfloat16')
+
+
+def test_directory_of_a_search_is_not_written_to(tmp_path):
+  (tmp_path / 'metrics.jsonl').write_text('')
+  with pytest.raises(ValueError, match=f'^--workdir: {tmp_path} holds a search; choose another$'):
+    run({}, tmp_path)
+  assert [path.name for path in tmp_path.iterdir()] == ['metrics.jsonl']
+
+
+def test_checkpoint_that_is_none(tmp_path):
+  with pytest.raises(ValueError, match=f'^--checkpoint: {tmp_path} holds no search \\(config.json: No such file'):
+    run({}, tmp_path / 'new', checkpoint=str(tmp_path))
+  (tmp_path / 'config.json').write_text('{"data": {"name": "digits"}, "batch_size": 32}')
+  with pytest.raises(ValueError, match=f'^--checkpoint: {tmp_path} has no checkpoint; a search saves one'):
+    run({'batch_sizes': ()}, tmp_path / 'new', checkpoint=str(tmp_path))
+  assert not (tmp_path / 'new').exists()
