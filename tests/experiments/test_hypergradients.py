@@ -11,8 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from configs import hypergradients
 from darts_jax.hypergradient import ESTIMATORS
 from darts_jax.laboratory.problems import Quadratic
+from experiments.entry import launch
+from experiments.hypergradients import FLAGS, run
 
 ROOT = pathlib.Path(__file__).parents[2]
 ESTIMATORS_SHOWN = ('first_order', 'finite_difference', 'exact', 'unrolled', 'neumann')
@@ -20,14 +23,14 @@ SMALL = (
   '--config=configs/hypergradients.py',
   "--config.precisions=('float32',)",
   '--config.batch_sizes=()',
-  '--config.images=16',
+  '--config.images=128',
   '--config.radii=3',
   '--config.search_steps=2',
   '--config.compare_every=2',
   '--config.unrolled_steps=(1,3)',
   '--config.repeats=1',
   '--config.reference_steps=2',
-  '--config.search.batch_size=16',
+  '--config.search.batch_size=128',
   '--config.search.epochs=1',
   '--config.search.network.nodes=1',
   '--config.search.network.channels=2',
@@ -54,9 +57,23 @@ def command(*arguments: str) -> 'subprocess.CompletedProcess[str]':
 
 
 @pytest.fixture(scope='module')
-def finished(tmp_path_factory) -> Finished:
-  workdir = tmp_path_factory.mktemp('laboratory') / 'run'
-  process = command(*SMALL, f'--config.estimators={ESTIMATORS_SHOWN}', f'--workdir={workdir}')
+def searched(tmp_path_factory) -> pathlib.Path:
+  """Searches by two estimators, and nothing else."""
+  workdir = tmp_path_factory.mktemp('laboratory') / 'searches'
+  estimators = "--config.estimators=('first_order','finite_difference')"
+  process = command(*SMALL, estimators, '--config.problems=()', '--search', f'--workdir={workdir}')
+  assert process.returncode == 0, process.stderr
+  return workdir
+
+
+@pytest.fixture(scope='module')
+def finished(searched) -> Finished:
+  """Everything but searches, at the checkpoint of one."""
+  workdir = searched.with_name('run')
+  checkpoint = searched / 'searches' / 'finite_difference'
+  process = command(
+    *SMALL, f'--config.estimators={ESTIMATORS_SHOWN}', f'--checkpoint={checkpoint}', f'--workdir={workdir}'
+  )
   assert process.returncode == 0, process.stderr
   return Finished(workdir, process.stdout, json.loads((workdir / 'results.json').read_text()))
 
@@ -94,10 +111,9 @@ def test_estimators_are_as_far_from_the_exact_gradient_as_they_should_be(finishe
 def test_studies_have_their_points(finished):
   supernet = finished.results['supernet']
   assert supernet['unrolled']['steps'] == [1, 3]
-  assert supernet['along']['steps'] == [0, 2]
   np.testing.assert_allclose(supernet['radius']['network']['float32']['radii'], [1e-7, 10**-3.5, 1])
-  assert supernet['batches']['reference_images'] == 32
-  assert [line['images'] for line in supernet['batches']['lines']] == [[16]] * 3
+  assert supernet['batches']['reference_images'] == 256
+  assert [line['images'] for line in supernet['batches']['lines']] == [[128]] * 3
   quadratic = finished.results['quadratic']
   problem = Quadratic.random(20, 6, 100.0, seed=0)
   away = np.linalg.norm(problem.expected('first_order', {}) - problem.true_hypergradient())
@@ -108,27 +124,21 @@ def test_studies_have_their_points(finished):
     assert row['estimate'] == pytest.approx(row['expected'], rel=1e-9)
 
 
-def test_searches_with_several_estimators_and_comparison_at_their_checkpoints(tmp_path):
-  estimators = ('first_order', 'finite_difference')
-  small = (*SMALL, f'--config.estimators={estimators}', '--config.search.batch_size=128', '--config.images=128')
-  process = command(*small, '--config.problems=()', '--search', f'--workdir={tmp_path / "run"}')
-  assert process.returncode == 0, process.stderr
-  results = json.loads((tmp_path / 'run' / 'results.json').read_text())
-  assert [row['estimator'] for row in results['search']] == list(estimators)
+def test_state_is_that_of_the_checkpoint(finished, searched):
+  supernet = finished.results['supernet']
+  assert supernet['state'] == f'step 5 of {searched}/searches/finite_difference'
+  assert supernet['along']['steps'] == [5, 7]
+
+
+def test_searches_are_compared(searched):
+  results = json.loads((searched / 'results.json').read_text())
+  assert (results['supernet'], results['quadratic']) == (None, None)
+  assert [row['estimator'] for row in results['search']] == ['first_order', 'finite_difference']
   for row in results['search']:
     assert row['seconds'] > 0
     assert 0 <= row['valid_accuracy'] <= 1
     assert row['edges'] == len(row['genotype']['normal']) + len(row['genotype']['reduce'])
   assert results['search'][0]['shared_edges'] == results['search'][0]['edges']
-
-  searched = tmp_path / 'run' / 'searches' / 'finite_difference'
-  process = command(
-    *small, "--config.problems=('supernet',)", f'--checkpoint={searched}', f'--workdir={tmp_path / "at"}'
-  )
-  assert process.returncode == 0, process.stderr
-  supernet = json.loads((tmp_path / 'at' / 'results.json').read_text())['supernet']
-  assert supernet['state'] == f'step 5 of {searched}'
-  assert supernet['along']['steps'] == [5, 7]
 
 
 @pytest.mark.parametrize(
@@ -140,15 +150,18 @@ def test_searches_with_several_estimators_and_comparison_at_their_checkpoints(tm
     (('--serch',), "error: Unknown command line flag 'serch'"),
   ],
 )
-def test_errors_of_users_are_one_line(tmp_path, arguments, message):
-  process = command('--config=configs/hypergradients.py', f'--workdir={tmp_path / "run"}', *arguments)
-  assert process.returncode == 2
-  assert process.stderr.startswith(message)
-  assert process.stderr.count('\n') == 1
+def test_errors_of_users_are_one_line(tmp_path, monkeypatch, capsys, arguments, message):
+  monkeypatch.chdir(ROOT)
+  own = '--config=configs/hypergradients.py', f'--workdir={tmp_path / "run"}'
+  monkeypatch.setattr(sys, 'argv', ['hypergradients', *own, *arguments])
+  with pytest.raises(SystemExit) as stopped:
+    launch(run, 'usage', FLAGS)
+  assert stopped.value.code == 2
+  error = capsys.readouterr().err
+  assert error.startswith(message)
+  assert error.count('\n') == 1
   assert not (tmp_path / 'run').exists()
 
 
 def test_every_estimator_is_in_the_default_config():
-  from configs import hypergradients
-
   assert hypergradients.get_config().estimators == tuple(ESTIMATORS)

@@ -145,6 +145,8 @@ def test_log_holds_every_measure(finished):
     'weights_gradient_norm',
     'alphas_gradient_norm',
     'learning_rate',
+    'clipped',
+    'second_order_fraction',
     'entropy_normal',
     'entropy_reduce',
     'skip_connections',
