@@ -27,12 +27,13 @@ from darts_jax.derive import derive_genotype
 from darts_jax.genotype import search_space, to_dict
 from darts_jax.hypergradient import Estimator, exact, finite_difference, first_order
 from darts_jax.interop.reference import convert_supernet
+from darts_jax.laboratory.bench import Bench, Frozen
 from darts_jax.nets.conv import Supernet
 from darts_jax.relaxation import softmax
 from darts_jax.search.darts import Darts
 from darts_jax.search.settings import Alphas, Search, Weights
 from darts_jax.search.state import Packed, SearchState
-from darts_jax.search.step import Examples, Optimizers, StepInfo, search_step
+from darts_jax.search.step import Examples, Halves, Optimizers, StepInfo, search_step
 
 # In float64. Outputs and gradients agree up to rounding; a finite difference divides the rounding of two gradients by
 # its small step.
@@ -94,6 +95,12 @@ class SearchFile:
     evaluated, trained = (apply(self.variables, self.train.images, mixing, train=train) for train in (False, True))
     return evaluated, trained
 
+  def hypergradients(self, *estimators: Estimator) -> list[dict[str, np.ndarray]]:
+    """What estimators find, on programs that they share; see `darts_jax.laboratory.bench`."""
+    bench = Bench(self.net, self.strategy, self.optimizers, 'float64', products_of_weights=False)
+    frozen = Frozen(self.state, Halves(self.train, self.valid))
+    return [bench.estimate(estimator, frozen).estimate for estimator in estimators]
+
   def step(self, estimator: Estimator) -> tuple[SearchState, StepInfo]:
     """One whole search step."""
 
@@ -117,8 +124,8 @@ RESULTS = (
   *('logits_eval', 'logits_train', 'loss_train', 'unrolled_loss', 'step_grad_norm'),
   *(f'{kind}_{cell}' for kind in ('first_order', 'exact', 'fd', 'step_alphas') for cell in CELLS),
 )
-#: What is computed by one compiled program each.
-PARTS = ('forward', 'first_order', 'exact', 'finite_difference')
+#: What shares compiled programs.
+PARTS = ('forward', 'hypergradients', 'finite_difference')
 
 
 def compare_search(file: SearchFile, parts: Sequence[str] = PARTS) -> Iterator[tuple[str, float, float]]:
@@ -133,19 +140,17 @@ def compare_search(file: SearchFile, parts: Sequence[str] = PARTS) -> Iterator[t
     yield 'logits_eval', relative_error(evaluated, values['logits_eval']), TOLERANCE
     yield 'logits_train', relative_error(trained, values['logits_train']), TOLERANCE
     yield 'loss_train', relative_error(jnp.mean(losses), values['loss_train']), TOLERANCE
-  for part, prefix, estimator in (
-    ('first_order', 'first_order', first_order()),
-    ('exact', 'exact', exact()),
-    ('finite_difference', 'fd', finite_difference(meta['fd_radius'])),
-  ):
-    if part in parts:
-      state, info = file.step(estimator)
-      tolerance = TOLERANCE_FINITE_DIFFERENCE if prefix == 'fd' else TOLERANCE
+  if 'hypergradients' in parts:
+    estimators = first_order(), exact()
+    for estimator, found in zip(estimators, file.hypergradients(*estimators), strict=True):
       for cell in CELLS:
-        name = f'{prefix}_{cell}'
-        yield name, relative_error(info.hypergradient[cell], values[name]), tolerance
-      if prefix == 'fd':
-        yield from _compare_step(file, state, info)
+        name = f'{estimator.name}_{cell}'
+        yield name, relative_error(found[cell], values[name]), TOLERANCE
+  if 'finite_difference' in parts:
+    state, info = file.step(finite_difference(meta['fd_radius']))
+    for cell in CELLS:
+      yield f'fd_{cell}', relative_error(info.hypergradient[cell], values[f'fd_{cell}']), TOLERANCE_FINITE_DIFFERENCE
+    yield from _compare_step(file, state, info)
 
 
 def _compare_step(file: SearchFile, state: SearchState, info: StepInfo) -> Iterator[tuple[str, float, float]]:

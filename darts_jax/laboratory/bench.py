@@ -76,6 +76,7 @@ class Bench:
     fine: for `bfloat16`, the same network in float32.
     note: is told what is compiled.
     advances: compiled arithmetic between passes, which benches share.
+    products_of_weights: whether products hold the part in the weights, too; one-step estimators do without.
   """
 
   net: Supernet
@@ -85,6 +86,7 @@ class Bench:
   fine: 'Bench | None' = None
   note: Callable[[str], None] = lambda message: None
   advances: dict[Any, Callable[..., Memory]] = dataclasses.field(default_factory=dict)
+  products_of_weights: bool = True
 
   def __post_init__(self) -> None:
     self._programs: dict[Any, _Program] = {}
@@ -199,6 +201,8 @@ class Bench:
             return value, Gradients(*gradients)
 
           def gradient(weights: Array, alphas: PyTree) -> Gradients:
+            if not self.products_of_weights:
+              return Gradients(jnp.zeros_like(weights), jax.grad(loss, 1)(weights, alphas))
             return Gradients(*jax.grad(loss, (0, 1))(weights, alphas))
 
           found = derivative(what, gradient, jax.grad(loss), weights, alphas, direction)

@@ -66,6 +66,8 @@ def markdown(results: Mapping[str, Any]) -> str:
   parts = [f'# {TITLE}']
   parts += ['\n'.join(f'- {name}: {_plain(html.text(value))}' for name, value in _facts(results))]
   supernet, quadratic, searches = results.get('supernet'), results.get('quadratic'), results.get('search')
+  if supernet is not None:
+    parts += [f'## Overview, {_working_precision(supernet)}', _markdown_table(_overview_table(supernet))]
   for title, table in (*_supernet_tables(supernet), ('Toy problem', _toy_table(results.get('toy') or {}))):
     parts += [f'## {title}', _markdown_table(table)]
   parts += ['## Quadratic problem', _UNASKED if quadratic is None else _markdown_table(_quadratic_table(quadratic))]
@@ -150,6 +152,26 @@ def _overview(supernet: Mapping[str, Any]) -> str:
     'An error of 1 is as far off as leaving the term out. Estimators of the one-step term should be at the left;'
     ' unrolled and implicit ones aim at another term, and their distance from this one is no error of theirs.',
   )
+
+
+def _overview_table(supernet: Mapping[str, Any]) -> _Table:
+  """Accuracy against the exact one-step gradient and cost, in the precision of searches."""
+  measures: tuple[tuple[str, str, tuple[str, ...], Callable[[Any], str]], ...] = (
+    ('term', 'error', ('one_step', 'term', 'error'), _error),
+    ('term', 'cosine', ('one_step', 'term', 'cosine'), _cosine),
+    ('whole', 'error', ('one_step', 'whole', 'error'), _error),
+    ('whole', 'cosine', ('one_step', 'whole', 'cosine'), _cosine),
+    ('', 'passes', ('forward',), _count),
+    ('', 'time, ms', ('seconds',), _milliseconds),
+    ('', 'memory, MB', ('bytes',), _megabytes),
+  )
+  precision = _working_precision(supernet)
+  body = [
+    (str(row['estimator']), *(form(_get(row, *path)) for _, _, path, form in measures))
+    for row in supernet.get('rows') or ()
+    if row.get('precision') == precision
+  ]
+  return _Table((('', 'estimator'), *((group, name) for group, name, _, _ in measures)), 1, tuple(body))
 
 
 def _estimates(supernet: Mapping[str, Any]) -> str:

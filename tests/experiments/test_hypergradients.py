@@ -34,7 +34,7 @@ SMALL = (
   '--config.search.epochs=1',
   '--config.search.network.nodes=1',
   '--config.search.network.channels=2',
-  "--config.search.network.operations=('none','skip_connect','max_pool_3x3')",
+  "--config.search.network.operations=('none','skip_connect')",
 )
 
 
