@@ -1,7 +1,8 @@
 """Estimators of the hypergradient ∇α L_val(w*(α), α) [DARTS §2.3], for any losses and any pytrees.
 
 L_train is the inner loss, L_val the outer one, and w* the weights that the inner optimiser would come to. With
-B = ∂²L_train/∂α∂w, H = ∂²L_train/∂w², and w' = Φ(w, g) for a step of the inner optimiser with g = ∇w L_train:
+B = ∂²L_train/∂α∂w, A = ∂²L_train/∂w² + λI for the optimiser's weight decay λ, and w' = Φ(w, g) for a step of the inner
+optimiser with g = ∇w L_train:
 
 | constructor | estimate | forward and backward passes |
 |---|---|---|
@@ -11,9 +12,9 @@ B = ∂²L_train/∂α∂w, H = ∂²L_train/∂w², and w' = Φ(w, g) for a ste
 | `finite_difference(radius, one_sided)` | with [∇α L_train(w + εu, α) − ∇α L_train(w − εu, α)] / 2ε for Bu | 4, or 3 |
 | `unrolled(steps)` | gradient of L_val(w_T(α), α) through T inner steps | 3T + 1 |
 | `truncated(steps, backward_steps)` | the same through the last K of T inner steps | T + 2K + 1 |
-| `neumann(terms, step_size)` | ∇α L_val − γB Σ_{j≤K} (I − γH)ʲ v, v = ∇w L_val(w, α) | 2K + 3 |
-| `conjugate_gradient(iterations, damping)` | ∇α L_val − B(H + δI)⁻¹ v | 2n + 3 |
-| `amended(amending)` | ∇α L_val − ηBHv | 5 |
+| `neumann(terms, step_size)` | ∇α L_val − γB Σ_{j≤K} (I − γA)ʲ v, v = ∇w L_val(w, α) | 2K + 3 |
+| `conjugate_gradient(iterations, damping)` | ∇α L_val − B(A + δI)⁻¹ v | 2n + 3 |
+| `amended(amending)` | ∇α L_val − ηBAv | 5 |
 
 A pass is counted as one forward and one backward pass of a loss; a directional derivative of a gradient counts as two.
 """

@@ -89,9 +89,10 @@ def conjugate_gradient(iterations: int = 5, damping: float = 10.0) -> Estimator:
   """A⁻¹v ≈ the solution of (A + δI)x = v by conjugate gradients from x = 0.
 
   Exact after as many iterations as there are weights if A + δI is positive definite. The Hessian of a network is not:
-  along a direction without positive curvature the iteration stops where it is. Costs one gradient and n + 1 products,
-  about 3 + 7(n + 1) forward passes, with the memory of a product (Pedregosa 2016, arXiv 1602.02355). `Memory.residual`
-  is ‖v − (A + δI)x‖ / ‖v‖, computed anew and not by recurrence.
+  along a direction without positive curvature the iteration stops where it is; and products rounded to bfloat16 lose
+  the orthogonality it lives on. Costs one gradient and n + 1 products, about 3 + 7(n + 1) forward passes, with the
+  memory of a product (Pedregosa 2016, arXiv 1602.02355). `Memory.residual` is ‖v − (A + δI)x‖ /
+  ‖v‖, computed anew and not by recurrence.
 
   Args:
     iterations: n.

@@ -22,7 +22,7 @@ PyTree = Any
 def first_order() -> Estimator:
   """∇α L_val(w, α): the paper's ξ = 0 [DARTS §2.3].
 
-  One gradient, in α only: 2–3 times a forward pass, with the memory of a gradient.
+  One gradient, in α only: one forward and one backward pass, 2–3 times a forward pass, with the memory of a gradient.
   """
 
   def finish(problem: Problem, memory: Memory, gradients: Gradients) -> Memory:
@@ -121,7 +121,8 @@ def exact() -> Estimator:
 def exact_reverse() -> Estimator:
   """The mixed product as ∇α⟨∇w L_train(w, α), u⟩: reverse over reverse, what most frameworks call double backward.
 
-  The same numbers as `exact`, to compare what they cost; it keeps the whole gradient's computation in memory.
+  The same numbers as `exact`, to compare what they cost: two gradients and the gradient of a gradient, which is as many
+  forward and backward passes, with all that the inner gradient computes kept in memory.
   """
   return _exact('exact_reverse', 'reverse_product')
 

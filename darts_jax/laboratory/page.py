@@ -279,7 +279,7 @@ def _batches(supernet: Mapping[str, Any]) -> str:
   if part is None:
     return html.section(title, html.absent(_UNASKED))
   images = figures.number(part.get('reference_images'))
-  reference = 'many images' if images is None else f'{images:,.0f} other images'
+  reference = 'many images' if images is None else f'{images:,.0f} images in other batches'
   content = ''.join(
     _drawn(figures.batches(part, what), f'batches-{what}', name, f'{name} over images used, for each estimator.')
     for what, name in (('term', 'Second-order term: cosine'), ('whole', 'Whole gradient: cosine'))
@@ -427,6 +427,8 @@ def _search_table(rows: Sequence[Mapping[str, Any]]) -> _Table:
 
 def _cells(row: Mapping[str, Any], index: int) -> str:
   title = f'<h3>{html.escape(str(row["estimator"]))}</h3>\n'
+  if row.get('error'):
+    return f'{title}{html.absent(str(row["error"]))}'
   try:
     found = genotypes.from_dict(row.get('genotype'))
   except ValueError as error:

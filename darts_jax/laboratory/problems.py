@@ -175,6 +175,7 @@ class Quadratic:
     elif name == 'conjugate_gradient':
       solution = np.linalg.solve(a + fields['damping'] * eye, v)
     else:
+      assert name == 'amended', f'{name} needs its closed form here'
       solution = fields['amending'] * a @ v
     return self._outer(w) - self.c.T @ solution
 

@@ -36,7 +36,8 @@ def run(
     config: fields of `darts_jax.laboratory.settings.Laboratory`, as nested mappings or `ConfigDict`.
     workdir: gets `results.json`, `results.md`, `report.html` and, of the supernet, `radius.png` and `estimators.png`;
       with `search`, also `searches/NAME/`.
-    checkpoint: the working directory of a search: the supernet is the one it has got to, with its data and settings.
+    checkpoint: the working directory of a search: the supernet is the one it has got to, with its data and settings. Of
+      `config.search` only `hypergradient`, without `clipping`, and `data.dir`, if it is not the default, are read then.
     search: whether to search with every estimator, too, from the same seed.
 
   Returns:
@@ -69,7 +70,7 @@ def run(
   if supernet is not None:
     note(f'supernet on {settings.search.data.name}, {supernet.source}')
     results['supernet'] = supernet.results()
-  results['search'] = _searches(settings, workdir) if search else None
+  results['search'] = None
   results['setting'] = {
     'jax': jax.__version__,
     'device': _device(),
@@ -77,26 +78,37 @@ def run(
     'estimators': {name: studies.fields(settings.search, name) for name in settings.estimators},
     'seconds': time.monotonic() - start,
   }
-  results = _finite(results)
+  results = _write(results, workdir)
+  if search:
+    # The comparison is safe by now, should a search be interrupted.
+    results['search'] = _searches(settings, workdir)
+    results['setting']['seconds'] = time.monotonic() - start
+    results = _write(results, workdir)
+  return results
+
+
+def _write(results: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
+  """Writes all files; returns the results as JSON values."""
+  values: dict[str, Any] = _finite(results)
   files = {
-    'results.json': json.dumps(results, indent=1, allow_nan=False) + '\n',
-    'results.md': page.markdown(results),
-    'report.html': page.render(results),
+    'results.json': json.dumps(values, indent=1, allow_nan=False) + '\n',
+    'results.md': page.markdown(values),
+    'report.html': page.render(values),
   }
   with named_errors(workdir):
     for name, text in files.items():
       partial = workdir / f'{name}.partial'
       partial.write_text(text, encoding='utf-8')
       partial.replace(workdir / name)
-    for name, figure in page.pictures(results).items():
+    for name, figure in page.pictures(values).items():
       partial = workdir / f'{name}.partial'
       figure.savefig(partial, format='png', dpi=144)
       partial.replace(workdir / name)
-  return results
+  return values
 
 
 def _search_of(checkpoint: str, own: Search) -> Search:
-  """The settings of the search in a directory, with the estimators' fields of this run."""
+  """The settings of the search in a directory; the estimators' fields, and where the data lie, may be this run's."""
   path = pathlib.Path(checkpoint).expanduser() / 'config.json'
   try:
     saved = build(Search, json.loads(path.read_text()))
@@ -104,9 +116,9 @@ def _search_of(checkpoint: str, own: Search) -> Search:
     raise ValueError(f'--checkpoint: {checkpoint} holds no search ({path.name}: {error.strerror})') from error
   except ValueError as error:
     raise ValueError(f'--checkpoint: {path}: {error}') from error
-  return dataclasses.replace(
-    saved, hypergradient=own.hypergradient, data=dataclasses.replace(saved.data, dir=own.data.dir)
-  )
+  hypergradient = dataclasses.replace(own.hypergradient, clipping=saved.hypergradient.clipping)
+  folder = saved.data.dir if own.data.dir == Search().data.dir else own.data.dir
+  return dataclasses.replace(saved, hypergradient=hypergradient, data=dataclasses.replace(saved.data, dir=folder))
 
 
 def _searches(settings: Laboratory, workdir: pathlib.Path) -> list[dict[str, Any]]:

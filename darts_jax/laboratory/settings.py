@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from darts_jax.hypergradient import ESTIMATORS
+from darts_jax.hypergradient import ESTIMATORS, make
 from darts_jax.search.settings import Search
 from darts_jax.settings import setting
 
@@ -31,7 +31,7 @@ class Laboratory:
     repeats: timed calls of every estimator.
     radii: radii of the finite difference between 1e-7 and 1.
     batch_sizes: that are compared with the search's own.
-    images: images that the largest mean over batches has seen; the reference sees twice as many others.
+    images: that the largest mean over batches has seen; the reference is a mean over twice as many, in other batches.
     search_steps: steps of a search along which estimators are compared.
     compare_every: so many steps apart.
     unrolled_steps: T of the unrolled gradients whose cost is measured.
@@ -60,6 +60,13 @@ class Laboratory:
         raise ValueError(f'config.{field}: {unknown[0]!r} is not known; allowed are {", ".join(allowed)}')
     if not self.estimators:
       raise ValueError('config.estimators: () is empty; at least one is compared')
+    if not self.precisions:
+      raise ValueError('config.precisions: () is empty; at least one is measured')
+    for name in self.estimators:
+      try:
+        make(name, dataclasses.asdict(self.search.hypergradient))
+      except ValueError as error:
+        raise ValueError(f'config.search.hypergradient.{error}') from error
     for field in ('batch_sizes', 'unrolled_steps'):
       small = [value for value in getattr(self, field) if value < 1]
       if small:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import optax
 
 from darts_jax.data import images as image_data
-from darts_jax.hypergradient import ESTIMATORS, fields_of, make, unrolled
+from darts_jax.hypergradient import fields_of, make, unrolled
 from darts_jax.laboratory import problems
 from darts_jax.laboratory.bench import Bench, Frozen, Gradient, Outcome, compare
 from darts_jax.laboratory.settings import Laboratory
@@ -117,8 +118,12 @@ class SupernetLab:
     """
     search = settings.search
     data = search.data
-    images = image_data.load(data.name, directory=data.dir, path=data.path, download=data.download)
-    check_images(images)
+    try:
+      images = image_data.load(data.name, directory=data.dir, path=data.path, download=data.download)
+      check_images(images)
+    except ValueError as error:
+      # Data name the fields of a search, which are a part of the laboratory's.
+      raise ValueError(re.sub(r'\bconfig\.(?!search\b)', 'config.search.', str(error))) from error
     mesh = make_mesh(1)
     self._settings = settings
     self._note = note
@@ -127,7 +132,12 @@ class SupernetLab:
     for size in dict.fromkeys((search.batch_size, *settings.batch_sizes)):
       sized = dataclasses.replace(search, batch_size=size)
       searcher = Searcher(sized, self._strategy, images, mesh)
-      self._searchers[size] = searcher, place(images, sized, mesh), jax.jit(searcher.batches)
+      try:
+        halves = place(images, sized, mesh)
+      except ValueError as error:
+        field = 'config.search.batch_size' if size == search.batch_size else 'config.batch_sizes'
+        raise ValueError(str(error).replace('config.batch_size', field)) from error
+      self._searchers[size] = searcher, halves, jax.jit(searcher.batches)
     searcher = self._searcher
     key = jax.random.key(search.seed)
     self.states: dict[int, SearchState] = {}
@@ -139,15 +149,22 @@ class SupernetLab:
       template = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=replicated(mesh)), shapes)
       saved = Checkpoints(f'{checkpoint}/checkpoints')
       for step in saved.steps():
-        restored = saved.restore(template, at=step)
-        assert restored is not None
-        self.states[step] = restored.state
+        try:
+          restored = saved.restore(template, at=step)
+        except ValueError as error:
+          note(f'left out: {error}')
+          continue
+        if restored is not None:  # A search that is still running may have removed it.
+          self.states[step] = restored.state
       if not self.states:
-        raise ValueError(f'--checkpoint: {checkpoint} has no checkpoint; a search saves one after every epoch')
+        raise ValueError(
+          f'--checkpoint: {checkpoint} has no checkpoint that can be read; a search saves one after every epoch'
+        )
       self.source = f'step {max(self.states)} of {checkpoint}'
     self._optimizers = Optimizers.from_settings(search, searcher.steps_per_epoch)
     # One object each, so that what is compiled for it serves all precisions.
-    self._estimators = {name: make(name, fields(search, name)) for name in ESTIMATORS}
+    names = {*settings.estimators, search.hypergradient.name, 'first_order', 'finite_difference', 'exact'}
+    self._estimators = {name: make(name, fields(search, name)) for name in names}
     self._advances: dict[Any, Any] = {}
     self._benches: dict[tuple[str, bool], Bench] = {}
     self.frozen = self.freeze(self.states[max(self.states)])
@@ -186,9 +203,10 @@ class SupernetLab:
       'unrolled': self.bench('float64').estimate(unrolled(settings.reference_steps), self.frozen),
     }
     rows = []
+    working = 'float32' if 'float32' in settings.precisions else settings.precisions[0]
     for precision in settings.precisions:
       for name in settings.estimators:
-        if name == 'exact_reverse' and precision != 'float32':
+        if name == 'exact_reverse' and precision != working:
           # Its numbers are those of `exact`; it is there for what it costs.
           continue
         estimator = self._estimators[name]
@@ -304,6 +322,8 @@ class SupernetLab:
     for step in range(first, first + settings.search_steps + 1):
       if (step - first) % settings.compare_every == 0:
         yield step, state
+      if step == first + settings.search_steps:
+        return
       frozen = self.freeze(state)
       estimate = bench.estimate(estimator, frozen).estimate
       state = move_alphas(state, {name: jnp.float32(value) for name, value in estimate.items()})

@@ -136,8 +136,8 @@ def _kinks(records: Sequence[Record]) -> list[str]:
   parts = [v for record in checked if (v := number(record.get('second_order_fraction'))) is not None]
   size = f', which has {np.median(parts):.2%} of the norm of ∇α L_val,' if parts else ''
   return [
-    f'The finite difference steps across kinks: half its radius changes the second-order term{size} by {median:.0%}.'
-    ' The exact estimator has no radius; experiments.hypergradients compares them.'
+    f'The finite difference depends on its radius: half of it changes the second-order term{size} by {median:.0%}, as'
+    ' kinks do. The exact estimator has no radius; experiments.hypergradients compares them.'
   ]
 
 

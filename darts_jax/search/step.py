@@ -1,7 +1,7 @@
 """The search step: one update of α by the hypergradient, then one of the weights [DARTS Alg. 1].
 
 A step is a pure function of state and data. All its gradients, those the estimator asks for and the one of the
-weight update, are passes of one `lax.scan`: the gradient of the supernet's loss, by far the largest piece of the
+weight update, are passes of one `lax.while_loop`: the gradient of the supernet's loss, by far the largest piece of the
 program, stands in it once, which divides the time to compile and, for second-order estimators, the memory.
 """
 
@@ -318,6 +318,9 @@ def search_step(
   derivatives = [each.derivative for each in passes] + ['gradient']
   products = sorted({name for name in derivatives if name != 'gradient'})
   assert len(products) <= 1, 'an estimator differentiates gradients in one way'
+  assert not any(each.precise for each in passes if each.derivative != 'gradient'), (
+    'products are as precise as the rest'
+  )
 
   def gradient_at(memory: Memory, alphas: PyTree, batch: Examples, number: Array) -> Any:
     rough, fine = (jax.value_and_grad(each, (0, 1), has_aux=True) for each in (loss, loss.precisely))

@@ -144,10 +144,10 @@ def test_markdown_tables_have_as_many_columns_in_every_row(results):
   results['setting']['device'] = results['supernet']['rows'][1]['estimator'] = _HOSTILE
   text = page.markdown(results)
   blocks = [part for part in text.split('\n\n') if part.startswith('|')]
-  # Two references, costs, the toy problem, the quadratic problem, searches.
-  assert len(blocks) == 6
+  # Overview, two references, costs, the toy problem, the quadratic problem, searches.
+  assert len(blocks) == 7
   assert all(len({len(row) for row in _rows(f'#\n{block}')}) == 1 for block in blocks)
-  assert [len(block.splitlines()) - 2 for block in blocks] == [6, 6, 6, 1, 2, 2]
+  assert [len(block.splitlines()) - 2 for block in blocks] == [4, 6, 6, 6, 1, 2, 2]
   assert '<script>' not in text
   assert text.endswith('|\n')
 

@@ -15,6 +15,11 @@ from darts_jax.settings import build
     ({'estimators': ('exakt',)}, "config.estimators: 'exakt' is not known; allowed are first_order, "),
     ({'estimators': ()}, 'config.estimators: () is empty; at least one is compared'),
     ({'precisions': ('float16',)}, "config.precisions: 'float16' is not known; allowed are float32, float64, bfloat16"),
+    ({'precisions': ()}, 'config.precisions: () is empty; at least one is measured'),
+    (
+      {'search': {'hypergradient': {'steps': 1}}},
+      'config.search.hypergradient.backward_steps: 2 is not allowed; between 1 and steps, 1, can be differentiated',
+    ),
     ({'batch_sizes': (0,)}, 'config.batch_sizes: 0 is not allowed; it has to be ≥ 1'),
     ({'unrolled_steps': (1, -1)}, 'config.unrolled_steps: -1 is not allowed; it has to be ≥ 1'),
     ({'images': 100}, 'config.images: 100 is not allowed; the largest batch has 128 images'),
@@ -44,6 +49,10 @@ def test_checkpoint_that_is_none(tmp_path):
   with pytest.raises(ValueError, match=f'^--checkpoint: {tmp_path} holds no search \\(config.json: No such file'):
     run({}, tmp_path / 'new', checkpoint=str(tmp_path))
   (tmp_path / 'config.json').write_text('{"data": {"name": "digits"}, "batch_size": 32}')
-  with pytest.raises(ValueError, match=f'^--checkpoint: {tmp_path} has no checkpoint; a search saves one'):
+  with pytest.raises(ValueError, match=f'^--checkpoint: {tmp_path} has no checkpoint that can be read;'):
     run({'batch_sizes': ()}, tmp_path / 'new', checkpoint=str(tmp_path))
+  with pytest.raises(ValueError, match='^config.batch_sizes: 1024 is larger than the train half of digits'):
+    run({'batch_sizes': (1024,), 'images': 1024, 'search': {'data': {'name': 'digits'}}}, tmp_path / 'new')
+  with pytest.raises(ValueError, match="^config.search.data.dir '/nowhere' holds no cifar10: put there"):
+    run({'search': {'data': {'name': 'cifar10', 'dir': '/nowhere'}}}, tmp_path / 'new')
   assert not (tmp_path / 'new').exists()

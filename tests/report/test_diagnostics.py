@@ -140,7 +140,7 @@ def _checked(*values: float | str) -> list[dict[str, float | int | str]]:
   ('values', 'warned'), [((0.24, 0.25, 3.0), False), ((0.1, 0.26, 3.0), True), ((), False), (('nan',), False)]
 )
 def test_a_finite_difference_that_depends_on_its_radius_is_told(values, warned):
-  found = [text for text in diagnostics.warnings(_checked(*values)) if 'across kinks' in text]
+  found = [text for text in diagnostics.warnings(_checked(*values)) if 'depends on its radius' in text]
   assert len(found) == warned
   if warned:
     assert 'the second-order term, which has 2.00% of the norm of ∇α L_val, by 26%' in found[0]
