@@ -36,14 +36,14 @@ from jax import lax
 from ml_collections import config_flags
 
 from darts_jax.data.images import Images
-from darts_jax.hypergradient import ESTIMATORS, Derivative, Gradients, derivative
+from darts_jax.hypergradient import ESTIMATORS, Derivative, derivative
 from darts_jax.runtime.compilation import compile_with_report, temporary_cache
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.search.loop import make_strategy
 from darts_jax.search.searcher import Searcher, place
 from darts_jax.search.settings import Search
 from darts_jax.search.state import SearchState
-from darts_jax.search.step import loss_and_aux, make_estimator
+from darts_jax.search.step import loss_and_aux
 from darts_jax.settings import build
 
 #: Steps in a call. A search makes one call for all steps between two lines of its log, so that memory is new to the
@@ -143,14 +143,9 @@ def count_operations(settings: Search, searcher: Searcher, state: SearchState) -
 
   @functools.cache
   def operations(what: Derivative, weights_wanted: bool) -> float:
-    def gradient(weights: jax.Array, alphas: Any) -> Gradients:
-      if weights_wanted:
-        return Gradients(*jax.grad(loss, (0, 1))(weights, alphas))
-      return Gradients(None, jax.grad(loss, 1)(weights, alphas))
+    return flops(lambda weights, alphas: derivative(what, loss, weights, alphas, weights, weights_wanted))
 
-    return flops(lambda weights, alphas: derivative(what, gradient, jax.grad(loss), weights, alphas, weights))
-
-  passes = make_estimator(settings).passes
+  passes = settings.hypergradient.estimator().passes
   return operations('gradient', True) + sum(operations(each.derivative, each.weights) for each in passes)
 
 

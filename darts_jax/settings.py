@@ -52,7 +52,12 @@ def build(kind: type[T], config: Mapping[str, Any], path: str = 'config') -> T:
     return kind(**values)
   except ValueError as error:
     # Settings name their fields as if they were a whole config.
-    raise ValueError(re.sub(r'^config\b', path, str(error))) from error
+    raise ValueError(rename(str(error), path)) from error
+
+
+def rename(message: str, path: str) -> str:
+  """A message about fields `config.…`, where that config hangs at another path."""
+  return re.sub(r'\bconfig\.', f'{path}.', message)
 
 
 def differences(old: Any, new: Any, path: str = 'config') -> list[str]:

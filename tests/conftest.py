@@ -1,5 +1,6 @@
 """Sets JAX up before any test imports it: eight CPU devices, and compiled programs kept for the next run."""
 
+import html.parser
 import os
 import pathlib
 from collections.abc import Iterator
@@ -35,3 +36,45 @@ def x64() -> Iterator[None]:
 
   with jax.enable_x64(True):
     yield
+
+
+_VOID = {'meta', 'br', 'img', 'hr', 'link', 'input'}
+
+
+class _Page(html.parser.HTMLParser):
+  """Checks that tags are closed in the order they were opened, and collects what a browser would see."""
+
+  def __init__(self, text: str):
+    super().__init__()
+    self.open: list[str] = []
+    self.tags: list[str] = []
+    self.attributes: list[tuple[str, str]] = []
+    self.texts: list[str] = []
+    self.feed(text)
+    self.close()
+    assert self.open == []
+
+  def handle_starttag(self, tag, attrs):
+    self.handle_startendtag(tag, attrs)
+    if tag not in _VOID:
+      self.open.append(tag)
+
+  def handle_startendtag(self, tag, attrs):
+    self.tags.append(tag)
+    self.attributes.extend((name, value or '') for name, value in attrs)
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    self.texts.append(data)
+
+  @property
+  def text(self) -> str:
+    return ' '.join(' '.join(self.texts).split())
+
+
+@pytest.fixture(scope='session')
+def parse_page() -> type[_Page]:
+  """Reads an HTML page, and fails where its tags do not match."""
+  return _Page

@@ -32,6 +32,7 @@ from darts_jax.hypergradient.base import (
   from_optax,
   global_norm,
   hypergradient,
+  over,
   sgd,
 )
 from darts_jax.hypergradient.catalogue import ESTIMATORS, fields_of, make
@@ -62,6 +63,7 @@ __all__ = [
   'hypergradient',
   'make',
   'neumann',
+  'over',
   'sgd',
   'truncated',
   'unrolled',

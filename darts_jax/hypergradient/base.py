@@ -9,6 +9,7 @@ pass of its weight update.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 from typing import Literal as OneOf
@@ -220,23 +221,10 @@ def hypergradient(
         f'train_loss: its gradient does not change with the weights; {estimator.name} needs a loss with curvature'
       )
 
-    def evaluator(kind: tuple[str, Derivative, bool]) -> Callable[[Memory], Gradients]:
-      loss, what, weights_wanted = kind
+    def evaluator(loss: str, what: Derivative, weights_wanted: bool) -> Callable[[Memory], Gradients]:
+      return lambda memory: derivative(what, losses[loss], memory.at, alphas, memory.direction, weights_wanted)
 
-      def gradient(weights: PyTree, alphas: PyTree) -> Gradients:
-        if weights_wanted:
-          return Gradients(*jax.grad(losses[loss], (0, 1))(weights, alphas))
-        return Gradients(jax.tree.map(jnp.zeros_like, weights), jax.grad(losses[loss], 1)(weights, alphas))
-
-      def of_weights(weights: PyTree, alphas: PyTree) -> PyTree:
-        return jax.grad(losses[loss])(weights, alphas)
-
-      def evaluate(memory: Memory) -> Gradients:
-        return derivative(what, gradient, of_weights, memory.at, alphas, memory.direction)
-
-      return evaluate
-
-    evaluators = [evaluator(kind) for kind in kinds]
+    evaluators = [evaluator(*kind) for kind in kinds]
 
     def make_pass(memory: Memory, numbers: Array) -> tuple[Memory, None]:
       gradients = lax.switch(numbers[0], evaluators, memory)
@@ -250,32 +238,33 @@ def hypergradient(
 
 
 def derivative(
-  what: Derivative,
-  gradient: Callable[[PyTree, PyTree], Gradients],
-  of_weights: Callable[[PyTree, PyTree], PyTree],
-  weights: PyTree,
-  alphas: PyTree,
-  direction: PyTree,
+  what: Derivative, loss: Loss, weights: PyTree, alphas: PyTree, direction: PyTree, weights_wanted: bool = True
 ) -> Gradients:
   """What a pass computes.
 
   Args:
     what: see `Derivative`.
-    gradient: the gradients of the loss as a function of weights and α.
-    of_weights: that in the weights alone.
+    loss: what is differentiated.
     weights: where.
     alphas: likewise.
     direction: like the weights, d; not used for a gradient.
+    weights_wanted: otherwise zeros stand for the part in the weights.
 
   Returns:
     The gradients; or Hd and Bd. Forward over reverse is a Jacobian-vector product of the gradients; reverse over
     reverse the gradient of ⟨∇w L, d⟩, which is the same since second derivatives are symmetric.
   """
+
+  def gradient(weights: PyTree) -> Gradients:
+    if weights_wanted:
+      return Gradients(*jax.grad(loss, (0, 1))(weights, alphas))
+    return Gradients(jax.tree.map(jnp.zeros_like, weights), jax.grad(loss, 1)(weights, alphas))
+
   if what == 'gradient':
-    return gradient(weights, alphas)
+    return gradient(weights)
   if what == 'product':
-    return jax.jvp(lambda w: gradient(w, alphas), (weights,), (direction,))[1]
-  _, transpose = jax.vjp(of_weights, weights, alphas)
+    return jax.jvp(gradient, (weights,), (direction,))[1]
+  _, transpose = jax.vjp(jax.grad(loss), weights, alphas)
   return Gradients(*transpose(direction))
 
 
@@ -309,6 +298,17 @@ def global_norm(tree: PyTree) -> Array:
   vector = ravel_pytree(tree)[0]
   square = jnp.vdot(vector, vector)
   return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+
+
+def over(value: Array | float, norm: Array) -> Array:
+  """`value / norm` for a norm that may be zero, and is left out then."""
+  return value / jnp.where(norm > 0, norm, 1)
+
+
+def check_positive(name: str, value: float, need: str) -> None:
+  """Raises a ValueError that names the argument and the need unless the value is positive and finite."""
+  if not 0 < value < math.inf:
+    raise ValueError(f'{name}: {value} is not allowed; {need}')
 
 
 def add(tree: PyTree, scale: Array | float, direction: PyTree) -> PyTree:

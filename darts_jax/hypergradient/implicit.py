@@ -8,22 +8,26 @@ The estimators differ in what stands for A⁻¹. None needs a step of the inner 
 learning rate do not matter; how far w is from the optimum does.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from darts_jax.hypergradient.base import Estimator, Gradients, Memory, Pass, Problem, add, dot, global_norm
+from darts_jax.hypergradient.base import (
+  Estimator,
+  Gradients,
+  Memory,
+  Pass,
+  Problem,
+  add,
+  check_positive,
+  dot,
+  global_norm,
+  over,
+)
 
 Array = jax.Array
 PyTree = Any
-
-
-class _Series(NamedTuple):
-  """The norm of v."""
-
-  norm: Array
 
 
 def neumann(terms: int = 5, step_size: float = 0.01) -> Estimator:
@@ -42,28 +46,26 @@ def neumann(terms: int = 5, step_size: float = 0.01) -> Estimator:
   """
   if terms < 0:
     raise ValueError(f'terms: {terms} is not allowed; a Neumann series has at least 0 terms beyond the first')
-  if not 0 < step_size < math.inf:
-    raise ValueError(f'step_size: {step_size} is not allowed; a Neumann series needs a positive, finite one')
+  check_positive('step_size', step_size, 'a Neumann series needs a positive, finite one')
 
   def begin(problem: Problem, memory: Memory, gradients: Gradients) -> Memory:
     del problem
     memory = memory._replace(direction=gradients.weights, estimate=gradients.alphas, outer=gradients.alphas)
-    return memory._replace(scratch=_Series(global_norm(gradients.weights)))
+    return memory._replace(scratch=global_norm(gradients.weights))
 
   def add_term(problem: Problem, memory: Memory, gradients: Gradients) -> Memory:
     curved = add(gradients.weights, problem.inner.weight_decay, memory.direction)
     direction = add(memory.direction, -step_size, curved)
-    norm = memory.scratch.norm
     return memory._replace(
       direction=direction,
       estimate=add(memory.estimate, -step_size, gradients.alphas),
-      residual=(global_norm(direction) / jnp.where(norm > 0, norm, 1)).astype(memory.residual.dtype),
+      residual=over(global_norm(direction), memory.scratch).astype(memory.residual.dtype),
     )
 
   return Estimator(
     'neumann',
     (Pass('valid', begin), *[Pass('train', add_term, derivative='product')] * (terms + 1)),
-    scratch=lambda problem: _Series(jnp.zeros((), _dtype(problem.weights))),
+    scratch=lambda problem: jnp.zeros((), _dtype(problem.weights)),
     reports=('residual',),
     curvature=True,
   )
@@ -103,17 +105,16 @@ def conjugate_gradient(iterations: int = 5, damping: float = 10.0) -> Estimator:
   """
   if iterations < 1:
     raise ValueError(f'iterations: {iterations} is not allowed; conjugate gradients need at least 1')
-  if not 0 < damping < math.inf:
-    raise ValueError(f'damping: {damping} is not allowed; conjugate gradients need a positive, finite one')
+  check_positive('damping', damping, 'conjugate gradients need a positive, finite one')
 
   def damped(problem: Problem, direction: PyTree, curved: PyTree) -> PyTree:
     return add(curved, problem.inner.weight_decay + damping, direction)
 
   def begin(problem: Problem, memory: Memory, gradients: Gradients) -> Memory:
+    del problem
     v = gradients.weights
     zeros = jax.tree.map(jnp.zeros_like, v)
-    memory = memory._replace(at=problem.weights, direction=v, outer=gradients.alphas)
-    return memory._replace(scratch=_Krylov(v, zeros, v, dot(v, v)))
+    return memory._replace(direction=v, outer=gradients.alphas, scratch=_Krylov(v, zeros, v, dot(v, v)))
 
   def iterate(problem: Problem, memory: Memory, gradients: Gradients) -> Memory:
     _, solution, residual, square = memory.scratch
@@ -140,10 +141,9 @@ def conjugate_gradient(iterations: int = 5, damping: float = 10.0) -> Estimator:
   def finish(problem: Problem, memory: Memory, gradients: Gradients) -> Memory:
     right = memory.scratch.right
     rest = add(right, -1, damped(problem, memory.direction, gradients.weights))
-    norm = global_norm(right)
     return memory._replace(
       estimate=add(memory.outer, -1, gradients.alphas),
-      residual=(global_norm(rest) / jnp.where(norm > 0, norm, 1)).astype(memory.residual.dtype),
+      residual=over(global_norm(rest), global_norm(right)).astype(memory.residual.dtype),
     )
 
   def start(problem: Problem) -> _Krylov:
@@ -177,8 +177,7 @@ def amended(amending: float = 0.1) -> Estimator:
   Raises:
     ValueError: `amending` is not positive and finite.
   """
-  if not 0 < amending < math.inf:
-    raise ValueError(f'amending: {amending} is not allowed; an amended gradient needs a positive, finite one')
+  check_positive('amending', amending, 'an amended gradient needs a positive, finite one')
 
   def begin(problem: Problem, memory: Memory, gradients: Gradients) -> Memory:
     del problem

@@ -8,13 +8,24 @@ For plain SGD with learning rate ξ this is the paper's ∇α L_val(w', α) − 
 how they get the *mixed product* B u, if at all.
 """
 
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from darts_jax.hypergradient.base import Derivative, Estimator, Gradients, Memory, Pass, Problem, add, global_norm, like
+from darts_jax.hypergradient.base import (
+  Derivative,
+  Estimator,
+  Gradients,
+  Memory,
+  Pass,
+  Problem,
+  add,
+  check_positive,
+  global_norm,
+  like,
+  over,
+)
 
 PyTree = Any
 
@@ -50,17 +61,15 @@ def finite_difference(radius: float = 0.01, one_sided: bool = False) -> Estimato
   Raises:
     ValueError: `radius` is not positive and finite.
   """
-  if not 0 < radius < math.inf:
-    raise ValueError(f'radius: {radius} is not allowed; a finite difference needs a positive, finite radius')
+  check_positive('radius', radius, 'a finite difference needs a positive, finite radius')
 
   def look_ahead(problem: Problem, memory: Memory, gradients: Gradients) -> Memory:
     return _look_ahead(problem, memory, gradients)._replace(scratch=gradients.alphas)
 
   def step_aside(problem: Problem, memory: Memory, gradients: Gradients) -> Memory:
     direction = _pull_back(problem, memory.direction, gradients.weights)
-    norm = global_norm(direction)
     # u = 0 has a zero product; any finite ε finds it.
-    epsilon = radius / jnp.where(norm > 0, norm, 1)
+    epsilon = over(radius, global_norm(direction))
     return memory._replace(
       at=add(problem.weights, epsilon, direction),
       direction=direction,
@@ -68,8 +77,12 @@ def finite_difference(radius: float = 0.01, one_sided: bool = False) -> Estimato
       epsilon=epsilon.astype(memory.epsilon.dtype),
     )
 
-  def keep_and_cross_over(problem: Problem, memory: Memory, gradients: Gradients) -> Memory:
-    return memory._replace(at=add(problem.weights, -memory.epsilon, memory.direction), scratch=gradients.alphas)
+  def cross_over(part: float) -> Any:
+    def advance(problem: Problem, memory: Memory, gradients: Gradients) -> Memory:
+      at = add(problem.weights, -part * memory.epsilon, memory.direction)
+      return memory._replace(at=at, scratch=gradients.alphas)
+
+    return advance
 
   def quotient(memory: Memory, gradients: Gradients, epsilon: jax.Array) -> PyTree:
     """From the gradients in α at the end of the step, and those kept from its beginning or its other end."""
@@ -86,25 +99,25 @@ def finite_difference(radius: float = 0.01, one_sided: bool = False) -> Estimato
       estimate=jax.tree.map(jnp.add, memory.outer, product),
     )
 
-  def keep_and_cross_half_over(problem: Problem, memory: Memory, gradients: Gradients) -> Memory:
-    return memory._replace(at=add(problem.weights, -memory.epsilon / 2, memory.direction), scratch=gradients.alphas)
-
   def compare(problem: Problem, memory: Memory, gradients: Gradients) -> Memory:
     del problem
     whole = jax.tree.map(jnp.subtract, memory.estimate, memory.outer)
     half = quotient(memory, gradients, memory.epsilon / 2)
-    norm = global_norm(whole)
-    difference = global_norm(jax.tree.map(jnp.subtract, whole, half)) / jnp.where(norm > 0, norm, 1)
+    difference = over(global_norm(jax.tree.map(jnp.subtract, whole, half)), global_norm(whole))
     return memory._replace(disagreement=difference.astype(memory.disagreement.dtype))
 
   def aside(advance: Any) -> Pass:
     return Pass('train', advance, weights=False, precise=True)
 
-  first = Pass('train', look_ahead, precise=one_sided)
-  passes = (first, Pass('valid', step_aside), *([] if one_sided else [aside(keep_and_cross_over)]), aside(finish))
-  checks = (*([] if one_sided else [aside(keep_and_cross_half_over)]), aside(compare))
+  def sides(part: float, last: Any) -> tuple[Pass, ...]:
+    return (aside(last),) if one_sided else (aside(cross_over(part)), aside(last))
+
   return Estimator(
-    'finite_difference', passes, checks, lambda problem: jax.tree.map(jnp.zeros_like, problem.alphas), ('epsilon',)
+    'finite_difference',
+    (Pass('train', look_ahead, precise=one_sided), Pass('valid', step_aside), *sides(1, finish)),
+    checks=sides(0.5, compare),
+    scratch=lambda problem: jax.tree.map(jnp.zeros_like, problem.alphas),
+    reports=('epsilon',),
   )
 
 
@@ -112,8 +125,8 @@ def exact() -> Estimator:
   """The mixed product as `jax.jvp` of ∇α L_train(·, α) along u: forward over reverse, no step to choose.
 
   Costs two gradients and one Jacobian-vector product of a gradient, about twelve forward passes, with about
-  twice the memory of a gradient. Differentiation leaves out the curvature that sits in kinks, where a
-  finite difference smooths it in.
+  twice the memory of a gradient (Pearlmutter 1994). Differentiation leaves out the curvature that sits in kinks, where
+  a finite difference smooths it in.
   """
   return _exact('exact', 'product')
 

@@ -47,7 +47,7 @@ def unrolled(steps: int = 2) -> Estimator:
     ∇α L_val(w_T, α) + Σ_t B_t λ_{g,t}
 
   Costs T + 1 gradients and T products, about 10T + 3 forward passes; memory of one product whatever T, but
-  for three vectors like the weights a step.
+  for three vectors like the weights a step (Franceschi et al. 2017, arXiv 1703.01785).
 
   Args:
     steps: T.
@@ -61,7 +61,8 @@ def unrolled(steps: int = 2) -> Estimator:
 def truncated(steps: int = 4, backward_steps: int = 2) -> Estimator:
   """The same through the last K = `backward_steps` of T = `steps` inner steps; before these w_t counts as constant.
 
-  Costs T + 1 gradients and K products (Shaban et al. 2019, arXiv 1810.10667).
+  Costs T + 1 gradients and K products, with three vectors like the weights for each of the K steps (Shaban et al.
+  2019, arXiv 1810.10667).
 
   Args:
     steps: T.

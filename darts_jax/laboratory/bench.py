@@ -20,7 +20,7 @@ from darts_jax.hypergradient import Estimator, Gradients, Memory, Problem, deriv
 from darts_jax.nets.bilinear import weights_gradient_if
 from darts_jax.nets.conv import Supernet
 from darts_jax.runtime.compilation import compile_with_report, compiler_options
-from darts_jax.search.state import Packed, SearchState
+from darts_jax.search.state import SearchState
 from darts_jax.search.step import BatchLoss, Examples, Halves, Optimizers
 from darts_jax.search.strategy import Strategy
 
@@ -34,12 +34,18 @@ class Frozen(NamedTuple):
   """What all estimators are given; on the host.
 
   Attributes:
-    state: of a search.
+    state: of a search; its key as numbers, see `to_host`.
     batches: one of each half, augmented and normalised.
   """
 
   state: SearchState
   batches: Halves
+
+
+def to_host(state: SearchState) -> SearchState:
+  """A state in NumPy arrays, which a typed key has no place in: its numbers stand for it."""
+  host: SearchState = jax.device_get(state.replace(key=jax.random.key_data(state.key)))
+  return host
 
 
 class Outcome(NamedTuple):
@@ -120,15 +126,11 @@ class Bench:
       place = self._place(frozen)
       direction = jnp.asarray(outcome.memory.direction, self.dtype)
       norm = float(np.linalg.norm(np.asarray(direction, np.float64)))
-      program = (self.fine or self)._program('gradient', place, 'train', direction)
+      bench = self.fine or self
       for radius in radii:
         epsilon = radius / norm
         plus, minus = (
-          jax.device_get(
-            program(
-              place.weights + scale * direction, place.alphas, direction, place.batches['train'], jnp.array(False)
-            )
-          )[1].alphas
+          jax.device_get(bench._gradient(place, 'train', place.weights + scale * direction, False)[1].alphas)
           for scale in (epsilon, -epsilon)
         )
         yield {name: (np.asarray(plus[name], np.float64) - minus[name]) / (2 * epsilon) for name in plus}
@@ -137,87 +139,82 @@ class Bench:
     """The loss of a batch and its gradients, on the host."""
     with self._context():
       place = self._place(frozen)
-      memory = jax.tree.map(jnp.zeros_like, place.weights)
-      program = self._program('gradient', place, half, memory)
-      loss, found = program(place.weights, place.alphas, memory, place.batches[half], jnp.array(True))
+      loss, found = self._gradient(place, half, place.weights, True)
       return float(loss), jax.device_get(found)
 
   def time_gradient(self, frozen: Frozen, repeats: int) -> tuple[float, int]:
     """Seconds that a gradient takes, the median, and XLA's temporary memory."""
     with self._context():
       place = self._place(frozen)
-      nothing = jnp.zeros_like(place.weights)
-      program = self._program('gradient', place, 'train', nothing)
-      arguments = place.weights, place.alphas, nothing, place.batches['train'], jnp.array(True)
       seconds = []
       for _ in range(repeats + 1):
         start = time.perf_counter()
-        jax.block_until_ready(program(*arguments))
+        jax.block_until_ready(self._gradient(place, 'train', place.weights, True))
         seconds.append(time.perf_counter() - start)
-      return statistics.median(seconds[1:]), program.temporary_bytes
+      return statistics.median(seconds[1:]), self._program('gradient', place, 'train').temporary_bytes
+
+  def _gradient(self, place: '_Place', half: str, weights: Array, weights_wanted: bool) -> tuple[Array, Gradients]:
+    """The loss of a batch and its gradients at other weights."""
+    found: tuple[Array, Gradients] = self._program('gradient', place, half)(
+      *place.arguments(half, weights, weights, weights_wanted)
+    )
+    return found
 
   def _run(self, estimator: Estimator, place: '_Place', checks: bool) -> tuple[Memory, int, float]:
-    problem = place.problem(self.optimizers)
-    memory = estimator.start(problem)
+    memory = estimator.start(_problem(place.state, self.optimizers))
     temporary, seconds = 0, 0.0
     for each in (*estimator.passes, *(estimator.checks if checks else ())):
       bench = self.fine if each.precise and self.fine else self
-      program = bench._program(each.derivative, place, each.loss, memory.direction)
-      batch = place.batches[each.loss]
-      wanted = jnp.array(each.weights)
-      jax.block_until_ready(memory)
+      program = bench._program(each.derivative, place, each.loss)
+      arguments = jax.block_until_ready(place.arguments(each.loss, memory.at, memory.direction, each.weights))
       start = time.perf_counter()
-      _, gradients = jax.block_until_ready(program(memory.at, place.alphas, memory.direction, batch, wanted))
+      _, gradients = jax.block_until_ready(program(*arguments))
       seconds += time.perf_counter() - start
-      memory = self._advance(each.advance)(place.weights, place.alphas, place.optimizer_state, memory, gradients)
+      memory = self._advance(each.advance)(place.state, memory, gradients)
       temporary = max(temporary, program.temporary_bytes)
     return memory, temporary + sum(leaf.nbytes for leaf in jax.tree.leaves(memory)), seconds
 
   def _advance(self, advance: Callable[[Problem, Memory, Gradients], Memory]) -> Callable[..., Memory]:
     if advance not in self.advances:
 
-      def call(weights: Array, alphas: PyTree, state: PyTree, memory: Memory, gradients: Gradients) -> Memory:
-        return advance(Problem(self.optimizers.inner_optimizer(state), weights, alphas), memory, gradients)
+      def call(now: SearchState, memory: Memory, gradients: Gradients) -> Memory:
+        return advance(_problem(now, self.optimizers), memory, gradients)
 
       self.advances[advance] = jax.jit(call)
     return self.advances[advance]
 
-  def _program(self, what: Any, place: '_Place', half: str, direction: Array) -> '_Program':
-    """A program `(weights, alphas, direction, batch, whether weights are wanted) → (loss, Gradients)`."""
+  def _program(self, what: Any, place: '_Place', half: str) -> '_Program':
+    """A program `_Place.arguments → (loss, Gradients)`."""
+    arguments = place.arguments(half, place.weights, place.weights, True)
     batch = place.batches[half]
-    key = what, jax.tree.map(jnp.shape, batch)
-    if str(key) not in self._programs:
-      loss_of = BatchLoss(self.net, self.strategy, place.template, place.key, place.step, self._compute_precision)
+    key = what, batch.images.shape
+    if key not in self._programs:
 
       def program(
-        weights: Array, alphas: PyTree, direction: Array, batch: Examples, wanted: Array
+        now: SearchState, batch: Examples, weights: Array, direction: Array, wanted: Array
       ) -> tuple[Array, Gradients]:
+        loss_of = BatchLoss.at(now, self.net, self.strategy, self._compute_precision)
+
         def loss(weights: Array, alphas: PyTree) -> Array:
           return loss_of(weights, alphas, batch)[0]
 
         with weights_gradient_if(wanted):
           if what == 'gradient':
-            value, gradients = jax.value_and_grad(loss, (0, 1))(weights, alphas)
+            value, gradients = jax.value_and_grad(loss, (0, 1))(weights, now.alphas)
             return value, Gradients(*gradients)
 
-          def gradient(weights: Array, alphas: PyTree) -> Gradients:
-            if not self.products_of_weights:
-              return Gradients(jnp.zeros_like(weights), jax.grad(loss, 1)(weights, alphas))
-            return Gradients(*jax.grad(loss, (0, 1))(weights, alphas))
-
-          found = derivative(what, gradient, jax.grad(loss), weights, alphas, direction)
+          found = derivative(what, loss, weights, now.alphas, direction, self.products_of_weights)
           return jnp.zeros((), weights.dtype), found
 
       jitted = jax.jit(program, compiler_options=compiler_options())
-      arguments = place.weights, place.alphas, direction, batch, jnp.array(True)
       report = compile_with_report(jitted, *arguments)
       twin = ' of the smooth twin' if self.net.smooth else ''
       how = 'loaded' if report.cached else 'compiled'
       name = {'gradient': 'gradient', 'product': 'product', 'reverse_product': 'reverse product'}[what]
       self.note(f'{name}{twin}, {self.precision}, {len(batch.labels)} images: {how} in {report.seconds:.1f} s')
       memory = report.compiled.memory_analysis()
-      self._programs[str(key)] = _Program(report.compiled, memory.temp_size_in_bytes if memory else 0)
-    return self._programs[str(key)]
+      self._programs[key] = _Program(report.compiled, memory.temp_size_in_bytes if memory else 0)
+    return self._programs[key]
 
   @property
   def _compute_precision(self) -> str:
@@ -234,15 +231,10 @@ class Bench:
     def cast(tree: PyTree) -> PyTree:
       return jax.tree.map(lambda x: jnp.asarray(x, self.dtype if np.issubdtype(x.dtype, np.floating) else None), tree)
 
-    state = frozen.state
+    key = jax.random.wrap_key_data(jnp.asarray(frozen.state.key))
     return _Place(
-      cast(state.weights.vector),
-      cast(state.alphas),
-      cast(state.weights_optimizer),
-      {half: cast(batch) for half, batch in zip(('train', 'valid'), frozen.batches, strict=True)},
-      jax.random.key(0),
-      jnp.asarray(state.step),
-      state.weights,
+      cast(frozen.state.replace(key=None)).replace(key=key),
+      {half: cast(batch) for half, batch in frozen.batches._asdict().items()},
     )
 
 
@@ -261,16 +253,20 @@ class _Program:
 class _Place:
   """A frozen state on the device."""
 
-  weights: Array
-  alphas: dict[str, Array]
-  optimizer_state: PyTree
+  state: SearchState
   batches: dict[str, Examples]
-  key: Array
-  step: Array
-  template: Packed
 
-  def problem(self, optimizers: Optimizers) -> Problem:
-    return Problem(optimizers.inner_optimizer(self.optimizer_state), self.weights, self.alphas)
+  @property
+  def weights(self) -> Array:
+    return self.state.weights.vector
+
+  def arguments(self, half: str, weights: Array, direction: Array, weights_wanted: bool) -> tuple[Any, ...]:
+    """Those of a program: the state, a batch, where, along what, and whether the part in the weights is wanted."""
+    return self.state, self.batches[half], weights, direction, jnp.array(weights_wanted)
+
+
+def _problem(state: SearchState, optimizers: Optimizers) -> Problem:
+  return Problem(optimizers.inner_optimizer(state.weights_optimizer), state.weights.vector, state.alphas)
 
 
 def compare(found: Gradient, reference: Gradient) -> dict[str, float | None]:

@@ -6,7 +6,7 @@ A number that the results do not have (null) is left out; a function returns Non
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -213,28 +213,25 @@ def batches(part: Mapping[str, Any], what: str) -> Figure | None:
 def along(part: Mapping[str, Any]) -> Iterator[Panel]:
   """What becomes of the estimates during a search.
 
-  The whole gradients are so close to one another that their angle is shown, not its cosine.
-
   Args:
     part: `supernet.along` of the results.
   """
   steps = part.get('steps')
-  charts: tuple[tuple[str, str, str, Callable[[np.ndarray], np.ndarray], dict[str, Any]], ...] = (
-    ('term', 'along-term', 'Second-order term: cosine to the exact one', _same, {}),
-    ('error', 'along-error', 'Second-order term: relative error', _same, {'log': True}),
-    ('whole', 'along-whole', 'Whole gradient: angle to the exact one, degrees', _degrees, {'from_zero': True}),
+  charts: tuple[tuple[str, str, str, bool], ...] = (
+    ('term', 'along-term', 'Second-order term: cosine to the exact one', False),
+    ('error', 'along-error', 'Second-order term: relative error', True),
+    ('whole', 'along-whole', 'Whole gradient: cosine to the exact one', False),
   )
-  for what, name, title, transformed, options in charts:
+  for what, name, title, log in charts:
     lines = []
     for estimator, values in (part.get('estimators') or {}).items():
       times, numbers = _series(steps, values.get(what))
-      numbers = transformed(numbers)
       # A number that the results leave out is no event of the search: no cross marks it.
       times, numbers = times[np.isfinite(numbers)], numbers[np.isfinite(numbers)]
-      if (numbers > 0).any() if options.get('log') else len(numbers):
+      if (numbers > 0).any() if log else len(numbers):
         lines.append(Line(times, numbers, _estimator_color(estimator), estimator))
     if lines:
-      yield Panel(name, title, figures.chart(lines, 'search step', _SMALL, **options))
+      yield Panel(name, title, figures.chart(lines, 'search step', _SMALL, log=log))
   for name, (what, title, percent) in SHARES.items():
     times, numbers = _series(steps, part.get(what))
     times, numbers = times[np.isfinite(numbers)], numbers[np.isfinite(numbers)]
@@ -535,14 +532,6 @@ def _span(arrays: Sequence[np.ndarray]) -> tuple[float, float]:
 def _power(value: float) -> str:
   exponent = round(math.log10(value))
   return f'{value:g}' if -2 <= exponent <= 2 else f'10{str(exponent).translate(_SUPERSCRIPTS)}'
-
-
-def _same(values: np.ndarray) -> np.ndarray:
-  return values
-
-
-def _degrees(cosines: np.ndarray) -> np.ndarray:
-  return np.degrees(np.arccos(np.clip(cosines, -1.0, 1.0)))
 
 
 def _series(positions: Sequence[Any] | None, values: Sequence[Any] | None) -> tuple[np.ndarray, np.ndarray]:

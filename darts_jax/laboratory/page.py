@@ -180,8 +180,7 @@ def _estimates(supernet: Mapping[str, Any]) -> str:
     'Every estimator',
     tables,
     'Error: distance over the reference’s norm. Sign: entries with the reference’s sign. Rank: Kendall’s τ between the'
-    ' orders in which an edge’s operations are put, averaged over edges. The term alone is the harder test: the'
-    ' whole gradient is mostly the part that all estimators share.',
+    ' orders in which an edge’s operations are put, averaged over edges.',
   )
 
 

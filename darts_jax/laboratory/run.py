@@ -75,7 +75,7 @@ def run(
     'jax': jax.__version__,
     'device': _device(),
     'seed': settings.search.seed,
-    'estimators': {name: studies.fields(settings.search, name) for name in settings.estimators},
+    'estimators': {name: settings.search.hypergradient.fields(name) for name in settings.estimators},
     'seconds': time.monotonic() - start,
   }
   results = _write(results, workdir)

@@ -2,9 +2,9 @@
 
 import dataclasses
 
-from darts_jax.hypergradient import ESTIMATORS, make
+from darts_jax.hypergradient import ESTIMATORS
 from darts_jax.search.settings import Search
-from darts_jax.settings import setting
+from darts_jax.settings import rename, setting
 
 PROBLEMS = ('quadratic', 'supernet')
 PRECISIONS = ('float32', 'float64', 'bfloat16')
@@ -64,9 +64,9 @@ class Laboratory:
       raise ValueError('config.precisions: () is empty; at least one is measured')
     for name in self.estimators:
       try:
-        make(name, dataclasses.asdict(self.search.hypergradient))
+        self.search.hypergradient.estimator(name)
       except ValueError as error:
-        raise ValueError(f'config.search.hypergradient.{error}') from error
+        raise ValueError(rename(str(error), 'config.search')) from error
     for field in ('batch_sizes', 'unrolled_steps'):
       small = [value for value in getattr(self, field) if value < 1]
       if small:

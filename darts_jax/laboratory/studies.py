@@ -3,38 +3,30 @@
 import dataclasses
 import functools
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from darts_jax.data import images as image_data
-from darts_jax.hypergradient import fields_of, make, unrolled
+from darts_jax.hypergradient import make, unrolled
 from darts_jax.laboratory import problems
-from darts_jax.laboratory.bench import Bench, Frozen, Gradient, Outcome, compare
+from darts_jax.laboratory.bench import Bench, Frozen, Gradient, Outcome, compare, to_host
 from darts_jax.laboratory.settings import Laboratory
 from darts_jax.runtime.checkpoint import Checkpoints
-from darts_jax.runtime.mesh import make_mesh, replicated
+from darts_jax.runtime.mesh import make_mesh
 from darts_jax.search.loop import check_images, make_strategy
 from darts_jax.search.searcher import Searcher, place
-from darts_jax.search.settings import Search
 from darts_jax.search.state import SearchState
 from darts_jax.search.step import Halves, Optimizers
+from darts_jax.settings import rename
 
 Json = Any
 
 _TOY_RATES = (0.0, 0.1, 0.25, 0.5)
 _TOY_RATE = 0.25
-
-
-def fields(settings: Search, name: str) -> dict[str, Any]:
-  """The fields of an estimator with their values."""
-  values = dataclasses.asdict(settings.hypergradient)
-  return {field: values[field] for field in fields_of(name)}
 
 
 def toy(settings: Laboratory) -> Json:
@@ -47,7 +39,7 @@ def toy(settings: Laboratory) -> Json:
     )
   rows = []
   for name in settings.estimators:
-    values = fields(settings.search, name)
+    values = settings.search.hypergradient.fields(name)
     estimate = problems.toy_estimate(name, values, _TOY_RATE)
     rows.append({'estimator': name, 'estimate': estimate, 'expected': problems.toy_expected(name, values, _TOY_RATE)})
   return {'trajectories': trajectories, 'rows': rows}
@@ -64,7 +56,7 @@ def quadratic(settings: Laboratory) -> Json:
 
   rows = []
   for name in settings.estimators:
-    values = fields(settings.search, name)
+    values = settings.search.hypergradient.fields(name)
     if name == 'neumann':
       values['step_size'] = problem.learning_rate
     if name == 'conjugate_gradient':
@@ -123,7 +115,7 @@ class SupernetLab:
       check_images(images)
     except ValueError as error:
       # Data name the fields of a search, which are a part of the laboratory's.
-      raise ValueError(re.sub(r'\bconfig\.(?!search\b)', 'config.search.', str(error))) from error
+      raise ValueError(rename(str(error), 'config.search')) from error
     mesh = make_mesh(1)
     self._settings = settings
     self._note = note
@@ -139,14 +131,12 @@ class SupernetLab:
         raise ValueError(str(error).replace('config.batch_size', field)) from error
       self._searchers[size] = searcher, halves, jax.jit(searcher.batches)
     searcher = self._searcher
-    key = jax.random.key(search.seed)
     self.states: dict[int, SearchState] = {}
     if checkpoint is None:
       self.source = 'initialisation'
-      self.states[0] = searcher.init(key)
+      self.states[0] = searcher.init(jax.random.key(search.seed))
     else:
-      shapes = jax.eval_shape(searcher.init, key)
-      template = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=replicated(mesh)), shapes)
+      template = searcher.template()
       saved = Checkpoints(f'{checkpoint}/checkpoints')
       for step in saved.steps():
         try:
@@ -164,7 +154,7 @@ class SupernetLab:
     self._optimizers = Optimizers.from_settings(search, searcher.steps_per_epoch)
     # One object each, so that what is compiled for it serves all precisions.
     names = {*settings.estimators, search.hypergradient.name, 'first_order', 'finite_difference', 'exact'}
-    self._estimators = {name: make(name, fields(search, name)) for name in names}
+    self._estimators = {name: search.hypergradient.estimator(name) for name in names}
     self._advances: dict[Any, Any] = {}
     self._benches: dict[tuple[str, bool], Bench] = {}
     self.frozen = self.freeze(self.states[max(self.states)])
@@ -177,8 +167,7 @@ class SupernetLab:
     """A state with a batch of either half: those of its next step, or of another step."""
     _, halves, batches = self._searchers[batch_size or self._settings.search.batch_size]
     shown = state if draw is None else state.replace(step=jnp.int32(draw))
-    host = jax.device_get(state.replace(key=jnp.zeros(0)))
-    return Frozen(host, jax.device_get(batches(shown, halves)))
+    return Frozen(to_host(state), jax.device_get(batches(shown, halves)))
 
   def bench(self, precision: str, smooth: bool = False) -> Bench:
     """The network or its smooth twin in a precision; the same each time."""
@@ -212,6 +201,7 @@ class SupernetLab:
         estimator = self._estimators[name]
         outcome = self.bench(precision).estimate(estimator, self.frozen, settings.repeats, checks=True)
         memory = outcome.memory
+        reports = (*estimator.reports, *(('disagreement',) if estimator.checks else ()))
         rows.append(
           {
             'estimator': name,
@@ -223,11 +213,12 @@ class SupernetLab:
             'seconds': outcome.seconds,
             'bytes': outcome.num_bytes,
             **estimator.cost._asdict(),
-            **{report: float(getattr(memory, report)) for report in estimator.reports},
-            **({'disagreement': float(memory.disagreement)} if estimator.checks else {}),
+            **{
+              report: float(getattr(memory, report)) if report in reports else None
+              for report in ('residual', 'epsilon', 'disagreement')
+            },
           }
         )
-        rows[-1] = {'residual': None, 'epsilon': None, 'disagreement': None, **rows[-1]}
     return rows
 
   def radius(self) -> Json:
@@ -306,19 +297,7 @@ class SupernetLab:
     settings, bench, optimizers = self._settings, self.bench('float32'), self._optimizers
     state = self.states[first]
     estimator = self._estimators[settings.search.hypergradient.name]
-
-    @jax.jit
-    def move_alphas(state: SearchState, gradient: Any) -> SearchState:
-      updates, after = optimizers.alphas.update(gradient, state.alphas_optimizer, state.alphas)
-      return state.replace(alphas=optax.apply_updates(state.alphas, updates), alphas_optimizer=after)
-
-    @jax.jit
-    def move_weights(state: SearchState, gradient: Any) -> SearchState:
-      vector = state.weights.vector
-      updates, after = optimizers.weights.update(gradient, state.weights_optimizer, vector)
-      weights = state.weights.replace(optax.apply_updates(vector, updates))
-      return state.replace(weights=weights, weights_optimizer=after, step=state.step + 1)
-
+    move_alphas, move_weights = jax.jit(optimizers.move_alphas), jax.jit(optimizers.move_weights)
     for step in range(first, first + settings.search_steps + 1):
       if (step - first) % settings.compare_every == 0:
         yield step, state

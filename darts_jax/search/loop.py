@@ -20,7 +20,7 @@ from darts_jax.runtime import metrics
 from darts_jax.runtime.checkpoint import Checkpoints
 from darts_jax.runtime.compilation import compile_with_report, enable_cache
 from darts_jax.runtime.interrupts import InterruptGuard
-from darts_jax.runtime.mesh import check_batch, make_mesh, replicated
+from darts_jax.runtime.mesh import check_batch, make_mesh
 from darts_jax.runtime.metrics import MetricsLog
 from darts_jax.runtime.progress import Progress
 from darts_jax.search import records
@@ -101,7 +101,7 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path) -> Result:
   records.claim(workdir, dataclasses.asdict(settings))
   enable_cache()
   with InterruptGuard() as guard:
-    return _Loop(settings, workdir, searcher, strategy, guard).run(halves, mesh)
+    return _Loop(settings, workdir, searcher, strategy, guard).run(halves)
 
 
 class _Sums:
@@ -138,9 +138,9 @@ class _Loop:
     self._total = settings.epochs * searcher.steps_per_epoch
     self._checkpoints = Checkpoints(workdir / 'checkpoints', keep=settings.checkpoint.keep)
 
-  def run(self, halves: Any, mesh: jax.sharding.Mesh) -> Result:
+  def run(self, halves: Any) -> Result:
     settings, searcher, workdir = self._settings, self._searcher, self._workdir
-    state, resume_step, saved, damaged = self._start(mesh)
+    state, resume_step, saved, damaged = self._start()
     epoch_sums, log_sums = _Sums(saved.get('epoch_sums')), _Sums(saved.get('log_sums'))
     last_epoch: dict[str, float] = saved.get('last_epoch', {})
     with (
@@ -213,12 +213,10 @@ class _Loop:
       self._report(),
     )
 
-  def _start(self, mesh: jax.sharding.Mesh) -> tuple[SearchState, int | None, dict[str, Any], tuple[str, ...]]:
+  def _start(self) -> tuple[SearchState, int | None, dict[str, Any], tuple[str, ...]]:
     """The state to start from, the step it was saved at, what was saved beside it, and damaged checkpoints."""
     key = jax.random.key(self._settings.seed)
-    shapes = jax.eval_shape(self._searcher.init, key)
-    template = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=replicated(mesh)), shapes)
-    restored = self._checkpoints.restore(template)
+    restored = self._checkpoints.restore(self._searcher.template())
     if restored is None:
       return self._searcher.init(key), None, {}, ()
     return restored.state, restored.step, restored.metadata, restored.damaged

@@ -18,7 +18,7 @@ from darts_jax.runtime.compilation import compiler_options
 from darts_jax.runtime.mesh import replicated
 from darts_jax.search.settings import Search
 from darts_jax.search.state import Packed, SearchState
-from darts_jax.search.step import RELAX, Evaluation, Examples, Halves, Optimizers, make_estimator, search_step
+from darts_jax.search.step import RELAX, Evaluation, Examples, Halves, Optimizers, search_step
 from darts_jax.search.strategy import Strategy
 
 Array = jax.Array
@@ -79,7 +79,7 @@ class Searcher:
     self._settings = settings
     self._strategy = strategy
     self._optimizers = Optimizers.from_settings(settings, self.steps_per_epoch)
-    self._estimator = make_estimator(settings)
+    self._estimator = settings.hypergradient.estimator()
     self._mesh = mesh
     self.image_shape = images.x_train.shape[1:]
     self._mean, self._std = np.array(images.mean, np.float32), np.array(images.std, np.float32)
@@ -89,6 +89,12 @@ class Searcher:
     options = compiler_options()
     self.run = jax.jit(self._run, donate_argnums=0, out_shardings=same, compiler_options=options)
     self.evaluate = jax.jit(self._evaluate, out_shardings=same, compiler_options=options)
+
+  def template(self) -> SearchState:
+    """Shapes, dtypes and places of the state, without arrays."""
+    shapes = jax.eval_shape(self.init, jax.random.key(0))
+    same = replicated(self._mesh)
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=same), shapes)
 
   def _init(self, key: Array) -> SearchState:
     """The state before the first step, from the typed key of the run."""

@@ -1,10 +1,11 @@
 """The settings of a search; defaults are the paper's CIFAR-10 search [DARTS §A.1]."""
 
 import dataclasses
+from typing import Any
 
 from darts_jax.data import images
 from darts_jax.genotype import CANDIDATES, search_space
-from darts_jax.hypergradient import ESTIMATORS, make
+from darts_jax.hypergradient import ESTIMATORS, Estimator, fields_of
 from darts_jax.settings import setting
 
 
@@ -108,6 +109,22 @@ class Hypergradient:
   damping: float = setting(10.0, above=0)
   amending: float = setting(0.1, above=0)
 
+  def fields(self, name: str) -> dict[str, Any]:
+    """The fields that are an estimator's own, with their values."""
+    return {field: getattr(self, field) for field in fields_of(name)}
+
+  def estimator(self, name: str | None = None) -> Estimator:
+    """The estimator that is set, or another one with the fields that are set.
+
+    Raises:
+      ValueError: they are not allowed together.
+    """
+    name = name or self.name
+    try:
+      return ESTIMATORS[name](**self.fields(name))
+    except ValueError as error:
+      raise ValueError(f'config.hypergradient.{error}') from error
+
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
@@ -154,7 +171,4 @@ class Search:
       search_space(self.network.operations, self.network.nodes)
     except ValueError as error:
       raise ValueError(f'config.network.{error}') from error
-    try:
-      make(self.hypergradient.name, dataclasses.asdict(self.hypergradient))
-    except ValueError as error:
-      raise ValueError(f'config.hypergradient.{error}') from error
+    self.hypergradient.estimator()

@@ -26,7 +26,7 @@ from darts_jax.hypergradient import (
   derivative,
   from_optax,
   global_norm,
-  make,
+  over,
 )
 from darts_jax.nets.bilinear import weights_gradient_if
 from darts_jax.nets.conv import Supernet
@@ -64,11 +64,6 @@ class Evaluation(NamedTuple):
   accuracy: Array
 
 
-def make_estimator(settings: Search) -> Estimator:
-  """The hypergradient estimator that the settings name."""
-  return make(settings.hypergradient.name, dataclasses.asdict(settings.hypergradient))
-
-
 def loss_and_aux(
   net: Supernet, weights: PyTree, mixing: Mapping[str, Array], images: Array, labels: Array
 ) -> tuple[Array, tuple[Array, PyTree]]:
@@ -98,6 +93,12 @@ class BatchLoss:
   key: Array
   step: Array
   precision: str = 'float32'
+
+  @classmethod
+  def at(cls, state: SearchState, net: Supernet, strategy: Strategy, precision: str) -> 'BatchLoss':
+    """That of the step that a state is about to take."""
+    key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), RELAX)
+    return cls(net, strategy, state.weights, key, state.step, precision)
 
   def __call__(self, weights: Array, alphas: PyTree, batch: Examples) -> tuple[Array, tuple[Array, PyTree]]:
     """See `loss_and_aux`; weights are one vector."""
@@ -202,6 +203,18 @@ class Optimizers:
       rates.weight_decay,
     )
 
+  def move_alphas(self, state: SearchState, gradient: PyTree) -> SearchState:
+    """The state after an update of α."""
+    updates, after = self.alphas.update(gradient, state.alphas_optimizer, state.alphas)
+    return state.replace(alphas=optax.apply_updates(state.alphas, updates), alphas_optimizer=after)
+
+  def move_weights(self, state: SearchState, gradient: Array) -> SearchState:
+    """The state after an update of the weights, which ends a step; their gradient is one vector."""
+    vector = state.weights.vector
+    updates, after = self.weights.update(gradient, state.weights_optimizer, vector)
+    weights = state.weights.replace(optax.apply_updates(vector, updates))
+    return state.replace(step=state.step + 1, weights=weights, weights_optimizer=after)
+
   def inner_optimizer(self, state: PyTree) -> InnerOptimizer:
     """What a hypergradient unrolls, from a state of `weights`."""
     return from_optax(self.inner, state, self.weight_decay)
@@ -263,15 +276,13 @@ def search_step(
   batches = jax.tree.map(lambda *arrays: jnp.stack(arrays), train, valid)
   if batch_sharding is not None:
     batches = lax.with_sharding_constraint(batches, batch_sharding)
-  step_key = jax.random.fold_in(state.key, state.step)
   problem = Problem(optimizers.inner_optimizer(state.weights_optimizer), state.weights.vector, state.alphas)
 
-  loss = BatchLoss(net, strategy, state.weights, jax.random.fold_in(step_key, RELAX), state.step, precision)
+  loss = BatchLoss.at(state, net, strategy, precision)
 
   def update_alphas(carry: _Carry) -> _Carry:
-    gradient, now = carry.memory.estimate, carry.state
-    updates, optimizer_state = optimizers.alphas.update(gradient, now.alphas_optimizer, now.alphas)
-    now = now.replace(alphas=optax.apply_updates(now.alphas, updates), alphas_optimizer=optimizer_state)
+    gradient = carry.memory.estimate
+    now = optimizers.move_alphas(carry.state, gradient)
     # The next pass is that of the weight update, at the weights of the state.
     memory = carry.memory._replace(at=now.weights.vector)
     return carry._replace(
@@ -279,15 +290,9 @@ def search_step(
     )
 
   def weights_pass(carry: _Carry, gradients: Gradients, evaluation: Evaluation, moments: Array) -> _Carry:
-    now = carry.state
-    vector = now.weights.vector
-    updates, optimizer_state = optimizers.weights.update(gradients.weights, now.weights_optimizer, vector)
-    now = now.replace(
-      step=now.step + 1,
-      weights=now.weights.replace(optax.apply_updates(vector, updates)),
-      statistics=now.statistics.replace(running_average(now.statistics.vector, moments)),
-      weights_optimizer=optimizer_state,
-    )
+    statistics = carry.state.statistics
+    now = optimizers.move_weights(carry.state, gradients.weights)
+    now = now.replace(statistics=statistics.replace(running_average(statistics.vector, moments)))
     return carry._replace(
       number=carry.number + 1, state=now, inner=evaluation, weights_gradient_norm=global_norm(gradients.weights)
     )
@@ -335,13 +340,7 @@ def search_step(
       return loss(weights, alphas, batch)[0]
 
     wanted = any(each.weights for each in passes if each.derivative != 'gradient')
-
-    def gradient(weights: Array, alphas: PyTree) -> Gradients:
-      if wanted:
-        return Gradients(*jax.grad(value, (0, 1))(weights, alphas))
-      return Gradients(jnp.zeros_like(weights), jax.grad(value, 1)(weights, alphas))
-
-    return derivative(products[0], gradient, jax.grad(value), memory.at, alphas, memory.direction)
+    return derivative(products[0], value, memory.at, alphas, memory.direction, wanted)
 
   def run_pass(carry: _Carry) -> _Carry:
     number = carry.number
@@ -380,7 +379,7 @@ def search_step(
     'weights_gradient_norm': carry.weights_gradient_norm,
     'clipped': jnp.asarray(carry.weights_gradient_norm > optimizers.clip_norm, zero.dtype),
     'alphas_gradient_norm': carry.alphas_gradient_norm,
-    'second_order_fraction': term / jnp.where(outer > 0, outer, 1),
+    'second_order_fraction': over(term, outer),
     'learning_rate': jnp.asarray(optimizers.learning_rate(state.step), zero.dtype),
     **{name: getattr(memory, name) for name in estimator.reports},
   }

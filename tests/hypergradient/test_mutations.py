@@ -104,8 +104,8 @@ MUTANTS = {
   'one side multiplied by ε': Mutant('one_sided', '(plus - base) / epsilon', '(plus - base) * epsilon'),
   'weights not restored before the other side': Mutant(
     'finite_difference',
-    'at=add(problem.weights, -memory.epsilon, memory.direction)',
-    'at=add(memory.at, -memory.epsilon, memory.direction)',
+    'at = add(problem.weights, -part * memory.epsilon, memory.direction)',
+    'at = add(memory.at, -part * memory.epsilon, memory.direction)',
   ),
   'weights not restored after the step': Mutant(
     'finite_difference', 'at=add(problem.weights, epsilon, direction)', 'at=add(memory.at, epsilon, direction)'
@@ -190,8 +190,8 @@ MUTANTS = {
   ),
   'a gradient in place of its derivative': Mutant(
     'exact',
-    'gradient(w, alphas), (weights,), (direction,))[1]',
-    'gradient(w, alphas), (weights,), (direction,))[0]',
+    'jax.jvp(gradient, (weights,), (direction,))[1]',
+    'jax.jvp(gradient, (weights,), (direction,))[0]',
     'base',
   ),
   'the losses swapped': Mutant(

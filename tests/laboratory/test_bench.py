@@ -15,14 +15,14 @@ from darts_jax.hypergradient import (
   truncated,
   unrolled,
 )
-from darts_jax.laboratory.bench import Bench, Frozen, compare
+from darts_jax.laboratory.bench import Bench, Frozen, compare, to_host
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.search import Search, Searcher
 from darts_jax.search.loop import make_strategy
 from darts_jax.search.searcher import place
 from darts_jax.search.settings import Hypergradient
 from darts_jax.search.state import Packed
-from darts_jax.search.step import Optimizers, make_estimator, search_step
+from darts_jax.search.step import Optimizers, search_step
 from darts_jax.settings import build
 
 SETTINGS = build(
@@ -66,9 +66,7 @@ def state(searcher):
 @pytest.fixture(scope='module')
 def frozen(searcher, state):
   halves = place(load('digits'), SETTINGS, make_mesh(1))
-  return Frozen(
-    jax.device_get(state.replace(key=np.zeros(0))), jax.device_get(jax.jit(searcher.batches)(state, halves))
-  )
+  return Frozen(to_host(state), jax.device_get(jax.jit(searcher.batches)(state, halves)))
 
 
 @pytest.fixture(scope='module')
@@ -170,7 +168,7 @@ def test_what_is_measured(benches, frozen):
 @pytest.mark.usefixtures('x64')
 def test_search_step_makes_the_same_passes(benches, frozen, searcher, optimizers, name):
   settings = dataclasses.replace(SETTINGS, hypergradient=dataclasses.replace(SETTINGS.hypergradient, name=name))
-  estimator = make_estimator(settings)
+  estimator = settings.hypergradient.estimator()
   expected = benches['float64'].estimate(estimator, frozen)
   state, batches = jax.tree.map(lambda x: np.float64(x) if x.dtype == np.float32 else x, tuple(frozen))
 

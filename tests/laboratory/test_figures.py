@@ -110,13 +110,12 @@ def test_batches_have_a_panel_for_each_estimator_and_a_line_for_each_size(result
     assert {'batch 32', 'batch 128'} <= {text.get_text() for text in _texts(axes)}
 
 
-def test_along_a_search_missing_numbers_are_left_out_and_cosines_become_angles(results):
+def test_along_a_search_missing_numbers_are_left_out(results):
   panels = {panel.name: panel.figure.axes[0] for panel in figures.along(results['supernet']['along'])}
   (term,) = panels['along-term'].lines
   np.testing.assert_array_equal(term.get_xdata(), [0, 16])
   np.testing.assert_array_equal(term.get_ydata(), [0.7, 0.8])
-  # cos 0° = 1, cos 90° = 0, cos 60° = ½
-  np.testing.assert_allclose(panels['along-whole'].lines[0].get_ydata(), [0, 90, 60], atol=1e-9)
+  np.testing.assert_array_equal(panels['along-whole'].lines[0].get_ydata(), [1, 0, 0.5])
   np.testing.assert_array_equal(panels['along-fraction'].lines[0].get_ydata(), [0.01, 0.02, 0.03])
 
 

@@ -1,6 +1,5 @@
 """The page and the tables: complete, well-formed, the same every time, and there whatever parts are missing."""
 
-import html.parser
 import itertools
 import re
 from typing import Any
@@ -9,42 +8,8 @@ import pytest
 
 from darts_jax.laboratory import page
 
-_VOID = {'meta', 'br', 'img', 'hr', 'link', 'input'}
 _HOSTILE = '</td></table><script>alert("1")</script> | `a` &amp;'
 _DRAWN = ('radius', 'batches', 'along', 'unrolled')
-
-
-class _Page(html.parser.HTMLParser):
-  """Checks that tags are closed in the order they were opened, and collects what a browser would see."""
-
-  def __init__(self, text: str):
-    super().__init__()
-    self.open: list[str] = []
-    self.tags: list[str] = []
-    self.attributes: list[tuple[str, str]] = []
-    self.texts: list[str] = []
-    self.feed(text)
-    self.close()
-    assert self.open == []
-
-  def handle_starttag(self, tag, attrs):
-    self.handle_startendtag(tag, attrs)
-    if tag not in _VOID:
-      self.open.append(tag)
-
-  def handle_startendtag(self, tag, attrs):
-    self.tags.append(tag)
-    self.attributes.extend((name, value or '') for name, value in attrs)
-
-  def handle_endtag(self, tag):
-    assert self.open.pop() == tag
-
-  def handle_data(self, data):
-    self.texts.append(data)
-
-  @property
-  def text(self) -> str:
-    return ' '.join(' '.join(self.texts).split())
 
 
 @pytest.fixture(scope='module')
@@ -70,8 +35,8 @@ def _rows(text: str) -> list[list[str]]:
   return [re.findall(r'<t[dh][^>]*>(.*?)</t[dh]>', row) for row in rows]
 
 
-def test_the_page_has_every_part(rendered):
-  parsed = _Page(rendered)
+def test_the_page_has_every_part(rendered, parse_page):
+  parsed = parse_page(rendered)
   for section in (
     'The second-order term in float32',
     'Every estimator',
@@ -102,8 +67,8 @@ def test_the_page_has_every_part(rendered):
   assert len(set(ids)) == len(ids)
 
 
-def test_the_top_says_what_was_found(rendered):
-  parsed = _Page(rendered)
+def test_the_top_says_what_was_found(rendered, parse_page):
+  parsed = parse_page(rendered)
   assert 'Second-order term 1.2 % of the norm of ∇α L_val' in parsed.text
   assert 'Finite difference, float32 71 % off in that term, cosine 0.7042' in parsed.text
   assert 'Exact, float32 2.3·10⁻⁶ off in that term, cosine 1.0000' in parsed.text
@@ -111,8 +76,8 @@ def test_the_top_says_what_was_found(rendered):
   assert 'Device cpu: made up, 2 cores JAX 0.10.2 Seed 7 Took 3 min 30 s' in parsed.text
 
 
-def test_the_lead_of_the_radius_quotes_the_curves(rendered):
-  text = _Page(rendered).text
+def test_the_lead_of_the_radius_quotes_the_curves(rendered, parse_page):
+  text = parse_page(rendered).text
   assert 'Nearest to the paper’s 0.01, the error in float32 is 0.0200 in the network and 0.00100 in its twin.' in text
   assert 'The network’s smallest in float32 is 0.0120, at 0.001.' in text
 
@@ -152,7 +117,7 @@ def test_markdown_tables_have_as_many_columns_in_every_row(results):
   assert text.endswith('|\n')
 
 
-def test_text_of_results_is_text(results):
+def test_text_of_results_is_text(results, parse_page):
   for part, key in (('setting', 'device'), ('supernet', 'data'), ('supernet', 'state')):
     results[part][key] = _HOSTILE
   results['supernet']['along']['source'] = results['setting']['estimators']['exact']['field'] = _HOSTILE
@@ -162,7 +127,7 @@ def test_text_of_results_is_text(results):
     row['estimator'] = row['precision'] = _HOSTILE
   results['search'][0]['genotype']['normal'][0][0] = _HOSTILE
   results['search'][1]['estimator'] = _HOSTILE
-  parsed = _Page(page.render(results))
+  parsed = parse_page(page.render(results))
   assert 'script' not in parsed.tags
   assert parsed.texts.count(_HOSTILE) > 10
   assert 'Its cells cannot be drawn' in parsed.text
@@ -174,26 +139,26 @@ def test_the_same_results_give_the_same_bytes(results, rendered):
 
 
 @pytest.mark.parametrize('part', ['quadratic', 'supernet', 'search', 'toy', 'setting'])
-def test_every_part_may_be_the_only_one(results, part):
+def test_every_part_may_be_the_only_one(results, part, parse_page):
   alone = {name: value if name == part else None for name, value in results.items()}
-  parsed = _Page(page.render(alone))
+  parsed = parse_page(page.render(alone))
   assert parsed.texts.count('It was not part of this run.') == 4 - (part != 'setting')
   drawn = {'quadratic': 1, 'supernet': 11, 'search': 4, 'toy': 1, 'setting': 0}
   assert parsed.tags.count('svg') == drawn[part]
   assert page.markdown(alone).startswith('# Hypergradient laboratory\n')
 
 
-def test_a_run_that_measured_nothing_has_a_page():
-  parsed = _Page(page.render({}))
+def test_a_run_that_measured_nothing_has_a_page(parse_page):
+  parsed = parse_page(page.render({}))
   assert 'svg' not in parsed.tags
   assert page.markdown({}).startswith('# Hypergradient laboratory\n')
 
 
 @pytest.mark.parametrize(('value', 'reason'), [(None, 'not part of this run.'), ({}, 'no finite number to draw.')])
-def test_parts_of_the_supernet_that_are_missing_say_so(tables, value, reason):
+def test_parts_of_the_supernet_that_are_missing_say_so(tables, value, reason, parse_page):
   tables['supernet'].update(dict.fromkeys(_DRAWN, value), rows=None)
   tables['quadratic'] = None
-  parsed = _Page(page.render(tables))
+  parsed = parse_page(page.render(tables))
   assert 'svg' not in parsed.tags
   assert parsed.texts.count('It has no rows.') == 3
   # Whole parts that are missing are the toy problem, the quadratic problem and the searches; dots have no rows.
@@ -204,30 +169,30 @@ def test_parts_of_the_supernet_that_are_missing_say_so(tables, value, reason):
   assert 'It has no rows.' in page.markdown(tables)
 
 
-def test_numbers_that_are_missing_are_dashes(tables):
+def test_numbers_that_are_missing_are_dashes(tables, parse_page):
   for row in tables['supernet']['rows']:
     row.update(dict.fromkeys(('one_step', 'seconds', 'bytes', 'forward')))
     del row['backward'], row['unrolled']
   for value in ('term_fraction', 'reference_steps', 'weights'):
     tables['supernet'][value] = None
-  parsed = _Page(page.render(tables))
+  parsed = parse_page(page.render(tables))
   assert ['exact', 'float64', *['–'] * 8] in _rows(page.markdown(tables))
   assert 'There is no finite number to draw.' in parsed.text
   assert 'of the norm of ∇α L_val' not in parsed.text
 
 
-def test_without_float32_another_precision_is_at_the_top(tables):
+def test_without_float32_another_precision_is_at_the_top(tables, parse_page):
   supernet = tables['supernet']
   supernet['rows'] = [row for row in supernet['rows'] if row['precision'] == 'bfloat16']
-  parsed = _Page(page.render(tables))
+  parsed = parse_page(page.render(tables))
   assert 'The second-order term in bfloat16' in parsed.texts
   assert 'Exact, bfloat16 4 % off in that term' in parsed.text
 
 
-def test_without_float32_the_lead_of_the_radius_is_about_float64(tables, untouched):
+def test_without_float32_the_lead_of_the_radius_is_about_float64(tables, untouched, parse_page):
   curves = untouched['supernet']['radius']
   fine = {network: {'float64': curves[network]['float64']} for network in ('network', 'twin')}
   tables['supernet']['radius'] = {'paper': 0.01, **fine}
-  parsed = _Page(page.render(tables))
+  parsed = parse_page(page.render(tables))
   assert 'Nearest to the paper’s 0.01, the error in float64 is 0.0200' in parsed.text
   assert 'float32 round-off' not in parsed.texts

@@ -5,7 +5,7 @@ import numpy as np
 
 from darts_jax.laboratory import Laboratory
 from darts_jax.laboratory.studies import SupernetLab
-from darts_jax.search import Search, Searcher
+from darts_jax.search import Searcher
 from darts_jax.settings import build
 
 
@@ -32,4 +32,3 @@ def test_without_a_checkpoint_the_network_is_at_initialisation():
   assert other.batches.train.images.shape == (8, 8, 8, 1)
   np.testing.assert_array_equal(other.batches.valid.images, same.batches.valid.images)
   assert (other.batches.valid.images != third.batches.valid.images).any()
-  assert isinstance(settings.search, Search)

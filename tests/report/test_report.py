@@ -1,6 +1,5 @@
 """The page: well-formed, self-contained, the same every time, and there whatever files are missing."""
 
-import html.parser
 import json
 import re
 
@@ -8,54 +7,22 @@ import numpy as np
 import pytest
 
 from darts_jax import genotype, report
-from darts_jax.report import page
-
-_VOID = {'meta', 'br', 'img', 'hr', 'link', 'input'}
+from darts_jax.report import curves, page, workdir
 
 
-class _Page(html.parser.HTMLParser):
-  """Checks that tags are closed in the order they were opened, and collects what a browser would see."""
+@pytest.fixture
+def write(parse_page):
+  def write(folder):
+    path = report.write(folder)
+    assert path == folder / 'report.html'
+    text = path.read_text(encoding='utf-8')
+    return parse_page(text), text
 
-  def __init__(self, text: str):
-    super().__init__()
-    self.open: list[str] = []
-    self.tags: list[str] = []
-    self.attributes: list[tuple[str, str, str]] = []
-    self.texts: list[str] = []
-    self.feed(text)
-    self.close()
-    assert self.open == []
-
-  def handle_starttag(self, tag, attrs):
-    self.tags.append(tag)
-    self.attributes.extend((tag, name, value or '') for name, value in attrs)
-    if tag not in _VOID:
-      self.open.append(tag)
-
-  def handle_startendtag(self, tag, attrs):
-    self.tags.append(tag)
-    self.attributes.extend((tag, name, value or '') for name, value in attrs)
-
-  def handle_endtag(self, tag):
-    assert self.open.pop() == tag
-
-  def handle_data(self, data):
-    self.texts.append(data)
-
-  @property
-  def text(self) -> str:
-    return ' '.join(' '.join(self.texts).split())
+  return write
 
 
-def _write(folder) -> tuple[_Page, str]:
-  path = report.write(folder)
-  assert path == folder / 'report.html'
-  text = path.read_text(encoding='utf-8')
-  return _Page(text), text
-
-
-def test_a_finished_search(search_folder, hostile):
-  parsed, text = _write(search_folder)
+def test_a_finished_search(search_folder, hostile, write):
+  parsed, text = write(search_folder)
   assert sorted(path.name for path in search_folder.iterdir()) == [
     'alphas.npz',
     'config.json',
@@ -89,7 +56,7 @@ def test_a_finished_search(search_folder, hostile):
 
   # Nothing is loaded and nothing runs; what settings hold is text.
   assert not {'script', 'link', 'img', 'iframe', 'object'} & set(parsed.tags)
-  for _, name, value in parsed.attributes:
+  for name, value in parsed.attributes:
     assert not name.startswith('on')
     assert name not in ('src', 'srcset', 'action', 'data')
     if name.endswith('href'):
@@ -105,30 +72,30 @@ def test_a_finished_search(search_folder, hostile):
   assert again == text.encode()
 
 
-def test_an_empty_folder(tmp_path):
-  parsed, _ = _write(tmp_path)
+def test_an_empty_folder(tmp_path, write):
+  parsed, _ = write(tmp_path)
   assert 'svg' not in parsed.tags
   for name in ('config.json', 'metrics.jsonl', 'genotype.json', 'alphas.npz'):
     assert f'{name} is not there (yet).' in parsed.text
   assert 'No step yet' in parsed.text
 
 
-def test_a_search_that_does_not_train_alpha(search_folder):
+def test_a_search_that_does_not_train_alpha(search_folder, write):
   (search_folder / 'alphas.npz').unlink()
   (search_folder / 'metrics.jsonl').unlink()
-  parsed, _ = _write(search_folder)
+  parsed, _ = write(search_folder)
   assert parsed.tags.count('svg') == 2
   assert 'alphas.npz is not there (yet). Searches that do not train α' in parsed.text
 
 
-def test_a_search_that_has_just_begun(search_folder):
+def test_a_search_that_has_just_begun(search_folder, write):
   (search_folder / 'genotype.json').unlink()
   lines = (search_folder / 'metrics.jsonl').read_text().splitlines()
   (search_folder / 'metrics.jsonl').write_text('\n'.join(lines[:3]) + lines[3][:25])
   with np.load(search_folder / 'alphas.npz') as file:
     first = {name: file[name][:1] if name in ('step', 'epoch', 'normal', 'reduce') else file[name] for name in file}
   np.savez(search_folder / 'alphas.npz', **first)
-  parsed, _ = _write(search_folder)
+  parsed, _ = write(search_folder)
   assert 'Derived from α after step 0.' in parsed.text
   assert 'There are too few snapshots of α yet.' in parsed.text
   assert 'Single batches; the first epoch has not ended.' in parsed.text
@@ -137,19 +104,19 @@ def test_a_search_that_has_just_begun(search_folder):
   assert set(derived.cell('normal').edges) == set(genotype.published()['PDARTS'].cell('normal').edges)
 
 
-def test_alphas_that_are_not_finite_leave_the_rest_of_the_page(search_folder):
+def test_alphas_that_are_not_finite_leave_the_rest_of_the_page(search_folder, write):
   (search_folder / 'genotype.json').unlink()
   (search_folder / 'metrics.jsonl').unlink()
   with np.load(search_folder / 'alphas.npz') as file:
     arrays = dict(file)
   arrays['normal'][-1, 3, 2] = np.nan
   np.savez(search_folder / 'alphas.npz', **arrays)
-  parsed, _ = _write(search_folder)
+  parsed, _ = write(search_folder)
   assert 'No architecture can be derived from the latest α' in parsed.text
   assert 'α of the normal cell is not finite.' in parsed.text
 
 
-def test_a_recurrent_search(tmp_path):
+def test_a_recurrent_search(tmp_path, write):
   architecture = genotype.published()['RNN_DARTS_V2']
   genotype.save(architecture, tmp_path / 'genotype.json')
   edges = np.array([(source, target) for target in range(1, 9) for source in range(target)])
@@ -161,10 +128,10 @@ def test_a_recurrent_search(tmp_path):
     recurrent=np.zeros((2, 36, 5)),
     edges_recurrent=edges,
   )
-  parsed, _ = _write(tmp_path)
+  parsed, _ = write(tmp_path)
   assert parsed.tags.count('svg') == 2
   assert 's₅ → s₈' in parsed.texts
-  drawing = next(value for _, name, value in parsed.attributes if name == 'aria-label')
+  drawing = next(value for name, value in parsed.attributes if name == 'aria-label')
   assert 's₀ to s₁ by sigmoid; s₁ to s₂ by relu; s₁ to s₃ by relu' in drawing
 
 
@@ -185,3 +152,25 @@ def test_the_old_page_stays_when_the_new_one_cannot_be_made(tmp_path, monkeypatc
 def test_a_folder_that_does_not_exist_is_named(tmp_path):
   with pytest.raises(ValueError, match=r"workdir: '.*absent' is not a folder"):
     report.write(tmp_path / 'absent')
+
+
+def test_what_a_hypergradient_says_of_itself_is_drawn(search_folder):
+  path = search_folder / 'metrics.jsonl'
+  records = [json.loads(line) for line in path.read_text().splitlines()]
+  for record in records:
+    if record['kind'] == 'step':
+      record['second_order_fraction'] = 0.01 * record['step']
+      if record['step'] % 4 == 0:
+        record['disagreement'] = 0.1
+  path.write_text(''.join(json.dumps(record) + '\n' for record in records))
+  panels = {panel.name: panel.figure.axes[0] for panel in curves.optimisation(workdir.read(search_folder))}
+  np.testing.assert_allclose(panels['second-order'].lines[0].get_ydata(), 0.01 * np.arange(1, 13))
+  np.testing.assert_array_equal(panels['disagreement'].lines[0].get_ydata(), [0.1] * 3)
+  for record in records:
+    # As a first-order search has it.
+    record.pop('disagreement', None)
+    if 'second_order_fraction' in record:
+      record['second_order_fraction'] = 0.0
+  path.write_text(''.join(json.dumps(record) + '\n' for record in records))
+  names = [panel.name for panel in curves.optimisation(workdir.read(search_folder))]
+  assert not {'second-order', 'disagreement'} & set(names)

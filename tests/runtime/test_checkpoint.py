@@ -111,6 +111,19 @@ def test_latest_checkpoints_are_kept(tmp_path):
   assert checkpoints.restore(make_state(0)).step == 9000
 
 
+def test_a_checkpoint_of_a_given_step(tmp_path):
+  checkpoints = Checkpoints(tmp_path, keep=3)
+  for step in (2, 10, 30):
+    checkpoints.save(step, make_state(step), {})
+  assert_same(checkpoints.restore(make_state(0), at=10).state, make_state(10))
+  assert checkpoints.restore(make_state(0), at=11) is None
+  for path in tmp_path.rglob('*'):
+    if path.is_file() and any('10' in part for part in path.relative_to(tmp_path).parts[:1]):
+      path.write_bytes(b'')
+  with pytest.raises(ValueError, match='damaged'):
+    checkpoints.restore(make_state(0), at=10)
+
+
 def test_saving_a_step_again_replaces_it(tmp_path):
   checkpoints = Checkpoints(tmp_path)
   for value in (1, 2, 3):

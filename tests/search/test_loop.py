@@ -138,6 +138,13 @@ def final_state(workdir: pathlib.Path) -> dict[str, np.ndarray]:
   return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(state)}
 
 
+def test_what_only_some_steps_check_is_a_mean_over_these():
+  sums = loop._Sums({'steps': 2.0, 'seconds': 9.0, 'train_loss': 3.0, 'disagreement': 0.0, 'checks': 0.0})
+  assert sums.means() == {'train_loss': 1.5}
+  sums.add({'steps': 2.0, 'train_loss': 5.0, 'disagreement': 0.75, 'checks': 3.0})
+  assert sums.means() == {'train_loss': 2.0, 'disagreement': 0.25}
+
+
 def test_killed_search_goes_on_from_its_last_checkpoint(interrupted):
   assert interrupted.finished[0].code == -signal.SIGKILL
   assert interrupted.checkpoints[0] == []

@@ -22,7 +22,7 @@ from darts_jax.search import Search, Searcher
 from darts_jax.search.loop import make_strategy
 from darts_jax.search.searcher import place
 from darts_jax.search.settings import Augment, Data
-from darts_jax.search.step import Halves, Optimizers, make_estimator, search_step
+from darts_jax.search.step import Halves, Optimizers, search_step
 from darts_jax.settings import build
 
 EPOCHS, BATCH = 4, 128
@@ -410,7 +410,7 @@ def make_step(settings: Search, images: Images) -> tuple[Any, Any]:
     search_step,
     net=each.searcher.net,
     strategy=make_strategy(settings),
-    estimator=make_estimator(settings),
+    estimator=settings.hypergradient.estimator(),
     optimizers=Optimizers.from_settings(settings, 1),
     precision=settings.precision,
   )
