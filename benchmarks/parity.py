@@ -27,7 +27,7 @@ from darts_jax.derive import derive_genotype
 from darts_jax.genotype import search_space, to_dict
 from darts_jax.hypergradient import Estimator, exact, finite_difference, first_order
 from darts_jax.interop.reference import convert_supernet
-from darts_jax.laboratory.bench import Bench, Frozen
+from darts_jax.laboratory.bench import Bench, Frozen, to_host
 from darts_jax.nets.conv import Supernet
 from darts_jax.relaxation import softmax
 from darts_jax.search.darts import Darts
@@ -98,7 +98,7 @@ class SearchFile:
   def hypergradients(self, *estimators: Estimator) -> list[dict[str, np.ndarray]]:
     """What estimators find, on programs that they share; see `darts_jax.laboratory.bench`."""
     bench = Bench(self.net, self.strategy, self.optimizers, 'float64', products_of_weights=False)
-    frozen = Frozen(self.state, Halves(self.train, self.valid))
+    frozen = Frozen(to_host(self.state), Halves(self.train, self.valid))
     return [bench.estimate(estimator, frozen).estimate for estimator in estimators]
 
   def step(self, estimator: Estimator) -> tuple[SearchState, StepInfo]:
