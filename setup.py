@@ -29,6 +29,7 @@ CORE = [
   'numpy>=2.4,<3',
   'optax>=0.2.8,<0.3',
   'orbax-checkpoint>=0.12.8,<0.13',
+  'safetensors>=0.8,<0.9',
   'scikit-learn>=1.9,<2',
   'tensorboardX>=2.6.5,<3',
   'tqdm>=4.70,<5',
@@ -39,6 +40,12 @@ TFDS = [
   'array_record>=0.8.6,<0.9',
   'pillow>=13,<14',
   'tensorflow-datasets>=4.9.10,<5',
+]
+
+# Streams images from files instead of holding them in memory.
+STREAM = [
+  'grain>=0.2.18,<0.3',
+  'pillow>=13,<14',
 ]
 
 TEST = [
@@ -62,7 +69,8 @@ setup(
   install_requires=CORE,
   extras_require={
     'cuda': ['jax[cuda13]'],
-    'test': [*TEST, *TFDS],
+    'stream': STREAM,
+    'test': [*TEST, *STREAM, *TFDS],
     'tfds': TFDS,
     'tpu': ['jax[tpu]'],
   },

@@ -8,6 +8,7 @@ are within tolerance, 1 if not, and 2 with one line if the file cannot be read.
 
 Files of the kind cnn_search hold, in the names and layouts of the reference (NCHW, OIHW): weights `w/…`, momentum
 buffers `momentum/…`, `alphas_…`, two batches, and the results: logits, losses, hypergradients, one whole search step.
+Files of the kind cnn_eval hold the network of an architecture: weights `w/…`, a batch `x`, and logits.
 Files of the kind cnn_genotype_parse are lists of α with the genotype that belongs to each.
 """
 
@@ -24,9 +25,9 @@ import numpy as np
 import optax
 
 from darts_jax.derive import derive_genotype
-from darts_jax.genotype import search_space, to_dict
+from darts_jax.genotype import Genotype, from_dict, search_space, to_dict
 from darts_jax.hypergradient import Estimator, exact, finite_difference, first_order
-from darts_jax.interop.reference import convert_supernet
+from darts_jax.interop.reference import convert_network, convert_supernet, infer_network
 from darts_jax.laboratory.bench import Bench, Frozen, to_host
 from darts_jax.nets.conv import Supernet
 from darts_jax.relaxation import softmax
@@ -166,6 +167,28 @@ def _compare_step(file: SearchFile, state: SearchState, info: StepInfo) -> Itera
     yield 'step_w/' + '/'.join(key.key for key in path), relative_error(leaf, expected[path]), TOLERANCE
 
 
+def compare_network(values: Mapping[str, np.ndarray]) -> Iterator[tuple[str, float, float]]:
+  """Yields the name, relative error and tolerance of the results in a cnn_eval file."""
+  meta = json.loads(str(values['meta']))
+  genotype = from_dict(meta['genotype'])
+  if not isinstance(genotype, Genotype):
+    raise ValueError('meta: a recurrent architecture')
+  # The reference computed in float64 with statistics that are kept in float32.
+  tensors = {name[2:]: value.astype(np.float64) for name, value in values.items() if name.startswith('w/')}
+  net = infer_network(genotype, tensors)
+  variables = convert_network(net, tensors)
+  count = sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
+  yield 'param_count', float(count != meta['param_count']), 0.0
+  count -= sum(leaf.size for leaf in jax.tree.leaves(variables['params']['auxiliary']))
+  yield 'param_count_no_aux', float(count != meta['param_count_no_aux']), 0.0
+  images = jnp.asarray(values['x'].transpose(0, 2, 3, 1))
+  evaluated = jax.jit(lambda: net.apply(variables, images, train=False))()
+  trained = jax.jit(lambda: net.apply(variables, images, train=True))()
+  yield 'logits_eval', relative_error(evaluated.main, values['logits_eval']), TOLERANCE
+  yield 'logits_train', relative_error(trained.main, values['logits_train']), TOLERANCE
+  yield 'logits_aux', relative_error(trained.auxiliary, values['logits_aux']), TOLERANCE
+
+
 def compare_genotypes(cases: list[Any]) -> Iterator[tuple[str, float, float]]:
   """Yields the name, error (0 or 1) and tolerance of every architecture in a cnn_genotype_parse file."""
   specs = {name: search_space() for name in CELLS}
@@ -191,9 +214,12 @@ def compare(path: pathlib.Path) -> Iterator[tuple[str, float, float]]:
     # Opened here, because NumPy leaves a truncated file open.
     with path.open('rb') as file, np.load(file) as archive:
       values = {name: archive[name] for name in archive.files}
-    if 'alphas_normal' not in values or 'meta' not in values:
+    if 'logits_aux' in values:
+      yield from compare_network(values)
+    elif 'alphas_normal' in values and 'meta' in values:
+      yield from compare_search(SearchFile(values))
+    else:
       raise ValueError('not a file of search results: alphas_normal or meta is missing')
-    yield from compare_search(SearchFile(values))
   except KeyError as error:
     raise ValueError(f'{path}: {error} is missing') from error
   except (OSError, ValueError, zipfile.BadZipFile) as error:

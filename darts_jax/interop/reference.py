@@ -1,29 +1,34 @@
-"""Weights of the published PyTorch implementation of the search, under our names and in our layouts.
+"""Weights of the published PyTorch implementation, under our names and in our layouts.
 
-The reference names a tensor by its place, `cells.2._ops.5._ops.4.op.1.weight`: cell 2, edge 5, operation 4, layer 1.
-It keeps one tensor an edge, in the layouts `OIHW` and `NCHW`; here the tensors of edges with the same source and
-operation are stacked (see `darts_jax.nets.cell.operation_groups`).
+The reference names a tensor by its place, `cells.2._ops.5._ops.4.op.1.weight` in a search: cell 2, edge 5, operation 4,
+layer 1; and `cells.2._ops.5.op.1.weight` in the network of a found architecture, whose edges have one operation. It
+keeps one tensor an edge, in the layouts `OIHW` and `NCHW`; here the tensors of edges with the same source and operation
+are stacked (see `darts_jax.nets.cell.operation_groups`).
 """
 
-from collections.abc import Callable, Mapping
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from darts_jax.genotype import NUM_INPUTS, CellSpec
+from darts_jax.genotype import NUM_INPUTS, CellSpec, Genotype
 from darts_jax.nets.cell import operation_groups
-from darts_jax.nets.conv import Supernet, reduction_cells
+from darts_jax.nets.conv import Network, Supernet, reduction_cells
 from darts_jax.nets.operations import separable_filters
 
 Tensors = Mapping[str, np.ndarray]
-#: Takes a tensor by its name in the reference.
-Take = Callable[[str], np.ndarray]
+Tree = dict[str, Any]
 
 _STATISTICS = {'mean': 'running_mean', 'var': 'running_var'}
+_AFFINE = {'scale': 'weight', 'bias': 'bias'}
+#: Tensors that a message names at most; there may be hundreds.
+_MAX_NAMED = 8
 
 
-def convert_supernet(net: Supernet, tensors: Tensors, *, statistics: bool = True) -> dict[str, Any]:
+def convert_supernet(net: Supernet, tensors: Tensors, *, statistics: bool = True) -> Tree:
   """The variables of a supernet from the reference's state dict.
 
   Args:
@@ -35,125 +40,289 @@ def convert_supernet(net: Supernet, tensors: Tensors, *, statistics: bool = True
     `{'params': …, 'batch_stats': …}`, the latter only with `statistics`.
 
   Raises:
-    ValueError: a tensor is missing, has another shape than the network, or is left over.
+    ValueError: tensors are missing, left over, or of another shape than the network's; they are named.
   """
-  used: set[str] = set()
-
-  def take(name: str) -> np.ndarray:
-    if name not in tensors:
-      raise ValueError(f'tensor {name}: missing')
-    used.add(name)
-    return np.asarray(tensors[name])
-
-  params: dict[str, Any] = {
-    'stem': take('stem.0.weight').transpose(2, 3, 1, 0),
-    'stem_bn': {'scale': take('stem.1.weight'), 'bias': take('stem.1.bias')},
-    'classifier': take('classifier.weight').T,
-    'classifier_bias': take('classifier.bias'),
+  mixing = {
+    kind: np.zeros((spec.num_edges, len(spec.operations)))
+    for kind, spec in (('normal', net.normal), ('reduce', net.reduce))
   }
-  stats: dict[str, Any] = {'stem_bn': _statistics(take, ['stem.1'])} if statistics else {}
-  reductions = reduction_cells(net.num_layers)
-  for layer in range(net.num_layers):
-    reduction = layer in reductions
-    scope = f'cell{layer}'
-    params[scope], stats[scope] = _cell(
-      take if statistics else _without_statistics(take),
-      f'cells.{layer}',
-      net.reduce if reduction else net.normal,
-      reduction,
-      layer - 1 in reductions,
-    )
-  unused = sorted(name for name in tensors if name not in used and not name.endswith('num_batches_tracked'))
+  return _convert(
+    lambda reader: _read_supernet(reader, net),
+    tensors,
+    statistics,
+    lambda images: net.init(jax.random.key(0), images, mixing, train=False),
+    8,
+  )
+
+
+def convert_network(net: Network, tensors: Tensors) -> Tree:
+  """The variables of the network of a found architecture from the reference's state dict.
+
+  Args:
+    net: the network; its shapes must be those of the tensors, so best made by `infer_network`.
+    tensors: arrays by the reference's names, of any dtype, which is kept.
+
+  Returns:
+    `{'params': …, 'batch_stats': …}`.
+
+  Raises:
+    ValueError: as `convert_supernet`.
+  """
+  # A size at which every network can be built.
+  return _convert(
+    lambda reader: _read_network(reader, net),
+    tensors,
+    True,
+    lambda images: net.init(jax.random.key(0), images, train=True),
+    224,
+  )
+
+
+def infer_network(genotype: Genotype, tensors: Tensors) -> Network:
+  """The network of an architecture that the reference's state dict belongs to, as far as shapes tell.
+
+  Raises:
+    ValueError: the tensors are not those of such a network; see `convert_network` for whether they fit it.
+  """
+  imagenet = 'stem0.0.weight' in tensors
+  layers = {int(found[1]) for name in tensors if (found := re.match(r'cells\.(\d+)\.', name))}
+  stem = 'stem0.3.weight' if imagenet else 'stem.0.weight'
+  for name in (stem, 'cells.0.preprocess1.op.1.weight', 'classifier.weight'):
+    if name not in tensors or not np.ndim(tensors[name]):
+      raise ValueError(f'tensor {name}: missing; this is no network of the reference (found: {_named(tensors)})')
+  channels = len(tensors['cells.0.preprocess1.op.1.weight'])
+  return Network(
+    genotype.cell('normal'),
+    genotype.cell('reduce'),
+    channels,
+    max(layers) + 1,
+    len(tensors['classifier.weight']),
+    stem='imagenet' if imagenet else 'cifar',
+    auxiliary=any(name.startswith('auxiliary_head.') for name in tensors),
+    auxiliary_norm='auxiliary_head.features.6.weight' in tensors,
+    stem_multiplier=3 if imagenet else max(1, len(tensors[stem]) // channels),
+  )
+
+
+@dataclasses.dataclass
+class _Reader:
+  """Takes tensors by their names in the reference, in the layouts of this package.
+
+  Attributes:
+    tensors: what is there; None takes notes of the names alone, and gives arrays of one element.
+    statistics: whether running statistics are wanted.
+    names: all that were taken.
+  """
+
+  tensors: Tensors | None
+  statistics: bool
+  names: dict[str, None] = dataclasses.field(default_factory=dict)
+
+  def take(self, name: str, ndim: int) -> np.ndarray:
+    self.names[name] = None
+    if self.tensors is None:
+      return np.zeros((1,) * ndim)
+    tensor = np.asarray(self.tensors[name])
+    if tensor.ndim != ndim:
+      raise ValueError(f'tensor {name}: shape {tensor.shape} found, {ndim} dimensions expected')
+    return tensor
+
+  def dense(self, name: str) -> np.ndarray:
+    """`[K, L, C, D]` of a dense convolution."""
+    return self.take(f'{name}.weight', 4).transpose(2, 3, 1, 0)
+
+  def pointwise(self, names: Sequence[str], axis: int = 0) -> np.ndarray:
+    """`[M, C, D]` of 1×1 convolutions, stacked along the axis."""
+    return _stack([self.dense(name)[0, 0] for name in names], names, axis)
+
+  def depthwise(self, names: Sequence[str]) -> np.ndarray:
+    """`[K, K, M, C]` of depthwise convolutions."""
+    return _stack([self.dense(name)[:, :, 0] for name in names], names, 2)
+
+  def classifier(self, params: Tree, name: str) -> None:
+    params['classifier'] = self.take(f'{name}.weight', 2).T
+    params['classifier_bias'] = self.take(f'{name}.bias', 1)
+
+  def norms(self, params: Tree, stats: Tree, scope: str, names: Sequence[str], *, affine: bool) -> None:
+    """BN layers whose variables lie side by side."""
+    if self.statistics and names:
+      stats[scope] = self._vectors(names, _STATISTICS)
+    if affine and names:
+      params[scope] = self._vectors(names, _AFFINE)
+
+  def _vectors(self, names: Sequence[str], kinds: Mapping[str, str]) -> dict[str, np.ndarray]:
+    return {
+      ours: np.concatenate([self.take(f'{name}.{theirs}', 1) for name in names]) for ours, theirs in kinds.items()
+    }
+
+
+def _convert(
+  read: Callable[[_Reader], tuple[Tree, Tree]],
+  tensors: Tensors,
+  statistics: bool,
+  init: Callable[[np.ndarray], Any],
+  size: int,
+) -> Tree:
+  plan = _Reader(None, statistics)
+  read(plan)
+  given = [name for name in tensors if not name.endswith('num_batches_tracked')]
+  missing = [name for name in plan.names if name not in tensors]
+  unused = [name for name in given if name not in plan.names]
+  problems = []
+  if missing:
+    problems.append(f'{len(missing)} tensors of the network are missing: {_named(missing)}')
   if unused:
-    raise ValueError(f'tensor {unused[0]}: not part of this network ({len(unused)} such tensors)')
+    problems.append(f'{len(unused)} tensors are not part of the network: {_named(unused)}')
+  if problems:
+    raise ValueError('; '.join(problems))
+  params, stats = read(_Reader(tensors, statistics))
   variables = {'params': params, 'batch_stats': stats} if statistics else {'params': params}
-  _check_shapes(net, variables)
+  stem = params['stem'] if 'stem' in params else params['stem0_first']
+  expected = jax.eval_shape(lambda: init(np.zeros((1, size, size, stem.shape[2]), np.float32)))
+  found = dict(jax.tree_util.tree_leaves_with_path(variables))
+  for path, leaf in jax.tree_util.tree_leaves_with_path({key: expected[key] for key in variables}):
+    if found[path].shape != leaf.shape:
+      name = '/'.join(key.key for key in path)
+      raise ValueError(f'{name}: shape {found[path].shape} found, {leaf.shape} expected by the network')
   return variables
 
 
-def _cell(take: Take, prefix: str, spec: CellSpec, reduction: bool, reduction_before: bool) -> tuple[Any, Any]:
-  """Parameters and statistics of a cell."""
-  inputs = [f'{prefix}.preprocess{i}' for i in range(2)]
-  params: dict[str, Any] = {
-    'preprocess0': (_factorized_reduce if reduction_before else _relu_conv)(take, inputs[:1]),
-    'preprocess1': _relu_conv(take, inputs[1:]),
-  }
-  places = [f'{inputs[0]}.{"bn" if reduction_before else "op.2"}', f'{inputs[1]}.op.2']
-  stats: dict[str, Any] = {'preprocess_bn': _statistics(take, places)}
-  for source in range(NUM_INPUTS + len(spec.nodes)):
-    names = {
-      operation: [f'{prefix}._ops.{edge}._ops.{spec.operations.index(operation)}' for edge, _ in members]
-      for operation, members in operation_groups(spec, source).items()
-    }
-    scope = f'node{source}'
-    both = _operations(take, names, strided=reduction and source < NUM_INPUTS)
-    for tree, own in zip((params, stats), both, strict=True):
-      if own:
-        tree[scope] = own
+def _read_supernet(reader: _Reader, net: Supernet) -> tuple[Tree, Tree]:
+  params: Tree = {'stem': reader.dense('stem.0')}
+  stats: Tree = {}
+  reader.norms(params, stats, 'stem_bn', ['stem.1'], affine=True)
+  reader.classifier(params, 'classifier')
+  _read_cells(reader, net, params, stats)
   return params, stats
 
 
-def _operations(take: Take, names: Mapping[str, list[str]], strided: bool) -> tuple[Any, Any]:
-  """What leaves a node, from the names of each operation's edges; a search has no other operations than these."""
+def _read_network(reader: _Reader, net: Network) -> tuple[Tree, Tree]:
+  params: Tree = {}
+  stats: Tree = {}
+  convs = {'stem': ('stem.0', 'stem.1')}
+  if net.stem == 'imagenet':
+    names = {'stem0_first': 'stem0.0 stem0.1', 'stem0_second': 'stem0.3 stem0.4', 'stem1': 'stem1.1 stem1.2'}
+    convs = {ours: (theirs.split()[0], theirs.split()[1]) for ours, theirs in names.items()}
+  for name, (conv, norm) in convs.items():
+    params[name] = reader.dense(conv)
+    reader.norms(params, stats, f'{name}_bn', [norm], affine=True)
+  reader.classifier(params, 'classifier')
+  _read_cells(reader, net, params, stats)
+  if net.auxiliary:
+    head: Tree = {}
+    head_stats: Tree = {}
+    for i, (conv, norm) in enumerate((('features.2', 'features.3'), ('features.5', 'features.6'))):
+      head[f'conv{i}'] = reader.dense(f'auxiliary_head.{conv}')
+      if i == 0 or net.auxiliary_norm:
+        reader.norms(head, head_stats, f'bn{i}', [f'auxiliary_head.{norm}'], affine=True)
+    reader.classifier(head, 'auxiliary_head.classifier')
+    params['auxiliary'], stats['auxiliary'] = head, head_stats
+  return params, stats
+
+
+def _read_cells(reader: _Reader, net: Supernet | Network, params: Tree, stats: Tree) -> None:
+  discrete = isinstance(net, Network)
+  reductions = reduction_cells(net.num_layers)
+  # The stem for ImageNet leaves the first input of cell 0 twice as large as the second.
+  reduction_before = isinstance(net, Network) and net.stem == 'imagenet'
+  for layer in range(net.num_layers):
+    reduction = layer in reductions
+    spec = net.reduce if reduction else net.normal
+    own, own_stats = _read_cell(reader, f'cells.{layer}', spec, reduction, reduction_before, discrete)
+    params[f'cell{layer}'] = own
+    stats[f'cell{layer}'] = own_stats
+    reduction_before = reduction
+
+
+def _read_cell(
+  reader: _Reader, prefix: str, spec: CellSpec, reduction: bool, reduction_before: bool, discrete: bool
+) -> tuple[Tree, Tree]:
+  inputs = [f'{prefix}.preprocess{i}' for i in range(NUM_INPUTS)]
+  convs = [{'kernel': reader.pointwise([f'{inputs[1]}.op.1'])}]
+  if reduction_before:
+    convs.insert(0, _factorized_reduce(reader, inputs[:1]))
+  else:
+    convs.insert(0, {'kernel': reader.pointwise([f'{inputs[0]}.op.1'])})
+  params: Tree = {f'preprocess{i}': conv for i, conv in enumerate(convs)}
+  stats: Tree = {}
+  places = [f'{inputs[0]}.{"bn" if reduction_before else "op.2"}', f'{inputs[1]}.op.2']
+  reader.norms(params, stats, 'preprocess_bn', places, affine=discrete)
+  for source in range(NUM_INPUTS + len(spec.nodes)):
+    names = {
+      operation: [
+        f'{prefix}._ops.{edge}' + ('' if discrete else f'._ops.{spec.operations.index(operation)}')
+        for edge, _ in members
+      ]
+      for operation, members in operation_groups(spec, source).items()
+    }
+    own, own_stats = _read_operations(reader, names, reduction and source < NUM_INPUTS, discrete)
+    for tree, part in ((params, own), (stats, own_stats)):
+      if part:
+        tree[f'node{source}'] = part
+  return params, stats
+
+
+def _read_operations(
+  reader: _Reader, names: Mapping[str, list[str]], strided: bool, discrete: bool
+) -> tuple[Tree, Tree]:
+  """What leaves a node, from the names of each operation's edges."""
   twice, once = separable_filters(tuple((operation, len(edges)) for operation, edges in names.items()))
-  params, first, second = {}, [], []
+  params: Tree = {}
+  stats: Tree = {}
+  first: list[str] = []
+  second: list[str] = []
   if twice or once:
-    params['stage0'] = _separable_stage(take, {f.operation: names[f.operation] for f in twice + once}, 1)
+    params['stage0'] = _separable_stage(reader, {f.operation: names[f.operation] for f in twice + once}, 1)
     first += [f'{name}.op.3' for f in twice + once for name in names[f.operation]]
   if twice:
-    params['stage1'] = _separable_stage(take, {f.operation: names[f.operation] for f in twice}, 5)
+    params['stage1'] = _separable_stage(reader, {f.operation: names[f.operation] for f in twice}, 5)
     second += [f'{name}.op.7' for f in twice for name in names[f.operation]]
   for operation, edges in names.items():
     if operation.endswith('pool_3x3'):
-      # The edges pool the same image, so their statistics are the same.
-      first.append(f'{edges[0]}.1')
-      _statistics(take, [f'{name}.1' for name in edges])
+      if not discrete:
+        # The edges pool the same image, so their statistics are the same.
+        first.append(f'{edges[0]}.1')
+        reader.norms({}, {}, '', [f'{name}.1' for name in edges], affine=False)
     elif operation == 'skip_connect' and strided:
-      params[operation] = _factorized_reduce(take, edges)
+      params[operation] = _factorized_reduce(reader, edges)
       first += [f'{name}.bn' for name in edges]
-  stats = {'bn0': first, 'bn1': second}
-  return params, {scope: _statistics(take, places) for scope, places in stats.items() if places}
+    elif operation == 'conv_7x1_1x7':
+      params[operation] = {
+        ours: _stack([reader.dense(f'{name}.op.{place}') for name in edges], edges, 0)
+        for ours, place in (('across', 1), ('down', 2))
+      }
+      # A row of filters in either direction.
+      params[operation]['down'] = params[operation]['down'].swapaxes(1, 2)
+      first += [f'{name}.op.3' for name in edges]
+  reader.norms(params, stats, 'bn0', first, affine=discrete)
+  reader.norms(params, stats, 'bn1', second, affine=discrete)
+  return params, stats
 
 
-def _separable_stage(take: Take, operations: Mapping[str, list[str]], first: int) -> dict[str, np.ndarray]:
+def _separable_stage(reader: _Reader, operations: Mapping[str, list[str]], first: int) -> Tree:
   params = {}
   for operation, names in operations.items():
-    depthwise = [take(f'{name}.op.{first}.weight')[:, 0].transpose(1, 2, 0) for name in names]
-    params[f'{operation}_depthwise'] = np.stack(depthwise, axis=2)
-    params[f'{operation}_pointwise'] = np.stack([take(f'{name}.op.{first + 1}.weight')[:, :, 0, 0].T for name in names])
+    params[f'{operation}_depthwise'] = reader.depthwise([f'{name}.op.{first}' for name in names])
+    params[f'{operation}_pointwise'] = reader.pointwise([f'{name}.op.{first + 1}' for name in names])
   return params
 
 
-def _relu_conv(take: Take, names: list[str]) -> dict[str, np.ndarray]:
-  return {'kernel': np.stack([take(f'{name}.op.1.weight')[:, :, 0, 0].T for name in names])}
+def _factorized_reduce(reader: _Reader, names: Sequence[str]) -> Tree:
+  halves = [reader.pointwise([f'{name}.conv_{i}' for name in names], axis=1) for i in (1, 2)]
+  return {'kernel': _stack(halves, names, 0)}
 
 
-def _factorized_reduce(take: Take, names: list[str]) -> dict[str, np.ndarray]:
-  halves = [np.stack([take(f'{name}.conv_{i}.weight')[:, :, 0, 0].T for name in names], axis=1) for i in (1, 2)]
-  return {'kernel': np.stack(halves)}
+def _stack(arrays: Sequence[np.ndarray], names: Sequence[str], axis: int) -> np.ndarray:
+  for array, name in zip(arrays, names, strict=False):
+    if array.shape != arrays[0].shape:
+      raise ValueError(
+        f'tensor {name}: its shape differs from that of {names[0]}, {array.shape} from {arrays[0].shape}'
+      )
+  return np.stack(arrays, axis)
 
 
-def _statistics(take: Take, names: list[str]) -> dict[str, np.ndarray]:
-  return {ours: np.concatenate([take(f'{name}.{theirs}') for name in names]) for ours, theirs in _STATISTICS.items()}
-
-
-def _without_statistics(take: Take) -> Take:
-  return lambda name: np.zeros(1) if name.endswith(tuple(_STATISTICS.values())) else take(name)
-
-
-def _check_shapes(net: Supernet, variables: Mapping[str, Any]) -> None:
-  mixing = {'normal': net.normal, 'reduce': net.reduce}
-  channels = variables['params']['stem'].shape[2]
-  expected = jax.eval_shape(
-    lambda: net.init(
-      jax.random.key(0),
-      np.zeros((1, 8, 8, channels), np.float32),
-      {name: np.zeros((spec.num_edges, len(spec.operations))) for name, spec in mixing.items()},
-      train=False,
-    )
-  )
-  found = dict(jax.tree_util.tree_leaves_with_path(dict(variables)))
-  for path, leaf in jax.tree_util.tree_leaves_with_path({key: expected[key] for key in variables}):
-    if path not in found or found[path].shape != leaf.shape:
-      shape = found[path].shape if path in found else 'nothing'
-      raise ValueError(f'{jax.tree_util.keystr(path)}: {leaf.shape} expected, {shape} found')
+def _named(names: Any) -> str:
+  """The first names of a collection, and how many more there are."""
+  listed = list(names)
+  more = f' and {len(listed) - _MAX_NAMED} more' if len(listed) > _MAX_NAMED else ''
+  return ', '.join(listed[:_MAX_NAMED]) + more

@@ -55,13 +55,17 @@ class Cell(nn.Module):
   smooth: bool = False
 
   @nn.compact
-  def __call__(self, before_last: Array, last: Array, mixing: Array | None = None, *, train: bool) -> Array:
+  def __call__(
+    self, before_last: Array, last: Array, mixing: Array | None = None, drop_path: Array | None = None, *, train: bool
+  ) -> Array:
     """Computes the cell.
 
     Args:
       before_last: `[N, H, W, ·]`, output of the cell before the last one (`[N, 2H, 2W, ·]` after a reduction).
       last: `[N, H, W, ·]`, output of the last cell.
       mixing: `[E, O]` mixing weights, rows and columns as `spec` says; none for a discrete cell.
+      drop_path: `[E, N]`, what the edges of a discrete cell are multiplied with for every image, but for identities;
+        none for no drop path.
       train: whether BN uses the statistics of the batch.
 
     Returns:
@@ -90,7 +94,9 @@ class Cell(nn.Module):
         by_members.setdefault(members, []).append(operation)
       for members, operations in by_members.items():
         messages = self._messages([outputs[operation] for operation in operations], members, operations, mixing)
-        for (_, target), message in zip(members, messages, strict=True):
+        for (edge, target), message in zip(members, messages, strict=True):
+          if drop_path is not None and not (operations == ['skip_connect'] and stride == 1):
+            message = message * drop_path[edge].astype(message.dtype)[:, None, None, None]
           arriving[target - NUM_INPUTS].append(message)
     return jnp.concatenate([states[node] for node in self.spec.concat], axis=-1)
 

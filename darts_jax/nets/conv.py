@@ -1,6 +1,7 @@
-"""The convolutional supernet [DARTS §3.1.1]."""
+"""The convolutional networks: the supernet of a search, and the network of a found architecture [DARTS §3.1]."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -12,6 +13,9 @@ from darts_jax.nets.cell import Cell
 from darts_jax.nets.layers import BatchNorm, uniform_fan_in
 
 Array = jax.Array
+
+#: Sides of the images that a cell can halve have to be divisible by this much after the stem: there are two such cells.
+_HALVINGS = 4
 
 
 def reduction_cells(num_layers: int) -> tuple[int, ...]:
@@ -55,28 +59,200 @@ class Supernet(nn.Module):
     Returns:
       `[N, num_classes]` logits, at least float32.
     """
-    stem_channels = self.stem_multiplier * self.channels
-    fan_in = 9 * images.shape[-1]
-    kernel = self.param('stem', uniform_fan_in(fan_in), (3, 3, images.shape[-1], stem_channels))
-    stem = lax.conv_general_dilated(
-      images, kernel.astype(images.dtype), (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
-    )
+    stem = _conv(self, 'stem', images, self.stem_multiplier * self.channels, 3)
     before_last = last = BatchNorm(affine=True, name='stem_bn')(stem, train=train)
 
     def compute(cell: Cell, before_last: Array, last: Array, mixing: Array) -> Array:
       return cell(before_last, last, mixing, train=train)
 
     compute_cell = nn.remat(compute) if self.remat else compute
-    channels, reduction_before = self.channels, False
-    for layer in range(self.num_layers):
-      reduction = layer in reduction_cells(self.num_layers)
-      channels *= 2 if reduction else 1
-      kind = 'reduce' if reduction else 'normal'
-      spec = self.reduce if reduction else self.normal
-      cell = Cell(spec, channels, reduction, reduction_before, discrete=False, smooth=self.smooth, name=f'cell{layer}')
+    for kind, cell in _cells(self.normal, self.reduce, self.channels, self.num_layers, smooth=self.smooth):
       before_last, last = last, compute_cell(cell, before_last, last, mixing[kind])
-      reduction_before = reduction
-    features = jnp.mean(last.astype(jnp.promote_types(last.dtype, jnp.float32)), axis=(1, 2))
-    width = features.shape[-1]
-    weights = self.param('classifier', uniform_fan_in(width), (width, self.num_classes))
-    return features @ weights + self.param('classifier_bias', uniform_fan_in(width), (self.num_classes,))
+    return _classify(self, 'classifier', last, self.num_classes)
+
+
+class Logits(NamedTuple):
+  """What a network says of images.
+
+  Attributes:
+    main: `[N, num_classes]`, at least float32.
+    auxiliary: the same of the auxiliary head, in training; None otherwise.
+  """
+
+  main: Array
+  auxiliary: Array | None
+
+
+class Network(nn.Module):
+  """The network of a found architecture, trained from scratch [DARTS §3.2, §A.2].
+
+  Attributes:
+    normal: spec of the normal cells, one operation an edge.
+    reduce: spec of the reduction cells.
+    channels: channels `C` of the nodes of the first cell; they double in every reduction cell.
+    num_layers: number of cells `L`.
+    num_classes: number of logits.
+    stem: `'cifar'`, one 3×3 convolution to `stem_multiplier · C` channels; or `'imagenet'`, three of stride 2 to C/2, C
+      and C channels, of which the last two are the inputs of the first cell.
+    auxiliary: whether a second classifier reads the output of cell ⌊2L/3⌋ in training (see `AuxiliaryHead`).
+    auxiliary_norm: whether its last convolution is followed by BN; not so in the published network for ImageNet.
+    stem_multiplier: of the stem `'cifar'`.
+    remat: whether a gradient may compute the inside of cells once more instead of keeping it; see `jax.checkpoint`.
+  """
+
+  normal: CellSpec
+  reduce: CellSpec
+  channels: int
+  num_layers: int
+  num_classes: int
+  stem: str = 'cifar'
+  auxiliary: bool = False
+  auxiliary_norm: bool = True
+  stem_multiplier: int = 3
+  remat: bool = False
+
+  @nn.compact
+  def __call__(self, images: Array, *, train: bool, drop_path: Array | float = 0.0, key: Array | None = None) -> Logits:
+    """Classifies images.
+
+    Args:
+      images: `[N, H, W, ·]`, normalised; their dtype is the dtype of computation.
+      train: whether BN uses the statistics of the batch, and the auxiliary head is computed.
+      drop_path: `[]`, probability in [0, 1) that an edge is dropped for an image; the others are scaled up by
+        1/(1 − `drop_path`), so that expectations stay. Identities are never dropped [DARTS §A.2].
+      key: draws what is dropped; None for no drop path.
+    """
+    channels, imagenet = self.channels, self.stem == 'imagenet'
+    if imagenet:
+      before_last = self._strided('stem0_first', images, channels // 2, train)
+      before_last = self._strided('stem0_second', nn.relu(before_last), channels, train)
+      last = self._strided('stem1', nn.relu(before_last), channels, train)
+    else:
+      stem = _conv(self, 'stem', images, self.stem_multiplier * channels, 3)
+      before_last = last = BatchNorm(affine=True, name='stem_bn')(stem, train=train)
+    factors: Array | None = None
+    if key is not None:
+      # Drawn for all cells at once: each draw of its own would add a copy of the random generator to the program.
+      num_edges = max(self.normal.num_edges, self.reduce.num_edges)
+      factors = drop_path_factors(key, drop_path, (self.num_layers, num_edges, len(images)))
+
+    def compute(cell: Cell, before_last: Array, last: Array, factors: Array | None) -> Array:
+      return cell(before_last, last, None, factors, train=train)
+
+    compute_cell: Callable[..., Array] = nn.remat(compute) if self.remat else compute
+    auxiliary = None
+    cells = _cells(self.normal, self.reduce, channels, self.num_layers, reduction_before=imagenet, discrete=True)
+    for layer, (_, cell) in enumerate(cells):
+      before_last, last = last, compute_cell(cell, before_last, last, None if factors is None else factors[layer])
+      if self.auxiliary and layer == 2 * self.num_layers // 3 and (train or self.is_initializing()):
+        head = AuxiliaryHead(self.num_classes, 2 if imagenet else 3, self.auxiliary_norm, name='auxiliary')
+        auxiliary = head(last, train=train)
+    return Logits(_classify(self, 'classifier', last, self.num_classes), auxiliary)
+
+  def _strided(self, name: str, images: Array, features: int, train: bool) -> Array:
+    """3×3 convolution of stride 2 and BN."""
+    return BatchNorm(affine=True, name=f'{name}_bn')(_conv(self, name, images, features, 3, stride=2), train=train)
+
+
+class AuxiliaryHead(nn.Module):
+  """A second classifier half way [DARTS §A.2], which strengthens the gradient of early cells.
+
+  ReLU, 5×5 average pooling, 1×1 convolution to 128 channels, BN, ReLU, 2×2 convolution to 768, BN, ReLU, linear.
+  The published one is made for images that come down to one pixel, and others are averaged over what is left.
+
+  Attributes:
+    num_classes: number of logits.
+    stride: of the pooling, 3 for CIFAR and 2 for ImageNet.
+    norm: whether BN follows the last convolution.
+  """
+
+  num_classes: int
+  stride: int
+  norm: bool
+
+  @nn.compact
+  def __call__(self, x: Array, *, train: bool) -> Array:
+    """`[N, num_classes]` logits, at least float32, of `[N, H, W, C]`.
+
+    Raises:
+      ValueError: the image is too small for the pooling and the convolution.
+    """
+    if min(x.shape[1:3]) < auxiliary_size(self.stride):
+      raise ValueError(
+        f'auxiliary: {x.shape[1]}×{x.shape[2]} pixels reach the auxiliary head, which needs'
+        f' {auxiliary_size(self.stride)} a side; larger images, or no auxiliary head'
+      )
+    window, strides = (1, 5, 5, 1), (1, self.stride, self.stride, 1)
+    x = lax.reduce_window(nn.relu(x), jnp.zeros((), x.dtype), lax.add, window, strides, 'VALID') / 25
+    x = nn.relu(BatchNorm(affine=True, name='bn0')(_conv(self, 'conv0', x, 128, 1), train=train))
+    x = _conv(self, 'conv1', x, 768, 2, padding=0)
+    if self.norm:
+      x = BatchNorm(affine=True, name='bn1')(x, train=train)
+    return _classify(self, 'classifier', nn.relu(x), self.num_classes)
+
+
+def drop_path_factors(key: Array, rate: Array | float, shape: tuple[int, ...]) -> Array:
+  """What drop path multiplies edges with: float32 of `shape`, 0 with probability `rate`, otherwise 1/(1 − `rate`)."""
+  kept = 1 - jnp.asarray(rate, jnp.float32)
+  return jax.random.bernoulli(key, kept, shape) / kept
+
+
+def auxiliary_size(stride: int) -> int:
+  """The smallest image, in pixels a side, that an auxiliary head can read: a 2×2 convolution after a pool of 5×5."""
+  return 5 + stride
+
+
+def check_image_size(height: int, width: int, *, stem: str = 'cifar', auxiliary: bool = False) -> None:
+  """Raises a ValueError, which names `image_size`, unless a network can be built for images of this size."""
+  shrinking = 8 if stem == 'imagenet' else 1
+  factor = shrinking * _HALVINGS
+  if height % factor or width % factor:
+    raise ValueError(
+      f'image_size: {height}×{width} is not allowed; the stem {stem!r} and two reduction cells need sides divisible'
+      f' by {factor}'
+    )
+  # The head reads the output of the second reduction cell.
+  needed = auxiliary_size(2 if stem == 'imagenet' else 3) * factor
+  if auxiliary and min(height, width) < needed:
+    raise ValueError(
+      f'image_size: {height}×{width} is too small for an auxiliary head; it needs sides of {needed} pixels'
+    )
+
+
+def _cells(
+  normal: CellSpec,
+  reduce: CellSpec,
+  channels: int,
+  num_layers: int,
+  *,
+  reduction_before: bool = False,
+  discrete: bool = False,
+  smooth: bool = False,
+) -> Iterator[tuple[str, Cell]]:
+  """The cells of the network that is being built, with their kinds."""
+  for layer in range(num_layers):
+    reduction = layer in reduction_cells(num_layers)
+    channels *= 2 if reduction else 1
+    kind, spec = ('reduce', reduce) if reduction else ('normal', normal)
+    yield kind, Cell(spec, channels, reduction, reduction_before, discrete, smooth, name=f'cell{layer}')
+    reduction_before = reduction
+
+
+def _conv(
+  module: nn.Module, name: str, images: Array, features: int, size: int, *, stride: int = 1, padding: int | None = None
+) -> Array:
+  """A dense convolution of a module, without bias; keeps the size unless told otherwise."""
+  channels = images.shape[-1]
+  kernel = module.param(name, uniform_fan_in(size * size * channels), (size, size, channels, features))
+  pads = (size // 2 if padding is None else padding,) * 2
+  return lax.conv_general_dilated(
+    images, kernel.astype(images.dtype), (stride, stride), (pads, pads), dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+  )
+
+
+def _classify(module: nn.Module, name: str, images: Array, num_classes: int) -> Array:
+  """Logits from the mean over all pixels, at least float32."""
+  features = jnp.mean(images.astype(jnp.promote_types(images.dtype, jnp.float32)), axis=(1, 2))
+  width = features.shape[-1]
+  weights = module.param(name, uniform_fan_in(width), (width, num_classes))
+  return features @ weights + module.param(f'{name}_bias', uniform_fan_in(width), (num_classes,))

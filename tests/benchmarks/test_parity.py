@@ -46,6 +46,14 @@ def test_reference_results_are_reproduced(part):
     )
 
 
+@pytest.mark.parametrize('name', ['cnn_eval_darts_v2', 'cnn_eval_imagenet_darts_v2'])
+def test_reference_networks_are_reproduced(name):
+  names = check(parity.compare(GOLDENS / f'{name}.npz'))
+  with np.load(GOLDENS / f'{name}.npz') as archive:
+    results = [key for key in archive.files if key.startswith('logits')]
+  assert sorted(names) == sorted([*results, 'param_count', 'param_count_no_aux'])
+
+
 def test_every_result_in_the_file_is_compared():
   inputs = ('w/', 'momentum/', 'x_', 'y_', 'alphas_', 'meta', 'step_w/')
   results = {name for name in load() if not name.startswith(inputs)}

@@ -1,0 +1,175 @@
+"""The network of a found architecture: published sizes, drop path, auxiliary head, image sizes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from darts_jax.genotype import CellSpec, Edge, published
+from darts_jax.nets.cell import Cell
+from darts_jax.nets.conv import Network, check_image_size, drop_path_factors
+
+
+def build(name, channels, num_layers, num_classes, **attributes):
+  found = published()[name]
+  return Network(found.cell('normal'), found.cell('reduce'), channels, num_layers, num_classes, **attributes)
+
+
+def num_parameters(net, size):
+  variables = jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.zeros((1, size, size, 3)), train=True))
+  return sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
+
+
+@pytest.mark.parametrize(
+  ('name', 'num_classes', 'plain', 'with_auxiliary'),
+  [
+    ('DARTS_V2', 10, 3_349_342, 3_825_768),
+    ('DARTS_V2', 100, 3_401_272, 3_946_908),
+    ('DARTS_V1', 10, 3_169_414, 3_645_840),
+    ('PC_DARTS_cifar', 10, 3_634_678, 4_111_104),
+    ('PDARTS', 10, 3_433_798, 3_910_224),
+    ('SGAS_Cri1_CIFAR_Best', 10, 3_795_166, 4_271_592),
+    ('SGAS_Cri2_CIFAR_Best', 10, 4_094_110, 4_570_536),
+  ],
+)
+def test_published_numbers_of_weights_on_cifar(name, num_classes, plain, with_auxiliary):
+  assert num_parameters(build(name, 36, 20, num_classes), 32) == plain
+  assert num_parameters(build(name, 36, 20, num_classes, auxiliary=True), 32) == with_auxiliary
+
+
+@pytest.mark.parametrize(
+  ('name', 'plain', 'with_auxiliary', 'norm'),
+  [
+    ('DARTS_V2', 4_718_752, 5_979_528, False),
+    ('DARTS_V1', 4_510_432, 5_771_208, False),
+    ('PC_DARTS_image', 5_342_464, 6_603_240, False),
+    ('PDARTS', 4_944_352, 6_206_664, True),
+    ('SGAS_Cri1_ImageNet_Best', 5_285_440, 6_547_752, True),
+    ('SGAS_Cri2_ImageNet_Best', 5_438_464, 6_700_776, True),
+  ],
+)
+def test_published_numbers_of_weights_on_imagenet(name, plain, with_auxiliary, norm):
+  assert num_parameters(build(name, 48, 14, 1000, stem='imagenet'), 224) == plain
+  net = build(name, 48, 14, 1000, stem='imagenet', auxiliary=True, auxiliary_norm=norm)
+  assert num_parameters(net, 224) == with_auxiliary
+
+
+@pytest.mark.parametrize('name', [name for name, found in published().items() if hasattr(found, 'normal')])
+def test_every_published_cell_can_be_built(name):
+  net = build(name, 4, 3, 7)
+  logits, variables = jax.eval_shape(
+    lambda: net.init_with_output(jax.random.key(0), jnp.zeros((2, 8, 12, 1), jnp.bfloat16), train=True)
+  )
+  assert (logits.main.shape, logits.main.dtype, logits.auxiliary) == ((2, 7), jnp.float32, None)
+  assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+
+
+def test_factors_of_drop_path_are_unbiased_and_independent():
+  rate, shape = 0.3, (20, 8, 96)
+  factors = np.asarray(drop_path_factors(jax.random.key(1), rate, shape), np.float64)
+  np.testing.assert_allclose(np.unique(factors), [0, 1 / (1 - rate)], rtol=1e-6)
+  # A factor has variance p/(1 − p); five standard deviations of a mean over n of them.
+  deviation = np.sqrt(rate / (1 - rate))
+  assert abs(factors.mean() - 1) < 5 * deviation / np.sqrt(factors.size)
+  for axis in range(3):
+    means = factors.mean(axis=tuple(i for i in range(3) if i != axis))
+    assert np.abs(means - 1).max() < 5 * deviation / np.sqrt(factors.size / shape[axis])
+  neighbours = np.mean((factors[:, :-1] - 1) * (factors[:, 1:] - 1))
+  assert abs(neighbours) < 5 * deviation**2 / np.sqrt(factors.size)
+  assert (drop_path_factors(jax.random.key(1), 0.0, shape) == 1).all()
+
+
+OPERATIONS = ('sep_conv_3x3', 'skip_connect', 'avg_pool_3x3', 'skip_connect', 'sep_conv_3x3')
+
+
+@pytest.mark.parametrize('reduction', [False, True])
+@pytest.mark.usefixtures('x64')
+def test_drop_path_scales_each_edge_of_each_image_but_for_identities(plain, reduction):
+  edges = tuple(Edge(i % 2, (operation,)) for i, operation in enumerate(OPERATIONS))
+  spec = CellSpec((edges,), (2,), tuple(dict.fromkeys(OPERATIONS)))
+  cell = Cell(spec, 4, reduction, False, discrete=True)
+  rng = np.random.default_rng(2)
+  inputs = rng.normal(size=(2, 3, 4, 4, 6))
+  variables = plain.draw(lambda: cell.init(jax.random.key(0), *inputs, train=False))
+  apply = jax.jit(lambda factors: cell.apply(variables, *inputs, None, factors, train=True))
+  alone = np.stack([apply(np.repeat(np.eye(len(edges))[:, [i]], 3, axis=1)) for i in range(len(edges))])
+  identities = np.asarray(apply(np.zeros((len(edges), 3))))
+  # A reduction cell has no identities: there, skip connections halve the image and count as any other operation.
+  assert (np.abs(identities).max() > 0.1) == (not reduction)
+  contributions = alone - identities
+  dropped = [i for i, operation in enumerate(OPERATIONS) if reduction or operation != 'skip_connect']
+  sizes = np.abs(contributions).max(axis=(1, 2, 3, 4))
+  assert [i for i, size in enumerate(sizes) if size > 0.1] == dropped
+  assert all(size < 1e-12 for i, size in enumerate(sizes) if i not in dropped)
+  factors = rng.uniform(0, 2, size=(len(edges), 3))
+  expected = identities + np.einsum('en,enhwc->nhwc', factors, contributions)
+  np.testing.assert_allclose(apply(factors), expected, atol=1e-12)
+  # Without drop path every edge counts once.
+  whole = jax.jit(lambda: cell.apply(variables, *inputs, train=True))()
+  np.testing.assert_allclose(whole, identities + contributions.sum(axis=0), atol=1e-12)
+
+
+@pytest.fixture(scope='module')
+def small():
+  """A network with its variables and images."""
+  net = build('DARTS_V2', 2, 3, 5, auxiliary=True, stem_multiplier=1)
+  images = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
+  variables = jax.jit(lambda: net.init(jax.random.key(0), images, train=True))()
+  return net, variables, images
+
+
+def test_drop_path_and_auxiliary_head_are_for_training_alone(small):
+  net, variables, images = small
+  apply = jax.jit(lambda rate, key: net.apply(variables, images, train=True, drop_path=rate, key=key))
+  without, same = (apply(0.0, jax.random.key(i)) for i in range(2))
+  np.testing.assert_array_equal(without.main, same.main)
+  one, other = (apply(0.5, jax.random.key(i)) for i in range(2))
+  assert (one.main != other.main).any()
+  assert (one.main != without.main).any()
+  assert one.auxiliary.shape == (4, 5)
+  evaluated = jax.jit(lambda: net.apply(variables, images, train=False))()
+  assert evaluated.auxiliary is None
+
+
+def test_auxiliary_head_by_its_definition(small, plain):
+  from darts_jax.nets.conv import AuxiliaryHead
+
+  x = np.random.default_rng(1).normal(size=(3, 8, 8, 6))
+  head = AuxiliaryHead(5, 3, True)
+  with jax.enable_x64(True):
+    variables = plain.draw(lambda: head.init(jax.random.key(0), x, train=True))
+    found = np.asarray(jax.jit(lambda: head.apply(variables, x, train=False))())
+  params, statistics = variables['params'], variables['batch_stats']
+  y = np.stack(
+    [np.stack([np.maximum(x, 0)[:, i : i + 5, j : j + 5].mean((1, 2)) for j in (0, 3)], 1) for i in (0, 3)], 1
+  )
+  y = np.maximum(plain.batch_norm(y @ params['conv0'][0, 0], statistics['bn0'], params['bn0']), 0)
+  y = np.einsum('nijc,ijcd->nd', y, params['conv1'])
+  y = np.maximum(plain.batch_norm(y, statistics['bn1'], params['bn1']), 0)
+  np.testing.assert_allclose(found, y @ params['classifier'] + params['classifier_bias'], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+  ('size', 'stem', 'auxiliary', 'said'),
+  [
+    ((32, 32), 'cifar', True, None),
+    ((28, 28), 'cifar', False, None),
+    ((28, 28), 'cifar', True, 'image_size: 28×28 is too small for an auxiliary head; it needs sides of 32 pixels'),
+    ((8, 10), 'cifar', False, 'image_size: 8×10 is not allowed; .* divisible by 4'),
+    ((224, 224), 'imagenet', True, None),
+    ((192, 192), 'imagenet', True, 'image_size: 192×192 is too small .* 224 pixels'),
+    ((192, 192), 'imagenet', False, None),
+    ((100, 96), 'imagenet', False, 'image_size: 100×96 is not allowed; .* divisible by 32'),
+  ],
+)
+def test_image_sizes_are_refused_where_the_network_cannot_be_built(size, stem, auxiliary, said):
+  def check_and_build():
+    check_image_size(*size, stem=stem, auxiliary=auxiliary)
+    net = build('DARTS_V2', 2, 3, 5, stem=stem, auxiliary=auxiliary)
+    jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.zeros((1, *size, 3)), train=True))
+
+  if said is None:
+    check_and_build()
+    return
+  with pytest.raises(ValueError, match=said):
+    check_and_build()
