@@ -18,7 +18,7 @@ from darts_jax.laboratory import page, studies
 from darts_jax.laboratory.settings import Laboratory
 from darts_jax.runtime import metrics
 from darts_jax.runtime.compilation import enable_cache
-from darts_jax.search.records import named_errors
+from darts_jax.runtime.workdir import named_errors
 from darts_jax.search.settings import Search
 from darts_jax.settings import build
 

@@ -1,6 +1,7 @@
 """Searches: how weights and α move. `run` is a whole search; `Searcher` its compiled parts."""
 
-from darts_jax.search.loop import Diverged, Result, run
+from darts_jax.runtime.loop import Diverged
+from darts_jax.search.loop import Result, run
 from darts_jax.search.searcher import Searcher
 from darts_jax.search.settings import Search
 from darts_jax.search.state import SearchState

@@ -48,6 +48,7 @@ PROGRAM = """
 import json, os, pathlib, signal, sys
 from darts_jax import search
 from darts_jax.runtime.progress import Progress
+from darts_jax.runtime import loop as loops
 from darts_jax.search import loop
 
 config, workdir, name, moment = json.loads(sys.argv[1])
@@ -65,7 +66,7 @@ def rename_or_die(self, target):
 
 loop.enable_cache = lambda: None  # As the tests have set it up: it keeps small programs, too.
 if name:
-  loop._SECONDS_A_CALL = 0.0  # One step a call.
+  loops._SECONDS_A_CALL = 0.0  # One step a call.
   Progress.update, pathlib.Path.rename = update_or_die, rename_or_die
 print(search.run(config, workdir).finished)
 """
@@ -136,13 +137,6 @@ def final_state(workdir: pathlib.Path) -> dict[str, np.ndarray]:
   assert (restored.step, restored.damaged) == (33, ())
   state = restored.state.replace(key=jax.random.key_data(restored.state.key))
   return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(state)}
-
-
-def test_what_only_some_steps_check_is_a_mean_over_these():
-  sums = loop._Sums({'steps': 2.0, 'seconds': 9.0, 'train_loss': 3.0, 'disagreement': 0.0, 'checks': 0.0})
-  assert sums.means() == {'train_loss': 1.5}
-  sums.add({'steps': 2.0, 'train_loss': 5.0, 'disagreement': 0.75, 'checks': 3.0})
-  assert sums.means() == {'train_loss': 2.0, 'disagreement': 0.25}
 
 
 def test_killed_search_goes_on_from_its_last_checkpoint(interrupted):

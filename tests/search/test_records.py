@@ -1,11 +1,7 @@
-import json
-import re
-
 import numpy as np
-import pytest
 
 from darts_jax.genotype import search_space
-from darts_jax.search.records import AlphaHistory, claim
+from darts_jax.search.records import AlphaHistory
 
 SPEC = search_space(('none', 'skip_connect', 'max_pool_3x3'), 2)
 SPECS = {'normal': SPEC, 'reduce': SPEC}
@@ -49,45 +45,3 @@ def test_search_from_the_start_forgets_the_history(tmp_path):
   AlphaHistory(tmp_path, SPECS, None).append(11, 1, alphas(1))
   AlphaHistory(tmp_path, SPECS, None).append(0, 0, alphas(2))
   assert read(tmp_path / 'alphas.npz')['step'].tolist() == [0]
-
-
-CONFIG = {'seed': 0, 'network': {'channels': 16, 'operations': ('none', 'skip_connect')}}
-
-
-def test_directory_is_claimed_once(tmp_path):
-  workdir = tmp_path / 'a' / 'b'
-  claim(workdir, CONFIG)
-  assert json.loads((workdir / 'config.json').read_text()) == json.loads(json.dumps(CONFIG))
-  before = (workdir / 'config.json').stat()
-  claim(workdir, CONFIG)
-  assert (workdir / 'config.json').stat().st_mtime_ns == before.st_mtime_ns
-  assert [path.name for path in workdir.iterdir()] == ['config.json']
-
-
-def test_other_config_is_refused_by_its_differences(tmp_path):
-  claim(tmp_path, CONFIG)
-  other = {'seed': 1, 'network': {'channels': 8, 'operations': ('none', 'skip_connect')}}
-  message = (
-    f'--workdir: {tmp_path} holds a search with another config (config.seed: 0 → 1; config.network.channels: 16 → 8);'
-    ' choose another --workdir or the same config'
-  )
-  with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
-    claim(tmp_path, other)
-  claim(tmp_path, CONFIG)
-
-
-@pytest.mark.parametrize('content', [b'{"seed": 0', b'\xff\xfe'])
-def test_config_that_cannot_be_read_is_named(tmp_path, content):
-  (tmp_path / 'config.json').write_bytes(content)
-  with pytest.raises(ValueError, match=f'^{re.escape(str(tmp_path / "config.json"))}: not JSON'):
-    claim(tmp_path, CONFIG)
-  assert (tmp_path / 'config.json').read_bytes() == content
-
-
-@pytest.mark.parametrize('inside', ['', 'run'])
-def test_file_in_the_place_of_the_directory_is_named(tmp_path, inside):
-  (tmp_path / 'file').write_text('mine')
-  workdir = tmp_path / 'file' / inside
-  with pytest.raises(ValueError, match=f'^--workdir: {re.escape(str(workdir))} cannot be written'):
-    claim(workdir, CONFIG)
-  assert (tmp_path / 'file').read_text() == 'mine'

@@ -1,0 +1,238 @@
+"""The loop over the epochs of a run, resumable at every moment, with everything that it writes."""
+
+import abc
+import math
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+
+from darts_jax.runtime import metrics
+from darts_jax.runtime.checkpoint import Checkpoints
+from darts_jax.runtime.compilation import compile_with_report
+from darts_jax.runtime.interrupts import InterruptGuard
+from darts_jax.runtime.metrics import MetricsLog
+from darts_jax.runtime.progress import Progress
+
+State = TypeVar('State')
+
+# A call of the compiled steps lasts about so long, so that signals are heard and progress is seen.
+_SECONDS_A_CALL = 2.0
+
+
+class Diverged(RuntimeError):
+  """A loss or gradient was not finite; the message names the step and the checkpoint to go back to."""
+
+
+class Plan(NamedTuple):
+  """How long a run is, and what it writes when.
+
+  Attributes:
+    name: is shown beside the progress.
+    epochs: of the run.
+    steps_per_epoch: of an epoch.
+    log_every: steps from one line of the log to the next.
+    checkpoint_every: epochs from one checkpoint to the next.
+    checkpoint_keep: checkpoints that are kept.
+  """
+
+  name: str
+  epochs: int
+  steps_per_epoch: int
+  log_every: int
+  checkpoint_every: int
+  checkpoint_keep: int
+
+
+class Sums:
+  """Sums of metrics over steps, and the steps."""
+
+  def __init__(self, values: Mapping[str, float] | None = None) -> None:
+    """Starts from the given sums."""
+    self.values = dict(values or {})
+
+  def add(self, sums: Mapping[str, float]) -> None:
+    """Adds those of further steps."""
+    for name, value in sums.items():
+      self.values[name] = self.values.get(name, 0.0) + value
+
+  def means(self) -> dict[str, float]:
+    """Means over the steps; what only some steps check is the mean over those, and left out if there were none."""
+    values = dict(self.values)
+    steps, checks = values.pop('steps'), values.pop('checks', 0)
+    disagreement = values.pop('disagreement', 0)
+    values.pop('seconds', None)
+    means = {name: value / steps for name, value in values.items()}
+    return {**means, 'disagreement': disagreement / checks} if checks else means
+
+
+class Outcome(NamedTuple, Generic[State]):
+  """How a run ended.
+
+  Attributes:
+    state: the last one.
+    last_epoch: metrics of the last complete epoch, none before the first.
+    finished: whether all epochs were done; not so after an interruption.
+  """
+
+  state: State
+  last_epoch: dict[str, float]
+  finished: bool
+
+
+class Loop(abc.ABC, Generic[State]):
+  """A run of epochs; what it trains is up to subclasses.
+
+  Attributes:
+    workdir: of the run.
+    plan: see `Plan`.
+    total: steps of the whole run.
+    shown: names of the metrics beside the progress.
+  """
+
+  shown: tuple[str, ...] = ('train_loss',)
+
+  def __init__(self, workdir: pathlib.Path, plan: Plan, guard: InterruptGuard) -> None:
+    """Opens the checkpoints; the guard is asked between calls whether the run is to stop."""
+    self.workdir = workdir
+    self.plan = plan
+    self.total = plan.epochs * plan.steps_per_epoch
+    self._guard = guard
+    self._checkpoints = Checkpoints(workdir / 'checkpoints', keep=plan.checkpoint_keep)
+    self._log: MetricsLog
+    self._progress: Progress
+
+  @abc.abstractmethod
+  def init(self) -> State:
+    """The state before the first step."""
+
+  @abc.abstractmethod
+  def template(self) -> State:
+    """Shapes, dtypes and places of the state, without arrays."""
+
+  @abc.abstractmethod
+  def prepare(self, state: State, step: int) -> None:
+    """Makes `advance` ready to be called."""
+
+  @abc.abstractmethod
+  def advance(self, state: State, num_steps: int) -> tuple[State, Mapping[str, Any]]:
+    """Takes up to so many steps: the new state, and sums of metrics, among them `steps` and `finite`."""
+
+  @abc.abstractmethod
+  def evaluate(self, state: State, step: int) -> dict[str, float]:
+    """Metrics at the end of an epoch."""
+
+  @abc.abstractmethod
+  def report(self) -> pathlib.Path:
+    """Renews the report; returns its path."""
+
+  def opened(self, state: State, resume_step: int | None) -> None:
+    """Is called when the log is open; without a step, the run begins."""
+
+  def summary(self, state: State, sums: Sums) -> dict[str, float | int]:
+    """What a line of the log holds beside the means of metrics."""
+    del state
+    return {'seconds': sums.values['seconds']}
+
+  def epoch_done(self, state: State, step: int, epoch: int) -> None:
+    """Is called after every epoch, counted from 1, before its checkpoint."""
+
+  def finish(self, state: State) -> None:
+    """Is called once after the last epoch."""
+
+  def run(self) -> Outcome[State]:
+    """Starts, or goes on with what the working directory holds."""
+    plan = self.plan
+    restored = self._checkpoints.restore(self.template())
+    state = self.init() if restored is None else restored.state
+    resume_step = None if restored is None else restored.step
+    saved = {} if restored is None else restored.metadata
+    epoch_sums, log_sums = Sums(saved.get('epoch_sums')), Sums(saved.get('log_sums'))
+    last_epoch: dict[str, float] = saved.get('last_epoch', {})
+    with (
+      MetricsLog(self.workdir, resume_step=resume_step) as self._log,
+      Progress(self.total, resume_step or 0, plan.name) as self._progress,
+    ):
+      step = resume_step or 0
+      self.opened(state, resume_step)
+      for line in () if restored is None else restored.damaged:
+        self.note(step, 'damaged_checkpoint', line)
+      if resume_step is not None and step < self.total:
+        self.note(step, 'resumed', f'resumed at step {step} of {self.total}')
+      if step < self.total:
+        self.prepare(state, step)
+      seconds_a_step = math.inf
+      while step < self.total and self._guard.requested is None:
+        until_line = plan.log_every - step % plan.log_every
+        until_epoch = plan.steps_per_epoch - step % plan.steps_per_epoch
+        planned = max(1, int(_SECONDS_A_CALL / seconds_a_step))
+        start = time.monotonic()
+        state, found = self.advance(state, min(until_line, until_epoch, planned))
+        sums = {name: float(value) for name, value in jax.device_get(dict(found)).items()}
+        sums['seconds'] = time.monotonic() - start
+        seconds_a_step = sums['seconds'] / sums['steps']
+        step += int(sums['steps'])
+        if not sums.pop('finite'):
+          self._stop_diverged(step)
+        epoch_sums.add(sums)
+        log_sums.add(sums)
+        self._progress.update(step, {name: sums[name] / sums['steps'] for name in self.shown})
+        epoch = (step - 1) // plan.steps_per_epoch
+        if step % plan.log_every == 0:
+          details = self.summary(state, log_sums)
+          details.pop('seconds', None)
+          self._log.write('step', step, {'epoch': epoch, **log_sums.means(), **details})
+          log_sums = Sums()
+        if step % plan.steps_per_epoch == 0:
+          evaluation = self.evaluate(state, step)
+          if not all(np.isfinite(value) for value in evaluation.values()):
+            # The last step's loss was that before its update; these weights are not worth a checkpoint.
+            self._stop_diverged(step)
+          last_epoch = {**epoch_sums.means(), **evaluation}
+          self._log.write('epoch', step, {'epoch': epoch, **last_epoch, **self.summary(state, epoch_sums)})
+          epoch_sums = Sums()
+          self.epoch_done(state, step, epoch + 1)
+          if (epoch + 1) % plan.checkpoint_every == 0 or step == self.total:
+            self._save(step, state, epoch_sums, log_sums, last_epoch)
+          if step < self.total:
+            self.report()
+      if step == self.total and not any(line.get('event') == 'finished' for line in metrics.read(self.workdir)):
+        self.finish(state)
+        self._log.write('event', step, {'event': 'finished', 'message': f'{plan.epochs} epochs done'})
+      elif step < self.total:
+        self._save(step, state, epoch_sums, log_sums, last_epoch)
+        message = f'{self._guard.requested}: saved at step {step} of {self.total}; start again to resume'
+        self.note(step, 'interrupted', message)
+    return Outcome(state, last_epoch, step == self.total)
+
+  def compile(self, step: int, name: str, function: Any, *args: Any, detail: str = '') -> Any:
+    """A jitted function compiled for arguments, with an event that says how long that took."""
+    self._progress.note(f'compiling the {name}{detail} ...')
+    compilation = compile_with_report(function, *args)
+    how = 'loaded from the compilation cache' if compilation.cached else 'compiled'
+    self.note(step, 'compiled', f'{name} {how} in {compilation.seconds:.1f} s')
+    return compilation.compiled
+
+  def note(self, step: int, event: str, message: str) -> None:
+    """Logs an event and shows it."""
+    self._log.write('event', step, {'event': event, 'message': message})
+    self._progress.note(message)
+
+  def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+    """Logs a line of another kind."""
+    self._log.write(kind, step, values)
+
+  def _save(self, step: int, state: State, epoch_sums: Sums, log_sums: Sums, last_epoch: Mapping[str, float]) -> None:
+    metadata = {'epoch_sums': epoch_sums.values, 'log_sums': log_sums.values, 'last_epoch': dict(last_epoch)}
+    self._checkpoints.save(step, state, metadata)
+
+  def _stop_diverged(self, step: int) -> None:
+    steps = self._checkpoints.steps()
+    good = f'the last good checkpoint is that of step {max(steps)}' if steps else 'there is no checkpoint yet'
+    message = f'step {step}: a loss or gradient is not finite; {good}, in {self.workdir}'
+    self.note(step, 'non_finite', message)
+    self.report()
+    raise Diverged(message)

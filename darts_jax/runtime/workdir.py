@@ -1,0 +1,55 @@
+"""The working directory of a run: whose it is, and files that are whole or absent."""
+
+import contextlib
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from darts_jax.settings import differences
+
+
+@contextlib.contextmanager
+def named_errors(workdir: pathlib.Path) -> Iterator[None]:
+  """Turns an error of the file system into one line that names the working directory."""
+  try:
+    yield
+  except OSError as error:
+    raise ValueError(f'--workdir: {workdir} cannot be written ({error.strerror or error})') from error
+
+
+def claim(workdir: pathlib.Path, config: Mapping[str, Any], kind: str) -> None:
+  """Makes `workdir` the directory of a run with this config, or finds that it is.
+
+  Args:
+    workdir: is made if it is not there.
+    config: JSON values.
+    kind: what the run is, for messages: a 'search', say.
+
+  Raises:
+    ValueError: it cannot be written, or belongs to a run with another config, whose differing fields are named.
+  """
+  path = workdir / 'config.json'
+  config = json.loads(json.dumps(config))
+  with named_errors(workdir):
+    workdir.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+      try:
+        old = json.loads(path.read_text())
+      except ValueError as error:
+        raise ValueError(f'{path}: not JSON ({error}); choose another --workdir') from error
+      changed = differences(old, config)
+      if changed:
+        raise ValueError(
+          f'--workdir: {workdir} holds a {kind} with another config ({"; ".join(changed)});'
+          ' choose another --workdir or the same config'
+        )
+    else:
+      write_whole(path, (json.dumps(config, indent=2) + '\n').encode())
+
+
+def write_whole(path: pathlib.Path, content: bytes) -> None:
+  """Writes a file that is never seen half-written."""
+  partial = path.with_name(path.name + '.partial')
+  partial.write_bytes(content)
+  partial.replace(path)
