@@ -10,7 +10,7 @@ INSTALL = $(RUN) pip install --quiet --disable-pip-version-check --no-build-isol
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
 	--custom-compile-command 'make lock' $(ARGS)
 
-.PHONY: help search test format lock clean
+.PHONY: help search evaluate test format lock clean
 
 help: ## list the targets
 	@echo 'usage: make <target> [ARGS="further arguments of the command"] [PYTHON=the interpreter .venv is made with]'
@@ -18,6 +18,9 @@ help: ## list the targets
 
 search: .venv/.installed ## search an architecture on the digits of scikit-learn, on a CPU within minutes
 	$(RUN) experiments.search --config=configs/digits.py $(ARGS)
+
+evaluate: .venv/.installed ## train DARTS_V2 from scratch on the same digits with three seeds
+	$(RUN) experiments.train --config=configs/digits_eval.py --genotype=DARTS_V2 --seeds=3 $(ARGS)
 
 test: .venv/.test-installed ## check style and types, then run all tests
 	$(RUN) ruff check

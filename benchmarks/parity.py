@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from darts_jax.data.batches import Examples
 from darts_jax.derive import derive_genotype
 from darts_jax.genotype import Genotype, from_dict, search_space, to_dict
 from darts_jax.hypergradient import Estimator, exact, finite_difference, first_order
@@ -31,10 +32,11 @@ from darts_jax.interop.reference import convert_network, convert_supernet, infer
 from darts_jax.laboratory.bench import Bench, Frozen, to_host
 from darts_jax.nets.conv import Supernet
 from darts_jax.relaxation import softmax
+from darts_jax.runtime.packed import Packed
 from darts_jax.search.darts import Darts
 from darts_jax.search.settings import Alphas, Search, Weights
-from darts_jax.search.state import Packed, SearchState
-from darts_jax.search.step import Examples, Halves, Optimizers, StepInfo, search_step
+from darts_jax.search.state import SearchState
+from darts_jax.search.step import Halves, Optimizers, StepInfo, search_step
 
 # In float64. Outputs and gradients agree up to rounding; a finite difference divides the rounding of two gradients by
 # its small step.

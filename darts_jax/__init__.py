@@ -2,7 +2,21 @@
 
 An architecture is a `genotype`. A search finds one by gradients: `relaxation` turns architecture parameters α
 into mixing weights, `nets` computes the supernet they mix, `hypergradient` estimates the gradient of the
-validation loss with respect to α, `search` moves α and the weights, and `derive` reads a genotype off α.
+validation loss with respect to α, `search` moves α and the weights, and `derive` reads a genotype off α. `training`
+trains the network of a genotype from scratch, and `load` gives it back.
 """
 
+import os
+from typing import Any
+
 __version__ = '0.1.0'
+
+
+def load(workdir: str | os.PathLike[str]) -> Any:
+  """The network that was trained in a working directory: `apply, variables = darts_jax.load(workdir)`.
+
+  See `darts_jax.training.load`.
+  """
+  from darts_jax import training  # Takes seconds to import, and genotypes need none of it.
+
+  return training.load(workdir)

@@ -16,12 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from darts_jax.data.batches import Examples
 from darts_jax.hypergradient import Estimator, Gradients, Memory, Problem, derivative
 from darts_jax.nets.bilinear import weights_gradient_if
 from darts_jax.nets.conv import Supernet
 from darts_jax.runtime.compilation import compile_with_report, compiler_options
 from darts_jax.search.state import SearchState
-from darts_jax.search.step import BatchLoss, Examples, Halves, Optimizers
+from darts_jax.search.step import BatchLoss, Halves, Optimizers
 from darts_jax.search.strategy import Strategy
 
 Array = jax.Array

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from darts_jax.data import images as image_data
 from darts_jax.hypergradient import make, unrolled
 from darts_jax.laboratory import problems
 from darts_jax.laboratory.bench import Bench, Frozen, Gradient, Outcome, compare, to_host
@@ -109,9 +108,8 @@ class SupernetLab:
       ValueError: a setting, the data or the directory is unfit.
     """
     search = settings.search
-    data = search.data
     try:
-      images = image_data.load(data.name, directory=data.dir, path=data.path, download=data.download)
+      images = search.data.load()
       check_images(images)
     except ValueError as error:
       # Data name the fields of a search, which are a part of the laboratory's.

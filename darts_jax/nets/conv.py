@@ -182,8 +182,7 @@ class AuxiliaryHead(nn.Module):
         f'auxiliary: {x.shape[1]}×{x.shape[2]} pixels reach the auxiliary head, which needs'
         f' {auxiliary_size(self.stride)} a side; larger images, or no auxiliary head'
       )
-    window, strides = (1, 5, 5, 1), (1, self.stride, self.stride, 1)
-    x = lax.reduce_window(nn.relu(x), jnp.zeros((), x.dtype), lax.add, window, strides, 'VALID') / 25
+    x = nn.avg_pool(nn.relu(x), (5, 5), (self.stride, self.stride))
     x = nn.relu(BatchNorm(affine=True, name='bn0')(_conv(self, 'conv0', x, 128, 1), train=train))
     x = _conv(self, 'conv1', x, 768, 2, padding=0)
     if self.norm:

@@ -1,13 +1,13 @@
-"""What a search did, as a page that a browser opens without a server, network or scripts."""
+"""What a search or a training did, as a page that a browser opens without a server, network or scripts."""
 
 import os
 import pathlib
 
-from darts_jax.report import page, workdir
+from darts_jax.report import page, training, workdir
 
 
 def write(path: str | os.PathLike[str]) -> pathlib.Path:
-  """Writes `report.html` into a search's working directory, from the files in it alone.
+  """Writes `report.html` into the working directory of a search or a training, from the files in it alone.
 
   Reads `config.json`, `metrics.jsonl`, `genotype.json` and `alphas.npz`. Any of them may be missing, broken or cut by a
   crash: the sections that needed it say so. The same files give the same bytes. The page is complete or absent, never
@@ -24,9 +24,11 @@ def write(path: str | os.PathLike[str]) -> pathlib.Path:
   """
   folder = pathlib.Path(path)
   if not folder.is_dir():
-    raise ValueError(f'workdir: {str(folder)!r} is not a folder; name the working directory of a search')
+    raise ValueError(f'workdir: {str(folder)!r} is not a folder; name the working directory of a run')
   report = folder / 'report.html'
   partial = folder / 'report.html.partial'
-  partial.write_text(page.render(workdir.read(folder)), encoding='utf-8')
+  run = workdir.read(folder)
+  render = training.render if run.is_training else page.render
+  partial.write_text(render(run), encoding='utf-8')
   partial.replace(report)
   return report

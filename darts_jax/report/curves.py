@@ -51,6 +51,10 @@ def optimisation(run: Run) -> Iterator[Panel]:
       'Learning rate of the weights',
       figures.chart(lines, run.time_unit, _SMALL, from_zero=True),
     )
+  lines = _lines(run, run.steps or run.epochs, ('drop_path', style.INK, ''))
+  if any((line.values > 0).any() for line in lines):
+    figure = figures.chart(lines, run.time_unit, _SMALL, from_zero=True, percent=True)
+    yield Panel('drop-path', 'Probability that drop path drops an edge', figure)
   for of, symbol in (('weights', 'weights'), ('alphas', 'α')):
     lines = _with_means(run, f'{of}_gradient_norm')
     if any((line.values[np.isfinite(line.values)] > 0).any() for line in lines):

@@ -1,4 +1,4 @@
-"""Signs that a search went wrong, told from its records."""
+"""Signs that a run went wrong, told from its records."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -54,9 +54,18 @@ def warnings(
       ' mixing weights then follow a validation loss that says little about the operations.'
     )
   found += _kinks(records)
-  damaged = [record for record in records if record.get('event') == 'damaged_checkpoint']
-  if damaged:
-    found.append(f'{_count(len(damaged), "checkpoint was", "checkpoints were")} damaged; see the log of events.')
+  return found + _damaged(records)
+
+
+def training_warnings(records: Sequence[Record]) -> list[str]:
+  """One line for each sign that the training of an architecture went wrong, from all records of `metrics.jsonl`.
+
+  A metric was not finite, a checkpoint was damaged, or images could not be read.
+  """
+  unread = [record for record in records if record.get('event') == 'damaged_image']
+  found = [*_non_finite(records, {}), *_damaged(records)]
+  if unread:
+    found.append(f'{_count(len(unread), "image", "images")} could not be read; see the log of events.')
   return found
 
 
@@ -126,6 +135,13 @@ def _collapses(
         ' hardly change the architecture.'
       )
   return found
+
+
+def _damaged(records: Sequence[Record]) -> list[str]:
+  damaged = [record for record in records if record.get('event') == 'damaged_checkpoint']
+  if not damaged:
+    return []
+  return [f'{_count(len(damaged), "checkpoint was", "checkpoints were")} damaged; see the log of events.']
 
 
 def _kinks(records: Sequence[Record]) -> list[str]:

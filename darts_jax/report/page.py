@@ -1,26 +1,17 @@
 """The report as one HTML page without outside resources or scripts."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from darts_jax import genotype as genotypes
 from darts_jax.genotype import AnyGenotype, Genotype
-from darts_jax.report import curves, diagnostics, drawing, figures, html
-from darts_jax.report.curves import Panel
-from darts_jax.report.workdir import Run, cells_of, kept_edges, last, series
+from darts_jax.report import curves, diagnostics, figures, html, sections
+from darts_jax.report.workdir import Run, cells_of, kept_edges, last
 
-_MAX_EVENTS = 200
 _MAX_SNAPSHOTS = 3
-_STATUSES = {
-  'not started': 'No step yet',
-  'running': 'Running, or cut short',
-  'stopped': 'Stopped before its end',
-  'finished': 'Finished',
-}
-_CELLS = {'normal': 'Normal cell', 'reduce': 'Reduction cell', 'recurrent': 'Recurrent cell'}
 
 
 def render(run: Run) -> str:
@@ -35,16 +26,16 @@ def render(run: Run) -> str:
   body = ''.join(
     [
       _headline(run, genotype, dataset),
-      _warnings(warnings),
-      _architecture(run, genotype, origin),
-      _learning_curves(run),
+      sections.warnings(warnings),
+      sections.architecture(genotype, origin),
+      sections.learning_curves(run),
       _optimisation(run),
       _mixing(run, genotype, mixing, times),
       _snapshots(run, genotype),
       _usage(run, genotype),
-      _throughput(run),
-      _events(run),
-      _config(run),
+      sections.throughput(run),
+      sections.events(run),
+      sections.config(run),
     ]
   )
   return html.document(f'{dataset} – architecture search', body)
@@ -69,15 +60,7 @@ def _headline(run: Run, genotype: AnyGenotype | None, dataset: str) -> str:
     'Strategy': run.setting('strategy'),
     'Seed': run.setting('seed'),
   }
-  items = ''.join(html.fact(name, value) for name, value in facts.items() if value is not None)
-  tiles = ''.join(html.tile(name, value) for name, value in _tiles(run, genotype))
-  return (
-    '<header>\n<p class="eyebrow">Architecture search</p>\n'
-    f'<h1>{html.escape(dataset)}</h1>\n<ul class="facts">'
-    f'<li><span class="status {run.status.replace(" ", "-")}"></span> <b>{_STATUSES[run.status]}</b></li>'
-    f'{items}</ul>\n'
-    f'<dl class="tiles">{tiles}</dl>\n</header>\n'
-  )
+  return sections.headline(run, 'Architecture search', dataset, facts, _tiles(run, genotype))
 
 
 def _tiles(run: Run, genotype: AnyGenotype | None) -> Iterator[tuple[str, str]]:
@@ -86,48 +69,10 @@ def _tiles(run: Run, genotype: AnyGenotype | None) -> Iterator[tuple[str, str]]:
     yield 'Supernet accuracy', f'{100 * accuracy:.2f} <small>% validation</small>'
   else:
     yield 'Supernet loss', '–' if loss is None else f'{loss:.3f} <small>validation</small>'
-  total = '' if run.num_epochs is None else f' <small>of {run.num_epochs}</small>'
-  yield 'Epochs', f'{run.epochs[-1]["epoch"] + 1 if run.epochs else 0}{total}'
-  step = max([record['step'] for record in (*run.steps, *run.epochs)], default=0)
-  yield 'Steps', f'{step:,}'
-  seconds = series(run.epochs, 'seconds')[1]
-  yield 'Time in epochs', html.duration(float(seconds[np.isfinite(seconds)].sum())) if len(seconds) else '–'
+  yield from sections.progress_tiles(run)
   if isinstance(genotype, Genotype):
     count = sum(operation == 'skip_connect' for operation, _ in genotype.normal)
     yield 'Skip connections', f'{count} <small>of {len(genotype.normal)} normal edges</small>'
-
-
-def _warnings(warnings: Sequence[str]) -> str:
-  if not warnings:
-    return ''
-  items = ''.join(f'<li>{html.escape(warning)}</li>' for warning in warnings)
-  return f'<div class="warnings" role="note">\n<h2>Look at this first</h2>\n<ul>{items}</ul>\n</div>\n'
-
-
-def _architecture(run: Run, genotype: AnyGenotype | None, origin: str) -> str:
-  if genotype is None:
-    return html.section('Architecture', html.absent(origin))
-  cells = ''.join(_cell_figure(genotype, cell, f'now-{cell}', _CELLS[cell]) for cell in cells_of(genotype))
-  return html.section(
-    'Architecture',
-    f'<div class="cells">{cells}</div>',
-    f'{origin} Blue boxes are intermediate nodes, which add what arrives; grey lines lead to the cell’s output.',
-  )
-
-
-def _learning_curves(run: Run) -> str:
-  title = 'Learning curves'
-  panels = list(curves.learning(run))
-  if not panels:
-    return html.section(title, html.absent('No loss has been recorded yet.', run.problems.get('metrics.jsonl')))
-  lead = (
-    'Strong lines: whole epochs, validation in evaluation mode. Pale lines: single batches.'
-    if run.epochs
-    else 'Single batches; the first epoch has not ended.'
-  )
-  lead += ' Dotted lines: the search was resumed.' if curves.resumes(run) else ''
-  lead += ' Crosses: not finite.' if curves.has_non_finite(run) else ''
-  return html.section(title, f'<div class="grid wide">{_panels(panels)}</div>', lead)
 
 
 def _optimisation(run: Run) -> str:
@@ -137,7 +82,7 @@ def _optimisation(run: Run) -> str:
       'Optimisation', html.absent('Nothing has been recorded yet.', run.problems.get('metrics.jsonl'))
     )
   lead = 'Entropy falls as the search makes up its mind; changed edges are counted from one snapshot of α to the next.'
-  return html.section('Optimisation', f'<div class="grid">{_panels(panels)}</div>', lead)
+  return html.section('Optimisation', f'<div class="grid">{sections.panels(panels)}</div>', lead)
 
 
 def _mixing(run: Run, genotype: AnyGenotype | None, mixing: Mapping[str, np.ndarray], times: np.ndarray) -> str:
@@ -161,7 +106,7 @@ def _mixing(run: Run, genotype: AnyGenotype | None, mixing: Mapping[str, np.ndar
       run.time_unit,
       recurrent=cell == 'recurrent',
     )
-    name = _CELLS.get(cell, cell)
+    name = sections.CELLS.get(cell, cell)
     parts.append(html.figure(figure, f'mixing-{cell}', name, f'{name}: mixing weights of every edge over time.'))
   lead = (
     'One map for each edge: a row holds the edges into a node, a column those out of a node. In a map, each line is a'
@@ -197,9 +142,11 @@ def _snapshots(run: Run, genotype: AnyGenotype | None) -> str:
 def _earlier_cell(earlier: AnyGenotype, genotype: AnyGenotype | None, cell: str, snapshot: int) -> str:
   before, now = kept_edges(earlier, cell), kept_edges(genotype, cell)
   if before == now:
-    return f'<figure><figcaption>{_CELLS[cell]}</figcaption><p class="absent">The same as at the top.</p></figure>'
+    return (
+      f'<figure><figcaption>{sections.CELLS[cell]}</figcaption><p class="absent">The same as at the top.</p></figure>'
+    )
   note = f'{len(before & now)} of {len(before)} edges as at the top' if now else ''
-  return _cell_figure(earlier, cell, f'snapshot-{snapshot}-{cell}', _CELLS[cell], note)
+  return sections.cell_figure(earlier, cell, f'snapshot-{snapshot}-{cell}', sections.CELLS[cell], note)
 
 
 def _usage(run: Run, genotype: AnyGenotype | None) -> str:
@@ -210,7 +157,7 @@ def _usage(run: Run, genotype: AnyGenotype | None) -> str:
     + ',\n'.join(f'  "{name}": {_json_lines(values)}' for name, values in genotypes.to_dict(genotype).items())
     + '\n}'
   )
-  cell = next(name for name in _CELLS if hasattr(genotype, name))
+  cell = next(name for name in sections.CELLS if hasattr(genotype, name))
   code = f'from darts_jax import genotype\n\nfound = genotype.load({str(run.path / "genotype.json")!r})'
   if isinstance(genotype, Genotype):
     code += f"""
@@ -228,89 +175,3 @@ def _json_lines(values: list[Any]) -> str:
     return json.dumps(values)
   lines = [json.dumps(values[i : i + 2])[1:-1] for i in range(0, len(values), 2)]
   return '[\n    ' + ',\n    '.join(lines) + '\n  ]'
-
-
-def _throughput(run: Run) -> str:
-  rates = series(run.steps, 'images_per_second')[1]
-  rates = rates[np.isfinite(rates)]
-  seconds = series(run.epochs, 'seconds')[1]
-  seconds = seconds[np.isfinite(seconds)]
-  rows = []
-  if len(rates):
-    rows += [
-      ('Images per second, median', f'{np.median(rates):,.0f}'),
-      ('Images per second, highest', f'{rates.max():,.0f}'),
-    ]
-  if len(seconds):
-    rows += [
-      ('Seconds per epoch, median', f'{np.median(seconds):,.1f}'),
-      ('Slowest epoch', f'{seconds.max():,.1f} s'),
-      ('All epochs', html.duration(float(seconds.sum()))),
-    ]
-    if run.num_epochs and run.status != 'finished':
-      remaining = max(run.num_epochs - run.epochs[-1]['epoch'] - 1, 0)
-      rows.append(('Still to go, at that pace', html.duration(float(np.median(seconds)) * remaining)))
-  if not rows:
-    return html.section('Throughput', html.absent('No speed has been recorded yet.', run.problems.get('metrics.jsonl')))
-  table = ''.join(f'<tr><td>{name}</td><td class="number">{value}</td></tr>' for name, value in rows)
-  return html.section(
-    'Throughput', f'<div class="grid wide">{_panels(curves.throughput(run))}<div><table>{table}</table></div></div>'
-  )
-
-
-def _events(run: Run) -> str:
-  note = '' if 'metrics.jsonl' not in run.problems else html.absent(run.problems['metrics.jsonl'])
-  if not run.events:
-    return html.section('Events', note or html.absent('None.'))
-  rows = ''.join(
-    f'<tr><td class="number">{event["step"]:,}</td><td>{html.escape(event["event"].replace("_", " "))}</td>'
-    f'<td>{html.escape(html.text(event.get("message", "")))}</td></tr>'
-    for event in run.events[-_MAX_EVENTS:]
-  )
-  left_out = len(run.events) - _MAX_EVENTS
-  lead = f'The last {_MAX_EVENTS}; {left_out} earlier ones are left out.' if left_out > 0 else ''
-  head = '<tr><th class="number">Step</th><th>Event</th><th>Message</th></tr>'
-  return html.section('Events', f'{note}<table class="events"><thead>{head}</thead><tbody>{rows}</tbody></table>', lead)
-
-
-def _config(run: Run) -> str:
-  if run.config is None:
-    return html.section('Configuration', html.absent(run.problems['config.json']))
-  single = {name: value for name, value in run.config.items() if not isinstance(value, Mapping)}
-  groups = {name: value for name, value in run.config.items() if isinstance(value, Mapping)}
-  tables = ''.join(
-    f'<table>{caption}<tbody>'
-    + ''.join(
-      f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(html.text(value))}</td></tr>'
-      for name, value in _flat(values)
-    )
-    + '</tbody></table>'
-    for caption, values in [
-      ('', single),
-      *((f'<caption>{html.escape(name)}</caption>', values) for name, values in groups.items()),
-    ]
-    if values
-  )
-  return html.section(
-    'Configuration', f'<div class="settings">{tables}</div>' if tables else html.absent('It is empty.')
-  )
-
-
-def _panels(panels: Iterable[Panel]) -> str:
-  return ''.join(html.figure(panel.figure, panel.name, panel.title, f'{panel.title} over time.') for panel in panels)
-
-
-def _cell_figure(genotype: AnyGenotype, cell: str, name: str, title: str, note: str = '') -> str:
-  spec = genotype.cell(cell) if isinstance(genotype, Genotype) else genotype
-  kept = sorted(kept_edges(genotype, cell), key=lambda edge: (edge[1], edge[0]))
-  node_name = drawing.node_name if isinstance(genotype, Genotype) else drawing.state_name
-  edges = '; '.join(f'{node_name(s)} to {node_name(t)} by {operation}' for s, t, operation in kept)
-  return html.figure(drawing.draw_cell(spec), name, title, f'{title}: {edges}.', note)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
-  for name, value in values.items():
-    if isinstance(value, Mapping) and value:
-      yield from _flat(value, f'{prefix}{name}.')
-    else:
-      yield f'{prefix}{name}', value

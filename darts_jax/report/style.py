@@ -93,7 +93,7 @@ td.number, th.number { text-align: right; }
 td:last-child, th:last-child { padding-right: 0; }
 tr, td { overflow-wrap: anywhere; }
 .events th:first-child, .events th:nth-child(2) { width: 1%; }
-.events td:first-child, .events td:nth-child(2) { white-space: nowrap; }
+.events th, .events td:first-child, .events td:nth-child(2) { white-space: nowrap; }
 .settings { columns: 2 420px; column-gap: 48px; }
 .settings table { break-inside: avoid; margin-bottom: 24px; }
 .settings caption { text-align: left; font-size: 14px; font-weight: 600; padding: 0 0 3px; }

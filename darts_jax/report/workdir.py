@@ -1,4 +1,4 @@
-"""Reads a search's working directory: what its files hold, and for every other file why it holds nothing."""
+"""Reads a run's working directory: what its files hold, and for every other file why it holds nothing."""
 
 import dataclasses
 import json
@@ -72,7 +72,7 @@ class Alphas:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A search as its files tell it.
+  """A search or a training as its files tell it.
 
   Attributes:
     path: the working directory.
@@ -80,6 +80,7 @@ class Run:
     steps: records of kind `step`, ascending by step; of a step that was repeated after a resume, the last one.
     epochs: records of kind `epoch`, likewise.
     events: records of kind `event`, as written.
+    tests: records of kind `test`, as written.
     status: `'not started'`, `'running'` (as far as files can tell), `'stopped'` or `'finished'`.
     genotype: what `genotype.json` holds, if it is there.
     alphas: what `alphas.npz` holds, if it is there.
@@ -91,6 +92,7 @@ class Run:
   steps: tuple[Record, ...]
   epochs: tuple[Record, ...]
   events: tuple[Record, ...]
+  tests: tuple[Record, ...]
   status: str
   genotype: AnyGenotype | None
   alphas: Alphas | None
@@ -111,8 +113,13 @@ class Run:
     return None
 
   @property
+  def is_training(self) -> bool:
+    """Whether an architecture is trained, which is a part of the settings then, and not searched."""
+    return self.config is not None and 'genotype' in self.config
+
+  @property
   def num_epochs(self) -> int | None:
-    """The number of epochs the search is meant to have."""
+    """The number of epochs the run is meant to have."""
     value = self.setting('num_epochs', 'epochs')
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
@@ -197,6 +204,7 @@ def read(path: pathlib.Path) -> Run:
     steps=_latest(records, 'step'),
     epochs=_latest(records, 'epoch'),
     events=tuple(record for record in records if record['kind'] == 'event'),
+    tests=tuple(record for record in records if record['kind'] == 'test'),
     status=_status(records),
     genotype=contents['genotype.json'],
     alphas=contents['alphas.npz'],
@@ -229,7 +237,7 @@ def _read_metrics(path: pathlib.Path) -> tuple[list[Record], int]:
 
 
 def _is_record(record: Any) -> bool:
-  needed = {'step': ('step',), 'epoch': ('step', 'epoch'), 'event': ('step', 'event')}
+  needed = {'step': ('step',), 'epoch': ('step', 'epoch'), 'event': ('step', 'event'), 'test': ('step',)}
   if not isinstance(record, dict) or record.get('kind') not in needed:
     return False
   return all(isinstance(record.get(name), str if name == 'event' else int) for name in needed[record['kind']])

@@ -1,6 +1,7 @@
 """The loop over the epochs of a run, resumable at every moment, with everything that it writes."""
 
 import abc
+import dataclasses
 import math
 import pathlib
 import time
@@ -16,6 +17,7 @@ from darts_jax.runtime.compilation import compile_with_report
 from darts_jax.runtime.interrupts import InterruptGuard
 from darts_jax.runtime.metrics import MetricsLog
 from darts_jax.runtime.progress import Progress
+from darts_jax.settings import setting
 
 State = TypeVar('State')
 
@@ -27,6 +29,14 @@ class Diverged(RuntimeError):
   """A loss or gradient was not finite; the message names the step and the checkpoint to go back to."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """Epochs from one checkpoint to the next, and how many are kept."""
+
+  every: int = setting(1, at_least=1)
+  keep: int = setting(3, at_least=1)
+
+
 class Plan(NamedTuple):
   """How long a run is, and what it writes when.
 
@@ -35,16 +45,14 @@ class Plan(NamedTuple):
     epochs: of the run.
     steps_per_epoch: of an epoch.
     log_every: steps from one line of the log to the next.
-    checkpoint_every: epochs from one checkpoint to the next.
-    checkpoint_keep: checkpoints that are kept.
+    checkpoint: see `Checkpoint`.
   """
 
   name: str
   epochs: int
   steps_per_epoch: int
   log_every: int
-  checkpoint_every: int
-  checkpoint_keep: int
+  checkpoint: Checkpoint
 
 
 class Sums:
@@ -101,7 +109,7 @@ class Loop(abc.ABC, Generic[State]):
     self.plan = plan
     self.total = plan.epochs * plan.steps_per_epoch
     self._guard = guard
-    self._checkpoints = Checkpoints(workdir / 'checkpoints', keep=plan.checkpoint_keep)
+    self._checkpoints = Checkpoints(workdir / 'checkpoints', keep=plan.checkpoint.keep)
     self._log: MetricsLog
     self._progress: Progress
 
@@ -195,7 +203,7 @@ class Loop(abc.ABC, Generic[State]):
           self._log.write('epoch', step, {'epoch': epoch, **last_epoch, **self.summary(state, epoch_sums)})
           epoch_sums = Sums()
           self.epoch_done(state, step, epoch + 1)
-          if (epoch + 1) % plan.checkpoint_every == 0 or step == self.total:
+          if (epoch + 1) % plan.checkpoint.every == 0 or step == self.total:
             self._save(step, state, epoch_sums, log_sums, last_epoch)
           if step < self.total:
             self.report()

@@ -81,8 +81,7 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path) -> Result:
   """
   settings = build(Search, config)
   workdir = pathlib.Path(workdir).expanduser()
-  data = settings.data
-  images = image_data.load(data.name, directory=data.dir, path=data.path, download=data.download)
+  images = settings.data.load()
   check_images(images)
   mesh = make_mesh()
   check_batch(settings.batch_size, mesh)
@@ -123,8 +122,7 @@ class _Loop(Loop[SearchState]):
       settings.epochs,
       searcher.steps_per_epoch,
       settings.log_every,
-      settings.checkpoint.every,
-      settings.checkpoint.keep,
+      settings.checkpoint,
     )
     super().__init__(workdir, plan, guard)
     self._settings = settings

@@ -6,19 +6,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from darts_jax.data.augment import augment, normalise
+from darts_jax.data.augment import augment
+from darts_jax.data.batches import Evaluation, Examples, epoch_indices, evaluate
 from darts_jax.data.images import Images, split
 from darts_jax.nets.conv import Supernet
 from darts_jax.nets.layers import init_variables
 from darts_jax.runtime.compilation import compiler_options
-from darts_jax.runtime.mesh import replicated
+from darts_jax.runtime.mesh import batch_sharding, replicated
+from darts_jax.runtime.packed import Packed
+from darts_jax.runtime.steps import take_steps
 from darts_jax.search.settings import Search
-from darts_jax.search.state import Packed, SearchState
-from darts_jax.search.step import RELAX, Evaluation, Examples, Halves, Optimizers, search_step
+from darts_jax.search.state import SearchState
+from darts_jax.search.step import RELAX, Halves, Optimizers, search_step
 from darts_jax.search.strategy import Strategy
 
 Array = jax.Array
@@ -126,22 +128,9 @@ class Searcher:
       The new state; and sums of the steps' metrics (see `search_step`), with `steps`, their number, and `finite`,
       whether all losses were.
     """
-    first = state.step
     step = functools.partial(self._step, data=data)
-    shapes = jax.eval_shape(step, state)[1]
-    totals = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-
-    def unfinished(carry: tuple[SearchState, dict[str, Array], Array]) -> Array:
-      return (carry[0].step - first < num_steps) & carry[2]
-
-    def body(carry: tuple[SearchState, dict[str, Array], Array]) -> tuple[SearchState, dict[str, Array], Array]:
-      after, metrics = step(carry[0])
-      finite = jnp.isfinite(metrics['train_loss']) & jnp.isfinite(metrics['valid_loss'])
-      finite &= jnp.isfinite(metrics['weights_gradient_norm']) & jnp.isfinite(metrics['alphas_gradient_norm'])
-      return after, jax.tree.map(jnp.add, carry[1], metrics), finite
-
-    state, totals, finite = lax.while_loop(unfinished, body, (state, totals, jnp.array(True)))
-    return state, {**totals, 'steps': state.step - first, 'finite': finite}
+    watched = ('train_loss', 'valid_loss', 'weights_gradient_norm', 'alphas_gradient_norm')
+    return take_steps(step, state, num_steps, watched)
 
   def _step(self, state: SearchState, data: Halves) -> tuple[SearchState, dict[str, Array]]:
     train, valid = self.batches(state, data)
@@ -162,15 +151,13 @@ class Searcher:
   def batches(self, state: SearchState, data: Halves) -> Halves:
     """The batches of a step: the next ones of a random order for the weights, any images for the architecture."""
     size = self._settings.batch_size
-    epoch, position = state.step // self.steps_per_epoch, state.step % self.steps_per_epoch
-    order = jax.random.permutation(jax.random.fold_in(jax.random.fold_in(state.key, epoch), _ORDER), self._num_train)
     step_key = jax.random.fold_in(state.key, state.step)
     indices = (
-      lax.dynamic_slice(order, (position * size,), (size,)),
+      epoch_indices(state.key, _ORDER, state.step, self.steps_per_epoch, size, self._num_train),
       jax.random.randint(jax.random.fold_in(step_key, _VALID), (size,), 0, self._num_valid),
     )
     augmentation = self._settings.augment
-    sharding = NamedSharding(self._mesh, PartitionSpec('data'))
+    sharding = batch_sharding(self._mesh)
     parts = []
     for half, chosen, purpose in zip(data, indices, (_AUGMENT_TRAIN, _AUGMENT_VALID), strict=True):
       raw, labels = lax.with_sharding_constraint((half.images[chosen], half.labels[chosen]), sharding)
@@ -188,22 +175,13 @@ class Searcher:
 
   def _evaluate(self, state: SearchState, data: Halves) -> Evaluation:
     """Loss and accuracy of the supernet on the whole architecture half, with running statistics and no augmentation."""
-    size, total = self._settings.batch_size, self._num_valid
     mixing = self._strategy.relax(state.alphas, state.key, state.step)
     variables = {'params': state.weights.tree, 'batch_stats': state.statistics.tree}
-    # The last batch is filled up with repetitions that do not count.
-    indices = np.arange(-(-total // size) * size).reshape(-1, size)
-    sharding = NamedSharding(self._mesh, PartitionSpec('data'))
 
-    def add(sums: Evaluation, chosen: Array) -> tuple[Evaluation, None]:
-      place, counts = chosen % total, chosen < total
-      raw, labels = lax.with_sharding_constraint((data.valid.images[place], data.valid.labels[place]), sharding)
-      images = normalise(raw, self._mean, self._std).astype(self._settings.precision)
+    def logits_of(images: Array) -> Array:
       logits: Any = self.net.apply(variables, images, mixing, train=False)
-      losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-      correct = jnp.argmax(logits, -1) == labels
-      return Evaluation(sums.loss + jnp.sum(losses * counts), sums.accuracy + jnp.sum(correct & counts)), None
+      return logits
 
-    zero = Evaluation(jnp.zeros(()), jnp.zeros(()))
-    sums, _ = lax.scan(add, zero, jnp.asarray(indices))
-    return jax.tree.map(lambda s: s / total, sums)
+    sharding = batch_sharding(self._mesh)
+    settings = self._settings
+    return evaluate(logits_of, data.valid, settings.batch_size, self._mean, self._std, settings.precision, sharding)

@@ -3,38 +3,18 @@
 import dataclasses
 from typing import Any
 
-from darts_jax.data import images
+from darts_jax.data.settings import Augment, Source
 from darts_jax.genotype import CANDIDATES, search_space
 from darts_jax.hypergradient import ESTIMATORS, Estimator, fields_of
+from darts_jax.runtime.loop import Checkpoint
 from darts_jax.settings import setting
 
 
 @dataclasses.dataclass(frozen=True)
-class Data:
-  """Which images, and how they are divided.
+class Data(Source):
+  """Which images, see `Source`, and the part of the training images that trains α; the rest trains the weights."""
 
-  Attributes:
-    name: `digits`, `mnist`, `cifar10`, `cifar100`, or `npz` for the file `path`.
-    dir: folder with prepared data, archives or unpacked archives.
-    path: the file of `npz`.
-    download: whether to fetch what is not found, checked by SHA-256, into `dir`.
-    validation_fraction: part of the training images that trains α; the rest trains the weights.
-  """
-
-  name: str = setting('cifar10', choices=images.NAMES)
-  dir: str = setting('data')
-  path: str = setting('')
-  download: bool = setting(False)
   validation_fraction: float = setting(0.5, above=0, below=1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Augment:
-  """Augmentation of both halves: pixels of padding before a crop, mirroring, side of the cutout square (0: none)."""
-
-  crop_padding: int = setting(4, at_least=0)
-  flip: bool = setting(True)
-  cutout: int = setting(0, at_least=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,14 +104,6 @@ class Hypergradient:
       return ESTIMATORS[name](**self.fields(name))
     except ValueError as error:
       raise ValueError(f'config.hypergradient.{error}') from error
-
-
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-  """Epochs from one checkpoint to the next, and how many are kept."""
-
-  every: int = setting(1, at_least=1)
-  keep: int = setting(3, at_least=1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ import optax
 from jax import lax
 from jax.sharding import NamedSharding
 
+from darts_jax.data.batches import Examples
 from darts_jax.hypergradient import (
   Estimator,
   Gradients,
@@ -32,8 +33,10 @@ from darts_jax.nets.bilinear import weights_gradient_if
 from darts_jax.nets.conv import Supernet
 from darts_jax.nets.layers import running_average
 from darts_jax.nets.materialise import materialise
+from darts_jax.optimizers import clip_by_global_norm, decayed_sgd
+from darts_jax.runtime.packed import Packed
 from darts_jax.search.settings import Search
-from darts_jax.search.state import Packed, SearchState
+from darts_jax.search.state import SearchState
 from darts_jax.search.strategy import Strategy
 
 Array = jax.Array
@@ -43,13 +46,6 @@ PyTree = Any
 RELAX = 0
 
 
-class Examples(NamedTuple):
-  """Raw images `[N, H, W, C]` and labels `[N]` int32."""
-
-  images: Array
-  labels: Array
-
-
 class Halves(NamedTuple):
   """The training images, divided: `train` moves the weights and `valid` moves α."""
 
@@ -57,8 +53,8 @@ class Halves(NamedTuple):
   valid: Examples
 
 
-class Evaluation(NamedTuple):
-  """Mean loss in nats and share of correct answers, `[]` each."""
+class Measured(NamedTuple):
+  """A batch's mean loss in nats and share of correct answers, `[]` each."""
 
   loss: Array
   accuracy: Array
@@ -116,25 +112,6 @@ class BatchLoss:
     return dataclasses.replace(self, precision='float32')
 
 
-def clip_by_global_norm(max_norm: float, constant: bool = False) -> optax.GradientTransformation:
-  """Scales updates by min(1, max_norm / (‖g‖ + 1e-6)), the rule of the published experiments.
-
-  Optax's own divides by ‖g‖ alone, which differs in the seventh digit.
-
-  Args:
-    max_norm: the largest norm that passes.
-    constant: whether the factor is a constant to derivatives.
-  """
-
-  def clip(updates: PyTree, params: PyTree | None) -> PyTree:
-    del params
-    factor = jnp.minimum(1, max_norm / (global_norm(updates) + 1e-6))
-    factor = lax.stop_gradient(factor) if constant else factor
-    return jax.tree.map(lambda g: g * factor.astype(g.dtype), updates)
-
-  return optax.stateless(clip)
-
-
 class StepInfo(NamedTuple):
   """What a step saw.
 
@@ -184,7 +161,7 @@ class Optimizers:
       # each would call the C library, which makes a stored program overflow the stack that XLA loads it on.
       return materialise(cosine(step // steps_per_epoch))
 
-    step = (optax.add_decayed_weights(rates.weight_decay), optax.sgd(learning_rate, momentum=rates.momentum))
+    step = decayed_sgd(learning_rate, rates.momentum, rates.weight_decay)
     clip = clip_by_global_norm(rates.clip_norm)
     inner_clip = {
       'none': optax.stateless(lambda updates, params: updates),
@@ -192,8 +169,8 @@ class Optimizers:
       'constant': clip_by_global_norm(rates.clip_norm, constant=True),
     }[settings.hypergradient.clipping]
     return cls(
-      optax.chain(clip, optax.chain(*step)),
-      optax.chain(inner_clip, optax.chain(*step)),
+      optax.chain(clip, step),
+      optax.chain(inner_clip, step),
       optax.chain(
         optax.add_decayed_weights(alphas.weight_decay),
         optax.adam(alphas.learning_rate, alphas.beta1, alphas.beta2),
@@ -235,8 +212,8 @@ class _Carry(NamedTuple):
   number: Array
   memory: Memory
   state: SearchState
-  outer: Evaluation
-  inner: Evaluation
+  outer: Measured
+  inner: Measured
   weights_gradient_norm: Array
   alphas_gradient_norm: Array
 
@@ -289,7 +266,7 @@ def search_step(
       memory=memory, state=now, number=jnp.int32(len(passes)), alphas_gradient_norm=global_norm(gradient)
     )
 
-  def weights_pass(carry: _Carry, gradients: Gradients, evaluation: Evaluation, moments: Array) -> _Carry:
+  def weights_pass(carry: _Carry, gradients: Gradients, evaluation: Measured, moments: Array) -> _Carry:
     statistics = carry.state.statistics
     now = optimizers.move_weights(carry.state, gradients.weights)
     now = now.replace(statistics=statistics.replace(running_average(statistics.vector, moments)))
@@ -298,7 +275,7 @@ def search_step(
     )
 
   def estimator_pass(
-    each: Pass, last: bool, carry: _Carry, gradients: Gradients, evaluation: Evaluation, moments: Array
+    each: Pass, last: bool, carry: _Carry, gradients: Gradients, evaluation: Measured, moments: Array
   ) -> _Carry:
     del moments
     carry = carry._replace(number=carry.number + 1, memory=each.advance(problem, carry.memory, gradients))
@@ -347,13 +324,13 @@ def search_step(
     batch = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, half_of[number], keepdims=False), batches)
     arguments = carry.memory, carry.state.alphas, batch
 
-    def gradient() -> tuple[Gradients, Evaluation, Array]:
+    def gradient() -> tuple[Gradients, Measured, Array]:
       (value, (accuracy, moments)), gradients = gradient_at(*arguments, number)
       moments = Packed.pack(moments)
       assert moments.treedef == state.statistics.treedef, 'moments are to lie where the running statistics are'
-      return Gradients(*gradients), Evaluation(value, accuracy), moments.vector
+      return Gradients(*gradients), Measured(value, accuracy), moments.vector
 
-    def product() -> tuple[Gradients, Evaluation, Array]:
+    def product() -> tuple[Gradients, Measured, Array]:
       return product_at(*arguments), nothing, jnp.zeros_like(state.statistics.vector)
 
     with weights_gradient_if(wants_weights[number]):
@@ -365,7 +342,7 @@ def search_step(
     return lax.switch(branch_of[number], branches, carry, *found)
 
   zero = jnp.zeros((), jax.tree.leaves(state.alphas)[0].dtype)
-  nothing = Evaluation(zero, zero)
+  nothing = Measured(zero, zero)
   carry = _Carry(jnp.int32(0), estimator.start(problem), state, nothing, nothing, zero, zero)
   carry = lax.while_loop(lambda carry: carry.number <= len(passes), run_pass, carry)
   memory = carry.memory

@@ -2,9 +2,7 @@
 
 import json
 import math
-import os
 import pathlib
-import subprocess
 import sys
 from typing import Any, NamedTuple
 
@@ -44,35 +42,27 @@ class Finished(NamedTuple):
   results: dict[str, Any]
 
 
-def command(*arguments: str) -> 'subprocess.CompletedProcess[str]':
-  return subprocess.run(
-    [sys.executable, '-m', 'experiments.hypergradients', *arguments],
-    cwd=ROOT,
-    env=os.environ | {'XLA_FLAGS': ''},
-    capture_output=True,
-    text=True,
-    timeout=500,
-    check=False,
-  )
-
-
 @pytest.fixture(scope='module')
-def searched(tmp_path_factory) -> pathlib.Path:
+def searched(tmp_path_factory, command) -> pathlib.Path:
   """Searches by two estimators, and nothing else."""
   workdir = tmp_path_factory.mktemp('laboratory') / 'searches'
   estimators = "--config.estimators=('first_order','finite_difference')"
-  process = command(*SMALL, estimators, '--config.problems=()', '--search', f'--workdir={workdir}')
+  process = command('hypergradients', *SMALL, estimators, '--config.problems=()', '--search', f'--workdir={workdir}')
   assert process.returncode == 0, process.stderr
   return workdir
 
 
 @pytest.fixture(scope='module')
-def finished(searched) -> Finished:
+def finished(searched, command) -> Finished:
   """Everything but searches, at the checkpoint of one."""
   workdir = searched.with_name('run')
   checkpoint = searched / 'searches' / 'finite_difference'
   process = command(
-    *SMALL, f'--config.estimators={ESTIMATORS_SHOWN}', f'--checkpoint={checkpoint}', f'--workdir={workdir}'
+    'hypergradients',
+    *SMALL,
+    f'--config.estimators={ESTIMATORS_SHOWN}',
+    f'--checkpoint={checkpoint}',
+    f'--workdir={workdir}',
   )
   assert process.returncode == 0, process.stderr
   return Finished(workdir, process.stdout, json.loads((workdir / 'results.json').read_text()))

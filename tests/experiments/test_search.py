@@ -1,11 +1,8 @@
 """A whole search, by the command a user gives."""
 
 import json
-import os
 import pathlib
 import re
-import subprocess
-import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +26,7 @@ class Finished(NamedTuple):
 
 
 @pytest.fixture(scope='module')
-def finished(tmp_path_factory) -> Finished:
+def finished(tmp_path_factory, command) -> Finished:
   """All eight operations, the exact hypergradient, one node a cell."""
   workdir = tmp_path_factory.mktemp('command') / 'run'
   arguments = [
@@ -40,15 +37,7 @@ def finished(tmp_path_factory) -> Finished:
     '--config.network.nodes=1',
     '--config.hypergradient.name=exact',
   ]
-  process = subprocess.run(
-    [sys.executable, '-m', 'experiments.search', *arguments],
-    cwd=ROOT,
-    env=os.environ | {'XLA_FLAGS': ''},
-    capture_output=True,
-    text=True,
-    timeout=500,
-    check=False,
-  )
+  process = command('search', *arguments)
   assert process.returncode == 0, process.stderr
   return Finished(workdir, process.stdout.splitlines(), process.stderr.splitlines())
 

@@ -17,11 +17,11 @@ from darts_jax.hypergradient import (
 )
 from darts_jax.laboratory.bench import Bench, Frozen, compare, to_host
 from darts_jax.runtime.mesh import make_mesh
+from darts_jax.runtime.packed import Packed
 from darts_jax.search import Search, Searcher
 from darts_jax.search.loop import make_strategy
 from darts_jax.search.searcher import place
 from darts_jax.search.settings import Hypergradient
-from darts_jax.search.state import Packed
 from darts_jax.search.step import Optimizers, search_step
 from darts_jax.settings import build
 

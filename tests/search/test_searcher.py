@@ -16,12 +16,13 @@ from jax.extend.core import jaxprs_in_params
 from jax.flatten_util import ravel_pytree
 
 from darts_jax.data.images import Images, load, split
+from darts_jax.data.settings import Augment
 from darts_jax.runtime.compilation import CompilationCounter, count_compilations
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.search import Search, Searcher
 from darts_jax.search.loop import make_strategy
 from darts_jax.search.searcher import place
-from darts_jax.search.settings import Augment, Data
+from darts_jax.search.settings import Data
 from darts_jax.search.step import Halves, Optimizers, search_step
 from darts_jax.settings import build
 

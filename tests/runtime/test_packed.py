@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from darts_jax.search.state import Packed
+from darts_jax.runtime.packed import Packed
 
 
 def test_packing_keeps_every_leaf_in_its_place():

@@ -1,0 +1,36 @@
+"""The settings of data that searches and trainings share."""
+
+import dataclasses
+
+from darts_jax.data import images
+from darts_jax.settings import setting
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """Which images.
+
+  Attributes:
+    name: `digits`, `mnist`, `cifar10`, `cifar100`, or `npz` for the file `path`.
+    dir: folder with prepared data, archives or unpacked archives.
+    path: the file of `npz`.
+    download: whether to fetch what is not found, checked by SHA-256, into `dir`.
+  """
+
+  name: str = setting('cifar10', choices=images.NAMES)
+  dir: str = setting('data')
+  path: str = setting('')
+  download: bool = setting(False)
+
+  def load(self) -> images.Images:
+    """The dataset. Raises ValueErrors that name the field."""
+    return images.load(self.name, directory=self.dir, path=self.path, download=self.download)
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+  """Augmentation in training: pixels of padding before a crop, mirroring, side of the cutout square (0: none)."""
+
+  crop_padding: int = setting(4, at_least=0)
+  flip: bool = setting(True)
+  cutout: int = setting(0, at_least=0)

@@ -1,0 +1,141 @@
+"""Reads the named arrays of a file of weights: PyTorch's two formats, NumPy's `.npz` and `.safetensors`."""
+
+import io
+import math
+import os
+import pathlib
+import zipfile
+
+import numpy as np
+import safetensors
+
+from darts_jax.interop import torch_files
+from darts_jax.interop.torch_files import UnfitFile
+
+#: What `torch.nn.DataParallel` puts before every name.
+_PARALLEL_PREFIX = 'module.'
+# A zip archive may be of any size, but an archive of weights larger than this does not shrink to a hundredth.
+_MAX_UNPACKED, _MAX_RATIO = 2**26, 100
+_MAX_MESSAGE = 400
+_SAFETENSORS_DTYPES = {
+  'F64': 'f8',
+  'F32': 'f4',
+  'F16': 'f2',
+  'BF16': 'bfloat16',
+  'I64': 'i8',
+  'I32': 'i4',
+  'I16': 'i2',
+  'I8': 'i1',
+  'U64': 'u8',
+  'U32': 'u4',
+  'U16': 'u2',
+  'U8': 'u1',
+  'BOOL': '?',
+}
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+  """Reads a file of weights without running anything that it may hold.
+
+  The format is told from the content: the zip format of PyTorch since 1.6, the format of PyTorch before that (not the
+  tar archives of its first versions), `.npz`, or `.safetensors`. Of a PyTorch checkpoint, the state dict below
+  `state_dict` or `model` is read, else the object itself. The prefix `module.` of `torch.nn.DataParallel` is removed
+  if all names have it.
+
+  Args:
+    path: the file, which has to fit into memory.
+
+  Returns:
+    At least one array by its name: booleans, integers or floating-point numbers of the file's dtype, but in the
+    machine's byte order, and float32 for bfloat16. Arrays are read-only, need not be contiguous and may share memory
+    as the tensors in the file do.
+
+  Raises:
+    ValueError: in one line that names the file: it is missing, not a file, damaged, truncated or in no known format;
+      its pickle asks for anything but tensors and plain values; it has no arrays, or something else where an array
+      is expected.
+  """
+  path = pathlib.Path(path)
+  try:
+    # A device or a pipe might never end.
+    if path.exists() and not path.is_file():
+      raise UnfitFile('not a file')
+    arrays = _read(path.read_bytes())
+    if not arrays:
+      raise UnfitFile('it holds no arrays')
+  except OSError as error:
+    raise ValueError(f'{path}: cannot be read: {error.strerror or _one_line(error)}') from error
+  except UnfitFile as error:
+    raise ValueError(f'{path}: {_one_line(error)}') from error
+  except Exception as error:  # The bytes of a damaged or hostile file can make their readers raise anything.
+    raise ValueError(f'{path}: damaged or truncated: {type(error).__name__}: {_one_line(error)}') from error
+  for array in arrays.values():
+    array.flags.writeable = False
+  if all(name.startswith(_PARALLEL_PREFIX) for name in arrays):
+    return {name.removeprefix(_PARALLEL_PREFIX): array for name, array in arrays.items()}
+  return arrays
+
+
+def _one_line(error: Exception) -> str:
+  # A message may quote the file.
+  text = ' '.join(''.join(letter if letter.isprintable() else ' ' for letter in str(error)).split())
+  return text if len(text) <= _MAX_MESSAGE else f'{text[:_MAX_MESSAGE]}…'
+
+
+def _read(content: bytes) -> dict[str, np.ndarray]:
+  # No other format has a brace there, but the length that precedes it could look like anything.
+  if content[8:9] == b'{':
+    return _read_safetensors(content)
+  if content.startswith((b'PK\x03\x04', b'PK\x05\x06')):  # The latter if it is empty.
+    return _read_zip(content)
+  if content.startswith(b'\x80'):
+    return torch_files.read_legacy(content)
+  if content[257:262] == b'ustar':
+    raise UnfitFile("a tar archive; if it is one of PyTorch's first versions, save it anew with a later one")
+  raise UnfitFile("no file of weights; known formats: PyTorch's two, .npz, .safetensors")
+
+
+def _read_safetensors(content: bytes) -> dict[str, np.ndarray]:
+  arrays = {}
+  # The library's own conversion to NumPy refuses bfloat16.
+  for name, tensor in safetensors.deserialize(content):
+    if tensor['dtype'] not in _SAFETENSORS_DTYPES:
+      raise UnfitFile(f'tensor {name}: unsupported dtype {tensor["dtype"]}')
+    arrays[name] = torch_files.decode(tensor['data'], _SAFETENSORS_DTYPES[tensor['dtype']]).reshape(tensor['shape'])
+  return arrays
+
+
+def _read_zip(content: bytes) -> dict[str, np.ndarray]:
+  with zipfile.ZipFile(io.BytesIO(content)) as archive:
+    infos = {info.filename: info for info in archive.infolist()}
+    unpacked = sum(info.file_size for info in infos.values())
+    if unpacked > max(_MAX_UNPACKED, _MAX_RATIO * len(content)):
+      raise UnfitFile(f'refused: {len(content)} bytes that unpack to {unpacked}')
+
+    def member(name: str) -> bytes:
+      if infos[name].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise UnfitFile(f'member {name}: unsupported compression')
+      with archive.open(infos[name]) as file:
+        # Without a limit, it would unpack more than the directory says before it notices.
+        return file.read(infos[name].file_size + 1)
+
+    if any(name.endswith('/data.pkl') for name in infos):
+      return torch_files.read_zip(infos.keys(), member)
+    if all(name.endswith('.npy') for name in infos):
+      return {name.removesuffix('.npy'): _read_npy(name, member(name)) for name in infos}
+    raise UnfitFile("a zip archive, but neither PyTorch's nor NumPy's")
+
+
+def _read_npy(name: str, content: bytes) -> np.ndarray:
+  stream = io.BytesIO(content)
+  version = np.lib.format.read_magic(stream)
+  read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+  shape, _, dtype = read_header(stream)
+  if dtype.kind not in 'biuf':
+    raise UnfitFile(f'array {name}: unsupported dtype {dtype}')
+  # NumPy allocates what the header says before it reads.
+  if len(content) - stream.tell() != math.prod(shape) * dtype.itemsize:
+    raise UnfitFile(f'array {name}: its shape {shape} and its size do not fit')
+  stream.seek(0)
+  array = np.lib.format.read_array(stream, allow_pickle=False)
+  return array.astype(array.dtype.newbyteorder('='), copy=False)

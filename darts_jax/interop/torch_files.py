@@ -1,0 +1,358 @@
+"""Reads the tensors of PyTorch's files without PyTorch and without running what is pickled in them.
+
+`torch.save` pickles the object and keeps the numbers of its tensors, the storages, beside the pickle: since PyTorch
+1.6 as members of a zip archive, before that one after the other behind the pickle (torch/serialization.py). A tensor
+is a view of a storage: an offset, a shape and strides, in elements.
+"""
+
+import dataclasses
+import io
+import math
+import pickletools
+import struct
+import types
+from collections.abc import Callable, Collection
+from typing import Any
+
+import numpy as np
+
+_MAGIC = 0x1950A86A20F9469CFC6C
+_PROTOCOL_VERSION = 1001
+#: Where training programs keep the state dict of a checkpoint, beside the epoch and the optimizer's state.
+_STATE_DICT_KEYS = ('state_dict', 'model')
+_MAX_DIMENSIONS = 64  # NumPy's limit.
+_MAX_ARGUMENTS = 8  # No allowed function takes more.
+
+
+class UnfitFile(ValueError):
+  """A file does not hold what it should; the message says what is wrong, without the file's name."""
+
+
+def read_zip(names: Collection[str], member: Callable[[str], bytes]) -> dict[str, np.ndarray]:
+  """Reads the state dict of a checkpoint in PyTorch's zip format.
+
+  Args:
+    names: the archive's members, `<prefix>/data.pkl` among them.
+    member: returns the content of a member.
+
+  Returns:
+    Views of the storages by the names of the tensors; bfloat16 becomes float32.
+
+  Raises:
+    UnfitFile: the pickle is damaged or asks for anything but tensors and plain values; there is no state dict in it,
+      or the state dict holds something else than tensors; a storage is missing or of another size; a tensor reaches
+      past its storage. What else a damaged file makes Python or NumPy raise is passed on.
+  """
+  pickles = [name for name in names if name.endswith('/data.pkl')]
+  if len(pickles) != 1:
+    raise UnfitFile(f'{len(pickles)} members named data.pkl; one is needed')
+  prefix = pickles[0].removesuffix('data.pkl')
+  byte_order = '<'
+  if f'{prefix}byteorder' in names:
+    content = member(f'{prefix}byteorder')
+    if content not in (b'little', b'big'):
+      raise UnfitFile('unknown byte order; known: little, big')
+    byte_order = '<' if content == b'little' else '>'
+
+  def numbers(storage: _Storage) -> np.ndarray:
+    name = f'{prefix}data/{storage.key}'
+    if name not in names:
+      raise UnfitFile(f'storage {storage.key} is missing')
+    content = member(name)
+    if len(content) != storage.num_bytes:
+      raise UnfitFile(f'storage {storage.key} has {len(content)} bytes; its tensors need {storage.num_bytes}')
+    return decode(content, storage.dtype, byte_order)
+
+  return _arrays(_state_dict(_unpickle(io.BytesIO(member(pickles[0])), {})), numbers)
+
+
+def read_legacy(content: bytes) -> dict[str, np.ndarray]:
+  """Reads the state dict of a checkpoint in the format of PyTorch before 1.6.
+
+  Args:
+    content: the whole file: pickles of a magic number, the protocol's version, facts about the system, the object and
+      the keys of its storages; then, in the order of the keys, every storage: the number of its elements as a
+      little-endian int64 and the elements, little-endian on any machine.
+
+  Returns:
+    As `read_zip`.
+
+  Raises:
+    UnfitFile: as `read_zip`, and if the file does not begin as described.
+  """
+  stream = io.BytesIO(content)
+  if _unpickle(stream, {}) != _MAGIC:
+    raise UnfitFile('a pickle, but not one of torch.save')
+  if _unpickle(stream, {}) != _PROTOCOL_VERSION:
+    raise UnfitFile(f'unknown version of the protocol of torch.save; known: {_PROTOCOL_VERSION}')
+  _unpickle(stream, {})
+  storages: dict[str, _Storage] = {}
+  checkpoint = _unpickle(stream, storages)
+  keys = _unpickle(stream, {})
+  if type(keys) is not list:
+    raise UnfitFile('damaged pickle: no list of the storages')
+  begins: dict[str, int] = {}
+  end = stream.tell()
+  for key in keys:
+    if type(key) is not str or key not in storages:
+      raise UnfitFile('damaged pickle: its storages are not those that are listed')
+    begin = end + 8
+    end = begin + storages[key].num_bytes
+    if end > len(content):
+      raise UnfitFile(f'truncated: storage {key} ends at byte {end} of {len(content)}')
+    (num_elements,) = struct.unpack_from('<q', content, begin - 8)
+    if num_elements != storages[key].num_elements:
+      raise UnfitFile(f'storage {key} has {num_elements} elements; its tensors need {storages[key].num_elements}')
+    begins[key] = begin
+
+  def numbers(storage: _Storage) -> np.ndarray:
+    if storage.key not in begins:
+      raise UnfitFile(f'storage {storage.key} is missing')
+    begin = begins[storage.key]
+    return decode(memoryview(content)[begin : begin + storage.num_bytes], storage.dtype)
+
+  return _arrays(_state_dict(checkpoint), numbers)
+
+
+def decode(content: bytes | bytearray | memoryview, dtype: str, byte_order: str = '<') -> np.ndarray:
+  """The numbers [N] that bytes stand for.
+
+  Args:
+    content: N elements.
+    dtype: a code of NumPy, without byte order, or `bfloat16`.
+    byte_order: `<` or `>`.
+
+  Returns:
+    An array [N] in the machine's byte order: a view of the content where that is possible, and float32 for bfloat16,
+    which NumPy lacks.
+  """
+  if dtype == 'bfloat16':
+    # The upper half of a float32.
+    return (np.frombuffer(content, f'{byte_order}u2').astype(np.uint32) << 16).view(np.float32)
+  if dtype == '?':
+    # NumPy relies on its truth values being 0 or 1; a file's bytes need not be.
+    return np.frombuffer(content, np.uint8) != 0
+  return np.frombuffer(content, byte_order + dtype).astype(dtype, copy=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class _StorageType:
+  dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Storage:
+  """What the pickle tells of a storage, whose numbers lie elsewhere."""
+
+  key: str
+  dtype: str
+  num_elements: int
+
+  @property
+  def num_bytes(self) -> int:
+    return self.num_elements * (2 if self.dtype == 'bfloat16' else np.dtype(self.dtype).itemsize)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tensor:
+  """The arguments that rebuild a tensor, not yet checked."""
+
+  storage: Any
+  offset: Any
+  shape: Any
+  strides: Any
+
+  def to_numpy(self, numbers: np.ndarray) -> np.ndarray:
+    """A view of the storage's elements [N], of which there are at least as many as of the tensor's."""
+    for sizes in (self.shape, self.strides):
+      # The length first: what follows takes time in proportion to it.
+      if type(sizes) is not tuple or len(sizes) > _MAX_DIMENSIONS or not all(_is_size(size) for size in sizes):
+        raise UnfitFile('damaged pickle: its shape or its strides are no tuple of sizes')
+    if len(self.shape) != len(self.strides) or not _is_size(self.offset):
+      raise UnfitFile('damaged pickle: its offset and strides do not fit its shape')
+    num_elements = math.prod(self.shape)
+    last = self.offset + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
+    # With strides of 0, a storage of one element could be a tensor of any size, which the first copy would allocate.
+    if num_elements > len(numbers) or (num_elements and last >= len(numbers)):
+      raise UnfitFile(f'shape, offset and strides reach past the {len(numbers)} elements of its storage')
+    if not num_elements:
+      return np.zeros(self.shape, numbers.dtype)
+    strides = [stride if size > 1 else 0 for size, stride in zip(self.shape, self.strides, strict=True)]
+    itemsize = numbers.itemsize
+    # This constructor checks the bounds once more.
+    return np.ndarray(
+      self.shape, numbers.dtype, numbers, self.offset * itemsize, tuple(stride * itemsize for stride in strides)
+    )
+
+
+def _is_size(value: object) -> bool:
+  return type(value) is int and 0 <= value < 2**63
+
+
+def _state_dict(checkpoint: object) -> dict[str, _Tensor]:
+  state: Any = checkpoint
+  if isinstance(state, dict):
+    state = next((state[key] for key in _STATE_DICT_KEYS if isinstance(state.get(key), dict)), state)
+  if not isinstance(state, dict):
+    raise UnfitFile(f'it holds an object of type {type(state).__name__.strip("_")} instead of a state dict')
+  for name, value in state.items():
+    if not isinstance(name, str) or not isinstance(value, _Tensor):
+      raise UnfitFile(
+        f'entry {name!r} is of type {type(value).__name__.strip("_")}, not a named tensor; '
+        f'a state dict is looked for below {" and ".join(_STATE_DICT_KEYS)}, then at the top'
+      )
+  return state
+
+
+def _arrays(state: dict[str, _Tensor], numbers: Callable[[_Storage], np.ndarray]) -> dict[str, np.ndarray]:
+  decoded: dict[_Storage, np.ndarray] = {}
+  arrays = {}
+  for name, tensor in state.items():
+    try:
+      if not isinstance(tensor.storage, _Storage):
+        raise UnfitFile('damaged pickle: it has no storage')
+      if tensor.storage not in decoded:
+        decoded[tensor.storage] = numbers(tensor.storage)
+      arrays[name] = tensor.to_numpy(decoded[tensor.storage])
+    except ValueError as error:
+      raise UnfitFile(f'tensor {name}: {error}') from error
+  return arrays
+
+
+def _rebuild_tensor(storage: object, offset: object, shape: object, strides: object, *_: object) -> _Tensor:
+  return _Tensor(storage, offset, shape, strides)
+
+
+def _first(value: object, *_: object) -> object:
+  return value
+
+
+def _ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
+  result: dict[Any, Any] = {}
+  for key, value in pairs:
+    _set_item(result, key, value)
+  if pairs:
+    # Python 2 passes a list. Moved, not copied: a few bytes of a pickle could have a long one copied again and again.
+    pairs.clear()
+  return result
+
+
+_GLOBALS = {
+  'collections.OrderedDict': _ordered_dict,
+  'torch._utils._rebuild_tensor': _rebuild_tensor,
+  'torch._utils._rebuild_tensor_v2': _rebuild_tensor,
+  'torch._utils._rebuild_parameter': _first,
+  'torch.Size': _first,
+  'torch.device': _first,
+  'torch.DoubleStorage': _StorageType('f8'),
+  'torch.FloatStorage': _StorageType('f4'),
+  'torch.HalfStorage': _StorageType('f2'),
+  'torch.BFloat16Storage': _StorageType('bfloat16'),
+  'torch.LongStorage': _StorageType('i8'),
+  'torch.IntStorage': _StorageType('i4'),
+  'torch.ShortStorage': _StorageType('i2'),
+  'torch.CharStorage': _StorageType('i1'),
+  'torch.ByteStorage': _StorageType('u1'),
+  'torch.BoolStorage': _StorageType('?'),
+}
+
+
+def _find_global(name: str) -> object:
+  if name not in _GLOBALS:
+    raise UnfitFile(f'refused: it asks for {name}; only tensors, dictionaries and plain values are read')
+  return _GLOBALS[name]
+
+
+def _set_item(dictionary: object, key: object, value: object) -> None:
+  # The hash of nested tuples, for one, can take exponential time.
+  if type(dictionary) is not dict or not (key is None or type(key) in (str, int, float, bool)):
+    raise UnfitFile(f'damaged pickle: a key of type {type(key).__name__}')
+  dictionary[key] = value
+
+
+def _storage(identifier: Any, storages: dict[str, _Storage]) -> _Storage:
+  if type(identifier) is tuple and len(identifier) == 5:
+    identifier = (*identifier, None)  # Only the older format says which part of another storage it is.
+  match identifier:
+    case ('storage', _StorageType(dtype=dtype), str(key), str(), num_elements, part) if _is_size(num_elements):
+      if part is not None:
+        raise UnfitFile(f'storage {key} is part of another storage, which is not supported')
+      storage = _Storage(key, dtype, num_elements)
+      if storages.setdefault(key, storage) != storage:
+        raise UnfitFile(f'storage {key} is described in two ways')
+      return storage
+  raise UnfitFile('damaged pickle: no description of a storage')
+
+
+_NUMBERS = {'BININT', 'BININT1', 'BININT2', 'LONG1', 'BINFLOAT'}
+_TEXTS = {'BINUNICODE', 'SHORT_BINUNICODE', 'BINSTRING', 'SHORT_BINSTRING'}
+_CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False, 'EMPTY_TUPLE': ()}
+
+
+def _unpickle(stream: io.BytesIO, storages: dict[str, _Storage]) -> Any:
+  """Reads one pickle of protocol 2 or later and notes the storages that it mentions.
+
+  Python's unpickler can be kept from importing anything, but not from allocating what an operand says nor from
+  hashing what takes forever. Of its instructions, plain values and tensors need the few that are here.
+  """
+  stacks: list[list[Any]] = [[]]  # One more for every mark.
+  memo: dict[Any, Any] = {}
+  for opcode, operand, _ in pickletools.genops(stream):
+    stack = stacks[-1]
+    match opcode.name:
+      case name if name in _NUMBERS or name in _TEXTS:
+        stack.append(operand)
+      case name if name in _CONSTANTS:
+        stack.append(_CONSTANTS[name])
+      case 'EMPTY_DICT':
+        stack.append({})
+      case 'EMPTY_LIST':
+        stack.append([])
+      case 'MARK':
+        stacks.append([])
+      case 'TUPLE1' | 'TUPLE2' | 'TUPLE3' as name:
+        stack.append(tuple(_pop(stack, int(name[-1]))))
+      case 'TUPLE':
+        items = stacks.pop()
+        stacks[-1].append(tuple(items))
+      case 'APPEND' | 'APPENDS' as name:
+        items = _pop(stack, 1) if name == 'APPEND' else stacks.pop()
+        if type(stacks[-1][-1]) is not list:
+          raise UnfitFile('damaged pickle: items without a list')
+        stacks[-1][-1].extend(items)
+      case 'SETITEM' | 'SETITEMS' as name:
+        items = _pop(stack, 2) if name == 'SETITEM' else stacks.pop()
+        for key, value in zip(items[::2], items[1::2], strict=True):
+          _set_item(stacks[-1][-1], key, value)
+      case 'BINPUT' | 'LONG_BINPUT':
+        memo[operand] = stack[-1]
+      case 'MEMOIZE':
+        memo[len(memo)] = stack[-1]
+      case 'BINGET' | 'LONG_BINGET':
+        stack.append(memo[operand])
+      case 'GLOBAL':
+        stack.append(_find_global(str(operand).replace(' ', '.')))
+      case 'STACK_GLOBAL':
+        stack.append(_find_global('.'.join(_pop(stack, 2))))
+      case 'REDUCE':
+        function, arguments = _pop(stack, 2)
+        if not isinstance(function, types.FunctionType) or len(arguments) > _MAX_ARGUMENTS:
+          raise UnfitFile('damaged pickle: a call that no tensor needs')
+        stack.append(function(*arguments))
+      case 'BINPERSID':
+        stack.append(_storage(stack.pop(), storages))
+      case 'BUILD':
+        stack.pop()  # Attributes of a state dict, such as the versions of its modules.
+        if type(stack[-1]) is not dict:
+          raise UnfitFile('refused: it sets attributes of something else than a dictionary')
+      case 'STOP':
+        return stack.pop()
+      case 'PROTO' | 'FRAME':
+        pass
+      case name:
+        raise UnfitFile(f'refused: it uses the instruction {name}; tensors and plain values do without')
+  raise UnfitFile('damaged pickle: it has no end')
+
+
+def _pop(stack: list[Any], count: int) -> list[Any]:
+  return [stack.pop() for _ in range(count)][::-1]

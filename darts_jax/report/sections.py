@@ -1,0 +1,179 @@
+"""The sections that the reports of searches and of trainings share."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from darts_jax.genotype import AnyGenotype, Genotype
+from darts_jax.report import curves, drawing, html
+from darts_jax.report.curves import Panel
+from darts_jax.report.workdir import Run, cells_of, kept_edges, series
+
+#: By status of a run (see `Run`), what a reader is told.
+STATUSES = {
+  'not started': 'No step yet',
+  'running': 'Running, or cut short',
+  'stopped': 'Stopped before its end',
+  'finished': 'Finished',
+}
+CELLS = {'normal': 'Normal cell', 'reduce': 'Reduction cell', 'recurrent': 'Recurrent cell'}
+_MAX_EVENTS = 200
+
+
+def headline(run: Run, eyebrow: str, title: str, facts: Mapping[str, Any], tiles: Iterable[tuple[str, str]]) -> str:
+  """The top of the page.
+
+  Args:
+    run: whose status is shown.
+    eyebrow: what kind of run it is; HTML, as is `title`.
+    title: the largest text.
+    facts: names and values of settings; None is left out.
+    tiles: names and values, HTML, of what it came to.
+  """
+  items = ''.join(html.fact(name, value) for name, value in facts.items() if value is not None)
+  drawn = ''.join(html.tile(name, value) for name, value in tiles)
+  return (
+    f'<header>\n<p class="eyebrow">{eyebrow}</p>\n'
+    f'<h1>{html.escape(title)}</h1>\n<ul class="facts">'
+    f'<li><span class="status {run.status.replace(" ", "-")}"></span> <b>{STATUSES[run.status]}</b></li>'
+    f'{items}</ul>\n'
+    f'<dl class="tiles">{drawn}</dl>\n</header>\n'
+  )
+
+
+def progress_tiles(run: Run) -> Iterator[tuple[str, str]]:
+  """Tiles of how far a run is, and how long that took."""
+  total = '' if run.num_epochs is None else f' <small>of {run.num_epochs}</small>'
+  yield 'Epochs', f'{run.epochs[-1]["epoch"] + 1 if run.epochs else 0}{total}'
+  step = max([record['step'] for record in (*run.steps, *run.epochs)], default=0)
+  yield 'Steps', f'{step:,}'
+  seconds = series(run.epochs, 'seconds')[1]
+  yield 'Time in epochs', html.duration(float(seconds[np.isfinite(seconds)].sum())) if len(seconds) else '–'
+
+
+def warnings(found: Sequence[str]) -> str:
+  """The warnings of `darts_jax.report.diagnostics`, if there are any."""
+  if not found:
+    return ''
+  items = ''.join(f'<li>{html.escape(warning)}</li>' for warning in found)
+  return f'<div class="warnings" role="note">\n<h2>Look at this first</h2>\n<ul>{items}</ul>\n</div>\n'
+
+
+def architecture(genotype: AnyGenotype | None, origin: str) -> str:
+  """The cells of an architecture; `origin` is HTML, and says where it is from or why there is none."""
+  if genotype is None:
+    return html.section('Architecture', html.absent(origin))
+  cells = ''.join(cell_figure(genotype, cell, f'now-{cell}', CELLS[cell]) for cell in cells_of(genotype))
+  return html.section(
+    'Architecture',
+    f'<div class="cells">{cells}</div>',
+    f'{origin} Blue boxes are intermediate nodes, which add what arrives; grey lines lead to the cell’s output.',
+  )
+
+
+def learning_curves(run: Run) -> str:
+  """Losses and accuracies."""
+  title = 'Learning curves'
+  charts = list(curves.learning(run))
+  if not charts:
+    return html.section(title, html.absent('No loss has been recorded yet.', run.problems.get('metrics.jsonl')))
+  lead = (
+    'Strong lines: whole epochs, validation in evaluation mode. Pale lines: single batches.'
+    if run.epochs
+    else 'Single batches; the first epoch has not ended.'
+  )
+  lead += ' Dotted lines: the run was resumed.' if curves.resumes(run) else ''
+  lead += ' Crosses: not finite.' if curves.has_non_finite(run) else ''
+  return html.section(title, f'<div class="grid wide">{panels(charts)}</div>', lead)
+
+
+def throughput(run: Run) -> str:
+  """Speed and time."""
+  rates = series(run.steps, 'images_per_second')[1]
+  rates = rates[np.isfinite(rates)]
+  seconds = series(run.epochs, 'seconds')[1]
+  seconds = seconds[np.isfinite(seconds)]
+  rows = []
+  if len(rates):
+    rows += [
+      ('Images per second, median', f'{np.median(rates):,.0f}'),
+      ('Images per second, highest', f'{rates.max():,.0f}'),
+    ]
+  if len(seconds):
+    rows += [
+      ('Seconds per epoch, median', f'{np.median(seconds):,.1f}'),
+      ('Slowest epoch', f'{seconds.max():,.1f} s'),
+      ('All epochs', html.duration(float(seconds.sum()))),
+    ]
+    if run.num_epochs and run.status != 'finished':
+      remaining = max(run.num_epochs - run.epochs[-1]['epoch'] - 1, 0)
+      rows.append(('Still to go, at that pace', html.duration(float(np.median(seconds)) * remaining)))
+  if not rows:
+    return html.section('Throughput', html.absent('No speed has been recorded yet.', run.problems.get('metrics.jsonl')))
+  table = ''.join(f'<tr><td>{name}</td><td class="number">{value}</td></tr>' for name, value in rows)
+  return html.section(
+    'Throughput', f'<div class="grid wide">{panels(curves.throughput(run))}<div><table>{table}</table></div></div>'
+  )
+
+
+def events(run: Run) -> str:
+  """The log of events."""
+  note = '' if 'metrics.jsonl' not in run.problems else html.absent(run.problems['metrics.jsonl'])
+  if not run.events:
+    return html.section('Events', note or html.absent('None.'))
+  rows = ''.join(
+    f'<tr><td class="number">{event["step"]:,}</td><td>{html.escape(event["event"].replace("_", " "))}</td>'
+    f'<td>{html.escape(html.text(event.get("message", "")))}</td></tr>'
+    for event in run.events[-_MAX_EVENTS:]
+  )
+  left_out = len(run.events) - _MAX_EVENTS
+  lead = f'The last {_MAX_EVENTS}; {left_out} earlier ones are left out.' if left_out > 0 else ''
+  head = '<tr><th class="number">Step</th><th>Event</th><th>Message</th></tr>'
+  return html.section('Events', f'{note}<table class="events"><thead>{head}</thead><tbody>{rows}</tbody></table>', lead)
+
+
+def config(run: Run) -> str:
+  """Every setting."""
+  if run.config is None:
+    return html.section('Configuration', html.absent(run.problems['config.json']))
+  single = {name: value for name, value in run.config.items() if not isinstance(value, Mapping)}
+  groups = {name: value for name, value in run.config.items() if isinstance(value, Mapping)}
+  tables = ''.join(
+    f'<table>{caption}<tbody>'
+    + ''.join(
+      f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(html.text(value))}</td></tr>'
+      for name, value in _flat(values)
+    )
+    + '</tbody></table>'
+    for caption, values in [
+      ('', single),
+      *((f'<caption>{html.escape(name)}</caption>', values) for name, values in groups.items()),
+    ]
+    if values
+  )
+  return html.section(
+    'Configuration', f'<div class="settings">{tables}</div>' if tables else html.absent('It is empty.')
+  )
+
+
+def panels(charts: Iterable[Panel]) -> str:
+  """Charts, one after the other."""
+  return ''.join(html.figure(panel.figure, panel.name, panel.title, f'{panel.title} over time.') for panel in charts)
+
+
+def cell_figure(genotype: AnyGenotype, cell: str, name: str, title: str, note: str = '') -> str:
+  """The drawing of a cell, with a title and a note."""
+  spec = genotype.cell(cell) if isinstance(genotype, Genotype) else genotype
+  kept = sorted(kept_edges(genotype, cell), key=lambda edge: (edge[1], edge[0]))
+  node_name = drawing.node_name if isinstance(genotype, Genotype) else drawing.state_name
+  edges = '; '.join(f'{node_name(s)} to {node_name(t)} by {operation}' for s, t, operation in kept)
+  return html.figure(drawing.draw_cell(spec), name, title, f'{title}: {edges}.', note)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
+  for name, value in values.items():
+    if isinstance(value, Mapping) and value:
+      yield from _flat(value, f'{prefix}{name}.')
+    else:
+      yield f'{prefix}{name}', value

@@ -1,0 +1,95 @@
+"""What a trained network is besides its weights: architecture, sizes, classes, how images are normalised."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from darts_jax import genotype as genotypes
+from darts_jax.genotype import Genotype
+from darts_jax.nets.conv import Network
+
+FILE = 'model.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A network and what it is for; all of it JSON values but the genotype.
+
+  Attributes:
+    genotype: its cells.
+    channels: see `darts_jax.nets.conv.Network`, as for the fields down to `stem_multiplier`.
+    layers: likewise.
+    num_classes: likewise.
+    stem: likewise.
+    auxiliary: likewise.
+    auxiliary_norm: likewise.
+    stem_multiplier: likewise.
+    image_shape: `(H, W, C)` it was trained on.
+    mean: `[C]`, of raw pixel values.
+    std: `[C]`, of raw pixel values; `(image − mean) / std` is what the network reads.
+  """
+
+  genotype: Genotype
+  channels: int
+  layers: int
+  num_classes: int
+  stem: str
+  auxiliary: bool
+  auxiliary_norm: bool
+  stem_multiplier: int
+  image_shape: tuple[int, int, int]
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+
+  def network(self, *, auxiliary: bool | None = None, remat: bool = False) -> Network:
+    """The network, with its auxiliary head unless told otherwise."""
+    return Network(
+      self.genotype.cell('normal'),
+      self.genotype.cell('reduce'),
+      self.channels,
+      self.layers,
+      self.num_classes,
+      self.stem,
+      self.auxiliary if auxiliary is None else auxiliary,
+      self.auxiliary_norm,
+      self.stem_multiplier,
+      remat,
+    )
+
+  def to_dict(self) -> dict[str, Any]:
+    """As JSON values."""
+    return {**dataclasses.asdict(self), 'genotype': genotypes.to_dict(self.genotype)}
+
+  @classmethod
+  def from_dict(cls, values: Mapping[str, Any]) -> 'Model':
+    """From JSON values.
+
+    Raises:
+      ValueError: a field is missing or unknown, or the genotype is none of a convolutional network.
+    """
+    names = [field.name for field in dataclasses.fields(cls)]
+    if sorted(values) != sorted(names):
+      wrong = sorted(set(values) ^ set(names))
+      raise ValueError(f'{wrong[0]}: missing or unknown; a model has the fields {", ".join(names)}')
+    found = genotypes.from_dict(values['genotype'])
+    if not isinstance(found, Genotype):
+      raise ValueError('genotype: a recurrent architecture; a convolutional one is needed')
+    tuples = {name: tuple(values[name]) for name in ('image_shape', 'mean', 'std')}
+    return cls(**{**values, **tuples, 'genotype': found})
+
+
+def read(workdir: pathlib.Path) -> Model:
+  """The model of a training's working directory.
+
+  Raises:
+    ValueError: there is none, or it cannot be read.
+  """
+  path = workdir / FILE
+  try:
+    return Model.from_dict(json.loads(path.read_text()))
+  except OSError as error:
+    raise ValueError(f'{path}: cannot be read ({error.strerror}); a training writes it into its workdir') from error
+  except (TypeError, ValueError) as error:
+    raise ValueError(f'{path}: no model ({error})') from error

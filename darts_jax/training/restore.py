@@ -1,0 +1,78 @@
+"""A trained network, ready to be used."""
+
+import json
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from darts_jax.data.augment import normalise
+from darts_jax.runtime.checkpoint import Checkpoints
+from darts_jax.runtime.mesh import make_mesh
+from darts_jax.settings import build
+from darts_jax.training import model as models
+from darts_jax.training.model import Model
+from darts_jax.training.settings import Training
+from darts_jax.training.trainer import Trainer, TrainState
+
+Array = jax.Array
+
+
+class Trained(NamedTuple):
+  """A network and its variables.
+
+  Attributes:
+    apply: `(variables, images) → logits`: `[N, H, W, C]` raw images, as in the dataset it was trained on, to
+      `[N, num_classes]` float32; in evaluation mode.
+    variables: `{'params': …, 'batch_stats': …}`.
+  """
+
+  apply: Callable[[Any, Any], Array]
+  variables: Any
+
+
+def load(workdir: str | os.PathLike[str]) -> Trained:
+  """The network of a training, with the weights of its latest checkpoint.
+
+  Args:
+    workdir: of the training.
+
+  Raises:
+    ValueError: there is no training, or no checkpoint of it that can be read.
+  """
+  folder = pathlib.Path(workdir).expanduser()
+  model = models.read(folder)
+  return Trained(make_apply(model), _latest(folder, model).variables)
+
+
+def make_apply(model: Model) -> Callable[[Any, Any], Array]:
+  """The function of `Trained`."""
+  net = model.network()
+
+  @jax.jit
+  def apply(variables: Any, images: Any) -> Array:
+    logits: Any = net.apply(variables, normalise(jnp.asarray(images), model.mean, model.std), train=False)
+    main: Array = logits.main
+    return main
+
+  return apply
+
+
+def _latest(folder: pathlib.Path, model: Model) -> TrainState:
+  path = folder / 'config.json'
+  try:
+    config = json.loads(path.read_text())
+    config.pop('genotype', None)
+    settings = build(Training, config)
+  except OSError as error:
+    raise ValueError(f'{path}: cannot be read ({error.strerror}); {folder} holds no training') from error
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}') from error
+  trainer = Trainer(settings, model, settings.batch_size, make_mesh(1))
+  restored = Checkpoints(folder / 'checkpoints').restore(trainer.template())
+  if restored is None:
+    raise ValueError(f'{folder}: no checkpoint yet; a training saves one after every epoch')
+  return restored.state

@@ -1,0 +1,238 @@
+"""A training as compiled functions: the state, many steps in a call, the evaluation."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.sharding import Mesh
+
+from darts_jax.data.augment import augment
+from darts_jax.data.batches import Evaluation, Examples, epoch_indices, evaluate
+from darts_jax.hypergradient import global_norm
+from darts_jax.nets.conv import Logits
+from darts_jax.nets.layers import init_variables, running_average
+from darts_jax.optimizers import clip_by_global_norm, decayed_sgd
+from darts_jax.runtime.compilation import compiler_options
+from darts_jax.runtime.mesh import batch_sharding, replicated
+from darts_jax.runtime.packed import Packed
+from darts_jax.runtime.steps import take_steps
+from darts_jax.training.model import Model
+from darts_jax.training.settings import Training
+
+Array = jax.Array
+PyTree = Any
+
+# What the random key of a step is folded with for each purpose.
+_DROP_PATH, _ORDER, _AUGMENT = range(3)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+  """All that a training step reads and writes; a pytree.
+
+  Attributes:
+    step: `[]` int32, steps taken.
+    key: typed random key of the run; what a step draws is a function of this key and `step`, so it never changes.
+    weights: parameters of the network, `state.weights.tree`.
+    statistics: running BN statistics, `state.statistics.tree`.
+    optimizer: Optax state of the weights as one vector.
+  """
+
+  step: Array
+  key: Array
+  weights: Packed
+  statistics: Packed
+  optimizer: PyTree
+
+  @property
+  def variables(self) -> dict[str, PyTree]:
+    """Those of the network."""
+    return {'params': self.weights.tree, 'batch_stats': self.statistics.tree}
+
+
+def learning_rates(settings: Training, steps_per_epoch: int) -> Callable[[Array], Array]:
+  """The learning rate as a function of the steps taken before; see `darts_jax.training.settings.Weights`."""
+  rates = settings.weights
+  scale = settings.batch_size / rates.reference_batch_size if rates.reference_batch_size else 1.0
+  first, last = scale * rates.learning_rate, scale * rates.final_learning_rate
+  schedule = {
+    'cosine': optax.cosine_decay_schedule(first, settings.epochs, last / first),
+    'linear': optax.linear_schedule(first, last, settings.epochs),
+    'exponential': optax.exponential_decay(first, 1, rates.decay),
+  }[rates.schedule]
+  warmup_steps = rates.warmup_epochs * steps_per_epoch
+
+  def learning_rate(step: Array) -> Array:
+    # Optax's exponential decay is a float32 already; its cosine is one of the type of the count.
+    rate = jnp.asarray(schedule(step // steps_per_epoch), jnp.float32)
+    return rate * jnp.minimum(1.0, (step + 1) / warmup_steps) if warmup_steps else rate
+
+  return learning_rate
+
+
+def smoothed_cross_entropy(logits: Array, labels: Array, smoothing: float) -> Array:
+  """`[N]` nats: cross-entropy with labels `(1 − s)·one-hot + s/num_classes` [Szegedy et al. 2016, §7]."""
+  targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype), smoothing)
+  return optax.softmax_cross_entropy(logits, targets)
+
+
+class Trainer:
+  """A training as compiled functions: `init`, `run` steps, `evaluate`.
+
+  Attributes:
+    steps_per_epoch: full batches in the training images.
+    net: the network.
+  """
+
+  def __init__(self, settings: Training, model: Model, num_train: int, mesh: Mesh) -> None:
+    """Builds the functions; compiles nothing.
+
+    Args:
+      settings: of the training.
+      model: what is trained.
+      num_train: number of training images, at least a batch.
+      mesh: devices with an axis `data`.
+    """
+    self.steps_per_epoch = num_train // settings.batch_size
+    self.net = model.network(remat=settings.remat)
+    self._settings = settings
+    self._model = model
+    self._num_train = num_train
+    self._mesh = mesh
+    self._mean, self._std = np.array(model.mean, np.float32), np.array(model.std, np.float32)
+    rates = settings.weights
+    self.learning_rate = learning_rates(settings, self.steps_per_epoch)
+    self._optimizer = optax.chain(
+      clip_by_global_norm(rates.clip_norm), decayed_sgd(self.learning_rate, rates.momentum, rates.weight_decay)
+    )
+    same = replicated(mesh)
+    options = compiler_options()
+    self.init = jax.jit(self._init, out_shardings=same)
+    self.run = jax.jit(self._run, donate_argnums=0, out_shardings=same, compiler_options=options)
+    self.evaluate = jax.jit(self._evaluate, out_shardings=same, compiler_options=options)
+
+  def template(self) -> TrainState:
+    """Shapes, dtypes and places of the state, without arrays."""
+    shapes = jax.eval_shape(self.init, jax.random.key(0))
+    same = replicated(self._mesh)
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=same), shapes)
+
+  def drop_path(self, step: Array) -> Array:
+    """The probability that an edge is dropped, linear in the epoch from 0 on [DARTS §A.2]."""
+    epoch = step // self.steps_per_epoch
+    return jnp.asarray(self._settings.network.drop_path * epoch / self._settings.epochs, jnp.float32)
+
+  def _init(self, key: Array) -> TrainState:
+    """The state before the first step, from the typed key of the run."""
+    run_key, weights_key = jax.random.split(key)
+    variables = init_variables(self.net, weights_key, jnp.zeros((1, *self._model.image_shape)), train=True)
+    weights = Packed.pack(variables['params'])
+    return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      key=run_key,
+      weights=weights,
+      statistics=Packed.pack(variables['batch_stats']),
+      optimizer=self._optimizer.init(weights.vector),
+    )
+
+  def _run(self, state: TrainState, data: Examples, num_steps: Array) -> tuple[TrainState, dict[str, Array]]:
+    """Takes up to `num_steps` steps; stops after one whose loss or gradient is not finite.
+
+    Args:
+      state: donated.
+      data: raw training images and labels, on the devices.
+      num_steps: `[]` int32; traced, so that any number is the same program.
+
+    Returns:
+      The new state; and sums of the steps' metrics, with `steps` and `finite` (see `take_steps`).
+    """
+    return take_steps(
+      lambda state: self.step(state, self.batch(state, data)), state, num_steps, ('train_loss', 'weights_gradient_norm')
+    )
+
+  def batch(self, state: TrainState, data: Examples) -> Examples:
+    """The batch of a step: the next images of a random order, augmented and normalised."""
+    settings = self._settings
+    chosen = epoch_indices(state.key, _ORDER, state.step, self.steps_per_epoch, settings.batch_size, self._num_train)
+    raw, labels = lax.with_sharding_constraint((data.images[chosen], data.labels[chosen]), batch_sharding(self._mesh))
+    key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _AUGMENT)
+    images = augment(raw, key, self._mean, self._std, **dataclasses.asdict(settings.augment))
+    return Examples(images, labels)
+
+  def step(self, state: TrainState, batch: Examples) -> tuple[TrainState, dict[str, Array]]:
+    """One step of clipped SGD.
+
+    Args:
+      state: before.
+      batch: augmented and normalised.
+
+    Returns:
+      The new state; and metrics, `[]` each: the main classifier's loss in nats, with smoothed labels, and its accuracy;
+      the gradient's norm before clipping, and whether it was clipped; learning rate and drop path rate.
+    """
+    settings = self._settings
+    rate = self.drop_path(state.step)
+    key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _DROP_PATH)
+    images = batch.images.astype(settings.precision)
+
+    def loss_of(vector: Array) -> tuple[Array, tuple[Array, Array, Packed]]:
+      variables = {'params': state.weights.replace(vector).tree}
+      apply = functools.partial(self.net.apply, variables, images, train=True, mutable=['moments'])
+      found: Any = apply(drop_path=rate, key=key) if settings.network.drop_path else apply()
+      logits: Logits
+      logits, updated = found
+      main = jnp.mean(smoothed_cross_entropy(logits.main, batch.labels, settings.label_smoothing))
+      loss = main
+      if logits.auxiliary is not None:
+        auxiliary = smoothed_cross_entropy(logits.auxiliary, batch.labels, settings.label_smoothing)
+        loss = main + settings.auxiliary_weight * jnp.mean(auxiliary)
+      accuracy = jnp.mean(jnp.argmax(logits.main, -1) == batch.labels, dtype=main.dtype)
+      return loss, (main, accuracy, Packed.pack(updated['moments']))
+
+    with _precisely(settings.precision):
+      gradient, (loss, accuracy, moments) = jax.grad(loss_of, has_aux=True)(state.weights.vector)
+    updates, optimizer = self._optimizer.update(gradient, state.optimizer, state.weights.vector)
+    norm = global_norm(gradient)
+    metrics = {
+      'train_loss': loss,
+      'train_accuracy': accuracy,
+      'weights_gradient_norm': norm,
+      'clipped': jnp.asarray(norm > settings.weights.clip_norm, norm.dtype),
+      'learning_rate': self.learning_rate(state.step),
+      'drop_path': rate,
+    }
+    after = TrainState(
+      state.step + 1,
+      state.key,
+      state.weights.replace(optax.apply_updates(state.weights.vector, updates)),
+      state.statistics.replace(running_average(state.statistics.vector, moments.vector)),
+      optimizer,
+    )
+    return after, metrics
+
+  def _evaluate(self, state: TrainState, data: Examples) -> Evaluation:
+    """Loss and accuracy on raw images, with running statistics and no augmentation."""
+    variables = state.variables
+
+    def logits_of(images: Array) -> Array:
+      with _precisely(self._settings.precision):
+        logits: Any = self.net.apply(variables, images, train=False)
+      main: Array = logits.main
+      return main
+
+    settings = self._settings
+    sharding = batch_sharding(self._mesh)
+    return evaluate(logits_of, data, settings.batch_size, self._mean, self._std, settings.precision, sharding)
+
+
+def _precisely(precision: str) -> contextlib.AbstractContextManager[Any]:
+  """Within, products in float32 are those of float32: accelerators would else round factors to ten bits or fewer."""
+  return jax.default_matmul_precision('highest') if precision == 'float32' else contextlib.nullcontext()

@@ -1,0 +1,48 @@
+"""Trains the network of an architecture from scratch and tests it.
+
+python -m experiments.train --config=configs/digits_eval.py --genotype=NAME|PATH [--seeds=N] [--workdir=DIR]
+  [--config.FIELD=VALUE ...]
+"""
+
+import pathlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from darts_jax import genotype as genotypes
+from darts_jax import training
+from experiments.entry import Flag, launch
+
+USAGE = (
+  'usage: python -m experiments.train --config=configs/digits_eval.py --genotype=NAME|PATH [--seeds=N] [--workdir=DIR]'
+  ' [--config.FIELD=VALUE]'
+)
+FLAGS = (
+  Flag('genotype', None, 'A published architecture, such as DARTS_V2, or the path of a genotype.json.'),
+  Flag('seeds', '1', 'Trainings with as many seeds from config.seed on, each in a folder seed_N of the workdir.'),
+)
+
+
+def run(config: Mapping[str, Any], workdir: pathlib.Path, genotype: str | None, seeds: str) -> int:
+  """Runs or resumes trainings and prints what they came to; returns the exit code."""
+  if not genotype:
+    raise ValueError(f'--genotype: missing; {USAGE}')
+  if not seeds.isdecimal() or int(seeds) < 1:
+    raise ValueError(f'--seeds: {seeds} is not allowed; it has to be a whole number ≥ 1')
+  found = genotypes.resolve(genotype)
+  if not isinstance(found, genotypes.Genotype):
+    raise ValueError(f'--genotype: {genotype} is a recurrent architecture; this command trains convolutional ones')
+  try:
+    results = training.run_seeds(config, workdir, found, int(seeds))
+  except training.Diverged as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 1
+  if not results[-1].finished:
+    return 130
+  for line in training.summarise(results):
+    print(line)
+  return 0
+
+
+if __name__ == '__main__':
+  launch(run, USAGE, FLAGS)

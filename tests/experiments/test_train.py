@@ -1,0 +1,142 @@
+"""Whole trainings, by the command a user gives."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+import darts_jax
+from configs import cifar_eval, digits_eval
+from darts_jax import genotype as genotypes
+from darts_jax import training
+from darts_jax.data import images
+from darts_jax.runtime import metrics
+from darts_jax.settings import build
+from experiments import train
+
+SMALL = (
+  '--config=configs/digits_eval.py',
+  '--config.epochs=3',
+  '--config.network.channels=4',
+  '--config.network.layers=3',
+)
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory, command):
+  """Two trainings of a cell from a file."""
+  folder = tmp_path_factory.mktemp('train')
+  genotypes.save(genotypes.published()['DARTS_V1'], folder / 'found.json')
+  workdir = folder / 'run'
+  process = command('train', *SMALL, f'--genotype={folder / "found.json"}', '--seeds=2', f'--workdir={workdir}')
+  assert process.returncode == 0, process.stderr
+  return workdir, process.stdout.splitlines()
+
+
+def test_what_is_printed_is_what_was_measured(finished):
+  workdir, output = finished
+  tests = []
+  for seed in (0, 1):
+    lines = metrics.read(workdir / f'seed_{seed}')
+    (test,) = [line for line in lines if line['kind'] == 'test']
+    # 1,150 of 1,438 training images in batches of 64: 20 steps an epoch; the test comes after the last.
+    epochs = [line for line in lines if line['kind'] == 'epoch']
+    assert [line['step'] for line in epochs] == [20, 40, 60]
+    assert test['step'] == 60
+    tests.append(test['accuracy'])
+  mean, std = np.mean(tests), np.std(tests, ddof=1)
+  assert f'test accuracy: {100 * mean:.2f} ± {100 * std:.2f} % over 2 seeds' in output
+  # One in ten is chance.
+  assert mean > 0.25
+  assert tests[0] != tests[1]
+
+
+def test_loaded_network_has_the_accuracy_that_was_measured(finished):
+  workdir, _ = finished
+  apply, variables = darts_jax.load(workdir / 'seed_1')
+  digits = images.load('digits')
+  accuracy = np.mean(np.argmax(apply(variables, digits.x_test), -1) == digits.y_test)
+  (test,) = [line for line in metrics.read(workdir / 'seed_1') if line['kind'] == 'test']
+  assert accuracy == pytest.approx(test['accuracy'], abs=1e-6)
+
+
+def test_the_page_says_what_was_read_when(finished, parse_page):
+  workdir, _ = finished
+  text = parse_page((workdir / 'seed_0' / 'report.html').read_text()).text
+  assert 'Training from scratch' in text
+  assert 'DARTS_V1' in text
+  assert 'The test images were read once, after the last epoch' in text
+  (test,) = [line for line in metrics.read(workdir / 'seed_0') if line['kind'] == 'test']
+  assert f'Test {test["loss"]:.4f} {100 * test["accuracy"]:.2f} %' in text
+
+
+def test_a_finished_training_is_not_trained_again(finished, command):
+  workdir, output = finished
+  before = {path: path.read_bytes() for path in workdir.rglob('metrics.jsonl')}
+  process = command('train', *SMALL, '--genotype=DARTS_V1', '--seeds=2', f'--workdir={workdir}')
+  assert (process.returncode, process.stdout.splitlines()) == (0, output)
+  assert {path: path.read_bytes() for path in workdir.rglob('metrics.jsonl')} == before
+
+
+def test_another_architecture_is_refused_in_the_same_folder(finished):
+  workdir, _ = finished
+  other = genotypes.published()['DARTS_V2']
+  config = json.loads((workdir / 'seed_0' / 'config.json').read_text())
+  config.pop('genotype')
+  with pytest.raises(ValueError, match='holds a training with another config .config.genotype.normal'):
+    training.run(config, workdir / 'seed_0', other)
+
+
+def wrong(**changes):
+  config = digits_eval.get_config()
+  for path, value in changes.items():
+    config.update_from_flattened_dict({path.replace('__', '.'): value})
+  return config
+
+
+@pytest.mark.parametrize(
+  ('changes', 'said'),
+  [
+    (
+      {'network__auxiliary': True},
+      'config.data.name: digits: image_size: 8×8 is too small for an auxiliary head; it needs sides of 32 pixels'
+      ' (config.network.auxiliary=False)',
+    ),
+    (
+      {'network__stem': 'imagenet'},
+      "config.data.name: digits: image_size: 8×8 is not allowed; the stem 'imagenet' and two reduction cells need sides"
+      ' divisible by 32',
+    ),
+    ({'network__channels': 7}, 'config.network.channels: 7 is not allowed; it has to be even'),
+    ({'batch_size': 1400}, 'config.batch_size: 1400 is larger than the training part of digits, which has 1294 images'),
+    ({'weights__schedule': 'cosin'}, "config.weights.schedule: 'cosin' is not known; did you mean 'cosine'? allowed"),
+    ({'weights__warmup_epochs': 31.0}, 'config.weights.warmup_epochs: 31.0 is not allowed; there are 30 epochs'),
+    ({'network__drop_path': 1.0}, 'config.network.drop_path: 1.0 is not allowed; it has to be < 1'),
+    ({'data__validation_fraction': 0.0001}, 'config.data.validation_fraction is 0.0001, which leaves one part'),
+  ],
+)
+def test_wrong_settings_are_one_line_and_nothing_is_written(tmp_path, changes, said):
+  with pytest.raises(ValueError, match=f'^{re.escape(said)}'):
+    training.run(wrong(**changes), tmp_path / 'run', genotypes.published()['DARTS_V2'])
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+  ('genotype', 'seeds', 'said'),
+  [
+    (None, '1', '--genotype: missing; usage'),
+    ('DARTS_V3', '1', "genotype: 'DARTS_V3' is neither a file nor a published architecture; did you mean 'DARTS_V"),
+    ('RNN_DARTS_V2', '1', '--genotype: RNN_DARTS_V2 is a recurrent architecture'),
+    ('DARTS_V2', '0', '--seeds: 0 is not allowed; it has to be a whole number ≥ 1'),
+    ('DARTS_V2', 'two', '--seeds: two is not allowed'),
+  ],
+)
+def test_wrong_flags_are_one_line(tmp_path, genotype, seeds, said):
+  with pytest.raises(ValueError, match=re.escape(said)):
+    train.run(digits_eval.get_config(), tmp_path, genotype, seeds)
+
+
+def test_configs_hold_every_field_and_the_published_values_are_the_defaults():
+  assert build(training.Training, cifar_eval.get_config()) == training.Training()
+  assert build(training.Training, digits_eval.get_config()).data.name == 'digits'

@@ -1,0 +1,146 @@
+"""Whole trainings that are stopped, and what they write."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import darts_jax
+from darts_jax import training
+from darts_jax.data.images import load
+from darts_jax.genotype import Genotype
+from darts_jax.runtime import loop as loops
+from darts_jax.runtime import metrics
+from darts_jax.runtime.mesh import make_mesh
+from darts_jax.runtime.progress import Progress
+from darts_jax.settings import build
+from darts_jax.training import loop as training_loop
+
+CELL = (('skip_connect', 0), ('avg_pool_3x3', 1))
+GENOTYPE = Genotype(CELL, (2,), CELL, (2,))
+# 1,438 training images, of which 144 are held out; 10 steps an epoch.
+CONFIG = {
+  'epochs': 3,
+  'batch_size': 128,
+  'log_every': 4,
+  'data': {'name': 'digits'},
+  'augment': {'crop_padding': 1, 'flip': False, 'cutout': 0},
+  'network': {'channels': 4, 'layers': 3, 'auxiliary': False, 'drop_path': 0.1},
+  'weights': {'learning_rate': 0.1},
+}
+
+
+@pytest.fixture(autouse=True)
+def shared_cache(monkeypatch):
+  """The compilation cache as the tests have set it up."""
+  monkeypatch.setattr(training_loop, 'enable_cache', lambda: None)
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('uninterrupted')
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(training_loop, 'enable_cache', lambda: None)
+    return workdir, training.run(CONFIG, workdir, GENOTYPE)
+
+
+class Killed(BaseException):
+  """What no part of the loop knows of."""
+
+
+def test_killed_training_resumes_to_the_same_weights_and_log(tmp_path, monkeypatch, uninterrupted):
+  workdir, result = uninterrupted
+  monkeypatch.setattr(loops, '_SECONDS_A_CALL', 0.0)  # One step a call.
+  update = Progress.update
+
+  def killed_at(moment):
+    def updated(self, step, values):
+      update(self, step, values)
+      if step == moment:
+        raise Killed
+
+    return updated
+
+  for moment in (7, 13, 25):
+    monkeypatch.setattr(Progress, 'update', killed_at(moment))
+    with pytest.raises(Killed):
+      training.run(CONFIG, tmp_path, GENOTYPE)
+  monkeypatch.setattr(Progress, 'update', update)
+  resumed = training.run(CONFIG, tmp_path, GENOTYPE)
+  assert (resumed.finished, resumed.test_loss) == (True, result.test_loss)
+  states = [training.load(folder).variables for folder in (workdir, tmp_path)]
+  jax.tree.map(np.testing.assert_array_equal, *states)
+
+  def logged(folder):
+    lines = [line for line in metrics.read(folder) if line['kind'] in ('step', 'epoch', 'test')]
+    timing = ('seconds', 'images_per_second')
+    return [{name: value for name, value in line.items() if name not in timing} for line in lines]
+
+  # Sums are taken in other portions.
+  for one, other in zip(logged(workdir), logged(tmp_path), strict=True):
+    assert one.pop('kind') == other.pop('kind')
+    assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_what_a_training_writes(uninterrupted):
+  workdir, result = uninterrupted
+  assert {path.name for path in workdir.iterdir()} == {
+    'config.json',
+    'genotype.json',
+    'model.json',
+    'metrics.jsonl',
+    'tensorboard',
+    'checkpoints',
+    'report.html',
+  }
+  lines = metrics.read(workdir)
+  assert [line['step'] for line in lines if line['kind'] == 'step'] == [4, 8, 12, 16, 20, 24, 28]
+  epochs = [line for line in lines if line['kind'] == 'epoch']
+  assert [line['step'] for line in epochs] == [10, 20, 30]
+  assert result.valid_accuracy == epochs[-1]['valid_accuracy']
+  # The test images are read once, after everything else.
+  (test,) = [i for i, line in enumerate(lines) if line['kind'] == 'test']
+  assert test > max(i for i, line in enumerate(lines) if line['kind'] == 'epoch')
+  # 4 stem channels a multiplier of 3, BN included; see the counts of published networks for the whole.
+  model = json.loads((workdir / 'model.json').read_text())
+  assert model['image_shape'] == [8, 8, 1]
+  assert model['num_classes'] == 10
+
+
+def test_held_out_images_are_not_trained_on():
+  settings = build(training.Training, CONFIG)
+  digits = load('digits')
+  parts = training_loop.place(digits, settings, make_mesh(1))
+  sizes = {name: len(part.labels) for name, part in parts.items()}
+  assert sizes == {'train': 1294, 'valid': 144, 'test': 359}
+  seen = [np.concatenate([parts[name].images for name in names]) for names in (('train', 'valid'), ('test',))]
+  for found, expected in zip(seen, (digits.x_train, digits.x_test), strict=True):
+    rows = [sorted(map(bytes, images)) for images in (found, expected)]
+    assert rows[0] == rows[1]
+  whole = build(training.Training, {**CONFIG, 'data': {'name': 'digits', 'validation_fraction': 0.0}})
+  assert sorted(training_loop.place(digits, whole, make_mesh(1))) == ['test', 'train']
+
+
+def test_load_names_what_is_missing(tmp_path, uninterrupted):
+  workdir, _ = uninterrupted
+  with pytest.raises(ValueError, match='model.json: cannot be read .* a training writes it into its workdir'):
+    darts_jax.load(tmp_path)
+  for name in ('model.json', 'config.json'):
+    (tmp_path / name).write_text((workdir / name).read_text())
+  with pytest.raises(ValueError, match='no checkpoint yet'):
+    darts_jax.load(tmp_path)
+  (tmp_path / 'model.json').write_text('{"channels": 4}')
+  with pytest.raises(ValueError, match='model.json: no model'):
+    darts_jax.load(tmp_path)
+
+
+def test_diverged_training_names_the_step_and_the_checkpoint(tmp_path):
+  config = {
+    **CONFIG,
+    'weights': {'learning_rate': 1e30, 'clip_norm': 1e30},
+    'network': {**CONFIG['network'], 'drop_path': 0.0},
+  }
+  with pytest.raises(training.Diverged, match='is not finite; there is no checkpoint yet'):
+    training.run(config, tmp_path, GENOTYPE)
+  assert 'not finite' in (tmp_path / 'report.html').read_text()

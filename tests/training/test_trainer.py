@@ -1,0 +1,209 @@
+"""Schedules, losses and the training step, by their definitions; the same on any number of devices."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from darts_jax.data.batches import Examples, evaluate, tally
+from darts_jax.genotype import Genotype
+from darts_jax.runtime.mesh import batch_sharding, make_mesh
+from darts_jax.runtime.packed import Packed
+from darts_jax.settings import build
+from darts_jax.training import Model, Trainer, Training
+from darts_jax.training.trainer import learning_rates, smoothed_cross_entropy
+
+CELL = (('sep_conv_3x3', 0), ('skip_connect', 1))
+GENOTYPE = Genotype(CELL, (2,), (('max_pool_3x3', 0), ('dil_conv_3x3', 1)), (2,))
+MODEL = Model(GENOTYPE, 2, 3, 4, 'cifar', False, True, 1, (8, 8, 3), (100.0, 110.0, 120.0), (50.0, 60.0, 70.0))
+CONFIG = {
+  'epochs': 4,
+  'batch_size': 8,
+  'label_smoothing': 0.1,
+  'augment': {'crop_padding': 1, 'flip': True, 'cutout': 2},
+  'network': {'channels': 2, 'layers': 3, 'auxiliary': False, 'stem_multiplier': 1, 'drop_path': 0.5},
+  'weights': {'learning_rate': 0.5, 'clip_norm': 0.2, 'weight_decay': 0.01},
+}
+
+
+def rates(steps_per_epoch=5, **changes):
+  settings = build(Training, {'epochs': 10, 'batch_size': 256, 'weights': changes})
+  learning_rate = learning_rates(settings, steps_per_epoch)
+  return np.array([learning_rate(jnp.int32(step)) for step in range(10 * steps_per_epoch)], np.float64)
+
+
+def test_cosine_starts_at_the_first_rate_and_would_reach_the_final_one_after_the_last_epoch():
+  found = rates(learning_rate=0.1, final_learning_rate=0.02)
+  epochs = np.arange(50) // 5
+  np.testing.assert_allclose(found, 0.02 + 0.04 * (1 + np.cos(np.pi * epochs / 10)), rtol=1e-6)
+
+
+def test_line_and_exponential():
+  epochs = np.arange(50) // 5
+  found = rates(learning_rate=0.1, schedule='linear', final_learning_rate=0.02)
+  np.testing.assert_allclose(found, 0.1 - 0.008 * epochs, rtol=1e-6)
+  found = rates(learning_rate=0.1, schedule='exponential', decay=0.9)
+  np.testing.assert_allclose(found, 0.1 * 0.9**epochs, rtol=1e-6)
+
+
+def test_warmup_grows_step_by_step_to_the_schedule_and_large_batches_scale_it():
+  plain = rates(learning_rate=0.1)
+  found = rates(learning_rate=0.1, warmup_epochs=2, reference_batch_size=64)
+  ramp = np.minimum(1, (np.arange(50) + 1) / 10)
+  np.testing.assert_allclose(found, 4 * plain * ramp, rtol=1e-6)
+
+
+def test_smoothed_cross_entropy_by_its_formula():
+  logits = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
+  labels = np.array([0, 1, 2, 3, 4, 0])
+  logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  expected = -(0.8 * logs[np.arange(6), labels] + 0.2 * logs.mean(-1))
+  np.testing.assert_allclose(smoothed_cross_entropy(logits, labels, 0.2), expected, rtol=1e-5)
+  np.testing.assert_allclose(smoothed_cross_entropy(logits, labels, 0.0), -logs[np.arange(6), labels], rtol=1e-5)
+
+
+def test_tally_counts_the_largest_and_the_five_largest_logits():
+  logits = np.tile(np.arange(7.0), (7, 1))
+  logits[0] = 1.0  # A tie: the smaller index wins, as in an argmax.
+  labels = np.array([0, 1, 2, 3, 4, 5, 6])
+  loss, accuracy, top5 = tally(logits, labels, np.ones(7, bool))
+  assert (float(accuracy), float(top5)) == (2, 6)
+  _, accuracy, top5 = tally(logits, labels, labels < 6)
+  assert (float(accuracy), float(top5)) == (1, 5)
+  np.testing.assert_allclose(loss, np.log(7) + 6 * np.log(np.exp(np.arange(7.0)).sum()) - np.arange(7.0).sum())
+
+
+@pytest.mark.parametrize('total', [8, 9, 23])
+def test_evaluation_counts_every_image_once(total):
+  rng = np.random.default_rng(1)
+  examples = Examples(rng.normal(5, 2, size=(total, 2, 2, 1)).astype(np.float32), rng.integers(0, 3, total))
+  weights = rng.normal(size=(4, 3)).astype(np.float32)
+
+  def logits_of(images):
+    return images.reshape(len(images), -1) @ weights
+
+  sharding = batch_sharding(make_mesh(8))
+  found = jax.jit(lambda data: evaluate(logits_of, data, 8, (5.0,), (2.0,), 'float32', sharding))(examples)
+  logits = ((examples.images - 5) / 2).reshape(total, -1) @ weights
+  losses = np.log(np.exp(logits).sum(-1)) - logits[np.arange(total), examples.labels]
+  np.testing.assert_allclose(found.loss, losses.mean(), rtol=1e-5)
+  np.testing.assert_allclose(found.accuracy, (logits.argmax(-1) == examples.labels).mean(), rtol=1e-6)
+
+
+@pytest.fixture(scope='module')
+def images():
+  rng = np.random.default_rng(2)
+  return Examples(rng.integers(0, 256, (24, 8, 8, 3), dtype=np.uint8), rng.integers(0, 4, 24).astype(np.int32))
+
+
+@pytest.fixture(scope='module')
+def trainer():
+  return Trainer(build(Training, CONFIG), MODEL, 24, make_mesh(1))
+
+
+@pytest.fixture(scope='module')
+def trained(trainer, images):
+  """The state after seven steps, and sums of metrics of the last four."""
+  state = trainer.init(jax.random.key(0))
+  state, _ = trainer.run(state, images, jnp.int32(3))
+  return trainer.run(state, images, jnp.int32(4))
+
+
+def test_an_epoch_has_every_image_at_most_once(trainer, images):
+  state = trainer.init(jax.random.key(0))
+  assert trainer.steps_per_epoch == 3
+  marked = Examples(images.images, np.arange(24, dtype=np.int32))
+  batch = jax.jit(lambda step, data: trainer.batch(dataclasses.replace(state, step=step), data).labels)
+  first, second = (np.concatenate([batch(3 * epoch + i, marked) for i in range(3)]) for epoch in range(2))
+  assert sorted(first) == sorted(second) == list(range(24))
+  assert (first != second).any()
+
+
+@pytest.mark.usefixtures('x64')
+def test_a_step_is_clipped_decayed_momentum_on_the_gradient_of_the_smoothed_loss(images):
+  """Without drop path, in float64: every part of it from the network's own function."""
+  network = {**CONFIG['network'], 'drop_path': 0.0}
+  settings = build(Training, {**CONFIG, 'network': network})
+  trainer = Trainer(settings, MODEL, 24, make_mesh(1))
+  state = jax.tree.map(
+    lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, trainer.init(jax.random.key(1))
+  )
+  rng = np.random.default_rng(3)
+  batch = Examples(rng.normal(size=(8, 8, 8, 3)), images.labels[:8])
+
+  # Images are cast to the precision of the settings, which has no float64 for users.
+  trainer._settings = dataclasses.replace(settings, precision='float64')
+  step = jax.jit(trainer.step)
+
+  def loss_of(vector):
+    variables = {'params': state.weights.replace(vector).tree}
+    logits, updated = trainer.net.apply(variables, batch.images, train=True, mutable=['moments'])
+    targets = 0.9 * np.eye(4)[batch.labels] + 0.1 / 4
+    return -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(logits.main), -1)), Packed.pack(updated['moments']).vector
+
+  slope = jax.jit(jax.grad(loss_of, has_aux=True))
+  vector, statistics = np.array(state.weights.vector), np.array(state.statistics.vector)
+  momentum = np.zeros_like(vector)
+  for i in range(3):
+    gradient, moments = slope(jnp.asarray(vector))
+    norm = np.linalg.norm(gradient)
+    assert norm > 0.2
+    momentum = 0.9 * momentum + gradient * min(1, 0.2 / (norm + 1e-6)) + 0.01 * vector
+    vector = vector - 0.5 * momentum
+    statistics = 0.9 * statistics + 0.1 * np.asarray(moments)
+    state, metrics = step(state, batch)
+    np.testing.assert_allclose(metrics['weights_gradient_norm'], norm, rtol=1e-9)
+    assert (float(metrics['clipped']), float(metrics['drop_path']), int(state.step)) == (1, 0, i + 1)
+    # The learning rate is a float32.
+    np.testing.assert_allclose(state.weights.vector, vector, atol=1e-7)
+    np.testing.assert_allclose(state.statistics.vector, statistics, atol=1e-7)
+
+
+def test_metrics_are_sums_over_steps_and_drop_path_grows_by_epoch(trainer, trained):
+  state, sums = trained
+  assert (int(state.step), int(sums['steps']), bool(sums['finite'])) == (7, 4, True)
+  # Steps 3 to 6: three of the second epoch, one of the third; ½ · epoch/4 each.
+  np.testing.assert_allclose(sums['drop_path'], 3 * 0.125 + 0.25, rtol=1e-6)
+  np.testing.assert_allclose(
+    sums['learning_rate'], sum(float(trainer.learning_rate(jnp.int32(i))) for i in range(3, 7))
+  )
+
+
+def test_a_loss_that_is_not_finite_stops(trainer, images):
+  state = trainer.init(jax.random.key(0))
+  broken = dataclasses.replace(state, weights=state.weights.replace(state.weights.vector * jnp.nan))
+  _, sums = trainer.run(broken, images, jnp.int32(4))
+  assert (int(sums['steps']), bool(sums['finite'])) == (1, False)
+
+
+def test_the_same_on_eight_devices(trained, images):
+  settings = build(Training, CONFIG)
+  trainer = Trainer(settings, MODEL, 24, make_mesh(8))
+  state, _ = trainer.run(trainer.init(jax.random.key(0)), images, jnp.int32(7))
+  assert state.weights.vector.sharding.num_devices == 8
+  # Sums over a batch are in another order; seven steps at a learning rate of 0.5 amplify float32 rounding.
+  np.testing.assert_allclose(state.weights.vector, trained[0].weights.vector, atol=2e-4)
+  np.testing.assert_allclose(state.statistics.vector, trained[0].statistics.vector, rtol=1e-3, atol=1e-3)
+
+
+def test_auxiliary_loss_has_its_weight():
+  model = dataclasses.replace(MODEL, image_shape=(32, 32, 3), auxiliary=True)
+  rng = np.random.default_rng(4)
+  batch = Examples(rng.normal(size=(2, 32, 32, 3)).astype(np.float32), np.array([1, 3]))
+
+  network = {**CONFIG['network'], 'drop_path': 0.0, 'auxiliary': True}
+  settings = build(Training, {**CONFIG, 'batch_size': 2, 'network': network, 'auxiliary_weight': 0.4})
+  trainer = Trainer(settings, model, 24, make_mesh(1))
+  state = trainer.init(jax.random.key(0))
+
+  def losses(vector):
+    variables = {'params': state.weights.replace(vector).tree}
+    logits, _ = trainer.net.apply(variables, batch.images, train=True, mutable=['moments'])
+    return [jnp.mean(smoothed_cross_entropy(x, batch.labels, 0.1)) for x in logits]
+
+  slope = jax.jit(jax.grad(lambda vector: losses(vector)[0] + 0.4 * losses(vector)[1]))
+  _, metrics = jax.jit(trainer.step)(state, batch)
+  np.testing.assert_allclose(metrics['weights_gradient_norm'], jnp.linalg.norm(slope(state.weights.vector)), rtol=1e-4)
+  np.testing.assert_allclose(metrics['train_loss'], jax.jit(losses)(state.weights.vector)[0], rtol=1e-5)
