@@ -42,6 +42,13 @@ TFDS = [
   'tensorflow-datasets>=4.9.10,<5',
 ]
 
+# Writes networks to files for other programs, and runs these files to see that they are right.
+EXPORT = [
+  'flatbuffers>=25.12.19,<26',
+  'onnx>=1.23.2,<2',
+  'onnxruntime>=1.31.1,<2',
+]
+
 # Streams images from files instead of holding them in memory.
 STREAM = [
   'grain>=0.2.18,<0.3',
@@ -69,8 +76,9 @@ setup(
   install_requires=CORE,
   extras_require={
     'cuda': ['jax[cuda13]'],
+    'export': EXPORT,
     'stream': STREAM,
-    'test': [*TEST, *STREAM, *TFDS],
+    'test': [*TEST, *EXPORT, *STREAM, *TFDS],
     'tfds': TFDS,
     'tpu': ['jax[tpu]'],
   },

@@ -25,16 +25,50 @@ def launch(run: Callable[..., int], usage: str, extra: Sequence[Flag] = ()) -> N
   A ValueError, which is what users can cause, is printed as one line and exits with 2; any other exception is an
   error of the program and keeps its traceback. `--help` prints the usage.
   """
+
+  def parsed() -> int:
+    config, workdir, values = _parse(sys.argv, usage, extra)
+    return run(config, workdir, **values)
+
+  _exit_with(parsed, usage)
+
+
+def launch_flags(run: Callable[..., int], usage: str, extra: Sequence[Flag]) -> None:
+  """`launch` for a command without a config: calls `run(**flags)`."""
+
+  def parsed() -> int:
+    known = flags.FlagValues()
+    known.set_gnu_getopt()
+    _define(extra, known)
+    try:
+      rest = known(sys.argv)
+    except flags.Error as error:
+      raise ValueError(str(error)) from error
+    if len(rest) > 1:
+      raise ValueError(f'{rest[1]}: unexpected argument; {usage}')
+    return run(**{flag.name: known[flag.name].value for flag in extra})
+
+  _exit_with(parsed, usage)
+
+
+def _exit_with(parsed: Callable[[], int], usage: str) -> None:
   if {'-h', '-help', '--help'}.intersection(sys.argv):
     print(usage)
     sys.exit()
   try:
-    config, workdir, values = _parse(sys.argv, usage, extra)
-    code = run(config, workdir, **values)
+    code = parsed()
   except ValueError as error:
     print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
     code = 2
   sys.exit(code)
+
+
+def _define(extra: Sequence[Flag], known: flags.FlagValues) -> None:
+  for flag in extra:
+    if isinstance(flag.default, bool):
+      flags.DEFINE_bool(flag.name, flag.default, flag.help, flag_values=known)
+    else:
+      flags.DEFINE_string(flag.name, flag.default, flag.help, flag_values=known)
 
 
 def _parse(argv: list[str], usage: str, extra: Sequence[Flag] = ()) -> tuple[ConfigDict, pathlib.Path, dict[str, Any]]:
@@ -48,11 +82,7 @@ def _parse(argv: list[str], usage: str, extra: Sequence[Flag] = ()) -> tuple[Con
     'Where the run is written, and resumed from; runs/NAME of the config file by default.',
     flag_values=known,
   )
-  for flag in extra:
-    if isinstance(flag.default, bool):
-      flags.DEFINE_bool(flag.name, flag.default, flag.help, flag_values=known)
-    else:
-      flags.DEFINE_string(flag.name, flag.default, flag.help, flag_values=known)
+  _define(extra, known)
   try:
     overrides = known(argv, known_only=True)
     if not path.value:

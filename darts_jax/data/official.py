@@ -36,6 +36,10 @@ class Official:
 # [DARTS, published experiments] use these statistics for both CIFAR datasets.
 _CIFAR_MEAN = tuple(255 * mean for mean in (0.4914, 0.4822, 0.4465))
 _CIFAR_STD = tuple(255 * std for std in (0.2470, 0.2435, 0.2616))
+#: As is customary for ImageNet, in raw pixel units.
+IMAGENET_MEAN = tuple(255 * mean for mean in (0.485, 0.456, 0.406))
+IMAGENET_STD = tuple(255 * std for std in (0.229, 0.224, 0.225))
+
 _CIFAR_URL = 'https://www.cs.toronto.edu/~kriz/'
 
 # The digests of the binary archives and of MNIST are those that TensorFlow Datasets records, those of the python

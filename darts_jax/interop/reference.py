@@ -24,8 +24,6 @@ Tree = dict[str, Any]
 
 _STATISTICS = {'mean': 'running_mean', 'var': 'running_var'}
 _AFFINE = {'scale': 'weight', 'bias': 'bias'}
-#: Tensors that a message names at most; there may be hundreds.
-_MAX_NAMED = 8
 
 
 def convert_supernet(net: Supernet, tensors: Tensors, *, statistics: bool = True) -> Tree:
@@ -40,7 +38,7 @@ def convert_supernet(net: Supernet, tensors: Tensors, *, statistics: bool = True
     `{'params': …, 'batch_stats': …}`, the latter only with `statistics`.
 
   Raises:
-    ValueError: tensors are missing, left over, or of another shape than the network's; they are named.
+    ValueError: tensors are missing, left over, or of another shape than the network's; all of them are named.
   """
   mixing = {
     kind: np.zeros((spec.num_edges, len(spec.operations)))
@@ -89,18 +87,20 @@ def infer_network(genotype: Genotype, tensors: Tensors) -> Network:
   stem = 'stem0.3.weight' if imagenet else 'stem.0.weight'
   for name in (stem, 'cells.0.preprocess1.op.1.weight', 'classifier.weight'):
     if name not in tensors or not np.ndim(tensors[name]):
-      raise ValueError(f'tensor {name}: missing; this is no network of the reference (found: {_named(tensors)})')
-  channels = len(tensors['cells.0.preprocess1.op.1.weight'])
+      raise ValueError(f'tensor {name}: missing; this is no network of the reference (found: {", ".join(tensors)})')
+  num_layers = max(layers) + 1
+  # Channels double in a reduction cell, which the first may be.
+  channels = len(tensors['cells.0.preprocess1.op.1.weight']) // (2 if 0 in reduction_cells(num_layers) else 1)
   return Network(
     genotype.cell('normal'),
     genotype.cell('reduce'),
     channels,
-    max(layers) + 1,
+    num_layers,
     len(tensors['classifier.weight']),
     stem='imagenet' if imagenet else 'cifar',
     auxiliary=any(name.startswith('auxiliary_head.') for name in tensors),
     auxiliary_norm='auxiliary_head.features.6.weight' in tensors,
-    stem_multiplier=3 if imagenet else max(1, len(tensors[stem]) // channels),
+    stem_multiplier=3 if imagenet else max(1, len(tensors[stem]) // max(1, channels)),
   )
 
 
@@ -170,9 +170,9 @@ def _convert(
   unused = [name for name in given if name not in plan.names]
   problems = []
   if missing:
-    problems.append(f'{len(missing)} tensors of the network are missing: {_named(missing)}')
+    problems.append(f'{len(missing)} tensors of the network are missing: ' + ', '.join(missing))
   if unused:
-    problems.append(f'{len(unused)} tensors are not part of the network: {_named(unused)}')
+    problems.append(f'{len(unused)} tensors are not part of the network: ' + ', '.join(unused))
   if problems:
     raise ValueError('; '.join(problems))
   params, stats = read(_Reader(tensors, statistics))
@@ -319,10 +319,3 @@ def _stack(arrays: Sequence[np.ndarray], names: Sequence[str], axis: int) -> np.
         f'tensor {name}: its shape differs from that of {names[0]}, {array.shape} from {arrays[0].shape}'
       )
   return np.stack(arrays, axis)
-
-
-def _named(names: Any) -> str:
-  """The first names of a collection, and how many more there are."""
-  listed = list(names)
-  more = f' and {len(listed) - _MAX_NAMED} more' if len(listed) > _MAX_NAMED else ''
-  return ', '.join(listed[:_MAX_NAMED]) + more

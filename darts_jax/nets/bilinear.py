@@ -40,7 +40,9 @@ class Bilinear(abc.ABC):
     """The map in JAX's own operations."""
 
   def __call__(self, images: Sequence[Array], weights: Sequence[Array]) -> list[Array]:
-    """The map by the primitive."""
+    """The map by the primitive, or see `in_plain_operations`."""
+    if _plain.get():
+      return self.apply(list(images), list(weights))
     return _bind('outputs', images, weights, _wanted.get(), self)
 
   def face(self, target: str, first: list[Array], second: list[Array]) -> list[Array]:
@@ -57,6 +59,24 @@ class Bilinear(abc.ABC):
 
 
 _wanted: contextvars.ContextVar[Array | None] = contextvars.ContextVar('weights_gradient_wanted', default=None)
+
+
+_plain: contextvars.ContextVar[bool] = contextvars.ContextVar('plain_operations', default=False)
+
+
+@contextlib.contextmanager
+def in_plain_operations() -> Iterator[None]:
+  """Within, bilinear maps are traced in JAX's own operations: one program for all platforms and sizes of batches."""
+  token = _plain.set(True)
+  try:
+    yield
+  finally:
+    _plain.reset(token)
+
+
+def in_plain() -> bool:
+  """Whether `in_plain_operations` holds."""
+  return _plain.get()
 
 
 @contextlib.contextmanager

@@ -212,7 +212,7 @@ def pointwise(x: Array, kernel: Array) -> Array:
   multiplier, channels, features = kernel.shape
   # Products of matrices: from a four-dimensional dot XLA would transpose the activations for the weight gradient.
   rows = x.reshape(-1, multiplier * channels)
-  form = Pointwise(len(rows), (multiplier, channels, features), jax.config.values['jax_default_matmul_precision'])
+  form = Pointwise(rows.shape[0], (multiplier, channels, features), jax.config.values['jax_default_matmul_precision'])
   return form([rows], [kernel.astype(x.dtype)])[0].reshape(*x.shape[:-1], multiplier * features)
 
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from darts_jax.nets.bilinear import weights_gradient_if, weights_gradient_wanted
+from darts_jax.nets.bilinear import in_plain, weights_gradient_if, weights_gradient_wanted
 from darts_jax.nets.depthwise import depthwise_conv, depthwise_convs
 from darts_jax.nets.layers import Affine, BatchNorm, activate, avg_pool, max_pool, pointwise, uniform_fan_in
 
@@ -174,13 +174,14 @@ class Operations(nn.Module):
     Returns:
       For every operation `[N, H/stride, W/stride, M·C]`, or `[N, H/stride, W/stride, C]` if its edges share it.
     """
-    return self._traced_once(x, weights_gradient_wanted(), train=train)
+    return self._traced_once(x, weights_gradient_wanted(), train=train, plain=in_plain())
 
   # A network has dozens of nodes but few that differ: the others take the trace, and its derivatives, from the cache.
-  # A gate has to be an argument then, or it would be that of the first trace.
-  @functools.partial(nn.jit, static_argnames='train')
+  # A gate has to be an argument then, or it would be that of the first trace; likewise, whether operations are plain.
+  @functools.partial(nn.jit, static_argnames=('train', 'plain'))
   @nn.compact
-  def _traced_once(self, x: Array, wanted: Array | None, *, train: bool) -> dict[str, Affine]:
+  def _traced_once(self, x: Array, wanted: Array | None, *, train: bool, plain: bool) -> dict[str, Affine]:
+    del plain
     with weights_gradient_if(wanted):
       return self._compute(x, train)
 

@@ -12,7 +12,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path
 from matplotlib.textpath import TextPath
 
-from darts_jax.genotype import NUM_INPUTS, CellSpec, RecurrentGenotype
+from darts_jax.genotype import NUM_INPUTS, CellSpec, Genotype, RecurrentGenotype
 from darts_jax.report import layout, style
 
 #: What text artists that name the operation of an edge have as their `gid`.
@@ -56,8 +56,38 @@ def draw_cell(cell: CellSpec | RecurrentGenotype, title: str = '') -> Figure:
       recurrent genotype.
     title: written above the cell, if not empty.
   """
+  plan = _plan(cell, title)
+  figure = Figure(figsize=plan.size)
+  _paint(figure.add_axes((0, 0, 1, 1)), plan)
+  return figure
+
+
+def draw_genotype(genotype: Genotype) -> Figure:
+  """Both cells of an architecture, one above the other; see `draw_cell`."""
+  plans = [_plan(genotype.cell('normal'), 'Normal cell'), _plan(genotype.cell('reduce'), 'Reduction cell')]
+  width, height = max(plan.size[0] for plan in plans), sum(plan.size[1] for plan in plans)
+  figure = Figure(figsize=(width, height))
+  top = height
+  for plan in plans:
+    top -= plan.size[1]
+    _paint(figure.add_axes((0, top / height, plan.size[0] / width, plan.size[1] / height)), plan)
+  return figure
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+  """A drawing before it is drawn; sizes are inches."""
+
+  graph: _Graph
+  labels: tuple[str, ...]
+  places: layout.Layout
+  title: str
+  size: tuple[float, float]
+
+
+def _plan(cell: CellSpec | RecurrentGenotype, title: str) -> _Plan:
   graph = _graph(cell)
-  labels = [_label(operations) for operations in graph.operations]
+  labels = tuple(_label(operations) for operations in graph.operations)
   places = layout.layered(
     [(max(0.3, _text_width(name, _NODE_SIZE) + 0.2), 0.3) for name in graph.names],
     graph.edges,
@@ -66,12 +96,16 @@ def draw_cell(cell: CellSpec | RecurrentGenotype, title: str = '') -> Figure:
   title_width = _text_width(title, 10.5) if title else 0.0
   width = max(places.width, title_width) + 2 * _MARGIN
   height = places.height + 2 * _MARGIN + (_TITLE_HEIGHT if title else 0.0)
-  figure = Figure(figsize=(width, height))
-  axes = figure.add_axes((0, 0, 1, 1), xlim=(-_MARGIN, width - _MARGIN), ylim=(-_MARGIN, height - _MARGIN))
-  axes.set_axis_off()
-  if title:
-    axes.text(0, height - 2 * _MARGIN, title, size=10.5, weight='bold', color=style.INK, va='top')
+  return _Plan(graph, labels, places, title, (width, height))
 
+
+def _paint(axes: Axes, plan: _Plan) -> None:
+  graph, labels, places, (width, height) = plan.graph, plan.labels, plan.places, plan.size
+  axes.set_xlim(-_MARGIN, width - _MARGIN)
+  axes.set_ylim(-_MARGIN, height - _MARGIN)
+  axes.set_axis_off()
+  if plan.title:
+    axes.text(0, height - 2 * _MARGIN, plan.title, size=10.5, weight='bold', color=style.INK, va='top')
   for i, path in enumerate(_paths(graph, places)):
     color = style.operation_color(graph.operations[i]) if labels[i] else style.FAINT
     axes.add_artist(
@@ -123,7 +157,6 @@ def draw_cell(cell: CellSpec | RecurrentGenotype, title: str = '') -> Figure:
       zorder=4,
       gid='node',
     )
-  return figure
 
 
 def to_graphviz(spec: CellSpec, name: str) -> str:

@@ -1,7 +1,6 @@
 """A whole training: from a config and a genotype to a tested network, resumable at every moment."""
 
 import dataclasses
-import json
 import math
 import pathlib
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ from darts_jax.runtime.compilation import enable_cache
 from darts_jax.runtime.interrupts import InterruptGuard
 from darts_jax.runtime.loop import Loop, Plan, Sums
 from darts_jax.runtime.mesh import check_batch, make_mesh, replicated
-from darts_jax.runtime.workdir import claim, named_errors, write_whole
+from darts_jax.runtime.workdir import claim, named_errors
 from darts_jax.settings import build
 from darts_jax.training import model as models
 from darts_jax.training.model import Model
@@ -76,8 +75,7 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genoty
   trainer = Trainer(settings, model, len(parts['train'].labels), mesh)
   claim(workdir, {**dataclasses.asdict(settings), 'genotype': genotypes.to_dict(genotype)}, 'training')
   with named_errors(workdir):
-    genotypes.save(genotype, workdir / 'genotype.json')
-    write_whole(workdir / models.FILE, (json.dumps(model.to_dict(), indent=2) + '\n').encode())
+    models.write(model, workdir)
   enable_cache()
   with InterruptGuard() as guard:
     loop = _Loop(settings, workdir, trainer, parts, guard)
@@ -88,7 +86,7 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genoty
     tested.get('loss', math.nan),
     last_epoch.get('valid_accuracy', math.nan),
     last_epoch.get('valid_loss', math.nan),
-    num_weights(model),
+    models.num_weights(model),
     finished,
     loop.report(),
   )
@@ -120,14 +118,6 @@ def make_model(settings: Training, genotype: Genotype, images: Images) -> Model:
     images.mean,
     images.std,
   )
-
-
-def num_weights(model: Model) -> int:
-  """Parameters of the network without its auxiliary head, which is for training alone."""
-  net = model.network(auxiliary=False)
-  images = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
-  variables = jax.eval_shape(lambda images: net.init(jax.random.key(0), images, train=False), images)
-  return sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
 
 
 def place(images: Images, settings: Training, mesh: jax.sharding.Mesh) -> dict[str, Examples]:

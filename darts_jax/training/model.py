@@ -6,9 +6,13 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from darts_jax import genotype as genotypes
 from darts_jax.genotype import Genotype
 from darts_jax.nets.conv import Network
+from darts_jax.runtime.workdir import write_whole
 
 FILE = 'model.json'
 
@@ -78,6 +82,20 @@ class Model:
       raise ValueError('genotype: a recurrent architecture; a convolutional one is needed')
     tuples = {name: tuple(values[name]) for name in ('image_shape', 'mean', 'std')}
     return cls(**{**values, **tuples, 'genotype': found})
+
+
+def num_weights(model: Model) -> int:
+  """Parameters of the network without its auxiliary head, which is for training alone."""
+  net = model.network(auxiliary=False)
+  images = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
+  variables = jax.eval_shape(lambda images: net.init(jax.random.key(0), images, train=False), images)
+  return sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
+
+
+def write(model: Model, workdir: pathlib.Path) -> None:
+  """Writes `model.json` and, for other commands, `genotype.json` into a folder that exists."""
+  genotypes.save(model.genotype, workdir / 'genotype.json')
+  write_whole(workdir / FILE, (json.dumps(model.to_dict(), indent=2) + '\n').encode())
 
 
 def read(workdir: pathlib.Path) -> Model:

@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from darts_jax.data.augment import normalise
+from darts_jax.interop import weights
 from darts_jax.runtime.checkpoint import Checkpoints
 from darts_jax.runtime.mesh import make_mesh
+from darts_jax.runtime.workdir import named_errors
 from darts_jax.settings import build
 from darts_jax.training import model as models
 from darts_jax.training.model import Model
@@ -19,6 +21,8 @@ from darts_jax.training.settings import Training
 from darts_jax.training.trainer import Trainer, TrainState
 
 Array = jax.Array
+
+_WEIGHTS = 'weights.safetensors'
 
 
 class Trained(NamedTuple):
@@ -35,17 +39,36 @@ class Trained(NamedTuple):
 
 
 def load(workdir: str | os.PathLike[str]) -> Trained:
-  """The network of a training, with the weights of its latest checkpoint.
+  """The network of a training, with the weights of its latest checkpoint; or one that `write` has written.
 
   Args:
     workdir: of the training.
 
   Raises:
-    ValueError: there is no training, or no checkpoint of it that can be read.
+    ValueError: there is no network, or no checkpoint of it that can be read.
   """
   folder = pathlib.Path(workdir).expanduser()
   model = models.read(folder)
+  if (folder / _WEIGHTS).exists():
+    images = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
+    net = model.network()
+    template = jax.eval_shape(lambda images: net.init(jax.random.key(0), images, train=True), images)
+    return Trained(make_apply(model), weights.load(folder / _WEIGHTS, template))
   return Trained(make_apply(model), _latest(folder, model).variables)
+
+
+def write(model: Model, variables: Any, workdir: pathlib.Path) -> None:
+  """Makes a folder that `load` reads of a network from elsewhere.
+
+  Raises:
+    ValueError: the folder cannot be written, or holds a training or search.
+  """
+  if (workdir / 'config.json').exists():
+    raise ValueError(f'--workdir: {workdir} holds a training or search; choose another')
+  with named_errors(workdir):
+    workdir.mkdir(parents=True, exist_ok=True)
+    weights.save(variables, workdir / _WEIGHTS)
+    models.write(model, workdir)
 
 
 def make_apply(model: Model) -> Callable[[Any, Any], Array]:

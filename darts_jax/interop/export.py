@@ -1,0 +1,98 @@
+"""Trained networks as files that other programs run, each checked by running it."""
+
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from darts_jax.data.augment import normalise
+from darts_jax.interop import onnx_file, weights
+from darts_jax.nets.bilinear import in_plain_operations
+from darts_jax.runtime.workdir import write_whole
+from darts_jax.training.model import Model
+from darts_jax.training.restore import make_apply
+
+FORMATS = ('stablehlo', 'onnx', 'safetensors')
+PLATFORMS = ('cpu', 'cuda', 'tpu')
+#: How far an exported network may be from ours, relative to the largest logit: both are float32, in another order of
+#: sums; a mistake is larger by orders of magnitude.
+TOLERANCE = 1e-3
+
+PyTree = Any
+
+
+def export(model: Model, variables: PyTree, path: pathlib.Path, kind: str) -> float:
+  """Writes a network to a file, unless what was written gives other logits than the network.
+
+  Args:
+    model: the network.
+    variables: of it.
+    path: of the file, which is whole or absent.
+    kind: one of `FORMATS`. `stablehlo`: `jax.export`'s serialisation of raw images `[N, H, W, C]` float32 → logits
+      `[N, num_classes]` for any N on CPU, GPU and TPU, see `load_stablehlo`. `onnx`: see
+      `darts_jax.interop.onnx_file.build`. `safetensors`: the variables.
+
+  Returns:
+    The largest difference of logits on random images, relative to the largest logit; 0 for `safetensors`, which hold
+    the same bits.
+
+  Raises:
+    ValueError: a package is missing, the file cannot be written, or what was written gives other logits.
+  """
+  variables = jax.device_get(variables)
+  mean, std = np.array(model.mean), np.array(model.std)
+  draws = np.random.Generator(np.random.PCG64(0)).normal(size=(4, *model.image_shape))
+  images = (mean + std * draws).astype(np.float32)
+  partial = path.with_name(path.name + '.partial')
+  try:
+    if kind == 'safetensors':
+      weights.save(variables, path)
+      return 0.0
+    if kind == 'stablehlo':
+      write_whole(partial, _stablehlo(model, variables))
+      found = np.asarray(load_stablehlo(partial).call(images))
+    else:
+      write_whole(partial, onnx_file.build(model, variables).SerializeToString())
+      found = onnx_file.run(partial, images)
+    expected = np.asarray(make_apply(model)(variables, images))
+    difference = float(np.abs(found - expected).max() / np.abs(expected).max())
+    if not difference <= TOLERANCE:
+      raise ValueError(f'{path}: the exported network differs from ours by {difference:.1e}; nothing was written')
+    partial.replace(path)
+    return difference
+  except OSError as error:
+    raise ValueError(f'{path}: cannot be written ({error.strerror or error})') from error
+  finally:
+    partial.unlink(missing_ok=True)
+
+
+def load_stablehlo(path: pathlib.Path) -> Any:
+  """A network that `export` wrote as `stablehlo`; its `call(images)` gives logits."""
+  from jax import export as jax_export
+
+  return jax_export.deserialize(bytearray(path.read_bytes()))
+
+
+def _stablehlo(model: Model, variables: PyTree) -> bytes:
+  from jax import export as jax_export
+
+  net = model.network()
+
+  @jax.jit
+  def classify(images: jax.Array) -> jax.Array:
+    logits: Any = net.apply(variables, normalise(images, model.mean, model.std), train=False)
+    main: jax.Array = logits.main
+    return main
+
+  (batch,) = jax_export.symbolic_shape('N')
+  # One program for all platforms and batch sizes cannot have what is fast on one.
+  with in_plain_operations():
+    exported = jax_export.export(classify, platforms=PLATFORMS)(
+      jax.ShapeDtypeStruct((batch, *model.image_shape), jnp.float32)
+    )
+  try:
+    return bytes(exported.serialize())
+  except ImportError as error:
+    raise ValueError(f'stablehlo: needs pip install darts_jax[export] ({error})') from error

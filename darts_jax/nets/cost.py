@@ -1,0 +1,99 @@
+"""What a network costs: weights and multiply-adds, by cell, from shapes alone."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from darts_jax.genotype import NUM_INPUTS
+from darts_jax.nets.conv import Network, reduction_cells
+
+#: How multiply-adds are counted; published counts follow several conventions.
+CONVENTION = (
+  'multiply-adds of convolutions and linear layers for one image in evaluation; a product and its addition count as'
+  ' one, biases, BN, pooling, ReLU and sums of edges as none'
+)
+
+
+class Part(NamedTuple):
+  """A part of a network.
+
+  Attributes:
+    name: `stem`, `cell0`, …, `classifier` or `auxiliary`.
+    kind: of a cell, `normal` or `reduction`; empty for the others.
+    size: height and width of its output.
+    channels: of its output.
+    weights: parameters, those of BN included.
+    multiply_adds: see `CONVENTION`; 0 for the auxiliary head, which an evaluation leaves out.
+  """
+
+  name: str
+  kind: str
+  size: tuple[int, int]
+  channels: int
+  weights: int
+  multiply_adds: int
+
+
+def parts_of(net: Network, height: int, width: int, channels: int) -> list[Part]:
+  """The parts of a network for images of this size, in the order of computation, the auxiliary head last.
+
+  Nothing is allocated. What a kernel costs is its size times the pixels it is applied to.
+
+  Args:
+    net: the network.
+    height: of the images.
+    width: likewise.
+    channels: of the images.
+  """
+  images = jax.ShapeDtypeStruct((1, height, width, channels), jnp.float32)
+  variables = jax.eval_shape(lambda images: net.init(jax.random.key(0), images, train=True), images)
+  params: Mapping[str, Any] = variables['params']
+  found: list[Part] = []
+
+  def halved(size: tuple[int, int], times: int = 1) -> tuple[int, int]:
+    height, width = size
+    return -(-height // 2**times), -(-width // 2**times)
+
+  size = (height, width)
+  names: tuple[str, ...]
+  if net.stem == 'imagenet':
+    names = ('stem0_first', 'stem0_second', 'stem1')
+    sizes = [halved(size, times) for times in (1, 2, 3)]
+    size = sizes[-1]
+  else:
+    names, sizes = ('stem',), [size]
+  stem = {name: value for name, value in params.items() if name.startswith('stem')}
+  multiply_adds = sum(params[name].size * math.prod(at) for name, at in zip(names, sizes, strict=True))
+  found.append(Part('stem', '', size, params[names[-1]].shape[-1], _count(stem), multiply_adds))
+  node_channels = net.channels
+  for layer in range(net.num_layers):
+    reduction = layer in reduction_cells(net.num_layers)
+    node_channels *= 2 if reduction else 1
+    before, size = size, halved(size) if reduction else size
+    cell = params[f'cell{layer}']
+    spec = net.reduce if reduction else net.normal
+    multiply_adds = sum(_count(cell[f'preprocess{i}']) for i in range(NUM_INPUTS)) * math.prod(before)
+    for name, node in cell.items():
+      if name.startswith('node'):
+        for operation, values in node.items():
+          if operation.startswith('bn'):
+            continue
+          multiply_adds += _count(values) * math.prod(size)
+          if operation == 'conv_7x1_1x7' and reduction and int(name.removeprefix('node')) < NUM_INPUTS:
+            # Its first half shrinks the width alone.
+            multiply_adds += values['across'].size * (before[0] * size[1] - math.prod(size))
+    width_out = node_channels * len(spec.concat)
+    kind = 'reduction' if reduction else 'normal'
+    found.append(Part(f'cell{layer}', kind, size, width_out, _count(cell), multiply_adds))
+  classifier = {name: value for name, value in params.items() if name.startswith('classifier')}
+  found.append(Part('classifier', '', (1, 1), net.num_classes, _count(classifier), params['classifier'].size))
+  if 'auxiliary' in params:
+    found.append(Part('auxiliary', '', (1, 1), net.num_classes, _count(params['auxiliary']), 0))
+  return found
+
+
+def _count(tree: Any) -> int:
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,145 @@
+"""Says what a network costs: parameters, multiply-adds, cell by cell; draws its cells.
+
+python -m experiments.describe --genotype=NAME|PATH [--channels=N --layers=N --classes=N --image_size=N --imagenet
+  --auxiliary] [--json] [--draw=FILE.svg|png|pdf|dot]
+"""
+
+import json
+import pathlib
+from typing import Any
+
+from darts_jax import genotype as genotypes
+from darts_jax.genotype import Genotype
+from darts_jax.nets import cost
+from darts_jax.nets.conv import Network, check_image_size
+from darts_jax.report import drawing
+from experiments.entry import Flag, launch_flags
+
+USAGE = (
+  'usage: python -m experiments.describe --genotype=NAME|PATH [--channels=N --layers=N --classes=N --image_size=N'
+  ' --imagenet --auxiliary] [--json] [--draw=FILE.svg|png|pdf|dot]'
+)
+#: Channels, cells, classes, pixels a side: the sizes of the published evaluations [DARTS §3.2, §3.3].
+_CIFAR, _IMAGENET = (36, 20, 10, 32), (48, 14, 1000, 224)
+_FIELDS = ('channels', 'layers', 'classes', 'image_size')
+_DRAWINGS = ('svg', 'png', 'pdf', 'dot')
+FLAGS = (
+  Flag('genotype', None, 'A published architecture, such as DARTS_V2, or the path of a genotype.json.'),
+  *(
+    Flag(name, None, f'{text}; {cifar}, or {imagenet} with --imagenet, by default.')
+    for name, text, cifar, imagenet in zip(
+      _FIELDS,
+      ('Channels of the first cell', 'Cells', 'Classes', 'Pixels a side'),
+      _CIFAR,
+      _IMAGENET,
+      strict=True,
+    )
+  ),
+  Flag('imagenet', False, 'The network for ImageNet, with its stem and, with --auxiliary, its head.'),
+  Flag('auxiliary', False, 'Count the auxiliary head, too.'),
+  Flag('json', False, 'Print JSON.'),
+  Flag('draw', None, f'Draw both cells to a file: {", ".join(_DRAWINGS)}.'),
+)
+
+
+def run(genotype: str | None, imagenet: bool, auxiliary: bool, draw: str | None, **others: Any) -> int:
+  """Prints what the flags ask for; returns the exit code."""
+  if not genotype:
+    raise ValueError(f'--genotype: missing; {USAGE}')
+  found = genotypes.resolve(genotype)
+  if not isinstance(found, Genotype):
+    raise ValueError(f'--genotype: {genotype} is a recurrent architecture; this command describes convolutional ones')
+  if draw is not None and pathlib.Path(draw).suffix.removeprefix('.') not in _DRAWINGS:
+    raise ValueError(f'--draw: {draw} is no file name that ends with one of .{", .".join(_DRAWINGS)}')
+  defaults = dict(zip(_FIELDS, _IMAGENET if imagenet else _CIFAR, strict=True))
+  numbers = {name: _number(name, others[name], default) for name, default in defaults.items()}
+  described = describe(found, auxiliary=auxiliary, imagenet=imagenet, **numbers)
+  print(json.dumps(described, indent=2) if others['json'] else _as_text(described))
+  if draw is not None:
+    _draw(found, pathlib.Path(draw))
+  return 0
+
+
+def describe(
+  genotype: Genotype, *, channels: int, layers: int, classes: int, image_size: int, imagenet: bool, auxiliary: bool
+) -> dict[str, Any]:
+  """What a network costs, as JSON values."""
+  stem = 'imagenet' if imagenet else 'cifar'
+  if channels % 2:
+    raise ValueError(f'--channels: {channels} is not allowed; it has to be even')
+  try:
+    check_image_size(image_size, image_size, stem=stem, auxiliary=auxiliary)
+  except ValueError as error:
+    raise ValueError(f'--{error}') from error
+  net = Network(
+    genotype.cell('normal'),
+    genotype.cell('reduce'),
+    channels,
+    layers,
+    classes,
+    stem,
+    auxiliary,
+    # The published network for ImageNet leaves this BN out.
+    auxiliary_norm=not imagenet,
+  )
+  parts = cost.parts_of(net, image_size, image_size, 3)
+  head = sum(part.weights for part in parts if part.name == 'auxiliary')
+  weights = sum(part.weights for part in parts) - head
+  return {
+    'parameters': weights,
+    **({'parameters_with_auxiliary_head': weights + head} if auxiliary else {}),
+    'multiply_adds': sum(part.multiply_adds for part in parts),
+    'convention': cost.CONVENTION,
+    'settings': {
+      'channels': channels,
+      'layers': layers,
+      'classes': classes,
+      'image_size': image_size,
+      'stem': stem,
+      'auxiliary': auxiliary,
+    },
+    'genotype': genotypes.to_dict(genotype),
+    'parts': [part._asdict() for part in parts],
+  }
+
+
+def _number(name: str, value: str | None, default: int) -> int:
+  if value is None:
+    return default
+  if not value.isdecimal() or int(value) < 1:
+    raise ValueError(f'--{name}: {value} is not allowed; it has to be a whole number ≥ 1')
+  return int(value)
+
+
+def _as_text(described: dict[str, Any]) -> str:
+  rows = [('', 'kind', 'output', 'parameters', 'multiply-adds')]
+  for part in described['parts']:
+    height, width = part['size']
+    output = f'{height}×{width}×{part["channels"]}'
+    rows.append((part['name'], part['kind'], output, f'{part["weights"]:,}', f'{part["multiply_adds"]:,}'))
+  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+  table = [
+    '  '.join(
+      cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ).rstrip()
+    for row in rows
+  ]
+  lines = [f'parameters: {described["parameters"]:,}']
+  if 'parameters_with_auxiliary_head' in described:
+    lines.append(f'with the auxiliary head: {described["parameters_with_auxiliary_head"]:,}')
+  lines.append(f'multiply-adds: {described["multiply_adds"]:,}')
+  return '\n'.join([*lines, f'({described["convention"]})', '', *table])
+
+
+def _draw(genotype: Genotype, path: pathlib.Path) -> None:
+  try:
+    if path.suffix == '.dot':
+      path.write_text('\n'.join(drawing.to_graphviz(genotype.cell(cell), cell) for cell in ('normal', 'reduce')))
+    else:
+      drawing.draw_genotype(genotype).savefig(path, dpi=144)
+  except OSError as error:
+    raise ValueError(f'--draw: {path} cannot be written ({error.strerror})') from error
+
+
+if __name__ == '__main__':
+  launch_flags(run, USAGE, FLAGS)

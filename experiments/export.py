@@ -1,0 +1,39 @@
+"""Exports the network of a training for other programs: StableHLO, ONNX or safetensors.
+
+python -m experiments.export --workdir=DIR --output=FILE [--format=stablehlo|onnx|safetensors]
+"""
+
+import pathlib
+
+from darts_jax.interop import export
+from darts_jax.training import load
+from darts_jax.training import model as models
+from experiments.entry import Flag, launch_flags
+
+USAGE = 'usage: python -m experiments.export --workdir=DIR --output=FILE [--format=stablehlo|onnx|safetensors]'
+FLAGS = (
+  Flag('workdir', None, 'The working directory of a training or of experiments.convert.'),
+  Flag('output', None, 'The file to write.'),
+  Flag('format', None, 'stablehlo, onnx or safetensors; by the ending of --output if not given.'),
+)
+
+
+def run(workdir: str | None, output: str | None, format: str | None) -> int:
+  """Exports and says how far the file is from the network; returns the exit code."""
+  for name, value in (('workdir', workdir), ('output', output)):
+    if not value:
+      raise ValueError(f'--{name}: missing; {USAGE}')
+  path = pathlib.Path(str(output)).expanduser()
+  kind = format or path.suffix.removeprefix('.')
+  if kind not in export.FORMATS:
+    raise ValueError(f'--format: {kind!r} is not known; allowed are {", ".join(export.FORMATS)}')
+  folder = pathlib.Path(str(workdir)).expanduser()
+  difference = export.export(models.read(folder), load(folder).variables, path, kind)
+  print(f'{path}: {kind}, {path.stat().st_size:,} bytes')
+  if kind != 'safetensors':
+    print(f'run on random images, its logits differ from the network’s by {difference:.1e} of the largest')
+  return 0
+
+
+if __name__ == '__main__':
+  launch_flags(run, USAGE, FLAGS)

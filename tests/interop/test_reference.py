@@ -1,0 +1,174 @@
+"""Checkpoints of the published code become our networks, and what does not fit is named."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+import darts_jax
+from darts_jax.genotype import Genotype, from_dict, published
+from darts_jax.interop import weights
+from darts_jax.interop.reference import convert_network, infer_network
+from experiments import convert
+
+GOLDEN = pathlib.Path(__file__).parents[1] / 'goldens' / 'cnn_eval_darts_v2.npz'
+
+
+@pytest.fixture(scope='module')
+def golden():
+  with np.load(GOLDEN) as file:
+    return {name: file[name] for name in file.files}
+
+
+@pytest.fixture
+def tensors(golden):
+  return {name[2:]: value for name, value in golden.items() if name.startswith('w/')}
+
+
+@pytest.fixture(scope='module')
+def genotype(golden):
+  return from_dict(json.loads(str(golden['meta']))['genotype'])
+
+
+def test_sizes_are_read_off_the_shapes(tensors, genotype):
+  net = infer_network(genotype, tensors)
+  assert (net.channels, net.num_layers, net.num_classes, net.stem, net.stem_multiplier) == (4, 5, 10, 'cifar', 3)
+  assert (net.auxiliary, net.auxiliary_norm) == (True, True)
+  without = {name: value for name, value in tensors.items() if not name.startswith('auxiliary')}
+  assert not infer_network(genotype, without).auxiliary
+
+
+def test_imported_network_classifies_as_the_reference_does(tmp_path, golden, tensors, genotype, capsys):
+  path = tmp_path / 'model.npz'
+  np.savez(path, **tensors)
+  workdir = tmp_path / 'run'
+  darts_jax.genotype.save(genotype, tmp_path / 'cell.json')
+  assert convert.run(str(path), str(tmp_path / 'cell.json'), 'cifar10', str(workdir)) == 0
+  assert 'parameters: 11,554, without the auxiliary head' in capsys.readouterr().out
+  apply, variables = darts_jax.load(workdir)
+  model = json.loads((workdir / 'model.json').read_text())
+  # The file's images are normalised already; `apply` takes raw ones.
+  raw = golden['x'].transpose(0, 2, 3, 1) * np.array(model['std']) + np.array(model['mean'])
+  expected = golden['logits_eval']
+  np.testing.assert_allclose(apply(variables, raw.astype(np.float32)), expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_every_missing_and_unused_tensor_is_named(tensors, genotype):
+  net = infer_network(genotype, tensors)
+  gone = ['cells.0._ops.0.op.1.weight', 'cells.2.preprocess0.bn.running_var', 'classifier.bias']
+  changed = {name: value for name, value in tensors.items() if name not in gone}
+  changed |= {
+    'cells.0.extra.weight': np.zeros(1),
+    'teacher.bias': np.zeros(2),
+    'stem.1.num_batches_tracked': np.zeros(()),
+  }
+  with pytest.raises(ValueError, match='3 tensors of the network are missing: .*; 2 tensors are not part') as error:
+    convert_network(net, changed)
+  for name in (*gone, 'cells.0.extra.weight', 'teacher.bias'):
+    assert name in str(error.value)
+  assert 'num_batches_tracked' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ('name', 'value', 'said'),
+  [
+    ('cells.1.preprocess1.op.1.weight', np.zeros((8, 3, 1, 1)), 'cell1/preprocess1/kernel: shape .1, 3, 8. found'),
+    (
+      'cells.0._ops.0.op.2.weight',
+      np.zeros((4, 5, 1, 1)),
+      'tensor cells.0._ops.[02].op.2: its shape differs',
+    ),
+    ('classifier.bias', np.zeros((10, 1)), r'tensor classifier.bias: shape \(10, 1\) found, 1 dimensions expected'),
+    ('stem.1.running_var', np.zeros(13), r'stem_bn/var: shape \(13,\) found, \(12,\) expected'),
+  ],
+)
+def test_wrong_shapes_are_named(tensors, genotype, name, value, said):
+  net = infer_network(genotype, tensors)
+  with pytest.raises(ValueError, match=said):
+    convert_network(net, {**tensors, name: value})
+
+
+def test_another_architecture_or_dataset_is_refused(tmp_path, tensors):
+  path = tmp_path / 'model.npz'
+  np.savez(path, **tensors)
+  for name, dataset, said in (
+    ('DARTS_V1', 'cifar10', 'tensors of the network are missing: .*cells.0._ops.6'),
+    ('DARTS_V2', 'imagenet', '--dataset: imagenet does not go with .* the stem for cifar'),
+    ('DARTS_V2', 'mnist', "--dataset: 'mnist' is not known; allowed are cifar10, cifar100, imagenet"),
+    ('RNN_DARTS_V2', 'cifar10', 'recurrent architecture'),
+  ):
+    with pytest.raises(ValueError, match=said):
+      convert.run(str(path), name, dataset, str(tmp_path / 'run'))
+  assert not (tmp_path / 'run').exists()
+  np.savez(path, weight=np.zeros(3))
+  with pytest.raises(
+    ValueError, match='tensor stem.0.weight: missing; this is no network of the reference .found: wei'
+  ):
+    convert.run(str(path), 'DARTS_V2', 'cifar10', str(tmp_path / 'run'))
+
+
+def test_dense_rows_of_amoebanet_keep_their_axes():
+  """1×7 and 7×1 kernels, told apart by marks in one place each."""
+  cell = (('conv_7x1_1x7', 0), ('skip_connect', 1))
+  found = Genotype(cell, (2,), cell, (2,))
+  rng = np.random.default_rng(0)
+  net = infer_network(
+    found,
+    {
+      'stem.0.weight': np.zeros((6, 3, 3, 3)),
+      'cells.0.preprocess1.op.1.weight': np.zeros((2, 6, 1, 1)),
+      'classifier.weight': np.zeros((4, 2)),
+    },
+  )
+  shapes = {'op.1.weight': (2, 2, 1, 7), 'op.2.weight': (2, 2, 7, 1)}
+  tensors = {
+    'stem.0.weight': rng.normal(size=(6, 3, 3, 3)),
+    'classifier.weight': rng.normal(size=(4, 2)),
+    'classifier.bias': np.zeros(4),
+  }
+
+  def norm(place, size):
+    tensors.update({f'{place}.{kind}': np.ones(size) for kind in ('weight', 'bias', 'running_mean', 'running_var')})
+
+  norm('stem.1', 6)
+  for i in range(2):
+    tensors[f'cells.0.preprocess{i}.op.1.weight'] = rng.normal(size=(2, 6, 1, 1))
+    norm(f'cells.0.preprocess{i}.op.2', 2)
+  # The only cell is a reduction cell: its skip connection halves the image.
+  for name, shape in shapes.items():
+    tensors[f'cells.0._ops.0.{name}'] = rng.normal(size=shape)
+  norm('cells.0._ops.0.op.3', 2)
+  for i in (1, 2):
+    tensors[f'cells.0._ops.1.conv_{i}.weight'] = rng.normal(size=(1, 2, 1, 1))
+  norm('cells.0._ops.1.bn', 2)
+  params = convert_network(net, tensors)['params']['cell0']['node0']['conv_7x1_1x7']
+  for k in range(7):
+    np.testing.assert_array_equal(params['across'][0, 0, k], tensors['cells.0._ops.0.op.1.weight'][:, :, 0, k].T)
+    np.testing.assert_array_equal(params['down'][0, 0, k], tensors['cells.0._ops.0.op.2.weight'][:, :, k, 0].T)
+
+
+def test_saved_weights_come_back_and_others_are_refused(tmp_path):
+  tree = {'params': {'b': np.arange(6.0, dtype=np.float32).reshape(2, 3), 'a': {'c': np.ones(2, np.float32)}}}
+  path = tmp_path / 'weights.safetensors'
+  weights.save(tree, path)
+  back = weights.load(path, jax.tree.map(np.zeros_like, tree))
+  jax.tree.map(np.testing.assert_array_equal, back, tree)
+  for template, said in (
+    ({'params': {'b': np.zeros((2, 3), np.float32)}}, 'tensor params/a/c: not part of the network'),
+    ({'params': {**tree['params'], 'd': np.zeros(1)}}, 'tensor params/d: missing'),
+    ({'params': {**tree['params'], 'b': np.zeros((3, 2), np.float32)}}, r'params/b: float32\[2, 3\] found'),
+  ):
+    with pytest.raises(ValueError, match=said):
+      weights.load(path, template)
+
+
+def test_a_training_is_not_overwritten(tmp_path, tensors):
+  path = tmp_path / 'model.npz'
+  np.savez(path, **tensors)
+  (tmp_path / 'run').mkdir()
+  (tmp_path / 'run' / 'config.json').write_text('{}')
+  with pytest.raises(ValueError, match='--workdir: .* holds a training or search; choose another'):
+    convert.run(str(path), 'DARTS_V2', 'cifar10', str(tmp_path / 'run'))
+  assert published()['DARTS_V2'] is not None
