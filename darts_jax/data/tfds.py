@@ -9,7 +9,7 @@ import numpy as np
 from darts_jax.data.arrays import Arrays
 from darts_jax.data.official import Official
 
-_FORMAT = 'array_record'
+FORMAT = 'array_record'
 
 
 def read(dataset: Official, directory: pathlib.Path) -> Arrays | None:
@@ -28,13 +28,13 @@ def read(dataset: Official, directory: pathlib.Path) -> Arrays | None:
   Raises:
     ValueError: if there is one, but it is damaged, or the packages that read it are not installed.
   """
-  prepared = _find(dataset.name, directory)
+  prepared = find(dataset.name, directory)
   if prepared is None:
     return None
   try:
     import tensorflow_datasets  # An optional extra, slow to import.
 
-    builder = tensorflow_datasets.builder_from_directory(prepared, file_format=_FORMAT)
+    builder = tensorflow_datasets.builder_from_directory(prepared, file_format=FORMAT)
     train, test = (_split(builder.as_data_source(split=split)) for split in ('train', 'test'))
   except ImportError as error:
     raise ValueError(f'{prepared}: reading it needs: pip install darts_jax[tfds] ({error})') from error
@@ -47,7 +47,19 @@ def read(dataset: Official, directory: pathlib.Path) -> Arrays | None:
   return Arrays(*train, *test)
 
 
-def _find(name: str, directory: pathlib.Path) -> pathlib.Path | None:
+def find(name: str, directory: pathlib.Path) -> pathlib.Path | None:
+  """Finds the newest version of a dataset that is prepared in the `array_record` format.
+
+  Args:
+    name: of the dataset, as its `dataset_info.json` states it.
+    directory: the folder of the version, the one above it, or the one above `<name>/<version>`.
+
+  Returns:
+    The folder of the version, or None if there is none.
+
+  Raises:
+    ValueError: naming the file, if a description cannot be read.
+  """
   found = []
   for pattern in ('dataset_info.json', '*/dataset_info.json', f'{name}/*/dataset_info.json'):
     for path in directory.glob(pattern):
@@ -57,7 +69,7 @@ def _find(name: str, directory: pathlib.Path) -> pathlib.Path | None:
         version = tuple(int(number) for number in info.get('version', '0').split('.'))
       except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ValueError(f'{path}: not the description of a prepared dataset: {error}') from error
-      if info.get('name') == name and _FORMAT in formats:
+      if info.get('name') == name and FORMAT in formats:
         found.append((version, path.parent))
   return max(found)[1] if found else None
 
