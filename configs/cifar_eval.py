@@ -31,11 +31,20 @@ def get_config() -> ConfigDict:
   config.data.path = ''
   config.data.download = False
   config.data.validation_fraction = 0.1
+  config.data.test = True
+  config.data.dataset = ''
+  config.data.image_size = 32
+  config.data.num_threads = 8
+  config.data.num_workers = 0
 
   config.augment = ConfigDict()
   config.augment.crop_padding = 4
   config.augment.flip = True
   config.augment.cutout = 16
+  config.augment.brightness = 0.0
+  config.augment.contrast = 0.0
+  config.augment.saturation = 0.0
+  config.augment.hue = 0.0
 
   config.network = ConfigDict()
   config.network.channels = 36

@@ -1,11 +1,11 @@
-"""Augmentation of batches on the device [DARTS §A.1]: crop, flip, normalisation, cutout, in this order.
+"""Augmentation of batches on the device [DARTS §A.1]: crop, flip, colours, normalisation, cutout, in this order.
 
 Every image draws from a key of its own, made from the key of the batch and its place in it, so neither its
 neighbours nor the number of devices that share the batch matter.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,7 @@ def augment(
   crop_padding: int,
   flip: bool,
   cutout: int,
+  recolour: Callable[[Array, Array], Array] | None = None,
   dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> Array:
   """Augments raw images as the published protocol does, and normalises them.
@@ -58,6 +59,7 @@ def augment(
     flip: whether to mirror every image left to right with probability 1/2.
     cutout: side of the square in pixels. Its centre is a uniformly drawn pixel, what reaches over the border is cut
       off, and an even side extends further by one to the top and left; 0 for none.
+    recolour: `(raw images, key) → raw images`, carried out before normalisation, such as colour jitter; None for none.
     dtype: of the result; the arithmetic is done in float32 or wider.
 
   Returns:
@@ -74,6 +76,9 @@ def augment(
     images = jax.vmap(functools.partial(_crop, padding=crop_padding))(images, keys[:, 0])
   if flip:
     images = jax.vmap(_flip)(images, keys[:, 1])
+  if recolour is not None:
+    # No image has this number.
+    images = recolour(images, jax.random.fold_in(key, len(images)))
   images = normalise(images, mean, std, dtype)
   if cutout:
     images = jax.vmap(functools.partial(_cutout, side=cutout))(images, keys[:, 2])

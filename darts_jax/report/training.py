@@ -90,6 +90,8 @@ def _protocol(run: Run) -> str:
   )
   if run.tests:
     return f'{held} The test images were read once, after the last epoch; no choice was made by them.'
+  if run.setting('test') is False:
+    return f'{held} The test images are not read: candidates are compared by validation alone.'
   return f'{held} The test images have not been read; they are after the last epoch.'
 
 

@@ -2,21 +2,60 @@
 
 import dataclasses
 
-from darts_jax.data.settings import Augment, Source
+from darts_jax.data import images
+from darts_jax.data import settings as augmentation
+from darts_jax.data.settings import Source
 from darts_jax.runtime.loop import Checkpoint
 from darts_jax.settings import setting
+
+#: Datasets that are streamed from files: `data.dir`/train/CLASS/… and val/CLASS/…; and what TFDS prepared as
+#: `array_record`, called `data.dataset`.
+STREAMED = ('image_folder', 'tfds')
 
 
 @dataclasses.dataclass(frozen=True)
 class Data(Source):
-  """Which images, see `Source`, and how they are divided.
+  """Which images, see `Source`, and how they are divided; or `image_folder` or `tfds` for those streamed from `dir`.
 
   Attributes:
+    dataset: name of the dataset of `tfds`.
+    image_size: pixels a side that streamed images are cropped and resized to.
+    num_threads: that read streamed images, in each process or worker.
+    num_workers: processes that read them; 0 to read in this one.
     validation_fraction: part of the training images that is held out and measured after every epoch; 0 trains on all,
-      as the paper does in the end. The test images are read once, after the last epoch.
+      as the paper does in the end.
+    test: whether the test images are measured, once, after the last epoch; not so while candidates are compared.
   """
 
+  name: str = setting('cifar10', choices=(*images.NAMES, *STREAMED))
+  dataset: str = setting('')
+  image_size: int = setting(32, at_least=1)
+  num_threads: int = setting(8, at_least=0)
+  num_workers: int = setting(0, at_least=0)
   validation_fraction: float = setting(0.1, at_least=0, below=1)
+  test: bool = setting(True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment(augmentation.Augment):
+  """Augmentation in training, see `darts_jax.data.settings.Augment`; streamed images are also cropped at random.
+
+  Attributes:
+    brightness: of RGB images: their factor is drawn from 1 ± this; 0 for none.
+    contrast: likewise.
+    saturation: likewise.
+    hue: it is shifted by up to this part of the colour circle.
+  """
+
+  brightness: float = setting(0.0, at_least=0)
+  contrast: float = setting(0.0, at_least=0)
+  saturation: float = setting(0.0, at_least=0)
+  hue: float = setting(0.0, at_least=0, at_most=0.5)
+
+  @property
+  def jitters(self) -> bool:
+    """Whether colours change."""
+    return any((self.brightness, self.contrast, self.saturation, self.hue))
 
 
 @dataclasses.dataclass(frozen=True)

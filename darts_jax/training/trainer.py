@@ -13,8 +13,9 @@ import optax
 from jax import lax
 from jax.sharding import Mesh
 
-from darts_jax.data.augment import augment
-from darts_jax.data.batches import Evaluation, Examples, epoch_indices, evaluate
+from darts_jax.data.augment import augment, normalise
+from darts_jax.data.batches import Evaluation, Examples, epoch_indices, evaluate, tally
+from darts_jax.data.jitter import color_jitter
 from darts_jax.hypergradient import global_norm
 from darts_jax.nets.conv import Logits
 from darts_jax.nets.layers import init_variables, running_average
@@ -118,6 +119,8 @@ class Trainer:
     self.init = jax.jit(self._init, out_shardings=same)
     self.run = jax.jit(self._run, donate_argnums=0, out_shardings=same, compiler_options=options)
     self.evaluate = jax.jit(self._evaluate, out_shardings=same, compiler_options=options)
+    self.raw_step = jax.jit(self._raw_step, donate_argnums=0, out_shardings=same, compiler_options=options)
+    self.tally = jax.jit(self._tally, out_shardings=same, compiler_options=options)
 
   def template(self) -> TrainState:
     """Shapes, dtypes and places of the state, without arrays."""
@@ -163,9 +166,32 @@ class Trainer:
     settings = self._settings
     chosen = epoch_indices(state.key, _ORDER, state.step, self.steps_per_epoch, settings.batch_size, self._num_train)
     raw, labels = lax.with_sharding_constraint((data.images[chosen], data.labels[chosen]), batch_sharding(self._mesh))
+    return Examples(self._augmented(state, raw), labels)
+
+  def _augmented(self, state: TrainState, raw: Array) -> Array:
+    settings = self._settings.augment
     key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _AUGMENT)
-    images = augment(raw, key, self._mean, self._std, **dataclasses.asdict(settings.augment))
-    return Examples(images, labels)
+    recolour = None
+    if settings.jitters:
+      strengths = {name: getattr(settings, name) for name in ('brightness', 'contrast', 'saturation', 'hue')}
+
+      def recolour(images: Array, key: Array) -> Array:
+        return 255 * color_jitter(images.astype(jnp.float32) / 255, key, **strengths)
+
+    return augment(
+      raw,
+      key,
+      self._mean,
+      self._std,
+      crop_padding=settings.crop_padding,
+      flip=settings.flip,
+      cutout=settings.cutout,
+      recolour=recolour,
+    )
+
+  def _raw_step(self, state: TrainState, batch: Examples) -> tuple[TrainState, dict[str, Array]]:
+    """One step on raw images, which are augmented and normalised; the state is donated."""
+    return self.step(state, Examples(self._augmented(state, batch.images), batch.labels))
 
   def step(self, state: TrainState, batch: Examples) -> tuple[TrainState, dict[str, Array]]:
     """One step of clipped SGD.
@@ -220,17 +246,21 @@ class Trainer:
 
   def _evaluate(self, state: TrainState, data: Examples) -> Evaluation:
     """Loss and accuracy on raw images, with running statistics and no augmentation."""
-    variables = state.variables
-
-    def logits_of(images: Array) -> Array:
-      with _precisely(self._settings.precision):
-        logits: Any = self.net.apply(variables, images, train=False)
-      main: Array = logits.main
-      return main
-
+    logits_of = functools.partial(self._logits, state.variables)
     settings = self._settings
     sharding = batch_sharding(self._mesh)
     return evaluate(logits_of, data, settings.batch_size, self._mean, self._std, settings.precision, sharding)
+
+  def _tally(self, state: TrainState, batch: Examples, counts: Array) -> tuple[Evaluation, Array]:
+    """Sums of losses and right answers over the raw images of a batch that count, `[B]` bool, and their number."""
+    images = normalise(batch.images, self._mean, self._std).astype(self._settings.precision)
+    return tally(self._logits(state.variables, images), batch.labels, counts), jnp.sum(counts)
+
+  def _logits(self, variables: PyTree, images: Array) -> Array:
+    with _precisely(self._settings.precision):
+      logits: Any = self.net.apply(variables, images, train=False)
+    main: Array = logits.main
+    return main
 
 
 def _precisely(precision: str) -> contextlib.AbstractContextManager[Any]:

@@ -8,13 +8,10 @@ import pytest
 
 import darts_jax
 from darts_jax import training
-from darts_jax.data.images import load
 from darts_jax.genotype import Genotype
 from darts_jax.runtime import loop as loops
 from darts_jax.runtime import metrics
-from darts_jax.runtime.mesh import make_mesh
 from darts_jax.runtime.progress import Progress
-from darts_jax.settings import build
 from darts_jax.training import loop as training_loop
 
 CELL = (('skip_connect', 0), ('avg_pool_3x3', 1))
@@ -106,20 +103,6 @@ def test_what_a_training_writes(uninterrupted):
   model = json.loads((workdir / 'model.json').read_text())
   assert model['image_shape'] == [8, 8, 1]
   assert model['num_classes'] == 10
-
-
-def test_held_out_images_are_not_trained_on():
-  settings = build(training.Training, CONFIG)
-  digits = load('digits')
-  parts = training_loop.place(digits, settings, make_mesh(1))
-  sizes = {name: len(part.labels) for name, part in parts.items()}
-  assert sizes == {'train': 1294, 'valid': 144, 'test': 359}
-  seen = [np.concatenate([parts[name].images for name in names]) for names in (('train', 'valid'), ('test',))]
-  for found, expected in zip(seen, (digits.x_train, digits.x_test), strict=True):
-    rows = [sorted(map(bytes, images)) for images in (found, expected)]
-    assert rows[0] == rows[1]
-  whole = build(training.Training, {**CONFIG, 'data': {'name': 'digits', 'validation_fraction': 0.0}})
-  assert sorted(training_loop.place(digits, whole, make_mesh(1))) == ['test', 'train']
 
 
 def test_load_names_what_is_missing(tmp_path, uninterrupted):

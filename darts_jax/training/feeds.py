@@ -1,0 +1,258 @@
+"""Where a training gets its images: a dataset that lies on the devices, or one that is streamed from files."""
+
+import functools
+from collections.abc import Callable, Generator, Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from darts_jax.data import images as image_data
+from darts_jax.data.batches import Evaluation, Examples
+from darts_jax.data.images import Images
+from darts_jax.data.official import IMAGENET_MEAN, IMAGENET_STD
+from darts_jax.data.records import EVALUATION, TRAIN, Records, image_folder, tfds_directory
+from darts_jax.data.stream import Batch, Stream
+from darts_jax.runtime.mesh import batch_sharding, replicated
+from darts_jax.training.settings import STREAMED, Training
+from darts_jax.training.trainer import Trainer, TrainState
+
+Array = jax.Array
+#: Compiles a function for arguments: `(name, jitted, *arguments) → compiled`.
+Compile = Callable[..., Any]
+#: Is told of an event: `(event, message)`.
+Note = Callable[[str, str], None]
+
+
+class Feed(Protocol):
+  """The images of a training.
+
+  Attributes:
+    name: of the dataset.
+    image_shape: `(H, W, C)`.
+    num_classes: class ids are below it.
+    mean: `[C]` of raw pixel values.
+    std: likewise.
+    num_train: number of training images, those that are held out left out.
+    parts: names of the parts that can be measured: `valid`, if images are held out, and `test`, if there are any
+      and they are to be read.
+  """
+
+  name: str
+  image_shape: tuple[int, int, int]
+  num_classes: int
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+  num_train: int
+  parts: tuple[str, ...]
+
+  def prepare(self, trainer: Trainer, state: TrainState, step: int, compile_: Compile, note: Note) -> None:
+    """Makes `advance` ready to go on from a step."""
+
+  def advance(self, state: TrainState, num_steps: int) -> tuple[TrainState, Mapping[str, Any]]:
+    """Takes up to so many steps; see `Trainer.run`."""
+
+  def measure(self, part: str, trainer: Trainer, state: TrainState, compile_: Compile, note: Note) -> Evaluation:
+    """Loss and accuracies on all images of a part."""
+
+  def close(self) -> None:
+    """Stops what reads ahead."""
+
+
+def open_feed(settings: Training, mesh: Mesh) -> Feed:
+  """The images that the settings name.
+
+  Raises:
+    ValueError: they are not there or unfit, or too few for a batch.
+  """
+  data = settings.data
+  if data.name not in STREAMED:
+    return Placed(data.load(), settings, mesh)
+  open_split: Callable[..., Records] = image_folder
+  if data.name == 'tfds':
+    open_split = functools.partial(_open_tfds, name=data.dataset)
+  return Streamed(open_split, settings, mesh)
+
+
+def _open_tfds(path: str, split: Any, *, name: str) -> Records:
+  return tfds_directory(path, name, split)
+
+
+class Placed:
+  """A dataset that lies on every device, whole."""
+
+  def __init__(self, images: Images, settings: Training, mesh: Mesh) -> None:
+    """Divides the training images by seed and puts everything on the devices.
+
+    Raises:
+      ValueError: a batch is larger than the training part, the validation part is empty, or colours are to be jittered
+        that are none.
+    """
+    self.name, self.num_classes, self.mean, self.std = images.name, images.num_classes, images.mean, images.std
+    height, width, channels = images.x_train.shape[1:]
+    self.image_shape = (height, width, channels)
+    if settings.augment.jitters and (channels != 3 or images.x_train.dtype != np.uint8):
+      raise ValueError(
+        f'config.augment: brightness, contrast, saturation and hue are of uint8 RGB images; those of {images.name} are'
+        f' {images.x_train.dtype} with {channels} channels'
+      )
+    fraction = settings.data.validation_fraction
+    chosen = {'train': np.arange(len(images.y_train))}
+    if fraction:
+      chosen['train'], chosen['valid'] = image_data.split(len(images.y_train), fraction, settings.seed)
+    arrays = {name: (images.x_train[indices], images.y_train[indices]) for name, indices in chosen.items()}
+    if settings.data.test and images.x_test is not None and images.y_test is not None:
+      arrays['test'] = images.x_test, images.y_test
+    self.num_train = len(chosen['train'])
+    _check_batch_size(settings.batch_size, self.num_train, images.name)
+    self.parts = tuple(name for name in arrays if name != 'train')
+    self.examples = {name: Examples(*jax.device_put(pair, replicated(mesh))) for name, pair in arrays.items()}
+    self._run: Any = None
+    # By number of images, which the compiled function depends on.
+    self._evaluations: dict[int, Any] = {}
+
+  def prepare(self, trainer: Trainer, state: TrainState, step: int, compile_: Compile, note: Note) -> None:
+    """See `Feed`."""
+    del step, note
+    self._run = compile_('training step', trainer.run, state, self.examples['train'], jnp.int32(1))
+
+  def advance(self, state: TrainState, num_steps: int) -> tuple[TrainState, Mapping[str, Any]]:
+    """See `Feed`."""
+    found: tuple[TrainState, Mapping[str, Any]] = self._run(state, self.examples['train'], jnp.int32(num_steps))
+    return found
+
+  def measure(self, part: str, trainer: Trainer, state: TrainState, compile_: Compile, note: Note) -> Evaluation:
+    """See `Feed`."""
+    del note
+    data = self.examples[part]
+    size = len(data.labels)
+    if size not in self._evaluations:
+      # Not compiled before it is needed, so that the first step is seen sooner.
+      self._evaluations[size] = compile_({'valid': 'validation', 'test': 'test'}[part], trainer.evaluate, state, data)
+    found: Evaluation = self._evaluations[size](state, data)
+    return found
+
+  def close(self) -> None:
+    """See `Feed`."""
+
+
+class Streamed:
+  """A dataset in files, of which every process reads its own part of each batch."""
+
+  def __init__(self, open_split: Callable[..., Records], settings: Training, mesh: Mesh) -> None:
+    """Opens the splits; reads no image.
+
+    Args:
+      open_split: `(path, split or splits) → records`.
+      settings: of the training.
+      mesh: devices with an axis `data`.
+
+    Raises:
+      ValueError: a split is not there, has no images or other classes, or there are too few for a batch.
+    """
+    data = settings.data
+    try:
+      train, test = open_split(data.dir, TRAIN), open_split(data.dir, EVALUATION)
+    except ValueError as error:
+      raise ValueError(f'config.data.dir: {error}') from error
+    self.name = data.dataset if data.name == 'tfds' else data.dir
+    self.num_classes = len(train.classes)
+    self.image_shape = (data.image_size, data.image_size, 3)
+    self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD
+    chosen = {'train': np.arange(len(train))}
+    if data.test:
+      chosen['test'] = np.arange(len(test))
+    if data.validation_fraction:
+      chosen['train'], held_out = image_data.split(len(train), data.validation_fraction, settings.seed)
+      # In their own order they lie side by side in files.
+      chosen['valid'] = np.sort(held_out)
+    self.num_train = len(chosen['train'])
+    _check_batch_size(settings.batch_size, self.num_train, self.name)
+    self.parts: tuple[str, ...] = tuple(name for name in ('valid', 'test') if name in chosen)
+    self._mesh = mesh
+    self._records = {'train': train, 'valid': train, 'test': test}
+    self.streams = {
+      name: Stream(
+        self._records[name],
+        indices,
+        batch_size=settings.batch_size,
+        image_size=data.image_size,
+        train=name == 'train',
+        seed=settings.seed,
+        num_threads=data.num_threads,
+        num_workers=data.num_workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+      )
+      for name, indices in chosen.items()
+    }
+    self._batches: Generator[Batch, None, None] | None = None
+    self._step: Any = None
+    self._tally: Any = None
+    self._note: Note = lambda event, message: None
+    self._known_damaged: set[tuple[str, int]] = set()
+
+  def prepare(self, trainer: Trainer, state: TrainState, step: int, compile_: Compile, note: Note) -> None:
+    """See `Feed`."""
+    self._note = note
+    self._batches = self.streams['train'].batches(step)
+    rows, size = self.streams['train'].batch_size, self.image_shape
+    images: Any = jax.ShapeDtypeStruct((rows, *size), jnp.uint8, sharding=batch_sharding(self._mesh))
+    labels: Any = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=batch_sharding(self._mesh))
+    self._step = compile_('training step', trainer.raw_step, state, Examples(images, labels))
+
+  def advance(self, state: TrainState, num_steps: int) -> tuple[TrainState, Mapping[str, Any]]:
+    """See `Feed`; a metric that is not finite is seen at the end of the call."""
+    assert self._batches is not None
+    totals: dict[str, Any] = {}
+    for _ in range(num_steps):
+      batch = next(self._batches)
+      self._name_damaged('train', batch)
+      state, metrics = self._step(state, Examples(*self._place(batch.images, batch.labels)))
+      totals = {name: totals.get(name, 0) + value for name, value in metrics.items()}
+    finite = all(np.isfinite(jax.device_get(value)) for value in totals.values())
+    return state, {**totals, 'steps': num_steps, 'finite': finite}
+
+  def measure(self, part: str, trainer: Trainer, state: TrainState, compile_: Compile, note: Note) -> Evaluation:
+    """See `Feed`; images that cannot be read are left out."""
+    self._note = note
+    total, count = Evaluation(*[jnp.zeros(())] * len(Evaluation._fields)), 0
+    batches = self.streams[part].batches()
+    try:
+      for batch in batches:
+        self._name_damaged(part, batch)
+        images, labels, counts = self._place(batch.images, batch.labels, batch.counts)
+        if self._tally is None:
+          self._tally = compile_('evaluation', trainer.tally, state, Examples(images, labels), counts)
+        found, number = self._tally(state, Examples(images, labels), counts)
+        total, count = jax.tree.map(jnp.add, total, found), count + number
+    finally:
+      batches.close()
+    return jax.tree.map(lambda s: s / count, total)
+
+  def close(self) -> None:
+    """See `Feed`."""
+    if self._batches is not None:
+      self._batches.close()
+
+  def _place(self, *arrays: np.ndarray) -> list[Array]:
+    sharding = batch_sharding(self._mesh)
+    return [jax.make_array_from_process_local_data(sharding, array) for array in arrays]
+
+  def _name_damaged(self, part: str, batch: Batch) -> None:
+    records = self._records[part]
+    for index in batch.damaged[batch.damaged >= 0]:
+      known = ('test' if part == 'test' else 'train', int(index))
+      if known not in self._known_damaged:
+        self._known_damaged.add(known)
+        instead = 'the next one takes its place' if part == 'train' else 'it is left out'
+        self._note('damaged_image', f'{records.name(int(index))}: cannot be decoded; {instead}')
+
+
+def _check_batch_size(batch_size: int, num_train: int, name: str) -> None:
+  if num_train < batch_size:
+    raise ValueError(
+      f'config.batch_size: {batch_size} is larger than the training part of {name}, which has {num_train} images'
+    )
