@@ -1,8 +1,9 @@
 """Training a found architecture from scratch. `run` is a whole training; `Trainer` its compiled parts."""
 
 from darts_jax.runtime.loop import Diverged
-from darts_jax.training.loop import Result, run
+from darts_jax.training.loop import Result, check, run
 from darts_jax.training.model import Model, num_weights
+from darts_jax.training.model import read as read_model
 from darts_jax.training.repeats import mean_and_std, run_seeds, summarise
 from darts_jax.training.restore import Trained, load, write
 from darts_jax.training.settings import Training
@@ -16,9 +17,11 @@ __all__ = [
   'Trained',
   'Trainer',
   'Training',
+  'check',
   'load',
   'mean_and_std',
   'num_weights',
+  'read_model',
   'run',
   'run_seeds',
   'summarise',

@@ -93,6 +93,14 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genoty
   )
 
 
+def check(settings: Training) -> None:
+  """Raises the ValueError that `run` would, whatever the architecture, before anything is trained."""
+  mesh = make_mesh()
+  check_batch(settings.batch_size, mesh)
+  some = next(found for found in genotypes.published().values() if isinstance(found, Genotype))
+  make_model(settings, some, open_feed(settings, mesh))
+
+
 def make_model(settings: Training, genotype: Genotype, feed: Feed) -> Model:
   """The network that the settings describe, for a dataset.
 

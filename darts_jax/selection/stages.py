@@ -1,0 +1,224 @@
+"""A selection: stage after stage, each of runs that resume by themselves."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from darts_jax import genotype as genotypes
+from darts_jax import search as searches
+from darts_jax import training
+from darts_jax.genotype import Genotype
+from darts_jax.runtime import metrics
+from darts_jax.runtime.workdir import claim, named_errors, write_whole
+from darts_jax.search.settings import Search
+from darts_jax.selection import page
+from darts_jax.selection.random_cells import random_genotype
+from darts_jax.selection.settings import Selection
+from darts_jax.settings import build, rename
+from darts_jax.training.settings import Training
+
+Json = dict[str, Any]
+
+
+class Interrupted(RuntimeError):
+  """A run was interrupted and saved; the same command goes on with it."""
+
+
+class _Candidate(NamedTuple):
+  """An architecture, its brief training, and the seconds of both."""
+
+  name: str
+  genotype: Genotype
+  valid_accuracy: float
+  search_seconds: float
+  selection_seconds: float
+
+
+def run(
+  config: Mapping[str, Any], workdir: str | pathlib.Path, note: Callable[[str], None] = lambda message: None
+) -> Json:
+  """Searches, selects and trains, or goes on with the selection that `workdir` holds.
+
+  Args:
+    config: fields of `darts_jax.selection.settings.Selection`, as nested mappings or `ConfigDict`.
+    workdir: gets `results.json`, `results.md`, `report.html`, and a folder for every run: `search/…`, `candidates/…`,
+      `final/…`.
+    note: is told what begins.
+
+  Returns:
+    What `results.json` holds: of each method the candidates, the pick and its test accuracies.
+
+  Raises:
+    ValueError: a setting, the data or the directory is unfit.
+    Interrupted: by a signal; nothing is lost.
+    Diverged: a loss or gradient was not finite.
+  """
+  settings = build(Selection, config)
+  workdir = pathlib.Path(workdir).expanduser()
+  # What a later stage would stumble over is found before the first.
+  try:
+    training.check(settings.training)
+  except ValueError as error:
+    raise ValueError(rename(str(error), 'config.training')) from error
+  claim(workdir, dataclasses.asdict(settings), 'selection')
+  selection = _Selection(settings, workdir, note)
+  results: Json = {
+    'settings': {
+      'searches': settings.searches,
+      'selection_epochs': settings.selection_epochs,
+      'trainings': settings.trainings,
+      'epochs': settings.training.epochs,
+      'search_epochs': settings.search.epochs,
+      'strategy': settings.search.strategy,
+      'hypergradient': settings.search.hypergradient.name,
+      'data': settings.training.data.name,
+      'validation_fraction': settings.training.data.validation_fraction,
+    },
+    'methods': [],
+  }
+  found = selection.searched()
+  results['methods'].append(selection.method(settings.search.strategy, found))
+  write(results, workdir)
+  if settings.random_search:
+    results['methods'].append(selection.method('random search', selection.randomly_searched(found)))
+    write(results, workdir)
+  if settings.random_architectures:
+    results['methods'].append(selection.random_architectures())
+    write(results, workdir)
+  return results
+
+
+def write(results: Json, workdir: pathlib.Path) -> None:
+  """Writes results and their page."""
+  files = {
+    'results.json': json.dumps(results, indent=1) + '\n',
+    'results.md': page.markdown(results),
+    'report.html': page.render(results),
+  }
+  with named_errors(workdir):
+    for name, text in files.items():
+      write_whole(workdir / name, text.encode())
+
+
+class _Selection:
+  def __init__(self, settings: Selection, workdir: pathlib.Path, note: Callable[[str], None]) -> None:
+    self._settings = settings
+    self._workdir = workdir
+    self._note = note
+
+  def searched(self) -> list[_Candidate]:
+    """What the searches found, each trained briefly."""
+    settings = self._settings
+    found: list[tuple[str, Genotype, float]] = []
+    for seed in range(settings.search.seed, settings.search.seed + settings.searches):
+      self._note(f'search {len(found) + 1} of {settings.searches}')
+      folder = self._workdir / 'search' / f'seed_{seed}'
+      result = searches.run(_as_config(dataclasses.replace(settings.search, seed=seed)), folder)
+      if not result.finished:
+        raise Interrupted(f'the search with seed {seed} was interrupted; the same command goes on with it')
+      found.append((f'seed_{seed}', result.genotype, _seconds(folder)))
+    return [self._briefly_trained(*each) for each in found]
+
+  def randomly_searched(self, found: Sequence[_Candidate]) -> list[_Candidate]:
+    """Random architectures, each trained briefly, as many as took the time of these candidates."""
+    settings = self._settings
+    budget = sum(candidate.search_seconds + candidate.selection_seconds for candidate in found)
+    candidates: list[_Candidate] = []
+    while len(candidates) < settings.random_candidates:
+      number = len(candidates)
+      # Another one is begun while there is time for one like those before.
+      spent = sum(candidate.selection_seconds for candidate in candidates)
+      if number and spent + spent / number > budget:
+        break
+      genotype = random_genotype(settings.search.network, settings.training.seed, number)
+      candidates.append(self._briefly_trained(f'random_{number}', genotype, 0.0))
+    return candidates
+
+  def method(self, name: str, candidates: Sequence[_Candidate]) -> Json:
+    """The pick among candidates by validation, fully trained and tested."""
+    # The first of equals.
+    pick = max(candidates, key=lambda candidate: candidate.valid_accuracy)
+    tests, seconds = [], 0.0
+    for i in range(self._settings.trainings):
+      settings = self._settings.training
+      settings = dataclasses.replace(settings, seed=settings.seed + i)
+      self._note(f'{name}: training {i + 1} of {self._settings.trainings} of the pick')
+      folder = self._workdir / 'final' / name.replace(' ', '_') / f'seed_{settings.seed}'
+      tests.append(self._trained(settings, pick.genotype, folder).test_accuracy)
+      seconds += _seconds(folder)
+    return {
+      'name': name,
+      'candidates': [
+        {
+          'name': candidate.name,
+          'genotype': genotypes.to_dict(candidate.genotype),
+          'valid_accuracy': candidate.valid_accuracy,
+        }
+        for candidate in candidates
+      ],
+      'pick': pick.name,
+      'genotype': genotypes.to_dict(pick.genotype),
+      'parameters': self._num_weights(pick.genotype),
+      'test_accuracies': tests,
+      'seconds': {
+        'search': sum(candidate.search_seconds for candidate in candidates),
+        'selection': sum(candidate.selection_seconds for candidate in candidates),
+        'evaluation': seconds,
+      },
+    }
+
+  def random_architectures(self) -> Json:
+    """Random architectures, each fully trained once, without any selection."""
+    settings = self._settings.training
+    tests, seconds = [], 0.0
+    for number in range(self._settings.random_architectures):
+      # Other numbers than those that are selected among.
+      genotype = random_genotype(self._settings.search.network, settings.seed, 10**6 + number)
+      self._note(f'random architecture {number + 1} of {self._settings.random_architectures}')
+      folder = self._workdir / 'final' / 'random_architectures' / str(number)
+      tests.append(self._trained(settings, genotype, folder).test_accuracy)
+      seconds += _seconds(folder)
+    return {
+      'name': 'random architectures',
+      'candidates': [],
+      'pick': None,
+      'genotype': None,
+      'parameters': None,
+      'test_accuracies': tests,
+      'seconds': {'search': 0.0, 'selection': 0.0, 'evaluation': seconds},
+    }
+
+  def _briefly_trained(self, name: str, genotype: Genotype, search_seconds: float) -> _Candidate:
+    settings = self._settings.training
+    brief = dataclasses.replace(
+      settings, epochs=self._settings.selection_epochs, data=dataclasses.replace(settings.data, test=False)
+    )
+    self._note(f'brief training of {name}')
+    folder = self._workdir / 'candidates' / name
+    result = self._trained(brief, genotype, folder)
+    return _Candidate(name, genotype, result.valid_accuracy, search_seconds, _seconds(folder))
+
+  def _trained(self, settings: Training, genotype: Genotype, folder: pathlib.Path) -> training.Result:
+    result = training.run(_as_config(settings), folder, genotype)
+    if not result.finished:
+      raise Interrupted(f'the training in {folder} was interrupted; the same command goes on with it')
+    return result
+
+  def _num_weights(self, genotype: Genotype) -> int:
+    model = training.read_model(self._workdir / 'final' / self._settings.search.strategy / self._first_seed)
+    return training.num_weights(dataclasses.replace(model, genotype=genotype))
+
+  @property
+  def _first_seed(self) -> str:
+    return f'seed_{self._settings.training.seed}'
+
+
+def _as_config(settings: Search | Training) -> dict[str, Any]:
+  return dataclasses.asdict(settings)
+
+
+def _seconds(folder: pathlib.Path) -> float:
+  """Time in the epochs of a run."""
+  return sum(float(line['seconds']) for line in metrics.read(folder) if line['kind'] == 'epoch')

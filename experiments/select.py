@@ -1,0 +1,31 @@
+"""Searches with several seeds, selects a cell by validation, trains it from scratch, and compares it with random ones.
+
+python -m experiments.select --config=configs/digits_select.py [--workdir=DIR] [--config.FIELD=VALUE ...]
+"""
+
+import pathlib
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from darts_jax import selection
+from experiments.entry import launch
+
+
+def run(config: Mapping[str, Any], workdir: pathlib.Path) -> int:
+  """Runs or resumes a selection and prints its table; returns the exit code."""
+  try:
+    results = selection.run(config, workdir, lambda message: print(f'== {message}', file=sys.stderr, flush=True))
+  except selection.Interrupted as error:
+    print(error, file=sys.stderr)
+    return 130
+  except selection.Diverged as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 1
+  print(selection.markdown(results))
+  print(f'report: {workdir / "report.html"}')
+  return 0
+
+
+if __name__ == '__main__':
+  launch(run, 'usage: python -m experiments.select --config=configs/digits_select.py [--workdir=DIR]')
