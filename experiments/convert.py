@@ -16,10 +16,13 @@ USAGE = (
   'usage: python -m experiments.convert --weights=FILE --genotype=NAME|PATH --dataset=cifar10|cifar100|imagenet'
   ' --workdir=DIR'
 )
-#: Image shape, mean and standard deviation, in raw pixel values, by dataset.
+#: Classes, image shape, mean and standard deviation, in raw pixel values, by dataset.
 _DATASETS = {
-  **{name: (OFFICIAL[name].image_shape, OFFICIAL[name].mean, OFFICIAL[name].std) for name in ('cifar10', 'cifar100')},
-  'imagenet': ((224, 224, 3), IMAGENET_MEAN, IMAGENET_STD),
+  **{
+    name: (OFFICIAL[name].num_classes, OFFICIAL[name].image_shape, OFFICIAL[name].mean, OFFICIAL[name].std)
+    for name in ('cifar10', 'cifar100')
+  },
+  'imagenet': (1000, (224, 224, 3), IMAGENET_MEAN, IMAGENET_STD),
 }
 FLAGS = (
   Flag('weights', None, 'A state dict: .pt or .pth, which is read without executing it, .npz or .safetensors.'),
@@ -42,7 +45,9 @@ def run(weights: str | None, genotype: str | None, dataset: str | None, workdir:
   net, variables = weight_files.import_reference(str(weights), found)
   if (net.stem == 'imagenet') != (dataset == 'imagenet'):
     raise ValueError(f'--dataset: {dataset} does not go with {weights}, which has the stem for {net.stem}')
-  shape, mean, std = _DATASETS[str(dataset)]
+  num_classes, shape, mean, std = _DATASETS[str(dataset)]
+  if net.num_classes != num_classes:
+    raise ValueError(f'--dataset: {dataset} has {num_classes} classes, the network in {weights} {net.num_classes}')
   model = training.Model(
     found,
     net.channels,

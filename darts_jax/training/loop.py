@@ -76,7 +76,7 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genoty
     models.write(model, workdir)
   enable_cache()
   with InterruptGuard() as guard:
-    loop = _Loop(settings, workdir, trainer, feed, guard)
+    loop = _Loop(settings, workdir, trainer, feed, model, guard)
     try:
       _, last_epoch, finished = loop.run()
     finally:
@@ -140,6 +140,7 @@ class _Loop(Loop[TrainState]):
     workdir: pathlib.Path,
     trainer: Trainer,
     feed: Feed,
+    model: Model,
     guard: InterruptGuard,
   ) -> None:
     plan = Plan(
@@ -153,12 +154,17 @@ class _Loop(Loop[TrainState]):
     self._settings = settings
     self._trainer = trainer
     self._feed = feed
+    self._model = model
 
   def init(self) -> TrainState:
     return self._trainer.init(jax.random.key(self._settings.seed))
 
   def template(self) -> TrainState:
     return self._trainer.template()
+
+  def opened(self, state: TrainState, resume_step: int | None) -> None:
+    if resume_step is None:
+      self.note(0, 'network', f'{models.num_weights(self._model):,} parameters, without the auxiliary head')
 
   def prepare(self, state: TrainState, step: int) -> None:
     self._feed.prepare(self._trainer, state, step, *self._callbacks(step))

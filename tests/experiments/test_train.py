@@ -3,6 +3,7 @@
 import json
 import re
 
+import jax
 import numpy as np
 import pytest
 
@@ -88,7 +89,7 @@ def test_another_architecture_is_refused_in_the_same_folder(finished):
     training.run(config, workdir / 'seed_0', other)
 
 
-def wrong(**changes):
+def changed(**changes):
   config = digits_eval.get_config()
   for path, value in changes.items():
     config.update_from_flattened_dict({path.replace('__', '.'): value})
@@ -118,7 +119,7 @@ def wrong(**changes):
 )
 def test_wrong_settings_are_one_line_and_nothing_is_written(tmp_path, changes, said):
   with pytest.raises(ValueError, match=f'^{re.escape(said)}'):
-    training.run(wrong(**changes), tmp_path / 'run', genotypes.published()['DARTS_V2'])
+    training.run(changed(**changes), tmp_path / 'run', genotypes.published()['DARTS_V2'])
   assert list(tmp_path.iterdir()) == []
 
 
@@ -135,6 +136,24 @@ def test_wrong_settings_are_one_line_and_nothing_is_written(tmp_path, changes, s
 def test_wrong_flags_are_one_line(tmp_path, genotype, seeds, said):
   with pytest.raises(ValueError, match=re.escape(said)):
     train.run(digits_eval.get_config(), tmp_path, genotype, seeds)
+
+
+def test_a_cell_is_transferred_by_its_name_to_images_of_ones_own_in_bfloat16(tmp_path):
+  """Two classes that are told apart by their brightness; 12×16 pixels, three colours."""
+  rng = np.random.default_rng(0)
+  labels = rng.integers(0, 2, 96)
+  pixels = rng.normal(90 + 70 * labels[:, None, None, None], 25, (96, 12, 16, 3)).clip(0, 255).astype(np.uint8)
+  arrays = {'x_train': pixels[:80], 'y_train': labels[:80], 'x_test': pixels[80:], 'y_test': labels[80:]}
+  np.savez(tmp_path / 'mine.npz', **arrays)
+  config = changed(
+    data__name='npz', data__path=str(tmp_path / 'mine.npz'), epochs=6, batch_size=16, precision='bfloat16'
+  )
+  config.network.update(channels=2, layers=3)
+  result = training.run(config, tmp_path / 'run', genotypes.published()['PDARTS'])
+  assert result.test_accuracy > 0.8
+  _, variables = darts_jax.load(tmp_path / 'run')
+  assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype('float32')}
+  assert variables['params']['classifier'].shape[1] == 2
 
 
 def test_configs_hold_every_field_and_the_published_values_are_the_defaults():

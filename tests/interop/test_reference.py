@@ -96,6 +96,7 @@ def test_another_architecture_or_dataset_is_refused(tmp_path, tensors):
   for name, dataset, said in (
     ('DARTS_V1', 'cifar10', 'tensors of the network are missing: .*cells.0._ops.6'),
     ('DARTS_V2', 'imagenet', '--dataset: imagenet does not go with .* the stem for cifar'),
+    ('DARTS_V2', 'cifar100', '--dataset: cifar100 has 100 classes, the network in .*model.npz 10'),
     ('DARTS_V2', 'mnist', "--dataset: 'mnist' is not known; allowed are cifar10, cifar100, imagenet"),
     ('RNN_DARTS_V2', 'cifar10', 'recurrent architecture'),
   ):
