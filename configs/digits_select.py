@@ -1,7 +1,8 @@
 """The paper's whole protocol on scikit-learn's 8×8 digits: search, select, train, and compare with random cells.
 
 Command: python -m experiments.select --config=configs/digits_select.py
-Cost: about eight minutes on 2 CPU cores, most of it compilation; no download.
+Cost: about seven minutes on 2 CPU cores, most of it compilation; no download.
+Should give: test accuracies around 98 % by all methods; digits are too easy to tell them apart.
 """
 
 from ml_collections import ConfigDict
