@@ -33,6 +33,7 @@ def get_config() -> ConfigDict:
   config.data.validation_fraction = 0.1
   config.data.test = True
   config.data.dataset = ''
+  config.data.test_split = ''
   config.data.image_size = 32
   config.data.num_threads = 8
   config.data.num_workers = 0

@@ -239,7 +239,11 @@ def resolve(name_or_path: str) -> AnyGenotype:
   """
   if name_or_path in published():
     return published()[name_or_path]
-  if not pathlib.Path(name_or_path).exists():
+  try:
+    exists = pathlib.Path(name_or_path).exists()
+  except OSError:  # A name too long for a file.
+    exists = False
+  if not exists:
     raise ValueError(
       f'genotype: {name_or_path!r} is neither a file nor a published architecture;'
       f' {_suggest(name_or_path, published())}'

@@ -37,7 +37,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, genotype: str | None, 
   except training.Diverged as error:
     print(f'error: {error}', file=sys.stderr)
     return 1
-  if not results[-1].finished:
+  if len(results) < int(seeds) or not results[-1].finished:
     return 130
   for line in training.summarise(results):
     print(line)

@@ -60,7 +60,8 @@ def tally(logits: Array, labels: Array, counts: Array) -> Evaluation:
   # How many classes are before the right one; those with the same logit are if their index is smaller.
   own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
   earlier = jnp.arange(logits.shape[-1]) < labels[:, None]
-  rank = jnp.sum((logits > own) | ((logits == own) & earlier), axis=-1)
+  # Written so that NaN is behind all others.
+  rank = jnp.sum(~(logits < own) & ~((logits == own) & ~earlier), axis=-1)
   return Evaluation(jnp.sum(losses * counts), jnp.sum((rank < 1) & counts), jnp.sum((rank < 5) & counts))
 
 

@@ -1,5 +1,6 @@
 """Trained networks as files that other programs run, each checked by running it."""
 
+import contextlib
 import pathlib
 from typing import Any
 
@@ -8,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from darts_jax.data.augment import normalise
-from darts_jax.interop import onnx_file, weights
+from darts_jax.interop import onnx_file
 from darts_jax.nets.bilinear import in_plain_operations
+from darts_jax.runtime import weights
 from darts_jax.runtime.workdir import write_whole
 from darts_jax.training.model import Model
 from darts_jax.training.restore import make_apply
+from darts_jax.training.trainer import precisely
 
 FORMATS = ('stablehlo', 'onnx', 'safetensors')
 PLATFORMS = ('cpu', 'cuda', 'tpu')
@@ -65,7 +68,8 @@ def export(model: Model, variables: PyTree, path: pathlib.Path, kind: str) -> fl
   except OSError as error:
     raise ValueError(f'{path}: cannot be written ({error.strerror or error})') from error
   finally:
-    partial.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+      partial.unlink(missing_ok=True)
 
 
 def load_stablehlo(path: pathlib.Path) -> Any:
@@ -82,7 +86,8 @@ def _stablehlo(model: Model, variables: PyTree) -> bytes:
 
   @jax.jit
   def classify(images: jax.Array) -> jax.Array:
-    logits: Any = net.apply(variables, normalise(images, model.mean, model.std), train=False)
+    with precisely('float32'):
+      logits: Any = net.apply(variables, normalise(images, model.mean, model.std), train=False)
     main: jax.Array = logits.main
     return main
 

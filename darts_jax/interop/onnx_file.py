@@ -63,8 +63,10 @@ def build(model: Model, variables: Tree) -> Any:
 
 def run(path: pathlib.Path, images: np.ndarray) -> np.ndarray:
   """`[N, num_classes]` logits that a file gives for `[N, H, W, C]` raw images."""
-  import onnxruntime
-
+  try:
+    import onnxruntime
+  except ImportError as error:
+    raise ValueError(f'ONNX: needs pip install darts_jax[export] ({error})') from error
   session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
   logits: np.ndarray = session.run(None, {'images': images.transpose(0, 3, 1, 2).astype(np.float32)})[0]
   return logits

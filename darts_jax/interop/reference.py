@@ -89,6 +89,8 @@ def infer_network(genotype: Genotype, tensors: Tensors) -> Network:
     if name not in tensors or not np.ndim(tensors[name]):
       raise ValueError(f'tensor {name}: missing; this is no network of the reference (found: {", ".join(tensors)})')
   num_layers = max(layers) + 1
+  if num_layers > len(tensors):
+    raise ValueError(f'tensor cells.{max(layers)}: there are too few tensors for so many cells')
   # Channels double in a reduction cell, which the first may be.
   channels = len(tensors['cells.0.preprocess1.op.1.weight']) // (2 if 0 in reduction_cells(num_layers) else 1)
   return Network(
@@ -125,6 +127,8 @@ class _Reader:
     tensor = np.asarray(self.tensors[name])
     if tensor.ndim != ndim:
       raise ValueError(f'tensor {name}: shape {tensor.shape} found, {ndim} dimensions expected')
+    if not np.isfinite(tensor).all():
+      raise ValueError(f'tensor {name}: a value is not finite')
     return tensor
 
   def dense(self, name: str) -> np.ndarray:
@@ -133,11 +137,23 @@ class _Reader:
 
   def pointwise(self, names: Sequence[str], axis: int = 0) -> np.ndarray:
     """`[M, C, D]` of 1×1 convolutions, stacked along the axis."""
-    return _stack([self.dense(name)[0, 0] for name in names], names, axis)
+    kernels = [self.dense(name) for name in names]
+    self._check('1×1', [kernel.shape[:2] == (1, 1) for kernel in kernels], names)
+    return _stack([kernel[0, 0] for kernel in kernels], names, axis)
 
   def depthwise(self, names: Sequence[str]) -> np.ndarray:
     """`[K, K, M, C]` of depthwise convolutions."""
-    return _stack([self.dense(name)[:, :, 0] for name in names], names, 2)
+    kernels = [self.dense(name) for name in names]
+    self._check('depthwise', [kernel.shape[2] == 1 for kernel in kernels], names)
+    return _stack([kernel[:, :, 0] for kernel in kernels], names, 2)
+
+  def _check(self, kind: str, right: Sequence[bool], names: Sequence[str]) -> None:
+    for name, ok in zip(names, right, strict=True):
+      if not ok:
+        raise ValueError(f'tensor {name}.weight: a {kind} convolution is expected, shape {self._shape(name)} found')
+
+  def _shape(self, name: str) -> tuple[int, ...]:
+    return np.shape((self.tensors or {})[f'{name}.weight'])
 
   def classifier(self, params: Tree, name: str) -> None:
     params['classifier'] = self.take(f'{name}.weight', 2).T

@@ -62,7 +62,9 @@ def training_warnings(records: Sequence[Record]) -> list[str]:
 
   A metric was not finite, a checkpoint was damaged, or images could not be read.
   """
-  unread = [record for record in records if record.get('event') == 'damaged_image']
+  # A resumed run comes across an image again.
+  messages = [str(record.get('message')) for record in records if record.get('event') == 'damaged_image']
+  unread = {message.partition(': ')[0] for message in messages}
   found = [*_non_finite(records, {}), *_damaged(records)]
   if unread:
     found.append(f'{_count(len(unread), "image", "images")} could not be read; see the log of events.')

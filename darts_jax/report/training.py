@@ -14,6 +14,9 @@ def render(run: Run) -> str:
   """The page of a training; the same bytes for the same files."""
   found, origin = _trained(run)
   dataset = html.text(run.setting('data') or 'Unnamed dataset')
+  if dataset in ('image_folder', 'tfds', 'npz'):
+    # These say how images are stored, and the others which they are.
+    dataset = html.text(run.setting({'tfds': 'dataset', 'npz': 'path'}.get(dataset, 'dir')) or dataset)
   facts = {
     'Architecture': _name(found),
     'Channels': run.setting('channels'),
@@ -92,6 +95,8 @@ def _protocol(run: Run) -> str:
     return f'{held} The test images were read once, after the last epoch; no choice was made by them.'
   if run.setting('test') is False:
     return f'{held} The test images are not read: candidates are compared by validation alone.'
+  if run.status == 'finished':
+    return f'{held} There are no test images.'
   return f'{held} The test images have not been read; they are after the last epoch.'
 
 

@@ -84,11 +84,13 @@ class Outcome(NamedTuple, Generic[State]):
     state: the last one.
     last_epoch: metrics of the last complete epoch, none before the first.
     finished: whether all epochs were done; not so after an interruption.
+    requested: the signal that asked for an end, perhaps when there was nothing left to do; None if none did.
   """
 
   state: State
   last_epoch: dict[str, float]
   finished: bool
+  requested: str | None
 
 
 class Loop(abc.ABC, Generic[State]):
@@ -178,7 +180,14 @@ class Loop(abc.ABC, Generic[State]):
         until_epoch = plan.steps_per_epoch - step % plan.steps_per_epoch
         planned = max(1, int(_SECONDS_A_CALL / seconds_a_step))
         start = time.monotonic()
-        state, found = self.advance(state, min(until_line, until_epoch, planned))
+        try:
+          state, found = self.advance(state, min(until_line, until_epoch, planned))
+        except ValueError as error:
+          # Data that cannot be read any more; the steps that were taken are as good as any.
+          self._save(step, state, epoch_sums, log_sums, last_epoch)
+          self.note(step, 'failed', f'{error}; saved at step {step} of {self.total}, start again to resume')
+          self.report()
+          raise
         sums = {name: float(value) for name, value in jax.device_get(dict(found)).items()}
         sums['seconds'] = time.monotonic() - start
         seconds_a_step = sums['seconds'] / sums['steps']
@@ -196,9 +205,8 @@ class Loop(abc.ABC, Generic[State]):
           log_sums = Sums()
         if step % plan.steps_per_epoch == 0:
           evaluation = self.evaluate(state, step)
-          if not all(np.isfinite(value) for value in evaluation.values()):
-            # The last step's loss was that before its update; these weights are not worth a checkpoint.
-            self._stop_diverged(step)
+          # The last step's loss was that before its update; these weights are not worth a checkpoint.
+          self.check_finite(evaluation, step)
           last_epoch = {**epoch_sums.means(), **evaluation}
           self._log.write('epoch', step, {'epoch': epoch, **last_epoch, **self.summary(state, epoch_sums)})
           epoch_sums = Sums()
@@ -214,7 +222,7 @@ class Loop(abc.ABC, Generic[State]):
         self._save(step, state, epoch_sums, log_sums, last_epoch)
         message = f'{self._guard.requested}: saved at step {step} of {self.total}; start again to resume'
         self.note(step, 'interrupted', message)
-    return Outcome(state, last_epoch, step == self.total)
+    return Outcome(state, last_epoch, step == self.total, self._guard.requested)
 
   def compile(self, step: int, name: str, function: Any, *args: Any, detail: str = '') -> Any:
     """A jitted function compiled for arguments, with an event that says how long that took."""
@@ -232,6 +240,11 @@ class Loop(abc.ABC, Generic[State]):
   def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
     """Logs a line of another kind."""
     self._log.write(kind, step, values)
+
+  def check_finite(self, values: Mapping[str, float], step: int) -> None:
+    """Raises Diverged unless all values are finite."""
+    if not all(np.isfinite(value) for value in values.values()):
+      self._stop_diverged(step)
 
   def _save(self, step: int, state: State, epoch_sums: Sums, log_sums: Sums, last_epoch: Mapping[str, float]) -> None:
     metadata = {'epoch_sums': epoch_sums.values, 'log_sums': log_sums.values, 'last_epoch': dict(last_epoch)}

@@ -8,6 +8,9 @@ from typing import Any
 
 from darts_jax.settings import differences
 
+#: Differing fields that a message lists.
+_MAX_LISTED = 6
+
 
 @contextlib.contextmanager
 def named_errors(workdir: pathlib.Path) -> Iterator[None]:
@@ -38,10 +41,13 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any], kind: str) -> None:
         old = json.loads(path.read_text())
       except ValueError as error:
         raise ValueError(f'{path}: not JSON ({error}); choose another --workdir') from error
+      if not isinstance(old, Mapping) or set(old) != set(config):
+        raise ValueError(f'--workdir: {workdir} holds another run than a {kind} of this kind; choose another --workdir')
       changed = differences(old, config)
       if changed:
+        more = f'; and {len(changed) - _MAX_LISTED} more' if len(changed) > _MAX_LISTED else ''
         raise ValueError(
-          f'--workdir: {workdir} holds a {kind} with another config ({"; ".join(changed)});'
+          f'--workdir: {workdir} holds a {kind} with another config ({"; ".join(changed[:_MAX_LISTED])}{more});'
           ' choose another --workdir or the same config'
         )
     else:

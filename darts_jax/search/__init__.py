@@ -1,9 +1,9 @@
 """Searches: how weights and α move. `run` is a whole search; `Searcher` its compiled parts."""
 
 from darts_jax.runtime.loop import Diverged
-from darts_jax.search.loop import Result, run
+from darts_jax.search.loop import Result, check, run
 from darts_jax.search.searcher import Searcher
 from darts_jax.search.settings import Search
 from darts_jax.search.state import SearchState
 
-__all__ = ['Diverged', 'Result', 'Search', 'SearchState', 'Searcher', 'run']
+__all__ = ['Diverged', 'Result', 'Search', 'SearchState', 'Searcher', 'check', 'run']

@@ -40,6 +40,7 @@ class Result:
     valid_accuracy: likewise, 0 to 1.
     state: final state.
     finished: whether all epochs were done; not so after an interruption.
+    interrupted: whether a signal asked for an end, which ends a sequence of searches even if this one is finished.
     report: path of the report page.
   """
 
@@ -48,6 +49,7 @@ class Result:
   valid_accuracy: float
   state: SearchState
   finished: bool
+  interrupted: bool
   report: pathlib.Path
 
 
@@ -81,26 +83,36 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path) -> Result:
   """
   settings = build(Search, config)
   workdir = pathlib.Path(workdir).expanduser()
-  images = settings.data.load()
-  check_images(images)
-  mesh = make_mesh()
-  check_batch(settings.batch_size, mesh)
-  halves = place(images, settings, mesh)
+  images, mesh, halves = _open(settings)
   strategy = make_strategy(settings)
   searcher = Searcher(settings, strategy, images, mesh)
   claim(workdir, dataclasses.asdict(settings), 'search')
   enable_cache()
   with InterruptGuard() as guard:
     loop = _Loop(settings, workdir, searcher, strategy, halves, guard)
-    state, last_epoch, finished = loop.run()
+    state, last_epoch, finished, requested = loop.run()
   return Result(
     strategy.derive(jax.device_get(state.alphas)),
     last_epoch.get('valid_loss', math.nan),
     last_epoch.get('valid_accuracy', math.nan),
     state,
     finished,
+    requested is not None,
     loop.report(),
   )
+
+
+def check(settings: Search) -> None:
+  """Raises the ValueError that `run` would, before anything is searched."""
+  _open(settings)
+
+
+def _open(settings: Search) -> tuple[image_data.Images, jax.sharding.Mesh, Halves]:
+  images = settings.data.load()
+  check_images(images)
+  mesh = make_mesh()
+  check_batch(settings.batch_size, mesh)
+  return images, mesh, place(images, settings, mesh)
 
 
 class _Loop(Loop[SearchState]):

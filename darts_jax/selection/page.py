@@ -99,12 +99,12 @@ def _explained(results: Mapping[str, Any]) -> str:
   settings = results['settings']
   return (
     f'Candidates are trained for {settings["selection_epochs"]} epochs, picks for {settings["epochs"]}. Validation'
-    f' images are {settings["validation_fraction"]:.0%} of the training set, held out of both trainings; searches see'
-    ' them. Validation accuracies are mean ± standard deviation over candidates, that is over search seeds; test'
-    f' accuracies over {settings["trainings"]} training seeds of the pick, and of random architectures over'
-    ' architectures. Test images are read by full trainings alone, once, at the end. Random search compares as many'
-    ' random cells as fit into the time of the searches and their selection, or up to its limit. Times are those of'
-    ' epochs, without compilation.'
+    f' images are {settings["validation_fraction"]:.0%} of the training set, divided by the seed of a training;'
+    ' searches see them. Validation accuracies are mean ± standard deviation over candidates, that is over search'
+    f' seeds; test accuracies over {settings["trainings"]} training seeds of the pick, and of random architectures'
+    ' over architectures. Test images are read by full trainings alone, once, at the end. Random search compares as'
+    ' many random cells as fit into the time of the searches and their selection, or up to its limit, which is marked.'
+    ' Times are those of epochs, without compilation.'
   )
 
 
@@ -113,7 +113,7 @@ def _row(method: Mapping[str, Any]) -> tuple[str, ...]:
   seconds = method['seconds']
   return (
     method['name'],
-    str(len(valid)) if valid else _NONE,
+    f'{len(valid)}{" (limit)" if method.get("limited") else ""}' if valid else _NONE,
     _spread(valid) if valid else _NONE,
     _percent(max(valid)) if valid else _NONE,
     f'{method["parameters"]:,}' if method['parameters'] else _NONE,

@@ -37,8 +37,21 @@ class Selection:
       raise ValueError(
         'config.training.data.validation_fraction: 0.0 is not allowed; candidates are compared by images held out'
       )
+    if not self.training.data.test:
+      raise ValueError('config.training.data.test: False is not allowed; picks are compared by test images in the end')
     if self.selection_epochs > self.training.epochs:
       raise ValueError(
         f'config.selection_epochs: {self.selection_epochs} is not allowed; a full training has {self.training.epochs}'
         ' epochs'
       )
+    if self.training.weights.warmup_epochs > self.selection_epochs:
+      raise ValueError(
+        f'config.training.weights.warmup_epochs: {self.training.weights.warmup_epochs} is not allowed; brief trainings'
+        f' have {self.selection_epochs} epochs'
+      )
+
+  @property
+  def brief(self) -> Training:
+    """The training that candidates are compared by; it does not read the test images."""
+    data = dataclasses.replace(self.training.data, test=False)
+    return dataclasses.replace(self.training, epochs=self.selection_epochs, data=data)

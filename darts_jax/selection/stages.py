@@ -58,10 +58,10 @@ def run(
   settings = build(Selection, config)
   workdir = pathlib.Path(workdir).expanduser()
   # What a later stage would stumble over is found before the first.
-  try:
-    training.check(settings.training)
-  except ValueError as error:
-    raise ValueError(rename(str(error), 'config.training')) from error
+  _named('config.search', searches.check, settings.search)
+  parts = _named('config.training', training.check, settings.training)
+  if 'test' not in parts:
+    raise ValueError('config.training.data: has no test images; picks are compared by them in the end')
   claim(workdir, dataclasses.asdict(settings), 'selection')
   selection = _Selection(settings, workdir, note)
   results: Json = {
@@ -78,16 +78,35 @@ def run(
     },
     'methods': [],
   }
+  if (workdir / 'results.json').exists():
+    # Renewed one after the other: what has been found before is shown until then.
+    results['methods'] = json.loads((workdir / 'results.json').read_text())['methods']
+
+  def add(method: Json) -> None:
+    names = [known['name'] for known in results['methods']]
+    if method['name'] in names:
+      results['methods'][names.index(method['name'])] = method
+    else:
+      results['methods'].append(method)
+    write(results, workdir)
+
   found = selection.searched()
-  results['methods'].append(selection.method(settings.search.strategy, found))
-  write(results, workdir)
+  add(selection.method(settings.search.strategy, found))
   if settings.random_search:
-    results['methods'].append(selection.method('random search', selection.randomly_searched(found)))
-    write(results, workdir)
+    candidates = selection.randomly_searched(found)
+    limited = len(candidates) == settings.random_candidates
+    add({**selection.method('random search', candidates), 'limited': limited})
   if settings.random_architectures:
-    results['methods'].append(selection.random_architectures())
-    write(results, workdir)
+    add(selection.random_architectures())
   return results
+
+
+def _named(path: str, check: Callable[..., Any], settings: Search | Training) -> Any:
+  """What the check returns; the errors it raises name fields below `path`."""
+  try:
+    return check(settings)
+  except ValueError as error:
+    raise ValueError(rename(str(error), path)) from error
 
 
 def write(results: Json, workdir: pathlib.Path) -> None:
@@ -116,7 +135,7 @@ class _Selection:
       self._note(f'search {len(found) + 1} of {settings.searches}')
       folder = self._workdir / 'search' / f'seed_{seed}'
       result = searches.run(_as_config(dataclasses.replace(settings.search, seed=seed)), folder)
-      if not result.finished:
+      if result.interrupted or not result.finished:
         raise Interrupted(f'the search with seed {seed} was interrupted; the same command goes on with it')
       found.append((f'seed_{seed}', result.genotype, _seconds(folder)))
     return [self._briefly_trained(*each) for each in found]
@@ -191,18 +210,19 @@ class _Selection:
     }
 
   def _briefly_trained(self, name: str, genotype: Genotype, search_seconds: float) -> _Candidate:
-    settings = self._settings.training
-    brief = dataclasses.replace(
-      settings, epochs=self._settings.selection_epochs, data=dataclasses.replace(settings.data, test=False)
-    )
     self._note(f'brief training of {name}')
     folder = self._workdir / 'candidates' / name
-    result = self._trained(brief, genotype, folder)
-    return _Candidate(name, genotype, result.valid_accuracy, search_seconds, _seconds(folder))
+    try:
+      accuracy = self._trained(self._settings.brief, genotype, folder).valid_accuracy
+    except training.Diverged as error:
+      # Others may not diverge, and this one is not picked before them.
+      self._note(f'{error}; it counts as a validation accuracy of 0')
+      accuracy = 0.0
+    return _Candidate(name, genotype, accuracy, search_seconds, _seconds(folder))
 
   def _trained(self, settings: Training, genotype: Genotype, folder: pathlib.Path) -> training.Result:
     result = training.run(_as_config(settings), folder, genotype)
-    if not result.finished:
+    if result.interrupted or not result.finished:
       raise Interrupted(f'the training in {folder} was interrupted; the same command goes on with it')
     return result
 

@@ -1,6 +1,7 @@
 """Where a training gets its images: a dataset that lies on the devices, or one that is streamed from files."""
 
 import functools
+import hashlib
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, Protocol
 
@@ -22,8 +23,8 @@ from darts_jax.training.trainer import Trainer, TrainState
 Array = jax.Array
 #: Compiles a function for arguments: `(name, jitted, *arguments) → compiled`.
 Compile = Callable[..., Any]
-#: Is told of an event: `(event, message)`.
-Note = Callable[[str, str], None]
+#: Is told of an event: `(step, event, message)`.
+Note = Callable[[int, str, str], None]
 
 
 class Feed(Protocol):
@@ -36,6 +37,7 @@ class Feed(Protocol):
     mean: `[C]` of raw pixel values.
     std: likewise.
     num_train: number of training images, those that are held out left out.
+    fingerprint: JSON values that tell these images from others; a training goes on with the same ones only.
     parts: names of the parts that can be measured: `valid`, if images are held out, and `test`, if there are any
       and they are to be read.
   """
@@ -46,6 +48,7 @@ class Feed(Protocol):
   mean: tuple[float, ...]
   std: tuple[float, ...]
   num_train: int
+  fingerprint: dict[str, Any]
   parts: tuple[str, ...]
 
   def prepare(self, trainer: Trainer, state: TrainState, step: int, compile_: Compile, note: Note) -> None:
@@ -54,7 +57,9 @@ class Feed(Protocol):
   def advance(self, state: TrainState, num_steps: int) -> tuple[TrainState, Mapping[str, Any]]:
     """Takes up to so many steps; see `Trainer.run`."""
 
-  def measure(self, part: str, trainer: Trainer, state: TrainState, compile_: Compile, note: Note) -> Evaluation:
+  def measure(
+    self, part: str, trainer: Trainer, state: TrainState, step: int, compile_: Compile, note: Note
+  ) -> Evaluation:
     """Loss and accuracies on all images of a part."""
 
   def close(self) -> None:
@@ -106,6 +111,11 @@ class Placed:
     if settings.data.test and images.x_test is not None and images.y_test is not None:
       arrays['test'] = images.x_test, images.y_test
     self.num_train = len(chosen['train'])
+    self.fingerprint = {
+      'classes': self.num_classes,
+      'train': _digest(images.x_train, images.y_train),
+      'test': _digest(*arrays['test']) if 'test' in arrays else None,
+    }
     _check_batch_size(settings.batch_size, self.num_train, images.name)
     self.parts = tuple(name for name in arrays if name != 'train')
     self.examples = {name: Examples(*jax.device_put(pair, replicated(mesh))) for name, pair in arrays.items()}
@@ -123,9 +133,11 @@ class Placed:
     found: tuple[TrainState, Mapping[str, Any]] = self._run(state, self.examples['train'], jnp.int32(num_steps))
     return found
 
-  def measure(self, part: str, trainer: Trainer, state: TrainState, compile_: Compile, note: Note) -> Evaluation:
+  def measure(
+    self, part: str, trainer: Trainer, state: TrainState, step: int, compile_: Compile, note: Note
+  ) -> Evaluation:
     """See `Feed`."""
-    del note
+    del step, note
     data = self.examples[part]
     size = len(data.labels)
     if size not in self._evaluations:
@@ -154,7 +166,8 @@ class Streamed:
     """
     data = settings.data
     try:
-      train, test = open_split(data.dir, TRAIN), open_split(data.dir, EVALUATION)
+      train = open_split(data.dir, TRAIN)
+      test = open_split(data.dir, data.test_split or EVALUATION) if data.test else None
     except ValueError as error:
       raise ValueError(f'config.data.dir: {error}') from error
     self.name = data.dataset if data.name == 'tfds' else data.dir
@@ -162,17 +175,21 @@ class Streamed:
     self.image_shape = (data.image_size, data.image_size, 3)
     self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD
     chosen = {'train': np.arange(len(train))}
-    if data.test:
-      chosen['test'] = np.arange(len(test))
+    self._records = {'train': train, 'valid': train}
+    if test is not None:
+      chosen['test'], self._records['test'] = np.arange(len(test)), test
     if data.validation_fraction:
       chosen['train'], held_out = image_data.split(len(train), data.validation_fraction, settings.seed)
       # In their own order they lie side by side in files.
       chosen['valid'] = np.sort(held_out)
     self.num_train = len(chosen['train'])
+    self.fingerprint = {
+      'classes': list(train.classes),
+      **{name: {'images': len(records), 'first': records.name(0)} for name, records in self._records.items()},
+    }
     _check_batch_size(settings.batch_size, self.num_train, self.name)
     self.parts: tuple[str, ...] = tuple(name for name in ('valid', 'test') if name in chosen)
     self._mesh = mesh
-    self._records = {'train': train, 'valid': train, 'test': test}
     self.streams = {
       name: Stream(
         self._records[name],
@@ -191,12 +208,14 @@ class Streamed:
     self._batches: Generator[Batch, None, None] | None = None
     self._step: Any = None
     self._tally: Any = None
-    self._note: Note = lambda event, message: None
+    self._at = 0
+    self._note: Note = lambda step, event, message: None
+    self._failure: ValueError | None = None
     self._known_damaged: set[tuple[str, int]] = set()
 
   def prepare(self, trainer: Trainer, state: TrainState, step: int, compile_: Compile, note: Note) -> None:
     """See `Feed`."""
-    self._note = note
+    self._at, self._note = step, note
     self._batches = self.streams['train'].batches(step)
     rows, size = self.streams['train'].batch_size, self.image_shape
     images: Any = jax.ShapeDtypeStruct((rows, *size), jnp.uint8, sharding=batch_sharding(self._mesh))
@@ -204,20 +223,42 @@ class Streamed:
     self._step = compile_('training step', trainer.raw_step, state, Examples(images, labels))
 
   def advance(self, state: TrainState, num_steps: int) -> tuple[TrainState, Mapping[str, Any]]:
-    """See `Feed`; a metric that is not finite is seen at the end of the call."""
+    """See `Feed`; a metric that is not finite is seen at the end of the call.
+
+    Raises:
+      ValueError: a file cannot be read, before any step is taken; the state is as it was.
+    """
     assert self._batches is not None
+    if self._failure is not None:
+      raise self._failure
     totals: dict[str, Any] = {}
-    for _ in range(num_steps):
-      batch = next(self._batches)
+    taken = 0
+    while taken < num_steps:
+      try:
+        batch = next(self._batches)
+      except ValueError as error:
+        if not taken:
+          raise
+        # The steps before are returned first.
+        self._failure = error
+        break
       self._name_damaged('train', batch)
       state, metrics = self._step(state, Examples(*self._place(batch.images, batch.labels)))
       totals = {name: totals.get(name, 0) + value for name, value in metrics.items()}
+      taken += 1
+      self._at += 1
     finite = all(np.isfinite(jax.device_get(value)) for value in totals.values())
-    return state, {**totals, 'steps': num_steps, 'finite': finite}
+    return state, {**totals, 'steps': taken, 'finite': finite}
 
-  def measure(self, part: str, trainer: Trainer, state: TrainState, compile_: Compile, note: Note) -> Evaluation:
-    """See `Feed`; images that cannot be read are left out."""
-    self._note = note
+  def measure(
+    self, part: str, trainer: Trainer, state: TrainState, step: int, compile_: Compile, note: Note
+  ) -> Evaluation:
+    """See `Feed`; images that cannot be read are left out.
+
+    Raises:
+      ValueError: none can be read.
+    """
+    self._at, self._note = step, note
     total, count = Evaluation(*[jnp.zeros(())] * len(Evaluation._fields)), 0
     batches = self.streams[part].batches()
     try:
@@ -230,6 +271,8 @@ class Streamed:
         total, count = jax.tree.map(jnp.add, total, found), count + number
     finally:
       batches.close()
+    if not count:
+      raise ValueError(f'{self.name}: not one of the images for the {part} part can be decoded')
     return jax.tree.map(lambda s: s / count, total)
 
   def close(self) -> None:
@@ -248,7 +291,13 @@ class Streamed:
       if known not in self._known_damaged:
         self._known_damaged.add(known)
         instead = 'the next one takes its place' if part == 'train' else 'it is left out'
-        self._note('damaged_image', f'{records.name(int(index))}: cannot be decoded; {instead}')
+        self._note(self._at, 'damaged_image', f'{records.name(int(index))}: cannot be decoded; {instead}')
+
+
+def _digest(images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+  content = hashlib.sha256(np.ascontiguousarray(images).data)
+  content.update(np.ascontiguousarray(labels).data)
+  return {'images': len(labels), 'sha256': content.hexdigest()[:16]}
 
 
 def _check_batch_size(batch_size: int, num_train: int, name: str) -> None:

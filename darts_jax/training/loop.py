@@ -22,7 +22,7 @@ from darts_jax.runtime.mesh import check_batch, make_mesh
 from darts_jax.runtime.workdir import claim, named_errors
 from darts_jax.settings import build
 from darts_jax.training import model as models
-from darts_jax.training.feeds import Compile, Feed, Note, open_feed
+from darts_jax.training.feeds import Feed, open_feed
 from darts_jax.training.model import Model
 from darts_jax.training.settings import Training
 from darts_jax.training.trainer import Trainer, TrainState
@@ -39,6 +39,7 @@ class Result:
     valid_loss: likewise.
     num_weights: in the network, without its auxiliary head.
     finished: whether all epochs were done; not so after an interruption.
+    interrupted: whether a signal asked for an end, which ends a sequence of trainings even if this one is finished.
     report: path of the report page.
   """
 
@@ -48,6 +49,7 @@ class Result:
   valid_loss: float
   num_weights: int
   finished: bool
+  interrupted: bool
   report: pathlib.Path
 
 
@@ -71,14 +73,17 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genoty
   feed = open_feed(settings, mesh)
   model = make_model(settings, genotype, feed)
   trainer = Trainer(settings, model, feed.num_train, mesh)
-  claim(workdir, {**dataclasses.asdict(settings), 'genotype': genotypes.to_dict(genotype)}, 'training')
+  if (workdir / models.WEIGHTS).exists():
+    raise ValueError(f'--workdir: {workdir} holds the weights of another network; choose another')
+  what = {'genotype': genotypes.to_dict(genotype), 'dataset': feed.fingerprint}
+  claim(workdir, {**dataclasses.asdict(settings), **what}, 'training')
   with named_errors(workdir):
     models.write(model, workdir)
   enable_cache()
   with InterruptGuard() as guard:
     loop = _Loop(settings, workdir, trainer, feed, model, guard)
     try:
-      _, last_epoch, finished = loop.run()
+      _, last_epoch, finished, requested = loop.run()
     finally:
       feed.close()
   tested = next((line for line in metrics.read(workdir) if line['kind'] == 'test'), {})
@@ -89,16 +94,23 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genoty
     last_epoch.get('valid_loss', math.nan),
     models.num_weights(model),
     finished,
+    requested is not None,
     loop.report(),
   )
 
 
-def check(settings: Training) -> None:
-  """Raises the ValueError that `run` would, whatever the architecture, before anything is trained."""
+def check(settings: Training) -> tuple[str, ...]:
+  """Raises the ValueError that `run` would, whatever the architecture, before anything is trained.
+
+  Returns:
+    Which parts of the images can be measured: `valid`, `test`.
+  """
   mesh = make_mesh()
   check_batch(settings.batch_size, mesh)
   some = next(found for found in genotypes.published().values() if isinstance(found, Genotype))
-  make_model(settings, some, open_feed(settings, mesh))
+  feed = open_feed(settings, mesh)
+  make_model(settings, some, feed)
+  return feed.parts
 
 
 def make_model(settings: Training, genotype: Genotype, feed: Feed) -> Model:
@@ -167,7 +179,7 @@ class _Loop(Loop[TrainState]):
       self.note(0, 'network', f'{models.num_weights(self._model):,} parameters, without the auxiliary head')
 
   def prepare(self, state: TrainState, step: int) -> None:
-    self._feed.prepare(self._trainer, state, step, *self._callbacks(step))
+    self._feed.prepare(self._trainer, state, step, functools.partial(self.compile, step), self.note)
 
   def advance(self, state: TrainState, num_steps: int) -> tuple[TrainState, Mapping[str, Any]]:
     return self._feed.advance(state, num_steps)
@@ -180,19 +192,22 @@ class _Loop(Loop[TrainState]):
     return {'images_per_second': rate, **super().summary(state, sums)}
 
   def finish(self, state: TrainState) -> None:
-    if 'test' in self._feed.parts:
-      self.write('test', self.total, self._measure('test', state, self.total))
+    # A run that was killed right after it had tested does not test again.
+    tested = any(line['kind'] == 'test' for line in metrics.read(self.workdir))
+    if 'test' in self._feed.parts and not tested:
+      values = self._measure('test', state, self.total)
+      self.check_finite(values, self.total)
+      self.write('test', self.total, values)
 
   def report(self) -> pathlib.Path:
     with named_errors(self.workdir):
       return report.write(self.workdir)
 
   def _measure(self, part: str, state: TrainState, step: int, prefix: str = '') -> dict[str, float]:
-    found: Evaluation = jax.device_get(self._feed.measure(part, self._trainer, state, *self._callbacks(step)))
+    found: Evaluation = jax.device_get(
+      self._feed.measure(part, self._trainer, state, step, functools.partial(self.compile, step), self.note)
+    )
     values = {f'{prefix}loss': float(found.loss), f'{prefix}accuracy': float(found.accuracy)}
     if self._trainer.net.num_classes > 10:
       values[f'{prefix}top5_accuracy'] = float(found.top5_accuracy)
     return values
-
-  def _callbacks(self, step: int) -> tuple[Compile, Note]:
-    return functools.partial(self.compile, step), functools.partial(self.note, step)

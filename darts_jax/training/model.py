@@ -15,6 +15,8 @@ from darts_jax.nets.conv import Network
 from darts_jax.runtime.workdir import write_whole
 
 FILE = 'model.json'
+#: Weights that were not trained where they lie.
+WEIGHTS = 'weights.safetensors'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +83,11 @@ class Model:
     if not isinstance(found, Genotype):
       raise ValueError('genotype: a recurrent architecture; a convolutional one is needed')
     tuples = {name: tuple(values[name]) for name in ('image_shape', 'mean', 'std')}
-    return cls(**{**values, **tuples, 'genotype': found})
+    model = cls(**{**values, **tuples, 'genotype': found})
+    numbers = (model.channels, model.layers, model.num_classes, model.stem_multiplier, *model.image_shape)
+    if not all(isinstance(number, int) and number > 0 for number in numbers):
+      raise ValueError('channels, layers, num_classes, stem_multiplier and image_shape are positive integers')
+    return model
 
 
 def num_weights(model: Model) -> int:

@@ -28,13 +28,15 @@ def run_seeds(
   for seed in range(first, first + num_seeds):
     folder = pathlib.Path(workdir) / f'seed_{seed}' if num_seeds > 1 else workdir
     results.append(run({**dict(config.items()), 'seed': seed}, folder, genotype))
-    if not results[-1].finished:
+    if results[-1].interrupted or not results[-1].finished:
       break
   return results
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
-  """Mean and sample standard deviation; NaN for the latter of a single value."""
+  """Mean and sample standard deviation; NaN for the latter of a single value, and for both if a value is not finite."""
+  if not all(map(math.isfinite, values)):
+    return math.nan, math.nan
   return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from darts_jax.data.augment import normalise
-from darts_jax.interop import weights
+from darts_jax.runtime import weights
 from darts_jax.runtime.checkpoint import Checkpoints
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.runtime.workdir import named_errors
@@ -18,11 +19,9 @@ from darts_jax.settings import build
 from darts_jax.training import model as models
 from darts_jax.training.model import Model
 from darts_jax.training.settings import Training
-from darts_jax.training.trainer import Trainer, TrainState
+from darts_jax.training.trainer import Trainer, TrainState, precisely
 
 Array = jax.Array
-
-_WEIGHTS = 'weights.safetensors'
 
 
 class Trained(NamedTuple):
@@ -49,11 +48,11 @@ def load(workdir: str | os.PathLike[str]) -> Trained:
   """
   folder = pathlib.Path(workdir).expanduser()
   model = models.read(folder)
-  if (folder / _WEIGHTS).exists():
+  if (folder / models.WEIGHTS).exists():
     images = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
     net = model.network()
     template = jax.eval_shape(lambda images: net.init(jax.random.key(0), images, train=True), images)
-    return Trained(make_apply(model), weights.load(folder / _WEIGHTS, template))
+    return Trained(make_apply(model), weights.load(folder / models.WEIGHTS, template))
   return Trained(make_apply(model), _latest(folder, model).variables)
 
 
@@ -67,7 +66,7 @@ def write(model: Model, variables: Any, workdir: pathlib.Path) -> None:
     raise ValueError(f'--workdir: {workdir} holds a training or search; choose another')
   with named_errors(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
-    weights.save(variables, workdir / _WEIGHTS)
+    weights.save(variables, workdir / models.WEIGHTS)
     models.write(model, workdir)
 
 
@@ -77,7 +76,9 @@ def make_apply(model: Model) -> Callable[[Any, Any], Array]:
 
   @jax.jit
   def apply(variables: Any, images: Any) -> Array:
-    logits: Any = net.apply(variables, normalise(jnp.asarray(images), model.mean, model.std), train=False)
+    # As in the evaluation of a training.
+    with precisely('float32'):
+      logits: Any = net.apply(variables, normalise(jnp.asarray(images), model.mean, model.std), train=False)
     main: Array = logits.main
     return main
 
@@ -88,7 +89,8 @@ def _latest(folder: pathlib.Path, model: Model) -> TrainState:
   path = folder / 'config.json'
   try:
     config = json.loads(path.read_text())
-    config.pop('genotype', None)
+    for name in ('genotype', 'dataset'):
+      config.pop(name, None)
     settings = build(Training, config)
   except OSError as error:
     raise ValueError(f'{path}: cannot be read ({error.strerror}); {folder} holds no training') from error
@@ -98,4 +100,6 @@ def _latest(folder: pathlib.Path, model: Model) -> TrainState:
   restored = Checkpoints(folder / 'checkpoints').restore(trainer.template())
   if restored is None:
     raise ValueError(f'{folder}: no checkpoint yet; a training saves one after every epoch')
+  for line in restored.damaged:
+    warnings.warn(f'{line}; the network is that of step {restored.step}', stacklevel=3)
   return restored.state

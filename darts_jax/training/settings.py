@@ -19,6 +19,8 @@ class Data(Source):
 
   Attributes:
     dataset: name of the dataset of `tfds`.
+    test_split: of streamed datasets, the split that is the test set; if not set, the first that is there of `val`,
+      `validation`, `valid` and `test`.
     image_size: pixels a side that streamed images are cropped and resized to.
     num_threads: that read streamed images, in each process or worker.
     num_workers: processes that read them; 0 to read in this one.
@@ -29,6 +31,7 @@ class Data(Source):
 
   name: str = setting('cifar10', choices=(*images.NAMES, *STREAMED))
   dataset: str = setting('')
+  test_split: str = setting('')
   image_size: int = setting(32, at_least=1)
   num_threads: int = setting(8, at_least=0)
   num_workers: int = setting(0, at_least=0)
@@ -142,6 +145,8 @@ class Training:
   def __post_init__(self) -> None:
     if self.network.channels % 2:
       raise ValueError(f'config.network.channels: {self.network.channels} is not allowed; it has to be even')
+    if self.data.name == 'tfds' and not self.data.dataset:
+      raise ValueError("config.data.dataset: '' is not allowed; name the dataset, such as imagenet2012")
     if self.weights.warmup_epochs > self.epochs:
       raise ValueError(
         f'config.weights.warmup_epochs: {self.weights.warmup_epochs} is not allowed; there are {self.epochs} epochs'

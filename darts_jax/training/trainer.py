@@ -223,7 +223,7 @@ class Trainer:
       accuracy = jnp.mean(jnp.argmax(logits.main, -1) == batch.labels, dtype=main.dtype)
       return loss, (main, accuracy, Packed.pack(updated['moments']))
 
-    with _precisely(settings.precision):
+    with precisely(settings.precision):
       gradient, (loss, accuracy, moments) = jax.grad(loss_of, has_aux=True)(state.weights.vector)
     updates, optimizer = self._optimizer.update(gradient, state.optimizer, state.weights.vector)
     norm = global_norm(gradient)
@@ -257,12 +257,12 @@ class Trainer:
     return tally(self._logits(state.variables, images), batch.labels, counts), jnp.sum(counts)
 
   def _logits(self, variables: PyTree, images: Array) -> Array:
-    with _precisely(self._settings.precision):
+    with precisely(self._settings.precision):
       logits: Any = self.net.apply(variables, images, train=False)
     main: Array = logits.main
     return main
 
 
-def _precisely(precision: str) -> contextlib.AbstractContextManager[Any]:
+def precisely(precision: str) -> contextlib.AbstractContextManager[Any]:
   """Within, products in float32 are those of float32: accelerators would else round factors to ten bits or fewer."""
   return jax.default_matmul_precision('highest') if precision == 'float32' else contextlib.nullcontext()

@@ -131,6 +131,28 @@ def test_drop_path_and_auxiliary_head_are_for_training_alone(small):
   assert evaluated.auxiliary is None
 
 
+def test_cells_drop_paths_independently(small, monkeypatch):
+  """Each cell gets the masks of its own place."""
+  net, variables, images = small
+  shape = (3, 8, 4)
+  masks = np.zeros(shape, np.float32)
+  masks[1] = 1
+
+  def outputs(factors):
+    monkeypatch.setattr('darts_jax.nets.conv.drop_path_factors', lambda key, rate, shape: jnp.asarray(factors))
+    _, found = net.apply(
+      variables, images, train=True, drop_path=0.5, key=jax.random.key(0), capture_intermediates=True, mutable=True
+    )
+    return [np.asarray(found['intermediates'][f'cell{i}']['__call__'][0]) for i in range(3)]
+
+  whole, one = outputs(np.ones(shape)), outputs(masks)
+  # The first cell lost all but identities, the last, which has no identity on its input edges, everything.
+  assert (one[0] != whole[0]).any()
+  assert np.abs(one[1]).max() > 0
+  none = outputs(np.zeros(shape))
+  assert (one[1] != none[1]).any()
+
+
 def test_auxiliary_head_by_its_definition(small, plain):
   from darts_jax.nets.conv import AuxiliaryHead
 

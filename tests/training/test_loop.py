@@ -1,6 +1,8 @@
 """Whole trainings that are stopped, and what they write."""
 
 import json
+import math
+import shutil
 
 import jax
 import numpy as np
@@ -105,6 +107,77 @@ def test_what_a_training_writes(uninterrupted):
   assert model['num_classes'] == 10
 
 
+def test_a_training_goes_on_with_the_same_images_only(tmp_path):
+  rng = np.random.default_rng(0)
+  arrays = {'x_train': rng.integers(0, 256, (40, 8, 8, 1), dtype=np.uint8), 'y_train': np.arange(40) % 3}
+  path = tmp_path / 'mine.npz'
+  np.savez(path, **arrays)
+  config = {**CONFIG, 'epochs': 1, 'batch_size': 8, 'data': {'name': 'npz', 'path': str(path)}}
+  run = tmp_path / 'run'
+  assert math.isnan(training.run(config, run, GENOTYPE).test_accuracy)
+  before = {file.name: file.read_bytes() for file in run.iterdir() if file.is_file()}
+  for name, value in (
+    ('x_train', arrays['x_train'] // 2),
+    ('y_train', (arrays['y_train'] + 1) % 3),
+    ('y_train', np.arange(40) % 4),
+  ):
+    np.savez(path, **{**arrays, name: value})
+    with pytest.raises(ValueError, match='holds a training with another config .*config.dataset'):
+      training.run(config, run, GENOTYPE)
+  assert {file.name: file.read_bytes() for file in run.iterdir() if file.is_file()} == before
+
+
+def test_weights_from_elsewhere_are_not_trained_over(tmp_path, uninterrupted):
+  workdir, _ = uninterrupted
+  training.write(training.read_model(workdir), training.load(workdir).variables, tmp_path)
+  with pytest.raises(ValueError, match='--workdir: .* holds the weights of another network; choose another'):
+    training.run(CONFIG, tmp_path, GENOTYPE)
+
+
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_loaded(tmp_path, uninterrupted):
+  workdir, _ = uninterrupted
+  shutil.copytree(workdir, tmp_path / 'run')
+  (tmp_path / 'run' / 'checkpoints' / '30' / 'manifest.json').write_text('{')
+  with pytest.warns(UserWarning, match='checkpoints/30: .*; the network is that of step 20'):
+    _, variables = training.load(tmp_path / 'run')
+  weights = [np.asarray(tree['params']['classifier']) for tree in (variables, training.load(workdir).variables)]
+  assert (weights[0] != weights[1]).any()
+
+
+def test_a_training_killed_after_its_test_does_not_test_again(tmp_path, uninterrupted, monkeypatch):
+  workdir, result = uninterrupted
+  shutil.copytree(workdir, tmp_path / 'run')
+  path = tmp_path / 'run' / 'metrics.jsonl'
+  lines = path.read_text().splitlines()
+  assert 'finished' in lines[-1]
+  path.write_text('\n'.join(lines[:-1]) + '\n')
+  monkeypatch.setattr(training_loop._Loop, '_measure', None)
+  again = training.run(CONFIG, tmp_path / 'run', GENOTYPE)
+  assert (again.finished, again.test_loss) == (True, result.test_loss)
+  assert len(metrics.read(tmp_path / 'run')) == len(lines)
+
+
+def test_a_signal_at_the_end_of_a_training_ends_a_sequence(tmp_path, uninterrupted, monkeypatch):
+  class Guard:
+    """Was asked for an end too late to matter."""
+
+    requested = None
+
+    def __enter__(self):
+      return self
+
+    def __exit__(self, *exception):
+      pass
+
+  def finish(self, state):
+    Guard.requested = 'SIGTERM'
+
+  monkeypatch.setattr(training_loop, 'InterruptGuard', Guard)
+  monkeypatch.setattr(training_loop._Loop, 'finish', finish)
+  results = training.run_seeds({**CONFIG, 'epochs': 1}, tmp_path, GENOTYPE, 3)
+  assert [(result.finished, result.interrupted) for result in results] == [(True, True)]
+
+
 def test_load_names_what_is_missing(tmp_path, uninterrupted):
   workdir, _ = uninterrupted
   with pytest.raises(ValueError, match='model.json: cannot be read .* a training writes it into its workdir'):
@@ -116,6 +189,14 @@ def test_load_names_what_is_missing(tmp_path, uninterrupted):
   (tmp_path / 'model.json').write_text('{"channels": 4}')
   with pytest.raises(ValueError, match='model.json: no model'):
     darts_jax.load(tmp_path)
+
+
+def test_a_network_that_diverged_in_its_last_step_has_no_accuracy(tmp_path):
+  data = {'name': 'digits', 'validation_fraction': 0.0}
+  config = {**CONFIG, 'epochs': 1, 'batch_size': 1432, 'data': data, 'weights': {'learning_rate': 3e38}}
+  with pytest.raises(training.Diverged):
+    training.run(config, tmp_path, GENOTYPE)
+  assert not any(line['kind'] == 'test' for line in metrics.read(tmp_path))
 
 
 def test_diverged_training_names_the_step_and_the_checkpoint(tmp_path):

@@ -75,6 +75,13 @@ def test_tally_counts_the_largest_and_the_five_largest_logits():
   np.testing.assert_allclose(loss, np.log(7) + 6 * np.log(np.exp(np.arange(7.0)).sum()) - np.arange(7.0).sum())
 
 
+def test_nan_is_no_right_answer():
+  _, accuracy, top5 = tally(np.full((2, 3), np.nan), np.array([0, 2]), np.ones(2, bool))
+  assert (float(accuracy), float(top5)) == (0, 2)  # Of three classes, any is among the first five.
+  _, accuracy, top5 = tally(np.full((2, 7), np.nan), np.array([0, 6]), np.ones(2, bool))
+  assert (float(accuracy), float(top5)) == (0, 0)
+
+
 @pytest.mark.parametrize('total', [8, 9, 23])
 def test_evaluation_counts_every_image_once(total):
   rng = np.random.default_rng(1)
@@ -159,6 +166,51 @@ def test_a_step_is_clipped_decayed_momentum_on_the_gradient_of_the_smoothed_loss
     # The learning rate is a float32.
     np.testing.assert_allclose(state.weights.vector, vector, atol=1e-7)
     np.testing.assert_allclose(state.statistics.vector, statistics, atol=1e-7)
+
+
+def test_a_step_drops_paths_by_its_own_key(trainer, images):
+  """Against the network's own function at the key and the rate that are documented, at two steps of one epoch."""
+  batch = Examples(np.random.default_rng(5).normal(size=(8, 8, 8, 3)).astype(np.float32), images.labels[:8])
+  state = trainer.init(jax.random.key(0))
+
+  def loss_of(vector, step, drop):
+    variables = {'params': state.weights.replace(vector).tree}
+    key = jax.random.fold_in(jax.random.fold_in(state.key, step), 0)
+    options = {'drop_path': 0.125, 'key': key} if drop else {}
+    logits, _ = trainer.net.apply(variables, batch.images, train=True, mutable=['moments'], **options)
+    return jnp.mean(smoothed_cross_entropy(logits.main, batch.labels, 0.1))
+
+  expected = jax.jit(loss_of, static_argnums=2)
+  step = jax.jit(trainer.step)
+  losses = []
+  for number in (3, 4):
+    # The second epoch: ½ · ¼.
+    _, metrics = step(dataclasses.replace(state, step=jnp.int32(number)), batch)
+    losses.append(float(metrics['train_loss']))
+    np.testing.assert_allclose(losses[-1], expected(state.weights.vector, number, True), rtol=1e-5)
+    assert abs(losses[-1] - float(expected(state.weights.vector, number, False))) > 1e-4
+  assert abs(losses[0] - losses[1]) > 1e-4
+
+
+def test_augmentation_is_another_one_in_every_step(trainer, images):
+  state = trainer.init(jax.random.key(0))
+  augmented = jax.jit(lambda step: trainer._augmented(dataclasses.replace(state, step=step), images.images[:8]))
+  first, second, again = (np.asarray(augmented(step)) for step in (0, 1, 0))
+  np.testing.assert_array_equal(first, again)
+  assert (first != second).any(axis=(1, 2, 3)).sum() > 4
+
+
+def test_precision_is_that_of_the_images_inside_the_network(images):
+  for precision, expected in (('float32', 'f32'), ('bfloat16', 'bf16')):
+    trainer = Trainer(build(Training, {**CONFIG, 'precision': precision}), MODEL, 24, make_mesh(1))
+    state = jax.eval_shape(trainer.init, jax.random.key(0))
+    text = trainer.raw_step.lower(state, Examples(images.images[:8], images.labels[:8])).as_text()
+    products = [
+      line for line in text.splitlines() if 'stablehlo.convolution' in line or 'stablehlo.dot_general' in line
+    ]
+    assert len(products) > 10
+    # The classifier stays float32.
+    assert sum(f'x{expected}>' in line for line in products) > 0.5 * len(products)
 
 
 def test_metrics_are_sums_over_steps_and_drop_path_grows_by_epoch(trainer, trained):
