@@ -232,7 +232,7 @@ GENOTYPE = Genotype((('skip_connect', 0), ('max_pool_3x3', 1)), (2,), (('skip_co
 
 
 def test_result_is_printed(ask, monkeypatch):
-  result = search.Result(GENOTYPE, 0.5, 0.9759, None, True, pathlib.Path('runs/digits/report.html'))
+  result = search.Result(GENOTYPE, 0.5, 0.9759, None, True, False, pathlib.Path('runs/digits/report.html'))
   monkeypatch.setattr(search, 'run', lambda config, workdir: result)
   answer = ask(DIGITS)
   assert answer.code == 0
@@ -253,6 +253,6 @@ def test_search_that_diverged_exits_with_1(ask, monkeypatch):
 
 
 def test_search_that_was_stopped_exits_like_an_interrupted_program(ask, monkeypatch):
-  result = search.Result(GENOTYPE, 0.5, 0.5, None, False, pathlib.Path('report.html'))
+  result = search.Result(GENOTYPE, 0.5, 0.5, None, False, True, pathlib.Path('report.html'))
   monkeypatch.setattr(search, 'run', lambda config, workdir: result)
   assert ask(DIGITS) == Answer(130, '', '')
