@@ -1,7 +1,7 @@
 """Says what a network costs: parameters, multiply-adds, cell by cell; draws its cells.
 
-python -m experiments.describe --genotype=NAME|PATH [--channels=N --layers=N --classes=N --image_size=N --imagenet
-  --auxiliary] [--json] [--draw=FILE.svg|png|pdf|dot]
+python -m experiments.describe --genotype=NAME|PATH [--channels=N --layers=N --classes=N --image_size=N
+  --image_channels=N --imagenet --auxiliary] [--json] [--draw=FILE.svg|png|pdf|dot]
 """
 
 import json
@@ -17,11 +17,11 @@ from experiments.entry import Flag, launch_flags
 
 USAGE = (
   'usage: python -m experiments.describe --genotype=NAME|PATH [--channels=N --layers=N --classes=N --image_size=N'
-  ' --imagenet --auxiliary] [--json] [--draw=FILE.svg|png|pdf|dot]'
+  ' --image_channels=N --imagenet --auxiliary] [--json] [--draw=FILE.svg|png|pdf|dot]'
 )
-#: Channels, cells, classes, pixels a side: the sizes of the published evaluations [DARTS §3.2, §3.3].
-_CIFAR, _IMAGENET = (36, 20, 10, 32), (48, 14, 1000, 224)
-_FIELDS = ('channels', 'layers', 'classes', 'image_size')
+#: Channels, cells, classes, pixels a side, colours: the sizes of the published evaluations [DARTS §3.2, §3.3].
+_CIFAR, _IMAGENET = (36, 20, 10, 32, 3), (48, 14, 1000, 224, 3)
+_FIELDS = ('channels', 'layers', 'classes', 'image_size', 'image_channels')
 _DRAWINGS = ('svg', 'png', 'pdf', 'dot')
 FLAGS = (
   Flag('genotype', None, 'A published architecture, such as DARTS_V2, or the path of a genotype.json.'),
@@ -29,7 +29,7 @@ FLAGS = (
     Flag(name, None, f'{text}; {cifar}, or {imagenet} with --imagenet, by default.')
     for name, text, cifar, imagenet in zip(
       _FIELDS,
-      ('Channels of the first cell', 'Cells', 'Classes', 'Pixels a side'),
+      ('Channels of the first cell', 'Cells', 'Classes', 'Pixels a side', 'Channels of an image'),
       _CIFAR,
       _IMAGENET,
       strict=True,
@@ -61,7 +61,15 @@ def run(genotype: str | None, imagenet: bool, auxiliary: bool, draw: str | None,
 
 
 def describe(
-  genotype: Genotype, *, channels: int, layers: int, classes: int, image_size: int, imagenet: bool, auxiliary: bool
+  genotype: Genotype,
+  *,
+  channels: int,
+  layers: int,
+  classes: int,
+  image_size: int,
+  image_channels: int,
+  imagenet: bool,
+  auxiliary: bool,
 ) -> dict[str, Any]:
   """What a network costs, as JSON values."""
   stem = 'imagenet' if imagenet else 'cifar'
@@ -82,7 +90,7 @@ def describe(
     # The published network for ImageNet leaves this BN out.
     auxiliary_norm=not imagenet,
   )
-  parts = cost.parts_of(net, image_size, image_size, 3)
+  parts = cost.parts_of(net, image_size, image_size, image_channels)
   head = sum(part.weights for part in parts if part.name == 'auxiliary')
   weights = sum(part.weights for part in parts) - head
   return {
@@ -95,6 +103,7 @@ def describe(
       'layers': layers,
       'classes': classes,
       'image_size': image_size,
+      'image_channels': image_channels,
       'stem': stem,
       'auxiliary': auxiliary,
     },

@@ -1,5 +1,6 @@
 """What every experiment's command has in common: flags, one-line errors, exit codes."""
 
+import os
 import pathlib
 import runpy
 import sys
@@ -60,6 +61,10 @@ def _exit_with(parsed: Callable[[], int], usage: str) -> None:
   except ValueError as error:
     print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
     code = 2
+  except BrokenPipeError:
+    # Whoever reads the output has enough of it, as `head` has; Python would complain once more at its end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    code = 0
   sys.exit(code)
 
 

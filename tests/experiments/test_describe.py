@@ -1,12 +1,16 @@
 """What the command says of a network."""
 
 import json
+import pathlib
+import subprocess
+import sys
 
 import pytest
 
 from experiments import describe
 
-SIZES = dict.fromkeys(('channels', 'layers', 'classes', 'image_size'))
+ROOT = pathlib.Path(describe.__file__).parents[1]
+SIZES = dict.fromkeys(('channels', 'layers', 'classes', 'image_size', 'image_channels'))
 
 
 def run(capsys, genotype='DARTS_V2', imagenet=False, auxiliary=False, draw=None, **others):
@@ -24,6 +28,8 @@ def test_published_sizes_are_the_defaults(capsys):
     'with the auxiliary head: 5,979,528',
   ]
   assert run(capsys, classes='100').splitlines()[0] == 'parameters: 3,401,272'
+  # One colour less costs the stem 9 · 108 weights each.
+  assert run(capsys, image_channels='1').splitlines()[0] == f'parameters: {3_349_342 - 2 * 9 * 108:,}'
 
 
 def test_json_has_what_the_table_has(capsys):
@@ -80,3 +86,11 @@ def test_the_command_itself(command):
   process = command('describe', '--genotype=DARTS_V1', '--chanels=4')
   assert (process.returncode, process.stdout) == (2, '')
   assert process.stderr == "error: Unknown command line flag 'chanels'. Did you mean: channels ?\n"
+
+
+def test_a_reader_that_has_enough_is_no_error():
+  arguments = [sys.executable, '-m', 'experiments.describe', '--genotype=DARTS_V2', '--json']
+  with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    process.stdout.close()
+    assert process.stderr.read() == b''
+    assert process.wait(60) == 0
