@@ -283,3 +283,45 @@ def test_without_the_package(tmp_path, monkeypatch):
 
   with pytest.raises(ValueError, match=r'shades/1.0.0: reading it needs: pip install darts_jax\[tfds\]'):
     tfds_directory(tmp_path, 'shades')
+
+
+def test_prepared_records_are_streamed_in_parts_and_from_any_step(tmp_path):
+  """Twenty shades of grey, one of them damaged: order, processes, and the middle of an epoch."""
+  pytest.importorskip('grain')
+  from darts_jax.data.stream import Stream
+
+  shades = [(jpeg(10 * i, 40, 36), i % 3) for i in range(20)]
+  shades[7] = (b'\xff\xd8 cut off', 1)
+  write_tfds(tmp_path / 'shades' / '1.0.0', {'train': shades, 'test': shades[:5]})
+  records = tfds_directory(tmp_path, 'shades')
+
+  def read(first, count, **settings):
+    stream = Stream(records, np.arange(20), batch_size=4, image_size=8, train=True, seed=3, num_threads=2, **settings)
+    batches = stream.batches(first)
+    try:
+      return [next(batches) for _ in range(count)]
+    finally:
+      batches.close()
+
+  whole = read(0, 10)
+  # Neither crop nor resizing change a shade; rounding of the JPEG is far below the distance of two.
+  seen = [
+    [round(int(image.mean()) / 10) for batch in epoch for image in batch.images] for epoch in (whole[:5], whole[5:])
+  ]
+  for shown in seen:
+    # The damaged one is replaced by the record after it.
+    assert sorted(shown) == [*range(7), 8, 8, *range(9, 20)]
+  assert seen[0] != seen[1]
+  for batch in whole:
+    places = [
+      8 if d == 7 else round(int(image.mean()) / 10) for image, d in zip(batch.images, batch.damaged, strict=True)
+    ]
+    assert batch.labels.tolist() == [place % 3 for place in places]
+  assert [int(d) for batch in whole[:5] for d in batch.damaged if d >= 0] == [7]
+  for expected, found in zip(whole[3:], read(3, 7), strict=True):
+    for one, other in zip(expected, found, strict=True):
+      np.testing.assert_array_equal(one, other)
+  halves = [read(3, 2, process_index=i, process_count=2) for i in range(2)]
+  for step in range(2):
+    joined = np.concatenate([half[step].images for half in halves])
+    np.testing.assert_array_equal(joined, whole[3 + step].images)
