@@ -5,12 +5,10 @@ python -m experiments.convert --weights=FILE --genotype=NAME|PATH --dataset=cifa
 
 import pathlib
 
-from darts_jax import genotype as genotypes
 from darts_jax import training
 from darts_jax.data.official import IMAGENET_MEAN, IMAGENET_STD, OFFICIAL
-from darts_jax.genotype import Genotype
 from darts_jax.interop import weights as weight_files
-from experiments.entry import Flag, launch_flags
+from experiments.entry import Flag, convolutional, launch_flags, require
 
 USAGE = (
   'usage: python -m experiments.convert --weights=FILE --genotype=NAME|PATH --dataset=cifar10|cifar100|imagenet'
@@ -34,14 +32,10 @@ FLAGS = (
 
 def run(weights: str | None, genotype: str | None, dataset: str | None, workdir: str | None) -> int:
   """Converts and says what was found; returns the exit code."""
-  for name, value in (('weights', weights), ('genotype', genotype), ('dataset', dataset), ('workdir', workdir)):
-    if not value:
-      raise ValueError(f'--{name}: missing; {USAGE}')
+  require(USAGE, weights=weights, genotype=genotype, dataset=dataset, workdir=workdir)
   if dataset not in _DATASETS:
     raise ValueError(f'--dataset: {dataset!r} is not known; allowed are {", ".join(_DATASETS)}')
-  found = genotypes.resolve(str(genotype))
-  if not isinstance(found, Genotype):
-    raise ValueError(f'--genotype: {genotype} is a recurrent architecture; this command reads convolutional ones')
+  found = convolutional(str(genotype))
   net, variables = weight_files.import_reference(str(weights), found)
   if (net.stem == 'imagenet') != (dataset == 'imagenet'):
     raise ValueError(f'--dataset: {dataset} does not go with {weights}, which has the stem for {net.stem}')

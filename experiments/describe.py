@@ -13,7 +13,7 @@ from darts_jax.genotype import Genotype
 from darts_jax.nets import cost
 from darts_jax.nets.conv import Network, check_image_size
 from darts_jax.report import drawing
-from experiments.entry import Flag, launch_flags
+from experiments.entry import Flag, convolutional, launch_flags, require
 
 USAGE = (
   'usage: python -m experiments.describe --genotype=NAME|PATH [--channels=N --layers=N --classes=N --image_size=N'
@@ -44,11 +44,8 @@ FLAGS = (
 
 def run(genotype: str | None, imagenet: bool, auxiliary: bool, draw: str | None, **others: Any) -> int:
   """Prints what the flags ask for; returns the exit code."""
-  if not genotype:
-    raise ValueError(f'--genotype: missing; {USAGE}')
-  found = genotypes.resolve(genotype)
-  if not isinstance(found, Genotype):
-    raise ValueError(f'--genotype: {genotype} is a recurrent architecture; this command describes convolutional ones')
+  require(USAGE, genotype=genotype)
+  found = convolutional(str(genotype))
   if draw is not None and pathlib.Path(draw).suffix.removeprefix('.') not in _DRAWINGS:
     raise ValueError(f'--draw: {draw} is no file name that ends with one of .{", .".join(_DRAWINGS)}')
   defaults = dict(zip(_FIELDS, _IMAGENET if imagenet else _CIFAR, strict=True))

@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from darts_jax import genotype as genotypes
+from darts_jax.genotype import Genotype
+
 
 class Flag(NamedTuple):
   """A flag of one experiment: a text, or a switch if its default is False."""
@@ -50,6 +53,21 @@ def launch_flags(run: Callable[..., int], usage: str, extra: Sequence[Flag]) -> 
     return run(**{flag.name: known[flag.name].value for flag in extra})
 
   _exit_with(parsed, usage)
+
+
+def require(usage: str, **values: str | None) -> None:
+  """Raises a ValueError that names the first flag without a value."""
+  for name, value in values.items():
+    if not value:
+      raise ValueError(f'--{name}: missing; {usage}')
+
+
+def convolutional(name_or_path: str) -> Genotype:
+  """The architecture that `--genotype` names; a ValueError unless it is there and convolutional."""
+  found = genotypes.resolve(name_or_path)
+  if not isinstance(found, Genotype):
+    raise ValueError(f'--genotype: {name_or_path} is a recurrent architecture; this command takes convolutional ones')
+  return found
 
 
 def _exit_with(parsed: Callable[[], int], usage: str) -> None:

@@ -8,7 +8,7 @@ import pathlib
 from darts_jax.interop import export
 from darts_jax.training import load
 from darts_jax.training import model as models
-from experiments.entry import Flag, launch_flags
+from experiments.entry import Flag, launch_flags, require
 
 USAGE = 'usage: python -m experiments.export --workdir=DIR --output=FILE [--format=stablehlo|onnx|safetensors]'
 FLAGS = (
@@ -20,9 +20,7 @@ FLAGS = (
 
 def run(workdir: str | None, output: str | None, format: str | None) -> int:
   """Exports and says how far the file is from the network; returns the exit code."""
-  for name, value in (('workdir', workdir), ('output', output)):
-    if not value:
-      raise ValueError(f'--{name}: missing; {USAGE}')
+  require(USAGE, workdir=workdir, output=output)
   path = pathlib.Path(str(output)).expanduser()
   kind = format or path.suffix.removeprefix('.')
   if kind not in export.FORMATS:

@@ -9,9 +9,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from darts_jax import genotype as genotypes
 from darts_jax import training
-from experiments.entry import Flag, launch
+from experiments.entry import Flag, convolutional, launch, require
 
 USAGE = (
   'usage: python -m experiments.train --config=configs/digits_eval.py --genotype=NAME|PATH [--seeds=N] [--workdir=DIR]'
@@ -25,13 +24,10 @@ FLAGS = (
 
 def run(config: Mapping[str, Any], workdir: pathlib.Path, genotype: str | None, seeds: str) -> int:
   """Runs or resumes trainings and prints what they came to; returns the exit code."""
-  if not genotype:
-    raise ValueError(f'--genotype: missing; {USAGE}')
+  require(USAGE, genotype=genotype)
   if not seeds.isdecimal() or int(seeds) < 1:
     raise ValueError(f'--seeds: {seeds} is not allowed; it has to be a whole number ≥ 1')
-  found = genotypes.resolve(genotype)
-  if not isinstance(found, genotypes.Genotype):
-    raise ValueError(f'--genotype: {genotype} is a recurrent architecture; this command trains convolutional ones')
+  found = convolutional(str(genotype))
   try:
     results = training.run_seeds(config, workdir, found, int(seeds))
   except training.Diverged as error:

@@ -120,7 +120,7 @@ class Network(nn.Module):
       train: whether BN uses the statistics of the batch, and the auxiliary head is computed.
       drop_path: `[]`, probability in [0, 1) that an edge is dropped for an image; the others are scaled up by
         1/(1 − `drop_path`), so that expectations stay. Identities are never dropped [DARTS §A.2].
-      key: draws what is dropped; None for no drop path.
+      key: draws what is dropped, in training; None for no drop path.
     """
     channels, imagenet = self.channels, self.stem == 'imagenet'
     if imagenet:
@@ -131,7 +131,7 @@ class Network(nn.Module):
       stem = _conv(self, 'stem', images, self.stem_multiplier * channels, 3)
       before_last = last = BatchNorm(affine=True, name='stem_bn')(stem, train=train)
     factors: Array | None = None
-    if key is not None:
+    if train and key is not None:
       # Drawn for all cells at once: each draw of its own would add a copy of the random generator to the program.
       num_edges = max(self.normal.num_edges, self.reduce.num_edges)
       factors = drop_path_factors(key, drop_path, (self.num_layers, num_edges, len(images)))

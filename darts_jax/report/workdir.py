@@ -249,7 +249,13 @@ def _latest(records: Sequence[Record], kind: str) -> tuple[Record, ...]:
 
 
 def _status(records: Sequence[Record]) -> str:
-  after = {'finished': 'finished', 'interrupted': 'stopped', 'non_finite': 'stopped', 'damaged_checkpoint': None}
+  after = {
+    'finished': 'finished',
+    'interrupted': 'stopped',
+    'non_finite': 'stopped',
+    'failed': 'stopped',
+    'damaged_checkpoint': None,
+  }
   status = 'not started'
   for record in records:
     status = after.get(record.get('event', ''), 'running') or status

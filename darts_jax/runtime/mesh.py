@@ -4,8 +4,13 @@ Parameters are replicated and batches sharded; a jitted step over such arrays co
 XLA inserts the reductions over devices.
 """
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+T = TypeVar('T')
 
 
 def make_mesh(num_devices: int | None = None) -> Mesh:
@@ -29,6 +34,14 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
 def replicated(mesh: Mesh) -> NamedSharding:
   """The sharding of an array that every device holds whole."""
   return NamedSharding(mesh, PartitionSpec())
+
+
+def template(init: Callable[..., T], mesh: Mesh, *args: Any) -> T:
+  """Shapes, dtypes and places of what `init(*args)` returns on every device of the mesh, without arrays."""
+  shapes = jax.eval_shape(init, *args)
+  same = replicated(mesh)
+  found: T = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=same), shapes)
+  return found
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

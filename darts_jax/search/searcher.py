@@ -15,7 +15,7 @@ from darts_jax.data.images import Images, split
 from darts_jax.nets.conv import Supernet
 from darts_jax.nets.layers import init_variables
 from darts_jax.runtime.compilation import compiler_options
-from darts_jax.runtime.mesh import batch_sharding, replicated
+from darts_jax.runtime.mesh import batch_sharding, replicated, template
 from darts_jax.runtime.packed import Packed
 from darts_jax.runtime.steps import take_steps
 from darts_jax.search.settings import Search
@@ -94,9 +94,7 @@ class Searcher:
 
   def template(self) -> SearchState:
     """Shapes, dtypes and places of the state, without arrays."""
-    shapes = jax.eval_shape(self.init, jax.random.key(0))
-    same = replicated(self._mesh)
-    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=same), shapes)
+    return template(self.init, self._mesh, jax.random.key(0))
 
   def _init(self, key: Array) -> SearchState:
     """The state before the first step, from the typed key of the run."""

@@ -35,6 +35,7 @@ from darts_jax.nets.layers import running_average
 from darts_jax.nets.materialise import materialise
 from darts_jax.optimizers import clip_by_global_norm, decayed_sgd
 from darts_jax.runtime.packed import Packed
+from darts_jax.runtime.precision import precisely
 from darts_jax.search.settings import Search
 from darts_jax.search.state import SearchState
 from darts_jax.search.strategy import Strategy
@@ -100,11 +101,10 @@ class BatchLoss:
     """See `loss_and_aux`; weights are one vector."""
     mixing = self.strategy.relax(alphas, self.key, self.step)
     tree = self.template.replace(weights).tree
-    if self.precision == 'float32':
-      # Accelerators would else round the factors of a product to ten bits or fewer.
-      with jax.default_matmul_precision('highest'):
-        return loss_and_aux(self.net, tree, mixing, batch.images, batch.labels)
-    return loss_and_aux(self.net, tree, mixing, batch.images.astype(self.precision), batch.labels)
+    # In float32 images keep their dtype, which is float64 where exactness is tested.
+    images = batch.images if self.precision == 'float32' else batch.images.astype(self.precision)
+    with precisely(self.precision):
+      return loss_and_aux(self.net, tree, mixing, images, batch.labels)
 
   @property
   def precisely(self) -> 'BatchLoss':

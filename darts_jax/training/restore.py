@@ -14,12 +14,13 @@ from darts_jax.data.augment import normalise
 from darts_jax.runtime import weights
 from darts_jax.runtime.checkpoint import Checkpoints
 from darts_jax.runtime.mesh import make_mesh
+from darts_jax.runtime.precision import precisely
 from darts_jax.runtime.workdir import named_errors
 from darts_jax.settings import build
 from darts_jax.training import model as models
 from darts_jax.training.model import Model
 from darts_jax.training.settings import Training
-from darts_jax.training.trainer import Trainer, TrainState, precisely
+from darts_jax.training.trainer import Trainer, TrainState
 
 Array = jax.Array
 

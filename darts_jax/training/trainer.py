@@ -1,6 +1,5 @@
 """A training as compiled functions: the state, many steps in a call, the evaluation."""
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -21,8 +20,9 @@ from darts_jax.nets.conv import Logits
 from darts_jax.nets.layers import init_variables, running_average
 from darts_jax.optimizers import clip_by_global_norm, decayed_sgd
 from darts_jax.runtime.compilation import compiler_options
-from darts_jax.runtime.mesh import batch_sharding, replicated
+from darts_jax.runtime.mesh import batch_sharding, replicated, template
 from darts_jax.runtime.packed import Packed
+from darts_jax.runtime.precision import precisely
 from darts_jax.runtime.steps import take_steps
 from darts_jax.training.model import Model
 from darts_jax.training.settings import Training
@@ -124,9 +124,7 @@ class Trainer:
 
   def template(self) -> TrainState:
     """Shapes, dtypes and places of the state, without arrays."""
-    shapes = jax.eval_shape(self.init, jax.random.key(0))
-    same = replicated(self._mesh)
-    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=same), shapes)
+    return template(self.init, self._mesh, jax.random.key(0))
 
   def drop_path(self, step: Array) -> Array:
     """The probability that an edge is dropped, linear in the epoch from 0 on [DARTS §A.2]."""
@@ -261,8 +259,3 @@ class Trainer:
       logits: Any = self.net.apply(variables, images, train=False)
     main: Array = logits.main
     return main
-
-
-def precisely(precision: str) -> contextlib.AbstractContextManager[Any]:
-  """Within, products in float32 are those of float32: accelerators would else round factors to ten bits or fewer."""
-  return jax.default_matmul_precision('highest') if precision == 'float32' else contextlib.nullcontext()

@@ -127,7 +127,11 @@ def test_drop_path_and_auxiliary_head_are_for_training_alone(small):
   assert (one.main != other.main).any()
   assert (one.main != without.main).any()
   assert one.auxiliary.shape == (4, 5)
-  evaluated = jax.jit(lambda: net.apply(variables, images, train=False))()
+  evaluated, same = (
+    jax.jit(lambda **drop: net.apply(variables, images, train=False, **drop))(**drop)
+    for drop in ({}, {'drop_path': 0.5, 'key': jax.random.key(0)})
+  )
+  np.testing.assert_array_equal(evaluated.main, same.main)
   assert evaluated.auxiliary is None
 
 
@@ -146,7 +150,6 @@ def test_cells_drop_paths_independently(small, monkeypatch):
     return [np.asarray(found['intermediates'][f'cell{i}']['__call__'][0]) for i in range(3)]
 
   whole, one = outputs(np.ones(shape)), outputs(masks)
-  # The first cell lost all but identities, the last, which has no identity on its input edges, everything.
   assert (one[0] != whole[0]).any()
   assert np.abs(one[1]).max() > 0
   none = outputs(np.zeros(shape))

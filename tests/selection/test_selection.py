@@ -15,6 +15,7 @@ from darts_jax.search.settings import Network
 from darts_jax.selection import stages
 from darts_jax.settings import build
 from darts_jax.training import loop as training_loop
+from experiments import select as command
 
 
 def config(**changes):
@@ -141,6 +142,20 @@ def test_table_and_page(finished, parse_page):
     assert cell in page.text
   # The figure of all runs, and both cells of two picks.
   assert page.tags.count('svg') == 1 + 2 * 2
+
+
+def test_the_command_prints_the_table_and_says_how_it_ended(finished, capsys, monkeypatch):
+  workdir, results, _ = finished
+  assert command.run(config(), workdir) == 0
+  assert capsys.readouterr().out == f'{selection.markdown(results)}\nreport: {workdir / "report.html"}\n'
+  for error, code in ((selection.Interrupted('the search was interrupted'), 130), (selection.Diverged('step 3'), 1)):
+
+    def run(*arguments, error=error):
+      raise error
+
+    monkeypatch.setattr(selection, 'run', run)
+    assert command.run(config(), workdir) == code
+    assert str(error) in capsys.readouterr().err
 
 
 def test_random_architectures_are_not_those_that_are_selected_among(finished):

@@ -1,6 +1,7 @@
 """Where images come from: parts that do not overlap, and streams that a resumed training goes on with."""
 
 import dataclasses
+import pathlib
 import re
 
 import jax
@@ -16,6 +17,7 @@ from darts_jax.data.jitter import color_jitter
 from darts_jax.genotype import Genotype
 from darts_jax.runtime import loop as loops
 from darts_jax.runtime import metrics
+from darts_jax.runtime.checkpoint import Checkpoints
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.runtime.progress import Progress
 from darts_jax.settings import build
@@ -105,6 +107,35 @@ def test_streamed_training_resumes_in_the_middle_of_an_epoch(tmp_path, monkeypat
   resumed = training.run(config(folder), tmp_path, GENOTYPE)
   assert any(line.get('message') == 'resumed at step 8 of 18' for line in metrics.read(tmp_path))
   assert (resumed.finished, resumed.test_loss, resumed.valid_loss) == (True, result.test_loss, result.valid_loss)
+  states = [training.load(place).variables for place in (workdir, tmp_path)]
+  jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_a_file_that_vanishes_costs_no_step(tmp_path, monkeypatch, folder, uninterrupted):
+  """What was done is saved, and goes on to the same end when the file is back."""
+  workdir, result = uninterrupted
+  # Found at the latest in the second epoch, which has it again.
+  feed = feeds.open_feed(settings_of(folder), make_mesh(1))
+  records = feed.streams['train'].records
+  path = pathlib.Path(records.name(int(feed.streams['train'].indices[0])))
+  content, update = path.read_bytes(), Progress.update
+
+  def updated(self, step, values):
+    update(self, step, values)
+    path.unlink(missing_ok=True)
+
+  monkeypatch.setattr(Progress, 'update', updated)
+  try:
+    with pytest.raises(ValueError, match=re.escape(f'{path}: cannot be read')):
+      training.run(config(folder), tmp_path, GENOTYPE)
+  finally:
+    path.write_bytes(content)
+  (event,) = [line for line in metrics.read(tmp_path) if line.get('event') == 'failed']
+  assert str(path) in event['message']
+  assert Checkpoints(tmp_path / 'checkpoints').steps()[-1] == event['step'] > 0
+  monkeypatch.setattr(Progress, 'update', update)
+  resumed = training.run(config(folder), tmp_path, GENOTYPE)
+  assert (resumed.finished, resumed.test_loss) == (True, result.test_loss)
   states = [training.load(place).variables for place in (workdir, tmp_path)]
   jax.tree.map(np.testing.assert_array_equal, *states)
 
