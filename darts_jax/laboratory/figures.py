@@ -1,10 +1,9 @@
-"""The laboratory's figures, from parts of its results.
+"""The laboratory's figures but that of the radius, from parts of its results.
 
 A number that the results do not have (null) is left out; a function returns None if nothing is left to draw.
 """
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,17 +14,10 @@ from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from darts_jax.report import figures, layout, style
+from darts_jax.report import figures, style
 from darts_jax.report.curves import Panel
 from darts_jax.report.figures import TEXT, Line
 
-#: How many times an error has to exceed the one it is compared with before its cause is named.
-EXCESS = 10.0
-#: What a smooth function's error grows like, ε², as the slopes on double logarithmic axes that are taken for it.
-TRUNCATION_SLOPES = (1.5, 2.5)
-
-PRECISIONS = ('float64', 'float32', 'bfloat16')
-_PRECISION_COLORS = {'float64': style.BLUE, 'float32': style.VERMILION, 'bfloat16': style.AMBER}
 #: Members of a family share a hue: one step, unrolled, implicit.
 _ESTIMATOR_COLORS = {
   'first_order': style.MUTED,
@@ -48,115 +40,10 @@ _SHADES = LinearSegmentedColormap.from_list('shades', ['#5AA0CC', style.BLUE, '#
 _SUPERSCRIPTS = str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹')
 _GRID = '#E8ECF1'
 #: Behind text that stands on a line.
-_PAPER = {'facecolor': 'white', 'edgecolor': 'none', 'pad': 1.0}
-_WIDTH = 11.3
+PAPER = {'facecolor': 'white', 'edgecolor': 'none', 'pad': 1.0}
+#: Of a figure that fills the page, in inches.
+WIDTH = 11.3
 _SMALL = (5.5, 2.5)
-
-
-@dataclasses.dataclass(frozen=True)
-class Regime:
-  """Radii at which one cause makes most of a finite difference's error.
-
-  Attributes:
-    cause: 'round-off': the error is at least `EXCESS` times that in float64; 'kinks': at least `EXCESS` times that in
-      the smooth twin; 'truncation': in the smooth twin, it grows like ε².
-    network: 'network' or 'twin'.
-    precision: of the error.
-    low: the smallest of the measured radii.
-    high: the largest of them.
-  """
-
-  cause: str
-  network: str
-  precision: str
-  low: float
-  high: float
-
-
-def regimes(part: Mapping[str, Any]) -> tuple[Regime, ...]:
-  """The regimes in `supernet.radius` of the results: of each kind, the longest run of neighbouring radii."""
-  found: list[Regime | None] = []
-  curves = {network: errors_of(part.get(network)) for network in ('network', 'twin')}
-  for network, errors in curves.items():
-    for precision in errors:
-      if precision != 'float64' and 'float64' in errors:
-        radii, coarse, fine = _matched(errors[precision], errors['float64'])
-        found.append(_regime('round-off', network, precision, radii, coarse > EXCESS * fine))
-  finest = next((p for p in PRECISIONS if all(p in errors for errors in curves.values())), None)
-  if finest is not None:
-    radii, rough, smooth = _matched(curves['network'][finest], curves['twin'][finest])
-    found.append(_regime('kinks', 'network', finest, radii, rough > EXCESS * smooth))
-  finest = next(iter(curves['twin']), None)
-  if finest is not None:
-    radii, smooth = _positive(*curves['twin'][finest])
-    slopes = np.diff(np.log(smooth)) / np.diff(np.log(radii))
-    steep = (slopes > TRUNCATION_SLOPES[0]) & (slopes < TRUNCATION_SLOPES[1])
-    # A slope lies between two radii, and a run of slopes covers one radius more.
-    run = _longest(steep)
-    if run is not None:
-      found.append(Regime('truncation', 'twin', finest, float(radii[run[0]]), float(radii[run[1] + 1])))
-  return tuple(regime for regime in found if regime is not None)
-
-
-def radius(part: Mapping[str, Any]) -> Figure | None:
-  """Error of the finite difference over its radius, in the network and in its smooth twin, with their regimes.
-
-  Args:
-    part: `supernet.radius` of the results.
-  """
-  titles = {'network': 'The network: ReLU, max pooling', 'twin': 'Its smooth twin: SiLU, average pooling'}
-  curves = {network: errors_of(part.get(network)) for network in titles}
-  shown = {network: {p: _positive(*c) for p, c in errors.items()} for network, errors in curves.items()}
-  points = [curve for errors in shown.values() for curve in errors.values() if len(curve[0])]
-  if not points:
-    return None
-  marked = regimes(part)
-  tracks = max((sum(regime.network == network for regime in marked) for network in titles), default=0)
-  all_radii, all_errors = (np.concatenate([point[i] for point in points]) for i in (0, 1))
-  paper = number(part.get('paper'))
-  left, gap, bottom, height = 0.62, 0.42, 0.44, 3.3
-  size = (_WIDTH, bottom + height + 0.1 + 0.3 * tracks + 0.3)
-  width = (size[0] - left - gap - 0.12) / 2
-  figure = Figure(figsize=size)
-  for column, (network, title) in enumerate(titles.items()):
-    axes = _axes(figure, size, left + column * (width + gap), bottom, width, height)
-    axes.set_xscale('log')
-    axes.set_yscale('log')
-    axes.set_xlim(all_radii.min() / 1.5, all_radii.max() * 1.5)
-    axes.set_ylim(all_errors.min() / 3, all_errors.max() * 6)
-    if paper:
-      axes.axvline(paper, color=style.MUTED, linewidth=1.1, linestyle=(0, (1, 2)), zorder=1.5)
-      _note(axes, f'the paper’s {paper:g}', (paper, 0), (4, 4), style.MUTED, xycoords=axes.get_xaxis_transform())
-    if network == 'network':
-      _fill_kinks(axes, curves, [regime for regime in marked if regime.cause == 'kinks'])
-    names = []
-    for precision, (radii, errors) in shown[network].items():
-      if len(radii):
-        color = _PRECISION_COLORS.get(precision, style.INK)
-        axes.plot(radii, errors, color=color, linewidth=1.6, marker='o', markersize=3, zorder=3)
-        names.append(Line(radii, errors, color, precision))
-    _name_starts(axes, height, names)
-    own = [regime for regime in marked if regime.network == network]
-    for track, regime in enumerate(own):
-      _mark_regime(axes, regime, 1 + (0.1 + 0.3 * (len(own) - 1 - track)) / height, len(all_radii) // len(points))
-    axes.text(
-      0,
-      1 + (0.1 + 0.3 * tracks) / height,
-      title,
-      transform=axes.transAxes,
-      size=TEXT + 1,
-      color=style.INK,
-      weight='bold',
-    )
-    axes.set_xlabel('radius ε·‖u‖', size=TEXT, color=style.MUTED, labelpad=2)
-    for axis in (axes.xaxis, axes.yaxis):
-      axis.set_major_locator(LogLocator(numticks=9))
-      axis.set_minor_locator(NullLocator())
-      axis.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))
-    if column:
-      axes.set_yticklabels([])
-  figure.axes[0].set_ylabel('relative error of the term', size=TEXT, color=style.MUTED, labelpad=3)
-  return figure
 
 
 def batches(part: Mapping[str, Any], what: str) -> Figure | None:
@@ -168,7 +55,7 @@ def batches(part: Mapping[str, Any], what: str) -> Figure | None:
   """
   lines: dict[str, list[tuple[int, np.ndarray, np.ndarray]]] = {}
   for line in part.get('lines') or ():
-    images, cosines = _series(line.get('images'), line.get(what))
+    images, cosines = series(line.get('images'), line.get(what))
     if np.isfinite(cosines).any():
       lines.setdefault(line['estimator'], []).append((line['batch_size'], images, cosines))
   if not lines:
@@ -176,7 +63,7 @@ def batches(part: Mapping[str, Any], what: str) -> Figure | None:
   columns = min(len(lines), 4)
   rows = math.ceil(len(lines) / columns)
   left, gap, bottom, height, title = 0.5, 0.86, 0.42, 1.9, 0.3
-  size = (min(_WIDTH, left + 3.6 * columns), rows * (bottom + height + title))
+  size = (min(WIDTH, left + 3.6 * columns), rows * (bottom + height + title))
   width = (size[0] - left - columns * gap) / columns + 0.12
   every = [cosines[np.isfinite(cosines)] for drawn in lines.values() for _, _, cosines in drawn]
   low, high = _limits(np.concatenate(every))
@@ -186,7 +73,7 @@ def batches(part: Mapping[str, Any], what: str) -> Figure | None:
   for i, (estimator, drawn) in enumerate(lines.items()):
     row, column = divmod(i, columns)
     y = size[1] - (row + 1) * (bottom + height + title) + bottom
-    axes = _axes(figure, size, left + column * (width + gap - 0.12), y, width - 0.12, height)
+    axes = axes_at(figure, size, left + column * (width + gap - 0.12), y, width - 0.12, height)
     axes.set_xscale('log', base=2)
     axes.set_xlim(all_images.min() / 1.1, all_images.max() * 1.1)
     axes.set_ylim(low, high)
@@ -225,7 +112,7 @@ def along(part: Mapping[str, Any]) -> Iterator[Panel]:
   for what, name, title, log in charts:
     lines = []
     for estimator, values in (part.get('estimators') or {}).items():
-      times, numbers = _series(steps, values.get(what))
+      times, numbers = series(steps, values.get(what))
       # A number that the results leave out is no event of the search: no cross marks it.
       times, numbers = times[np.isfinite(numbers)], numbers[np.isfinite(numbers)]
       if (numbers > 0).any() if log else len(numbers):
@@ -233,7 +120,7 @@ def along(part: Mapping[str, Any]) -> Iterator[Panel]:
     if lines:
       yield Panel(name, title, figures.chart(lines, 'search step', _SMALL, log=log))
   for name, (what, title, percent) in SHARES.items():
-    times, numbers = _series(steps, part.get(what))
+    times, numbers = series(steps, part.get(what))
     times, numbers = times[np.isfinite(numbers)], numbers[np.isfinite(numbers)]
     if len(numbers):
       line = Line(times, numbers, style.INK)
@@ -249,7 +136,7 @@ def cost(part: Mapping[str, Any]) -> Figure | None:
   """
   drawn = []
   for what, of, title in (('seconds', 'gradient_seconds', 'Time'), ('bytes', 'gradient_bytes', 'Memory')):
-    steps, values = _series(part.get('steps'), part.get(what))
+    steps, values = series(part.get('steps'), part.get(what))
     one = number(part.get(of))
     if one and np.isfinite(values).any():
       keep = np.isfinite(values)
@@ -257,19 +144,19 @@ def cost(part: Mapping[str, Any]) -> Figure | None:
   if not drawn:
     return None
   left, gap, bottom, height, title_height = 0.4, 0.55, 0.42, 2.1, 0.32
-  size = (0.5 * _WIDTH * len(drawn), bottom + height + title_height)
+  size = (0.5 * WIDTH * len(drawn), bottom + height + title_height)
   width = (size[0] - left - gap * (len(drawn) - 1) - 0.35) / len(drawn)
   figure = Figure(figsize=size)
   for column, (title, steps, values) in enumerate(drawn):
-    axes = _axes(figure, size, left + column * (width + gap), bottom, width, height)
+    axes = axes_at(figure, size, left + column * (width + gap), bottom, width, height)
     axes.plot(steps, values, color=style.GREEN, linewidth=1.6, marker='o', markersize=4, zorder=3)
     axes.axhline(1, color=style.MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1.5)
     axes.set_xlim(0, steps.max() * 1.06)
     axes.set_ylim(0, max(values.max(), 1.0) * 1.16)
-    _note(axes, 'one gradient', (1, 1), (-2, 3), style.MUTED, xycoords=axes.get_yaxis_transform(), ha='right')
+    note(axes, 'one gradient', (1, 1), (-2, 3), style.MUTED, xycoords=axes.get_yaxis_transform(), ha='right')
     for step, value in zip(steps, values, strict=True):
       side = 'right' if step == steps.max() and len(steps) > 1 else 'center'
-      _note(axes, f'{value:.3g}', (step, value), (0, 6), style.GREEN, ha=side)
+      note(axes, f'{value:.3g}', (step, value), (0, 6), style.GREEN, ha=side)
     _title(axes, title, height)
     axes.xaxis.set_major_locator(FixedLocator(steps.tolist()))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:.0f}'))
@@ -286,7 +173,7 @@ def toy(part: Mapping[str, Any]) -> Figure | None:
   """
   searches = []
   for trajectory in part.get('trajectories') or ():
-    alphas, weights = _series(trajectory.get('alphas'), trajectory.get('weights'))
+    alphas, weights = series(trajectory.get('alphas'), trajectory.get('weights'))
     keep = np.isfinite(alphas) & np.isfinite(weights)
     if keep.any():
       searches.append((trajectory['learning_rate'], number(trajectory.get('rest')), alphas[keep], weights[keep]))
@@ -295,7 +182,7 @@ def toy(part: Mapping[str, Any]) -> Figure | None:
   searches.sort(key=lambda search: search[0])
   size = (5.5, 4.3)
   figure = Figure(figsize=size)
-  axes = _axes(figure, size, 0.55, 0.46, size[0] - 0.55 - 0.25, size[1] - 0.46 - 0.12)
+  axes = axes_at(figure, size, 0.55, 0.46, size[0] - 0.55 - 0.25, size[1] - 0.46 - 0.12)
   axes.grid(axis='x', color=_GRID, linewidth=0.8)
   low_alpha, high_alpha = _span([alphas for _, _, alphas, _ in searches])
   low_weight, high_weight = _span([weights for _, _, _, weights in searches])
@@ -312,12 +199,12 @@ def toy(part: Mapping[str, Any]) -> Figure | None:
     axes.plot(alphas, weights, color=color, linewidth=1.5, zorder=3)
     axes.plot(alphas[-1:], weights[-1:], 'o', color=color, markersize=5, zorder=4)
     at = f' ends at {rest:.3g}' if rest is not None else ''
-    _note(axes, f'ξ = {rate:g}{at}', (alphas[-1], weights[-1]), (-7, 5), color, ha='right', zorder=5)
+    note(axes, f'ξ = {rate:g}{at}', (alphas[-1], weights[-1]), (-7, 5), color, ha='right', zorder=5)
   (ring,) = axes.plot([1], [1], 'o', color=style.VERMILION, markersize=12, label='the optimum, (1, 1)', zorder=5)
   ring.set_markerfacecolor('none')
   start = searches[0][2][0], searches[0][3][0]
   axes.plot(*start, 'o', color=style.INK, markersize=5, zorder=5)
-  _note(axes, 'start', start, (8, 0), style.INK, va='center')
+  note(axes, 'start', start, (8, 0), style.INK, va='center')
   axes.legend(loc='lower left', frameon=False, fontsize=TEXT, labelcolor=style.MUTED, borderaxespad=0.2)
   for axis, name in ((axes.xaxis, 'α'), (axes.yaxis, 'w')):
     axis.set_major_locator(MaxNLocator(6))
@@ -335,7 +222,7 @@ def convergence(part: Mapping[str, Any]) -> Figure | None:
   """
   lines = []
   for estimator, values in part.items():
-    passes, distances = _series((values or {}).get('passes'), (values or {}).get('distance'))
+    passes, distances = series((values or {}).get('passes'), (values or {}).get('distance'))
     keep = np.isfinite(distances) & (distances > 0)
     if keep.any():
       lines.append(Line(passes[keep], distances[keep], _estimator_color(estimator), estimator))
@@ -347,7 +234,7 @@ def convergence(part: Mapping[str, Any]) -> Figure | None:
   drawn = [dataclasses.replace(line, name='') if line.times[-1] < 0.75 * last else line for line in lines]
   figure = figures.chart(drawn, 'passes', (7.4, 3.1), log=True)
   for line in early:
-    _note(figure.axes[0], line.name, (line.times[-1], line.values[-1]), (6, 0), line.color, va='center')
+    note(figure.axes[0], line.name, (line.times[-1], line.values[-1]), (6, 0), line.color, va='center')
   return figure
 
 
@@ -376,17 +263,17 @@ def dots(rows: Sequence[Mapping[str, Any]], precision: str = 'float32') -> Figur
   least = min([cosine for _, _, cosine in shown if cosine is not None], default=0.0)
   panels = ((0, 'Relative error', low, high), (1, 'Cosine', min(-0.02, 1.1 * least), 1.04))
   for column, name, start, end in panels:
-    axes = _axes(figure, size, left + column * (width + gap), bottom, width, height)
+    axes = axes_at(figure, size, left + column * (width + gap), bottom, width, height)
     axes.grid(False)
     axes.set_ylim(len(shown) - 0.5, -0.5)
     if column == 0:
       axes.set_xscale('log')
       axes.xaxis.set_major_locator(LogLocator(numticks=6))
       axes.xaxis.set_minor_locator(NullLocator())
-      axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))
+      axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: power(value)))
       axes.axvline(1, color=style.MUTED, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1.5)
       place = axes.get_xaxis_transform()
-      _note(axes, 'as without the term', (1, 1), (0, 7), style.MUTED, xycoords=place, ha='center')
+      note(axes, 'as without the term', (1, 1), (0, 7), style.MUTED, xycoords=place, ha='center')
     else:
       axes.xaxis.set_major_locator(MaxNLocator(5))
       axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'.replace('-', '−')))
@@ -408,19 +295,6 @@ def scientific(value: float) -> str:
   return f'{mantissa}·10{str(int(exponent)).translate(_SUPERSCRIPTS)}'
 
 
-def errors_of(curves: Mapping[str, Any] | None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """Radii, ascending, and finite errors of every precision in a part of `supernet.radius`, the finest first."""
-  found = {}
-  for precision in PRECISIONS:
-    curve = (curves or {}).get(precision) or {}
-    radii, errors = _series(curve.get('radii'), curve.get('errors'))
-    order = np.argsort(radii, kind='stable')
-    order = order[np.isfinite(errors[order]) & (radii[order] > 0)]
-    if len(order):
-      found[precision] = (radii[order], errors[order])
-  return found
-
-
 def number(value: Any) -> float | None:
   """A finite number as such, None for anything else."""
   return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
@@ -430,14 +304,14 @@ def _dot(axes: Axes, y: int, value: float | None, color: str, start: float, scal
   """A dot and its number, on the side where there is more room; a zero on a logarithmic axis is at its start."""
   if value is None:
     place = axes.get_yaxis_transform()
-    _note(axes, 'no such term', (0, y), (4, 0), style.MUTED, xycoords=place, va='center', bbox=_PAPER)
+    note(axes, 'no such term', (0, y), (4, 0), style.MUTED, xycoords=place, va='center', bbox=PAPER)
     return
   at_edge = scale == 'log' and value <= 0
   x = start if at_edge else value
   axes.plot([x], [y], '<' if at_edge else 'o', color=color, markersize=6, zorder=3, clip_on=False)
   right = float(axes.transAxes.inverted().transform(axes.transData.transform((x, y)))[0]) > 0.6
   number = f'{value:.3f}' if scale == 'linear' else scientific(value)
-  _note(
+  note(
     axes,
     number.replace('-', '−'),
     (x, y),
@@ -446,57 +320,12 @@ def _dot(axes: Axes, y: int, value: float | None, color: str, start: float, scal
     va='center_baseline',
     ha='right' if right else 'left',
     zorder=4,
-    bbox=_PAPER,
+    bbox=PAPER,
   )
 
 
-def _fill_kinks(axes: Axes, curves: Mapping[str, Mapping[str, Any]], kinks: Sequence[Regime]) -> None:
-  """Between the network's error and its twin's, which is drawn beside it, where the former is far larger."""
-  for regime in kinks:
-    radii, rough, smooth = _matched(curves['network'][regime.precision], curves['twin'][regime.precision])
-    keep = (rough > 0) & (smooth > 0)
-    radii, rough, smooth = radii[keep], rough[keep], smooth[keep]
-    color = _PRECISION_COLORS[regime.precision]
-    axes.plot(radii, smooth, color=color, linewidth=0.9, linestyle=(0, (4, 3)), zorder=2)
-    inside = (radii >= regime.low) & (radii <= regime.high)
-    axes.fill_between(radii[inside], smooth[inside], rough[inside], color=color, alpha=0.1, linewidth=0, zorder=1)
-    named = int(np.flatnonzero(inside)[int(0.5 * (inside.sum() - 1))])
-    _note(axes, 'the twin’s', (radii[named], smooth[named]), (6, -5), color, va='top', bbox=_PAPER)
-
-
-def _mark_regime(axes: Axes, regime: Regime, height: float, count: int) -> None:
-  """A bar above the axes over the regime's radii, half of the distance to the next radius longer, and its name."""
-  low, high = axes.get_xlim()
-  half = (high / low) ** (0.5 / max(count, 2))
-  start, end = max(regime.low / half, low), min(regime.high * half, high)
-  named = {
-    'round-off': (f'{regime.precision} round-off', _PRECISION_COLORS.get(regime.precision, style.INK)),
-    'kinks': ('kinks', style.BLUE),
-    'truncation': ('truncation, ∝ ε²', style.BLUE),
-  }
-  name, color = named[regime.cause]
-  place = axes.get_xaxis_transform()
-  bar = axes.plot([start, end], [height, height], transform=place, color=color, linewidth=3, clip_on=False)
-  bar[0].set_solid_capstyle('butt')
-  late = math.sqrt(start * end) > math.sqrt(low * high)
-  side = 'right' if late else 'left'
-  _note(axes, name, (end if late else start, height), (0, 3), color, xycoords=place, ha=side, annotation_clip=False)
-
-
-def _name_starts(axes: Axes, height: float, lines: Sequence[Line]) -> None:
-  """Names beside the lines' first points, on the side that the lines leave free."""
-  to_axes = axes.transData + axes.transAxes.inverted()
-  placed = [(float(to_axes.transform((line.times[0], line.values[0]))[1]), line) for line in lines]
-  placed.sort(key=lambda pair: pair[0])
-  gap = 0.17 / height
-  positions = layout.spread([position for position, _ in placed], [gap] * max(len(placed) - 1, 0))
-  for position, (_, line) in zip(positions, placed, strict=True):
-    falls = len(line.values) < 2 or line.values[1] <= line.values[0]
-    place = (float(line.times[0]), position)
-    _note(axes, line.name, place, (5, 4 if falls else -11), line.color, xycoords=axes.get_xaxis_transform())
-
-
-def _axes(figure: Figure, size: tuple[float, float], x: float, y: float, width: float, height: float) -> Axes:
+def axes_at(figure: Figure, size: tuple[float, float], x: float, y: float, width: float, height: float) -> Axes:
+  """Axes of a place and size in inches, in the style of all figures."""
   axes = figure.add_axes(figures.inches(size, x, y, width, height))
   figures.clean(axes)
   axes.set_axisbelow(True)
@@ -504,9 +333,10 @@ def _axes(figure: Figure, size: tuple[float, float], x: float, y: float, width: 
   return axes
 
 
-def _note(
+def note(
   axes: Axes, text: str, place: tuple[float, float], offset: tuple[float, float], color: str, **options: Any
 ) -> None:
+  """Small text beside a point of a chart."""
   """Writes beside a place, so many points away from it."""
   axes.annotate(text, place, offset, textcoords='offset points', size=TEXT, color=color, **options)
 
@@ -529,38 +359,14 @@ def _span(arrays: Sequence[np.ndarray]) -> tuple[float, float]:
   return float(values.min()), float(values.max())
 
 
-def _power(value: float) -> str:
+def power(value: float) -> str:
+  """A number as a power of ten, or as it is near one."""
   exponent = round(math.log10(value))
   return f'{value:g}' if -2 <= exponent <= 2 else f'10{str(exponent).translate(_SUPERSCRIPTS)}'
 
 
-def _series(positions: Sequence[Any] | None, values: Sequence[Any] | None) -> tuple[np.ndarray, np.ndarray]:
+def series(positions: Sequence[Any] | None, values: Sequence[Any] | None) -> tuple[np.ndarray, np.ndarray]:
   """Positions and values as numbers, NaN for null; those that have no partner are left out."""
   pairs = [(number(x), number(y)) for x, y in zip(positions or (), values or (), strict=False)]
   kept = [(x, math.nan if y is None else y) for x, y in pairs if x is not None]
   return np.array([x for x, _ in kept]), np.array([y for _, y in kept])
-
-
-def _positive(radii: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  return radii[errors > 0], errors[errors > 0]
-
-
-def _matched(
-  first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """The radii that two curves share, and both errors there."""
-  pairs = [(i, j) for i, x in enumerate(first[0]) for j, y in enumerate(second[0]) if math.isclose(x, y, rel_tol=1e-6)]
-  i, j = [i for i, _ in pairs], [j for _, j in pairs]
-  return first[0][i], first[1][i], second[1][j]
-
-
-def _regime(cause: str, network: str, precision: str, radii: np.ndarray, holds: np.ndarray) -> Regime | None:
-  run = _longest(holds)
-  return None if run is None else Regime(cause, network, precision, float(radii[run[0]]), float(radii[run[1]]))
-
-
-def _longest(holds: np.ndarray) -> tuple[int, int] | None:
-  """First and last index of the longest run of True; of the earliest among equally long ones."""
-  runs = [[i for i, _ in group] for held, group in itertools.groupby(enumerate(holds), lambda x: bool(x[1])) if held]
-  longest = max(runs, key=len, default=None)
-  return (longest[0], longest[-1]) if longest else None

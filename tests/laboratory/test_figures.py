@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from darts_jax.laboratory import figures
-from darts_jax.laboratory.figures import Regime
+from darts_jax.laboratory import figures, radius
+from darts_jax.laboratory.radius import Regime
 
 
 def _texts(axes):
@@ -21,7 +21,7 @@ def _line(axes, color):
 def _every(results):
   supernet = results['supernet']
   return {
-    'radius': figures.radius(supernet['radius']),
+    'radius': radius.draw(supernet['radius']),
     'term': figures.batches(supernet['batches'], 'term'),
     'whole': figures.batches(supernet['batches'], 'whole'),
     'cost': figures.cost(supernet['unrolled']),
@@ -33,7 +33,7 @@ def _every(results):
 
 
 def test_regimes_are_found_where_the_data_has_them(results):
-  assert set(figures.regimes(results['supernet']['radius'])) == {
+  assert set(radius.regimes(results['supernet']['radius'])) == {
     Regime('round-off', 'network', 'float32', 1e-6, 1e-4),
     Regime('round-off', 'twin', 'float32', 1e-6, 1e-2),
     Regime('kinks', 'network', 'float64', 1e-4, 1e-2),
@@ -44,7 +44,7 @@ def test_regimes_are_found_where_the_data_has_them(results):
 def test_a_network_without_kinks_has_no_regime_of_them(results):
   part = results['supernet']['radius']
   part['network'] = part['twin']
-  assert {regime.cause for regime in figures.regimes(part)} == {'round-off', 'truncation'}
+  assert {regime.cause for regime in radius.regimes(part)} == {'round-off', 'truncation'}
 
 
 def test_without_float64_kinks_are_told_in_float32_and_round_off_is_not(results):
@@ -52,7 +52,7 @@ def test_without_float64_kinks_are_told_in_float32_and_round_off_is_not(results)
   for network in ('network', 'twin'):
     del part[network]['float64']
   # 2e-2 against 1e-3, and alike elsewhere; the twin's grows like ε² from 5e-3 to 5e-1 alone.
-  assert figures.regimes(part) == (
+  assert radius.regimes(part) == (
     Regime('kinks', 'network', 'float32', 1e-2, 1e-2),
     Regime('truncation', 'twin', 'float32', 1e-1, 1.0),
   )
@@ -60,23 +60,23 @@ def test_without_float64_kinks_are_told_in_float32_and_round_off_is_not(results)
 
 def test_regimes_do_not_depend_on_the_order_of_radii_or_on_holes(results):
   part = results['supernet']['radius']
-  before = set(figures.regimes(part))
+  before = set(radius.regimes(part))
   for curve in (curve for network in ('network', 'twin') for curve in part[network].values()):
     curve['radii'] = [*curve['radii'][::-1], 3e-3, None]
     curve['errors'] = [*curve['errors'][::-1], None, 1.0]
-  assert set(figures.regimes(part)) == before
+  assert set(radius.regimes(part)) == before
 
 
 def test_of_several_runs_of_a_regime_the_longest_counts(results):
   part = results['supernet']['radius']
   part['network']['float64']['errors'][0] = 1.0
-  (kinks,) = [regime for regime in figures.regimes(part) if regime.cause == 'kinks']
+  (kinks,) = [regime for regime in radius.regimes(part) if regime.cause == 'kinks']
   assert (kinks.low, kinks.high) == (1e-4, 1e-2)
 
 
 def test_the_radius_figure_has_the_curves_the_paper_and_the_regimes(results):
   part = results['supernet']['radius']
-  network, twin = figures.radius(part).axes
+  network, twin = radius.draw(part).axes
   for axes, name in ((network, 'network'), (twin, 'twin')):
     for precision, curve in part[name].items():
       drawn = [line for line in axes.lines if line.get_marker() == 'o' and list(line.get_ydata()) == curve['errors']]
@@ -163,7 +163,7 @@ def test_an_error_of_zero_stands_at_the_edge_of_the_logarithmic_axis(results):
 
 
 def test_nothing_to_draw_is_none(results):
-  assert figures.radius({}) is None
+  assert radius.draw({}) is None
   assert figures.batches({'lines': []}, 'term') is None
   assert figures.cost({'steps': [1], 'seconds': [None]}) is None
   assert figures.toy({'trajectories': []}) is None
