@@ -9,9 +9,13 @@ are within tolerance, 1 if not, and 2 with one line if the file cannot be read.
 Files of the kind cnn_search hold, in the names and layouts of the reference (NCHW, OIHW): weights `w/…`, momentum
 buffers `momentum/…`, `alphas_…`, two batches, and the results: logits, losses, hypergradients, one whole search step.
 Files of the kind cnn_eval hold the network of an architecture: weights `w/…`, a batch `x`, and logits.
-Files of the kind cnn_genotype_parse are lists of α with the genotype that belongs to each.
+Files of the kinds rnn_search and rnn_eval hold the same for recurrent cells: weights, token ids `x…` and `y…`, hidden
+states `h…`, log-probabilities, losses and hypergradients.
+Files of the kind genotype_parse are lists of α with the genotype that belongs to each.
 """
 
+import dataclasses
+import functools
 import json
 import pathlib
 import sys
@@ -26,17 +30,20 @@ import optax
 
 from darts_jax.data.batches import Examples
 from darts_jax.derive import derive_genotype
-from darts_jax.genotype import Genotype, from_dict, search_space, to_dict
+from darts_jax.genotype import Genotype, RecurrentGenotype, from_dict, recurrent_search_space, search_space, to_dict
 from darts_jax.hypergradient import Estimator, exact, finite_difference, first_order
-from darts_jax.interop.reference import convert_network, convert_supernet, infer_network
+from darts_jax.interop.reference import convert_language_model, convert_network, convert_supernet, infer_network
 from darts_jax.laboratory.bench import Bench, Frozen, to_host
 from darts_jax.nets.conv import Supernet
+from darts_jax.nets.recurrent import LanguageModel, Masks, Sequences
 from darts_jax.relaxation import softmax
 from darts_jax.runtime.packed import Packed
 from darts_jax.search.darts import Darts
-from darts_jax.search.settings import Alphas, Search, Weights
-from darts_jax.search.state import SearchState
-from darts_jax.search.step import Halves, Optimizers, StepInfo, search_step
+from darts_jax.search.images import ImageLoss
+from darts_jax.search.settings import Alphas, RecurrentSearch, Search, Weights
+from darts_jax.search.state import Halves, SearchState
+from darts_jax.search.step import Optimizers, StepInfo, search_step
+from darts_jax.search.text import TextBatch, TextLoss
 
 # In float64. Outputs and gradients agree up to rounding; a finite difference divides the rounding of two gradients by
 # its small step.
@@ -109,7 +116,13 @@ class SearchFile:
 
     def run(state: SearchState, train: Examples, valid: Examples) -> tuple[SearchState, StepInfo]:
       return search_step(
-        state, train, valid, net=self.net, strategy=self.strategy, estimator=estimator, optimizers=self.optimizers
+        state,
+        train,
+        valid,
+        objective=ImageLoss(self.net),
+        strategy=self.strategy,
+        estimator=estimator,
+        optimizers=self.optimizers,
       )
 
     return jax.jit(run)(self.state, self.train, self.valid)
@@ -191,11 +204,129 @@ def compare_network(values: Mapping[str, np.ndarray]) -> Iterator[tuple[str, flo
   yield 'logits_aux', relative_error(trained.auxiliary, values['logits_aux']), TOLERANCE
 
 
+class RecurrentFile:
+  """A file of the kind rnn_search, as a network, a state and two batches without dropout."""
+
+  def __init__(self, values: Mapping[str, np.ndarray]) -> None:
+    """Converts everything; computes nothing. Raises ValueError or KeyError if something is missing or does not fit."""
+    self.values = values
+    self.meta: dict[str, Any] = json.loads(str(values['meta']))
+    meta = self.meta
+    self.spec = recurrent_search_space()
+    self.net = LanguageModel(self.spec, meta['vocab'], meta['hidden'], norm=True)
+    self.variables = convert_language_model(self.net, _tensors(values))
+    self.strategy = Darts({'recurrent': self.spec})
+    # Virtual steps clip with a constant factor, and the outer gradient is clipped, too.
+    settings = RecurrentSearch(
+      epochs=1, weights=Weights(meta['eta'], meta['eta'], 0, meta['weight_decay'], meta['clip'])
+    )
+    self.optimizers = Optimizers.from_settings(settings, 1)
+    weights = Packed.pack(self.variables['params'])
+    self.optimizers = dataclasses.replace(self.optimizers, inner=_keep_embedding(self.optimizers.inner, weights))
+    alphas = {'recurrent': jnp.asarray(values['alphas'])}
+    self.batches = Halves(*(self._batch(half) for half in Halves._fields))
+    self.state = SearchState(
+      step=jnp.zeros((), jnp.int32),
+      key=jax.random.key(0),
+      weights=weights,
+      statistics=Packed.pack(self.variables['batch_stats']),
+      alphas=alphas,
+      weights_optimizer=self.optimizers.weights.init(weights.vector),
+      alphas_optimizer=self.optimizers.alphas.init(alphas),
+      carried=Halves(self.batches.train.hidden, self.batches.valid.hidden),
+    )
+
+  def _batch(self, half: str) -> TextBatch:
+    tokens, targets = (jnp.asarray(self.values[f'{name}_{half}'], jnp.int32) for name in 'xy')
+    hidden = jnp.asarray(self.values[f'h_{half}'][0])
+    nothing_dropped = Masks(jnp.ones(self.meta['vocab']), *[jnp.ones_like(hidden)] * 4)
+    return TextBatch(Sequences(tokens, targets, jnp.int32(len(tokens))), hidden, nothing_dropped)
+
+  def step(self, estimator: Estimator) -> tuple[SearchState, StepInfo]:
+    """One whole search step."""
+
+    def run(state: SearchState, batches: Halves) -> tuple[SearchState, StepInfo]:
+      return search_step(
+        state,
+        *batches,
+        objective=TextLoss(self.net, 0.0, False),
+        strategy=self.strategy,
+        estimator=estimator,
+        optimizers=self.optimizers,
+      )
+
+    return jax.jit(run)(self.state, self.batches)
+
+
+def _keep_embedding(inner: optax.GradientTransformation, weights: Packed) -> optax.GradientTransformation:
+  """Virtual steps as in the reference, which leave the embedding where it was.
+
+  The reference loads the weights after a virtual step by name, first the encoder's new ones and then the decoder's old
+  ones, and these two share their memory. The product with second derivatives is taken with all of v nevertheless.
+  Searches of this package move all weights; in these files, it changes the hypergradient by 14 %.
+  """
+
+  def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
+    updates, state = inner.update(updates, state, params)
+    tree = weights.replace(updates).tree
+    kept = Packed.pack({**tree, 'embedding': jnp.zeros_like(tree['embedding'])}).vector
+    return updates + jax.lax.stop_gradient(kept - updates), state
+
+  return optax.GradientTransformation(inner.init, update)
+
+
+#: The results in an rnn_search file.
+RECURRENT_RESULTS = ('log_prob_train', 'log_prob_eval', 'h_next', 'loss_train', 'first_order', 'fd', 'genotype')
+
+
+def compare_recurrent_search(file: RecurrentFile) -> Iterator[tuple[str, float, float]]:
+  """Yields the name, relative error and tolerance of the results in an rnn_search file."""
+  values = file.values
+  mixing = softmax(file.state.alphas['recurrent'])
+  batch = file.batches.train
+  read = jax.jit(functools.partial(file.net.apply, mutable='batch_stats'), static_argnames='train')
+  arguments = file.variables, batch.sequences.tokens, batch.hidden, mixing
+  (trained, hidden), _ = read(*arguments, train=True)
+  (evaluated, _), _ = read(*arguments, train=False)
+  yield 'log_prob_train', relative_error(trained, values['log_prob_train']), TOLERANCE
+  yield 'log_prob_eval', relative_error(evaluated, values['log_prob_eval']), TOLERANCE
+  yield 'h_next', relative_error(hidden, values['h_next'][0]), TOLERANCE
+  losses = -jnp.take_along_axis(trained, batch.sequences.targets[..., None], axis=-1)
+  yield 'loss_train', relative_error(jnp.mean(losses), values['loss_train']), TOLERANCE
+  for name, estimator, tolerance in (
+    ('first_order', first_order(), TOLERANCE),
+    ('fd', finite_difference(file.meta['fd_radius']), TOLERANCE_FINITE_DIFFERENCE),
+  ):
+    found = file.step(estimator)[1].hypergradient['recurrent']
+    yield name, relative_error(found, values[name]), tolerance
+  derived = to_dict(derive_genotype({'recurrent': mixing}, {'recurrent': file.spec}))
+  yield 'genotype', float(derived != json.loads(str(values['genotype']))), 0.0
+
+
+def compare_language_model(values: Mapping[str, np.ndarray]) -> Iterator[tuple[str, float, float]]:
+  """Yields the name, relative error and tolerance of the results in an rnn_eval file."""
+  meta = json.loads(str(values['meta']))
+  genotype = from_dict(meta['genotype'])
+  if not isinstance(genotype, RecurrentGenotype):
+    raise ValueError('meta: a convolutional architecture')
+  net = LanguageModel(genotype.cell(), meta['vocab'], meta['hidden'])
+  variables = convert_language_model(net, _tensors(values))
+  found, hidden = jax.jit(lambda: net.apply(variables, values['x'], jnp.asarray(values['h'][0]), train=False))()
+  yield 'log_prob', relative_error(found, values['log_prob']), TOLERANCE
+  yield 'h_next', relative_error(hidden, values['h_next'][0]), TOLERANCE
+
+
+def _tensors(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """The reference's state dict in a file."""
+  return {name[2:]: value for name, value in values.items() if name.startswith('w/')}
+
+
 def compare_genotypes(cases: list[Any]) -> Iterator[tuple[str, float, float]]:
-  """Yields the name, error (0 or 1) and tolerance of every architecture in a cnn_genotype_parse file."""
-  specs = {name: search_space() for name in CELLS}
+  """Yields the name, error (0 or 1) and tolerance of every architecture in a file of the kind genotype_parse."""
+  convolutional, recurrent = dict.fromkeys(CELLS, search_space()), {'recurrent': recurrent_search_space()}
   for i, case in enumerate(cases):
-    mixing = {name: softmax(jnp.asarray(case[f'alphas_{name}'])) for name in CELLS}
+    specs = recurrent if 'alphas' in case else convolutional
+    mixing = {name: softmax(jnp.asarray(case[f'alphas_{name}' if len(specs) > 1 else 'alphas'])) for name in specs}
     found = to_dict(derive_genotype(mixing, specs))
     yield f'genotype_{i}', float(found != case['genotype']), 0.0
 
@@ -209,7 +340,7 @@ def compare(path: pathlib.Path) -> Iterator[tuple[str, float, float]]:
   try:
     if path.suffix == '.json':
       cases = json.loads(path.read_text())
-      if not isinstance(cases, list) or not cases or 'alphas_normal' not in cases[0]:
+      if not isinstance(cases, list) or not cases or not {'alphas', 'alphas_normal'} & set(cases[0]):
         raise ValueError('not a list of α and genotypes')
       yield from compare_genotypes(cases)
       return
@@ -218,6 +349,10 @@ def compare(path: pathlib.Path) -> Iterator[tuple[str, float, float]]:
       values = {name: archive[name] for name in archive.files}
     if 'logits_aux' in values:
       yield from compare_network(values)
+    elif 'log_prob' in values:
+      yield from compare_language_model(values)
+    elif 'log_prob_train' in values:
+      yield from compare_recurrent_search(RecurrentFile(values))
     elif 'alphas_normal' in values and 'meta' in values:
       yield from compare_search(SearchFile(values))
     else:

@@ -3,20 +3,21 @@
 python -m benchmarks.search_step --config=configs/cifar.py [--config.batch_size=16]
     [--estimators=first_order,finite_difference,exact] [--repeats=5] [--json=FILE]
 
-Images are random, in the shape of the config's dataset, so no data is needed. For each estimator the table gives: the
-seconds to trace and compile the step with an empty cache, and to trace it and load it from that; median, fastest and
-slowest of `--repeats` calls after one for warming up, divided by the steps in a call, which are several as in a search;
-images of the weights' half per second; temporary memory as XLA states it; the floating-point operations of a step's
-gradients; and the roofline: the least time in which this machine could do a step's operations, or move its bytes,
-whichever takes longer, as a fraction of the time measured. The machine's rates are measured in the same run, by a
-product of matrices and by copies of as much as an operation of one node has, 4 MB. Bytes are those of the compiled
-program when every kernel reads its operands once and writes its result; loops are counted once and then scaled as the
-operations are.
+Images are random, in the shape of the config's dataset, and so are the words of a text, so no data is needed. For each
+estimator the table gives: the seconds to trace and compile the step with an empty cache, and to trace it and load it
+from that; median, fastest and slowest of `--repeats` calls after one for warming up, divided by the steps in a call,
+which are several as in a search; images or tokens of the weights' half per second; temporary memory as XLA states it;
+the floating-point operations of a step's gradients; and the roofline: the least time in which this machine could do a
+step's operations, or move its bytes, whichever takes longer, as a fraction of the time measured. The machine's rates
+are measured in the same run, by a product of matrices and by copies of as much as an operation of one node has, 4 MB.
+Bytes are those of the compiled program when every kernel reads its operands once and writes its result; loops are
+counted once and then scaled as the operations are.
 
 The JSON file holds an object keyed by estimator, each with `compile_s, load_s, step_s, step_s_min, step_s_max,
-images_per_s, temp_bytes, flops, bytes, roofline`.
+images_per_s (or tokens_per_s), temp_bytes, flops, bytes, roofline`.
 """
 
+import dataclasses
 import functools
 import json
 import math
@@ -36,15 +37,16 @@ from jax import lax
 from ml_collections import config_flags
 
 from darts_jax.data.images import Images
+from darts_jax.data.text import Corpus
 from darts_jax.hypergradient import ESTIMATORS, Derivative, derivative
 from darts_jax.runtime.compilation import compile_with_report, temporary_cache
 from darts_jax.runtime.mesh import make_mesh
+from darts_jax.search import images, text
 from darts_jax.search.loop import make_strategy
-from darts_jax.search.searcher import Searcher, place
-from darts_jax.search.settings import Search
+from darts_jax.search.searcher import Searcher
+from darts_jax.search.settings import RecurrentSearch, Search, read
 from darts_jax.search.state import SearchState
-from darts_jax.search.step import loss_and_aux
-from darts_jax.settings import build
+from darts_jax.search.step import BatchLoss
 
 #: Steps in a call. A search makes one call for all steps between two lines of its log, so that memory is new to the
 #: process only in the first of many steps.
@@ -69,6 +71,33 @@ def random_images(name: str, num_images: int) -> Images:
   labels = generator.integers(0, num_classes, num_images).astype(np.int32)
   channels = shape[-1]
   return Images(name, images, labels, None, None, num_classes, (127.5,) * channels, (73.6,) * channels)
+
+
+#: Words of the corpora whose vocabulary is known without reading them.
+_VOCABULARIES = {'ptb': 10_000, 'wikitext2': 33_278}
+
+
+def random_corpus(name: str, num_tokens: int) -> Corpus:
+  """Noise with the vocabulary of a corpus; its training and validation text have so many tokens."""
+  if name not in _VOCABULARIES:
+    raise ValueError(f'config.data.name: {name!r} has no fixed vocabulary; allowed are {", ".join(_VOCABULARIES)}')
+  size = _VOCABULARIES[name]
+  tokens = np.random.default_rng(0).integers(0, size, (3, num_tokens)).astype(np.int32)
+  return Corpus(name, tuple(map(str, range(size))), *tokens)
+
+
+def open_search(settings: Search | RecurrentSearch) -> tuple[Searcher[Any, Any], Any, int, str]:
+  """A search on random data: its functions, its data, the examples of a step and their name."""
+  mesh, strategy = make_mesh(), make_strategy(settings)
+  if isinstance(settings, RecurrentSearch):
+    # Every step of the benchmark reads a whole sequence.
+    settings = dataclasses.replace(settings, short_fraction=0.0)
+    corpus = random_corpus(settings.data.name, settings.batch_size * (8 * settings.bptt + 1))
+    searcher = text.TextSearcher(settings, strategy, corpus, mesh)
+    return searcher, text.place(corpus, settings, mesh), settings.batch_size * settings.bptt, 'tokens'
+  found = random_images(settings.data.name, 4 * settings.batch_size)
+  halves = images.place(found, settings, mesh)
+  return images.ImageSearcher(settings, strategy, found, mesh), halves, settings.batch_size, 'images'
 
 
 class Rates(NamedTuple):
@@ -126,15 +155,20 @@ def _bytes(dtype: str, dimensions: str) -> int:
   return math.prod(int(n) for n in dimensions.split(',') if n) * bits // 8
 
 
-def count_operations(settings: Search, searcher: Searcher, state: SearchState) -> float:
+def count_operations(searcher: Searcher[Any, Any], state: SearchState, data: Any) -> float:
   """Floating-point operations of all gradients of a step, from their programs before XLA optimises them."""
-  strategy = make_strategy(settings)
-  batch = settings.batch_size, *searcher.image_shape
-  images, labels = jnp.zeros(batch, settings.precision), jnp.zeros(settings.batch_size, jnp.int32)
+  batch = jax.jit(searcher.batches)(state, data).train
+  times = 1
+  if isinstance(searcher, text.TextSearcher):
+    # What is done in a loop is counted once.
+    times = searcher.capacity
+    one = jax.tree.map(lambda x: x[:1] if x.ndim else jnp.int32(1), batch.sequences)
+    batch = batch._replace(sequences=one)
 
   def loss(weights: jax.Array, alphas: Any) -> jax.Array:
-    mixing = strategy.relax(alphas, state.key, state.step)
-    return loss_and_aux(searcher.net, state.weights.replace(weights).tree, mixing, images, labels)[0]
+    return BatchLoss.at(state, searcher.objective, searcher.strategy, searcher.settings.precision)(
+      weights, alphas, batch
+    )[0]
 
   def flops(function: Callable[..., Any]) -> float:
     cost = jax.jit(function).lower(state.weights.vector, state.alphas).cost_analysis()
@@ -145,18 +179,15 @@ def count_operations(settings: Search, searcher: Searcher, state: SearchState) -
   def operations(what: Derivative, weights_wanted: bool) -> float:
     return flops(lambda weights, alphas: derivative(what, loss, weights, alphas, weights, weights_wanted))
 
-  passes = settings.hypergradient.estimator().passes
-  return operations('gradient', True) + sum(operations(each.derivative, each.weights) for each in passes)
+  passes = searcher.settings.hypergradient.estimator().passes
+  return times * (operations('gradient', True) + sum(operations(each.derivative, each.weights) for each in passes))
 
 
-def measure(settings: Search, repeats: int, rates: Rates) -> dict[str, float]:
+def measure(settings: Search | RecurrentSearch, repeats: int, rates: Rates) -> dict[str, float]:
   """Compiles a search step and times it; keys as in the JSON file."""
-  images = random_images(settings.data.name, 4 * settings.batch_size)
-  mesh = make_mesh()
-  searcher = Searcher(settings, make_strategy(settings), images, mesh)
-  data = place(images, settings, mesh)
+  searcher, data, examples, unit = open_search(settings)
   state = searcher.init(jax.random.key(settings.seed))
-  flops = count_operations(settings, searcher, state)
+  flops = count_operations(searcher, state, data)
   steps = jnp.int32(_STEPS)
   with temporary_cache():
     # What tracing has found out is the compilation's to find out again.
@@ -186,7 +217,7 @@ def measure(settings: Search, repeats: int, rates: Rates) -> dict[str, float]:
     'step_s': median,
     'step_s_min': min(seconds),
     'step_s_max': max(seconds),
-    'images_per_s': settings.batch_size / median,
+    f'{unit}_per_s': examples / median,
     'temp_bytes': memory.temp_size_in_bytes,
     'flops': flops,
     'bytes': moved,
@@ -196,7 +227,8 @@ def measure(settings: Search, repeats: int, rates: Rates) -> dict[str, float]:
 
 def table(results: dict[str, dict[str, float]]) -> str:
   """The results as a Markdown table."""
-  titles = ('estimator', 'compile s', 'load s', 'step s (median)', 'fastest – slowest', 'images/s')
+  unit = 'tokens' if any('tokens_per_s' in r for r in results.values()) else 'images'
+  titles = ('estimator', 'compile s', 'load s', 'step s (median)', 'fastest – slowest', f'{unit}/s')
   rows: list[tuple[str, ...]] = [(*titles, 'temporary MB', 'GFLOP', 'roofline')]
   rows.append(('---',) * len(rows[0]))
   for name, r in results.items():
@@ -207,7 +239,7 @@ def table(results: dict[str, dict[str, float]]) -> str:
         f'{r["load_s"]:.1f}',
         f'{r["step_s"]:.3f}',
         f'{r["step_s_min"]:.3f} – {r["step_s_max"]:.3f}',
-        f'{r["images_per_s"]:.1f}',
+        f'{r[f"{unit}_per_s"]:.1f}',
         f'{r["temp_bytes"] / 1e6:.0f}',
         f'{r["flops"] / 1e9:.1f}',
         f'{r["roofline"]:.1%}',
@@ -228,7 +260,7 @@ def run(config: Any, names: list[str], repeats: int, path: str | None) -> None:
   results = {}
   for name in names:
     config.hypergradient.name = name
-    results[name] = measure(build(Search, config), repeats, rates)
+    results[name] = measure(read(config), repeats, rates)
     print(f'{name}: {json.dumps(results[name])}', file=sys.stderr, flush=True)
     jax.clear_caches()
   print(table(results))

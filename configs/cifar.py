@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
   """Every field of a search."""
   config = ConfigDict()
+  config.space = 'convolutional'
   config.seed = 0
   config.strategy = 'darts'
   config.epochs = 50
@@ -71,6 +72,7 @@ def get_config() -> ConfigDict:
   config.hypergradient = ConfigDict()
   config.hypergradient.name = 'finite_difference'
   config.hypergradient.clipping = 'none'
+  config.hypergradient.clip_outer = False
   config.hypergradient.radius = 0.01
   config.hypergradient.one_sided = False
   config.hypergradient.steps = 4

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
   """Every field of a training."""
   config = ConfigDict()
+  config.space = 'convolutional'
   config.seed = 0
   config.epochs = 600
   config.batch_size = 96

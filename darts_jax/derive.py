@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike
 
-from darts_jax.genotype import CellSpec, Genotype, Pairs
+from darts_jax.genotype import AnyGenotype, CellSpec, Genotype, Pairs, RecurrentGenotype
 
 
 def derive_cell(mixing: ArrayLike, spec: CellSpec, num_kept: int = 2) -> Pairs:
@@ -46,22 +46,27 @@ def derive_cell(mixing: ArrayLike, spec: CellSpec, num_kept: int = 2) -> Pairs:
         candidates.append((weights[best], real[best], edge.source))
       row += 1
     if len(candidates) < num_kept:
-      raise ValueError(f'node {i + 2}: {len(candidates)} edges to choose from; {num_kept} have to be kept')
+      raise ValueError(
+        f'node {i + spec.num_inputs}: {len(candidates)} edges to choose from; {num_kept} have to be kept'
+      )
     # sorted() is stable, so equally strong edges stay in the order of their index.
     strongest = sorted(candidates, key=lambda candidate: -candidate[0])[:num_kept]
     pairs.extend((operation, source) for _, operation, source in strongest)
   return tuple(pairs)
 
 
-def derive_genotype(mixing: Mapping[str, ArrayLike], specs: Mapping[str, CellSpec]) -> Genotype:
-  """The genotype of a convolutional search.
+def derive_genotype(mixing: Mapping[str, ArrayLike], specs: Mapping[str, CellSpec]) -> AnyGenotype:
+  """The genotype of a search: two edges a node of a convolutional cell are kept, and one of a recurrent cell.
 
   Args:
-    mixing: `[E, O]` mixing weights of the cells `'normal'` and `'reduce'`.
+    mixing: `[E, O]` mixing weights of the cells `'normal'` and `'reduce'`, or of `'recurrent'`.
     specs: their cell specs.
 
   Raises:
     ValueError: as `derive_cell`.
   """
+  if 'recurrent' in specs:
+    cell = specs['recurrent']
+    return RecurrentGenotype(derive_cell(mixing['recurrent'], cell, num_kept=1), cell.concat)
   normal, reduce = (derive_cell(mixing[name], specs[name]) for name in ('normal', 'reduce'))
   return Genotype(normal, specs['normal'].concat, reduce, specs['reduce'].concat)

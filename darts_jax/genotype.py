@@ -1,7 +1,9 @@
 """What an architecture is: cell specs, genotypes, the published ones, and their JSON form.
 
-A cell is a directed acyclic graph [DARTS §2.1]. Nodes 0 and 1 are its inputs, the outputs of the two
-cells before it; every later node sums the edges that arrive at it; the output concatenates some of the nodes.
+A cell is a directed acyclic graph [DARTS §2.1]. Nodes 0 and 1 of a convolutional cell are its inputs, the outputs of
+the two cells before it; every later node sums the edges that arrive at it; the output concatenates some of the nodes.
+In a recurrent cell node 0 is the state made from input and previous state, an edge applies an activation, and the
+output is the mean of some of the nodes.
 One description serves a search and its result: a `CellSpec` lists the candidate operations of every
 edge, all of them in a search space, one an edge in a discrete architecture, anything between in a search
 that prunes. This module imports no JAX.
@@ -57,22 +59,29 @@ class CellSpec:
   `e`, and its columns to `operations`.
 
   Attributes:
-    nodes: for each intermediate node its arriving edges. The first intermediate node has index 2.
-    concat: indices of the nodes whose channels are concatenated into the cell's output.
+    nodes: for each intermediate node its arriving edges. The first intermediate node has index `num_inputs`.
+    concat: indices of the nodes that make up the cell's output: their channels are concatenated, their states averaged.
     operations: the names of the columns of mixing weights; contains every operation of every edge.
+    num_inputs: 2 in a convolutional cell, 1 in a recurrent one, whose operations are activations.
   """
 
   nodes: tuple[tuple[Edge, ...], ...]
   concat: tuple[int, ...]
   operations: tuple[str, ...]
+  num_inputs: int = NUM_INPUTS
 
   def __post_init__(self) -> None:
-    _check_operations(self.operations, OPERATIONS, 'operations')
+    _check_operations(self.operations, ACTIVATIONS if self.is_recurrent else OPERATIONS, 'operations')
     for i, edges in enumerate(self.nodes):
       for edge in edges:
-        _check_source(edge.source, i + NUM_INPUTS, len(self.nodes) + NUM_INPUTS, 'cell')
-        _check_operations(edge.operations, self.operations, f'node {i + NUM_INPUTS}')
-    _check_concat(self.concat, NUM_INPUTS, len(self.nodes), 'concat')
+        _check_source(edge.source, i + self.num_inputs, len(self.nodes) + self.num_inputs, 'cell')
+        _check_operations(edge.operations, self.operations, f'node {i + self.num_inputs}')
+    _check_concat(self.concat, self.num_inputs, len(self.nodes), 'concat')
+
+  @property
+  def is_recurrent(self) -> bool:
+    """Whether it is a cell of a recurrent network."""
+    return self.num_inputs == 1
 
   @property
   def num_edges(self) -> int:
@@ -82,7 +91,7 @@ class CellSpec:
   @property
   def edges(self) -> tuple[tuple[int, Edge], ...]:
     """`(target node, edge)` of every edge, in the order of the rows of mixing weights."""
-    return tuple((i + NUM_INPUTS, edge) for i, edges in enumerate(self.nodes) for edge in edges)
+    return tuple((i + self.num_inputs, edge) for i, edges in enumerate(self.nodes) for edge in edges)
 
   @property
   def is_discrete(self) -> bool:
@@ -100,14 +109,31 @@ def search_space(operations: Sequence[str] = CANDIDATES, num_nodes: int = 4) -> 
   Raises:
     ValueError: an operation is unknown or listed twice, only `none` is given, or `num_nodes` < 1.
   """
+  return _full_space(operations, num_nodes, NUM_INPUTS)
+
+
+def recurrent_search_space(activations: Sequence[str] = ACTIVATIONS, num_nodes: int = 8) -> CellSpec:
+  """The recurrent cell in which every node reads all earlier states through all `activations` [DARTS §3.1.2].
+
+  Args:
+    activations: candidates, the columns of α. `none` may be among them.
+    num_nodes: number of intermediate nodes; 8 in the paper, which gives 1+2+…+8 = 36 edges.
+
+  Raises:
+    ValueError: as `search_space`.
+  """
+  return _full_space(activations, num_nodes, 1)
+
+
+def _full_space(operations: Sequence[str], num_nodes: int, num_inputs: int) -> CellSpec:
   operations = tuple(operations)
-  _check_operations(operations, OPERATIONS, 'operations')
+  _check_operations(operations, ACTIVATIONS if num_inputs == 1 else OPERATIONS, 'operations')
   if not set(operations) - {'none'}:
     raise ValueError(f"operations: {operations} has nothing to choose; list at least one operation besides 'none'")
   if num_nodes < 1:
     raise ValueError(f'num_nodes: {num_nodes} is not allowed; a cell has at least 1 intermediate node')
-  nodes = tuple(tuple(Edge(source, operations) for source in range(i + NUM_INPUTS)) for i in range(num_nodes))
-  return CellSpec(nodes, tuple(range(NUM_INPUTS, num_nodes + NUM_INPUTS)), operations)
+  nodes = tuple(tuple(Edge(source, operations) for source in range(i + num_inputs)) for i in range(num_nodes))
+  return CellSpec(nodes, tuple(range(num_inputs, num_nodes + num_inputs)), operations, num_inputs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +192,12 @@ class RecurrentGenotype:
       raise ValueError('recurrent: 0 pairs; a cell lists one (activation, source) pair a node')
     _check_pairs(self.recurrent, 1, 1, ACTIVATIONS, 'recurrent')
     _check_concat(self.concat, 1, len(self.recurrent), 'concat')
+
+  def cell(self, name: str = 'recurrent') -> CellSpec:
+    """The discrete `CellSpec` of its one cell, which is called `'recurrent'`."""
+    assert name == 'recurrent', name
+    nodes = tuple((Edge(source, (activation,)),) for activation, source in self.recurrent)
+    return CellSpec(nodes, self.concat, tuple(dict.fromkeys(a for a, _ in self.recurrent)), 1)
 
 
 AnyGenotype = Genotype | RecurrentGenotype

@@ -1,7 +1,7 @@
 """What searches and trainings build their optimisers of, in the published experiments' conventions."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,42 @@ def clip_by_global_norm(max_norm: float, constant: bool = False) -> optax.Gradie
 
 
 def decayed_sgd(
-  learning_rate: Callable[[Array], Array], momentum: float, weight_decay: float
+  learning_rate: Callable[[Array], Array], momentum: float | None, weight_decay: float
 ) -> optax.GradientTransformation:
   """SGD with L2 decay in the gradient, of all parameters alike, and momentum: m ← μm + g + λw, w ← w − ξm."""
   return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum=momentum))
+
+
+class Average(NamedTuple):
+  """The mean of an optimiser's iterates, all of equal weight [Polyak & Juditsky 1992].
+
+  Attributes:
+    num_iterates: `[]` int32, those so far.
+    mean: `[P]`; zeros before the first.
+  """
+
+  num_iterates: Array
+  mean: Array
+
+  @classmethod
+  def empty(cls, weights: Array) -> Self:
+    """Of no iterates."""
+    return cls(jnp.zeros((), jnp.int32), jnp.zeros_like(weights))
+
+  def add(self, iterate: Array, counts: Array) -> Self:
+    """With one more iterate, if that counts: m ← m + (w − m) / n; `[]` bool, may be traced."""
+    number = self.num_iterates + counts.astype(jnp.int32)
+    # If none has counted yet, the quotient is not used but must not be 0 / 0.
+    mean = self.mean + (iterate - self.mean) / jnp.maximum(number, 1).astype(iterate.dtype)
+    return self._replace(num_iterates=number, mean=jnp.where(counts, mean, self.mean))
+
+
+def stagnates(losses: Sequence[float], loss: float, interval: int) -> bool:
+  """Whether averaging begins, by the non-monotone criterion [Merity et al. 2017, arXiv 1708.01009, §4].
+
+  Args:
+    losses: validation losses so far, without the latest.
+    loss: the latest.
+    interval: n; the loss is compared with the best of all but the last n, if there are any.
+  """
+  return len(losses) > interval and loss > min(losses[: len(losses) - interval])

@@ -23,13 +23,14 @@ def setting(default: Any, **limits: Any) -> Any:
   return dataclasses.field(default=default, metadata=limits)
 
 
-def build(kind: type[T], config: Mapping[str, Any], path: str = 'config') -> T:
+def build(kind: type[T], config: Mapping[str, Any], path: str = 'config', base: T | None = None) -> T:
   """Builds a settings dataclass from a config of the same structure, such as a `ConfigDict`.
 
   Args:
     kind: a dataclass whose fields are made by `setting`; nested dataclasses are nested configs.
     config: values by field name; fields that are left out have their default.
     path: where the config hangs, for messages.
+    base: what fields that are left out have instead of the default of the class.
 
   Raises:
     ValueError: a field is unknown, of another type than declared, or outside its limits; one line naming it.
@@ -38,14 +39,16 @@ def build(kind: type[T], config: Mapping[str, Any], path: str = 'config') -> T:
     raise ValueError(f'{path}: {config!r} is not a group of fields')
   types = typing.get_type_hints(kind)
   fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-  values = {}
+  values = {} if base is None else {name: getattr(base, name) for name in fields}
   for name, value in config.items():
     if name not in fields:
       close = difflib.get_close_matches(name, fields, 1)
       hint = f'did you mean {path}.{close[0]}?' if close else f'allowed are {", ".join(fields)}'
       raise ValueError(f'{path}.{name}: unknown field; {hint}')
     if dataclasses.is_dataclass(types[name]):
-      values[name] = build(typing.cast(type[Any], types[name]), value, f'{path}.{name}')
+      # A group's defaults may be others here than where it is declared.
+      default = getattr(base, name) if base is not None else typing.cast(Any, fields[name].default_factory)()
+      values[name] = build(typing.cast(type[Any], types[name]), value, f'{path}.{name}', default)
     else:
       values[name] = _checked(value, types[name], fields[name].metadata, f'{path}.{name}')
   try:

@@ -1,27 +1,34 @@
-"""Says what a network costs: parameters, multiply-adds, cell by cell; draws its cells.
+"""Says what a network costs: parameters, multiply-adds, part by part; draws its cells.
 
 python -m experiments.describe --genotype=NAME|PATH [--channels=N --layers=N --classes=N --image_size=N
-  --image_channels=N --imagenet --auxiliary] [--json] [--draw=FILE.svg|png|pdf|dot]
+  --image_channels=N --imagenet --auxiliary] [--width=N --vocabulary=N] [--json] [--draw=FILE.svg|png|pdf|dot]
+
+Of a convolutional architecture it describes an image classifier, of a recurrent one a language model, whose sizes are
+`--width` and `--vocabulary`.
 """
 
 import json
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from darts_jax import genotype as genotypes
-from darts_jax.genotype import Genotype
+from darts_jax.genotype import AnyGenotype, Genotype, RecurrentGenotype
 from darts_jax.nets import cost
 from darts_jax.nets.conv import Network, check_image_size
 from darts_jax.report import drawing
-from experiments.entry import Flag, convolutional, launch_flags, require
+from darts_jax.report.workdir import cells_of
+from experiments.entry import Flag, launch_flags, require
 
 USAGE = (
   'usage: python -m experiments.describe --genotype=NAME|PATH [--channels=N --layers=N --classes=N --image_size=N'
-  ' --image_channels=N --imagenet --auxiliary] [--json] [--draw=FILE.svg|png|pdf|dot]'
+  ' --image_channels=N --imagenet --auxiliary] [--width=N --vocabulary=N] [--json] [--draw=FILE.svg|png|pdf|dot]'
 )
 #: Channels, cells, classes, pixels a side, colours: the sizes of the published evaluations [DARTS §3.2, §3.3].
 _CIFAR, _IMAGENET = (36, 20, 10, 32, 3), (48, 14, 1000, 224, 3)
 _FIELDS = ('channels', 'layers', 'classes', 'image_size', 'image_channels')
+#: Width and words of the published evaluation on Penn Treebank [DARTS §3.2].
+_PTB = {'width': 850, 'vocabulary': 10_000}
 _DRAWINGS = ('svg', 'png', 'pdf', 'dot')
 FLAGS = (
   Flag('genotype', None, 'A published architecture, such as DARTS_V2, or the path of a genotype.json.'),
@@ -37,21 +44,33 @@ FLAGS = (
   ),
   Flag('imagenet', False, 'The network for ImageNet, with its stem and, with --auxiliary, its head.'),
   Flag('auxiliary', False, 'Count the auxiliary head, too.'),
+  Flag('width', None, f'Width of a language model, of embedding and states; {_PTB["width"]} by default.'),
+  Flag('vocabulary', None, f'Words of a language model; {_PTB["vocabulary"]} by default.'),
   Flag('json', False, 'Print JSON.'),
-  Flag('draw', None, f'Draw both cells to a file: {", ".join(_DRAWINGS)}.'),
+  Flag('draw', None, f'Draw the cells to a file: {", ".join(_DRAWINGS)}.'),
 )
 
 
-def run(genotype: str | None, imagenet: bool, auxiliary: bool, draw: str | None, **others: Any) -> int:
+def run(genotype: str | None, draw: str | None, **others: Any) -> int:
   """Prints what the flags ask for; returns the exit code."""
   require(USAGE, genotype=genotype)
-  found = convolutional(str(genotype))
+  name = str(genotype)
+  found = genotypes.resolve(name)
   if draw is not None and pathlib.Path(draw).suffix.removeprefix('.') not in _DRAWINGS:
     raise ValueError(f'--draw: {draw} is no file name that ends with one of .{", .".join(_DRAWINGS)}')
-  defaults = dict(zip(_FIELDS, _IMAGENET if imagenet else _CIFAR, strict=True))
-  numbers = {name: _number(name, others[name], default) for name, default in defaults.items()}
-  described = describe(found, auxiliary=auxiliary, imagenet=imagenet, **numbers)
-  print(json.dumps(described, indent=2) if others['json'] else _as_text(described))
+  of_classifiers = (*_FIELDS, 'imagenet', 'auxiliary')
+  if isinstance(found, RecurrentGenotype):
+    _refuse(of_classifiers, others, f'{name} is a recurrent architecture; it has --width and --vocabulary')
+    described = describe_language_model(found, **_numbers(others, _PTB))
+    text = _language_model_as_text(described)
+  else:
+    allowed = ', '.join(f'--{flag}' for flag in of_classifiers)
+    _refuse(tuple(_PTB), others, f'{name} is a convolutional architecture; it has {allowed}')
+    imagenet, auxiliary = others['imagenet'], others['auxiliary']
+    numbers = _numbers(others, dict(zip(_FIELDS, _IMAGENET if imagenet else _CIFAR, strict=True)))
+    described = describe(found, auxiliary=auxiliary, imagenet=imagenet, **numbers)
+    text = _as_text(described)
+  print(json.dumps(described, indent=2) if others['json'] else text)
   if draw is not None:
     _draw(found, pathlib.Path(draw))
   return 0
@@ -109,6 +128,29 @@ def describe(
   }
 
 
+def describe_language_model(genotype: RecurrentGenotype, *, width: int, vocabulary: int) -> dict[str, Any]:
+  """What a language model costs, as JSON values."""
+  parts = cost.language_parts_of(genotype.cell(), width, vocabulary)
+  return {
+    'parameters': sum(part.weights for part in parts),
+    'multiply_adds': sum(part.multiply_adds for part in parts),
+    'convention': cost.LANGUAGE_CONVENTION,
+    'settings': {'width': width, 'vocabulary': vocabulary},
+    'genotype': genotypes.to_dict(genotype),
+    'parts': [part._asdict() for part in parts],
+  }
+
+
+def _refuse(names: Sequence[str], given: Mapping[str, Any], why: str) -> None:
+  for name in names:
+    if given[name] not in (None, False):
+      raise ValueError(f'--{name}: not allowed; {why}')
+
+
+def _numbers(given: Mapping[str, str | None], defaults: Mapping[str, int]) -> dict[str, int]:
+  return {name: _number(name, given[name], default) for name, default in defaults.items()}
+
+
 def _number(name: str, value: str | None, default: int) -> int:
   if value is None:
     return default
@@ -117,30 +159,50 @@ def _number(name: str, value: str | None, default: int) -> int:
   return int(value)
 
 
-def _as_text(described: dict[str, Any]) -> str:
+def _as_text(described: Mapping[str, Any]) -> str:
   rows = [('', 'kind', 'output', 'parameters', 'multiply-adds')]
   for part in described['parts']:
     height, width = part['size']
     output = f'{height}×{width}×{part["channels"]}'
     rows.append((part['name'], part['kind'], output, f'{part["weights"]:,}', f'{part["multiply_adds"]:,}'))
-  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-  table = [
-    '  '.join(
-      cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-    ).rstrip()
-    for row in rows
-  ]
   lines = [f'parameters: {described["parameters"]:,}']
   if 'parameters_with_auxiliary_head' in described:
     lines.append(f'with the auxiliary head: {described["parameters_with_auxiliary_head"]:,}')
   lines.append(f'multiply-adds: {described["multiply_adds"]:,}')
-  return '\n'.join([*lines, f'({described["convention"]})', '', *table])
+  return '\n'.join([*lines, f'({described["convention"]})', '', *_table(rows, 2)])
 
 
-def _draw(genotype: Genotype, path: pathlib.Path) -> None:
+def _language_model_as_text(described: Mapping[str, Any]) -> str:
+  rows = [('', 'activation', 'reads', 'parameters', 'multiply-adds')]
+  for part in described['parts']:
+    counts = (f'{part[name]:,}' for name in ('weights', 'multiply_adds'))
+    rows.append((part['name'], part['activation'], part['reads'], *counts))
+  lines = [
+    f'parameters: {described["parameters"]:,}',
+    '(the decoder shares the weights of the embedding, where they are counted, and has a bias of its own)',
+    f'multiply-adds: {described["multiply_adds"]:,} per token',
+    f'({described["convention"]})',
+    '',
+  ]
+  return '\n'.join([*lines, *_table(rows, 3)])
+
+
+def _table(rows: Sequence[Sequence[str]], num_left: int) -> list[str]:
+  """The lines of a table, the first columns aligned to the left and the others to the right."""
+  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+  return [
+    '  '.join(
+      cell.ljust(width) if i < num_left else cell.rjust(width)
+      for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ).rstrip()
+    for row in rows
+  ]
+
+
+def _draw(genotype: AnyGenotype, path: pathlib.Path) -> None:
   try:
     if path.suffix == '.dot':
-      path.write_text('\n'.join(drawing.to_graphviz(genotype.cell(cell), cell) for cell in ('normal', 'reduce')))
+      path.write_text('\n'.join(drawing.to_graphviz(genotype.cell(cell), cell) for cell in cells_of(genotype)))
     else:
       drawing.draw_genotype(genotype).savefig(path, dpi=144)
   except OSError as error:

@@ -3,12 +3,14 @@
 python -m experiments.search --config=configs/digits.py [--workdir=DIR] [--config.FIELD=VALUE ...]
 """
 
+import math
 import pathlib
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from darts_jax import genotype, search
+from darts_jax.search.text import perplexity
 from experiments.entry import launch
 
 
@@ -22,7 +24,10 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path) -> int:
   if not result.finished:
     return 130
   print(f'genotype: {genotype.to_dict(result.genotype)}')
-  print(f'validation accuracy in the supernet: {result.valid_accuracy:.2%}')
+  if math.isnan(result.valid_accuracy):
+    print(f'validation perplexity of the supernet: {perplexity(result.valid_loss):.2f}')
+  else:
+    print(f'validation accuracy in the supernet: {result.valid_accuracy:.2%}')
   print(f'report: {result.report}')
   return 0
 

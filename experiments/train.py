@@ -1,4 +1,4 @@
-"""Trains the network of an architecture from scratch and tests it.
+"""Trains the network of an architecture from scratch and tests it, on images or, if it is recurrent, on text.
 
 python -m experiments.train --config=configs/digits_eval.py --genotype=NAME|PATH [--seeds=N] [--workdir=DIR]
   [--config.FIELD=VALUE ...]
@@ -9,15 +9,20 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from darts_jax import genotype as genotypes
 from darts_jax import training
-from experiments.entry import Flag, convolutional, launch, require
+from experiments.entry import Flag, launch, require
 
 USAGE = (
   'usage: python -m experiments.train --config=configs/digits_eval.py --genotype=NAME|PATH [--seeds=N] [--workdir=DIR]'
   ' [--config.FIELD=VALUE]'
 )
 FLAGS = (
-  Flag('genotype', None, 'A published architecture, such as DARTS_V2, or the path of a genotype.json.'),
+  Flag(
+    'genotype',
+    None,
+    'A published architecture, such as DARTS_V2 or RNN_DARTS_V2, or the path of a genotype.json; of the config’s kind.',
+  ),
   Flag('seeds', '1', 'Trainings with as many seeds from config.seed on, each in a folder seed_N of the workdir.'),
 )
 
@@ -27,7 +32,8 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, genotype: str | None, 
   require(USAGE, genotype=genotype)
   if not seeds.isdecimal() or int(seeds) < 1:
     raise ValueError(f'--seeds: {seeds} is not allowed; it has to be a whole number ≥ 1')
-  found = convolutional(str(genotype))
+  found = genotypes.resolve(str(genotype))
+  training.check_genotype(config, found, f'--genotype: {genotype}')
   try:
     results = training.run_seeds(config, workdir, found, int(seeds))
   except training.Diverged as error:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from darts_jax.data import images
+from darts_jax.data import images, text
 from darts_jax.settings import setting
 
 
@@ -25,6 +25,23 @@ class Source:
   def load(self) -> images.Images:
     """The dataset. Raises ValueErrors that name the field."""
     return images.load(self.name, directory=self.dir, path=self.path, download=self.download)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSource:
+  """Which text.
+
+  Attributes:
+    name: `pydoc`, or `ptb`, `wikitext2` or `files` for text files in `dir`.
+    dir: folder with one file each for training, validation and test.
+  """
+
+  name: str = setting('ptb', choices=text.NAMES)
+  dir: str = setting('data')
+
+  def load(self) -> text.Corpus:
+    """The corpus. Raises ValueErrors that name the field or file."""
+    return text.load(self.name, self.dir)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,11 +49,14 @@ class InnerOptimizer:
       gradients it meets.
     state: before the first step, such as momentum.
     weight_decay: λ if the update adds λw to the gradient; estimators that take the inner problem to be solved need it.
+    limit: what is done to v, the outer loss's gradient in the weights, before it is taken back through the update, such
+      as clipping its norm; nothing if None.
   """
 
   update: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
   state: PyTree = ()
   weight_decay: float = 0.0
+  limit: Callable[[PyTree], PyTree] | None = None
 
 
 def sgd(learning_rate: float) -> InnerOptimizer:
@@ -135,6 +138,12 @@ class Pass(NamedTuple):
   weights: bool = True
   precise: bool = False
 
+  def follow(self, problem: Problem, memory: Memory, gradients: Gradients) -> Memory:
+    """`advance`, with the outer loss's gradient as the inner optimiser limits it."""
+    if self.loss == 'valid' and problem.inner.limit is not None:
+      gradients = gradients._replace(weights=problem.inner.limit(gradients.weights))
+    return self.advance(problem, memory, gradients)
+
 
 class Cost(NamedTuple):
   """Forward and backward passes of a loss, those in tangents included."""
@@ -205,10 +214,12 @@ def hypergradient(
   """
   losses = {'train': train_loss, 'valid': valid_loss}
   kinds = list(dict.fromkeys((each.loss, each.derivative, each.weights) for each in estimator.passes))
-  advances = list(dict.fromkeys(each.advance for each in estimator.passes))
+  # What follows from two passes is the same if it is the same function of the same loss.
+  follow = {(each.advance, each.loss): each.follow for each in estimator.passes}
+  follows = list(follow)
   order = jnp.array(
     [
-      (kinds.index((each.loss, each.derivative, each.weights)), advances.index(each.advance))
+      (kinds.index((each.loss, each.derivative, each.weights)), follows.index((each.advance, each.loss)))
       for each in estimator.passes
     ]
   )
@@ -228,7 +239,7 @@ def hypergradient(
 
     def make_pass(memory: Memory, numbers: Array) -> tuple[Memory, None]:
       gradients = lax.switch(numbers[0], evaluators, memory)
-      branches = [lambda memory, gradients, each=each: each(problem, memory, gradients) for each in advances]
+      branches = [lambda memory, gradients, key=key: follow[key](problem, memory, gradients) for key in follows]
       return lax.switch(numbers[1], branches, memory, gradients), None
 
     memory, _ = lax.scan(make_pass, estimator.start(problem), order)

@@ -18,6 +18,7 @@ from darts_jax.genotype import NUM_INPUTS, CellSpec, Genotype
 from darts_jax.nets.cell import operation_groups
 from darts_jax.nets.conv import Network, Supernet, reduction_cells
 from darts_jax.nets.operations import separable_filters
+from darts_jax.nets.recurrent import LanguageModel
 
 Tensors = Mapping[str, np.ndarray]
 Tree = dict[str, Any]
@@ -104,6 +105,54 @@ def infer_network(genotype: Genotype, tensors: Tensors) -> Network:
     auxiliary_norm='auxiliary_head.features.6.weight' in tensors,
     stem_multiplier=3 if imagenet else max(1, len(tensors[stem]) // max(1, channels)),
   )
+
+
+def convert_language_model(net: LanguageModel, tensors: Tensors) -> Tree:
+  """The variables of a recurrent supernet or of the network of a found recurrent cell.
+
+  Args:
+    net: the language model; its shapes must be those of the tensors.
+    tensors: arrays by the reference's names, of any dtype, which is kept; products are `x·W` there, too.
+
+  Returns:
+    `{'params': …}`, and with BN `batch_stats`.
+
+  Raises:
+    ValueError: tensors are missing, left over, or of another shape than the network's; all of them are named. Or
+      encoder and decoder do not share their weights.
+  """
+  size, inner = (net.vocab_size, net.width), 2 * net.width
+  nodes = [f'rnns.0._Ws.{i}' for i in range(len(net.spec.nodes))]
+  statistics = {name: f'rnns.0.bn.{theirs}' for name, theirs in _STATISTICS.items()} if net.norm else {}
+  shapes = {
+    'encoder.weight': size,
+    'decoder.weight': size,
+    'decoder.bias': size[:1],
+    'rnns.0._W0': (inner, inner),
+    **dict.fromkeys(nodes, (net.width, inner)),
+    **dict.fromkeys(statistics.values(), (net.width,)),
+  }
+  found = {name: np.shape(tensor) for name, tensor in tensors.items() if not name.endswith('.num_batches_tracked')}
+  problems = [f'{name}: missing' for name in shapes if name not in found]
+  problems += [f'{name}: not used' for name in found if name not in shapes]
+  problems += [
+    f'{name}: shape {found[name]} found, {shape} expected'
+    for name, shape in shapes.items()
+    if found.get(name, shape) != shape
+  ]
+  if problems:
+    raise ValueError(f'tensors that do not fit: {"; ".join(problems)}')
+  if not np.array_equal(tensors['encoder.weight'], tensors['decoder.weight']):
+    raise ValueError('tensor decoder.weight: not the same as encoder.weight, whose weights it has to share')
+  params = {
+    'embedding': np.asarray(tensors['encoder.weight']),
+    'bias': np.asarray(tensors['decoder.bias']),
+    'first': np.asarray(tensors['rnns.0._W0']),
+    'nodes': np.stack([tensors[name] for name in nodes]),
+  }
+  if not net.norm:
+    return {'params': params}
+  return {'params': params, 'batch_stats': {name: np.asarray(tensors[theirs]) for name, theirs in statistics.items()}}
 
 
 @dataclasses.dataclass

@@ -17,12 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from darts_jax.data.batches import Examples
-from darts_jax.hypergradient import Estimator, Gradients, Memory, Problem, derivative
+from darts_jax.hypergradient import Estimator, Gradients, Memory, Pass, Problem, derivative
 from darts_jax.nets.bilinear import weights_gradient_if
 from darts_jax.nets.conv import Supernet
 from darts_jax.runtime.compilation import compile_with_report, compiler_options
-from darts_jax.search.state import SearchState
-from darts_jax.search.step import BatchLoss, Halves, Optimizers
+from darts_jax.search.images import ImageLoss
+from darts_jax.search.state import Halves, SearchState
+from darts_jax.search.step import BatchLoss, Optimizers
 from darts_jax.search.strategy import Strategy
 
 Array = jax.Array
@@ -171,18 +172,19 @@ class Bench:
       start = time.perf_counter()
       _, gradients = jax.block_until_ready(program(*arguments))
       seconds += time.perf_counter() - start
-      memory = self._advance(each.advance)(place.state, memory, gradients)
+      memory = self._follow(each)(place.state, memory, gradients)
       temporary = max(temporary, program.temporary_bytes)
     return memory, temporary + sum(leaf.nbytes for leaf in jax.tree.leaves(memory)), seconds
 
-  def _advance(self, advance: Callable[[Problem, Memory, Gradients], Memory]) -> Callable[..., Memory]:
-    if advance not in self.advances:
+  def _follow(self, each: Pass) -> Callable[..., Memory]:
+    key = each.advance, each.loss
+    if key not in self.advances:
 
       def call(now: SearchState, memory: Memory, gradients: Gradients) -> Memory:
-        return advance(_problem(now, self.optimizers), memory, gradients)
+        return each.follow(_problem(now, self.optimizers), memory, gradients)
 
-      self.advances[advance] = jax.jit(call)
-    return self.advances[advance]
+      self.advances[key] = jax.jit(call)
+    return self.advances[key]
 
   def _program(self, what: Any, place: '_Place', half: str) -> '_Program':
     """A program `_Place.arguments → (loss, Gradients)`."""
@@ -194,7 +196,7 @@ class Bench:
       def program(
         now: SearchState, batch: Examples, weights: Array, direction: Array, wanted: Array
       ) -> tuple[Array, Gradients]:
-        loss_of = BatchLoss.at(now, self.net, self.strategy, self._compute_precision)
+        loss_of = BatchLoss.at(now, ImageLoss(self.net), self.strategy, self._compute_precision)
 
         def loss(weights: Array, alphas: PyTree) -> Array:
           return loss_of(weights, alphas, batch)[0]

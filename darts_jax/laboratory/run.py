@@ -138,6 +138,7 @@ def _searches(settings: Laboratory, workdir: pathlib.Path) -> list[dict[str, Any
       raise Interrupted(f'the search by {name} was interrupted; the same command goes on with it')
     seconds = sum(float(line['seconds']) for line in metrics.read(folder) if line['kind'] == 'epoch')
     found = genotypes.to_dict(result.genotype)
+    assert isinstance(result.genotype, genotypes.Genotype)
     edges = _edges(result.genotype)
     first = first or edges
     rows.append(

@@ -16,10 +16,10 @@ from darts_jax.laboratory.bench import Bench, Frozen, Gradient, Outcome, compare
 from darts_jax.laboratory.settings import Laboratory
 from darts_jax.runtime.checkpoint import Checkpoints
 from darts_jax.runtime.mesh import make_mesh
-from darts_jax.search.loop import check_images, make_strategy
-from darts_jax.search.searcher import Searcher, place
-from darts_jax.search.state import SearchState
-from darts_jax.search.step import Halves, Optimizers
+from darts_jax.search.images import ImageSearcher, check_images, place
+from darts_jax.search.loop import make_strategy
+from darts_jax.search.state import Halves, SearchState
+from darts_jax.search.step import Optimizers
 from darts_jax.settings import rename
 
 Json = Any
@@ -118,10 +118,10 @@ class SupernetLab:
     self._settings = settings
     self._note = note
     self._strategy = make_strategy(search)
-    self._searchers: dict[int, tuple[Searcher, Halves, Callable[..., Halves]]] = {}
+    self._searchers: dict[int, tuple[ImageSearcher, Halves, Callable[..., Halves]]] = {}
     for size in dict.fromkeys((search.batch_size, *settings.batch_sizes)):
       sized = dataclasses.replace(search, batch_size=size)
-      searcher = Searcher(sized, self._strategy, images, mesh)
+      searcher = ImageSearcher(sized, self._strategy, images, mesh)
       try:
         halves = place(images, sized, mesh)
       except ValueError as error:
@@ -158,7 +158,7 @@ class SupernetLab:
     self.frozen = self.freeze(self.states[max(self.states)])
 
   @property
-  def _searcher(self) -> Searcher:
+  def _searcher(self) -> ImageSearcher:
     return self._searchers[self._settings.search.batch_size][0]
 
   def freeze(self, state: SearchState, batch_size: int | None = None, draw: int | None = None) -> Frozen:

@@ -1,4 +1,4 @@
-"""What a network costs: weights and multiply-adds, by cell, from shapes alone."""
+"""What a network costs: weights and multiply-adds, part by part, from shapes alone."""
 
 import math
 from collections.abc import Mapping
@@ -7,13 +7,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from darts_jax.genotype import NUM_INPUTS
+from darts_jax.genotype import NUM_INPUTS, CellSpec
 from darts_jax.nets.conv import Network, reduction_cells
 
 #: How multiply-adds are counted; published counts follow several conventions.
 CONVENTION = (
   'multiply-adds of convolutions and linear layers for one image in evaluation; a product and its addition count as'
   ' one, biases, BN, pooling, ReLU and sums of edges as none'
+)
+#: Likewise of language models.
+LANGUAGE_CONVENTION = (
+  'multiply-adds of linear layers for one token in evaluation, the scores of all words included; a product and its'
+  ' addition count as one, looking up a word, biases, activations, gates and the mean of states as none'
 )
 
 
@@ -35,6 +40,48 @@ class Part(NamedTuple):
   channels: int
   weights: int
   multiply_adds: int
+
+
+class LanguagePart(NamedTuple):
+  """A part of a language model.
+
+  Attributes:
+    name: `embedding`, `s0`, `s1`, …, `decoder`.
+    activation: of a node of the cell; empty for the others.
+    reads: what it is computed from.
+    weights: parameters; those that decoder and embedding share are the embedding's.
+    multiply_adds: see `LANGUAGE_CONVENTION`.
+  """
+
+  name: str
+  activation: str
+  reads: str
+  weights: int
+  multiply_adds: int
+
+
+def language_parts_of(cell: CellSpec, width: int, vocabulary: int) -> list[LanguagePart]:
+  """The parts of a language model [DARTS §3.1.2] in the order of computation.
+
+  With width H and V words, the tied embedding has V·H weights, the product that makes the first state from input and
+  previous output 2H·2H, that of every node H·2H, and the decoder V biases of its own.
+
+  Args:
+    cell: the recurrent cell, discrete.
+    width: of embedding and states.
+    vocabulary: words.
+  """
+  assert cell.is_recurrent, cell
+  assert cell.is_discrete, cell
+  embedding, first, inner = vocabulary * width, (2 * width) ** 2, 2 * width**2
+  whole = cell.concat == tuple(range(1, len(cell.nodes) + 1)) and len(cell.nodes) > 1
+  output = f's1–s{len(cell.nodes)}' if whole else ', '.join(f's{node}' for node in cell.concat)
+  return [
+    LanguagePart('embedding', '', 'word', embedding, 0),
+    LanguagePart('s0', '', 'input and previous state', first, first),
+    *(LanguagePart(f's{node}', edge.operations[0], f's{edge.source}', inner, inner) for node, edge in cell.edges),
+    LanguagePart('decoder', '', f'mean of {output}', vocabulary, embedding),
+  ]
 
 
 def parts_of(net: Network, height: int, width: int, channels: int) -> list[Part]:

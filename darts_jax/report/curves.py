@@ -14,6 +14,8 @@ from darts_jax.report.workdir import Record, Run, cells_of, kept_edges, number, 
 
 _LARGE = (5.5, 3.1)
 _SMALL = (3.75, 2.2)
+#: What runs count by the second, each `…_per_second`.
+UNITS = ('images', 'tokens')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +28,9 @@ class Panel:
 
 
 def learning(run: Run) -> Iterator[Panel]:
-  """Loss and accuracy in training and validation; metrics without a finite value are left out."""
-  for metric, title in (('loss', 'Loss'), ('accuracy', 'Accuracy')):
+  """Loss, perplexity and accuracy in training and validation; metrics without a finite value are left out."""
+  loss = 'Loss, nats per token' if run.is_recurrent else 'Loss'
+  for metric, title in (('loss', loss), ('perplexity', 'Perplexity'), ('accuracy', 'Accuracy')):
     named = [
       (f'train_{metric}', style.AMBER, 'training'),
       (f'valid_{metric}', style.BLUE, 'validation'),
@@ -38,13 +41,25 @@ def learning(run: Run) -> Iterator[Panel]:
     else:
       lines = _lines(run, run.steps, *named)
     if lines:
-      figure = figures.chart(lines, run.time_unit, _LARGE, percent=metric == 'accuracy', marks=resumes(run))
+      figure = figures.chart(
+        lines,
+        run.time_unit,
+        _LARGE,
+        log=metric == 'perplexity',
+        percent=metric == 'accuracy',
+        marks=[*times_of(run, 'resumed'), *times_of(run, 'rolled_back')],
+        notes=[(time, 'averaging') for time in times_of(run, 'averaging')[:1]],
+      )
       yield Panel(f'curve-{metric}', title, figure)
 
 
 def optimisation(run: Run) -> Iterator[Panel]:
   """Small multiples of what tells whether the optimisation of weights and α goes well."""
-  lines = _lines(run, run.steps or run.epochs, ('learning_rate', style.INK, ''))
+  lines: list[Line] = []
+  if run.is_recurrent:
+    lines = _with_means(run, 'learning_rate')  # It varies with the lengths of sequences.
+  if not lines:
+    lines = _lines(run, run.steps or run.epochs, ('learning_rate', style.INK, ''))
   if lines:
     yield Panel(
       'learning-rate',
@@ -65,6 +80,7 @@ def optimisation(run: Run) -> Iterator[Panel]:
     run.steps,
     ('entropy_normal', style.BLUE, 'normal'),
     ('entropy_reduce', style.VERMILION, 'reduction'),
+    ('entropy_recurrent', style.BLUE, ''),
   )
   if lines:
     count = len(run.alphas.operations) if run.alphas else 0
@@ -107,20 +123,22 @@ def optimisation(run: Run) -> Iterator[Panel]:
 
 
 def throughput(run: Run) -> Iterator[Panel]:
-  """Images per second."""
-  lines = _with_means(run, 'images_per_second')
-  if lines:
-    yield Panel('throughput', 'Images per second', figures.chart(lines, run.time_unit, (5.5, 2.2), from_zero=True))
+  """Images or tokens per second."""
+  for unit in UNITS:
+    lines = _with_means(run, f'{unit}_per_second')
+    if lines:
+      title = f'{unit.capitalize()} per second'
+      yield Panel('throughput', title, figures.chart(lines, run.time_unit, (5.5, 2.2), from_zero=True))
 
 
-def resumes(run: Run) -> list[float]:
-  """When the search was resumed, in the unit of `Run.times`."""
-  return [float(time) for time in run.times([e['step'] for e in run.events if e['event'] == 'resumed'])]
+def times_of(run: Run, event: str) -> list[float]:
+  """When an event happened, such as `resumed`, in the unit of `Run.times`."""
+  return [float(time) for time in run.times([e['step'] for e in run.events if e['event'] == event])]
 
 
 def has_non_finite(run: Run) -> bool:
   """Whether a learning curve has a value that is not finite."""
-  metrics = ('train_loss', 'valid_loss', 'train_accuracy', 'valid_accuracy')
+  metrics = [f'{part}_{metric}' for part in ('train', 'valid') for metric in ('loss', 'perplexity', 'accuracy')]
   values = [number(record.get(metric)) for record in (*run.steps, *run.epochs) for metric in metrics]
   return any(value is not None and not math.isfinite(value) for value in values)
 

@@ -5,11 +5,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from darts_jax.genotype import AnyGenotype, Genotype
+from darts_jax.genotype import AnyGenotype, Genotype, RecurrentGenotype
 from darts_jax.report.workdir import Record, last, number
 
 #: Skip connections in the normal cell from which on a search counts as collapsed.
 MAX_SKIP_CONNECTIONS = 3
+#: Share of the nodes of a recurrent cell that apply the identity from which on a search counts as collapsed.
+MAX_IDENTITY_SHARE = 0.75
 #: Share of the entropy of uniform mixing weights, log O, under which a cell's mixing weights count as collapsed.
 MIN_ENTROPY_SHARE = 0.1
 #: How much better the training than the validation accuracy may be: mixing weights learn from the validation half.
@@ -28,7 +30,8 @@ def warnings(
 ) -> list[str]:
   """One line for each sign of a search gone wrong.
 
-  - The normal cell of the derived genotype has `MAX_SKIP_CONNECTIONS` skip connections or more.
+  - The normal cell of the derived genotype has `MAX_SKIP_CONNECTIONS` skip connections or more; or of the nodes of the
+    recurrent cell, `MAX_IDENTITY_SHARE` or more apply the identity.
   - A metric, or α, was not finite.
   - The entropy of a cell's mixing weights collapsed (see `entropy`): at the latest snapshot it is under
     `MIN_ENTROPY_SHARE` · log O, and it has been since a time at which at least one more epoch was to come. From then
@@ -45,7 +48,12 @@ def warnings(
     times: `[T]` epochs completed at each snapshot of `mixing`.
     num_epochs: epochs the search is meant to have; without it, any collapse counts.
   """
-  found = [*_skips(genotype), *_non_finite(records, mixing or {}), *_collapses(mixing or {}, times, num_epochs)]
+  found = [
+    *_skips(genotype),
+    *_identities(genotype),
+    *_non_finite(records, mixing or {}),
+    *_collapses(mixing or {}, times, num_epochs),
+  ]
   epochs = [record for record in records if record.get('kind') == 'epoch']
   train, valid = last(epochs, 'train_accuracy'), last(epochs, 'valid_accuracy')
   if train is not None and valid is not None and train - valid > MAX_ACCURACY_GAP:
@@ -60,12 +68,13 @@ def warnings(
 def training_warnings(records: Sequence[Record]) -> list[str]:
   """One line for each sign that the training of an architecture went wrong, from all records of `metrics.jsonl`.
 
-  A metric was not finite, a checkpoint was damaged, or images could not be read.
+  A metric was not finite, the training went back to its best weights, a checkpoint was damaged, or images could not be
+  read.
   """
   # A resumed run comes across an image again.
   messages = [str(record.get('message')) for record in records if record.get('event') == 'damaged_image']
   unread = {message.partition(': ')[0] for message in messages}
-  found = [*_non_finite(records, {}), *_damaged(records)]
+  found = [*_non_finite(records, {}), *_rollbacks(records), *_damaged(records)]
   if unread:
     found.append(f'{_count(len(unread), "image", "images")} could not be read; see the log of events.')
   return found
@@ -97,6 +106,19 @@ def _skips(genotype: AnyGenotype | None) -> list[str]:
   ]
 
 
+def _identities(genotype: AnyGenotype | None) -> list[str]:
+  if not isinstance(genotype, RecurrentGenotype):
+    return []
+  count, total = sum(activation == 'identity' for activation, _ in genotype.recurrent), len(genotype.recurrent)
+  if count < MAX_IDENTITY_SHARE * total:
+    return []
+  return [
+    f'{count} of the {_count(total, "node", "nodes")} of the recurrent cell apply the identity, which leaves little but'
+    ' gates that is not linear. Like skip connections in convolutional cells, identities make a supernet easy to train,'
+    ' which need not make a good cell.'
+  ]
+
+
 def _non_finite(records: Sequence[Record], mixing: Mapping[str, np.ndarray]) -> list[str]:
   found = []
   bad: dict[str, list[int]] = {}
@@ -105,6 +127,8 @@ def _non_finite(records: Sequence[Record], mixing: Mapping[str, np.ndarray]) -> 
       if name not in ('kind', 'event', 'message') and (v := number(value)) is not None and not math.isfinite(v):
         bad.setdefault(name, []).append(record['step'])
   for name, steps in bad.items():
+    if name.endswith('perplexity') and bad.get(name.removesuffix('perplexity') + 'loss') == steps:
+      continue  # The loss says it.
     times = '' if len(steps) == 1 else f', and {_count(len(steps) - 1, "more time", "more times")}'
     found.append(f'{name} was not finite at step {min(steps):,}{times}.')
   if not bad:
@@ -137,6 +161,14 @@ def _collapses(
         ' hardly change the architecture.'
       )
   return found
+
+
+def _rollbacks(records: Sequence[Record]) -> list[str]:
+  count = sum(record.get('event') == 'rolled_back' for record in records)
+  if not count:
+    return []
+  times = 'once' if count == 1 else f'{count} times'
+  return [f'The training diverged {times} and went back to its best weights; a lower learning rate is steadier.']
 
 
 def _damaged(records: Sequence[Record]) -> list[str]:

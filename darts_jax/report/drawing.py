@@ -12,7 +12,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path
 from matplotlib.textpath import TextPath
 
-from darts_jax.genotype import NUM_INPUTS, CellSpec, Genotype, RecurrentGenotype
+from darts_jax.genotype import NUM_INPUTS, AnyGenotype, CellSpec, RecurrentGenotype
 from darts_jax.report import layout, style
 
 #: What text artists that name the operation of an edge have as their `gid`.
@@ -27,7 +27,7 @@ _PORT_GAP = 0.07
 
 @dataclasses.dataclass(frozen=True)
 class _Graph:
-  """What is drawn: node names, the output's last; edges with their operations, none on those into the output."""
+  """What is drawn: node names, the output's last; edges with their operations, none on those that apply none."""
 
   names: tuple[str, ...]
   num_inputs: int
@@ -41,7 +41,7 @@ def node_name(node: int) -> str:
 
 
 def state_name(node: int) -> str:
-  """The name of a node of a recurrent cell; `s₀` is the state made from the input."""
+  """The name of a node of a recurrent cell; `s₀` is the state made from the input `xₜ` and the last output `hₜ₋₁`."""
   return 's' + str(node).translate(str.maketrans('0123456789', '₀₁₂₃₄₅₆₇₈₉'))
 
 
@@ -52,8 +52,8 @@ def draw_cell(cell: CellSpec | RecurrentGenotype, title: str = '') -> Figure:
   an edge or node that is not theirs. The figure is as large as the cell needs; its units are inches.
 
   Args:
-    cell: a cell of a genotype, a searched cell (edges with more than one candidate say how many), or a
-      recurrent genotype.
+    cell: a cell of a genotype, convolutional or recurrent, a searched cell (edges with more than one candidate say
+      how many), or a recurrent genotype.
     title: written above the cell, if not empty.
   """
   plan = _plan(cell, title)
@@ -62,9 +62,12 @@ def draw_cell(cell: CellSpec | RecurrentGenotype, title: str = '') -> Figure:
   return figure
 
 
-def draw_genotype(genotype: Genotype) -> Figure:
-  """Both cells of an architecture, one above the other; see `draw_cell`."""
-  plans = [_plan(genotype.cell('normal'), 'Normal cell'), _plan(genotype.cell('reduce'), 'Reduction cell')]
+def draw_genotype(genotype: AnyGenotype) -> Figure:
+  """The cells of an architecture, both of a convolutional one, one above the other; see `draw_cell`."""
+  if isinstance(genotype, RecurrentGenotype):
+    plans = [_plan(genotype, 'Recurrent cell')]
+  else:
+    plans = [_plan(genotype.cell('normal'), 'Normal cell'), _plan(genotype.cell('reduce'), 'Reduction cell')]
   width, height = max(plan.size[0] for plan in plans), sum(plan.size[1] for plan in plans)
   figure = Figure(figsize=(width, height))
   top = height
@@ -159,33 +162,43 @@ def _paint(axes: Axes, plan: _Plan) -> None:
     )
 
 
-def to_graphviz(spec: CellSpec, name: str) -> str:
-  """The cell in the DOT language: one edge for every candidate operation, then those into the output `c_{k}`.
+def to_graphviz(cell: CellSpec | RecurrentGenotype, name: str) -> str:
+  """The cell in the DOT language: one edge for every candidate operation, and those from inputs and into the output.
+
+  Nodes of a convolutional cell are `c_{k-2}`, `c_{k-1}`, `0`, …, `c_{k}`; those of a recurrent one `x_t`, `h_{t-1}`,
+  `s0`, `s1`, …, and its output `h_t`, which is the mean of the states that lead to it.
 
   Args:
-    spec: a cell of a genotype or a searched cell.
+    cell: a cell of a genotype, a searched cell, or a recurrent genotype.
     name: the graph's name and caption; any text.
   """
-
-  def node(index: int) -> str:
-    return _quote(('c_{k-2}', 'c_{k-1}')[index] if index < NUM_INPUTS else str(index - NUM_INPUTS))
-
-  output = _quote('c_{k}')
-  inputs = ' '.join(f'{node(index)};' for index in range(NUM_INPUTS))
+  spec = _spec(cell)
+  if spec.is_recurrent:
+    inputs, output = ['x_t', 'h_{t-1}'], 'h_t'
+    nodes = [f's{index}' for index in range(len(spec.nodes) + 1)]
+    inner, links = nodes, [(name, nodes[0]) for name in inputs]
+  else:
+    inputs, output = ['c_{k-2}', 'c_{k-1}'], 'c_{k}'
+    inner, links = [str(index) for index in range(len(spec.nodes))], []
+    nodes = inputs + inner
   lines = [
     f'digraph {_quote(name)} {{',
     f'  graph [rankdir=LR, label={_quote(name)}, labelloc=t, fontname="Helvetica"];',
     '  node [shape=box, style="rounded,filled", fillcolor="#e4eef7", color="#0067a5", fontname="Helvetica"];',
     '  edge [fontname="Helvetica", fontsize=11];',
-    f'  {{ rank=same; node [fillcolor="#eceff3", color="#5b6675"]; {inputs} }}',
-    f'  {output} [fillcolor="#eceff3", color="#5b6675"];',
-    *(f'  {node(index + NUM_INPUTS)};' for index in range(len(spec.nodes))),
+    '  { rank=same; node [fillcolor="#eceff3", color="#5b6675"]; '
+    + ' '.join(f'{_quote(node)};' for node in inputs)
+    + ' }',
+    f'  {_quote(output)} [fillcolor="#eceff3", color="#5b6675"];',
+    *(f'  {_quote(node)};' for node in inner),
+    *(f'  {_quote(source)} -> {_quote(target)};' for source, target in links),
   ]
   for target, edge in spec.edges:
     lines.extend(
-      f'  {node(edge.source)} -> {node(target)} [label={_quote(operation)}];' for operation in edge.operations
+      f'  {_quote(nodes[edge.source])} -> {_quote(nodes[target])} [label={_quote(operation)}];'
+      for operation in edge.operations
     )
-  lines.extend(f'  {node(index)} -> {output};' for index in spec.concat)
+  lines.extend(f'  {_quote(nodes[index])} -> {_quote(output)};' for index in spec.concat)
   return '\n'.join([*lines, '}']) + '\n'
 
 
@@ -194,21 +207,27 @@ def _quote(text: str) -> str:
   return f'"{text}"'
 
 
+def _spec(cell: CellSpec | RecurrentGenotype) -> CellSpec:
+  return cell.cell() if isinstance(cell, RecurrentGenotype) else cell
+
+
 def _graph(cell: CellSpec | RecurrentGenotype) -> _Graph:
-  if isinstance(cell, RecurrentGenotype):
-    num_inputs, inner = 1, len(cell.recurrent)
-    names = [state_name(node) for node in range(inner + 1)] + ['hₜ']
-    labelled: list[tuple[int, int, tuple[str, ...]]] = [
-      (source, i + 1, (activation,)) for i, (activation, source) in enumerate(cell.recurrent)
-    ]
+  spec = _spec(cell)
+  # What makes the first state of a recurrent cell is drawn, and no node of the spec.
+  shift = 2 if spec.is_recurrent else 0
+  num_nodes = spec.num_inputs + len(spec.nodes)
+  if spec.is_recurrent:
+    names = ['xₜ', 'hₜ₋₁', *map(state_name, range(num_nodes)), 'hₜ']
   else:
-    num_inputs, inner = NUM_INPUTS, len(cell.nodes)
-    names = [node_name(node) for node in range(inner + num_inputs)] + ['cₖ']
-    labelled = [(edge.source, target, edge.operations) for target, edge in cell.edges]
-  edges = [(source, target) for source, target, _ in labelled]
-  edges += [(node, inner + num_inputs) for node in cell.concat]
-  operations = [operations for _, _, operations in labelled] + [()] * len(cell.concat)
-  return _Graph(tuple(names), num_inputs, tuple(edges), tuple(operations))
+    names = [*map(node_name, range(num_nodes)), 'cₖ']
+  edges = [(0, shift), (1, shift)] if spec.is_recurrent else []
+  operations: list[tuple[str, ...]] = [()] * len(edges)
+  for target, edge in spec.edges:
+    edges.append((edge.source + shift, target + shift))
+    operations.append(edge.operations)
+  edges += [(node + shift, num_nodes + shift) for node in spec.concat]
+  operations += [()] * len(spec.concat)
+  return _Graph(tuple(names), NUM_INPUTS, tuple(edges), tuple(operations))
 
 
 def _label(operations: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, NullLocator
 
 from darts_jax.report import drawing, layout, style
 
@@ -56,6 +56,7 @@ def chart(
   reference: tuple[float, str] | None = None,
   from_zero: bool = False,
   marks: Sequence[float] = (),
+  notes: Sequence[tuple[float, str]] = (),
 ) -> Figure:
   """Lines over time, named at their ends; of long ones, the means of equally many values next to each other.
 
@@ -69,6 +70,7 @@ def chart(
     reference: a horizontal line to compare with, and its name.
     from_zero: the vertical axis starts at 0.
     marks: times at which a dotted line stands.
+    notes: times at which a dashed line stands, and what it says at its top.
   """
   names = [line.name for line in lines if line.name]
   right = 0.14 + max((0.075 * len(name) for name in names), default=0.0)
@@ -112,7 +114,22 @@ def chart(
   for mark in marks:
     axes.axvline(mark, color=style.MUTED, linewidth=0.9, linestyle=':', zorder=1)
   # Up to the end of the epoch, so that its number is on the axis.
-  axes.set_xlim(0, max(math.ceil(max(float(line.times[-1]) for line in lines) - 1e-6), 1))
+  end = max(math.ceil(max(float(line.times[-1]) for line in lines) - 1e-6), 1)
+  axes.set_xlim(0, end)
+  for time, note in notes:
+    axes.axvline(time, color=style.GREEN, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    late = time > 0.6 * end
+    axes.annotate(
+      note,
+      (time, 1),
+      (-4 if late else 4, -2),
+      xycoords=('data', 'axes fraction'),
+      textcoords='offset points',
+      size=TEXT - 0.5,
+      color=style.GREEN,
+      ha='right' if late else 'left',
+      va='top',
+    )
   if from_zero or integer:
     axes.set_ylim(0, max(axes.get_ylim()[1], (reference[0] if reference else 0) * 1.18, 1.0 if integer else 0.0))
   if broken:
@@ -131,11 +148,12 @@ def chart(
   axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:,.0f}'))
   axes.set_xlabel(time_unit, size=TEXT, color=style.MUTED, labelpad=2)
   if log:
-    _log_ticks(axes)
+    # Of a few values only those of a tall chart are read off.
+    _log_ticks(axes, least=4 if size[1] >= 3 else 2)
   else:
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=integer))
     scale, unit = (100, ' %') if percent else (1, '')
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value * scale:,.4g}{unit}'))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{_brief(value * scale, 4)}{unit}'))
   name_ends(axes, size[1], lines)
   return figure
 
@@ -308,12 +326,25 @@ def _thin(times: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray
   return np.array([times[b].mean() for b in bins]), np.array(means)
 
 
-def _log_ticks(axes: Axes) -> None:
+def _log_ticks(axes: Axes, least: int) -> None:
+  """Ticks of a logarithmic axis: powers of ten, or as many between them as it takes for so many to be in view."""
   low, high = axes.get_ylim()
-  decades = math.log10(high / low)
-  axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if decades > 2 else (1.0, 2.0, 5.0), numticks=6))
+  steps = ((1.0,), (1.0, 2.0, 5.0), (1.0, 2.0, 3.0, 5.0, 7.0))
+  locators: list[Locator] = [LogLocator(subs=subs, numticks=6) for subs in steps[math.log10(high / low) <= 2 :]]
+  # So little of a decade that it holds few of these is nearly linear.
+  for locator in (*locators, MaxNLocator(5)):
+    axes.yaxis.set_major_locator(locator)
+    if sum(low <= tick <= high for tick in axes.yaxis.get_majorticklocs()) >= least:
+      break
   axes.yaxis.set_minor_locator(NullLocator())
-  axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:.3g}'))
+  axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _brief(value, 3)))
+
+
+def _brief(value: float, digits: int) -> str:
+  """A number as short as an axis needs it, such as `5,000` or `20k`."""
+  if 1e4 <= abs(value) < 1e7:
+    return f'{value / 1e3:,.4g}k'
+  return f'{value:,.0f}' if 1e3 <= abs(value) < 1e4 else f'{value:,.{digits}g}'
 
 
 def _color_scale(figure: Figure, size: tuple[float, float], largest: float, num_operations: int) -> None:

@@ -1,6 +1,7 @@
 """The report as one HTML page without outside resources or scripts."""
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,7 +23,7 @@ def render(run: Run) -> str:
   times = run.times(run.alphas.steps) if run.alphas else np.zeros(0)
   epochs = times if run.epochs else np.zeros(len(times))
   warnings = diagnostics.warnings(records, genotype, mixing, epochs, run.num_epochs)
-  dataset = html.text(run.setting('dataset', 'data') or 'Unnamed dataset')
+  dataset = html.text(run.dataset or run.setting('dataset') or 'Unnamed dataset')
   body = ''.join(
     [
       _headline(run, genotype, dataset),
@@ -58,6 +59,7 @@ def _headline(run: Run, genotype: AnyGenotype | None, dataset: str) -> str:
   facts = {
     'Estimator': run.setting('estimator', 'hypergradient'),
     'Strategy': run.setting('strategy'),
+    'Width': run.setting('width') if run.is_recurrent else None,
     'Seed': run.setting('seed'),
   }
   return sections.headline(run, 'Architecture search', dataset, facts, _tiles(run, genotype))
@@ -65,14 +67,20 @@ def _headline(run: Run, genotype: AnyGenotype | None, dataset: str) -> str:
 
 def _tiles(run: Run, genotype: AnyGenotype | None) -> Iterator[tuple[str, str]]:
   accuracy, loss = last(run.epochs, 'valid_accuracy'), last(run.epochs, 'valid_loss')
+  perplexity = last(run.epochs, 'valid_perplexity')
   if accuracy is not None:
     yield 'Supernet accuracy', f'{100 * accuracy:.2f} <small>% validation</small>'
+  elif perplexity is not None or run.is_recurrent:
+    yield 'Supernet perplexity', f'{sections.perplexity(perplexity)} <small>validation</small>'
   else:
     yield 'Supernet loss', '–' if loss is None else f'{loss:.3f} <small>validation</small>'
   yield from sections.progress_tiles(run)
   if isinstance(genotype, Genotype):
     count = sum(operation == 'skip_connect' for operation, _ in genotype.normal)
     yield 'Skip connections', f'{count} <small>of {len(genotype.normal)} normal edges</small>'
+  elif genotype is not None:
+    count = sum(activation == 'identity' for activation, _ in genotype.recurrent)
+    yield 'Identities', f'{count} <small>of {len(genotype.recurrent)} nodes</small>'
 
 
 def _optimisation(run: Run) -> str:
@@ -152,26 +160,30 @@ def _earlier_cell(earlier: AnyGenotype, genotype: AnyGenotype | None, cell: str,
 def _usage(run: Run, genotype: AnyGenotype | None) -> str:
   if genotype is None:
     return html.section('Use this architecture', html.absent('There is no architecture yet.'))
+  per_line = 2 if isinstance(genotype, Genotype) else 1
   text = (
     '{\n'
-    + ',\n'.join(f'  "{name}": {_json_lines(values)}' for name, values in genotypes.to_dict(genotype).items())
+    + ',\n'.join(f'  "{name}": {_json_lines(values, per_line)}' for name, values in genotypes.to_dict(genotype).items())
     + '\n}'
   )
-  cell = next(name for name in sections.CELLS if hasattr(genotype, name))
-  code = f'from darts_jax import genotype\n\nfound = genotype.load({str(run.path / "genotype.json")!r})'
-  if isinstance(genotype, Genotype):
-    code += f"""
-print(drawing.to_graphviz(found.cell('{cell}'), '{cell}'))  # Graphviz source of a cell"""
-    code = code.replace('\n\n', '\nfrom darts_jax.report import drawing\n\n', 1)
+  cell, path = cells_of(genotype)[0], str(run.path / 'genotype.json')
+  code = f"""from darts_jax import genotype
+from darts_jax.report import drawing
+
+found = genotype.load({path!r})
+print(drawing.to_graphviz(found.cell({cell!r}), {cell!r}))  # Graphviz source of a cell"""
+  config = 'configs/cifar_eval.py' if isinstance(genotype, Genotype) else 'configs/ptb_eval.py'
+  command = f'python -m experiments.train --config={config} --genotype={shlex.quote(path)}'
+  parts = {'Train it from scratch': command, 'Read it': code, 'genotype.json': text}
   return html.section(
     'Use this architecture',
-    f'<pre>{html.escape(code)}</pre>\n<h3>genotype.json</h3>\n<pre>{html.escape(text)}</pre>',
+    '\n'.join(f'<h3>{title}</h3>\n<pre>{html.escape(content)}</pre>' for title, content in parts.items()),
   )
 
 
-def _json_lines(values: list[Any]) -> str:
-  """A list of nodes on one line; a list of pairs with two of them, a node of a convolutional cell, on a line."""
+def _json_lines(values: list[Any], per_line: int) -> str:
+  """A list of nodes on one line; a list of pairs with so many of them, those of a node, on a line."""
   if not isinstance(values[0], list):
     return json.dumps(values)
-  lines = [json.dumps(values[i : i + 2])[1:-1] for i in range(0, len(values), 2)]
+  lines = [json.dumps(values[i : i + per_line])[1:-1] for i in range(0, len(values), per_line)]
   return '[\n    ' + ',\n    '.join(lines) + '\n  ]'

@@ -1,11 +1,12 @@
 """The sections that the reports of searches and of trainings share."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from darts_jax.genotype import AnyGenotype, Genotype
+from darts_jax.genotype import AnyGenotype, Genotype, RecurrentGenotype
 from darts_jax.report import curves, drawing, html
 from darts_jax.report.curves import Panel
 from darts_jax.report.workdir import Run, cells_of, kept_edges, series
@@ -65,15 +66,18 @@ def architecture(genotype: AnyGenotype | None, origin: str) -> str:
   if genotype is None:
     return html.section('Architecture', html.absent(origin))
   cells = ''.join(cell_figure(genotype, cell, f'now-{cell}', CELLS[cell]) for cell in cells_of(genotype))
-  return html.section(
-    'Architecture',
-    f'<div class="cells">{cells}</div>',
-    f'{origin} Blue boxes are intermediate nodes, which add what arrives; grey lines lead to the cell’s output.',
+  legend = (
+    'Blue boxes are states. The first is made from the word x and the last output h; any other is s + σ(c)·(f(g) − s),'
+    ' with [c, g] = s·W, of the state s that its arrow comes from and the activation f on it. Grey lines lead to the'
+    ' output, which is the mean of what arrives.'
+    if isinstance(genotype, RecurrentGenotype)
+    else 'Blue boxes are intermediate nodes, which add what arrives; grey lines lead to the cell’s output.'
   )
+  return html.section('Architecture', f'<div class="cells">{cells}</div>', f'{origin} {legend}')
 
 
 def learning_curves(run: Run) -> str:
-  """Losses and accuracies."""
+  """Losses, and perplexities or accuracies."""
   title = 'Learning curves'
   charts = list(curves.learning(run))
   if not charts:
@@ -83,23 +87,31 @@ def learning_curves(run: Run) -> str:
     if run.epochs
     else 'Single batches; the first epoch has not ended.'
   )
-  lead += ' Dotted lines: the run was resumed.' if curves.resumes(run) else ''
+  found = {'the run was resumed': 'resumed', 'it went back to its best weights': 'rolled_back'}
+  marked = [said for said, event in found.items() if curves.times_of(run, event)]
+  lead += f' Dotted lines: {", or ".join(marked)}.' if marked else ''
+  lead += (
+    ' Dashed: from here on, weights are averaged, and validation is that of the average.'
+    if curves.times_of(run, 'averaging')
+    else ''
+  )
   lead += ' Crosses: not finite.' if curves.has_non_finite(run) else ''
   return html.section(title, f'<div class="grid wide">{panels(charts)}</div>', lead)
 
 
 def throughput(run: Run) -> str:
   """Speed and time."""
-  rates = series(run.steps, 'images_per_second')[1]
-  rates = rates[np.isfinite(rates)]
   seconds = series(run.epochs, 'seconds')[1]
   seconds = seconds[np.isfinite(seconds)]
   rows = []
-  if len(rates):
-    rows += [
-      ('Images per second, median', f'{np.median(rates):,.0f}'),
-      ('Images per second, highest', f'{rates.max():,.0f}'),
-    ]
+  for unit in curves.UNITS:
+    rates = series(run.steps, f'{unit}_per_second')[1]
+    rates = rates[np.isfinite(rates)]
+    if len(rates):
+      rows += [
+        (f'{unit.capitalize()} per second, median', f'{np.median(rates):,.0f}'),
+        (f'{unit.capitalize()} per second, highest', f'{rates.max():,.0f}'),
+      ]
   if len(seconds):
     rows += [
       ('Seconds per epoch, median', f'{np.median(seconds):,.1f}'),
@@ -157,6 +169,13 @@ def config(run: Run) -> str:
   )
 
 
+def perplexity(value: float | None) -> str:
+  """A perplexity as text; a dash for none."""
+  if value is None or not math.isfinite(value):
+    return '–'
+  return f'{value:,.2f}' if value < 1000 else f'{value:,.0f}'
+
+
 def panels(charts: Iterable[Panel]) -> str:
   """Charts, one after the other."""
   return ''.join(html.figure(panel.figure, panel.name, panel.title, f'{panel.title} over time.') for panel in charts)
@@ -164,11 +183,10 @@ def panels(charts: Iterable[Panel]) -> str:
 
 def cell_figure(genotype: AnyGenotype, cell: str, name: str, title: str, note: str = '') -> str:
   """The drawing of a cell, with a title and a note."""
-  spec = genotype.cell(cell) if isinstance(genotype, Genotype) else genotype
   kept = sorted(kept_edges(genotype, cell), key=lambda edge: (edge[1], edge[0]))
   node_name = drawing.node_name if isinstance(genotype, Genotype) else drawing.state_name
   edges = '; '.join(f'{node_name(s)} to {node_name(t)} by {operation}' for s, t, operation in kept)
-  return html.figure(drawing.draw_cell(spec), name, title, f'{title}: {edges}.', note)
+  return html.figure(drawing.draw_cell(genotype.cell(cell)), name, title, f'{title}: {edges}.', note)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:

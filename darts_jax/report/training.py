@@ -7,20 +7,17 @@ from typing import Any
 from darts_jax import genotype as genotypes
 from darts_jax.genotype import AnyGenotype
 from darts_jax.report import curves, diagnostics, html, sections
-from darts_jax.report.workdir import Run, last, number
+from darts_jax.report.workdir import Record, Run, last, number
 
 
 def render(run: Run) -> str:
   """The page of a training; the same bytes for the same files."""
   found, origin = _trained(run)
-  dataset = html.text(run.setting('data') or 'Unnamed dataset')
-  if dataset in ('image_folder', 'tfds', 'npz'):
-    # These say how images are stored, and the others which they are.
-    dataset = html.text(run.setting({'tfds': 'dataset', 'npz': 'path'}.get(dataset, 'dir')) or dataset)
+  dataset = html.text(run.dataset or 'Unnamed dataset')
+  sizes = {'Width': 'width'} if run.is_recurrent else {'Channels': 'channels', 'Cells': 'layers'}
   facts = {
     'Architecture': _name(found),
-    'Channels': run.setting('channels'),
-    'Cells': run.setting('layers'),
+    **{name: run.setting(field) for name, field in sizes.items()},
     'Seed': run.setting('seed'),
   }
   body = ''.join(
@@ -52,39 +49,79 @@ def _name(found: AnyGenotype | None) -> str | None:
 
 
 def _tiles(run: Run) -> Iterator[tuple[str, str]]:
-  test = number(run.tests[-1].get('accuracy')) if run.tests else None
-  yield 'Test accuracy', '–' if test is None else f'{100 * test:.2f} <small>%</small>'
-  valid = last(run.epochs, 'valid_accuracy')
-  if valid is not None:
-    yield 'Validation accuracy', f'{100 * valid:.2f} <small>%</small>'
+  test = run.tests[-1] if run.tests else {}
+  if run.is_recurrent:
+    yield 'Test perplexity', sections.perplexity(number(test.get('perplexity')))
+    best = _best(run)
+    if best is not None:
+      value = sections.perplexity(number(best.get('valid_perplexity')))
+      yield 'Validation perplexity', f'{value} <small>epoch {best["epoch"] + 1}</small>'
+  else:
+    accuracy = number(test.get('accuracy'))
+    yield 'Test accuracy', '–' if accuracy is None else f'{100 * accuracy:.2f} <small>%</small>'
+    valid = last(run.epochs, 'valid_accuracy')
+    if valid is not None:
+      yield 'Validation accuracy', f'{100 * valid:.2f} <small>%</small>'
   yield from sections.progress_tiles(run)
 
 
+def _best(run: Run) -> Record | None:
+  """The first epoch with the least validation loss, whose weights a language model is tested with."""
+  losses = [(number(epoch.get('valid_loss')), i) for i, epoch in enumerate(run.epochs)]
+  finite = [(loss, i) for loss, i in losses if loss is not None and math.isfinite(loss)]
+  return run.epochs[min(finite)[1]] if finite else None
+
+
 def _outcome(run: Run) -> str:
-  """What was measured on which images, and when."""
-  rows: list[tuple[Any, ...]] = []
-  if run.epochs:
-    final = run.epochs[-1]
-    for part, name in (('train', 'Training, augmented, the mean of the last epoch'), ('valid', 'Validation')):
-      rows.append((name, *(final.get(f'{part}_{metric}') for metric in ('loss', 'accuracy', 'top5_accuracy'))))
-  for record in run.tests:
-    rows.append(('Test', *(record.get(metric) for metric in ('loss', 'accuracy', 'top5_accuracy'))))
-  rows = [row for row in rows if any(number(value) is not None for value in row[1:])]
+  """What was measured on which images or texts, and when."""
+  if run.is_recurrent:
+    title, metrics = 'Text', {'loss': 'Loss, nats per token', 'perplexity': 'Perplexity'}
+  else:
+    title, metrics = 'Images', {'loss': 'Loss, nats', 'accuracy': 'Accuracy', 'top5_accuracy': 'Among the first five'}
+  rows = [
+    (name, {metric: record.get(f'{prefix}{metric}') for metric in metrics}) for name, record, prefix in _measured(run)
+  ]
+  rows = [(name, values) for name, values in rows if any(number(value) is not None for value in values.values())]
   if not rows:
     return html.section('Result', html.absent('No epoch has ended yet.', run.problems.get('metrics.jsonl')))
-  columns = ['Images', 'Loss, nats', 'Accuracy', 'Among the first five']
-  if all(row[3] is None for row in rows):
-    columns, rows = columns[:3], [(*row[:3], None) for row in rows]
-  head = ''.join(f'<th{_kind(i)}>{name}</th>' for i, name in enumerate(columns))
+  # Of few classes, the first five were not measured.
+  columns = [
+    metric for metric in metrics if metric != 'top5_accuracy' or any(row[metric] is not None for _, row in rows)
+  ]
+  head = f'<th>{title}</th>' + ''.join(f'<th class="number">{metrics[metric]}</th>' for metric in columns)
   body = ''.join(
-    f'<tr>{"".join(f"<td{_kind(i)}>{_cell(value, i)}</td>" for i, value in enumerate(row[: len(columns)]))}</tr>\n'
-    for row in rows
+    f'<tr><td>{name}</td>'
+    + ''.join(f'<td class="number">{_cell(values[metric], metric)}</td>' for metric in columns)
+    + '</tr>\n'
+    for name, values in rows
   )
   table = f'<table class="results"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>'
   return html.section('Result', table, _protocol(run))
 
 
+def _measured(run: Run) -> Iterator[tuple[str, Record, str]]:
+  """For each row of the table its name, the record it is from, and how names of metrics begin there."""
+  if run.epochs:
+    regularised = 'with dropout' if run.is_recurrent else 'augmented'
+    yield f'Training, {regularised}, the mean of the last epoch', run.epochs[-1], 'train_'
+  best = _best(run) if run.is_recurrent else None
+  if best is not None:
+    yield f'Validation after epoch {best["epoch"] + 1}, the best{_averaged(best, "averaging")}', best, 'valid_'
+  if run.epochs and run.epochs[-1] is not best:
+    latest = run.epochs[-1]
+    name = f'Validation after the last epoch{_averaged(latest, "averaging")}' if run.is_recurrent else 'Validation'
+    yield name, latest, 'valid_'
+  for record in run.tests:
+    yield f'Test{_averaged(record, "averaged")}', record, ''
+
+
+def _averaged(record: Record, name: str) -> str:
+  return ', averaged weights' if record.get(name) else ''
+
+
 def _protocol(run: Run) -> str:
+  if run.is_recurrent:
+    return _reading(run)
   fraction = number(run.setting('validation_fraction'))
   held = (
     'The validation images are a part of the training set, held out by seed.'
@@ -100,17 +137,29 @@ def _protocol(run: Run) -> str:
   return f'{held} The test images have not been read; they are after the last epoch.'
 
 
-def _kind(column: int) -> str:
-  return ' class="number"' if column else ''
+def _reading(run: Run) -> str:
+  """What was read of which text, when, and what was chosen by it."""
+  read = 'The validation text is read after every epoch, and the weights that did best on it are the result'
+  averaging = curves.times_of(run, 'averaging')
+  if averaging:
+    read += f'; by it, averaging of weights began after {run.time_unit} {averaging[0]:.0f}'
+  how = f'at batch size {run.setting("test_batch_size") or 1}'
+  if run.tests:
+    return f'{read}. The test text was read once, after the last epoch, {how}; no choice was made by it.'
+  if run.setting('test') is False:
+    return f'{read}. The test text is not read: candidates are compared by validation alone.'
+  if run.status == 'finished':
+    return f'{read}. There is no test text.'
+  return f'{read}. The test text has not been read; it is after the last epoch, once, {how}.'
 
 
-def _cell(value: Any, column: int) -> str:
-  if not column:
-    return html.escape(str(value))
+def _cell(value: Any, metric: str) -> str:
   found = number(value)
   if found is None or not math.isfinite(found):
     return '–'
-  return f'{found:.4f}' if column == 1 else f'{100 * found:.2f} %'
+  if metric == 'perplexity':
+    return sections.perplexity(found)
+  return f'{found:.4f}' if metric == 'loss' else f'{100 * found:.2f} %'
 
 
 def _optimisation(run: Run) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from darts_jax import derive
 from darts_jax import genotype as genotypes
-from darts_jax.genotype import AnyGenotype, CellSpec, Edge, Genotype
+from darts_jax.genotype import NUM_INPUTS, AnyGenotype, CellSpec, Edge, Genotype, RecurrentGenotype
 
 Record = Mapping[str, Any]
 
@@ -25,8 +25,10 @@ class Alphas:
   Attributes:
     steps: `[T]` int, the step of each snapshot, ascending.
     operations: names of the `O` columns.
-    alphas: by cell type (`'normal'`, `'reduce'`), `[T, E, O]` raw α; −∞ stands for a pruned operation.
-    edges: by cell type, `(source, target)` of the `E` rows; cell inputs are nodes 0 and 1.
+    alphas: by cell type (`'normal'` and `'reduce'`, or `'recurrent'`), `[T, E, O]` raw α; −∞ stands for a pruned
+      operation.
+    edges: by cell type, `(source, target)` of the `E` rows; the inputs of a convolutional cell are nodes 0 and 1, the
+      first state of a recurrent one is node 0.
   """
 
   steps: np.ndarray
@@ -47,26 +49,29 @@ class Alphas:
     """The searched cell.
 
     Raises:
-      ValueError: an operation is not one of a convolutional cell, or the edges make no cell.
+      ValueError: an operation is not one of such a cell, or the edges make no cell.
     """
+    num_inputs = 1 if cell == 'recurrent' else NUM_INPUTS
     targets = [target for _, target in self.edges[cell]]
-    if sorted(targets) != targets or min(targets) < genotypes.NUM_INPUTS:
+    if sorted(targets) != targets or min(targets) < num_inputs:
       raise ValueError(f'edges_{cell}: targets {targets} do not list intermediate nodes in their order')
     nodes = tuple(
       tuple(Edge(source, self.operations) for source, target in self.edges[cell] if target == node)
-      for node in range(genotypes.NUM_INPUTS, max(targets) + 1)
+      for node in range(num_inputs, max(targets) + 1)
     )
-    return CellSpec(nodes, tuple(range(genotypes.NUM_INPUTS, max(targets) + 1)), self.operations)
+    return CellSpec(nodes, tuple(range(num_inputs, max(targets) + 1)), self.operations, num_inputs)
 
-  def genotype(self, snapshot: int) -> Genotype:
+  def genotype(self, snapshot: int) -> AnyGenotype:
     """The architecture that the α of one snapshot stand for, by the rule of [DARTS §2.4].
 
     Raises:
-      ValueError: the cells are not a normal and a reduction cell, or no architecture can be derived.
+      ValueError: the cells are neither a normal and a reduction cell nor a recurrent one, or no architecture can be
+        derived.
     """
-    if not {'normal', 'reduce'} <= set(self.alphas):
+    cells = ('recurrent',) if 'recurrent' in self.alphas else ('normal', 'reduce')
+    if not set(cells) <= set(self.alphas):
       raise ValueError(f'cells {", ".join(self.alphas)}: an architecture is derived from a normal and a reduce cell')
-    mixing = {cell: self.mixing(cell)[snapshot] for cell in ('normal', 'reduce')}
+    mixing = {cell: self.mixing(cell)[snapshot] for cell in cells}
     return derive.derive_genotype(mixing, {cell: self.spec(cell) for cell in mixing})
 
 
@@ -116,6 +121,25 @@ class Run:
   def is_training(self) -> bool:
     """Whether an architecture is trained, which is a part of the settings then, and not searched."""
     return self.config is not None and 'genotype' in self.config
+
+  @property
+  def is_recurrent(self) -> bool:
+    """Whether it is about a language model; by the settings, or without them by what else is there."""
+    if self.config is not None and 'space' in self.config:
+      return self.config['space'] == 'recurrent'
+    return isinstance(self.genotype, RecurrentGenotype) or (
+      self.alphas is not None and 'recurrent' in self.alphas.edges
+    )
+
+  @property
+  def dataset(self) -> Any:
+    """What the data is: the name of the dataset, or where it lies if the name says only how it is stored."""
+    group = (self.config or {}).get('data')
+    if not isinstance(group, Mapping):
+      return self.setting('data')
+    name = group.get('name')
+    where = {'image_folder': 'dir', 'files': 'dir', 'tfds': 'dataset', 'npz': 'path'}.get(str(name))
+    return (group.get(where) if where else None) or name
 
   @property
   def num_epochs(self) -> int | None:
@@ -171,9 +195,7 @@ def kept_edges(genotype: AnyGenotype | None, cell: str) -> set[tuple[int, int, s
   """(source, target, operation) of the edges of a cell; none of a cell that the architecture does not have."""
   if genotype is None or cell not in cells_of(genotype):
     return set()
-  if isinstance(genotype, Genotype):
-    return {(edge.source, node, edge.operations[0]) for node, edge in genotype.cell(cell).edges}
-  return {(source, i + 1, activation) for i, (activation, source) in enumerate(genotype.recurrent)}
+  return {(edge.source, node, edge.operations[0]) for node, edge in genotype.cell(cell).edges}
 
 
 def read(path: pathlib.Path) -> Run:

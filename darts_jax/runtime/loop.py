@@ -1,12 +1,13 @@
 """The loop over the epochs of a run, resumable at every moment, with everything that it writes."""
 
 import abc
+import bisect
 import dataclasses
 import math
 import pathlib
 import time
-from collections.abc import Mapping
-from typing import Any, Generic, NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic, NamedTuple, NoReturn, Self, TypeVar
 
 import jax
 import numpy as np
@@ -42,17 +43,21 @@ class Plan(NamedTuple):
 
   Attributes:
     name: is shown beside the progress.
-    epochs: of the run.
-    steps_per_epoch: of an epoch.
+    epoch_ends: steps taken by the end of every epoch.
     log_every: steps from one line of the log to the next.
     checkpoint: see `Checkpoint`.
   """
 
   name: str
-  epochs: int
-  steps_per_epoch: int
+  epoch_ends: Sequence[int]
   log_every: int
   checkpoint: Checkpoint
+
+  @classmethod
+  def even(cls, name: str, epochs: int, steps_per_epoch: int, log_every: int, checkpoint: Checkpoint) -> Self:
+    """A plan whose epochs have the same number of steps."""
+    ends = range(steps_per_epoch, epochs * steps_per_epoch + 1, steps_per_epoch)
+    return cls(name, ends, log_every, checkpoint)
 
 
 class Sums:
@@ -69,6 +74,8 @@ class Sums:
 
   def means(self) -> dict[str, float]:
     """Means over the steps; what only some steps check is the mean over those, and left out if there were none."""
+    if not self.values:
+      return {}
     values = dict(self.values)
     steps, checks = values.pop('steps'), values.pop('checks', 0)
     disagreement = values.pop('disagreement', 0)
@@ -109,7 +116,7 @@ class Loop(abc.ABC, Generic[State]):
     """Opens the checkpoints; the guard is asked between calls whether the run is to stop."""
     self.workdir = workdir
     self.plan = plan
-    self.total = plan.epochs * plan.steps_per_epoch
+    self.total = plan.epoch_ends[-1]
     self._guard = guard
     self._checkpoints = Checkpoints(workdir / 'checkpoints', keep=plan.checkpoint.keep)
     self._log: MetricsLog
@@ -150,6 +157,16 @@ class Loop(abc.ABC, Generic[State]):
   def epoch_done(self, state: State, step: int, epoch: int) -> None:
     """Is called after every epoch, counted from 1, before its checkpoint."""
 
+  def turn_epoch(self, state: State, evaluation: Mapping[str, float], step: int) -> State:
+    """The state that the next epoch begins with, after an evaluation; it is what the checkpoint of the epoch holds."""
+    del evaluation, step
+    return state
+
+  def recover(self, state: State, step: int) -> State | None:
+    """The state to go on with after one whose loss or evaluation is not finite; None ends the run."""
+    del state, step
+    return None
+
   def finish(self, state: State) -> None:
     """Is called once after the last epoch."""
 
@@ -177,7 +194,7 @@ class Loop(abc.ABC, Generic[State]):
       seconds_a_step = math.inf
       while step < self.total and self._guard.requested is None:
         until_line = plan.log_every - step % plan.log_every
-        until_epoch = plan.steps_per_epoch - step % plan.steps_per_epoch
+        until_epoch = plan.epoch_ends[bisect.bisect_right(plan.epoch_ends, step)] - step
         planned = max(1, int(_SECONDS_A_CALL / seconds_a_step))
         start = time.monotonic()
         try:
@@ -192,24 +209,29 @@ class Loop(abc.ABC, Generic[State]):
         sums['seconds'] = time.monotonic() - start
         seconds_a_step = sums['seconds'] / sums['steps']
         step += int(sums['steps'])
-        if not sums.pop('finite'):
-          self._stop_diverged(step)
-        epoch_sums.add(sums)
-        log_sums.add(sums)
-        self._progress.update(step, {name: sums[name] / sums['steps'] for name in self.shown})
-        epoch = (step - 1) // plan.steps_per_epoch
-        if step % plan.log_every == 0:
+        if sums.pop('finite'):
+          epoch_sums.add(sums)
+          log_sums.add(sums)
+          self._progress.update(step, {name: sums[name] / sums['steps'] for name in self.shown})
+        else:
+          state = self._recovered(state, step)
+        epoch = bisect.bisect_left(plan.epoch_ends, step)
+        if step % plan.log_every == 0 and log_sums.values:
           details = self.summary(state, log_sums)
           details.pop('seconds', None)
           self._log.write('step', step, {'epoch': epoch, **log_sums.means(), **details})
           log_sums = Sums()
-        if step % plan.steps_per_epoch == 0:
+        if step == plan.epoch_ends[epoch]:
           evaluation = self.evaluate(state, step)
-          # The last step's loss was that before its update; these weights are not worth a checkpoint.
-          self.check_finite(evaluation, step)
+          if not all(map(math.isfinite, evaluation.values())):
+            # The last step's loss was that before its update; these weights are not worth a checkpoint.
+            state = self._recovered(state, step)
+            evaluation = self.evaluate(state, step)
           last_epoch = {**epoch_sums.means(), **evaluation}
-          self._log.write('epoch', step, {'epoch': epoch, **last_epoch, **self.summary(state, epoch_sums)})
+          details = self.summary(state, epoch_sums) if epoch_sums.values else {}
+          self._log.write('epoch', step, {'epoch': epoch, **last_epoch, **details})
           epoch_sums = Sums()
+          state = self.turn_epoch(state, evaluation, step)
           self.epoch_done(state, step, epoch + 1)
           if (epoch + 1) % plan.checkpoint.every == 0 or step == self.total:
             self._save(step, state, epoch_sums, log_sums, last_epoch)
@@ -217,7 +239,7 @@ class Loop(abc.ABC, Generic[State]):
             self.report()
       if step == self.total and not any(line.get('event') == 'finished' for line in metrics.read(self.workdir)):
         self.finish(state)
-        self._log.write('event', step, {'event': 'finished', 'message': f'{plan.epochs} epochs done'})
+        self._log.write('event', step, {'event': 'finished', 'message': f'{len(plan.epoch_ends)} epochs done'})
       elif step < self.total:
         self._save(step, state, epoch_sums, log_sums, last_epoch)
         message = f'{self._guard.requested}: saved at step {step} of {self.total}; start again to resume'
@@ -250,7 +272,11 @@ class Loop(abc.ABC, Generic[State]):
     metadata = {'epoch_sums': epoch_sums.values, 'log_sums': log_sums.values, 'last_epoch': dict(last_epoch)}
     self._checkpoints.save(step, state, metadata)
 
-  def _stop_diverged(self, step: int) -> None:
+  def _recovered(self, state: State, step: int) -> State:
+    recovered = self.recover(state, step)
+    return recovered if recovered is not None else self._stop_diverged(step)
+
+  def _stop_diverged(self, step: int) -> NoReturn:
     steps = self._checkpoints.steps()
     good = f'the last good checkpoint is that of step {max(steps)}' if steps else 'there is no checkpoint yet'
     message = f'step {step}: a loss or gradient is not finite; {good}, in {self.workdir}'

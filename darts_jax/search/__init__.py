@@ -1,9 +1,20 @@
-"""Searches: how weights and α move. `run` is a whole search; `Searcher` its compiled parts."""
+"""Searches: how weights and α move. `run` is a whole search; `ImageSearcher` and `TextSearcher` its compiled parts."""
 
 from darts_jax.runtime.loop import Diverged
+from darts_jax.search.images import ImageSearcher
 from darts_jax.search.loop import Result, check, run
-from darts_jax.search.searcher import Searcher
-from darts_jax.search.settings import Search
+from darts_jax.search.settings import RecurrentSearch, Search
 from darts_jax.search.state import SearchState
+from darts_jax.search.text import TextSearcher
 
-__all__ = ['Diverged', 'Result', 'Search', 'SearchState', 'Searcher', 'check', 'run']
+__all__ = [
+  'Diverged',
+  'ImageSearcher',
+  'RecurrentSearch',
+  'Result',
+  'Search',
+  'SearchState',
+  'TextSearcher',
+  'check',
+  'run',
+]

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from darts_jax import relaxation
 from darts_jax.derive import derive_genotype
-from darts_jax.genotype import CellSpec, Genotype
+from darts_jax.genotype import AnyGenotype, CellSpec
 from darts_jax.search.strategy import Alphas
 
 Array = jax.Array
@@ -40,6 +40,6 @@ class Darts:
     del key, step
     return jax.tree.map(relaxation.softmax, alphas)
 
-  def derive(self, alphas: Mapping[str, ArrayLike]) -> Genotype:
-    """The two strongest edges of every node with their best operations."""
+  def derive(self, alphas: Mapping[str, ArrayLike]) -> AnyGenotype:
+    """The two strongest edges of every node, or in a recurrent cell the strongest, with their best operations."""
     return derive_genotype({name: relaxation.softmax(jnp.asarray(alphas[name])) for name in self.specs}, self.specs)

@@ -12,22 +12,19 @@ import numpy as np
 
 from darts_jax import genotype as genotypes
 from darts_jax import report
-from darts_jax.data import images as image_data
-from darts_jax.genotype import Genotype, search_space
+from darts_jax.genotype import AnyGenotype, Genotype, recurrent_search_space, search_space
 from darts_jax.relaxation import softmax
 from darts_jax.runtime.compilation import enable_cache
 from darts_jax.runtime.interrupts import InterruptGuard
 from darts_jax.runtime.loop import Loop, Plan, Sums
 from darts_jax.runtime.mesh import check_batch, make_mesh
 from darts_jax.runtime.workdir import claim, named_errors
-from darts_jax.search import records
+from darts_jax.search import images, records, text
 from darts_jax.search.darts import Darts
-from darts_jax.search.searcher import Searcher, place
-from darts_jax.search.settings import Search
+from darts_jax.search.searcher import Searcher
+from darts_jax.search.settings import RecurrentSearch, Search, Settings, read
 from darts_jax.search.state import SearchState
-from darts_jax.search.step import Halves
 from darts_jax.search.strategy import Strategy
-from darts_jax.settings import build
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,14 +34,14 @@ class Result:
   Attributes:
     genotype: derived from the final α.
     valid_loss: of the supernet on the architecture half, in nats, at the end of the last complete epoch.
-    valid_accuracy: likewise, 0 to 1.
+    valid_accuracy: likewise, 0 to 1; NaN on text, whose perplexity is the exponential of the loss.
     state: final state.
     finished: whether all epochs were done; not so after an interruption.
     interrupted: whether a signal asked for an end, which ends a sequence of searches even if this one is finished.
     report: path of the report page.
   """
 
-  genotype: Genotype
+  genotype: AnyGenotype
   valid_loss: float
   valid_accuracy: float
   state: SearchState
@@ -53,27 +50,21 @@ class Result:
   report: pathlib.Path
 
 
-def make_strategy(settings: Search) -> Strategy:
+def make_strategy(settings: Search | RecurrentSearch) -> Strategy:
   """The strategy that the settings name, on the search space that they describe."""
-  spec = search_space(settings.network.operations, settings.network.nodes)
-  return Darts({'normal': spec, 'reduce': spec}, settings.alphas.init_scale)
-
-
-def check_images(images: image_data.Images) -> None:
-  """Raises a ValueError unless both reduction cells can halve the images."""
-  height, width = images.x_train.shape[1:3]
-  if height % 4 or width % 4:
-    raise ValueError(
-      f'config.data.name: images of {images.name} are {height}×{width} pixels, odd at a reduction cell;'
-      ' both sides have to be divisible by 4'
-    )
+  network, scale = settings.network, settings.alphas.init_scale
+  if isinstance(settings, RecurrentSearch):
+    return Darts({'recurrent': recurrent_search_space(network.operations, network.nodes)}, scale)
+  spec = search_space(network.operations, network.nodes)
+  return Darts({'normal': spec, 'reduce': spec}, scale)
 
 
 def run(config: Mapping[str, Any], workdir: str | pathlib.Path) -> Result:
   """Searches, or goes on with the search that `workdir` holds.
 
   Args:
-    config: fields of `darts_jax.search.settings.Search`, as nested mappings or `ConfigDict`.
+    config: fields of `darts_jax.search.settings.Search`, or of `RecurrentSearch` if its `space` is `recurrent`, as
+      nested mappings or `ConfigDict`.
     workdir: gets `config.json`, `metrics.jsonl`, `tensorboard/`, `genotype.json`, `alphas.npz`, `checkpoints/` and
       `report.html`. A search that was stopped resumes to the same result, bit for bit.
 
@@ -81,15 +72,14 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path) -> Result:
     ValueError: a setting, the data or the directory is unfit; nothing has been written then.
     Diverged: a loss or gradient was not finite.
   """
-  settings = build(Search, config)
+  settings = read(config)
   workdir = pathlib.Path(workdir).expanduser()
-  images, mesh, halves = _open(settings)
-  strategy = make_strategy(settings)
-  searcher = Searcher(settings, strategy, images, mesh)
-  claim(workdir, dataclasses.asdict(settings), 'search')
+  searcher, data, fingerprint = _open(settings)
+  strategy = searcher.strategy
+  claim(workdir, {**dataclasses.asdict(settings), **fingerprint}, 'search')
   enable_cache()
   with InterruptGuard() as guard:
-    loop = _Loop(settings, workdir, searcher, strategy, halves, guard)
+    loop = _Loop(settings, workdir, searcher, data, guard)
     state, last_epoch, finished, requested = loop.run()
   return Result(
     strategy.derive(jax.device_get(state.alphas)),
@@ -102,17 +92,24 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path) -> Result:
   )
 
 
-def check(settings: Search) -> None:
+def check(settings: Search | RecurrentSearch) -> None:
   """Raises the ValueError that `run` would, before anything is searched."""
   _open(settings)
 
 
-def _open(settings: Search) -> tuple[image_data.Images, jax.sharding.Mesh, Halves]:
-  images = settings.data.load()
-  check_images(images)
+def _open(settings: Search | RecurrentSearch) -> tuple[Searcher[Any, Any], Any, dict[str, Any]]:
+  """The search, its data on the devices, and JSON values that a search goes on with only if they are the same."""
   mesh = make_mesh()
   check_batch(settings.batch_size, mesh)
-  return images, mesh, place(images, settings, mesh)
+  strategy = make_strategy(settings)
+  if isinstance(settings, RecurrentSearch):
+    corpus = settings.data.load()
+    texts = text.place(corpus, settings, mesh)
+    return text.TextSearcher(settings, strategy, corpus, mesh), texts, {'dataset': corpus.fingerprint}
+  found = settings.data.load()
+  images.check_images(found)
+  halves = images.place(found, settings, mesh)
+  return images.ImageSearcher(settings, strategy, found, mesh), halves, {}
 
 
 class _Loop(Loop[SearchState]):
@@ -121,26 +118,15 @@ class _Loop(Loop[SearchState]):
   shown = ('train_loss', 'valid_loss')
 
   def __init__(
-    self,
-    settings: Search,
-    workdir: pathlib.Path,
-    searcher: Searcher,
-    strategy: Strategy,
-    halves: Halves,
-    guard: InterruptGuard,
+    self, settings: Settings, workdir: pathlib.Path, searcher: Searcher[Any, Any], data: Any, guard: InterruptGuard
   ) -> None:
-    plan = Plan(
-      f'search {settings.data.name}',
-      settings.epochs,
-      searcher.steps_per_epoch,
-      settings.log_every,
-      settings.checkpoint,
-    )
+    name = searcher.settings.data.name
+    plan = Plan(f'search {name}', searcher.epoch_ends, settings.log_every, settings.checkpoint)
     super().__init__(workdir, plan, guard)
     self._settings = settings
     self._searcher = searcher
-    self._strategy = strategy
-    self._halves = halves
+    self._strategy = searcher.strategy
+    self._data = data
     self._history: records.AlphaHistory
     self._run: Any = None
     self._evaluate: Any = None
@@ -158,17 +144,17 @@ class _Loop(Loop[SearchState]):
 
   def prepare(self, state: SearchState, step: int) -> None:
     detail = f' ({self._settings.hypergradient.name})'
-    self._run = self.compile(step, 'search step', self._searcher.run, state, self._halves, jnp.int32(1), detail=detail)
+    self._run = self.compile(step, 'search step', self._searcher.run, state, self._data, jnp.int32(1), detail=detail)
 
   def advance(self, state: SearchState, num_steps: int) -> tuple[SearchState, Mapping[str, Any]]:
-    found: tuple[SearchState, Mapping[str, Any]] = self._run(state, self._halves, jnp.int32(num_steps))
+    found: tuple[SearchState, Mapping[str, Any]] = self._run(state, self._data, jnp.int32(num_steps))
     return found
 
   def evaluate(self, state: SearchState, step: int) -> dict[str, float]:
     # Not compiled before it is needed, so that the first step is seen sooner.
-    self._evaluate = self._evaluate or self.compile(step, 'evaluation', self._searcher.evaluate, state, self._halves)
-    found = jax.device_get(self._evaluate(state, self._halves))
-    return {'valid_loss': float(found.loss), 'valid_accuracy': float(found.accuracy)}
+    self._evaluate = self._evaluate or self.compile(step, 'evaluation', self._searcher.evaluate, state, self._data)
+    found = jax.device_get(self._evaluate(state, self._data))
+    return {f'valid_{name}': value for name, value in self._searcher.metrics(found).items()}
 
   def summary(self, state: SearchState, sums: Sums) -> dict[str, float | int]:
     alphas = jax.device_get(state.alphas)
@@ -176,10 +162,10 @@ class _Loop(Loop[SearchState]):
     for name in sorted(alphas):
       mixing = np.asarray(softmax(alphas[name]), np.float64)
       values[f'entropy_{name}'] = float(np.mean(-np.sum(mixing * np.log(np.maximum(mixing, 1e-300)), axis=-1)))
-    normal = self._strategy.derive(alphas).normal
-    values['skip_connections'] = sum(operation == 'skip_connect' for operation, _ in normal)
-    values['images_per_second'] = sums.values['steps'] * self._settings.batch_size / sums.values['seconds']
-    return {**values, **super().summary(state, sums)}
+    derived = self._strategy.derive(alphas)
+    if isinstance(derived, Genotype):
+      values['skip_connections'] = sum(operation == 'skip_connect' for operation, _ in derived.normal)
+    return {**values, **self._searcher.summary(sums.means(), sums.values), **super().summary(state, sums)}
 
   def epoch_done(self, state: SearchState, step: int, epoch: int) -> None:
     self._write_alphas(state, step, epoch)

@@ -1,108 +1,103 @@
-"""A search as compiled functions: data on the devices, the state, many steps in a call, the evaluation."""
+"""A search as compiled functions: the state, many steps in a call, the evaluation."""
 
+import abc
 import functools
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from darts_jax.data.augment import augment
-from darts_jax.data.batches import Evaluation, Examples, epoch_indices, evaluate
-from darts_jax.data.images import Images, split
-from darts_jax.nets.conv import Supernet
-from darts_jax.nets.layers import init_variables
 from darts_jax.runtime.compilation import compiler_options
-from darts_jax.runtime.mesh import batch_sharding, replicated, template
+from darts_jax.runtime.mesh import replicated, template
 from darts_jax.runtime.packed import Packed
 from darts_jax.runtime.steps import take_steps
-from darts_jax.search.settings import Search
-from darts_jax.search.state import SearchState
-from darts_jax.search.step import RELAX, Halves, Optimizers, search_step
-from darts_jax.search.strategy import Strategy
+from darts_jax.search.settings import Settings
+from darts_jax.search.state import Halves, SearchState
+from darts_jax.search.step import RELAX, Objective, Optimizers, search_step
+from darts_jax.search.strategy import Alphas, Strategy
 
 Array = jax.Array
 PyTree = Any
+Data = TypeVar('Data')
+AnySettings = TypeVar('AnySettings', bound=Settings)
 
-# What the random key of a step is folded with for each purpose.
-_ORDER, _VALID, _AUGMENT_TRAIN, _AUGMENT_VALID = range(RELAX + 1, RELAX + 5)
-
-
-def place(images: Images, settings: Search, mesh: Mesh) -> Halves:
-  """Divides the training images by seed and puts them on every device of the mesh.
-
-  Raises:
-    ValueError: a batch is larger than one of the two parts.
-  """
-  indices = split(len(images.y_train), settings.data.validation_fraction, settings.seed)
-  parts = []
-  for name, chosen in zip(Halves._fields, indices, strict=True):
-    if len(chosen) < settings.batch_size:
-      raise ValueError(
-        f'config.batch_size: {settings.batch_size} is larger than the {name} half of {images.name},'
-        f' which has {len(chosen)} images'
-      )
-    parts.append(Examples(images.x_train[chosen], images.y_train[chosen]))
-  return jax.device_put(Halves(*parts), replicated(mesh))
+#: The random key of a step is folded with these and further numbers for every other purpose.
+FIRST_PURPOSE = RELAX + 1
 
 
-class Searcher:
-  """A search as compiled functions: `init`, `run` steps, `evaluate`.
+class Searcher(abc.ABC, Generic[AnySettings, Data]):
+  """A search as compiled functions: `init`, `run` steps, `evaluate`; what is searched on is up to subclasses.
 
   Attributes:
-    steps_per_epoch: batches in the weights' half; what is left over by the last full batch is another part of the
-      images in every epoch.
-    net: the supernet.
-    image_shape: of an image, `(H, W, C)`.
+    settings: of the search.
+    strategy: of the search; its specs are those of the supernet.
+    mesh: devices with an axis `data`.
+    epoch_ends: steps taken by the end of every epoch.
+    objective: the loss of the supernet on a batch.
+    batch_sharding: how the stacked batches of a step lie on the devices.
   """
 
-  def __init__(self, settings: Search, strategy: Strategy, images: Images, mesh: Mesh) -> None:
-    """Builds the functions; compiles nothing.
+  objective: Objective
+  batch_sharding: PyTree
 
-    Args:
-      settings: of the search.
-      strategy: of the search; its specs are those of the supernet.
-      images: the dataset, for its shape, classes, mean and standard deviation; and the size of its halves.
-      mesh: devices with an axis `data`.
-    """
-    num_train, num_valid = (len(part) for part in split(len(images.y_train), settings.data.validation_fraction, 0))
-    self.steps_per_epoch = num_train // settings.batch_size
-    self.net = Supernet(
-      strategy.specs['normal'],
-      strategy.specs['reduce'],
-      settings.network.channels,
-      settings.network.layers,
-      images.num_classes,
-      settings.network.stem_multiplier,
-      settings.remat,
-    )
-    self._settings = settings
-    self._strategy = strategy
-    self._optimizers = Optimizers.from_settings(settings, self.steps_per_epoch)
+  def __init__(self, settings: AnySettings, strategy: Strategy, mesh: Mesh, epoch_ends: Sequence[int]) -> None:
+    """Builds the functions; compiles nothing."""
+    self.settings, self.strategy, self.mesh, self.epoch_ends = settings, strategy, mesh, epoch_ends
+    # Where epochs differ, their mean length, rounded up, so that there are no more of them than planned.
+    self._optimizers = Optimizers.from_settings(settings, -(-epoch_ends[-1] // len(epoch_ends)))
     self._estimator = settings.hypergradient.estimator()
-    self._mesh = mesh
-    self.image_shape = images.x_train.shape[1:]
-    self._mean, self._std = np.array(images.mean, np.float32), np.array(images.std, np.float32)
-    self._num_train, self._num_valid = num_train, num_valid
     same = replicated(mesh)
     self.init = jax.jit(self._init, out_shardings=same)
     options = compiler_options()
     self.run = jax.jit(self._run, donate_argnums=0, out_shardings=same, compiler_options=options)
     self.evaluate = jax.jit(self._evaluate, out_shardings=same, compiler_options=options)
 
+  @abc.abstractmethod
+  def variables(self, key: Array, mixing: Alphas) -> PyTree:
+    """Variables of the supernet before the first step, `params` and `batch_stats`; consumes the key."""
+
+  @abc.abstractmethod
+  def batches(self, state: SearchState, data: Data) -> Halves:
+    """The batches of a step."""
+
+  @abc.abstractmethod
+  def measure(self, state: SearchState, mixing: Alphas, data: Data) -> NamedTuple:
+    """What an evaluation of the supernet finds, `[]` each, with running statistics."""
+
+  @abc.abstractmethod
+  def metrics(self, found: Any) -> dict[str, float]:
+    """An evaluation, fetched from the devices, as it is logged."""
+
+  @abc.abstractmethod
+  def summary(self, means: Mapping[str, float], sums: Mapping[str, float]) -> dict[str, float]:
+    """What is logged besides the means of metrics over `sums['steps']` steps in `sums['seconds']`."""
+
+  def carried(self) -> Halves:
+    """What the first batches begin with."""
+    return Halves((), ())
+
+  def step_metrics(self, state: SearchState, data: Data) -> dict[str, Array]:
+    """Metrics of the next step that no pass of it knows, `[]` each."""
+    del state, data
+    return {}
+
+  def optimizers(self, state: SearchState, data: Data) -> Optimizers:
+    """Those of the next step."""
+    del state, data
+    return self._optimizers
+
   def template(self) -> SearchState:
     """Shapes, dtypes and places of the state, without arrays."""
-    return template(self.init, self._mesh, jax.random.key(0))
+    return template(self.init, self.mesh, jax.random.key(0))
 
   def _init(self, key: Array) -> SearchState:
     """The state before the first step, from the typed key of the run."""
     run_key, weights_key, alphas_key = jax.random.split(key, 3)
-    alphas = self._strategy.init(alphas_key)
-    images = jnp.zeros((1, *self.image_shape))
-    mixing = self._strategy.relax(alphas, alphas_key, jnp.zeros((), jnp.int32))
-    variables = init_variables(self.net, weights_key, images, mixing, train=False)
+    alphas = self.strategy.init(alphas_key)
+    mixing = self.strategy.relax(alphas, alphas_key, jnp.zeros((), jnp.int32))
+    variables = self.variables(weights_key, mixing)
     weights = Packed.pack(variables['params'])
     return SearchState(
       step=jnp.zeros((), jnp.int32),
@@ -112,14 +107,15 @@ class Searcher:
       alphas=alphas,
       weights_optimizer=self._optimizers.weights.init(weights.vector),
       alphas_optimizer=self._optimizers.alphas.init(alphas),
+      carried=self.carried(),
     )
 
-  def _run(self, state: SearchState, data: Halves, num_steps: Array) -> tuple[SearchState, dict[str, Array]]:
+  def _run(self, state: SearchState, data: Data, num_steps: Array) -> tuple[SearchState, dict[str, Array]]:
     """Takes up to `num_steps` steps; stops after one whose loss is not finite.
 
     Args:
       state: donated.
-      data: both halves, on the devices.
+      data: on the devices.
       num_steps: `[]` int32; traced, so that any number is the same program.
 
     Returns:
@@ -130,56 +126,22 @@ class Searcher:
     watched = ('train_loss', 'valid_loss', 'weights_gradient_norm', 'alphas_gradient_norm')
     return take_steps(step, state, num_steps, watched)
 
-  def _step(self, state: SearchState, data: Halves) -> tuple[SearchState, dict[str, Array]]:
+  def _step(self, state: SearchState, data: Data) -> tuple[SearchState, dict[str, Array]]:
     train, valid = self.batches(state, data)
+    metrics = self.step_metrics(state, data)
     state, info = search_step(
       state,
       train,
       valid,
-      net=self.net,
-      strategy=self._strategy,
+      objective=self.objective,
+      strategy=self.strategy,
       estimator=self._estimator,
-      optimizers=self._optimizers,
-      precision=self._settings.precision,
-      check=(state.step + 1) % self._settings.log_every == 0,
-      batch_sharding=NamedSharding(self._mesh, PartitionSpec(None, 'data')),
+      optimizers=self.optimizers(state, data),
+      precision=self.settings.precision,
+      check=(state.step + 1) % self.settings.log_every == 0,
+      batch_sharding=self.batch_sharding,
     )
-    return state, info.metrics
+    return state, {**info.metrics, **metrics}
 
-  def batches(self, state: SearchState, data: Halves) -> Halves:
-    """The batches of a step: the next ones of a random order for the weights, any images for the architecture."""
-    size = self._settings.batch_size
-    step_key = jax.random.fold_in(state.key, state.step)
-    indices = (
-      epoch_indices(state.key, _ORDER, state.step, self.steps_per_epoch, size, self._num_train),
-      jax.random.randint(jax.random.fold_in(step_key, _VALID), (size,), 0, self._num_valid),
-    )
-    augmentation = self._settings.augment
-    sharding = batch_sharding(self._mesh)
-    parts = []
-    for half, chosen, purpose in zip(data, indices, (_AUGMENT_TRAIN, _AUGMENT_VALID), strict=True):
-      raw, labels = lax.with_sharding_constraint((half.images[chosen], half.labels[chosen]), sharding)
-      images = augment(
-        raw,
-        jax.random.fold_in(step_key, purpose),
-        self._mean,
-        self._std,
-        crop_padding=augmentation.crop_padding,
-        flip=augmentation.flip,
-        cutout=augmentation.cutout,
-      )
-      parts.append(Examples(images, labels))
-    return Halves(*parts)
-
-  def _evaluate(self, state: SearchState, data: Halves) -> Evaluation:
-    """Loss and accuracy of the supernet on the whole architecture half, with running statistics and no augmentation."""
-    mixing = self._strategy.relax(state.alphas, state.key, state.step)
-    variables = {'params': state.weights.tree, 'batch_stats': state.statistics.tree}
-
-    def logits_of(images: Array) -> Array:
-      logits: Any = self.net.apply(variables, images, mixing, train=False)
-      return logits
-
-    sharding = batch_sharding(self._mesh)
-    settings = self._settings
-    return evaluate(logits_of, data.valid, settings.batch_size, self._mean, self._std, settings.precision, sharding)
+  def _evaluate(self, state: SearchState, data: Data) -> NamedTuple:
+    return self.measure(state, self.strategy.relax(state.alphas, state.key, state.step), data)

@@ -1,13 +1,14 @@
 """The settings of a search; defaults are the paper's CIFAR-10 search [DARTS §A.1]."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
-from darts_jax.data.settings import Augment, Source
-from darts_jax.genotype import CANDIDATES, search_space
+from darts_jax.data.settings import Augment, Source, TextSource
+from darts_jax.genotype import ACTIVATIONS, CANDIDATES, recurrent_search_space, search_space
 from darts_jax.hypergradient import ESTIMATORS, Estimator, fields_of
 from darts_jax.runtime.loop import Checkpoint
-from darts_jax.settings import setting
+from darts_jax.settings import build, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +76,8 @@ class Hypergradient:
     iterations: `conjugate_gradient`: n.
     damping: `conjugate_gradient`: δ, added to the Hessian.
     amending: `amended`: η.
+    clip_outer: whether v, the outer loss's gradient in the weights, is clipped to `weights.clip_norm` before it is
+      multiplied with second derivatives, as in the paper's search for recurrent cells.
   """
 
   name: str = setting('finite_difference', choices=tuple(ESTIMATORS))
@@ -88,6 +91,7 @@ class Hypergradient:
   iterations: int = setting(5, at_least=1)
   damping: float = setting(10.0, above=0)
   amending: float = setting(0.1, above=0)
+  clip_outer: bool = setting(False)
 
   def fields(self, name: str) -> dict[str, Any]:
     """The fields that are an estimator's own, with their values."""
@@ -107,18 +111,18 @@ class Hypergradient:
 
 
 @dataclasses.dataclass(frozen=True)
-class Search:
-  """A search.
+class Settings:
+  """What all searches have.
 
   Attributes:
-    seed: of everything random: the split, initial weights and α, order and augmentation of images.
+    seed: of everything random: the split, initial weights and α, order and augmentation of images, dropout.
     strategy: how α is relaxed and read.
-    epochs: passes over the half of the images that trains the weights.
-    batch_size: images a batch, over all devices.
+    epochs: passes over the data that train the weights.
+    batch_size: examples a batch, over all devices.
     log_every: steps from one logged line to the next.
-    precision: of images inside the network; weights, BN statistics and α are float32 in either.
+    precision: of what the network computes on; weights, BN statistics and α are float32 in either.
     remat: whether gradients recompute the inside of cells instead of keeping it in memory.
-    data: see `Data`; and so on.
+    weights: see `Weights`; and so on.
   """
 
   seed: int = setting(0, at_least=0, at_most=2**32 - 1)
@@ -128,19 +132,115 @@ class Search:
   log_every: int = setting(50, at_least=1)
   precision: str = setting('float32', choices=('float32', 'bfloat16'))
   remat: bool = setting(False)
-  data: Data = setting(Data())
-  augment: Augment = setting(Augment())
-  network: Network = setting(Network())
   weights: Weights = setting(Weights())
   alphas: Alphas = setting(Alphas())
   hypergradient: Hypergradient = setting(Hypergradient())
   checkpoint: Checkpoint = setting(Checkpoint())
 
   def __post_init__(self) -> None:
+    self.hypergradient.estimator()
+
+
+@dataclasses.dataclass(frozen=True)
+class Search(Settings):
+  """A search for convolutional cells.
+
+  Attributes:
+    space: what is searched.
+    data: see `Data`; and so on.
+  """
+
+  space: str = setting('convolutional', choices=('convolutional',))
+  data: Data = setting(Data())
+  augment: Augment = setting(Augment())
+  network: Network = setting(Network())
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
     if self.network.channels % 2:
       raise ValueError(f'config.network.channels: {self.network.channels} is not allowed; it has to be even')
     try:
       search_space(self.network.operations, self.network.nodes)
     except ValueError as error:
       raise ValueError(f'config.network.{error}') from error
-    self.hypergradient.estimator()
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropout:
+  """Probabilities of dropout, with one mask for all time steps of a sequence.
+
+  Attributes:
+    words: of whole words of the embedding.
+    embedded: of embedded words.
+    x: of what the cell reads of them.
+    h: of the cell's states, in products.
+    output: of what the decoder reads.
+  """
+
+  words: float = setting(0.0, at_least=0, below=1)
+  embedded: float = setting(0.2, at_least=0, below=1)
+  x: float = setting(0.75, at_least=0, below=1)
+  h: float = setting(0.25, at_least=0, below=1)
+  output: float = setting(0.75, at_least=0, below=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class RecurrentNetwork:
+  """The recurrent supernet.
+
+  Attributes:
+    width: of the embedding and of every state.
+    nodes: intermediate nodes of the cell.
+    operations: candidate activations, the columns of α.
+    dropout: see `Dropout`.
+  """
+
+  width: int = setting(300, at_least=1)
+  nodes: int = setting(8, at_least=1)
+  operations: tuple[str, ...] = setting(ACTIVATIONS)
+  dropout: Dropout = setting(Dropout())
+
+
+@dataclasses.dataclass(frozen=True)
+class RecurrentSearch(Settings):
+  """A search for recurrent cells on text; defaults are the paper's search on PTB [DARTS §A.1].
+
+  Attributes:
+    space: what is searched.
+    bptt: time steps of a sequence, which gradients go back through.
+    short_fraction: the chance that a sequence has half of them; its learning rate is scaled by its length.
+    temporal_activation: weight of temporal activation regularisation, in the update of the weights.
+    data: see `TextSource`; α is trained on the validation text.
+    network: see `RecurrentNetwork`.
+  """
+
+  batch_size: int = setting(256, at_least=2)
+  weights: Weights = setting(Weights(20.0, 20.0, 0.0, 5e-7, 0.25))
+  alphas: Alphas = setting(Alphas(3e-3, 0.9))
+  hypergradient: Hypergradient = setting(Hypergradient(clipping='constant', clip_outer=True))
+  space: str = setting('recurrent', choices=('recurrent',))
+  bptt: int = setting(35, at_least=2)
+  short_fraction: float = setting(0.05, at_least=0, at_most=1)
+  temporal_activation: float = setting(1e-3, at_least=0)
+  data: TextSource = setting(TextSource())
+  network: RecurrentNetwork = setting(RecurrentNetwork())
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    try:
+      recurrent_search_space(self.network.operations, self.network.nodes)
+    except ValueError as error:
+      raise ValueError(f'config.network.{error}') from error
+
+
+def read(config: Mapping[str, Any]) -> Search | RecurrentSearch:
+  """The settings of a config, of the search that `config.space` names; convolutional if it names none.
+
+  Raises:
+    ValueError: as `build`; or the space is unknown.
+  """
+  kinds = {'convolutional': Search, 'recurrent': RecurrentSearch}
+  space = config.get('space', 'convolutional')
+  if space not in kinds:
+    raise ValueError(f'config.space: {space!r} is not known; allowed are {", ".join(kinds)}')
+  return build(kinds[space], config)

@@ -1,7 +1,7 @@
 """The state of a search."""
 
 import dataclasses
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 
@@ -9,6 +9,13 @@ from darts_jax.runtime.packed import Packed
 
 Array = jax.Array
 PyTree = Any
+
+
+class Halves(NamedTuple):
+  """What there is for either half of the data: `train` moves the weights and `valid` moves α."""
+
+  train: Any
+  valid: Any
 
 
 @jax.tree_util.register_dataclass
@@ -24,6 +31,7 @@ class SearchState:
     alphas: `[E, O]` float32 for every kind of cell.
     weights_optimizer: Optax state of the weights as one vector.
     alphas_optimizer: Optax state of the α.
+    carried: what one batch of a half hands to the next, such as the hidden state of a recurrent network.
   """
 
   step: Array
@@ -33,6 +41,7 @@ class SearchState:
   alphas: dict[str, Array]
   weights_optimizer: PyTree
   alphas_optimizer: PyTree
+  carried: Halves = Halves((), ())
 
   def replace(self, **changes: Any) -> Self:
     """A copy with some fields changed."""

@@ -7,16 +7,14 @@ program, stands in it once, which divides the time to compile and, for second-or
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.sharding import NamedSharding
 
-from darts_jax.data.batches import Examples
 from darts_jax.hypergradient import (
   Estimator,
   Gradients,
@@ -30,15 +28,13 @@ from darts_jax.hypergradient import (
   over,
 )
 from darts_jax.nets.bilinear import weights_gradient_if
-from darts_jax.nets.conv import Supernet
-from darts_jax.nets.layers import running_average
 from darts_jax.nets.materialise import materialise
 from darts_jax.optimizers import clip_by_global_norm, decayed_sgd
 from darts_jax.runtime.packed import Packed
 from darts_jax.runtime.precision import precisely
-from darts_jax.search.settings import Search
-from darts_jax.search.state import SearchState
-from darts_jax.search.strategy import Strategy
+from darts_jax.search.settings import Settings
+from darts_jax.search.state import Halves, SearchState
+from darts_jax.search.strategy import Alphas, Strategy
 
 Array = jax.Array
 PyTree = Any
@@ -47,68 +43,80 @@ PyTree = Any
 RELAX = 0
 
 
-class Halves(NamedTuple):
-  """The training images, divided: `train` moves the weights and `valid` moves α."""
+class Seen(NamedTuple):
+  """What a network saw in a batch.
 
-  train: Examples
-  valid: Examples
-
-
-class Measured(NamedTuple):
-  """A batch's mean loss in nats and share of correct answers, `[]` each."""
+  Attributes:
+    loss: `[]` nats; what is minimised may have regularisers besides.
+    metrics: `[]` each, more to be logged.
+    statistics: running BN statistics after the batch, as one vector.
+    carried: what the next batch of the same half begins with.
+  """
 
   loss: Array
-  accuracy: Array
+  metrics: dict[str, Array]
+  statistics: Array
+  carried: PyTree
 
 
-def loss_and_aux(
-  net: Supernet, weights: PyTree, mixing: Mapping[str, Array], images: Array, labels: Array
-) -> tuple[Array, tuple[Array, PyTree]]:
-  """Mean cross-entropy in training mode, with the accuracy and the moments for the running statistics."""
-  logits, updated = net.apply({'params': weights}, images, mixing, train=True, mutable=['moments'])
-  loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
-  accuracy = jnp.mean(jnp.argmax(logits, -1) == labels, dtype=loss.dtype)
-  return loss, (accuracy, updated['moments'])
+class Objective(Protocol):
+  """The loss of a network on a batch."""
+
+  def __call__(
+    self, weights: PyTree, statistics: Packed, mixing: Alphas, batch: Any, precision: str, updating: Array
+  ) -> tuple[Array, Seen]:
+    """What is minimised, and what was seen.
+
+    Args:
+      weights: of the network.
+      statistics: running BN statistics before the batch.
+      mixing: mixing weights of every kind of cell.
+      batch: of one half.
+      precision: see `search_step`.
+      updating: `[]` bool: whether the gradient updates the weights, where regularisers may count; the hypergradient
+        is that of the losses alone.
+    """
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchLoss:
-  """The loss of a supernet as a function of weights, α and a batch.
+  """An objective as a function of weights, α and a batch.
 
   Attributes:
-    net: the supernet.
+    objective: the loss.
     strategy: the relaxation of α.
     template: weights of the same structure.
+    statistics: running BN statistics.
     key: for the relaxation, one for all passes of a step.
     step: `[]` for the relaxation.
     precision: see `search_step`.
   """
 
-  net: Supernet
+  objective: Objective
   strategy: Strategy
   template: Packed
+  statistics: Packed
   key: Array
   step: Array
   precision: str = 'float32'
 
   @classmethod
-  def at(cls, state: SearchState, net: Supernet, strategy: Strategy, precision: str) -> 'BatchLoss':
+  def at(cls, state: SearchState, objective: Objective, strategy: Strategy, precision: str) -> 'BatchLoss':
     """That of the step that a state is about to take."""
     key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), RELAX)
-    return cls(net, strategy, state.weights, key, state.step, precision)
+    return cls(objective, strategy, state.weights, state.statistics, key, state.step, precision)
 
-  def __call__(self, weights: Array, alphas: PyTree, batch: Examples) -> tuple[Array, tuple[Array, PyTree]]:
-    """See `loss_and_aux`; weights are one vector."""
+  def __call__(self, weights: Array, alphas: PyTree, batch: Any, updating: Array | bool = False) -> tuple[Array, Seen]:
+    """See `Objective`; weights are one vector."""
     mixing = self.strategy.relax(alphas, self.key, self.step)
     tree = self.template.replace(weights).tree
-    # In float32 images keep their dtype, which is float64 where exactness is tested.
-    images = batch.images if self.precision == 'float32' else batch.images.astype(self.precision)
     with precisely(self.precision):
-      return loss_and_aux(self.net, tree, mixing, images, batch.labels)
+      return self.objective(tree, self.statistics, mixing, batch, self.precision, jnp.asarray(updating))
 
   @property
   def precisely(self) -> 'BatchLoss':
-    """The same in the dtype of the images."""
+    """The same in the dtype of the weights."""
     return dataclasses.replace(self, precision='float32')
 
 
@@ -116,10 +124,10 @@ class StepInfo(NamedTuple):
   """What a step saw.
 
   Attributes:
-    metrics: `[]` each: losses in nats and accuracies on both batches (`train_…` at the new α and the old weights,
-      `valid_…` where the estimator differentiates the outer loss); norms of both gradients before clipping, and whether
-      that of the weights was clipped; the learning rate; the norm of the hypergradient's second-order term as a
-      fraction of that of ∇α L_val; and what the estimator reports.
+    metrics: `[]` each: losses in nats, and what else the objective reports, on both batches (`train_…` at the new α
+      and the old weights, `valid_…` where the estimator differentiates the outer loss); norms of both gradients before
+      clipping, and whether that of the weights was clipped; the learning rate; the norm of the hypergradient's
+      second-order term as a fraction of that of ∇α L_val; and what the estimator reports.
     hypergradient: the estimate that α was updated with, like the α.
   """
 
@@ -139,6 +147,8 @@ class Optimizers:
     learning_rate: the weights' learning rate at a step.
     clip_norm: of the weights' gradient.
     weight_decay: of the weights.
+    clip_outer: whether the outer loss's gradient in the weights is clipped, too, before it becomes a part of the
+      hypergradient.
   """
 
   weights: optax.GradientTransformation
@@ -147,10 +157,16 @@ class Optimizers:
   learning_rate: Callable[[Array], Array]
   clip_norm: float
   weight_decay: float
+  clip_outer: bool = False
 
   @classmethod
-  def from_settings(cls, settings: Search, steps_per_epoch: int) -> 'Optimizers':
-    """Cosine by epoch from the first to the final learning rate; SGD and Adam as the settings say [DARTS §A.1]."""
+  def from_settings(cls, settings: Settings, steps_per_epoch: int) -> 'Optimizers':
+    """Cosine by epoch from the first to the final learning rate; SGD and Adam as the settings say [DARTS §A.1].
+
+    Args:
+      settings: `Search` or another with weights, α and hypergradient.
+      steps_per_epoch: of an epoch, on the average.
+    """
     rates, alphas = settings.weights, settings.alphas
     cosine = optax.cosine_decay_schedule(
       rates.learning_rate, settings.epochs, rates.final_learning_rate / rates.learning_rate
@@ -161,7 +177,7 @@ class Optimizers:
       # each would call the C library, which makes a stored program overflow the stack that XLA loads it on.
       return materialise(cosine(step // steps_per_epoch))
 
-    step = decayed_sgd(learning_rate, rates.momentum, rates.weight_decay)
+    step = decayed_sgd(learning_rate, rates.momentum or None, rates.weight_decay)
     clip = clip_by_global_norm(rates.clip_norm)
     inner_clip = {
       'none': optax.stateless(lambda updates, params: updates),
@@ -178,6 +194,24 @@ class Optimizers:
       learning_rate,
       rates.clip_norm,
       rates.weight_decay,
+      settings.hypergradient.clip_outer,
+    )
+
+  def scaled(self, factor: Array) -> 'Optimizers':
+    """The same with another learning rate of the weights; the factor may be traced."""
+
+    def scale(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+      def update(updates: PyTree, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
+        updates, state = optimizer.update(updates, state, params)
+        return jax.tree.map(lambda u: u * factor.astype(u.dtype), updates), state
+
+      return optax.GradientTransformation(optimizer.init, update)
+
+    return dataclasses.replace(
+      self,
+      weights=scale(self.weights),
+      inner=scale(self.inner),
+      learning_rate=lambda step: factor * self.learning_rate(step),
     )
 
   def move_alphas(self, state: SearchState, gradient: PyTree) -> SearchState:
@@ -194,7 +228,11 @@ class Optimizers:
 
   def inner_optimizer(self, state: PyTree) -> InnerOptimizer:
     """What a hypergradient unrolls, from a state of `weights`."""
-    return from_optax(self.inner, state, self.weight_decay)
+    inner = from_optax(self.inner, state, self.weight_decay)
+    if not self.clip_outer:
+      return inner
+    clip = clip_by_global_norm(self.clip_norm)
+    return dataclasses.replace(inner, limit=lambda gradient: clip.update(gradient, optax.EmptyState())[0])
 
 
 class _Carry(NamedTuple):
@@ -204,48 +242,48 @@ class _Carry(NamedTuple):
     number: `[]` of the next pass.
     memory: the estimator's.
     state: as far as it has got.
-    outer: loss and accuracy where the estimator differentiates the outer loss.
-    inner: those of the weight update.
+    outer: what was seen where the estimator differentiates the outer loss.
+    inner: what the weight update saw.
     weights_gradient_norm, alphas_gradient_norm: `[]` each.
   """
 
   number: Array
   memory: Memory
   state: SearchState
-  outer: Measured
-  inner: Measured
+  outer: Seen
+  inner: Seen
   weights_gradient_norm: Array
   alphas_gradient_norm: Array
 
 
 def search_step(
   state: SearchState,
-  train: Examples,
-  valid: Examples,
+  train: Any,
+  valid: Any,
   *,
-  net: Supernet,
+  objective: Objective,
   strategy: Strategy,
   estimator: Estimator,
   optimizers: Optimizers,
   precision: str = 'float32',
   check: Array | bool = False,
-  batch_sharding: NamedSharding | None = None,
+  batch_sharding: PyTree = None,
 ) -> tuple[SearchState, StepInfo]:
   """One search step on two batches.
 
   Args:
     state: before the step.
-    train: batch of the weights' half: normalised images `[B, H, W, C]`, labels `[B]`.
-    valid: batch of the architecture's half, of the same size.
-    net: the supernet.
+    train: batch of the weights' half.
+    valid: batch of the architecture's half, of the same shapes.
+    objective: the loss of the supernet on a batch.
     strategy: the relaxation of α.
     estimator: of the hypergradient.
     optimizers: of weights and α.
-    precision: `'float32'`: all in the dtype of the images, products not rounded to less. `'bfloat16'`: images are
-      bfloat16 throughout the network; weights, BN statistics, α, losses and gradients stay as they are, and so does
-      all of a pass that asks for precision.
+    precision: `'float32'`: all in the dtype of the weights, products not rounded to less. `'bfloat16'`: what
+      the network computes on is rounded (see the objective); weights, BN statistics, α, losses and gradients stay as
+      they are, and so does all of a pass that asks for precision.
     check: `[]` whether the estimator makes its checks, too; may be traced, so that a step without them pays nothing.
-    batch_sharding: how the stacked batches `[2, B, …]` lie on the devices.
+    batch_sharding: how the two batches lie on the devices, stacked along a first axis; a pytree prefix of a batch.
 
   Returns:
     The state after the step, and what the step saw.
@@ -255,7 +293,7 @@ def search_step(
     batches = lax.with_sharding_constraint(batches, batch_sharding)
   problem = Problem(optimizers.inner_optimizer(state.weights_optimizer), state.weights.vector, state.alphas)
 
-  loss = BatchLoss.at(state, net, strategy, precision)
+  loss = BatchLoss.at(state, objective, strategy, precision)
 
   def update_alphas(carry: _Carry) -> _Carry:
     gradient = carry.memory.estimate
@@ -266,21 +304,17 @@ def search_step(
       memory=memory, state=now, number=jnp.int32(len(passes)), alphas_gradient_norm=global_norm(gradient)
     )
 
-  def weights_pass(carry: _Carry, gradients: Gradients, evaluation: Measured, moments: Array) -> _Carry:
-    statistics = carry.state.statistics
+  def weights_pass(carry: _Carry, gradients: Gradients, seen: Seen) -> _Carry:
     now = optimizers.move_weights(carry.state, gradients.weights)
-    now = now.replace(statistics=statistics.replace(running_average(statistics.vector, moments)))
+    now = now.replace(statistics=now.statistics.replace(seen.statistics))
     return carry._replace(
-      number=carry.number + 1, state=now, inner=evaluation, weights_gradient_norm=global_norm(gradients.weights)
+      number=carry.number + 1, state=now, inner=seen, weights_gradient_norm=global_norm(gradients.weights)
     )
 
-  def estimator_pass(
-    each: Pass, last: bool, carry: _Carry, gradients: Gradients, evaluation: Measured, moments: Array
-  ) -> _Carry:
-    del moments
-    carry = carry._replace(number=carry.number + 1, memory=each.advance(problem, carry.memory, gradients))
+  def estimator_pass(each: Pass, last: bool, carry: _Carry, gradients: Gradients, seen: Seen) -> _Carry:
+    carry = carry._replace(number=carry.number + 1, memory=each.follow(problem, carry.memory, gradients))
     if each.loss == 'valid':
-      carry = carry._replace(outer=evaluation)
+      carry = carry._replace(outer=seen)
     if not last:
       return carry
     # The checks, if there are any, are made before α moves.
@@ -304,15 +338,15 @@ def search_step(
     'products are as precise as the rest'
   )
 
-  def gradient_at(memory: Memory, alphas: PyTree, batch: Examples, number: Array) -> Any:
+  def gradient_at(memory: Memory, alphas: PyTree, batch: Any, number: Array) -> Any:
     rough, fine = (jax.value_and_grad(each, (0, 1), has_aux=True) for each in (loss, loss.precisely))
-    arguments = memory.at, alphas, batch
+    arguments = memory.at, alphas, batch, number == len(passes)
     # Two gradients in the program only where they differ.
     if precision == 'float32' or not any(precise):
       return rough(*arguments)
     return lax.cond(jnp.array(precise)[number], fine, rough, *arguments)
 
-  def product_at(memory: Memory, alphas: PyTree, batch: Examples) -> Gradients:
+  def product_at(memory: Memory, alphas: PyTree, batch: Any) -> Gradients:
     def value(weights: Array, alphas: PyTree) -> Array:
       return loss(weights, alphas, batch)[0]
 
@@ -324,14 +358,12 @@ def search_step(
     batch = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, half_of[number], keepdims=False), batches)
     arguments = carry.memory, carry.state.alphas, batch
 
-    def gradient() -> tuple[Gradients, Measured, Array]:
-      (value, (accuracy, moments)), gradients = gradient_at(*arguments, number)
-      moments = Packed.pack(moments)
-      assert moments.treedef == state.statistics.treedef, 'moments are to lie where the running statistics are'
-      return Gradients(*gradients), Measured(value, accuracy), moments.vector
+    def gradient() -> tuple[Gradients, Seen]:
+      (_, seen), gradients = gradient_at(*arguments, number)
+      return Gradients(*gradients), seen
 
-    def product() -> tuple[Gradients, Measured, Array]:
-      return product_at(*arguments), nothing, jnp.zeros_like(state.statistics.vector)
+    def product() -> tuple[Gradients, Seen]:
+      return product_at(*arguments), nothing
 
     with weights_gradient_if(wants_weights[number]):
       if products:
@@ -342,17 +374,17 @@ def search_step(
     return lax.switch(branch_of[number], branches, carry, *found)
 
   zero = jnp.zeros((), jax.tree.leaves(state.alphas)[0].dtype)
-  nothing = Measured(zero, zero)
+  one_batch = jax.tree.map(lambda x: x[0], batches)
+  shapes = jax.eval_shape(loss, problem.weights, problem.alphas, one_batch)[1]
+  nothing: Seen = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
   carry = _Carry(jnp.int32(0), estimator.start(problem), state, nothing, nothing, zero, zero)
   carry = lax.while_loop(lambda carry: carry.number <= len(passes), run_pass, carry)
   memory = carry.memory
   outer = global_norm(memory.outer)
   term = global_norm(jax.tree.map(jnp.subtract, memory.estimate, memory.outer))
   metrics = {
-    'train_loss': carry.inner.loss,
-    'train_accuracy': carry.inner.accuracy,
-    'valid_loss': carry.outer.loss,
-    'valid_accuracy': carry.outer.accuracy,
+    **_named('train', carry.inner),
+    **_named('valid', carry.outer),
     'weights_gradient_norm': carry.weights_gradient_norm,
     'clipped': jnp.asarray(carry.weights_gradient_norm > optimizers.clip_norm, zero.dtype),
     'alphas_gradient_norm': carry.alphas_gradient_norm,
@@ -363,4 +395,9 @@ def search_step(
   if estimator.checks:
     metrics['disagreement'] = memory.disagreement
     metrics['checks'] = jnp.asarray(check, zero.dtype)
-  return carry.state, StepInfo(metrics, memory.estimate)
+  after = carry.state.replace(carried=Halves(carry.inner.carried, carry.outer.carried))
+  return after, StepInfo(metrics, memory.estimate)
+
+
+def _named(half: str, seen: Seen) -> dict[str, Array]:
+  return {f'{half}_loss': seen.loss, **{f'{half}_{name}': value for name, value in seen.metrics.items()}}

@@ -10,7 +10,7 @@ from typing import Protocol
 import jax
 from numpy.typing import ArrayLike
 
-from darts_jax.genotype import CellSpec, Genotype
+from darts_jax.genotype import AnyGenotype, CellSpec
 
 Array = jax.Array
 Alphas = dict[str, Array]
@@ -21,7 +21,7 @@ class Strategy(Protocol):
 
   @property
   def specs(self) -> Mapping[str, CellSpec]:
-    """Cell specs of the supernet, `'normal'` and `'reduce'`."""
+    """Cell specs of the supernet, `'normal'` and `'reduce'`, or `'recurrent'`."""
     ...
 
   def init(self, key: Array) -> Alphas:
@@ -36,6 +36,6 @@ class Strategy(Protocol):
     """
     ...
 
-  def derive(self, alphas: Mapping[str, ArrayLike]) -> Genotype:
+  def derive(self, alphas: Mapping[str, ArrayLike]) -> AnyGenotype:
     """The genotype that α stands for."""
     ...

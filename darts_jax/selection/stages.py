@@ -137,6 +137,7 @@ class _Selection:
       result = searches.run(_as_config(dataclasses.replace(settings.search, seed=seed)), folder)
       if result.interrupted or not result.finished:
         raise Interrupted(f'the search with seed {seed} was interrupted; the same command goes on with it')
+      assert isinstance(result.genotype, Genotype)
       found.append((f'seed_{seed}', result.genotype, _seconds(folder)))
     return [self._briefly_trained(*each) for each in found]
 

@@ -1,16 +1,23 @@
-"""Training a found architecture from scratch. `run` is a whole training; `Trainer` its compiled parts."""
+"""Training a found architecture from scratch. `run` is a whole training; `Trainer` its compiled parts.
+
+Recurrent architectures are trained on text by `darts_jax.training.language`.
+"""
 
 from darts_jax.runtime.loop import Diverged
-from darts_jax.training.loop import Result, check, run
+from darts_jax.training.language import LanguageResult, LanguageTraining
+from darts_jax.training.loop import Result, check
 from darts_jax.training.model import Model, num_weights
 from darts_jax.training.model import read as read_model
 from darts_jax.training.repeats import mean_and_std, run_seeds, summarise
-from darts_jax.training.restore import Trained, load, write
+from darts_jax.training.restore import Trained, write
 from darts_jax.training.settings import Training
+from darts_jax.training.spaces import check_genotype, load, run
 from darts_jax.training.trainer import Trainer, TrainState
 
 __all__ = [
   'Diverged',
+  'LanguageResult',
+  'LanguageTraining',
   'Model',
   'Result',
   'TrainState',
@@ -18,6 +25,7 @@ __all__ = [
   'Trainer',
   'Training',
   'check',
+  'check_genotype',
   'load',
   'mean_and_std',
   'num_weights',

@@ -155,7 +155,7 @@ class _Loop(Loop[TrainState]):
     model: Model,
     guard: InterruptGuard,
   ) -> None:
-    plan = Plan(
+    plan = Plan.even(
       f'train on {feed.name}',
       settings.epochs,
       trainer.steps_per_epoch,

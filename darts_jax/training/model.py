@@ -15,6 +15,8 @@ from darts_jax.nets.conv import Network
 from darts_jax.runtime.workdir import write_whole
 
 FILE = 'model.json'
+#: Field of that file which says what kind of architecture it is; convolutional without it.
+SPACE = 'space'
 #: Weights that were not trained where they lie.
 WEIGHTS = 'weights.safetensors'
 
@@ -112,7 +114,10 @@ def read(workdir: pathlib.Path) -> Model:
   """
   path = workdir / FILE
   try:
-    return Model.from_dict(json.loads(path.read_text()))
+    values = json.loads(path.read_text())
+    if isinstance(values, Mapping) and SPACE in values:
+      raise ValueError(f'its space is {values[SPACE]!r}; a convolutional network is needed')
+    return Model.from_dict(values)
   except OSError as error:
     raise ValueError(f'{path}: cannot be read ({error.strerror}); a training writes it into its workdir') from error
   except (TypeError, ValueError) as error:

@@ -6,15 +6,17 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from darts_jax.genotype import Genotype
-from darts_jax.settings import build
-from darts_jax.training.loop import Result, run
-from darts_jax.training.settings import Training
+from darts_jax.genotype import AnyGenotype
+from darts_jax.training.language import LanguageResult
+from darts_jax.training.loop import Result
+from darts_jax.training.spaces import read, run
+
+AnyResult = Result | LanguageResult
 
 
 def run_seeds(
-  config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genotype, num_seeds: int
-) -> list[Result]:
+  config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: AnyGenotype, num_seeds: int
+) -> list[AnyResult]:
   """Trains with the seeds `config.seed`, `config.seed + 1`, …; ends early at a training that is interrupted.
 
   Args:
@@ -23,8 +25,8 @@ def run_seeds(
     genotype: the architecture.
     num_seeds: at least 1.
   """
-  first = build(Training, config).seed
-  results: list[Result] = []
+  first = read(config).seed
+  results: list[AnyResult] = []
   for seed in range(first, first + num_seeds):
     folder = pathlib.Path(workdir) / f'seed_{seed}' if num_seeds > 1 else workdir
     results.append(run({**dict(config.items()), 'seed': seed}, folder, genotype))
@@ -40,16 +42,18 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
   return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
 
 
-def summarise(results: Sequence[Result]) -> Iterator[str]:
+def summarise(results: Sequence[AnyResult]) -> Iterator[str]:
   """Lines that say what trainings came to."""
-  yield f'parameters: {results[0].num_weights:,}, without the auxiliary head'
-  for name, values in (
-    ('validation accuracy', [result.valid_accuracy for result in results]),
-    ('test accuracy', [result.test_accuracy for result in results]),
-  ):
+  if isinstance(results[0], LanguageResult):
+    without, measure, factor, unit = '', 'perplexity', 1, ''
+  else:
+    without, measure, factor, unit = ', without the auxiliary head', 'accuracy', 100, ' %'
+  yield f'parameters: {results[0].num_weights:,}{without}'
+  for part, name in (('valid', 'validation'), ('test', 'test')):
+    values = [factor * getattr(result, f'{part}_{measure}') for result in results]
     if not any(map(math.isnan, values)):
       mean, std = mean_and_std(values)
-      each = f' ± {100 * std:.2f} % over {len(values)} seeds' if len(values) > 1 else ' %'
-      yield f'{name}: {100 * mean:.2f}{each}'
+      each = f' ± {std:.2f}{unit} over {len(values)} seeds' if len(values) > 1 else unit
+      yield f'{name} {measure}: {mean:.2f}{each}'
   for result in results:
     yield f'report: {result.report}'

@@ -30,11 +30,11 @@ class Trained(NamedTuple):
 
   Attributes:
     apply: `(variables, images) → logits`: `[N, H, W, C]` raw images, as in the dataset it was trained on, to
-      `[N, num_classes]` float32; in evaluation mode.
-    variables: `{'params': …, 'batch_stats': …}`.
+      `[N, num_classes]` float32; in evaluation mode. Of a language model see `darts_jax.training.language.load`.
+    variables: `{'params': …, 'batch_stats': …}`; a language model has `params` only.
   """
 
-  apply: Callable[[Any, Any], Array]
+  apply: Callable[..., Any]
   variables: Any
 
 
@@ -102,5 +102,5 @@ def _latest(folder: pathlib.Path, model: Model) -> TrainState:
   if restored is None:
     raise ValueError(f'{folder}: no checkpoint yet; a training saves one after every epoch')
   for line in restored.damaged:
-    warnings.warn(f'{line}; the network is that of step {restored.step}', stacklevel=3)
+    warnings.warn(f'{line}; the network is that of step {restored.step}', stacklevel=4)
   return restored.state

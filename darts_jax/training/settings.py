@@ -117,6 +117,7 @@ class Training:
   """A training.
 
   Attributes:
+    space: of the architectures that are trained; `darts_jax.training.language` trains recurrent ones.
     seed: of everything random: the split, initial weights, order and augmentation of images, drop path.
     epochs: passes over the training images.
     batch_size: images a batch, over all devices.
@@ -128,6 +129,7 @@ class Training:
     data: see `Data`; and so on.
   """
 
+  space: str = setting('convolutional', choices=('convolutional',))
   seed: int = setting(0, at_least=0, at_most=2**32 - 1)
   epochs: int = setting(600, at_least=1)
   batch_size: int = setting(96, at_least=1)

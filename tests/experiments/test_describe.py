@@ -7,14 +7,15 @@ import sys
 
 import pytest
 
+from darts_jax import genotype
 from experiments import describe
 
 ROOT = pathlib.Path(describe.__file__).parents[1]
-SIZES = dict.fromkeys(('channels', 'layers', 'classes', 'image_size', 'image_channels'))
+DEFAULTS = {flag.name: flag.default for flag in describe.FLAGS}
 
 
-def run(capsys, genotype='DARTS_V2', imagenet=False, auxiliary=False, draw=None, **others):
-  code = describe.run(genotype, imagenet, auxiliary, draw, **{**SIZES, 'json': False, **others})
+def run(capsys, genotype='DARTS_V2', **flags):
+  code = describe.run(**{**DEFAULTS, 'genotype': genotype, **flags})
   assert code == 0
   return capsys.readouterr().out
 
@@ -30,6 +31,40 @@ def test_published_sizes_are_the_defaults(capsys):
   assert run(capsys, classes='100').splitlines()[0] == 'parameters: 3,401,272'
   # One colour less costs the stem 9 · 108 weights each.
   assert run(capsys, image_channels='1').splitlines()[0] == f'parameters: {3_349_342 - 2 * 9 * 108:,}'
+
+
+@pytest.mark.parametrize(
+  ('sizes', 'weights', 'multiply_adds'),
+  [
+    # 4·H² + 8·2H² + H·V multiply-adds.
+    ({}, '22,960,000', 20 * 850**2 + 850 * 10_000),
+    ({'width': '700', 'vocabulary': '33278'}, '33,127,878', 20 * 700**2 + 700 * 33_278),
+    ({'width': '300'}, '4,810,000', 20 * 300**2 + 300 * 10_000),
+  ],
+)
+def test_language_models_have_their_published_sizes(capsys, sizes, weights, multiply_adds):
+  lines = run(capsys, 'RNN_DARTS_V2', **sizes).splitlines()
+  assert lines[0] == f'parameters: {weights}'
+  assert lines[2] == f'multiply-adds: {multiply_adds:,} per token'
+
+
+def test_a_language_model_of_a_file_is_described_part_by_part(tmp_path, capsys):
+  genotype.save(genotype.RecurrentGenotype((('relu', 0), ('identity', 1)), (1, 2)), tmp_path / 'found.json')
+  flags = {'genotype': str(tmp_path / 'found.json'), 'width': '3', 'vocabulary': '5'}
+  table = [' '.join(line.split()) for line in run(capsys, **flags).splitlines()[5:]]
+  assert table == [
+    'activation reads parameters multiply-adds',
+    'embedding word 15 0',
+    's0 input and previous state 36 36',
+    's1 relu s0 18 18',
+    's2 identity s1 18 18',
+    'decoder mean of s1–s2 5 15',
+  ]
+  found = json.loads(run(capsys, json=True, **flags))
+  assert (found['parameters'], found['multiply_adds']) == (15 + 36 + 18 + 18 + 5, 36 + 18 + 18 + 15)
+  assert found['settings'] == {'width': 3, 'vocabulary': 5}
+  assert found['genotype'] == {'recurrent': [['relu', 0], ['identity', 1]], 'concat': [1, 2]}
+  assert [part['reads'] for part in found['parts'][1:3]] == ['input and previous state', 's0']
 
 
 def test_json_has_what_the_table_has(capsys):
@@ -52,6 +87,15 @@ def test_drawings_are_of_the_kind_their_name_says(tmp_path, capsys, ending, star
   assert path.read_bytes().startswith(start)
 
 
+def test_a_recurrent_cell_is_drawn(tmp_path, capsys):
+  for ending in ('svg', 'dot'):
+    run(capsys, 'RNN_DARTS_V2', draw=str(tmp_path / f'cell.{ending}'))
+  assert (tmp_path / 'cell.svg').read_bytes().startswith(b'<?xml')
+  text = (tmp_path / 'cell.dot').read_text()
+  # What makes s0 has two edges, and each of the eight nodes one, and one into the output.
+  assert (text.count('digraph'), text.count('->'), text.count('[label="relu"]')) == (1, 2 + 8 + 8, 3)
+
+
 def test_graphviz_has_every_edge(tmp_path, capsys):
   run(capsys, draw=str(tmp_path / 'cells.dot'))
   text = (tmp_path / 'cells.dot').read_text()
@@ -65,7 +109,10 @@ def test_graphviz_has_every_edge(tmp_path, capsys):
   [
     ({'genotype': None}, '--genotype: missing'),
     ({'genotype': 'NASNT'}, "did you mean 'NASNet'"),
-    ({'genotype': 'RNN_ENAS'}, '--genotype: RNN_ENAS is a recurrent architecture'),
+    ({'genotype': 'RNN_ENAS', 'channels': '4'}, '--channels: not allowed; RNN_ENAS is a recurrent architecture'),
+    ({'genotype': 'RNN_ENAS', 'imagenet': True}, '--imagenet: not allowed; RNN_ENAS is a recurrent architecture'),
+    ({'genotype': 'RNN_ENAS', 'vocabulary': '0'}, '--vocabulary: 0 is not allowed; it has to be a whole number ≥ 1'),
+    ({'width': '300'}, '--width: not allowed; DARTS_V2 is a convolutional architecture; it has --channels, --layers'),
     ({'layers': 'many'}, '--layers: many is not allowed; it has to be a whole number ≥ 1'),
     ({'channels': '7'}, '--channels: 7 is not allowed; it has to be even'),
     ({'image_size': '30'}, '--image_size: 30×30 is not allowed; .* divisible by 4'),

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 import darts_jax
-from configs import cifar_eval, digits_eval
+from configs import cifar_eval, digits_eval, ptb_eval, text_eval, wikitext2_eval
 from darts_jax import genotype as genotypes
 from darts_jax import training
 from darts_jax.data import images
 from darts_jax.runtime import metrics
+from darts_jax.runtime.mesh import make_mesh
 from darts_jax.settings import build
+from darts_jax.training.language import loop as language_loop
 from experiments import train
 
 SMALL = (
@@ -129,7 +131,11 @@ def test_wrong_settings_are_one_line_and_nothing_is_written(tmp_path, changes, s
   [
     (None, '1', '--genotype: missing; usage'),
     ('DARTS_V3', '1', "genotype: 'DARTS_V3' is neither a file nor a published architecture; did you mean 'DARTS_V"),
-    ('RNN_DARTS_V2', '1', '--genotype: RNN_DARTS_V2 is a recurrent architecture'),
+    (
+      'RNN_DARTS_V2',
+      '1',
+      "--genotype: RNN_DARTS_V2 is a recurrent architecture; this config trains convolutional ones (config.space='conv",
+    ),
     ('DARTS_V2', '0', '--seeds: 0 is not allowed; it has to be a whole number ≥ 1'),
     ('DARTS_V2', 'two', '--seeds: two is not allowed'),
   ],
@@ -162,3 +168,61 @@ def test_a_cell_is_transferred_to_images_of_ones_own_in_bfloat16(tmp_path):
 def test_configs_hold_every_field_and_the_published_values_are_the_defaults():
   assert build(training.Training, cifar_eval.get_config()) == training.Training()
   assert build(training.Training, digits_eval.get_config()).data.name == 'digits'
+
+
+@pytest.fixture
+def text_config(tmp_path):
+  """The paper's evaluation on text of one's own, as small as it gets: words that follow each other in one order."""
+  folder = tmp_path / 'text'
+  folder.mkdir()
+  for name, sentences in (('train', 40), ('valid', 10), ('test', 10)):
+    (folder / f'{name}.txt').write_text('one two three four five six seven\n' * sentences)
+  config = ptb_eval.get_config()
+  config.data.update(name='files', dir=str(folder))
+  config.network.width = 8
+  config.update(epochs=4, batch_size=8, valid_batch_size=2, bptt=8, spread=1.0, log_every=5)
+  return config
+
+
+def test_a_recurrent_cell_is_trained_on_text_with_several_seeds(tmp_path, capsys, monkeypatch, text_config):
+  # One of eight devices is compiled for in half the time.
+  monkeypatch.setattr(language_loop, 'make_mesh', lambda: make_mesh(1))
+  text_config.remat = True
+  assert train.run(text_config, tmp_path / 'run', 'RNN_DARTS_V2', '2') == 0
+  output = capsys.readouterr().out.splitlines()
+  # Eight words of width 8 with a bias each; 16 × 16 for s₀; 8 × 16 for each of eight nodes.
+  assert output[0] == f'parameters: {8 * 9 + 256 + 8 * 128:,}'
+  tests = []
+  for seed in (0, 1):
+    (test,) = [line for line in metrics.read(tmp_path / 'run' / f'seed_{seed}') if line['kind'] == 'test']
+    tests.append(test['perplexity'])
+  mean, std = np.mean(tests), np.std(tests, ddof=1)
+  assert f'test perplexity: {mean:.2f} ± {std:.2f} over 2 seeds' in output
+  assert tests[0] != tests[1]
+  # Better than drawing one of eight words.
+  assert mean < 8
+  _, variables = darts_jax.load(tmp_path / 'run' / 'seed_1')
+  assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype('float32')}
+  assert 'Training from scratch' in (tmp_path / 'run' / 'seed_1' / 'report.html').read_text()
+
+
+def test_wrong_architectures_and_spaces_for_text_are_one_line(tmp_path, text_config):
+  said = (
+    "--genotype: DARTS_V2 is a convolutional architecture; this config trains recurrent ones (config.space='recurrent"
+  )
+  with pytest.raises(ValueError, match=re.escape(said)):
+    train.run(text_config, tmp_path / 'run', 'DARTS_V2', '1')
+  text_config.space = 'recurrent_'
+  with pytest.raises(
+    ValueError, match=re.escape("config.space: 'recurrent_' is not known; allowed are convolutional, ")
+  ):
+    train.run(text_config, tmp_path / 'run', 'RNN_DARTS_V2', '1')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_language_configs_hold_the_published_values():
+  assert build(training.LanguageTraining, ptb_eval.get_config()) == training.LanguageTraining()
+  wikitext = build(training.LanguageTraining, wikitext2_eval.get_config())
+  assert (wikitext.network.width, wikitext.network.dropout.h, wikitext.weights.weight_decay) == (700, 0.15, 5e-7)
+  assert (wikitext.data.name, wikitext.batch_size, wikitext.network.dropout.x) == ('wikitext2', 64, 0.75)
+  assert build(training.LanguageTraining, text_eval.get_config()).data.name == 'pydoc'

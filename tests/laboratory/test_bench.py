@@ -18,9 +18,9 @@ from darts_jax.hypergradient import (
 from darts_jax.laboratory.bench import Bench, Frozen, compare, to_host
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.runtime.packed import Packed
-from darts_jax.search import Search, Searcher
+from darts_jax.search import ImageSearcher, Search
+from darts_jax.search.images import place
 from darts_jax.search.loop import make_strategy
-from darts_jax.search.searcher import place
 from darts_jax.search.settings import Hypergradient
 from darts_jax.search.step import Optimizers, search_step
 from darts_jax.settings import build
@@ -50,7 +50,7 @@ def distance(found, expected):
 
 @pytest.fixture(scope='module')
 def searcher():
-  return Searcher(SETTINGS, make_strategy(SETTINGS), load('digits'), make_mesh(1))
+  return ImageSearcher(SETTINGS, make_strategy(SETTINGS), load('digits'), make_mesh(1))
 
 
 @pytest.fixture(scope='module')
@@ -177,7 +177,7 @@ def test_search_step_makes_the_same_passes(benches, frozen, searcher, optimizers
     return search_step(
       state.replace(key=jax.random.key(0)),
       *batches,
-      net=searcher.net,
+      objective=searcher.objective,
       strategy=make_strategy(settings),
       estimator=estimator,
       optimizers=optimizers,

@@ -5,7 +5,7 @@ import numpy as np
 
 from darts_jax.laboratory import Laboratory
 from darts_jax.laboratory.studies import SupernetLab
-from darts_jax.search import Searcher
+from darts_jax.search import ImageSearcher
 from darts_jax.settings import build
 
 
@@ -22,7 +22,7 @@ def test_without_a_checkpoint_the_network_is_at_initialisation():
   settings = build(Laboratory, config)
   lab = SupernetLab(settings, None, print)
   assert lab.source == 'initialisation'
-  searcher: Searcher = lab._searcher
+  searcher: ImageSearcher = lab._searcher
   state = searcher.init(jax.random.key(5))
   np.testing.assert_array_equal(lab.frozen.state.weights.vector, state.weights.vector)
   np.testing.assert_array_equal(lab.frozen.state.alphas['normal'], state.alphas['normal'])

@@ -2,9 +2,11 @@
 
 import pytest
 
-from darts_jax.genotype import Genotype, published
+from darts_jax.genotype import Genotype, RecurrentGenotype, published
 from darts_jax.nets import cost
 from darts_jax.nets.conv import Network
+
+RECURRENT = [name for name, found in published().items() if isinstance(found, RecurrentGenotype)]
 
 
 def parts(genotype, *sizes, image=(32, 32, 3), **attributes):
@@ -54,3 +56,37 @@ def test_stem_for_imagenet_by_hand():
 def test_weights_of_the_parts_add_up_to_the_published_number(name, weights):
   found = parts(published()[name], 36, 20, 10)
   assert sum(part.weights for part in found.values()) == weights
+
+
+@pytest.mark.parametrize(
+  ('name', 'width', 'vocabulary', 'weights'),
+  [
+    ('RNN_DARTS_V2', 850, 10_000, 22_960_000),
+    ('RNN_DARTS_V1', 700, 33_278, 33_127_878),
+    ('RNN_DARTS_V2', 300, 10_000, 4_810_000),
+  ],
+)
+def test_weights_of_language_models_are_those_published(name, width, vocabulary, weights):
+  found = cost.language_parts_of(published()[name].cell('recurrent'), width, vocabulary)
+  assert sum(part.weights for part in found) == weights
+
+
+def test_a_language_model_by_hand():
+  """Two nodes of 3 numbers each, 5 words: products of [6] with [6, 6], of [3] with [3, 6] and of [3] with [3, 5]."""
+  cell = RecurrentGenotype((('tanh', 0), ('relu', 0)), (2,)).cell()
+  assert [tuple(part) for part in cost.language_parts_of(cell, 3, 5)] == [
+    ('embedding', '', 'word', 15, 0),
+    ('s0', '', 'input and previous state', 36, 36),
+    ('s1', 'tanh', 's0', 18, 18),
+    ('s2', 'relu', 's0', 18, 18),
+    ('decoder', '', 'mean of s2', 5, 15),
+  ]
+
+
+def test_what_a_decoder_reads_is_listed_unless_it_is_everything():
+  reads = {name: cost.language_parts_of(published()[name].cell('recurrent'), 2, 3)[-1].reads for name in RECURRENT}
+  assert reads == {
+    'RNN_DARTS_V1': 'mean of s1–s8',
+    'RNN_DARTS_V2': 'mean of s1–s8',
+    'RNN_ENAS': 'mean of s2, s5, s6, s9, s10, s11',
+  }

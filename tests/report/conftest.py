@@ -1,7 +1,9 @@
-"""A small made-up search, as files."""
+"""Small made-up searches and a training, as files."""
 
 import json
+import math
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -52,13 +54,12 @@ def _metrics() -> list[dict]:
   return records
 
 
-def _alphas_of(architecture: genotype.Genotype, strength: float) -> dict[str, np.ndarray]:
-  """`[14, 8]` raw α from which DARTS's rule derives the cells: their edges' operations stand out by `strength`."""
-  spec = genotype.search_space()
+def _alphas_of(architecture: genotype.AnyGenotype, spec: genotype.CellSpec, strength: float) -> dict[str, np.ndarray]:
+  """`[E, O]` raw α from which DARTS's rule derives the cells: their edges' operations stand out by `strength`."""
   rows = {(edge.source, target): row for row, (target, edge) in enumerate(spec.edges)}
   alphas = {}
-  for cell in ('normal', 'reduce'):
-    alphas[cell] = np.zeros((14, 8))
+  for cell in ('recurrent',) if spec.is_recurrent else ('normal', 'reduce'):
+    alphas[cell] = np.zeros((spec.num_edges, len(spec.operations)))
     for target, edge in architecture.cell(cell).edges:
       alphas[cell][rows[edge.source, target], spec.operations.index(edge.operations[0])] = strength
   return alphas
@@ -85,18 +86,59 @@ def search_folder(tmp_path) -> pathlib.Path:
   (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(record) + '\n' for record in _metrics()))
   published = genotype.published()
   genotype.save(published['DARTS_V2'], tmp_path / 'genotype.json')
-  names = ('PDARTS', 'DARTS_V1', 'DARTS_V2', 'DARTS_V2')
-  snapshots = [_alphas_of(published[name], 1.0 + i) for i, name in enumerate(names)]
-  spec = genotype.search_space()
+  _save_alphas(tmp_path, genotype.search_space(), ('PDARTS', 'DARTS_V1', 'DARTS_V2', 'DARTS_V2'))
+  return tmp_path
+
+
+@pytest.fixture
+def recurrent_search_folder(tmp_path) -> pathlib.Path:
+  """The folder of a made-up search on text that ended at RNN_DARTS_V2, by way of the cells of RNN_DARTS_V1."""
+  config = {
+    'space': 'recurrent',
+    'seed': 5,
+    'epochs': 3,
+    'data': {'name': 'files', 'dir': '/texts/novels'},
+    'network': {'width': 30},
+    'hypergradient': {'name': 'exact'},
+  }
+  records: list[dict] = []
+  for step in range(1, 13):
+    means = {
+      'train_loss': 7.0 - 0.25 * step,
+      'train_perplexity': math.exp(7.0 - 0.25 * step),
+      'weights_gradient_norm': 0.2,
+      'clipped': 0.5,
+      'alphas_gradient_norm': 0.01,
+      'second_order_fraction': 0.02,
+      'learning_rate': 20.0 - step,
+      'sequence_length': 35 - step,
+      'tokens_per_second': 20_000.0 + step,
+      'entropy_recurrent': 1.6 - 0.01 * step,
+    }
+    epoch = (step - 1) // 4
+    records.append({'kind': 'step', 'step': step, 'epoch': epoch, **means, 'valid_loss': 7.5 - 0.25 * step})
+    if step % 4 == 0:
+      evaluated = {'valid_loss': 7.1 - epoch, 'valid_perplexity': math.exp(7.1 - epoch), 'seconds': 9.0}
+      records.append({'kind': 'epoch', 'step': step, 'epoch': epoch, **means, **evaluated})
+  records.append({'kind': 'event', 'step': 12, 'event': 'finished', 'message': '3 epochs done'})
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(record) + '\n' for record in records))
+  genotype.save(genotype.published()['RNN_DARTS_V2'], tmp_path / 'genotype.json')
+  names = ('RNN_DARTS_V1', 'RNN_DARTS_V1', 'RNN_DARTS_V2', 'RNN_DARTS_V2')
+  _save_alphas(tmp_path, genotype.recurrent_search_space(), names)
+  return tmp_path
+
+
+def _save_alphas(folder: pathlib.Path, spec: genotype.CellSpec, names: Sequence[str]) -> None:
+  """Writes `alphas.npz` with a snapshot for each of the published architectures, four steps apart."""
+  published = genotype.published()
+  snapshots = [_alphas_of(published[name], spec, 1.0 + i) for i, name in enumerate(names)]
   edges = np.array([(edge.source, target) for target, edge in spec.edges])
   np.savez(
-    tmp_path / 'alphas.npz',
-    step=np.array([0, 4, 8, 12]),
-    epoch=np.arange(4),
+    folder / 'alphas.npz',
+    step=4 * np.arange(len(names)),
+    epoch=np.arange(len(names)),
     operations=np.array(spec.operations),
-    normal=np.stack([snapshot['normal'] for snapshot in snapshots]),
-    reduce=np.stack([snapshot['reduce'] for snapshot in snapshots]),
-    edges_normal=edges,
-    edges_reduce=edges,
+    **{cell: np.stack([snapshot[cell] for snapshot in snapshots]) for cell in snapshots[0]},
+    **{f'edges_{cell}': edges for cell in snapshots[0]},
   )
-  return tmp_path

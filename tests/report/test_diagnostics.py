@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from darts_jax.genotype import Genotype
+from darts_jax.genotype import Genotype, RecurrentGenotype, published
 from darts_jax.report import diagnostics
 
 
@@ -26,6 +26,20 @@ def test_skip_connections_of_the_reduction_cell_do_not_count():
   assert diagnostics.warnings([], _with_skips(2, in_reduce=8)) == []
 
 
+@pytest.mark.parametrize(
+  ('count', 'total', 'warned'), [(5, 8, False), (6, 8, True), (8, 8, True), (2, 3, False), (3, 4, True)]
+)
+def test_identities_in_three_quarters_of_a_recurrent_cell_are_too_many(count, total, warned):
+  pairs = tuple(('identity' if i < count else 'tanh', 0) for i in range(total))
+  found = diagnostics.warnings([], RecurrentGenotype(pairs, tuple(range(1, total + 1))))
+  assert [text.startswith(f'{count} of the {total} nodes of the recurrent cell') for text in found] == [True] * warned
+
+
+@pytest.mark.parametrize('name', ['RNN_DARTS_V1', 'RNN_DARTS_V2', 'RNN_ENAS'])
+def test_published_recurrent_cells_are_not_warned_of(name):
+  assert diagnostics.warnings([], published()[name]) == []
+
+
 def test_no_architecture_no_warning():
   assert diagnostics.warnings([]) == []
 
@@ -38,6 +52,17 @@ def test_non_finite_values_are_told_with_their_first_step(value):
     {'kind': 'step', 'step': 1235, 'train_loss': value},
   ]
   assert diagnostics.warnings(records) == ['train_loss was not finite at step 1,234, and 1 more time.']
+
+
+def test_a_perplexity_is_told_where_its_loss_does_not_say_it():
+  records = [
+    {'kind': 'step', 'step': 1, 'train_loss': 800.0, 'train_perplexity': 'inf'},
+    {'kind': 'epoch', 'step': 2, 'epoch': 0, 'valid_loss': 'nan', 'valid_perplexity': 'nan'},
+  ]
+  assert diagnostics.warnings(records) == [
+    'train_perplexity was not finite at step 1.',
+    'valid_loss was not finite at step 2.',
+  ]
 
 
 def test_text_is_not_taken_for_a_number():
@@ -127,6 +152,16 @@ def test_a_gap_of_a_quarter_between_training_and_validation_is_overfitting(train
 def test_damaged_checkpoints_are_counted():
   event = {'kind': 'event', 'step': 3, 'event': 'damaged_checkpoint', 'message': ''}
   assert diagnostics.warnings([event, event]) == ['2 checkpoints were damaged; see the log of events.']
+
+
+@pytest.mark.parametrize(('count', 'said'), [(0, []), (1, ['diverged once and']), (3, ['diverged 3 times and'])])
+def test_rollbacks_of_a_training_are_counted(count, said):
+  event = {'kind': 'event', 'step': 3, 'event': 'rolled_back', 'message': ''}
+  found = diagnostics.training_warnings([event] * count)
+  assert len(found) == len(said)
+  assert all(
+    part in text and 'a lower learning rate is steadier' in text for part, text in zip(said, found, strict=True)
+  )
 
 
 def _checked(*values: float | str) -> list[dict[str, float | int | str]]:

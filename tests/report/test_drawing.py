@@ -14,14 +14,13 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from darts_jax import genotype
-from darts_jax.genotype import CellSpec, Edge, Genotype
+from darts_jax.genotype import CellSpec, Edge, Genotype, RecurrentGenotype
 from darts_jax.report import drawing
 
 _CELLS = {
   f'{name}-{cell}': architecture.cell(cell)
   for name, architecture in genotype.published().items()
-  if isinstance(architecture, Genotype)
-  for cell in ('normal', 'reduce')
+  for cell in (('normal', 'reduce') if isinstance(architecture, Genotype) else ('recurrent',))
 }
 
 
@@ -45,21 +44,44 @@ def test_every_edge_of_a_published_cell_has_one_label(name):
   drawn = collections.Counter(text.get_text() for text in _texts(_draw(cell), drawing.LABEL))
   assert drawn == collections.Counter(edge.operations[0] for _, edge in cell.edges)
   lines = [artist for artist in _draw(cell).axes[0].get_children() if isinstance(artist, FancyArrowPatch)]
-  assert len(lines) == cell.num_edges + len(cell.concat)
+  # Input and last output lead to the first state of a recurrent cell.
+  assert len(lines) == cell.num_edges + len(cell.concat) + (2 if cell.is_recurrent else 0)
 
 
-@pytest.mark.parametrize('name', ['DARTS_V2-normal', 'DARTS_V2-reduce', 'NASNet-normal', 'AmoebaNet-reduce'])
+@pytest.mark.parametrize(
+  'name',
+  [
+    'DARTS_V2-normal',
+    'DARTS_V2-reduce',
+    'NASNet-normal',
+    'AmoebaNet-reduce',
+    'RNN_DARTS_V1-recurrent',
+    'RNN_DARTS_V2-recurrent',
+    'RNN_ENAS-recurrent',
+  ],
+)
 def test_labels_and_nodes_do_not_overlap(name):
   figure = _draw(_CELLS[name])
   boxes = [_box(text, figure) for kind in (drawing.LABEL, 'node') for text in _texts(figure, kind)]
-  assert len(boxes) == _CELLS[name].num_edges + len(_CELLS[name].nodes) + 3
+  # Two inputs and the output, and the first state of a recurrent cell.
+  assert len(boxes) == _CELLS[name].num_edges + len(_CELLS[name].nodes) + 3 + _CELLS[name].is_recurrent
   assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
   whole = Bbox([[0, 0], figure.get_size_inches() * figure.dpi])
   assert all(whole.containsx(box.x0) and whole.containsx(box.x1) for box in boxes)
   assert all(whole.containsy(box.y0) and whole.containsy(box.y1) for box in boxes)
 
 
-@pytest.mark.parametrize('name', ['DARTS_V2-normal', 'PDARTS-normal', 'NASNet-reduce', 'AmoebaNet-normal'])
+@pytest.mark.parametrize(
+  'name',
+  [
+    'DARTS_V2-normal',
+    'PDARTS-normal',
+    'NASNet-reduce',
+    'AmoebaNet-normal',
+    'RNN_DARTS_V2-recurrent',
+    'RNN_ENAS-recurrent',
+  ],
+)
 def test_every_label_is_crossed_by_its_own_edge_alone(name):
   figure = _draw(_CELLS[name])
   axes = figure.axes[0]
@@ -100,11 +122,11 @@ def test_an_unread_node_has_a_dashed_outline():
 
 def test_recurrent_cells_are_drawn_with_their_activations():
   architecture = genotype.published()['RNN_DARTS_V2']
-  figure = drawing.draw_cell(architecture, 'DARTS')
+  figure = drawing.draw_genotype(architecture)
   drawn = collections.Counter(text.get_text() for text in _texts(figure, drawing.LABEL))
   assert drawn == collections.Counter(activation for activation, _ in architecture.recurrent)
   names = [text.get_text() for text in _texts(figure, 'node')]
-  assert names == ['s₀', 's₁', 's₂', 's₃', 's₄', 's₅', 's₆', 's₇', 's₈', 'hₜ']
+  assert names == ['xₜ', 'hₜ₋₁', 's₀', 's₁', 's₂', 's₃', 's₄', 's₅', 's₆', 's₇', 's₈', 'hₜ']
 
 
 # The lexical rules of the DOT language: strings in double quotes, in which \" is a quote; names; and punctuation.
@@ -156,6 +178,29 @@ def test_dot_of_darts_v2_has_the_published_edges():
   )
 
 
+@pytest.mark.parametrize('as_spec', [False, True])
+def test_dot_of_the_recurrent_darts_v2_has_the_published_edges(as_spec):
+  # [DARTS, the reference implementation's DARTS_V2 of recurrent cells]
+  architecture = genotype.published()['RNN_DARTS_V2']
+  assert isinstance(architecture, RecurrentGenotype)
+  source = drawing.to_graphviz(architecture.cell() if as_spec else architecture, 'DARTS_V2')
+  assert _edges(source) == collections.Counter(
+    [
+      ('x_t', 's0', None),
+      ('h_{t-1}', 's0', None),
+      ('s0', 's1', 'sigmoid'),
+      ('s1', 's2', 'relu'),
+      ('s1', 's3', 'relu'),
+      ('s1', 's4', 'identity'),
+      ('s2', 's5', 'tanh'),
+      ('s5', 's6', 'sigmoid'),
+      ('s3', 's7', 'tanh'),
+      ('s5', 's8', 'relu'),
+      *((f's{node}', 'h_t', None) for node in range(1, 9)),
+    ]
+  )
+
+
 def test_dot_of_amoebanet_leaves_nodes_that_are_not_concatenated_out_of_the_output():
   edges = _edges(drawing.to_graphviz(_CELLS['AmoebaNet-normal'], 'AmoebaNet'))
   assert {source for source, target, _ in edges if target == 'c_{k}'} == {'2', '3', '4'}
@@ -165,6 +210,9 @@ def test_dot_of_amoebanet_leaves_nodes_that_are_not_concatenated_out_of_the_outp
 def test_dot_names_every_candidate_of_a_search_space():
   edges = _edges(drawing.to_graphviz(genotype.search_space(), 'search space'))
   assert edges.total() == 14 * 8 + 4
+  edges = _edges(drawing.to_graphviz(genotype.recurrent_search_space(), 'search space'))
+  assert edges.total() == 2 + 36 * 5 + 8
+  assert edges['s3', 's7', 'none'] == 1
 
 
 @pytest.mark.parametrize('name', ['"', '\\', 'a\\"; evil -> node; "', 'two\nlines', 'é→"\\\\'])

@@ -4,6 +4,7 @@ import itertools
 import re
 
 import numpy as np
+import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -34,6 +35,50 @@ def test_on_a_logarithmic_axis_zero_is_a_gap_without_a_cross():
   (line,) = figure.axes[0].lines
   np.testing.assert_array_equal(line.get_ydata(), [np.nan, 0.1, 10.0])
   assert figure.axes[0].get_yscale() == 'log'
+
+
+def _ticks(figure: Figure) -> list[str]:
+  figure.canvas.draw()
+  axes = figure.axes[0]
+  low, high = axes.get_ylim()
+  return [
+    label.get_text()
+    for label, tick in zip(axes.get_yticklabels(), axes.get_yticks(), strict=True)
+    if low <= tick <= high
+  ]
+
+
+@pytest.mark.parametrize(
+  ('low', 'high', 'height', 'expected'),
+  [
+    (0.5, 60, 2.2, ['1', '10']),
+    (50, 12_000, 3.1, ['50', '100', '200', '500', '1,000', '2,000', '5,000', '10k']),
+    (57, 700, 3.1, ['70', '100', '200', '300', '500', '700']),
+    (60, 190, 3.1, ['60', '90', '120', '150', '180']),
+    (60, 190, 2.2, ['100', '200']),
+  ],
+)
+def test_a_logarithmic_axis_has_ticks_whatever_it_spans(low, high, height, expected):
+  figure = figures.chart([Line(np.arange(2.0), np.array([low, high]), style.BLUE)], 'epoch', (4.0, height), log=True)
+  assert _ticks(figure) == expected
+
+
+def test_large_numbers_on_an_axis_are_short():
+  values = np.array([0.0, 40_000.0])
+  figure = figures.chart([Line(np.arange(2.0), values, style.BLUE)], 'epoch', from_zero=True)
+  assert _ticks(figure)[:3] == ['0', '10k', '20k']
+
+
+@pytest.mark.parametrize(('time', 'side'), [(2.0, 'left'), (9.0, 'right')])
+def test_a_note_stands_at_its_time_and_inside_the_chart(time, side):
+  line = Line(np.arange(11.0), np.arange(11.0), style.BLUE)
+  figure = figures.chart([line], 'epoch', notes=[(time, 'averaging')])
+  axes = figure.axes[0]
+  assert [list(found.get_xdata()) for found in axes.lines[1:]] == [[time, time]]
+  (text,) = axes.texts
+  assert (text.get_text(), text.get_horizontalalignment()) == ('averaging', side)
+  box, inside = text.get_window_extent(FigureCanvasAgg(figure).get_renderer()), axes.get_window_extent()
+  assert inside.x0 < box.x0 < box.x1 < inside.x1
 
 
 def test_names_beside_lines_that_end_together_do_not_overlap():

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -116,23 +117,80 @@ def test_alphas_that_are_not_finite_leave_the_rest_of_the_page(search_folder, wr
   assert 'α of the normal cell is not finite.' in parsed.text
 
 
-def test_a_recurrent_search(tmp_path, write):
-  architecture = genotype.published()['RNN_DARTS_V2']
-  genotype.save(architecture, tmp_path / 'genotype.json')
-  edges = np.array([(source, target) for target in range(1, 9) for source in range(target)])
-  np.savez(
-    tmp_path / 'alphas.npz',
-    step=np.array([0, 5]),
-    epoch=np.arange(2),
-    operations=np.array(genotype.ACTIVATIONS),
-    recurrent=np.zeros((2, 36, 5)),
-    edges_recurrent=edges,
-  )
-  parsed, _ = write(tmp_path)
-  assert parsed.tags.count('svg') == 2
+def test_a_recurrent_search(recurrent_search_folder, write):
+  parsed, _ = write(recurrent_search_folder)
+  # The cell, loss and perplexity, six panels of the optimisation, the mixing weights, throughput, and of the snapshots
+  # of RNN_DARTS_V1 (epoch 1) and RNN_DARTS_V2 (epoch 2) the cell of the former alone.
+  assert parsed.tags.count('svg') == 1 + 2 + 6 + 1 + 1 + 1
+  assert parsed.text.count('The same as at the top.') == 1
+  # relu from 1 to 2 is all that the two have in common.
+  assert 'Epoch 1 Recurrent cell 1 of 8 edges as at the top' in parsed.text
+  assert 'Architecture search /texts/novels' in parsed.text
+  assert 'Finished Estimator exact Width 30 Seed 5' in parsed.text
+  # exp(5.1)
+  assert 'Supernet perplexity 164.02 validation' in parsed.text
+  assert 'Identities 1 of 8 nodes' in parsed.text
+  assert 'Tokens per second, highest 20,012' in parsed.text
   assert 's₅ → s₈' in parsed.texts
   drawing = next(value for name, value in parsed.attributes if name == 'aria-label')
   assert 's₀ to s₁ by sigmoid; s₁ to s₂ by relu; s₁ to s₃ by relu' in drawing
+  assert 'which is the mean of what arrives' in parsed.text
+  assert 'Look at this first' not in parsed.text
+  # Of images nothing is said.
+  assert not re.search('[Ii]mage|accuracy|[Cc]hannel|[Ss]kip', parsed.text.partition('Architecture search')[2])
+
+
+def test_a_recurrent_search_without_its_genotype_or_config(recurrent_search_folder, write):
+  (recurrent_search_folder / 'genotype.json').unlink()
+  (recurrent_search_folder / 'config.json').unlink()
+  parsed, _ = write(recurrent_search_folder)
+  assert 'Derived from α after step 12.' in parsed.text
+  (copied,) = [json.loads(t) for t in parsed.texts if t.startswith('{') and '"recurrent"' in t]
+  assert genotype.from_dict(copied) == genotype.published()['RNN_DARTS_V2']
+
+
+def test_a_recurrent_search_that_has_just_begun(recurrent_search_folder, write):
+  lines = (recurrent_search_folder / 'metrics.jsonl').read_text().splitlines()
+  (recurrent_search_folder / 'metrics.jsonl').write_text('\n'.join(lines[:3]))
+  parsed, _ = write(recurrent_search_folder)
+  assert 'Supernet perplexity – validation' in parsed.text
+  assert 'Single batches; the first epoch has not ended.' in parsed.text
+
+
+def test_charts_of_a_recurrent_search_show_its_metrics(recurrent_search_folder):
+  run = workdir.read(recurrent_search_folder)
+  panels = {panel.name: panel.figure.axes[0] for panel in curves.learning(run)}
+  assert list(panels) == ['curve-loss', 'curve-perplexity']
+  assert panels['curve-perplexity'].get_yscale() == 'log'
+  _, train, valid = (line.get_ydata() for line in panels['curve-perplexity'].lines)
+  np.testing.assert_allclose(train, np.exp([6, 5, 4]))
+  np.testing.assert_allclose(valid, np.exp([7.1, 6.1, 5.1]))
+  panels = {panel.name: panel.figure.axes[0] for panel in curves.optimisation(run)}
+  np.testing.assert_allclose(panels['entropy'].lines[0].get_ydata(), 1.6 - 0.01 * np.arange(1, 13))
+  assert [text.get_text() for text in panels['entropy'].texts] == ['uniform: log 5']
+  # Rates vary with the lengths of sequences: those of steps, and over them the means of epochs.
+  steps, means = (line.get_ydata() for line in panels['learning-rate'].lines)
+  np.testing.assert_allclose(steps, 20 - np.arange(1, 13))
+  np.testing.assert_allclose(means, [17.5, 13.5, 9.5])
+  # From RNN_DARTS_V1 to itself, to RNN_DARTS_V2, and to itself.
+  np.testing.assert_array_equal(panels['changes'].lines[0].get_ydata(), [0, 7, 0])
+  (panel,) = curves.throughput(run)
+  assert panel.title == 'Tokens per second'
+  np.testing.assert_allclose(panel.figure.axes[0].lines[0].get_ydata(), 20_000 + np.arange(1, 13))
+
+
+@pytest.mark.parametrize('kind', ['search_folder', 'recurrent_search_folder'])
+def test_the_page_says_how_to_use_what_was_found(kind, request, write, capsys):
+  folder = request.getfixturevalue(kind)
+  parsed, _ = write(folder)
+  (code,) = [text for text in parsed.texts if text.startswith('from darts_jax import')]
+  exec(code, {})
+  assert capsys.readouterr().out.startswith('digraph')
+  (command,) = [text for text in parsed.texts if text.startswith('python -m')]
+  config = {'search_folder': 'cifar_eval', 'recurrent_search_folder': 'ptb_eval'}[kind]
+  *words, path = shlex.split(command)
+  assert words == ['python', '-m', 'experiments.train', f'--config=configs/{config}.py']
+  assert path == f'--genotype={folder / "genotype.json"}'
 
 
 def test_the_old_page_stays_when_the_new_one_cannot_be_made(tmp_path, monkeypatch):

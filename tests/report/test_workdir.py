@@ -163,6 +163,47 @@ def test_snapshots_give_the_architectures_that_their_alpha_single_out(search_fol
       assert derived == workdir.kept_edges(published[name], cell)
 
 
+def test_snapshots_of_a_recurrent_search_give_the_architectures_that_their_alpha_single_out(recurrent_search_folder):
+  alphas = workdir.read(recurrent_search_folder).alphas
+  assert alphas.spec('recurrent') == genotype.recurrent_search_space()
+  derived = [alphas.genotype(snapshot) for snapshot in (0, 1, -1)]
+  assert derived == [genotype.published()[name] for name in ('RNN_DARTS_V1', 'RNN_DARTS_V1', 'RNN_DARTS_V2')]
+
+
+@pytest.mark.parametrize(('cell', 'edges'), [('normal', ((0, 1), (1, 2))), ('recurrent', ((0, 0), (0, 1)))])
+def test_edges_into_an_input_make_no_cell(cell, edges):
+  alphas = workdir.Alphas(np.array([0]), ('none',), {cell: np.zeros((1, 2, 1))}, {cell: edges})
+  with pytest.raises(ValueError, match=f'edges_{cell}: targets .* do not list intermediate nodes in their order'):
+    alphas.spec(cell)
+
+
+def test_a_convolutional_search_is_not_recurrent(search_folder):
+  assert not workdir.read(search_folder).is_recurrent
+
+
+@pytest.mark.parametrize('left', ['config.json', 'genotype.json', 'alphas.npz'])
+def test_every_file_of_a_recurrent_search_says_that_it_is_one(recurrent_search_folder, left):
+  for name in {'config.json', 'genotype.json', 'alphas.npz'} - {left}:
+    (recurrent_search_folder / name).unlink()
+  assert workdir.read(recurrent_search_folder).is_recurrent
+
+
+@pytest.mark.parametrize(
+  ('data', 'said'),
+  [
+    ({'name': 'ptb', 'dir': 'data'}, 'ptb'),
+    ({'name': 'files', 'dir': '/texts'}, '/texts'),
+    ({'name': 'npz', 'path': 'my.npz', 'dir': 'data'}, 'my.npz'),
+    ({'name': 'tfds', 'dataset': 'birds', 'dir': 'data'}, 'birds'),
+    ({'name': 'image_folder', 'dir': ''}, 'image_folder'),
+    ({}, None),
+  ],
+)
+def test_data_is_called_by_what_it_is_and_not_by_how_it_is_stored(tmp_path, data, said):
+  (tmp_path / 'config.json').write_text(json.dumps({'data': data, 'dataset': 'a fingerprint'}))
+  assert workdir.read(tmp_path).dataset == said
+
+
 def test_kept_edges_of_the_normal_cell_of_darts_v1():
   s, k = 'sep_conv_3x3', 'skip_connect'
   assert workdir.kept_edges(genotype.published()['DARTS_V1'], 'normal') == {

@@ -132,7 +132,7 @@ def interrupted(tmp_path_factory, uninterrupted) -> History:
 
 def final_state(workdir: pathlib.Path) -> dict[str, np.ndarray]:
   settings = build(search.Search, CONFIG)
-  searcher = search.Searcher(settings, loop.make_strategy(settings), load('digits'), make_mesh(1))
+  searcher = search.ImageSearcher(settings, loop.make_strategy(settings), load('digits'), make_mesh(1))
   restored = Checkpoints(workdir / 'checkpoints').restore(jax.eval_shape(searcher.init, jax.random.key(0)))
   assert (restored.step, restored.damaged) == (33, ())
   state = restored.state.replace(key=jax.random.key_data(restored.state.key))

@@ -19,11 +19,12 @@ from darts_jax.data.images import Images, load, split
 from darts_jax.data.settings import Augment
 from darts_jax.runtime.compilation import CompilationCounter, count_compilations
 from darts_jax.runtime.mesh import make_mesh
-from darts_jax.search import Search, Searcher
+from darts_jax.search import ImageSearcher, Search
+from darts_jax.search.images import place
 from darts_jax.search.loop import make_strategy
-from darts_jax.search.searcher import place
 from darts_jax.search.settings import Data
-from darts_jax.search.step import Halves, Optimizers, search_step
+from darts_jax.search.state import Halves
+from darts_jax.search.step import Optimizers, search_step
 from darts_jax.settings import build
 
 EPOCHS, BATCH = 4, 128
@@ -50,7 +51,7 @@ SEARCH = build(
 
 
 class Lab(NamedTuple):
-  searcher: Searcher
+  searcher: ImageSearcher
   data: Halves
 
   def init(self) -> Any:
@@ -61,7 +62,7 @@ class Lab(NamedTuple):
 
 def make_lab(settings: Search, images: Images, num_devices: int) -> Lab:
   mesh = make_mesh(num_devices)
-  return Lab(Searcher(settings, make_strategy(settings), images, mesh), place(images, settings, mesh))
+  return Lab(ImageSearcher(settings, make_strategy(settings), images, mesh), place(images, settings, mesh))
 
 
 @pytest.fixture(scope='module')
@@ -409,7 +410,7 @@ def make_step(settings: Search, images: Images) -> tuple[Any, Any]:
   state = each.searcher.init(jax.random.key(0))
   step = functools.partial(
     search_step,
-    net=each.searcher.net,
+    objective=each.searcher.objective,
     strategy=make_strategy(settings),
     estimator=settings.hypergradient.estimator(),
     optimizers=Optimizers.from_settings(settings, 1),

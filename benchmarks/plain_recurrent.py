@@ -1,0 +1,146 @@
+"""Compares a recurrent search step with a plain one: every time step, edge and activation written out by itself.
+
+python -m benchmarks.plain_recurrent [--config=configs/ptb.py] [--repeats=3] [--config.bptt=35]
+
+Both take a first-order step, one update of α and one of the weights, on the same random words and masks. The plain step
+is what a first port would be: Python loops over time steps, nodes, edges and activations, each with its own product, and
+`jax.grad`. The table gives the seconds to trace and compile each, and the median, fastest and slowest of `--repeats`
+steps, made in turns; the ratio is that of the medians. Before that, the losses of both are compared, that of the weights
+after an update of α.
+"""
+
+import statistics
+import sys
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+from ml_collections import config_flags
+
+from benchmarks.search_step import open_search
+from darts_jax.nets.layers import BN_EPSILON
+from darts_jax.nets.recurrent import Masks, Sequences
+from darts_jax.relaxation import softmax
+from darts_jax.runtime.compilation import compiler_options
+from darts_jax.search.settings import RecurrentSearch, read
+from darts_jax.search.state import SearchState
+from darts_jax.search.text import TextBatch, TextSearcher
+
+Array = jax.Array
+PyTree = Any
+
+_ACTIVATIONS = {'tanh': jnp.tanh, 'relu': jax.nn.relu, 'sigmoid': jax.nn.sigmoid, 'identity': lambda x: x}
+
+
+def plain_loss(params: PyTree, alphas: Array, batch: TextBatch, operations: tuple[str, ...], nodes: int) -> Array:
+  """Mean negative log-likelihood of a whole sequence by the formulas of `LanguageModel`, nothing batched."""
+  mixing = softmax(alphas)
+  masks, sequences, h = batch.masks, batch.sequences, batch.hidden
+  embedding = params['embedding'] * masks.words[:, None]
+  width = h.shape[1]
+
+  def normalised(state: Array) -> Array:
+    mean = jnp.mean(state, axis=0)
+    return (state - mean) / jnp.sqrt(jnp.mean((state - mean) ** 2, axis=0) + BN_EPSILON)
+
+  losses = []
+  for t in range(len(sequences.tokens)):
+    x = embedding[sequences.tokens[t]] * masks.embedded
+    product = jnp.concatenate([x * masks.x, h * masks.h], axis=1) @ params['first']
+    gate, value = product[:, :width], product[:, width:]
+    states = [normalised(h + jax.nn.sigmoid(gate) * (jnp.tanh(value) - h))]
+    edge = 0
+    for i in range(nodes):
+      total = jnp.zeros_like(h)
+      for source in range(i + 1):
+        for k, name in enumerate(operations):
+          if name == 'none':
+            continue
+          state = states[source]
+          product = (state * masks.h) @ params['nodes'][i]
+          gate, value = product[:, :width], product[:, width:]
+          total = total + mixing[edge, k] * (state + jax.nn.sigmoid(gate) * (_ACTIVATIONS[name](value) - state))
+        edge += 1
+      states.append(normalised(total))
+    h = sum(states[1:], jnp.zeros_like(h)) / nodes
+    logits = (h * masks.output) @ params['embedding'].T + params['bias']
+    losses.append(optax.softmax_cross_entropy_with_integer_labels(logits, sequences.targets[t]))
+  return jnp.mean(jnp.stack(losses))
+
+
+def plain_step(searcher: TextSearcher, state: SearchState, data: Any) -> tuple[SearchState, dict[str, Array]]:
+  """The same first-order step with `plain_loss`, without statistics and hidden states to hand on."""
+  settings = searcher.settings
+  batches = searcher.batches(state, data)
+  optimizers = searcher.optimizers(state, data)
+  operations, nodes = settings.network.operations, settings.network.nodes
+
+  def loss(vector: Array, alphas: PyTree, batch: TextBatch) -> Array:
+    return plain_loss(state.weights.replace(vector).tree, alphas['recurrent'], batch, operations, nodes)
+
+  with jax.default_matmul_precision('highest'):
+    outer, gradient = jax.value_and_grad(loss, 1)(state.weights.vector, state.alphas, batches.valid)
+    after = optimizers.move_alphas(state, gradient)
+    inner, weights_gradient = jax.value_and_grad(loss)(state.weights.vector, after.alphas, batches.train)
+  after = optimizers.move_weights(after, weights_gradient)
+  return after, {'valid_loss': outer, 'train_loss': inner}
+
+
+def run(settings: RecurrentSearch, repeats: int) -> None:
+  """Measures and prints the table."""
+  searcher, data, _, _ = open_search(settings)
+  assert isinstance(searcher, TextSearcher)
+  state = searcher.init(jax.random.key(settings.seed))
+  programs: dict[str, Any] = {}
+  compile_seconds = {}
+  functions = {
+    'package': lambda state, data: searcher._step(state, data),
+    'plain': lambda state, data: plain_step(searcher, state, data),
+  }
+  jax.config.update('jax_enable_compilation_cache', False)
+  for name, function in functions.items():
+    start = time.perf_counter()
+    programs[name] = jax.jit(function, compiler_options=compiler_options()).lower(state, data).compile()
+    compile_seconds[name] = time.perf_counter() - start
+    print(f'{name}: compiled in {compile_seconds[name]:.1f} s', file=sys.stderr, flush=True)
+  found = {name: jax.device_get(program(state, data)) for name, program in programs.items()}
+  for metric in ('train_loss', 'valid_loss'):
+    np.testing.assert_allclose(found['plain'][1][metric], found['package'][1][metric], rtol=1e-4)
+  seconds: dict[str, list[float]] = {name: [] for name in programs}
+  for _ in range(repeats):
+    for name, program in programs.items():
+      start = time.perf_counter()
+      jax.block_until_ready(program(state, data))
+      seconds[name].append(time.perf_counter() - start)
+  print('| step | compile s | step s (median) | fastest – slowest |\n| --- | --- | --- | --- |')
+  for name, times in seconds.items():
+    middle = f'{compile_seconds[name]:.1f} | {statistics.median(times):.3f}'
+    print(f'| {name} | {middle} | {min(times):.3f} – {max(times):.3f} |')
+  print(f'package / plain: {statistics.median(seconds["package"]) / statistics.median(seconds["plain"]):.2f}')
+
+
+def main() -> int:
+  """Parses the command line; returns the exit code."""
+  config = config_flags.DEFINE_config_file('config', 'configs/ptb.py', 'Path of the config file.')
+  repeats = flags.DEFINE_integer('repeats', 3, 'Timed steps of either kind.', lower_bound=1)
+  try:
+    flags.FLAGS(sys.argv)
+    config.value.hypergradient.name = 'first_order'
+    # What the plain step has not.
+    config.value.temporal_activation = 0.0
+    settings = read(config.value)
+    if not isinstance(settings, RecurrentSearch):
+      raise ValueError('--config: a search for convolutional cells; one for recurrent cells is compared')
+    run(settings, repeats.value)
+  except (ValueError, flags.Error, OSError) as error:
+    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+    return 2
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,385 @@
+"""The recurrent cell and the language model around it [DARTS §2.1, §3.1.2].
+
+Time is the first axis, `[T, B, …]`. One cell reads the embedded words one after the other; its output is also the
+hidden state that the next time step reads. A sequence is padded to a length that the program knows, and its own
+length is an argument, so that sequences of any length are one program.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+from darts_jax.genotype import CellSpec, Edge
+from darts_jax.nets.layers import BN_EPSILON, pointwise, running_average
+from darts_jax.nets.materialise import materialise
+
+Array = jax.Array
+PyTree = Any
+
+#: Weights start uniform in ± this [DARTS §A.1].
+INIT_RANGE = 0.04
+
+# A program of one part is the quicker the shorter texts and the smaller networks are; with more, less is padding.
+_CHUNK = 20
+
+# What products are called when it is said what gradients keep.
+_KEPT = 'product'
+
+#: What an edge applies; an edge with `none` adds nothing.
+ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
+  'tanh': jnp.tanh,
+  'relu': jax.nn.relu,
+  'sigmoid': jax.nn.sigmoid,
+  'identity': lambda x: x,
+}
+
+
+class Masks(NamedTuple):
+  """Dropout masks of a sequence, the same at every time step; entries are 0, or 1 divided by the chance of that.
+
+  Attributes:
+    words: `[V]` whole words of the embedding.
+    embedded: `[B, H]` embedded words.
+    x: `[B, H]` what the cell reads of them, in products.
+    h: `[B, H]` the states of the cell, in products.
+    output: `[B, H]` what the decoder reads.
+  """
+
+  words: Any
+  embedded: Any
+  x: Any
+  h: Any
+  output: Any
+
+  @classmethod
+  def draw(cls, key: Array, rates: Sequence[float], batch_size: int, width: int, vocab_size: int) -> 'Masks':
+    """Masks whose entries are 0 with probability `rates`, one a field; the key is consumed."""
+    shapes = [(vocab_size,), *[(batch_size, width)] * 4]
+    masks = []
+    for one, rate, shape in zip(jax.random.split(key, len(shapes)), rates, shapes, strict=True):
+      keep = 1 - rate
+      masks.append(jax.random.bernoulli(one, keep, shape) / jnp.float32(keep) if rate else jnp.ones(shape))
+    return cls(*masks)
+
+
+class Sequences(NamedTuple):
+  """A batch of text.
+
+  Attributes:
+    tokens: `[T, B]` int32.
+    targets: `[T, B]` int32, the tokens that follow.
+    length: `[]` int32; time steps from it on are padding.
+  """
+
+  tokens: Any
+  targets: Any
+  length: Any
+
+
+class Read(NamedTuple):
+  """What a language model makes of a batch.
+
+  Attributes:
+    loss: `[]` mean negative log-likelihood of the targets, nats per token.
+    temporal: `[]` mean of (h_t − h_{t−1})² over time, batch and width, what temporal activation regularisation weighs
+      (Merity et al. 2017, arXiv 1708.01009); 0 for a single time step.
+    hidden: `[B, H]` after the last time step.
+    statistics: running BN statistics after it.
+  """
+
+  loss: Array
+  temporal: Array
+  hidden: Array
+  statistics: PyTree
+
+
+class LanguageModel(nn.Module):
+  """An embedding, one recurrent cell, and a decoder with the embedding's weights and a bias.
+
+  With `[c₀, g₀] = [x; h]·W₀`, the cell's first state is `s₀ = h + σ(c₀)⊙(tanh(g₀) − h)`. Node `i` computes
+  `[c, g] = s·Wᵢ` of the earlier states `s` it reads, one matrix for all of them, and adds up
+  `Σₖ pₖ (s + σ(c)⊙(fₖ(g) − s))` over states and activations. The output is the mean of some of the nodes.
+
+  Attributes:
+    spec: the cell; if discrete, nothing is mixed.
+    vocab_size: words V.
+    width: of embedding and states, H.
+    norm: whether BN without scale and bias follows s₀ and every node, as in a search. As in the reference, all share
+      their running statistics.
+    precision: of the products' arguments: `'float32'` leaves them as they are.
+  """
+
+  spec: CellSpec
+  vocab_size: int
+  width: int
+  norm: bool = False
+  precision: str = 'float32'
+
+  def setup(self) -> None:
+    """Declares the variables."""
+    size, inner = (self.vocab_size, self.width), 2 * self.width
+    self.embedding = self.param('embedding', _uniform, size)
+    self.bias = self.param('bias', nn.initializers.zeros, (self.vocab_size,))
+    self.first = self.param('first', _uniform, (inner, inner))
+    self.nodes = self.param('nodes', _uniform, (len(self.spec.nodes), self.width, inner))
+    if self.norm:
+      self.mean = self.variable('batch_stats', 'mean', jnp.zeros, (self.width,))
+      self.var = self.variable('batch_stats', 'var', jnp.ones, (self.width,))
+
+  def __call__(
+    self, tokens: Array, hidden: Array, mixing: Array | None = None, masks: Masks | None = None, *, train: bool
+  ) -> tuple[Array, Array]:
+    """Log-probabilities of what follows.
+
+    Args:
+      tokens: `[T, B]` int32.
+      hidden: `[B, H]` before the first time step.
+      mixing: `[E, O]` mixing weights, of a cell that is not discrete.
+      masks: dropout masks, if there is any dropout.
+      train: whether BN uses the statistics of the batch, and its running ones move if `batch_stats` is mutable.
+
+    Returns:
+      `[T, B, V]` log-probabilities, and `[B, H]` the hidden state after the last time step.
+    """
+    states = self.advance(self.embed(tokens, masks), hidden, mixing, masks, train=train)
+    return jax.nn.log_softmax(self.decode(states, masks)), states[-1]
+
+  def embed(self, tokens: Array, masks: Masks | None = None) -> Array:
+    """`[T, B, 2H]`: what the embedded words add to the first product of the cell."""
+    x = self.embedding[tokens]
+    if masks is not None:
+      x = x * masks.words[tokens][..., None].astype(x.dtype) * (masks.embedded * masks.x).astype(x.dtype)
+    return self._product(x, self.first[: self.width])
+
+  def advance(
+    self,
+    embedded: Array,
+    hidden: Array,
+    mixing: Array | None = None,
+    masks: Masks | None = None,
+    length: Array | int | None = None,
+    *,
+    train: bool,
+  ) -> Array:
+    """The cell, time step after time step.
+
+    Args:
+      embedded: see `embed`.
+      hidden: `[B, H]`.
+      mixing: see `__call__`.
+      masks: likewise.
+      length: time steps from it on, if given, change neither the hidden state nor running statistics.
+      train: see `__call__`.
+
+    Returns:
+      `[T, B, H]`: hidden states after every time step.
+    """
+    h_mask = None if masks is None else masks.h.astype(hidden.dtype)
+    steps = len(embedded)
+    moving = self.norm and train and self.is_mutable_collection('batch_stats') and not self.is_initializing()
+    running: PyTree = (self.mean.value, self.var.value) if self.norm else ()
+
+    # Of a time step, gradients keep the products; what follows from these is a tenth of the memory, and soon repeated.
+    @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(_KEPT), prevent_cse=False)
+    def cell(x: Array, h: Array, running: PyTree) -> tuple[Array, PyTree]:
+      return self._cell(x, h, mixing, h_mask, running, train)
+
+    def step(carry: tuple[Array, PyTree], inputs: tuple[Array, Array]) -> tuple[tuple[Array, PyTree], Array]:
+      (h, running), (x, counts) = carry, inputs
+      after, moved = cell(x, h, running)
+      kept = jnp.where(counts, after, h)
+      if moving:
+        running = jax.tree.map(lambda new, old: jnp.where(counts, new, old), moved, running)
+      return (kept, running), kept
+
+    counts = jnp.arange(steps) < (steps if length is None else length)
+    (_, running), states = lax.scan(step, (hidden, running), (embedded, counts))
+    if moving:
+      self.mean.value, self.var.value = running
+    return states
+
+  def decode(self, states: Array, masks: Masks | None = None) -> Array:
+    """`[…, B, V]` logits from `[…, B, H]` hidden states."""
+    if masks is not None:
+      states = states * masks.output.astype(states.dtype)
+    # The bias as one more row of the matrix: by itself, its sum and its gradient are two more passes over all logits.
+    ones = jnp.ones((*states.shape[:-1], 1), states.dtype)
+    matrix = jnp.concatenate([self.embedding.T, self.bias[None]])
+    return self._product(jnp.concatenate([states, ones], axis=-1), matrix)
+
+  def _cell(
+    self, x: Array, h: Array, mixing: Array | None, h_mask: Array | None, running: PyTree, train: bool
+  ) -> tuple[Array, PyTree]:
+    """One time step: the output `[B, H]`, and running statistics."""
+
+    def masked(state: Array) -> Array:
+      return state if h_mask is None else state * h_mask
+
+    def normalised(state: Array, running: PyTree) -> tuple[Array, PyTree]:
+      return _normalise(state, running, train) if self.norm else (state, running)
+
+    gate, value = jnp.split(x + self._product(masked(h), self.first[self.width :]), 2, axis=-1)
+    state, running = normalised(h + jax.nn.sigmoid(gate) * (jnp.tanh(value) - h), running)
+    # All later nodes read a state, and its gradient is a sum over them: neither is to be computed again in each.
+    states = [materialise(state)]
+    row = 0
+    for i, edges in enumerate(self.spec.nodes):
+      # One product for all the states that the node reads.
+      read = jnp.stack([states[edge.source] for edge in edges])
+      gate, value = jnp.split(self._product(masked(read), self.nodes[i]), 2, axis=-1)
+      state = self._mixture(edges, read, jax.nn.sigmoid(gate), value, mixing, row)
+      state, running = normalised(state, running)
+      states.append(materialise(state))
+      row += len(edges)
+    return jnp.mean(jnp.stack([states[node] for node in self.spec.concat]), axis=0), running
+
+  def _mixture(
+    self, edges: tuple[Edge, ...], read: Array, gate: Array, value: Array, mixing: Array | None, row: int
+  ) -> Array:
+    """`Σₑ Σₖ pₖ (s + c⊙(fₖ(g) − s))`, `[B, H]`, over the edges of a node, `[E, B, H]`, and activations but `none`."""
+    names = [name for name in self.spec.operations if name != 'none' and any(name in edge.operations for edge in edges)]
+    is_candidate = np.array([[name in edge.operations for name in names] for edge in edges])
+    if mixing is None:
+      assert is_candidate.sum() == len(edges) == 1, 'a cell that is not discrete needs mixing weights'
+      return read[0] + gate[0] * (ACTIVATIONS[names[0]](value[0]) - read[0])
+    columns = np.array([self.spec.operations.index(name) for name in names])
+    weights = jnp.where(is_candidate, mixing[row : row + len(edges)][:, columns], 0).astype(value.dtype)[
+      ..., None, None
+    ]
+    mixed = sum((weights[:, k] * ACTIVATIONS[name](value) for k, name in enumerate(names)), jnp.zeros_like(value))
+    kept = jnp.sum(weights, axis=1) * read
+    return jnp.sum(kept + gate * (mixed - kept), axis=0)
+
+  def _product(self, x: Array, matrix: Array) -> Array:
+    compute = x.dtype if self.precision == 'float32' else self.precision
+    return checkpoint_name(pointwise(x.astype(compute), matrix[None]).astype(x.dtype), _KEPT)
+
+
+def read_text(
+  net: LanguageModel,
+  variables: Mapping[str, PyTree],
+  batch: Sequences,
+  hidden: Array,
+  mixing: Array | None = None,
+  masks: Masks | None = None,
+  *,
+  train: bool,
+  chunk: int | None = None,
+  remat: bool = False,
+) -> Read:
+  """Reads a batch of text and predicts it, equal to a network without padding.
+
+  Time steps are taken `chunk` at a time, each with its part of the decoder. Chunks that are nothing but padding
+  cost nothing, and with `remat` memory is that of one of them.
+
+  Args:
+    net: the language model.
+    variables: its `params`, and `batch_stats` if it has BN.
+    batch: of text.
+    hidden: `[B, H]` before it.
+    mixing: `[E, O]` mixing weights, of a cell that is not discrete.
+    masks: dropout masks, if there is any dropout.
+    train: whether BN uses the statistics of the batch.
+    chunk: time steps; by default as even parts of the padded length as there are, of at most 20.
+    remat: whether gradients compute the inside of chunks again instead of keeping it in memory.
+  """
+  steps, batch_size = batch.tokens.shape
+  chunk = chunk or -(-steps // -(-steps // _CHUNK))
+  num_chunks = -(-steps // chunk)
+  padding = num_chunks * chunk - steps
+
+  def divide(x: Array) -> Array:
+    return jnp.pad(x, ((0, padding), *[(0, 0)] * (x.ndim - 1))).reshape(num_chunks, chunk, *x.shape[1:])
+
+  embedded_whole: Any = net.apply(variables, batch.tokens, masks, method='embed')
+  embedded = divide(embedded_whole)
+  parts = (embedded, divide(batch.targets), chunk * jnp.arange(num_chunks))
+  constants = variables['params']
+
+  def read(carry: tuple[Array, PyTree], part: tuple[Array, Array, Array]) -> tuple[tuple[Array, PyTree], Array]:
+    (before, statistics), (embedded, targets, first) = carry, part
+    current = {'params': constants, 'batch_stats': statistics}
+    found: Any = net.apply(
+      current,
+      embedded,
+      before,
+      mixing,
+      masks,
+      batch.length - first,
+      train=train,
+      method='advance',
+      mutable=['batch_stats'] if train else [],
+    )
+    states, updated = found
+    logits: Any = net.apply(current, states, masks, method='decode')
+    time = first + jnp.arange(chunk)
+    losses = _cross_entropy(logits, targets)
+    loss = jnp.sum(jnp.where(time < batch.length, jnp.sum(losses, axis=1), 0))
+    changes = jnp.sum((states - jnp.concatenate([before[None], states[:-1]])) ** 2, axis=(1, 2))
+    temporal = jnp.sum(jnp.where((time > 0) & (time < batch.length), changes, 0))
+    return (states[-1], updated.get('batch_stats', statistics)), jnp.stack([loss, temporal])
+
+  if remat:
+    read = jax.checkpoint(read)
+
+  def step(carry: tuple[Array, PyTree], part: tuple[Array, Array, Array]) -> tuple[tuple[Array, PyTree], Array]:
+    nothing = jnp.zeros((2,), hidden.dtype)
+    return lax.cond(part[2] < batch.length, read, lambda carry, part: (carry, nothing), carry, part)
+
+  statistics = variables.get('batch_stats', {})
+  (hidden, statistics), sums = lax.scan(step, (hidden, statistics), parts)
+  loss, temporal = jnp.sum(sums, axis=0)
+  length = batch.length.astype(loss.dtype)
+  changes = jnp.maximum(length - 1, 1) * batch_size * net.width
+  return Read(loss / (length * batch_size), temporal / changes, hidden, lax.stop_gradient(statistics))
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _cross_entropy(logits: Array, targets: Array) -> Array:
+  """`[…]` nats, from `[…, V]` and `[…]`.
+
+  Optax's looks the target's logit up, whose gradient is a scatter into as many zeros as there are logits; and gradients
+  keep the exponentials of these, and not only them.
+  """
+  shifted = logits - lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+  is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
+  return jnp.log(jnp.sum(jnp.exp(shifted), axis=-1)) - jnp.sum(jnp.where(is_target, shifted, 0), axis=-1)
+
+
+def count_weights(spec: CellSpec, width: int, vocab_size: int) -> int:
+  """Weights of a language model, the embedding's counted once."""
+  return vocab_size * (width + 1) + 4 * width**2 + len(spec.nodes) * 2 * width**2
+
+
+def _normalise(state: Array, running: tuple[Array, Array], train: bool) -> tuple[Array, tuple[Array, Array]]:
+  """BN over the batch, without scale and bias; and running statistics, the variance's with the unbiased estimate."""
+  if not train:
+    mean, var = running
+    return (state - mean) * lax.rsqrt(var + BN_EPSILON), running
+  mean = jnp.mean(state, axis=0)
+  var = jnp.mean((state - mean) ** 2, axis=0)
+  moments = mean, var * (len(state) / max(len(state) - 1, 1))
+  return (state - mean) * lax.rsqrt(var + BN_EPSILON), jax.tree.map(running_average, running, moments)
+
+
+def _uniform(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+  return jax.random.uniform(key, shape, dtype, -INIT_RANGE, INIT_RANGE)
+
+
+def initial_hidden(batch_size: int, width: int, dtype: Any = jnp.float32) -> Array:
+  """`[B, H]`: the hidden state before the first word of a text."""
+  return jnp.zeros((batch_size, width), dtype)
+
+
+def init_language_model(net: LanguageModel, key: Array, mixing: Array | None = None) -> Any:
+  """The variables of a language model before training; the key is consumed."""
+  tokens = jnp.zeros((1, 1), jnp.int32)
+  apply = functools.partial(net.init, train=False)
+  return apply(key, tokens, initial_hidden(1, net.width), mixing)

@@ -1,0 +1,176 @@
+"""Searches for convolutional cells: images on the devices, their batches, the loss of the supernet on them."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from darts_jax.data.augment import augment
+from darts_jax.data.batches import Evaluation, Examples, epoch_indices, evaluate
+from darts_jax.data.images import Images, split
+from darts_jax.nets.conv import Supernet
+from darts_jax.nets.layers import init_variables, running_average
+from darts_jax.runtime.mesh import batch_sharding, replicated
+from darts_jax.runtime.packed import Packed
+from darts_jax.search.searcher import FIRST_PURPOSE, Searcher
+from darts_jax.search.settings import Search
+from darts_jax.search.state import Halves, SearchState
+from darts_jax.search.step import Seen
+from darts_jax.search.strategy import Alphas, Strategy
+
+Array = jax.Array
+PyTree = Any
+
+# What the random key of a step is folded with for each purpose.
+_ORDER, _VALID, _AUGMENT_TRAIN, _AUGMENT_VALID = range(FIRST_PURPOSE, FIRST_PURPOSE + 4)
+
+
+def check_images(images: Images) -> None:
+  """Raises a ValueError unless both reduction cells can halve the images."""
+  height, width = images.x_train.shape[1:3]
+  if height % 4 or width % 4:
+    raise ValueError(
+      f'config.data.name: images of {images.name} are {height}×{width} pixels, odd at a reduction cell;'
+      ' both sides have to be divisible by 4'
+    )
+
+
+def place(images: Images, settings: Search, mesh: Mesh) -> Halves:
+  """Divides the training images by seed and puts them on every device of the mesh.
+
+  Raises:
+    ValueError: a batch is larger than one of the two parts.
+  """
+  indices = split(len(images.y_train), settings.data.validation_fraction, settings.seed)
+  parts = []
+  for name, chosen in zip(Halves._fields, indices, strict=True):
+    if len(chosen) < settings.batch_size:
+      raise ValueError(
+        f'config.batch_size: {settings.batch_size} is larger than the {name} half of {images.name},'
+        f' which has {len(chosen)} images'
+      )
+    parts.append(Examples(images.x_train[chosen], images.y_train[chosen]))
+  return jax.device_put(Halves(*parts), replicated(mesh))
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageLoss:
+  """Mean cross-entropy of a supernet in training mode (see `darts_jax.search.step.Objective`), and its accuracy.
+
+  In bfloat16 images are that throughout the network.
+
+  Attributes:
+    net: the supernet.
+  """
+
+  net: Supernet
+
+  def __call__(
+    self, weights: PyTree, statistics: Packed, mixing: Alphas, batch: Examples, precision: str, updating: Array
+  ) -> tuple[Array, Seen]:
+    """See `Objective`; a batch is normalised images `[B, H, W, C]` and labels `[B]`."""
+    del updating
+    # In float32 images keep their dtype, which is float64 where exactness is tested.
+    images = batch.images if precision == 'float32' else batch.images.astype(precision)
+    found: Any = self.net.apply({'params': weights}, images, mixing, train=True, mutable=['moments'])
+    logits, updated = found
+    loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels))
+    accuracy = jnp.mean(jnp.argmax(logits, -1) == batch.labels, dtype=loss.dtype)
+    moments = Packed.pack(updated['moments'])
+    assert moments.treedef == statistics.treedef, 'moments are to lie where the running statistics are'
+    return loss, Seen(loss, {'accuracy': accuracy}, running_average(statistics.vector, moments.vector), ())
+
+
+class ImageSearcher(Searcher[Search, Halves]):
+  """See `Searcher`; its data are the two halves of the training images.
+
+  Attributes:
+    net: the supernet.
+    image_shape: of an image, `(H, W, C)`.
+    steps_per_epoch: batches in the weights' half; what is left over by the last full batch is another part of the
+      images in every epoch.
+  """
+
+  def __init__(self, settings: Search, strategy: Strategy, images: Images, mesh: Mesh) -> None:
+    """Builds the functions; compiles nothing.
+
+    Args:
+      settings: of the search.
+      strategy: of the search; its specs are those of the supernet.
+      images: the dataset, for its shape, classes, mean and standard deviation; and the size of its halves.
+      mesh: devices with an axis `data`.
+    """
+    num_train, num_valid = (len(part) for part in split(len(images.y_train), settings.data.validation_fraction, 0))
+    steps = self.steps_per_epoch = num_train // settings.batch_size
+    # A batch that is larger than its half makes no step; `place` says so.
+    super().__init__(settings, strategy, mesh, range(steps, settings.epochs * steps + 1, max(steps, 1)))
+    self.net = Supernet(
+      strategy.specs['normal'],
+      strategy.specs['reduce'],
+      settings.network.channels,
+      settings.network.layers,
+      images.num_classes,
+      settings.network.stem_multiplier,
+      settings.remat,
+    )
+    self.objective = ImageLoss(self.net)
+    self.batch_sharding = NamedSharding(mesh, PartitionSpec(None, 'data'))
+    self.image_shape = images.x_train.shape[1:]
+    self._mean, self._std = np.array(images.mean, np.float32), np.array(images.std, np.float32)
+    self._num_train, self._num_valid = num_train, num_valid
+
+  def variables(self, key: Array, mixing: Alphas) -> PyTree:
+    """See `Searcher`."""
+    return init_variables(self.net, key, jnp.zeros((1, *self.image_shape)), mixing, train=False)
+
+  def batches(self, state: SearchState, data: Halves) -> Halves:
+    """The batches of a step: the next ones of a random order for the weights, any images for the architecture."""
+    size = self.settings.batch_size
+    step_key = jax.random.fold_in(state.key, state.step)
+    indices = (
+      epoch_indices(state.key, _ORDER, state.step, self.steps_per_epoch, size, self._num_train),
+      jax.random.randint(jax.random.fold_in(step_key, _VALID), (size,), 0, self._num_valid),
+    )
+    augmentation = self.settings.augment
+    sharding = batch_sharding(self.mesh)
+    parts = []
+    for half, chosen, purpose in zip(data, indices, (_AUGMENT_TRAIN, _AUGMENT_VALID), strict=True):
+      raw, labels = lax.with_sharding_constraint((half.images[chosen], half.labels[chosen]), sharding)
+      images = augment(
+        raw,
+        jax.random.fold_in(step_key, purpose),
+        self._mean,
+        self._std,
+        crop_padding=augmentation.crop_padding,
+        flip=augmentation.flip,
+        cutout=augmentation.cutout,
+      )
+      parts.append(Examples(images, labels))
+    return Halves(*parts)
+
+  def measure(self, state: SearchState, mixing: Alphas, data: Halves) -> Evaluation:
+    """Loss and accuracy of the supernet on the whole architecture half, without augmentation."""
+    variables = {'params': state.weights.tree, 'batch_stats': state.statistics.tree}
+
+    def logits_of(images: Array) -> Array:
+      logits: Any = self.net.apply(variables, images, mixing, train=False)
+      return logits
+
+    sharding = batch_sharding(self.mesh)
+    settings = self.settings
+    return evaluate(logits_of, data.valid, settings.batch_size, self._mean, self._std, settings.precision, sharding)
+
+  def metrics(self, found: Evaluation) -> dict[str, float]:
+    """See `Searcher`."""
+    return {'loss': float(found.loss), 'accuracy': float(found.accuracy)}
+
+  def summary(self, means: Mapping[str, float], sums: Mapping[str, float]) -> dict[str, float]:
+    """See `Searcher`."""
+    del means
+    return {'images_per_second': sums['steps'] * self.settings.batch_size / sums['seconds']}

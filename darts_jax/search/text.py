@@ -1,0 +1,241 @@
+"""Searches for recurrent cells: text on the devices, its sequences, the loss of the supernet on them."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from darts_jax.data import windows
+from darts_jax.data.text import Corpus, columns
+from darts_jax.nets.recurrent import (
+  LanguageModel,
+  Masks,
+  Sequences,
+  init_language_model,
+  initial_hidden,
+  read_text,
+)
+from darts_jax.runtime.mesh import replicated
+from darts_jax.runtime.packed import Packed
+from darts_jax.search.searcher import FIRST_PURPOSE, Searcher
+from darts_jax.search.settings import RecurrentSearch
+from darts_jax.search.state import Halves, SearchState
+from darts_jax.search.step import Optimizers, Seen
+from darts_jax.search.strategy import Alphas, Strategy
+
+Array = jax.Array
+PyTree = Any
+
+# What the random key of a step is folded with for each purpose.
+_MASKS_TRAIN, _MASKS_VALID = range(FIRST_PURPOSE, FIRST_PURPOSE + 2)
+
+
+class Text(NamedTuple):
+  """A text in columns, and how it is divided into sequences.
+
+  Attributes:
+    rows: `[N, B]` int32 token ids; time goes down.
+    starts: `[S]` int32 first row of every sequence.
+    lengths: `[S]` int32 rows of every sequence; the tokens to predict are one row later.
+  """
+
+  rows: Any
+  starts: Any
+  lengths: Any
+
+  def cut(self, number: Array, capacity: int) -> Sequences:
+    """One sequence, padded to so many rows."""
+    start = self.starts[number]
+    # A last row that nothing follows is read again and again, where a sequence ends before.
+    chosen = jnp.minimum(start + jnp.arange(capacity + 1), len(self.rows) - 1)
+    found = self.rows[chosen]
+    return Sequences(found[:-1], found[1:], self.lengths[number])
+
+
+class TextBatch(NamedTuple):
+  """What a step reads of one half.
+
+  Attributes:
+    sequences: the text.
+    hidden: `[B, H]` before it.
+    masks: of dropout.
+  """
+
+  sequences: Sequences
+  hidden: Any
+  masks: Masks
+
+
+class Perplexity(NamedTuple):
+  """`[]` mean negative log-likelihood in nats per token; the perplexity is its exponential."""
+
+  loss: Array
+
+
+def place(corpus: Corpus, settings: RecurrentSearch, mesh: Mesh) -> Halves:
+  """Both texts in columns, on every device of the mesh.
+
+  Raises:
+    ValueError: a text is too short for the batch.
+  """
+  train, valid = (_columns(corpus, part, settings.batch_size) for part in Halves._fields)
+  plans = draw_windows(settings, len(train)), windows.consecutive(len(valid), settings.bptt)
+  texts = [Text(rows, plan.starts, plan.lengths) for rows, plan in zip((train, valid), plans, strict=True)]
+  return jax.device_put(Halves(*texts), replicated(mesh))
+
+
+def draw_windows(settings: RecurrentSearch, num_rows: int) -> windows.Windows:
+  """The sequences of a whole search."""
+  return windows.draw(
+    settings.seed, num_rows, settings.epochs, bptt=settings.bptt, short_fraction=settings.short_fraction
+  )
+
+
+def _columns(corpus: Corpus, part: str, batch_size: int) -> np.ndarray:
+  tokens = getattr(corpus, part)
+  if len(tokens) < 3 * batch_size:
+    raise ValueError(
+      f'config.batch_size: {batch_size} is too large for the {part} text of {corpus.name}, which has {len(tokens)}'
+      f' tokens; at most {len(tokens) // 3} columns have three tokens each'
+    )
+  return columns(tokens, batch_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextLoss:
+  """Negative log-likelihood per token of a supernet in training mode (see `darts_jax.search.step.Objective`).
+
+  In bfloat16 products are of arguments that are rounded to that.
+
+  Attributes:
+    net: the supernet.
+    temporal_activation: weight of temporal activation regularisation, which only the update of the weights has.
+    remat: see `read_text`.
+  """
+
+  net: LanguageModel
+  temporal_activation: float
+  remat: bool
+
+  def __call__(
+    self, weights: PyTree, statistics: Packed, mixing: Alphas, batch: TextBatch, precision: str, updating: Array
+  ) -> tuple[Array, Seen]:
+    """See `Objective`."""
+    net = self.net.clone(precision=precision)
+    variables = {'params': weights, 'batch_stats': statistics.tree}
+    found = read_text(
+      net,
+      variables,
+      batch.sequences,
+      batch.hidden,
+      mixing['recurrent'],
+      batch.masks,
+      train=True,
+      remat=self.remat,
+    )
+    loss = found.loss + jnp.where(updating, self.temporal_activation, 0) * found.temporal
+    after = Packed.pack(found.statistics).vector
+    return loss, Seen(found.loss, {}, after, lax.stop_gradient(found.hidden))
+
+
+class TextSearcher(Searcher[RecurrentSearch, Halves]):
+  """See `Searcher`; its data are a `Text` for either half.
+
+  Attributes:
+    net: the supernet.
+    capacity: rows that sequences are padded to.
+  """
+
+  def __init__(self, settings: RecurrentSearch, strategy: Strategy, corpus: Corpus, mesh: Mesh) -> None:
+    """Builds the functions; compiles nothing.
+
+    Args:
+      settings: of the search.
+      strategy: of the search; its spec `recurrent` is that of the supernet.
+      corpus: for the size of its vocabulary and its texts.
+      mesh: devices with an axis `data`.
+    """
+    plan = draw_windows(settings, len(corpus.train) // settings.batch_size)
+    super().__init__(settings, strategy, mesh, plan.epoch_ends)
+    network = settings.network
+    self.net = LanguageModel(strategy.specs['recurrent'], len(corpus.vocabulary), network.width, norm=True)
+    self.objective = TextLoss(self.net, settings.temporal_activation, settings.remat)
+    self.capacity = plan.capacity
+    # Stacked, time and batch are the second and third axis.
+    rows, states = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((None, None, 'data'), (None, 'data')))
+    same = replicated(mesh)
+    self.batch_sharding = TextBatch(Sequences(rows, rows, same), states, Masks(same, *[states] * 4))
+
+  def variables(self, key: Array, mixing: Alphas) -> PyTree:
+    """See `Searcher`."""
+    return init_language_model(self.net, key, mixing['recurrent'])
+
+  def carried(self) -> Halves:
+    """Hidden states of zeros."""
+    return Halves(*[initial_hidden(self.settings.batch_size, self.net.width)] * 2)
+
+  def batches(self, state: SearchState, data: Halves) -> Halves:
+    """The batches of a step: the next sequence of either text; α's begins again when it is at its end."""
+    numbers = state.step, state.step % len(data.valid.starts)
+    step_key = jax.random.fold_in(state.key, state.step)
+    dropout = self.settings.network.dropout
+    rates = dropout.words, dropout.embedded, dropout.x, dropout.h, dropout.output
+    parts = []
+    purposes = _MASKS_TRAIN, _MASKS_VALID
+    for text, number, hidden, purpose in zip(data, numbers, state.carried, purposes, strict=True):
+      hidden = jnp.where(text.starts[number] == 0, 0, hidden)
+      key = jax.random.fold_in(step_key, purpose)
+      masks = Masks.draw(key, rates, self.settings.batch_size, self.net.width, self.net.vocab_size)
+      parts.append(TextBatch(text.cut(number, self.capacity), hidden, masks))
+    return Halves(*parts)
+
+  def step_metrics(self, state: SearchState, data: Halves) -> dict[str, Array]:
+    """See `Searcher`."""
+    return {'sequence_length': jnp.float32(data.train.lengths[state.step])}
+
+  def optimizers(self, state: SearchState, data: Halves) -> Optimizers:
+    """The learning rate of a sequence is proportional to its length."""
+    return self._optimizers.scaled(data.train.lengths[state.step] / jnp.float32(self.settings.bptt))
+
+  def measure(self, state: SearchState, mixing: Alphas, data: Halves) -> Perplexity:
+    """On the whole validation text, without dropout; tokens that fill no column are left out.
+
+    BN uses the statistics of its columns, as in a step. With running ones it would be a fixed map of the hidden state,
+    and what that lets grow from one time step to the next nothing would stop.
+    """
+    net = self.net.clone(precision=self.settings.precision)
+    variables = {'params': state.weights.tree, 'batch_stats': state.statistics.tree}
+    text = data.valid
+    capacity = min(self.settings.bptt, len(text.rows) - 1)
+
+    def read(hidden: Array, number: Array) -> tuple[Array, tuple[Array, Array]]:
+      found = read_text(net, variables, text.cut(number, capacity), hidden, mixing['recurrent'], train=True)
+      return found.hidden, (found.loss * text.lengths[number], text.lengths[number])
+
+    hidden = initial_hidden(text.rows.shape[1], net.width)
+    _, (losses, lengths) = lax.scan(read, hidden, jnp.arange(len(text.starts)))
+    return Perplexity(jnp.sum(losses) / jnp.sum(lengths))
+
+  def metrics(self, found: Perplexity) -> dict[str, float]:
+    """See `Searcher`."""
+    loss = float(found.loss)
+    return {'loss': loss, 'perplexity': perplexity(loss)}
+
+  def summary(self, means: Mapping[str, float], sums: Mapping[str, float]) -> dict[str, float]:
+    """See `Searcher`."""
+    tokens = sums['sequence_length'] * self.settings.batch_size
+    return {'train_perplexity': perplexity(means['train_loss']), 'tokens_per_second': tokens / sums['seconds']}
+
+
+def perplexity(loss: float) -> float:
+  """The exponential of a mean negative log-likelihood in nats; infinite beyond the range of floats."""
+  try:
+    return math.exp(loss)
+  except OverflowError:
+    return math.inf

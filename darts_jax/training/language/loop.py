@@ -1,0 +1,261 @@
+"""A whole training of a language model: from a config and a genotype to a perplexity, resumable at every moment."""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from darts_jax import genotype as genotypes
+from darts_jax import report
+from darts_jax.genotype import RecurrentGenotype
+from darts_jax.optimizers import stagnates
+from darts_jax.runtime import metrics
+from darts_jax.runtime.checkpoint import Checkpoints
+from darts_jax.runtime.compilation import enable_cache
+from darts_jax.runtime.interrupts import InterruptGuard
+from darts_jax.runtime.loop import Loop, Plan, Sums
+from darts_jax.runtime.mesh import check_batch, make_mesh, replicated
+from darts_jax.runtime.workdir import claim, named_errors
+from darts_jax.settings import build
+from darts_jax.training.language import model as models
+from darts_jax.training.language.model import RecurrentModel
+from darts_jax.training.language.restore import BEST
+from darts_jax.training.language.settings import LanguageTraining
+from darts_jax.training.language.texts import Text, Texts, divide, mean_loss
+from darts_jax.training.language.trainer import LanguageState, LanguageTrainer
+from darts_jax.training.model import WEIGHTS
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageResult:
+  """What a training came to, with the weights of the best epoch by validation.
+
+  Attributes:
+    test_perplexity: of the test text after the last epoch; NaN before, or if it is not to be read.
+    test_loss: its logarithm, in nats per token.
+    valid_perplexity: of the validation text; NaN before the first epoch has ended.
+    valid_loss: likewise.
+    num_weights: in the network.
+    finished: whether all epochs were done; not so after an interruption.
+    interrupted: whether a signal asked for an end, which ends a sequence of trainings even if this one is finished.
+    report: path of the report page.
+  """
+
+  test_perplexity: float
+  test_loss: float
+  valid_perplexity: float
+  valid_loss: float
+  num_weights: int
+  finished: bool
+  interrupted: bool
+  report: pathlib.Path
+
+
+def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: RecurrentGenotype) -> LanguageResult:
+  """Trains the language model of an architecture from scratch, or goes on with the training that `workdir` holds.
+
+  Args:
+    config: fields of `darts_jax.training.language.LanguageTraining`, as nested mappings or `ConfigDict`.
+    workdir: gets `config.json`, `genotype.json`, `model.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`,
+      `best/` and `report.html`. A training that was stopped resumes to the same result, bit for bit.
+    genotype: the architecture.
+
+  Raises:
+    ValueError: a setting, the text or the directory is unfit; nothing has been written then.
+    Diverged: a loss or gradient was not finite, before there were weights to go back to or once too often.
+  """
+  settings = build(LanguageTraining, config)
+  workdir = pathlib.Path(workdir).expanduser()
+  mesh, texts = _open(settings)
+  model = RecurrentModel(genotype, settings.network.width, texts.corpus.vocabulary)
+  if (workdir / WEIGHTS).exists():
+    raise ValueError(f'--workdir: {workdir} holds the weights of another network; choose another')
+  what = {'genotype': genotypes.to_dict(genotype), 'dataset': texts.corpus.fingerprint}
+  claim(workdir, {**dataclasses.asdict(settings), **what}, 'training')
+  with named_errors(workdir):
+    models.write(model, workdir)
+  enable_cache()
+  with InterruptGuard() as guard:
+    loop = _Loop(settings, workdir, model, texts, mesh, guard)
+    state, _, finished, requested = loop.run()
+  tested = next((line for line in metrics.read(workdir) if line['kind'] == 'test'), {})
+  best = float(jnp.min(state.valid_losses))
+  valid_loss = best if math.isfinite(best) else math.nan
+  return LanguageResult(
+    tested.get('perplexity', math.nan),
+    tested.get('loss', math.nan),
+    perplexity(valid_loss),
+    valid_loss,
+    model.num_weights,
+    finished,
+    requested is not None,
+    loop.report(),
+  )
+
+
+def check(settings: LanguageTraining) -> tuple[str, ...]:
+  """Raises the ValueError that `run` would, whatever the architecture, before anything is trained.
+
+  Returns:
+    Which parts of the text can be measured: `valid`, `test`.
+  """
+  return _open(settings)[1].parts
+
+
+def perplexity(loss: float) -> float:
+  """Of a loss in nats per token; infinite if it is too large for a float."""
+  try:
+    return math.exp(loss)
+  except OverflowError:
+    return math.inf
+
+
+def _open(settings: LanguageTraining) -> tuple[Mesh, Texts]:
+  mesh = make_mesh()
+  check_batch(settings.batch_size, mesh)
+  if settings.small_batch_size % mesh.size:
+    raise ValueError(
+      f'config.small_batch_size: {settings.small_batch_size} does not divide evenly over {mesh.size} devices'
+    )
+  return mesh, divide(settings.data.load(), settings)
+
+
+class _Loop(Loop[LanguageState]):
+  """The loop over the epochs of a training."""
+
+  def __init__(
+    self,
+    settings: LanguageTraining,
+    workdir: pathlib.Path,
+    model: RecurrentModel,
+    texts: Texts,
+    mesh: Mesh,
+    guard: InterruptGuard,
+  ) -> None:
+    ends = texts.windows['train'].epoch_ends
+    super().__init__(
+      workdir, Plan(f'train on {texts.corpus.name}', ends, settings.log_every, settings.checkpoint), guard
+    )
+    self._settings = settings
+    self._trainer = LanguageTrainer(settings, model, mesh)
+    self._model = model
+    self._texts = texts
+    self._mesh = mesh
+    # The run may have to be repeated from its latest checkpoint, and what was best then be needed once more.
+    self._best = Checkpoints(workdir / BEST, keep=settings.checkpoint.every + 1)
+    self._placed: dict[str, Text] = {}
+    self._run: Any = None
+    self._evaluations: dict[str, Any] = {}
+
+  def init(self) -> LanguageState:
+    return self._trainer.init(jax.random.key(self._settings.seed))
+
+  def template(self) -> LanguageState:
+    return self._trainer.template()
+
+  def opened(self, state: LanguageState, resume_step: int | None) -> None:
+    if resume_step is None:
+      self.note(0, 'network', f'{self._model.num_weights:,} parameters')
+
+  def prepare(self, state: LanguageState, step: int) -> None:
+    self._run = self.compile(step, 'training step', self._trainer.run, state, self._text('train'), jnp.int32(1))
+
+  def advance(self, state: LanguageState, num_steps: int) -> tuple[LanguageState, Mapping[str, Any]]:
+    found: tuple[LanguageState, Mapping[str, Any]] = self._run(state, self._text('train'), jnp.int32(num_steps))
+    return found
+
+  def evaluate(self, state: LanguageState, step: int) -> dict[str, float]:
+    loss = self._measure('valid', state, step)
+    return {
+      'valid_loss': loss,
+      'valid_perplexity': perplexity(loss),
+      'averaging': int(state.average.num_iterates > 0),
+    }
+
+  def summary(self, state: LanguageState, sums: Sums) -> dict[str, float | int]:
+    steps, seconds = sums.values['steps'], sums.values['seconds']
+    return {
+      'train_perplexity': perplexity(sums.values['train_loss'] / steps),
+      'tokens_per_second': sums.values['sequence_length'] * self._settings.batch_size / seconds,
+      **super().summary(state, sums),
+    }
+
+  def turn_epoch(self, state: LanguageState, evaluation: Mapping[str, float], step: int) -> LanguageState:
+    epoch = self.plan.epoch_ends.index(step)
+    loss = evaluation['valid_loss']
+    losses = np.array(state.valid_losses)
+    before = losses[:epoch]
+    if loss < before.min(initial=math.inf):
+      self._best.save(step, state, {})
+    losses[epoch] = loss
+    interval = self._settings.weights.nonmonotone_interval
+    begins = not state.averaging and stagnates(before.tolist(), loss, interval)
+    if begins:
+      self.note(step, 'averaging', f'step {step}: validation stagnates; from here on weights are averaged')
+    return self._place(state, valid_losses=losses, averaging=np.array(begins or bool(state.averaging)))
+
+  def recover(self, state: LanguageState, step: int) -> LanguageState | None:
+    rollbacks, limit = int(state.rollbacks), self._settings.max_rollbacks
+    best = self._best_of(state) if rollbacks < limit else None
+    if best is None:
+      return None
+    self.note(
+      step,
+      'rolled_back',
+      f'step {step}: a loss or gradient is not finite; back to the weights of step {int(best.step)}, the best so far'
+      f' ({rollbacks + 1} of {limit} times at most)',
+    )
+    # Steps are counted on, so that what is drawn now is not what led here.
+    return self._place(
+      state.replace(weights=best.weights, averaging=best.averaging, average=best.average),
+      hidden=np.zeros(state.hidden.shape, state.hidden.dtype),
+      rollbacks=np.array(rollbacks + 1, np.int32),
+    )
+
+  def finish(self, state: LanguageState) -> None:
+    # A run that was killed right after it had tested does not test again.
+    tested = any(line['kind'] == 'test' for line in metrics.read(self.workdir))
+    if 'test' in self._texts.parts and not tested:
+      best = self._best_of(state)
+      if best is None:
+        raise ValueError(f'--workdir: {self.workdir / BEST} has lost the checkpoint of the best weights')
+      loss = self._measure('test', best, self.total)
+      self.check_finite({'loss': loss}, self.total)
+      averaged = int(best.average.num_iterates > 0)
+      self.write('test', self.total, {'loss': loss, 'perplexity': perplexity(loss), 'averaged': averaged})
+
+  def report(self) -> pathlib.Path:
+    with named_errors(self.workdir):
+      return report.write(self.workdir)
+
+  def _best_of(self, state: LanguageState) -> LanguageState | None:
+    """The state of the epoch with the least validation loss; None if no epoch has ended or it is there no more."""
+    losses = np.asarray(state.valid_losses)
+    if not np.isfinite(losses).any():
+      return None
+    restored = self._best.restore(self.template(), at=self.plan.epoch_ends[int(np.argmin(losses))])
+    return None if restored is None else restored.state
+
+  def _measure(self, part: str, state: LanguageState, step: int) -> float:
+    """Nats per token, of the precision that the state remembers them with."""
+    text = self._text(part)
+    if part not in self._evaluations:
+      # Not compiled before it is needed, so that the first step is seen sooner.
+      name = {'valid': 'validation', 'test': 'test'}[part]
+      self._evaluations[part] = self.compile(step, name, self._trainer.losses, state, text)
+    losses = self._evaluations[part](state, text)
+    return float(np.float32(mean_loss(losses, self._texts.windows[part])))
+
+  def _text(self, part: str) -> Text:
+    if part not in self._placed:
+      self._placed[part] = self._texts.place(part, self._mesh)
+    return self._placed[part]
+
+  def _place(self, state: LanguageState, **changes: np.ndarray) -> LanguageState:
+    return state.replace(**jax.device_put(changes, replicated(self._mesh)))

@@ -1,0 +1,84 @@
+"""A trained language model, ready to be used."""
+
+import json
+import os
+import pathlib
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from darts_jax.nets.recurrent import initial_hidden
+from darts_jax.runtime.checkpoint import Checkpoints
+from darts_jax.runtime.mesh import make_mesh
+from darts_jax.runtime.precision import precisely
+from darts_jax.settings import build
+from darts_jax.training.language import model as models
+from darts_jax.training.language.model import RecurrentModel
+from darts_jax.training.language.settings import LanguageTraining
+from darts_jax.training.language.trainer import LanguageState, LanguageTrainer
+from darts_jax.training.restore import Trained
+
+Array = jax.Array
+
+#: Folder of the checkpoint with the best weights.
+BEST = 'best'
+
+
+def load(workdir: str | os.PathLike[str]) -> Trained:
+  """The language model of a training, with the best weights so far: those that it tests in the end.
+
+  Their `apply` is `(variables, tokens, hidden=None) → (log_probabilities, hidden)`: `[T, B]` int32 ids of words, see
+  `RecurrentModel.vocabulary`, and `[B, H]` the hidden state that the words before have led to, if there are any, to
+  `[T, B, V]` natural logarithms of the probabilities of the next word, and the hidden state after them.
+
+  Args:
+    workdir: of the training.
+
+  Raises:
+    ValueError: there is no language model, or no checkpoint of it that can be read.
+  """
+  folder = pathlib.Path(workdir).expanduser()
+  model = models.read(folder)
+  state = _best(folder, model)
+  return Trained(make_apply(model), {'params': state.evaluated.tree})
+
+
+def make_apply(model: RecurrentModel) -> Callable[..., Any]:
+  """The function of `Trained`."""
+  net = model.network()
+
+  @jax.jit
+  def read(variables: Any, tokens: Array, hidden: Array) -> Any:
+    # As in the evaluation of a training.
+    with precisely('float32'):
+      return net.apply(variables, tokens, hidden, train=False)
+
+  def apply(variables: Any, tokens: Any, hidden: Any = None) -> Any:
+    tokens = jnp.asarray(tokens)
+    return read(variables, tokens, initial_hidden(tokens.shape[1], net.width) if hidden is None else hidden)
+
+  return apply
+
+
+def _best(folder: pathlib.Path, model: RecurrentModel) -> LanguageState:
+  path = folder / 'config.json'
+  try:
+    config = json.loads(path.read_text())
+    for name in ('genotype', 'dataset'):
+      config.pop(name, None)
+    settings = build(LanguageTraining, config)
+  except OSError as error:
+    raise ValueError(f'{path}: cannot be read ({error.strerror}); {folder} holds no training') from error
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}') from error
+  trainer = LanguageTrainer(settings, model, make_mesh(1))
+  restored = Checkpoints(folder / BEST).restore(trainer.template())
+  if restored is None:
+    raise ValueError(f'{folder}: no checkpoint of the best weights yet; a training saves one after its first epoch')
+  for line in restored.damaged:
+    warnings.warn(f'{line}; the weights are those of step {restored.step}', stacklevel=4)
+  state: LanguageState = restored.state
+  return state

@@ -1,0 +1,121 @@
+"""The settings of a language model's training; defaults are the paper's PTB evaluation [DARTS §A.2]."""
+
+import dataclasses
+
+from darts_jax.data.settings import TextSource
+from darts_jax.runtime.loop import Checkpoint
+from darts_jax.settings import setting
+
+
+@dataclasses.dataclass(frozen=True)
+class Data(TextSource):
+  """Which text, see `TextSource`.
+
+  Attributes:
+    test: whether the test text is read, once, after the last epoch; not so while candidates are compared.
+  """
+
+  test: bool = setting(True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropout:
+  """Probabilities of dropout, with one mask for all time steps of a sequence.
+
+  Attributes:
+    words: of whole words of the embedding.
+    embedded: of embedded words.
+    x: of what the cell reads of them.
+    h: of the cell's states, in products.
+    output: of what the decoder reads.
+  """
+
+  words: float = setting(0.1, at_least=0, below=1)
+  embedded: float = setting(0.2, at_least=0, below=1)
+  x: float = setting(0.75, at_least=0, below=1)
+  h: float = setting(0.25, at_least=0, below=1)
+  output: float = setting(0.75, at_least=0, below=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """The language model around a genotype's cell; see `darts_jax.nets.recurrent.LanguageModel`.
+
+  Attributes:
+    width: of embedding and states.
+    dropout: see `Dropout`.
+  """
+
+  width: int = setting(850, at_least=1)
+  dropout: Dropout = setting(Dropout())
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+  """SGD of the weights, whose iterates are averaged in the end [Merity et al. 2017, arXiv 1708.01009, §4].
+
+  Attributes:
+    learning_rate: of a sequence of `bptt` time steps; that of others is scaled by their length.
+    weight_decay: L2, in the gradient.
+    clip_norm: of the gradient, over all weights.
+    nonmonotone_interval: averaging begins when a validation loss is worse than the best one that is more than so many
+      epochs old.
+  """
+
+  learning_rate: float = setting(20.0, above=0)
+  weight_decay: float = setting(8e-7, at_least=0)
+  clip_norm: float = setting(0.25, above=0)
+  nonmonotone_interval: int = setting(5, at_least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageTraining:
+  """A training of a language model.
+
+  Attributes:
+    space: of the architectures that are trained.
+    seed: of everything random: initial weights, lengths of sequences, dropout.
+    epochs: passes over the training text.
+    batch_size: columns that the training text is divided into, over all devices; what does not fill a column is not
+      read, here and below.
+    small_batch_size: if not 0, gradients are computed for so many columns at a time and averaged, which needs less
+      memory and gives the same.
+    valid_batch_size: columns of the validation text.
+    test_batch_size: columns of the test text.
+    bptt: usual length of a sequence, in time steps; the hidden state goes from one to the next, gradients do not.
+    short_fraction: the chance that it is half as long.
+    spread: standard deviation of the length around these; see `darts_jax.data.windows.draw`.
+    temporal_activation: weight of temporal activation regularisation in the loss.
+    max_rollbacks: how often a training that diverged goes back to its best weights before it ends.
+    log_every: steps from one logged line to the next.
+    precision: of what products of the network read; weights and states are float32 in either.
+    remat: whether gradients recompute the inside of pieces of a sequence instead of keeping it in memory.
+    data: see `Data`; and so on.
+  """
+
+  space: str = setting('recurrent', choices=('recurrent',))
+  seed: int = setting(0, at_least=0, at_most=2**32 - 1)
+  epochs: int = setting(1600, at_least=1)
+  batch_size: int = setting(64, at_least=1)
+  small_batch_size: int = setting(0, at_least=0)
+  valid_batch_size: int = setting(10, at_least=1)
+  test_batch_size: int = setting(1, at_least=1)
+  bptt: int = setting(35, at_least=2)
+  short_fraction: float = setting(0.05, at_least=0, at_most=1)
+  spread: float = setting(5.0, at_least=0)
+  temporal_activation: float = setting(1e-3, at_least=0)
+  max_rollbacks: int = setting(5, at_least=0)
+  log_every: int = setting(50, at_least=1)
+  precision: str = setting('float32', choices=('float32', 'bfloat16'))
+  remat: bool = setting(False)
+  data: Data = setting(Data())
+  network: Network = setting(Network())
+  weights: Weights = setting(Weights())
+  checkpoint: Checkpoint = setting(Checkpoint())
+
+  def __post_init__(self) -> None:
+    if self.small_batch_size and self.batch_size % self.small_batch_size:
+      raise ValueError(
+        f'config.small_batch_size: {self.small_batch_size} is not allowed; it has to divide config.batch_size, which'
+        f' is {self.batch_size}'
+      )

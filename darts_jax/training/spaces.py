@@ -1,0 +1,89 @@
+"""Either kind of training, by the kind of architecture: the convolutional space has images, the recurrent one text."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any, overload
+
+from darts_jax.genotype import AnyGenotype, Genotype, RecurrentGenotype
+from darts_jax.settings import build
+from darts_jax.training import language, loop, restore
+from darts_jax.training.language import LanguageResult, LanguageTraining
+from darts_jax.training.loop import Result
+from darts_jax.training.model import FILE, SPACE
+from darts_jax.training.restore import Trained
+from darts_jax.training.settings import Training
+
+_SETTINGS: Mapping[str, type[Training] | type[LanguageTraining]] = {
+  'convolutional': Training,
+  'recurrent': LanguageTraining,
+}
+
+
+def read(config: Mapping[str, Any]) -> Training | LanguageTraining:
+  """The settings of a config, of the space that `config.space` names; convolutional if it names none.
+
+  Raises:
+    ValueError: as `build`; or the space is unknown.
+  """
+  space = config.get('space', 'convolutional')
+  if space not in _SETTINGS:
+    raise ValueError(f'config.space: {space!r} is not known; allowed are {", ".join(_SETTINGS)}')
+  return build(_SETTINGS[space], config)
+
+
+def check_genotype(config: Mapping[str, Any], genotype: AnyGenotype, name: str = 'genotype') -> None:
+  """Raises a ValueError, which calls the architecture `name`, unless it is of the space that a config is for."""
+  wanted = read(config).space
+  space = 'recurrent' if isinstance(genotype, RecurrentGenotype) else 'convolutional'
+  if space != wanted:
+    raise ValueError(f'{name} is a {space} architecture; this config trains {wanted} ones (config.space={wanted!r})')
+
+
+@overload
+def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genotype) -> Result: ...
+
+
+@overload
+def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: RecurrentGenotype) -> LanguageResult: ...
+
+
+def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: AnyGenotype) -> Result | LanguageResult:
+  """Trains an architecture from scratch, or goes on with the training that `workdir` holds.
+
+  Args:
+    config: of the space of the architecture; see `darts_jax.training.loop.run` and
+      `darts_jax.training.language.loop.run`.
+    workdir: likewise.
+    genotype: the architecture.
+
+  Raises:
+    ValueError: a setting, the data, the architecture or the directory is unfit; nothing has been written then.
+    Diverged: a loss or gradient was not finite.
+  """
+  check_genotype(config, genotype)
+  if isinstance(genotype, Genotype):
+    return loop.run(config, workdir, genotype)
+  return language.run(config, workdir, genotype)
+
+
+def load(workdir: str | os.PathLike[str]) -> Trained:
+  """The network of a training, of images with its latest weights, of text with its best ones; or one written.
+
+  Args:
+    workdir: of the training, or what `write` was given.
+
+  Returns:
+    A function and its arguments; see `darts_jax.training.restore.Trained`, and `darts_jax.training.language.load` for
+    a language model.
+
+  Raises:
+    ValueError: there is no network, or no checkpoint of it that can be read.
+  """
+  try:
+    values = json.loads((pathlib.Path(workdir).expanduser() / FILE).read_text())
+  except (OSError, ValueError):
+    values = {}  # What is wrong is for those to say who need it.
+  is_text = isinstance(values, Mapping) and values.get(SPACE) == 'recurrent'
+  return language.load(workdir) if is_text else restore.load(workdir)
