@@ -29,13 +29,14 @@ import numpy as np
 import optax
 
 from darts_jax.data.batches import Examples
+from darts_jax.data.sequences import Sequences
 from darts_jax.derive import derive_genotype
 from darts_jax.genotype import Genotype, RecurrentGenotype, from_dict, recurrent_search_space, search_space, to_dict
 from darts_jax.hypergradient import Estimator, exact, finite_difference, first_order
 from darts_jax.interop.reference import convert_language_model, convert_network, convert_supernet, infer_network
 from darts_jax.laboratory.bench import Bench, Frozen, to_host
 from darts_jax.nets.conv import Supernet
-from darts_jax.nets.recurrent import LanguageModel, Masks, Sequences
+from darts_jax.nets.recurrent import LanguageModel, Masks
 from darts_jax.relaxation import softmax
 from darts_jax.runtime.packed import Packed
 from darts_jax.search.darts import Darts

@@ -23,7 +23,6 @@ from ml_collections import config_flags
 
 from benchmarks.search_step import open_search
 from darts_jax.nets.layers import BN_EPSILON
-from darts_jax.nets.recurrent import Masks, Sequences
 from darts_jax.relaxation import softmax
 from darts_jax.runtime.compilation import compiler_options
 from darts_jax.search.settings import RecurrentSearch, read

@@ -161,7 +161,7 @@ def count_operations(searcher: Searcher[Any, Any], state: SearchState, data: Any
   times = 1
   if isinstance(searcher, text.TextSearcher):
     # What is done in a loop is counted once.
-    times = searcher.capacity
+    times = data.train.capacity
     one = jax.tree.map(lambda x: x[:1] if x.ndim else jnp.int32(1), batch.sequences)
     batch = batch._replace(sequences=one)
 

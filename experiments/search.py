@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from darts_jax import genotype, search
-from darts_jax.search.text import perplexity
+from darts_jax.data.sequences import perplexity
 from experiments.entry import launch
 
 

@@ -38,6 +38,16 @@ def x64() -> Iterator[None]:
     yield
 
 
+@pytest.fixture(scope='module')
+def quick_compilation() -> Iterator[None]:
+  """Leaves out most of LLVM's optimisations, for modules that compile large programs to run them a few times."""
+  import jax
+
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
 _VOID = {'meta', 'br', 'img', 'hr', 'link', 'input'}
 
 

@@ -5,8 +5,9 @@ hidden state that the next time step reads. A sequence is padded to a length tha
 length is an argument, so that sequences of any length are one program.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -16,9 +17,11 @@ import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from darts_jax.data.sequences import Sequences
 from darts_jax.genotype import CellSpec, Edge
 from darts_jax.nets.layers import BN_EPSILON, pointwise, running_average
 from darts_jax.nets.materialise import materialise
+from darts_jax.settings import setting
 
 Array = jax.Array
 PyTree = Any
@@ -41,15 +44,31 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
 }
 
 
-class Masks(NamedTuple):
-  """Dropout masks of a sequence, the same at every time step; entries are 0, or 1 divided by the chance of that.
+@dataclasses.dataclass(frozen=True)
+class Dropout:
+  """Probabilities of dropout, with one mask for all time steps of a sequence; defaults are the paper's search.
 
   Attributes:
-    words: `[V]` whole words of the embedding.
-    embedded: `[B, H]` embedded words.
-    x: `[B, H]` what the cell reads of them, in products.
-    h: `[B, H]` the states of the cell, in products.
-    output: `[B, H]` what the decoder reads.
+    words: of whole words of the embedding.
+    embedded: of embedded words.
+    x: of what the cell reads of them, in products.
+    h: of the cell's states, in products.
+    output: of what the decoder reads.
+  """
+
+  words: float = setting(0.0, at_least=0, below=1)
+  embedded: float = setting(0.2, at_least=0, below=1)
+  x: float = setting(0.75, at_least=0, below=1)
+  h: float = setting(0.25, at_least=0, below=1)
+  output: float = setting(0.75, at_least=0, below=1)
+
+
+class Masks(NamedTuple):
+  """Dropout masks of a sequence, see `Dropout`; entries are 0, or 1 divided by the chance of not being 0.
+
+  Attributes:
+    words: `[V]`.
+    embedded: `[B, H]`, as are those that follow.
   """
 
   words: Any
@@ -59,28 +78,15 @@ class Masks(NamedTuple):
   output: Any
 
   @classmethod
-  def draw(cls, key: Array, rates: Sequence[float], batch_size: int, width: int, vocab_size: int) -> 'Masks':
-    """Masks whose entries are 0 with probability `rates`, one a field; the key is consumed."""
+  def draw(cls, key: Array, dropout: Dropout, batch_size: int, width: int, vocab_size: int) -> 'Masks':
+    """Masks of a sequence; the key is consumed."""
+    rates = dataclasses.astuple(dropout)
     shapes = [(vocab_size,), *[(batch_size, width)] * 4]
     masks = []
     for one, rate, shape in zip(jax.random.split(key, len(shapes)), rates, shapes, strict=True):
       keep = 1 - rate
       masks.append(jax.random.bernoulli(one, keep, shape) / jnp.float32(keep) if rate else jnp.ones(shape))
     return cls(*masks)
-
-
-class Sequences(NamedTuple):
-  """A batch of text.
-
-  Attributes:
-    tokens: `[T, B]` int32.
-    targets: `[T, B]` int32, the tokens that follow.
-    length: `[]` int32; time steps from it on are padding.
-  """
-
-  tokens: Any
-  targets: Any
-  length: Any
 
 
 class Read(NamedTuple):

@@ -82,8 +82,9 @@ def learning_curves(run: Run) -> str:
   charts = list(curves.learning(run))
   if not charts:
     return html.section(title, html.absent('No loss has been recorded yet.', run.problems.get('metrics.jsonl')))
+  how = 'without dropout' if run.is_recurrent else 'in evaluation mode'
   lead = (
-    'Strong lines: whole epochs, validation in evaluation mode. Pale lines: single batches.'
+    f'Strong lines: whole epochs, validation {how}. Pale lines: single batches.'
     if run.epochs
     else 'Single batches; the first epoch has not ended.'
   )

@@ -7,6 +7,7 @@ from typing import Any
 from darts_jax.data.settings import Augment, Source, TextSource
 from darts_jax.genotype import ACTIVATIONS, CANDIDATES, recurrent_search_space, search_space
 from darts_jax.hypergradient import ESTIMATORS, Estimator, fields_of
+from darts_jax.nets.recurrent import Dropout
 from darts_jax.runtime.loop import Checkpoint
 from darts_jax.settings import build, setting
 
@@ -166,25 +167,6 @@ class Search(Settings):
 
 
 @dataclasses.dataclass(frozen=True)
-class Dropout:
-  """Probabilities of dropout, with one mask for all time steps of a sequence.
-
-  Attributes:
-    words: of whole words of the embedding.
-    embedded: of embedded words.
-    x: of what the cell reads of them.
-    h: of the cell's states, in products.
-    output: of what the decoder reads.
-  """
-
-  words: float = setting(0.0, at_least=0, below=1)
-  embedded: float = setting(0.2, at_least=0, below=1)
-  x: float = setting(0.75, at_least=0, below=1)
-  h: float = setting(0.25, at_least=0, below=1)
-  output: float = setting(0.75, at_least=0, below=1)
-
-
-@dataclasses.dataclass(frozen=True)
 class RecurrentNetwork:
   """The recurrent supernet.
 
@@ -192,7 +174,7 @@ class RecurrentNetwork:
     width: of the embedding and of every state.
     nodes: intermediate nodes of the cell.
     operations: candidate activations, the columns of α.
-    dropout: see `Dropout`.
+    dropout: see `darts_jax.nets.recurrent.Dropout`.
   """
 
   width: int = setting(300, at_least=1)

@@ -1,28 +1,21 @@
 """Searches for recurrent cells: text on the devices, its sequences, the loss of the supernet on them."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from darts_jax.data import windows
-from darts_jax.data.text import Corpus, columns
-from darts_jax.nets.recurrent import (
-  LanguageModel,
-  Masks,
-  Sequences,
-  init_language_model,
-  initial_hidden,
-  read_text,
-)
+from darts_jax.data.sequences import Sequences, Text, divide, perplexity
+from darts_jax.data.text import Corpus
+from darts_jax.nets.recurrent import LanguageModel, Masks, init_language_model, initial_hidden, read_text
 from darts_jax.runtime.mesh import replicated
 from darts_jax.runtime.packed import Packed
+from darts_jax.runtime.precision import precisely
 from darts_jax.search.searcher import FIRST_PURPOSE, Searcher
 from darts_jax.search.settings import RecurrentSearch
 from darts_jax.search.state import Halves, SearchState
@@ -34,28 +27,8 @@ PyTree = Any
 
 # What the random key of a step is folded with for each purpose.
 _MASKS_TRAIN, _MASKS_VALID = range(FIRST_PURPOSE, FIRST_PURPOSE + 2)
-
-
-class Text(NamedTuple):
-  """A text in columns, and how it is divided into sequences.
-
-  Attributes:
-    rows: `[N, B]` int32 token ids; time goes down.
-    starts: `[S]` int32 first row of every sequence.
-    lengths: `[S]` int32 rows of every sequence; the tokens to predict are one row later.
-  """
-
-  rows: Any
-  starts: Any
-  lengths: Any
-
-  def cut(self, number: Array, capacity: int) -> Sequences:
-    """One sequence, padded to so many rows."""
-    start = self.starts[number]
-    # A last row that nothing follows is read again and again, where a sequence ends before.
-    chosen = jnp.minimum(start + jnp.arange(capacity + 1), len(self.rows) - 1)
-    found = self.rows[chosen]
-    return Sequences(found[:-1], found[1:], self.lengths[number])
+# A window has two rows and the targets of the second.
+_LEAST_ROWS = 3
 
 
 class TextBatch(NamedTuple):
@@ -79,15 +52,18 @@ class Perplexity(NamedTuple):
 
 
 def place(corpus: Corpus, settings: RecurrentSearch, mesh: Mesh) -> Halves:
-  """Both texts in columns, on every device of the mesh.
+  """Both texts, a `Text` each; their columns are shared out among the devices of the mesh.
 
   Raises:
     ValueError: a text is too short for the batch.
   """
-  train, valid = (_columns(corpus, part, settings.batch_size) for part in Halves._fields)
-  plans = draw_windows(settings, len(train)), windows.consecutive(len(valid), settings.bptt)
-  texts = [Text(rows, plan.starts, plan.lengths) for rows, plan in zip((train, valid), plans, strict=True)]
-  return jax.device_put(Halves(*texts), replicated(mesh))
+  size = settings.batch_size
+  train, valid = (divide(corpus, part, 'batch_size', size, _LEAST_ROWS) for part in Halves._fields)
+  # Both are padded alike, so that one program reads either.
+  plan = draw_windows(settings, len(train))
+  others = dataclasses.replace(windows.consecutive(len(valid), plan.capacity), capacity=plan.capacity)
+  shared, same = NamedSharding(mesh, PartitionSpec(None, 'data')), replicated(mesh)
+  return Halves(Text.place(train, plan, shared, same), Text.place(valid, others, shared, same))
 
 
 def draw_windows(settings: RecurrentSearch, num_rows: int) -> windows.Windows:
@@ -95,16 +71,6 @@ def draw_windows(settings: RecurrentSearch, num_rows: int) -> windows.Windows:
   return windows.draw(
     settings.seed, num_rows, settings.epochs, bptt=settings.bptt, short_fraction=settings.short_fraction
   )
-
-
-def _columns(corpus: Corpus, part: str, batch_size: int) -> np.ndarray:
-  tokens = getattr(corpus, part)
-  if len(tokens) < 3 * batch_size:
-    raise ValueError(
-      f'config.batch_size: {batch_size} is too large for the {part} text of {corpus.name}, which has {len(tokens)}'
-      f' tokens; at most {len(tokens) // 3} columns have three tokens each'
-    )
-  return columns(tokens, batch_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +115,6 @@ class TextSearcher(Searcher[RecurrentSearch, Halves]):
 
   Attributes:
     net: the supernet.
-    capacity: rows that sequences are padded to.
   """
 
   def __init__(self, settings: RecurrentSearch, strategy: Strategy, corpus: Corpus, mesh: Mesh) -> None:
@@ -166,7 +131,6 @@ class TextSearcher(Searcher[RecurrentSearch, Halves]):
     network = settings.network
     self.net = LanguageModel(strategy.specs['recurrent'], len(corpus.vocabulary), network.width, norm=True)
     self.objective = TextLoss(self.net, settings.temporal_activation, settings.remat)
-    self.capacity = plan.capacity
     # Stacked, time and batch are the second and third axis.
     rows, states = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((None, None, 'data'), (None, 'data')))
     same = replicated(mesh)
@@ -185,14 +149,14 @@ class TextSearcher(Searcher[RecurrentSearch, Halves]):
     numbers = state.step, state.step % len(data.valid.starts)
     step_key = jax.random.fold_in(state.key, state.step)
     dropout = self.settings.network.dropout
-    rates = dropout.words, dropout.embedded, dropout.x, dropout.h, dropout.output
     parts = []
     purposes = _MASKS_TRAIN, _MASKS_VALID
     for text, number, hidden, purpose in zip(data, numbers, state.carried, purposes, strict=True):
-      hidden = jnp.where(text.starts[number] == 0, 0, hidden)
+      start, batch = text.window(number)
+      hidden = jnp.where(start == 0, 0, hidden)
       key = jax.random.fold_in(step_key, purpose)
-      masks = Masks.draw(key, rates, self.settings.batch_size, self.net.width, self.net.vocab_size)
-      parts.append(TextBatch(text.cut(number, self.capacity), hidden, masks))
+      masks = Masks.draw(key, dropout, self.settings.batch_size, self.net.width, self.net.vocab_size)
+      parts.append(TextBatch(batch, hidden, masks))
     return Halves(*parts)
 
   def step_metrics(self, state: SearchState, data: Halves) -> dict[str, Array]:
@@ -212,14 +176,15 @@ class TextSearcher(Searcher[RecurrentSearch, Halves]):
     net = self.net.clone(precision=self.settings.precision)
     variables = {'params': state.weights.tree, 'batch_stats': state.statistics.tree}
     text = data.valid
-    capacity = min(self.settings.bptt, len(text.rows) - 1)
 
     def read(hidden: Array, number: Array) -> tuple[Array, tuple[Array, Array]]:
-      found = read_text(net, variables, text.cut(number, capacity), hidden, mixing['recurrent'], train=True)
+      _, batch = text.window(number)
+      found = read_text(net, variables, batch, hidden, mixing['recurrent'], train=True)
       return found.hidden, (found.loss * text.lengths[number], text.lengths[number])
 
-    hidden = initial_hidden(text.rows.shape[1], net.width)
-    _, (losses, lengths) = lax.scan(read, hidden, jnp.arange(len(text.starts)))
+    hidden = initial_hidden(text.columns.shape[1], net.width)
+    with precisely(self.settings.precision):
+      _, (losses, lengths) = lax.scan(read, hidden, jnp.arange(len(text.starts)))
     return Perplexity(jnp.sum(losses) / jnp.sum(lengths))
 
   def metrics(self, found: Perplexity) -> dict[str, float]:
@@ -231,11 +196,3 @@ class TextSearcher(Searcher[RecurrentSearch, Halves]):
     """See `Searcher`."""
     tokens = sums['sequence_length'] * self.settings.batch_size
     return {'train_perplexity': perplexity(means['train_loss']), 'tokens_per_second': tokens / sums['seconds']}
-
-
-def perplexity(loss: float) -> float:
-  """The exponential of a mean negative log-likelihood in nats; infinite beyond the range of floats."""
-  try:
-    return math.exp(loss)
-  except OverflowError:
-    return math.inf

@@ -1,7 +1,9 @@
 """The published PyTorch code and this one compute the same; and the command that says so can say otherwise."""
 
+import functools
 import json
 import pathlib
+import types
 
 import jax
 import numpy as np
@@ -12,6 +14,14 @@ from benchmarks import parity
 GOLDENS = pathlib.Path(__file__).parents[1] / 'goldens'
 SEARCH = GOLDENS / 'cnn_search_tiny.npz'
 GENOTYPES = GOLDENS / 'cnn_genotype_parse.json'
+RECURRENT_SEARCH = GOLDENS / 'rnn_search_tiny.npz'
+RECURRENT_NETWORK = GOLDENS / 'rnn_eval_darts_v2.npz'
+RECURRENT_GENOTYPES = GOLDENS / 'rnn_genotype_parse.json'
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quickly_compiled(quick_compilation):
+  """These programs are large and run a few times."""
 
 
 @pytest.fixture(autouse=True)
@@ -26,8 +36,8 @@ def check(results):
   return [name for name, _, _ in results]
 
 
-def load():
-  with np.load(SEARCH) as archive:
+def load(path=SEARCH):
+  with np.load(path) as archive:
     return {name: archive[name] for name in archive.files}
 
 
@@ -52,6 +62,110 @@ def test_reference_networks_are_reproduced(name):
   with np.load(GOLDENS / f'{name}.npz') as archive:
     results = [key for key in archive.files if key.startswith('logits')]
   assert sorted(names) == sorted([*results, 'param_count', 'param_count_no_aux'])
+
+
+# Cells of eight nodes, each program of which runs once, had better be compiled quickly.
+QUICKLY = {'xla_backend_optimization_level': '0', 'xla_cpu_use_fusion_emitters': False}
+
+
+@pytest.fixture
+def quickly(monkeypatch):
+  compiled = types.SimpleNamespace(**vars(jax) | {'jit': functools.partial(jax.jit, compiler_options=QUICKLY)})
+  monkeypatch.setattr(parity, 'jax', compiled)
+
+
+@pytest.fixture(scope='module')
+def recurrent_step():
+  """The whole steps of the reference's batches, by their estimator."""
+  steps = {}
+
+  def step(file, estimator):
+    if estimator.name not in steps:
+      steps[estimator.name] = original(file, estimator)
+    return steps[estimator.name]
+
+  original = parity.RecurrentFile.step
+  return step
+
+
+def results(values, *inputs):
+  """What is in a file besides weights, what is given, and what is said about it."""
+  return {name for name in values if not name.startswith('w/')} - {*inputs, 'meta'}
+
+
+@pytest.mark.usefixtures('quickly')
+def test_recurrent_reference_results_are_reproduced(monkeypatch, recurrent_step):
+  monkeypatch.setattr(parity.RecurrentFile, 'step', recurrent_step)
+  names = check(parity.compare(RECURRENT_SEARCH))
+  inputs = (f'{name}_{half}' for name in 'xyh' for half in ('train', 'valid'))
+  assert set(names) == results(load(RECURRENT_SEARCH), 'alphas', *inputs) == set(parity.RECURRENT_RESULTS)
+  assert len(names) == len(set(names))
+
+
+@pytest.mark.usefixtures('quickly')
+def test_recurrent_reference_network_is_reproduced():
+  names = check(parity.compare(RECURRENT_NETWORK))
+  assert set(names) == results(load(RECURRENT_NETWORK), 'x', 'h')
+
+
+@pytest.mark.usefixtures('quickly')
+def test_every_recurrent_result_that_differs_is_noticed(tmp_path, capsys, monkeypatch, recurrent_step):
+  # What is computed stays as it is, as results are no part of it.
+  monkeypatch.setattr(parity.RecurrentFile, 'step', recurrent_step)
+  values = load(RECURRENT_SEARCH)
+  for name in parity.RECURRENT_RESULTS:
+    if name != 'genotype':
+      # Everywhere else in the array it is the same.
+      values[name][(-1,) * values[name].ndim] += 1e-5 * np.abs(values[name]).max()
+  genotype = json.loads(str(values['genotype']))
+  genotype['recurrent'][3][1] = (genotype['recurrent'][3][1] + 1) % 4
+  path = tmp_path / 'wrong.npz'
+  np.savez(path, **values | {'genotype': json.dumps(genotype)})
+  assert parity.main([str(path)]) == 1
+  found = {line.split()[0]: float(line.split()[1]) for line in capsys.readouterr().out.splitlines()}
+  assert found.pop('genotype') == 1
+  assert found == pytest.approx(dict.fromkeys(set(parity.RECURRENT_RESULTS) - {'genotype'}, 1e-5), rel=1e-3)
+
+
+@pytest.mark.usefixtures('quickly')
+@pytest.mark.parametrize('name', ['w/rnns.0._Ws.7', 'w/rnns.0.bn.running_var', 'x_train', 'alphas'])
+def test_another_recurrent_network_computes_something_else(name):
+  values = load(RECURRENT_SEARCH)
+  # Of the eighth node, the last weight; a word; α of its last edge.
+  values[name][(-1,) * values[name].ndim] += 1 if name == 'x_train' else 1e-4
+  compared = parity.compare_recurrent_search(parity.RecurrentFile(values))
+  (trained, error, tolerance), (evaluated, other_error, _) = next(compared), next(compared)
+  assert (trained, evaluated) == ('log_prob_train', 'log_prob_eval')
+  assert max(error, other_error) > tolerance
+
+
+def test_recurrent_reference_genotypes_are_reproduced(tmp_path, capsys):
+  cases = json.loads(RECURRENT_GENOTYPES.read_text())
+  assert parity.main([str(RECURRENT_GENOTYPES)]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert lines == [f'genotype_{i} 0.000e+00' for i in range(len(cases))]
+  pair = cases[4]['genotype']['recurrent'][5]
+  pair[0] = 'tanh' if pair[0] != 'tanh' else 'relu'
+  path = tmp_path / 'wrong.json'
+  path.write_text(json.dumps(cases))
+  assert parity.main([str(path)]) == 1
+  assert [line.split()[1] for line in capsys.readouterr().out.splitlines()].count('1.000e+00') == 1
+
+
+@pytest.mark.usefixtures('quickly')
+@pytest.mark.parametrize('lost', ['w/rnns.0._Ws.3', 'w/decoder.bias', 'alphas', 'h_train', 'first_order', 'meta'])
+def test_a_recurrent_file_with_something_missing_is_refused(tmp_path, capsys, monkeypatch, lost):
+  # Without results there is nothing to compute.
+  monkeypatch.setattr(parity, 'relative_error', lambda ours, theirs: 0.0)
+  monkeypatch.setattr(parity.RecurrentFile, 'step', lambda *args: (None, parity.StepInfo({}, {'recurrent': None})))
+  values = load(RECURRENT_SEARCH)
+  del values[lost]
+  path = tmp_path / 'incomplete.npz'
+  np.savez(path, **values)
+  assert parity.main([str(path)]) == 2
+  error = capsys.readouterr().err
+  assert error.count('\n') == 1
+  assert lost.removeprefix('w/') in error
 
 
 def test_every_result_in_the_file_is_compared():

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from darts_jax import genotype as genotypes
 from darts_jax import report
+from darts_jax.data.sequences import Text, perplexity
 from darts_jax.genotype import RecurrentGenotype
 from darts_jax.optimizers import stagnates
 from darts_jax.runtime import metrics
@@ -27,7 +28,7 @@ from darts_jax.training.language import model as models
 from darts_jax.training.language.model import RecurrentModel
 from darts_jax.training.language.restore import BEST
 from darts_jax.training.language.settings import LanguageTraining
-from darts_jax.training.language.texts import Text, Texts, divide, mean_loss
+from darts_jax.training.language.texts import Texts, divide, mean_loss
 from darts_jax.training.language.trainer import LanguageState, LanguageTrainer
 from darts_jax.training.model import WEIGHTS
 
@@ -106,14 +107,6 @@ def check(settings: LanguageTraining) -> tuple[str, ...]:
     Which parts of the text can be measured: `valid`, `test`.
   """
   return _open(settings)[1].parts
-
-
-def perplexity(loss: float) -> float:
-  """Of a loss in nats per token; infinite if it is too large for a float."""
-  try:
-    return math.exp(loss)
-  except OverflowError:
-    return math.inf
 
 
 def _open(settings: LanguageTraining) -> tuple[Mesh, Texts]:

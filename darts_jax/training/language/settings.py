@@ -3,6 +3,7 @@
 import dataclasses
 
 from darts_jax.data.settings import TextSource
+from darts_jax.nets.recurrent import Dropout
 from darts_jax.runtime.loop import Checkpoint
 from darts_jax.settings import setting
 
@@ -19,35 +20,16 @@ class Data(TextSource):
 
 
 @dataclasses.dataclass(frozen=True)
-class Dropout:
-  """Probabilities of dropout, with one mask for all time steps of a sequence.
-
-  Attributes:
-    words: of whole words of the embedding.
-    embedded: of embedded words.
-    x: of what the cell reads of them.
-    h: of the cell's states, in products.
-    output: of what the decoder reads.
-  """
-
-  words: float = setting(0.1, at_least=0, below=1)
-  embedded: float = setting(0.2, at_least=0, below=1)
-  x: float = setting(0.75, at_least=0, below=1)
-  h: float = setting(0.25, at_least=0, below=1)
-  output: float = setting(0.75, at_least=0, below=1)
-
-
-@dataclasses.dataclass(frozen=True)
 class Network:
   """The language model around a genotype's cell; see `darts_jax.nets.recurrent.LanguageModel`.
 
   Attributes:
     width: of embedding and states.
-    dropout: see `Dropout`.
+    dropout: see `darts_jax.nets.recurrent.Dropout`.
   """
 
   width: int = setting(850, at_least=1)
-  dropout: Dropout = setting(Dropout())
+  dropout: Dropout = setting(Dropout(words=0.1))
 
 
 @dataclasses.dataclass(frozen=True)

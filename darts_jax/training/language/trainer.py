@@ -9,8 +9,9 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from darts_jax.data.sequences import Sequences, Text
 from darts_jax.hypergradient import global_norm
-from darts_jax.nets.recurrent import Masks, Read, Sequences, init_language_model, initial_hidden, read_text
+from darts_jax.nets.recurrent import Masks, Read, init_language_model, initial_hidden, read_text
 from darts_jax.optimizers import Average, clip_by_global_norm
 from darts_jax.runtime.compilation import compiler_options
 from darts_jax.runtime.mesh import replicated, template
@@ -19,7 +20,6 @@ from darts_jax.runtime.precision import precisely
 from darts_jax.runtime.steps import take_steps
 from darts_jax.training.language.model import RecurrentModel
 from darts_jax.training.language.settings import LanguageTraining
-from darts_jax.training.language.texts import Text
 
 Array = jax.Array
 
@@ -80,8 +80,6 @@ class LanguageTrainer:
     self.net = model.network(settings.precision)
     self._settings = settings
     self._mesh = mesh
-    dropout = settings.network.dropout
-    self._rates = Masks(**dataclasses.asdict(dropout))
     self._direction = optax.chain(
       clip_by_global_norm(settings.weights.clip_norm), optax.add_decayed_weights(settings.weights.weight_decay)
     )
@@ -126,7 +124,8 @@ class LanguageTrainer:
   def masks(self, state: LanguageState) -> Masks:
     """Dropout masks of the step that a state is about to take."""
     key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _DROPOUT)
-    return Masks.draw(key, self._rates, self._settings.batch_size, self.net.width, self.net.vocab_size)
+    settings = self._settings
+    return Masks.draw(key, settings.network.dropout, settings.batch_size, self.net.width, self.net.vocab_size)
 
   def step(self, state: LanguageState, text: Text) -> tuple[LanguageState, dict[str, Array]]:
     """One step of clipped SGD on the next window.
