@@ -1,0 +1,38 @@
+"""The plain recurrent step, which the benchmark holds the package's against, computes the same."""
+
+import re
+
+import pytest
+
+from benchmarks import plain_recurrent
+from configs import ptb
+from darts_jax.search.settings import RecurrentSearch
+from darts_jax.settings import build
+
+
+@pytest.fixture(autouse=True)
+def quickly_compiled(quick_compilation):
+  """Nothing is timed here."""
+
+
+@pytest.fixture
+def settings():
+  config = ptb.get_config()
+  config.update(batch_size=8, bptt=2, temporal_activation=0.0)
+  config.hypergradient.name = 'first_order'
+  config.network.update(width=3, nodes=2)
+  return build(RecurrentSearch, config)
+
+
+def test_both_steps_are_measured(settings, capsys):
+  plain_recurrent.run(settings, 1)
+  lines = capsys.readouterr().out.splitlines()
+  assert [line.split(' | ')[0] for line in lines[2:4]] == ['| package', '| plain']
+  assert re.fullmatch(r'package / plain: \d+\.\d\d', lines[4])
+
+
+def test_another_loss_is_noticed(settings, monkeypatch):
+  loss = plain_recurrent.plain_loss
+  monkeypatch.setattr(plain_recurrent, 'plain_loss', lambda *args: 1.001 * loss(*args))
+  with pytest.raises(AssertionError, match='Mismatch'):
+    plain_recurrent.run(settings, 1)
