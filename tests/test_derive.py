@@ -8,9 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from darts_jax.derive import derive_cell, derive_genotype
-from darts_jax.genotype import CellSpec, Edge, from_dict, search_space
+from darts_jax.genotype import CellSpec, Edge, RecurrentGenotype, from_dict, recurrent_search_space, search_space
 
-GOLDENS = json.loads((pathlib.Path(__file__).parent / 'goldens' / 'cnn_genotype_parse.json').read_text())
+FOLDER = pathlib.Path(__file__).parent / 'goldens'
+GOLDENS = json.loads((FOLDER / 'cnn_genotype_parse.json').read_text())
+RECURRENT_GOLDENS = json.loads((FOLDER / 'rnn_genotype_parse.json').read_text())
 SPEC = search_space()
 SMALL = search_space(('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3'), num_nodes=2)
 
@@ -25,6 +27,44 @@ def test_genotypes_that_the_published_code_derives(index):
   golden = GOLDENS[index]
   mixing = {name: softmax(np.array(golden[f'alphas_{name}'])) for name in ('normal', 'reduce')}
   assert derive_genotype(mixing, {'normal': SPEC, 'reduce': SPEC}) == from_dict(golden['genotype'])
+
+
+@pytest.mark.parametrize('index', range(20))
+def test_recurrent_genotypes_that_the_published_code_derives(index):
+  golden = RECURRENT_GOLDENS[index]
+  mixing = {'recurrent': softmax(np.array(golden['alphas']))}
+  found = derive_genotype(mixing, {'recurrent': recurrent_search_space()})
+  assert isinstance(found, RecurrentGenotype)
+  assert found == from_dict(golden['genotype'])
+
+
+def test_a_recurrent_node_keeps_its_strongest_edge():
+  mixing = np.array(
+    [
+      # Columns: none, tanh, relu, sigmoid, identity.
+      [0.80, 0.04, 0.06, 0.05, 0.05],
+      [0.00, 0.10, 0.40, 0.10, 0.40],
+      [0.30, 0.30, 0.10, 0.10, 0.20],
+      # A tie between the edges from 0 and from 2, which `none` has no part in.
+      [0.50, 0.10, 0.10, 0.25, 0.05],
+      [0.90, 0.03, 0.03, 0.02, 0.02],
+      [0.00, 0.25, 0.25, 0.25, 0.25],
+    ]
+  )
+  found = derive_genotype({'recurrent': mixing}, {'recurrent': recurrent_search_space(num_nodes=3)})
+  assert found == RecurrentGenotype((('relu', 0), ('relu', 0), ('sigmoid', 0)), (1, 2, 3))
+  mixing[5, 4] = 0.26
+  found = derive_genotype({'recurrent': mixing}, {'recurrent': recurrent_search_space(num_nodes=3)})
+  assert found.recurrent[2] == ('identity', 2)
+
+
+def test_pruned_recurrent_cell_keeps_what_is_left_and_its_output():
+  nodes = ((Edge(0, ('tanh', 'relu')),), (Edge(0, ('none',)), Edge(1, ('none', 'relu'))))
+  spec = CellSpec(nodes, (2,), ('none', 'tanh', 'relu'), 1)
+  mixing = np.array([[0.9, 0.04, 0.06], [0.1, 0.8, 0.1], [0.8, 0.9, 0.1]])
+  assert derive_genotype({'recurrent': mixing}, {'recurrent': spec}) == RecurrentGenotype(
+    (('relu', 0), ('relu', 1)), (2,)
+  )
 
 
 def test_strongest_edge_comes_first_whatever_none_weighs():
@@ -89,6 +129,16 @@ def test_order_of_operations_does_not_matter(weights, columns):
       np.ones((2, 2)),
       CellSpec(((Edge(0, ('none', 'skip_connect')), Edge(1, ('none',))),), (2,), ('none', 'skip_connect')),
       'node 2: 1 edges to choose from; 2 have to be kept',
+    ),
+    (
+      np.ones((3, 4)),
+      recurrent_search_space(num_nodes=2),
+      'mixing: shape (3, 4) does not fit a cell with 3 edges and 5',
+    ),
+    (
+      np.ones((1, 2)),
+      CellSpec(((Edge(0, ('none', 'tanh')),),), (1,), ('none', 'tanh'), 1),
+      'node 1: 1 edges to choose from; 2 have to be kept',
     ),
   ],
 )

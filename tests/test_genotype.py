@@ -5,6 +5,7 @@ import re
 import pytest
 
 from darts_jax.genotype import (
+  ACTIVATIONS,
   CANDIDATES,
   CellSpec,
   Edge,
@@ -13,6 +14,7 @@ from darts_jax.genotype import (
   from_dict,
   load,
   published,
+  recurrent_search_space,
   resolve,
   save,
   search_space,
@@ -136,6 +138,47 @@ def test_edges_of_the_search_space_are_ordered_by_target_then_source():
     *('sep_conv_3x3', 'sep_conv_5x5', 'dil_conv_3x3', 'dil_conv_5x5'),
   )
   assert not spec.is_discrete
+
+
+@pytest.mark.parametrize('name', ['RNN_ENAS', 'RNN_DARTS_V1', 'RNN_DARTS_V2'])
+def test_recurrent_genotype_as_a_cell(name):
+  genotype = PAPERS[name]
+  spec = genotype.cell()
+  assert spec == genotype.cell('recurrent')
+  assert spec.is_recurrent
+  assert spec.is_discrete
+  assert spec.num_inputs == 1
+  assert spec.num_edges == len(spec.nodes) == len(genotype.recurrent)
+  # Nodes are counted from 1, and each reads one state.
+  assert [(node, edge.operations[0], edge.source) for node, edge in spec.edges] == [
+    (node, *pair) for node, pair in enumerate(genotype.recurrent, start=1)
+  ]
+  assert spec.concat == genotype.concat
+  assert set(spec.operations) == {activation for activation, _ in genotype.recurrent}
+  assert len(set(spec.operations)) == len(spec.operations)
+
+
+@pytest.mark.parametrize(('num_nodes', 'num_edges'), [(1, 1), (2, 1 + 2), (3, 1 + 2 + 3), (8, 36)])
+def test_recurrent_search_space(num_nodes, num_edges):
+  spec = recurrent_search_space(num_nodes=num_nodes)
+  assert spec.num_edges == len(spec.edges) == num_edges
+  assert spec.concat == tuple(range(1, 1 + num_nodes))
+  # Ordered by target, then by source.
+  assert [(node, edge.source) for node, edge in spec.edges] == [
+    (node, source) for node in range(1, num_nodes + 1) for source in range(node)
+  ]
+  assert {edge.operations for _, edge in spec.edges} == {spec.operations}
+  assert spec.operations == ACTIVATIONS == ('none', 'tanh', 'relu', 'sigmoid', 'identity')
+  assert spec.is_recurrent
+  assert not spec.is_discrete
+  # The paper's: 36 edges of five activations.
+  assert recurrent_search_space() == recurrent_search_space(ACTIVATIONS, 8)
+  assert recurrent_search_space(['tanh', 'none']).operations == ('tanh', 'none')
+
+
+def test_cells_of_images_are_not_recurrent():
+  assert not search_space().is_recurrent
+  assert search_space().num_inputs == PAPERS['NASNet'].cell('normal').num_inputs == 2
 
 
 def test_spec_is_discrete_when_no_edge_has_a_choice():
@@ -321,6 +364,39 @@ def test_saving_replaces_the_file_as_a_whole(tmp_path):
   ],
 )
 def test_invalid_cells_are_refused(make, message):
+  with pytest.raises(ValueError, match=f'^{re.escape(message)}') as error:
+    make()
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ('make', 'message'),
+  [
+    (
+      lambda: recurrent_search_space(num_nodes=0),
+      'num_nodes: 0 is not allowed; a cell has at least 1 intermediate node',
+    ),
+    (lambda: recurrent_search_space(['none']), "operations: ('none',) has nothing to choose; "),
+    (
+      lambda: recurrent_search_space(['none', 'skip_connect']),
+      "operations: 'skip_connect' is not an operation; allowed are none, tanh, relu, sigmoid, identity",
+    ),
+    (lambda: search_space(['none', 'tanh']), "operations: 'tanh' is not an operation; "),
+    (
+      lambda: CellSpec(((Edge(1, ('tanh',)),),), (1,), ('tanh',), 1),
+      'cell: node 1 reads node 1, which closes a cycle; allowed are 0 to 0',
+    ),
+    (
+      lambda: CellSpec(((Edge(0, ('tanh',)),),), (0,), ('tanh',), 1),
+      'concat: [0] is not allowed; list each node once, from 1 to 1',
+    ),
+    (
+      lambda: CellSpec(((Edge(0, ('relu',)),),), (1,), ('tanh',), 1),
+      "node 1: 'relu' is not an operation; allowed are tanh",
+    ),
+  ],
+)
+def test_invalid_recurrent_cells_are_refused(make, message):
   with pytest.raises(ValueError, match=f'^{re.escape(message)}') as error:
     make()
   assert '\n' not in str(error.value)

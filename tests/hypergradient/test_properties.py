@@ -1,6 +1,7 @@
 """What holds for every estimator."""
 
 import dataclasses
+import functools
 import inspect
 from typing import NamedTuple
 
@@ -267,6 +268,46 @@ def test_global_norm_has_a_gradient_everywhere():
   norm, slope = jax.value_and_grad(global_norm)(jax.tree.map(jnp.zeros_like, tree))
   assert norm == 0
   np.testing.assert_array_equal(slope['a'], 0)
+
+
+# The outer loss's gradient v, limited.
+
+STEPS = {'finite_difference': 1, 'exact': 1, 'exact_reverse': 1, 'unrolled': 3, 'truncated': 4}
+
+
+@any_case
+@pytest.mark.usefixtures('x64')
+def test_outer_gradient_is_limited_before_it_is_multiplied(quadratic, case):
+  """All that is multiplied with second derivatives shrinks as v does; what is not, and the steps, stay as they are."""
+  optimizer = quadratic.optimizer('momentum')
+  w, momentum = quadratic.w, quadratic.buffer(optimizer)
+  for _ in range(STEPS.get(case.estimator.name, 0)):
+    momentum = quadratic.momentum * momentum + quadratic.g(w) + quadratic.decay * w
+    w = w - quadratic.rate * momentum
+  norm = np.linalg.norm(quadratic.v(w))
+
+  def estimate(limit):
+    inner = dataclasses.replace(optimizer.inner, limit=limit)
+    function = hypergradient(case.estimator, quadratic.train, quadratic.valid, inner)
+    gradient, memory = function(quadratic.weights, quadratic.alphas)
+    return gradient, memory.outer, memory.direction
+
+  @quickly
+  def compute(max_norm):
+    def clip(v):
+      return jax.tree.map(lambda leaf: leaf * jnp.minimum(1, max_norm / global_norm(v)), v)
+
+    return estimate(None), estimate(clip)
+
+  (whole, outer, direction), (found, found_outer, found_direction) = compute(norm / 4)
+  np.testing.assert_allclose(outer, quadratic.direct(w), rtol=1e-11)
+  np.testing.assert_allclose(found_outer, outer, rtol=1e-12)
+  # Finite differences of a quadratic loss are exact but for rounding divided by the radius.
+  np.testing.assert_allclose(found, outer + (whole - outer) / 4, rtol=1e-9, atol=1e-11)
+  np.testing.assert_allclose(found_direction, direction / 4, rtol=1e-9, atol=1e-12)
+  assert np.any(whole != outer) == (case.estimator.name != 'first_order')
+  # A gradient within the limit is the same as without one.
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-13, atol=1e-13), *compute(1.001 * norm))
 
 
 # Symmetries.

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 import darts_jax
-from darts_jax.genotype import Genotype, from_dict
-from darts_jax.interop.reference import convert_network, infer_network
+from darts_jax.genotype import Genotype, from_dict, published, recurrent_search_space
+from darts_jax.interop.reference import convert_language_model, convert_network, infer_network
+from darts_jax.nets.recurrent import LanguageModel
 from experiments import convert
 
-GOLDEN = pathlib.Path(__file__).parents[1] / 'goldens' / 'cnn_eval_darts_v2.npz'
+GOLDENS = pathlib.Path(__file__).parents[1] / 'goldens'
+GOLDEN = GOLDENS / 'cnn_eval_darts_v2.npz'
 
 
 @pytest.fixture(scope='module')
@@ -167,3 +169,65 @@ def test_a_training_is_not_overwritten(tmp_path, tensors):
   (tmp_path / 'run' / 'config.json').write_text('{}')
   with pytest.raises(ValueError, match='--workdir: .* holds a training or search; choose another'):
     convert.run(str(path), 'DARTS_V2', 'cifar10', str(tmp_path / 'run'))
+
+
+# Language models.
+
+
+@pytest.fixture
+def language_tensors():
+  with np.load(GOLDENS / 'rnn_search_tiny.npz') as file:
+    return {name[2:]: file[name] for name in file.files if name.startswith('w/')}
+
+
+@pytest.fixture
+def supernet():
+  return LanguageModel(recurrent_search_space(), 23, 8, norm=True)
+
+
+def test_weights_of_a_recurrent_supernet_come_to_their_place(language_tensors, supernet):
+  tensors = language_tensors | {'rnns.0.bn.num_batches_tracked': np.array(7)}
+  variables = convert_language_model(supernet, tensors)
+  np.testing.assert_array_equal(variables['params']['embedding'], tensors['encoder.weight'])
+  np.testing.assert_array_equal(variables['params']['bias'], tensors['decoder.bias'])
+  np.testing.assert_array_equal(variables['params']['first'], tensors['rnns.0._W0'])
+  for i in range(8):
+    np.testing.assert_array_equal(variables['params']['nodes'][i], tensors[f'rnns.0._Ws.{i}'])
+  np.testing.assert_array_equal(variables['batch_stats']['mean'], tensors['rnns.0.bn.running_mean'])
+  np.testing.assert_array_equal(variables['batch_stats']['var'], tensors['rnns.0.bn.running_var'])
+  assert len(variables['params']) == 4
+  assert variables['params']['nodes'].dtype == np.float64
+
+
+def test_found_cell_has_no_statistics(language_tensors):
+  net = LanguageModel(published()['RNN_DARTS_V1'].cell(), 23, 8)
+  with pytest.raises(ValueError, match='rnns.0.bn.running_mean: not used; rnns.0.bn.running_var: not used$'):
+    convert_language_model(net, language_tensors)
+  tensors = {name: value for name, value in language_tensors.items() if '.bn.' not in name}
+  assert list(convert_language_model(net, tensors)) == ['params']
+
+
+def test_every_tensor_of_a_language_model_that_does_not_fit_is_named(language_tensors, supernet):
+  tensors = dict(language_tensors)
+  del tensors['rnns.0._Ws.4'], tensors['rnns.0.bn.running_var']
+  tensors['rnns.0._W0'] = np.zeros((16, 8))
+  tensors['rnns.1._W0'] = np.zeros((16, 16))
+  with pytest.raises(ValueError, match='^tensors that do not fit: [^\n]*$') as error:
+    convert_language_model(supernet, tensors)
+  assert str(error.value).removeprefix('tensors that do not fit: ').split('; ') == [
+    'rnns.0._Ws.4: missing',
+    'rnns.0.bn.running_var: missing',
+    'rnns.1._W0: not used',
+    'rnns.0._W0: shape (16, 8) found, (16, 16) expected',
+  ]
+  # A cell of another number of nodes.
+  smaller = LanguageModel(recurrent_search_space(num_nodes=7), 23, 8, norm=True)
+  with pytest.raises(ValueError, match='^tensors that do not fit: rnns.0._Ws.7: not used$'):
+    convert_language_model(smaller, language_tensors)
+
+
+def test_encoder_and_decoder_that_differ_are_refused(language_tensors, supernet):
+  changed = language_tensors['decoder.weight'].copy()
+  changed[3, 2] += 1e-12
+  with pytest.raises(ValueError, match='^tensor decoder.weight: not the same as encoder.weight'):
+    convert_language_model(supernet, language_tensors | {'decoder.weight': changed})

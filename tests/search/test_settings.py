@@ -5,9 +5,10 @@ import re
 import pytest
 from ml_collections import ConfigDict
 
-from configs import cifar, digits, mnist
-from darts_jax.genotype import CANDIDATES
-from darts_jax.search.settings import Data, Network, Search
+from configs import cifar, digits, mnist, ptb, text
+from darts_jax.data.settings import TextSource
+from darts_jax.genotype import ACTIVATIONS, CANDIDATES
+from darts_jax.search.settings import Alphas, Data, Network, RecurrentSearch, Search, Weights, read
 from darts_jax.settings import build, differences, setting
 
 
@@ -33,6 +34,31 @@ def test_fields_that_are_left_out_have_their_default():
 def test_nested_values_arrive(make):
   config = make({'count': 9, 'kind': 'fast', 'loud': True, 'inner': {'rate': 0.125, 'names': ('c',)}})
   assert build(Outer, config) == Outer(9, 'fast', True, Inner(0.125, ('c',)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Outermost:
+  outer: Outer = setting(Outer(5, inner=Inner(0.125, ('d', 'e'))))
+  another: Outer = setting(Outer())
+
+
+def test_fields_of_a_group_have_the_defaults_that_it_has_where_it_is():
+  # An inner rate is a half where it is declared, a quarter in another group, and an eighth in one of that.
+  assert build(Inner, {}) == Inner(0.5, ('a', 'b'))
+  assert build(Outer, {'inner': {'names': ('c',)}}) == Outer(inner=Inner(0.25, ('c',)))
+  found = build(Outermost, {'outer': {'kind': 'fast', 'inner': {'names': ('c',)}}, 'another': {'inner': {}}})
+  assert found.outer == Outer(5, 'fast', False, Inner(0.125, ('c',)))
+  assert found.another == Outer(3, 'slow', False, Inner(0.25, ('a', 'b')))
+  assert build(Outermost, {'outer': {'inner': {'rate': 0.75}}}).outer == Outer(5, inner=Inner(0.75, ('d', 'e')))
+
+
+def test_fields_that_are_left_out_have_those_of_the_base():
+  base = Outer(7, 'fast', True, Inner(0.75, ('f',)))
+  assert build(Outer, {}, base=base) == base
+  found = build(Outer, {'count': 2, 'inner': {'names': ('g',)}}, base=base)
+  assert found == Outer(2, 'fast', True, Inner(0.75, ('g',)))
+  with pytest.raises(ValueError, match=r'^here.inner.rate: 2.0 is not allowed; it has to be < 1$'):
+    build(Outer, {'inner': {'rate': 2}}, 'here', base)
 
 
 def test_integers_are_numbers_and_lists_are_tuples():
@@ -113,6 +139,69 @@ def test_settings_of_a_search_have_their_limits(config, message):
     build(Search, config)
 
 
+@pytest.mark.parametrize(
+  ('config', 'message'),
+  [
+    ({'batch_size': 1}, 'config.batch_size: 1 is not allowed; it has to be ≥ 2'),
+    ({'bptt': 1}, 'config.bptt: 1 is not allowed; it has to be ≥ 2'),
+    ({'short_fraction': 1.5}, 'config.short_fraction: 1.5 is not allowed; it has to be ≤ 1'),
+    ({'temporal_activation': -1.0}, 'config.temporal_activation: -1.0 is not allowed; it has to be ≥ 0'),
+    ({'augment': {}}, 'config.augment: unknown field; '),
+    ({'network': {'channels': 4}}, 'config.network.channels: unknown field; '),
+    ({'network': {'width': 0}}, 'config.network.width: 0 is not allowed; it has to be ≥ 1'),
+    ({'network': {'nodes': 0}}, 'config.network.nodes: 0 is not allowed; it has to be ≥ 1'),
+    ({'network': {'operations': ('none',)}}, "config.network.operations: ('none',) has nothing to choose"),
+    (
+      {'network': {'operations': ('none', 'skip_connect')}},
+      "config.network.operations: 'skip_connect' is not an operation; allowed are none, tanh, relu, sigmoid, identity",
+    ),
+    ({'network': {'dropout': {'x': 1.0}}}, 'config.network.dropout.x: 1.0 is not allowed; it has to be < 1'),
+    ({'network': {'dropout': {'hidden': 0.1}}}, 'config.network.dropout.hidden: unknown field; '),
+    (
+      {'data': {'name': 'cifar10'}},
+      "config.data.name: 'cifar10' is not known; allowed are pydoc, ptb, wikitext2, files",
+    ),
+    ({'space': 'convolution'}, "config.space: 'convolution' is not known; allowed are convolutional, recurrent"),
+  ],
+)
+def test_settings_of_a_recurrent_search_have_their_limits(config, message):
+  with pytest.raises(ValueError, match=f'^{re.escape(message)}[^\n]*$'):
+    read({'space': 'recurrent', **config})
+
+
+def test_space_tells_which_search():
+  assert read({}) == read({'space': 'convolutional'}) == Search()
+  assert read({'space': 'recurrent', 'bptt': 20}) == RecurrentSearch(bptt=20)
+  with pytest.raises(ValueError, match='^config.bptt: unknown field'):
+    read({'bptt': 20})
+  with pytest.raises(ValueError, match='^config.network.operations: .tanh. is not an operation'):
+    read({'network': {'operations': ('none', 'tanh')}})
+
+
+def test_groups_of_a_recurrent_search_keep_its_defaults():
+  found = read(
+    {
+      'space': 'recurrent',
+      'weights': {'learning_rate': 10},
+      'alphas': {'init_scale': 0.1},
+      'hypergradient': {'name': 'exact'},
+      'network': {'dropout': {'x': 0.5}},
+    }
+  )
+  assert found.weights == Weights(10.0, 20.0, 0.0, 5e-7, 0.25)
+  assert found.alphas == Alphas(3e-3, 0.9, 0.999, 1e-3, 0.1)
+  assert (found.hypergradient.clipping, found.hypergradient.clip_outer) == ('constant', True)
+  assert dataclasses.asdict(found.network.dropout) == {
+    'words': 0.0,
+    'embedded': 0.2,
+    'x': 0.5,
+    'h': 0.25,
+    'output': 0.75,
+  }
+  # In a search for convolutional cells they are others.
+  assert read({'weights': {'learning_rate': 10}}).weights == Weights(10.0, 0.001, 0.9, 3e-4, 5.0)
+
+
 def test_differences_are_the_changed_fields():
   old = {'seed': 0, 'data': {'name': 'digits', 'dir': 'data'}, 'gone': 1}
   new = {'seed': 0, 'data': {'name': 'mnist', 'dir': 'data'}, 'more': [1, 2]}
@@ -167,3 +256,45 @@ def test_cifar_config_is_the_published_protocol():
   assert (config.hypergradient.name, config.hypergradient.radius) == ('finite_difference', 0.01)
   # The defaults of a search are the same.
   assert config == Search()
+
+
+@pytest.mark.parametrize('module', [ptb, text])
+def test_configs_of_recurrent_searches_have_every_field_and_build(module):
+  config = module.get_config()
+  assert names(config) == names(RecurrentSearch())
+  settings = read(config)
+  assert isinstance(settings, RecurrentSearch)
+  assert settings.data.name == {ptb: 'ptb', text: 'pydoc'}[module]
+
+
+def test_ptb_config_is_the_published_protocol():
+  # [DARTS §3.1.2, §A.1]
+  config = read(ptb.get_config())
+  assert (config.network.width, config.batch_size, config.bptt) == (300, 256, 35)
+  assert (config.network.nodes, config.network.operations) == (8, ACTIVATIONS)
+  dropout = config.network.dropout
+  assert (dropout.x, dropout.h, dropout.embedded, dropout.words, dropout.output) == (0.75, 0.25, 0.2, 0.0, 0.75)
+  assert config.epochs == 50
+  assert config.strategy == 'darts'
+  assert config.data == TextSource('ptb', 'data')
+  assert dataclasses.asdict(config.weights) == {
+    'learning_rate': 20.0,
+    'final_learning_rate': 20.0,
+    'momentum': 0.0,
+    'weight_decay': 5e-7,
+    'clip_norm': 0.25,
+  }
+  assert dataclasses.asdict(config.alphas) == {
+    'learning_rate': 3e-3,
+    'beta1': 0.9,
+    'beta2': 0.999,
+    'weight_decay': 1e-3,
+    'init_scale': 1e-3,
+  }
+  assert (config.short_fraction, config.temporal_activation) == (0.05, 1e-3)
+  # The inner gradient is clipped with a constant factor, and v to the same norm.
+  hypergradient = config.hypergradient
+  assert (hypergradient.name, hypergradient.radius) == ('finite_difference', 0.01)
+  assert (hypergradient.clipping, hypergradient.clip_outer) == ('constant', True)
+  # The defaults of a recurrent search are the same.
+  assert config == RecurrentSearch()
