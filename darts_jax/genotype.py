@@ -190,7 +190,8 @@ class RecurrentGenotype:
   def __post_init__(self) -> None:
     if not self.recurrent:
       raise ValueError('recurrent: 0 pairs; a cell lists one (activation, source) pair a node')
-    _check_pairs(self.recurrent, 1, 1, ACTIVATIONS, 'recurrent')
+    # A node without an activation would be a state of zeros.
+    _check_pairs(self.recurrent, 1, 1, ACTIVATIONS[1:], 'recurrent')
     _check_concat(self.concat, 1, len(self.recurrent), 'concat')
 
   def cell(self, name: str = 'recurrent') -> CellSpec:

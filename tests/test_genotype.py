@@ -400,3 +400,8 @@ def test_invalid_recurrent_cells_are_refused(make, message):
   with pytest.raises(ValueError, match=f'^{re.escape(message)}') as error:
     make()
   assert '\n' not in str(error.value)
+
+
+def test_recurrent_node_without_an_activation_is_refused():
+  with pytest.raises(ValueError, match="^recurrent: node 1: 'none' is not an operation; "):
+    RecurrentGenotype((('none', 0), ('tanh', 0)), (1, 2))

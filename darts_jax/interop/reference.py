@@ -142,6 +142,9 @@ def convert_language_model(net: LanguageModel, tensors: Tensors) -> Tree:
   ]
   if problems:
     raise ValueError(f'tensors that do not fit: {"; ".join(problems)}')
+  for name in shapes:
+    if not np.isfinite(tensors[name]).all():
+      raise ValueError(f'tensor {name}: a value is not finite')
   if not np.array_equal(tensors['encoder.weight'], tensors['decoder.weight']):
     raise ValueError('tensor decoder.weight: not the same as encoder.weight, whose weights it has to share')
   params = {

@@ -227,6 +227,7 @@ class Loop(abc.ABC, Generic[State]):
             # The last step's loss was that before its update; these weights are not worth a checkpoint.
             state = self._recovered(state, step)
             evaluation = self.evaluate(state, step)
+            self.check_finite(evaluation, step)
           last_epoch = {**epoch_sums.means(), **evaluation}
           details = self.summary(state, epoch_sums) if epoch_sums.values else {}
           self._log.write('epoch', step, {'epoch': epoch, **last_epoch, **details})

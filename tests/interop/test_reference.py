@@ -231,3 +231,11 @@ def test_encoder_and_decoder_that_differ_are_refused(language_tensors, supernet)
   changed[3, 2] += 1e-12
   with pytest.raises(ValueError, match='^tensor decoder.weight: not the same as encoder.weight'):
     convert_language_model(supernet, language_tensors | {'decoder.weight': changed})
+
+
+@pytest.mark.parametrize('name', ['rnns.0._W0', 'encoder.weight', 'rnns.0.bn.running_var'])
+def test_value_of_a_language_model_that_is_not_finite_is_refused(language_tensors, supernet, name):
+  changed = language_tensors[name].copy()
+  changed.flat[-1] = np.inf
+  with pytest.raises(ValueError, match=f'^tensor {name}: a value is not finite$'):
+    convert_language_model(supernet, language_tensors | {name: changed})

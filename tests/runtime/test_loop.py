@@ -196,6 +196,15 @@ def test_evaluation_that_is_not_finite_is_made_again_after_recovery(tmp_path):
   np.testing.assert_array_equal(restored.state['recovered'], 1)
 
 
+def test_recovered_state_whose_evaluation_is_not_finite_either_ends_the_run(tmp_path):
+  loop = Counting(tmp_path)
+  loop.evaluate = lambda state, step: {'valid_loss': math.nan if step == 5 else 1.0}
+  with pytest.raises(Diverged, match='^step 5: '):
+    loop.run()
+  assert loop.called('recover') == [(5,)]
+  assert Checkpoints(tmp_path / 'checkpoints').steps() == [3]
+
+
 def test_epoch_without_a_finite_step_has_an_evaluation_still(tmp_path):
   loop = Counting(tmp_path, (3, 4, 7))
   loop.bad = {4}
