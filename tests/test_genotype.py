@@ -379,7 +379,7 @@ def test_invalid_cells_are_refused(make, message):
     (lambda: recurrent_search_space(['none']), "operations: ('none',) has nothing to choose; "),
     (
       lambda: recurrent_search_space(['none', 'skip_connect']),
-      "operations: 'skip_connect' is not an operation; allowed are tanh, relu, sigmoid, identity",
+      "operations: 'skip_connect' is not an operation; allowed are none, tanh, relu, sigmoid, identity",
     ),
     (lambda: search_space(['none', 'tanh']), "operations: 'tanh' is not an operation; "),
     (
