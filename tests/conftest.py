@@ -10,9 +10,14 @@ import pytest
 CACHE = pathlib.Path('~/.cache/darts_jax/tests').expanduser()
 DEVICES = 'xla_force_host_platform_device_count'
 
+# Most of the time of a first run is compilation, which takes a third of it without LLVM's optimisations and with the
+# plainer way of writing kernels; what XLA makes of a program before, and what is computed, stays the same.
+QUICK = ('--xla_backend_optimization_level=0', '--xla_cpu_use_fusion_emitters=false')
+
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-if DEVICES not in os.environ.get('XLA_FLAGS', ''):
-  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --{DEVICES}=8'.strip()
+for flag in (f'--{DEVICES}=8', *QUICK):
+  if flag.partition('=')[0] not in os.environ.get('XLA_FLAGS', ''):
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {flag}'.strip()
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   try:
     # What lies there will be run, so nobody else may write to it.
@@ -36,16 +41,6 @@ def x64() -> Iterator[None]:
 
   with jax.enable_x64(True):
     yield
-
-
-@pytest.fixture(scope='module')
-def quick_compilation() -> Iterator[None]:
-  """Leaves out most of LLVM's optimisations, for modules that compile large programs to run them a few times."""
-  import jax
-
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 _VOID = {'meta', 'br', 'img', 'hr', 'link', 'input'}

@@ -19,11 +19,6 @@ RECURRENT_NETWORK = GOLDENS / 'rnn_eval_darts_v2.npz'
 RECURRENT_GENOTYPES = GOLDENS / 'rnn_genotype_parse.json'
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quickly_compiled(quick_compilation):
-  """These programs are large and run a few times."""
-
-
 @pytest.fixture(autouse=True)
 def double_precision(x64):
   """Tolerances are those of float64."""

@@ -10,11 +10,6 @@ from darts_jax.search.settings import RecurrentSearch
 from darts_jax.settings import build
 
 
-@pytest.fixture(autouse=True)
-def quickly_compiled(quick_compilation):
-  """Nothing is timed here."""
-
-
 @pytest.fixture
 def settings():
   config = ptb.get_config()

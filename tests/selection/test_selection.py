@@ -30,11 +30,6 @@ def config(**changes):
   return found
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quickly_compiled(quick_compilation):
-  """These programs are large and run a few times."""
-
-
 @pytest.fixture(autouse=True)
 def shared_cache(monkeypatch):
   """The compilation cache as the tests have set it up."""
