@@ -36,8 +36,8 @@ from absl import flags
 from jax import lax
 from ml_collections import config_flags
 
+from darts_jax.data.corpus import Corpus
 from darts_jax.data.images import Images
-from darts_jax.data.text import Corpus
 from darts_jax.hypergradient import ESTIMATORS, Derivative, derivative
 from darts_jax.runtime.compilation import compile_with_report, temporary_cache
 from darts_jax.runtime.mesh import make_mesh

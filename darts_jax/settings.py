@@ -58,6 +58,22 @@ def build(kind: type[T], config: Mapping[str, Any], path: str = 'config', base: 
     raise ValueError(rename(str(error), path)) from error
 
 
+def build_by_space(kinds: Mapping[str, type[T]], config: Mapping[str, Any]) -> T:
+  """Builds the settings of the search space that `config.space` names; convolutional if it names none.
+
+  Args:
+    kinds: settings dataclasses by search space.
+    config: see `build`.
+
+  Raises:
+    ValueError: as `build`; or the space is unknown.
+  """
+  space = config.get('space', 'convolutional')
+  if space not in kinds:
+    raise ValueError(f'config.space: {space!r} is not known; allowed are {", ".join(kinds)}')
+  return build(kinds[space], config)
+
+
 def rename(message: str, path: str) -> str:
   """A message about fields `config.…`, where that config hangs at another path."""
   return re.sub(r'\bconfig\.', f'{path}.', message)

@@ -58,7 +58,7 @@ def run(weights: str | None, genotype: str | None, dataset: str | None, workdir:
   folder = pathlib.Path(str(workdir)).expanduser()
   training.write(model, variables, folder)
   print(f'{net.channels} channels, {net.num_layers} cells, {net.num_classes} classes, stem for {net.stem}')
-  print(f'parameters: {training.num_weights(model):,}, without the auxiliary head')
+  print(f'parameters: {model.num_weights:,}, without the auxiliary head')
   print(f'apply, variables = darts_jax.load({str(folder)!r})')
   return 0
 

@@ -6,8 +6,7 @@ python -m experiments.export --workdir=DIR --output=FILE [--format=stablehlo|onn
 import pathlib
 
 from darts_jax.interop import export
-from darts_jax.training import load
-from darts_jax.training import model as models
+from darts_jax.training import Model, load
 from experiments.entry import Flag, launch_flags, require
 
 USAGE = 'usage: python -m experiments.export --workdir=DIR --output=FILE [--format=stablehlo|onnx|safetensors]'
@@ -26,7 +25,7 @@ def run(workdir: str | None, output: str | None, format: str | None) -> int:
   if kind not in export.FORMATS:
     raise ValueError(f'--format: {kind!r} is not known; allowed are {", ".join(export.FORMATS)}')
   folder = pathlib.Path(str(workdir)).expanduser()
-  difference = export.export(models.read(folder), load(folder).variables, path, kind)
+  difference = export.export(Model.read(folder), load(folder).variables, path, kind)
   print(f'{path}: {kind}, {path.stat().st_size:,} bytes')
   if kind != 'safetensors':
     print(f'run on random images, its logits differ from the network’s by {difference:.1e} of the largest')

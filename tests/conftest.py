@@ -1,9 +1,10 @@
 """Sets JAX up before any test imports it: eight CPU devices, and compiled programs kept for the next run."""
 
+import contextlib
 import html.parser
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -32,6 +33,24 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
 def pytest_configure(config: pytest.Config) -> None:
   # Two workers share the cache, and an entry that one is still writing is only compiled anew by the other.
   config.addinivalue_line('filterwarnings', 'ignore:Error (reading|writing) persistent compilation cache')
+
+
+@pytest.fixture(scope='session')
+def make_guard() -> Callable[[Callable[[], str | None]], type]:
+  """Makes a class that stands in for `InterruptGuard`; the name of the signal is what a function returns."""
+
+  def make(requested: Callable[[], str | None]) -> type:
+    class Guard(contextlib.AbstractContextManager):
+      def __exit__(self, *exception: object) -> None:
+        pass
+
+      @property
+      def requested(self) -> str | None:
+        return requested()
+
+    return Guard
+
+  return make
 
 
 @pytest.fixture

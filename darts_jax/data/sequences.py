@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Sharding
 
-from darts_jax.data.text import Corpus, columns
+from darts_jax.data.corpus import Corpus, columns
 from darts_jax.data.windows import Windows
 
 Array = jax.Array

@@ -3,6 +3,7 @@
 import dataclasses
 
 from darts_jax.data import images, text
+from darts_jax.data.corpus import Corpus
 from darts_jax.settings import setting
 
 
@@ -39,7 +40,7 @@ class TextSource:
   name: str = setting('ptb', choices=text.NAMES)
   dir: str = setting('data')
 
-  def load(self) -> text.Corpus:
+  def load(self) -> Corpus:
     """The corpus. Raises ValueErrors that name the field or file."""
     return text.load(self.name, self.dir)
 

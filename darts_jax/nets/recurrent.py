@@ -359,11 +359,6 @@ def _cross_entropy(logits: Array, targets: Array) -> Array:
   return jnp.log(jnp.sum(jnp.exp(shifted), axis=-1)) - jnp.sum(jnp.where(is_target, shifted, 0), axis=-1)
 
 
-def count_weights(spec: CellSpec, width: int, vocab_size: int) -> int:
-  """Weights of a language model, the embedding's counted once."""
-  return vocab_size * (width + 1) + 4 * width**2 + len(spec.nodes) * 2 * width**2
-
-
 def _normalise(state: Array, running: tuple[Array, Array], train: bool) -> tuple[Array, tuple[Array, Array]]:
   """BN over the batch, without scale and bias; and running statistics, the variance's with the unbiased estimate."""
   if not train:

@@ -64,7 +64,7 @@ class Searcher(abc.ABC, Generic[AnySettings, Data]):
 
   @abc.abstractmethod
   def measure(self, state: SearchState, mixing: Alphas, data: Data) -> NamedTuple:
-    """What an evaluation of the supernet finds, `[]` each, with running statistics."""
+    """What an evaluation of the supernet finds, `[]` each."""
 
   @abc.abstractmethod
   def metrics(self, found: Any) -> dict[str, float]:

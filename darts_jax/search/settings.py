@@ -9,7 +9,7 @@ from darts_jax.genotype import ACTIVATIONS, CANDIDATES, recurrent_search_space, 
 from darts_jax.hypergradient import ESTIMATORS, Estimator, fields_of
 from darts_jax.nets.recurrent import Dropout
 from darts_jax.runtime.loop import Checkpoint
-from darts_jax.settings import build, setting
+from darts_jax.settings import build_by_space, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,13 +216,9 @@ class RecurrentSearch(Settings):
 
 
 def read(config: Mapping[str, Any]) -> Search | RecurrentSearch:
-  """The settings of a config, of the search that `config.space` names; convolutional if it names none.
-
-  Raises:
-    ValueError: as `build`; or the space is unknown.
-  """
-  kinds = {'convolutional': Search, 'recurrent': RecurrentSearch}
-  space = config.get('space', 'convolutional')
-  if space not in kinds:
-    raise ValueError(f'config.space: {space!r} is not known; allowed are {", ".join(kinds)}')
-  return build(kinds[space], config)
+  """The settings of a search; raises a ValueError as `darts_jax.settings.build_by_space`."""
+  kinds: Mapping[str, type[Search] | type[RecurrentSearch]] = {
+    'convolutional': Search,
+    'recurrent': RecurrentSearch,
+  }
+  return build_by_space(kinds, config)

@@ -10,8 +10,8 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from darts_jax.data import windows
+from darts_jax.data.corpus import Corpus
 from darts_jax.data.sequences import Sequences, Text, divide, perplexity
-from darts_jax.data.text import Corpus
 from darts_jax.nets.recurrent import LanguageModel, Masks, init_language_model, initial_hidden, read_text
 from darts_jax.runtime.mesh import replicated
 from darts_jax.runtime.packed import Packed

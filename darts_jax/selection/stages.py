@@ -228,8 +228,8 @@ class _Selection:
     return result
 
   def _num_weights(self, genotype: Genotype) -> int:
-    model = training.read_model(self._workdir / 'final' / self._settings.search.strategy / self._first_seed)
-    return training.num_weights(dataclasses.replace(model, genotype=genotype))
+    model = training.Model.read(self._workdir / 'final' / self._settings.search.strategy / self._first_seed)
+    return dataclasses.replace(model, genotype=genotype).num_weights
 
   @property
   def _first_seed(self) -> str:

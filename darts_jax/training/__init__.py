@@ -6,8 +6,7 @@ Recurrent architectures are trained on text by `darts_jax.training.language`.
 from darts_jax.runtime.loop import Diverged
 from darts_jax.training.language import LanguageResult, LanguageTraining
 from darts_jax.training.loop import Result, check
-from darts_jax.training.model import Model, num_weights
-from darts_jax.training.model import read as read_model
+from darts_jax.training.model import Model
 from darts_jax.training.repeats import mean_and_std, run_seeds, summarise
 from darts_jax.training.restore import Trained, write
 from darts_jax.training.settings import Training
@@ -28,8 +27,6 @@ __all__ = [
   'check_genotype',
   'load',
   'mean_and_std',
-  'num_weights',
-  'read_model',
   'run',
   'run_seeds',
   'summarise',

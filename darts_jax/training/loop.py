@@ -19,13 +19,13 @@ from darts_jax.runtime.compilation import enable_cache
 from darts_jax.runtime.interrupts import InterruptGuard
 from darts_jax.runtime.loop import Loop, Plan, Sums
 from darts_jax.runtime.mesh import check_batch, make_mesh
-from darts_jax.runtime.workdir import claim, named_errors
+from darts_jax.runtime.workdir import named_errors
 from darts_jax.settings import build
-from darts_jax.training import model as models
 from darts_jax.training.feeds import Feed, open_feed
 from darts_jax.training.model import Model
 from darts_jax.training.settings import Training
 from darts_jax.training.trainer import Trainer, TrainState
+from darts_jax.training.workdir import claim_training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,12 +73,7 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genoty
   feed = open_feed(settings, mesh)
   model = make_model(settings, genotype, feed)
   trainer = Trainer(settings, model, feed.num_train, mesh)
-  if (workdir / models.WEIGHTS).exists():
-    raise ValueError(f'--workdir: {workdir} holds the weights of another network; choose another')
-  what = {'genotype': genotypes.to_dict(genotype), 'dataset': feed.fingerprint}
-  claim(workdir, {**dataclasses.asdict(settings), **what}, 'training')
-  with named_errors(workdir):
-    models.write(model, workdir)
+  claim_training(workdir, settings, model, feed.fingerprint)
   enable_cache()
   with InterruptGuard() as guard:
     loop = _Loop(settings, workdir, trainer, feed, model, guard)
@@ -92,7 +87,7 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genoty
     tested.get('loss', math.nan),
     last_epoch.get('valid_accuracy', math.nan),
     last_epoch.get('valid_loss', math.nan),
-    models.num_weights(model),
+    model.num_weights,
     finished,
     requested is not None,
     loop.report(),
@@ -176,7 +171,7 @@ class _Loop(Loop[TrainState]):
 
   def opened(self, state: TrainState, resume_step: int | None) -> None:
     if resume_step is None:
-      self.note(0, 'network', f'{models.num_weights(self._model):,} parameters, without the auxiliary head')
+      self.note(0, 'network', f'{self._model.num_weights:,} parameters, without the auxiliary head')
 
   def prepare(self, state: TrainState, step: int) -> None:
     self._feed.prepare(self._trainer, state, step, functools.partial(self.compile, step), self.note)

@@ -1,10 +1,8 @@
 """What a trained network is besides its weights: architecture, sizes, classes, how images are normalised."""
 
 import dataclasses
-import json
-import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +10,11 @@ import jax.numpy as jnp
 from darts_jax import genotype as genotypes
 from darts_jax.genotype import Genotype
 from darts_jax.nets.conv import Network
-from darts_jax.runtime.workdir import write_whole
-
-FILE = 'model.json'
-#: Field of that file which says what kind of architecture it is; convolutional without it.
-SPACE = 'space'
-#: Weights that were not trained where they lie.
-WEIGHTS = 'weights.safetensors'
+from darts_jax.training.workdir import SPACE, Described
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
+class Model(Described):
   """A network and what it is for; all of it JSON values but the genotype.
 
   Attributes:
@@ -39,6 +31,8 @@ class Model:
     std: `[C]`, of raw pixel values; `(image − mean) / std` is what the network reads.
   """
 
+  kind: ClassVar[str] = 'model'
+
   genotype: Genotype
   channels: int
   layers: int
@@ -50,6 +44,14 @@ class Model:
   image_shape: tuple[int, int, int]
   mean: tuple[float, ...]
   std: tuple[float, ...]
+
+  @property
+  def num_weights(self) -> int:
+    """Parameters of the network without its auxiliary head, which is for training alone."""
+    net = self.network(auxiliary=False)
+    images = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
+    variables = jax.eval_shape(lambda images: net.init(jax.random.key(0), images, train=False), images)
+    return sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
 
   def network(self, *, auxiliary: bool | None = None, remat: bool = False) -> Network:
     """The network, with its auxiliary head unless told otherwise."""
@@ -71,54 +73,17 @@ class Model:
     return {**dataclasses.asdict(self), 'genotype': genotypes.to_dict(self.genotype)}
 
   @classmethod
-  def from_dict(cls, values: Mapping[str, Any]) -> 'Model':
-    """From JSON values.
-
-    Raises:
-      ValueError: a field is missing or unknown, or the genotype is none of a convolutional network.
-    """
-    names = [field.name for field in dataclasses.fields(cls)]
-    if sorted(values) != sorted(names):
-      wrong = sorted(set(values) ^ set(names))
-      raise ValueError(f'{wrong[0]}: missing or unknown; a model has the fields {", ".join(names)}')
-    found = genotypes.from_dict(values['genotype'])
+  def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    """See the base class."""
+    if SPACE in values:
+      raise ValueError(f'its space is {values[SPACE]!r}; a convolutional network is needed')
+    fields = cls.fields(values)
+    found = genotypes.from_dict(fields['genotype'])
     if not isinstance(found, Genotype):
       raise ValueError('genotype: a recurrent architecture; a convolutional one is needed')
-    tuples = {name: tuple(values[name]) for name in ('image_shape', 'mean', 'std')}
-    model = cls(**{**values, **tuples, 'genotype': found})
+    tuples = {name: tuple(fields[name]) for name in ('image_shape', 'mean', 'std')}
+    model = cls(**{**fields, **tuples, 'genotype': found})
     numbers = (model.channels, model.layers, model.num_classes, model.stem_multiplier, *model.image_shape)
     if not all(isinstance(number, int) and number > 0 for number in numbers):
       raise ValueError('channels, layers, num_classes, stem_multiplier and image_shape are positive integers')
     return model
-
-
-def num_weights(model: Model) -> int:
-  """Parameters of the network without its auxiliary head, which is for training alone."""
-  net = model.network(auxiliary=False)
-  images = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
-  variables = jax.eval_shape(lambda images: net.init(jax.random.key(0), images, train=False), images)
-  return sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
-
-
-def write(model: Model, workdir: pathlib.Path) -> None:
-  """Writes `model.json` and, for other commands, `genotype.json` into a folder that exists."""
-  genotypes.save(model.genotype, workdir / 'genotype.json')
-  write_whole(workdir / FILE, (json.dumps(model.to_dict(), indent=2) + '\n').encode())
-
-
-def read(workdir: pathlib.Path) -> Model:
-  """The model of a training's working directory.
-
-  Raises:
-    ValueError: there is none, or it cannot be read.
-  """
-  path = workdir / FILE
-  try:
-    values = json.loads(path.read_text())
-    if isinstance(values, Mapping) and SPACE in values:
-      raise ValueError(f'its space is {values[SPACE]!r}; a convolutional network is needed')
-    return Model.from_dict(values)
-  except OSError as error:
-    raise ValueError(f'{path}: cannot be read ({error.strerror}); a training writes it into its workdir') from error
-  except (TypeError, ValueError) as error:
-    raise ValueError(f'{path}: no model ({error})') from error

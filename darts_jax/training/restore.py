@@ -1,9 +1,7 @@
 """A trained network, ready to be used."""
 
-import json
 import os
 import pathlib
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,15 +10,13 @@ import jax.numpy as jnp
 
 from darts_jax.data.augment import normalise
 from darts_jax.runtime import weights
-from darts_jax.runtime.checkpoint import Checkpoints
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.runtime.precision import precisely
 from darts_jax.runtime.workdir import named_errors
-from darts_jax.settings import build
-from darts_jax.training import model as models
 from darts_jax.training.model import Model
 from darts_jax.training.settings import Training
-from darts_jax.training.trainer import Trainer, TrainState
+from darts_jax.training.trainer import Trainer
+from darts_jax.training.workdir import WEIGHTS, read_settings, read_state
 
 Array = jax.Array
 
@@ -48,13 +44,15 @@ def load(workdir: str | os.PathLike[str]) -> Trained:
     ValueError: there is no network, or no checkpoint of it that can be read.
   """
   folder = pathlib.Path(workdir).expanduser()
-  model = models.read(folder)
-  if (folder / models.WEIGHTS).exists():
+  model = Model.read(folder)
+  if (folder / WEIGHTS).exists():
     images = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
     net = model.network()
     template = jax.eval_shape(lambda images: net.init(jax.random.key(0), images, train=True), images)
-    return Trained(make_apply(model), weights.load(folder / models.WEIGHTS, template))
-  return Trained(make_apply(model), _latest(folder, model).variables)
+    return Trained(make_apply(model), weights.load(folder / WEIGHTS, template))
+  settings = read_settings(Training, folder)
+  trainer = Trainer(settings, model, settings.batch_size, make_mesh(1))
+  return Trained(make_apply(model), read_state(folder / 'checkpoints', trainer.template()).variables)
 
 
 def write(model: Model, variables: Any, workdir: pathlib.Path) -> None:
@@ -67,8 +65,8 @@ def write(model: Model, variables: Any, workdir: pathlib.Path) -> None:
     raise ValueError(f'--workdir: {workdir} holds a training or search; choose another')
   with named_errors(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
-    weights.save(variables, workdir / models.WEIGHTS)
-    models.write(model, workdir)
+    weights.save(variables, workdir / WEIGHTS)
+    model.write(workdir)
 
 
 def make_apply(model: Model) -> Callable[[Any, Any], Array]:
@@ -84,23 +82,3 @@ def make_apply(model: Model) -> Callable[[Any, Any], Array]:
     return main
 
   return apply
-
-
-def _latest(folder: pathlib.Path, model: Model) -> TrainState:
-  path = folder / 'config.json'
-  try:
-    config = json.loads(path.read_text())
-    for name in ('genotype', 'dataset'):
-      config.pop(name, None)
-    settings = build(Training, config)
-  except OSError as error:
-    raise ValueError(f'{path}: cannot be read ({error.strerror}); {folder} holds no training') from error
-  except ValueError as error:
-    raise ValueError(f'{path}: {error}') from error
-  trainer = Trainer(settings, model, settings.batch_size, make_mesh(1))
-  restored = Checkpoints(folder / 'checkpoints').restore(trainer.template())
-  if restored is None:
-    raise ValueError(f'{folder}: no checkpoint yet; a training saves one after every epoch')
-  for line in restored.damaged:
-    warnings.warn(f'{line}; the network is that of step {restored.step}', stacklevel=4)
-  return restored.state

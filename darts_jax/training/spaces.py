@@ -7,30 +7,22 @@ from collections.abc import Mapping
 from typing import Any, overload
 
 from darts_jax.genotype import AnyGenotype, Genotype, RecurrentGenotype
-from darts_jax.settings import build
+from darts_jax.settings import build_by_space
 from darts_jax.training import language, loop, restore
 from darts_jax.training.language import LanguageResult, LanguageTraining
 from darts_jax.training.loop import Result
-from darts_jax.training.model import FILE, SPACE
 from darts_jax.training.restore import Trained
 from darts_jax.training.settings import Training
-
-_SETTINGS: Mapping[str, type[Training] | type[LanguageTraining]] = {
-  'convolutional': Training,
-  'recurrent': LanguageTraining,
-}
+from darts_jax.training.workdir import FILE, SPACE
 
 
 def read(config: Mapping[str, Any]) -> Training | LanguageTraining:
-  """The settings of a config, of the space that `config.space` names; convolutional if it names none.
-
-  Raises:
-    ValueError: as `build`; or the space is unknown.
-  """
-  space = config.get('space', 'convolutional')
-  if space not in _SETTINGS:
-    raise ValueError(f'config.space: {space!r} is not known; allowed are {", ".join(_SETTINGS)}')
-  return build(_SETTINGS[space], config)
+  """The settings of a training; raises a ValueError as `darts_jax.settings.build_by_space`."""
+  kinds: Mapping[str, type[Training] | type[LanguageTraining]] = {
+    'convolutional': Training,
+    'recurrent': LanguageTraining,
+  }
+  return build_by_space(kinds, config)
 
 
 def check_genotype(config: Mapping[str, Any], genotype: AnyGenotype, name: str = 'genotype') -> None:

@@ -1,9 +1,7 @@
 """The published PyTorch code and this one compute the same; and the command that says so can say otherwise."""
 
-import functools
 import json
 import pathlib
-import types
 
 import jax
 import numpy as np
@@ -59,16 +57,6 @@ def test_reference_networks_are_reproduced(name):
   assert sorted(names) == sorted([*results, 'param_count', 'param_count_no_aux'])
 
 
-# Cells of eight nodes, each program of which runs once, had better be compiled quickly.
-QUICKLY = {'xla_backend_optimization_level': '0', 'xla_cpu_use_fusion_emitters': False}
-
-
-@pytest.fixture
-def quickly(monkeypatch):
-  compiled = types.SimpleNamespace(**vars(jax) | {'jit': functools.partial(jax.jit, compiler_options=QUICKLY)})
-  monkeypatch.setattr(parity, 'jax', compiled)
-
-
 @pytest.fixture(scope='module')
 def recurrent_step():
   """The whole steps of the reference's batches, by their estimator."""
@@ -88,7 +76,6 @@ def results(values, *inputs):
   return {name for name in values if not name.startswith('w/')} - {*inputs, 'meta'}
 
 
-@pytest.mark.usefixtures('quickly')
 def test_recurrent_reference_results_are_reproduced(monkeypatch, recurrent_step):
   monkeypatch.setattr(parity.RecurrentFile, 'step', recurrent_step)
   names = check(parity.compare(RECURRENT_SEARCH))
@@ -97,13 +84,11 @@ def test_recurrent_reference_results_are_reproduced(monkeypatch, recurrent_step)
   assert len(names) == len(set(names))
 
 
-@pytest.mark.usefixtures('quickly')
 def test_recurrent_reference_network_is_reproduced():
   names = check(parity.compare(RECURRENT_NETWORK))
   assert set(names) == results(load(RECURRENT_NETWORK), 'x', 'h')
 
 
-@pytest.mark.usefixtures('quickly')
 def test_every_recurrent_result_that_differs_is_noticed(tmp_path, capsys, monkeypatch, recurrent_step):
   # What is computed stays as it is, as results are no part of it.
   monkeypatch.setattr(parity.RecurrentFile, 'step', recurrent_step)
@@ -122,7 +107,6 @@ def test_every_recurrent_result_that_differs_is_noticed(tmp_path, capsys, monkey
   assert found == pytest.approx(dict.fromkeys(set(parity.RECURRENT_RESULTS) - {'genotype'}, 1e-5), rel=1e-3)
 
 
-@pytest.mark.usefixtures('quickly')
 @pytest.mark.parametrize('name', ['w/rnns.0._Ws.7', 'w/rnns.0.bn.running_var', 'x_train', 'alphas'])
 def test_another_recurrent_network_computes_something_else(name):
   values = load(RECURRENT_SEARCH)
@@ -147,7 +131,6 @@ def test_recurrent_reference_genotypes_are_reproduced(tmp_path, capsys):
   assert [line.split()[1] for line in capsys.readouterr().out.splitlines()].count('1.000e+00') == 1
 
 
-@pytest.mark.usefixtures('quickly')
 @pytest.mark.parametrize('lost', ['w/rnns.0._Ws.3', 'w/decoder.bias', 'alphas', 'h_train', 'first_order', 'meta'])
 def test_a_recurrent_file_with_something_missing_is_refused(tmp_path, capsys, monkeypatch, lost):
   # Without results there is nothing to compute.

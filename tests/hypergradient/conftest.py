@@ -12,9 +12,6 @@ from jax.flatten_util import ravel_pytree
 
 from darts_jax.hypergradient import Estimator, InnerOptimizer, Memory, from_optax, global_norm, hypergradient
 
-# Programs are run once, so they had better be compiled quickly.
-QUICKLY: dict[str, str | bool] = {'xla_backend_optimization_level': '0'}
-
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
@@ -124,7 +121,7 @@ class Quadratic:
 
   def estimate(self, estimator: Estimator, inner: InnerOptimizer) -> tuple[jax.Array, Memory]:
     """The hypergradient as one vector, and the memory."""
-    function = jax.jit(hypergradient(estimator, self.train, self.valid, inner), compiler_options=QUICKLY)
+    function = jax.jit(hypergradient(estimator, self.train, self.valid, inner))
     gradient, memory = function(self.weights, self.alphas)
     return self.flat(gradient), memory
 

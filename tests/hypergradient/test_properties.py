@@ -72,10 +72,6 @@ any_case = pytest.mark.parametrize('case', list(CASES.values()), ids=list(CASES)
 any_estimator = pytest.mark.parametrize('estimator', [case.estimator for case in CASES.values()], ids=list(CASES))
 
 
-def quickly(function):
-  return jax.jit(function, compiler_options={'xla_backend_optimization_level': '0'})
-
-
 def test_all_estimators_are_here():
   assert list(ESTIMATORS) == list(dict.fromkeys(case.estimator.name for case in CASES.values()))
 
@@ -101,7 +97,7 @@ def test_toy_problem_with_its_slopes_and_mapped(toy, case):
   function = hypergradient(case.estimator, toy.train, toy.valid, sgd(RATE))
 
   weights, alphas = jnp.array([-2.0, 1.0, 2.0, 5.0]), jnp.array([2.0, -3.0, 0.5, 4.0])
-  values, slopes = quickly(jax.vmap(jax.value_and_grad(lambda w, a: function(w, a)[0], (0, 1))))(weights, alphas)
+  values, slopes = jax.jit(jax.vmap(jax.value_and_grad(lambda w, a: function(w, a)[0], (0, 1))))(weights, alphas)
   np.testing.assert_allclose(values, case.slopes[0] * weights + case.slopes[1] * alphas - 2, rtol=1e-10)
   # Those of a finite difference have rounding divided by the radius, 1e-14.
   for found, slope in zip(slopes, case.slopes, strict=True):
@@ -112,7 +108,7 @@ def test_toy_problem_with_its_slopes_and_mapped(toy, case):
 @pytest.mark.usefixtures('x64')
 def test_jit_changes_nothing_and_compiles_once(quadratic, estimator):
   function = hypergradient(estimator, quadratic.train, quadratic.valid, sgd(RATE))
-  jitted = quickly(function)
+  jitted = jax.jit(function)
   weights, alphas = jax.tree.map(jnp.asarray, (quadratic.w, quadratic.alpha))
   others = 2 * weights, 2 * alphas
   now = jitted(weights, alphas)
@@ -237,7 +233,7 @@ def test_no_gradient_at_the_weights_after(quadratic, estimator, safely_clipped):
   def valid(weights, alphas):
     return 3 * jnp.sum(alphas[:2]) + 0 * weights[0]
 
-  function = quickly(hypergradient(estimator, quadratic.train, valid, safely_clipped(RATE, 0.7)))
+  function = jax.jit(hypergradient(estimator, quadratic.train, valid, safely_clipped(RATE, 0.7)))
   for w in (quadratic.w, quadratic.optimum()):
     gradient, memory = function(quadratic.nest(w), quadratic.alphas)
     np.testing.assert_allclose(quadratic.flat(gradient), [3, 3, 0, 0], atol=1e-11)
@@ -292,7 +288,7 @@ def test_outer_gradient_is_limited_before_it_is_multiplied(quadratic, case):
     gradient, memory = function(quadratic.weights, quadratic.alphas)
     return gradient, memory.outer, memory.direction
 
-  @quickly
+  @jax.jit
   def compute(max_norm):
     def clip(v):
       return jax.tree.map(lambda leaf: leaf * jnp.minimum(1, max_norm / global_norm(v)), v)
@@ -332,7 +328,7 @@ def test_estimate_is_linear_in_the_outer_loss(quadratic, estimator):
     inner = quadratic.optimizer('clipped').inner
     return quadratic.flat(hypergradient(estimator, quadratic.train, valid, inner)(weights, alphas)[0])
 
-  jitted = quickly(estimate)
+  jitted = jax.jit(estimate)
 
   @ten_examples
   @given(a=coefficients, b=coefficients, scale=coefficients)
@@ -359,7 +355,7 @@ def test_order_and_structure_of_the_weights_do_not_matter(nested, estimator, saf
     inner = safely_clipped(RATE, 0.7)
     return nested.flat(hypergradient(estimator, loss('train'), loss('valid'), inner)(weights, alphas)[0])
 
-  jitted = quickly(estimate)
+  jitted = jax.jit(estimate)
 
   @ten_examples
   @given(order=st.permutations(range(6)), scale=coefficients)
@@ -392,7 +388,7 @@ def test_devices_compute_what_one_does(estimator):
     x = mixing[0] * jnp.tanh(y) + mixing[1] * jnp.sin(y) + mixing[2] * y
     return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(x @ weights['last']), labels[:, None], 1))
 
-  @quickly
+  @jax.jit
   def estimate(weights, alphas, batches):
     train, valid = (lambda w, a, batch=batch: loss(w, a, batch) for batch in batches)
     return hypergradient(estimator, train, valid, sgd(RATE))(weights, alphas)

@@ -20,16 +20,11 @@ from darts_jax.nets.recurrent import (
   Dropout,
   LanguageModel,
   Masks,
-  count_weights,
   init_language_model,
   initial_hidden,
   read_text,
 )
 from darts_jax.runtime.compilation import count_compilations
-
-# Programs are run a few times, so they had better be compiled quickly.
-QUICKLY = {'xla_backend_optimization_level': '0', 'xla_cpu_use_fusion_emitters': False}
-quickly = functools.partial(jax.jit, compiler_options=QUICKLY)
 
 VOCAB, WIDTH, BATCH = 11, 4, 3
 
@@ -176,7 +171,7 @@ def test_cells_compute_their_definition(spec, norm, train):
 
   net = LanguageModel(spec, VOCAB, WIDTH, norm)
   variables = {'params': params, **({'batch_stats': statistics} if norm else {})}
-  apply = quickly(functools.partial(net.apply, train=train, mutable=['batch_stats']))
+  apply = jax.jit(functools.partial(net.apply, train=train, mutable=['batch_stats']))
   (log_probs, after), updated = apply(variables, tokens, hidden, mixing, masks)
   assert_close(log_probs, expected.log_probs)
   assert_close(after, expected.states[-1])
@@ -215,7 +210,7 @@ def compiled(reader):
     gradients, found = jax.grad(loss, has_aux=True)(weights)
     return found, gradients
 
-  return quickly(read)
+  return jax.jit(read)
 
 
 class Case(NamedTuple):
@@ -340,7 +335,7 @@ def test_temporal_term_of_a_state_that_halves_at_every_step():
   params = jax.tree.map(np.zeros_like, draw(spec, width=2)[0])
   tokens = np.zeros((6, 1), np.int32)
   hidden = np.array([[64.0, 128.0]])
-  read = quickly(
+  read = jax.jit(
     lambda length: read_text(
       net, {'params': params}, Sequences(tokens, tokens, length), hidden, jnp.ones((1, 1)), train=True, chunk=2
     )
@@ -376,7 +371,7 @@ def second_order():
     with weights_gradient_if(wanted):
       return jax.jvp(gradient, (weights,), (direction,))
 
-  return quickly(compute)
+  return jax.jit(compute)
 
 
 @pytest.fixture(scope='module')
@@ -428,7 +423,7 @@ def test_gradients_of_alpha_do_not_need_those_of_the_matrices(case, direction):
 
 @pytest.mark.parametrize('rate', [0.05, 0.25, 0.75])
 def test_masks_drop_at_their_rate_and_leave_the_mean(rate):
-  draw = quickly(Masks.draw, static_argnums=(1, 2, 3, 4))
+  draw = jax.jit(Masks.draw, static_argnums=(1, 2, 3, 4))
   masks, different = (
     jax.device_get(draw(jax.random.key(key), Dropout(*[rate] * 5), 40, 250, 10_000)) for key in (0, 1)
   )
@@ -483,7 +478,7 @@ def test_dropped_states_are_dropped_in_products_alone():
   tokens, _, hidden = draw_text(3)
   nothing, all_ = np.zeros((BATCH, WIDTH)), np.ones((BATCH, WIDTH))
 
-  @quickly
+  @jax.jit
   def last(masks):
     return net.apply({'params': params}, tokens, hidden, jnp.ones((1, 1)), masks, train=True)[1]
 
@@ -498,16 +493,6 @@ def test_dropped_states_are_dropped_in_products_alone():
 
 
 @pytest.mark.parametrize(
-  ('spec', 'norm'), [(recurrent_search_space(), True), (published()['RNN_ENAS'].cell(), False)], ids=['search', 'ENAS']
-)
-def test_weights_are_counted(spec, norm):
-  net = LanguageModel(spec, 37, 6, norm)
-  mixing = np.ones((spec.num_edges, len(spec.operations)))
-  variables = jax.eval_shape(lambda: init_language_model(net, jax.random.key(0), mixing if norm else None))
-  assert count_weights(spec, 6, 37) == sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
-
-
-@pytest.mark.parametrize(
   ('name', 'width', 'vocab_size', 'expected'),
   [
     # 10,000 words of PTB, 33,278 of WikiText-2; published counts.
@@ -517,14 +502,18 @@ def test_weights_are_counted(spec, norm):
   ],
 )
 def test_published_numbers_of_weights(name, width, vocab_size, expected):
-  spec = recurrent_search_space() if name is None else published()[name].cell()
-  assert count_weights(spec, width, vocab_size) == expected
+  searched = name is None
+  spec = recurrent_search_space() if searched else published()[name].cell()
+  mixing = np.ones((spec.num_edges, len(spec.operations))) if searched else None
+  net = LanguageModel(spec, vocab_size, width, norm=searched)
+  variables = jax.eval_shape(lambda: init_language_model(net, jax.random.key(0), mixing))
+  assert sum(leaf.size for leaf in jax.tree.leaves(variables['params'])) == expected
 
 
 def test_initial_weights_are_small_and_uniform():
   net = LanguageModel(SPEC, 500, 16, norm=True)
   mixing = jnp.ones((SPEC.num_edges, len(ACTIVATIONS)))
-  variables = jax.device_get(quickly(lambda key: init_language_model(net, key, mixing))(jax.random.key(0)))
+  variables = jax.device_get(jax.jit(lambda key: init_language_model(net, key, mixing))(jax.random.key(0)))
   params = variables['params']
   assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
   np.testing.assert_array_equal(params.pop('bias'), np.zeros(500))
@@ -561,8 +550,8 @@ def test_bfloat16_rounds_what_is_multiplied_and_nothing_else(case):
     variables = {'params': params, 'batch_stats': statistics}
     return net.apply(variables, tokens, hidden, mixing, train=False, mutable=['batch_stats'])
 
-  (exact, exact_hidden), _ = quickly(functools.partial(apply, 'float32'))(*arguments)
-  rounded = quickly(functools.partial(apply, 'bfloat16'))(*arguments)
+  (exact, exact_hidden), _ = jax.jit(functools.partial(apply, 'float32'))(*arguments)
+  rounded = jax.jit(functools.partial(apply, 'bfloat16'))(*arguments)
   assert {leaf.dtype for leaf in jax.tree.leaves(rounded)} == {np.dtype(np.float32)}
   # Arguments of products have 8 bits, and there are three products in a row a time step and one for the logits.
   for found, expected in zip(rounded[0], (exact, exact_hidden), strict=True):

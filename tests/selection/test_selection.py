@@ -38,7 +38,7 @@ def shared_cache(monkeypatch):
 
 
 @pytest.fixture(scope='module')
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, make_guard):
   """Stopped by a signal in a search, in a brief and in a full training, and each time started again."""
   workdir = tmp_path_factory.mktemp('selection')
   with pytest.MonkeyPatch.context() as patch:
@@ -46,22 +46,10 @@ def finished(tmp_path_factory):
       patch.setattr(module, 'enable_cache', lambda: None)
     stopped = []
     for name in ('search/seed_1', 'candidates/seed_0', 'final/darts/seed_1'):
-
-      class Guard:
-        """Asks for an end when the folder is there, as a signal would."""
-
-        def __enter__(self):
-          return self
-
-        def __exit__(self, *exception):
-          pass
-
-        @property
-        def requested(self, folder=workdir / name):
-          return 'SIGTERM' if folder.exists() else None
-
+      # When the folder is there.
+      guard = make_guard(lambda folder=workdir / name: 'SIGTERM' if folder.exists() else None)
       for module in (search_loop, training_loop):
-        patch.setattr(module, 'InterruptGuard', Guard)
+        patch.setattr(module, 'InterruptGuard', guard)
       with pytest.raises(selection.Interrupted) as error:
         selection.run(config(), workdir)
       stopped.append(str(error.value))
@@ -86,8 +74,8 @@ def test_the_pick_is_the_best_by_validation_and_is_what_is_trained(finished):
     tests = [next(x for x in metrics.read(folder / f'seed_{i}') if x['kind'] == 'test')['accuracy'] for i in (0, 1)]
     assert method['test_accuracies'] == tests
     # Every cell's count is its own.
-    model = training.read_model(folder / 'seed_0')
-    assert method['parameters'] == training.num_weights(model)
+    model = training.Model.read(folder / 'seed_0')
+    assert method['parameters'] == model.num_weights
 
 
 def test_only_full_trainings_read_the_test_images(finished):

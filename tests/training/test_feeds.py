@@ -76,23 +76,10 @@ def uninterrupted(tmp_path_factory, folder):
     return workdir, training.run(config(folder), workdir, GENOTYPE)
 
 
-def test_streamed_training_resumes_in_the_middle_of_an_epoch(tmp_path, monkeypatch, folder, uninterrupted):
+def test_streamed_training_resumes_in_the_middle_of_an_epoch(tmp_path, monkeypatch, folder, uninterrupted, make_guard):
   workdir, result = uninterrupted
   monkeypatch.setattr(loops, '_SECONDS_A_CALL', 0.0)  # One step a call.
   update, requested = Progress.update, []
-
-  class Guard:
-    """Asks for an end after the eighth step, as a signal would."""
-
-    def __enter__(self):
-      return self
-
-    def __exit__(self, *exception):
-      pass
-
-    @property
-    def requested(self):
-      return 'SIGTERM' if requested else None
 
   def updated(self, step, values):
     update(self, step, values)
@@ -101,7 +88,7 @@ def test_streamed_training_resumes_in_the_middle_of_an_epoch(tmp_path, monkeypat
 
   with monkeypatch.context() as patch:
     patch.setattr(Progress, 'update', updated)
-    patch.setattr(training_loop, 'InterruptGuard', Guard)
+    patch.setattr(training_loop, 'InterruptGuard', make_guard(lambda: 'SIGTERM' if requested else None))
     # 48 of 60 training images, 6 steps an epoch: the second epoch has begun.
     assert not training.run(config(folder), tmp_path, GENOTYPE).finished
   resumed = training.run(config(folder), tmp_path, GENOTYPE)

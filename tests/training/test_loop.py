@@ -129,7 +129,7 @@ def test_a_training_goes_on_with_the_same_images_only(tmp_path):
 
 def test_weights_from_elsewhere_are_not_trained_over(tmp_path, uninterrupted):
   workdir, _ = uninterrupted
-  training.write(training.read_model(workdir), training.load(workdir).variables, tmp_path)
+  training.write(training.Model.read(workdir), training.load(workdir).variables, tmp_path)
   with pytest.raises(ValueError, match='--workdir: .* holds the weights of another network; choose another'):
     training.run(CONFIG, tmp_path, GENOTYPE)
 
@@ -157,22 +157,14 @@ def test_a_training_killed_after_its_test_does_not_test_again(tmp_path, uninterr
   assert len(metrics.read(tmp_path / 'run')) == len(lines)
 
 
-def test_a_signal_at_the_end_of_a_training_ends_a_sequence(tmp_path, uninterrupted, monkeypatch):
-  class Guard:
-    """Was asked for an end too late to matter."""
-
-    requested = None
-
-    def __enter__(self):
-      return self
-
-    def __exit__(self, *exception):
-      pass
+def test_a_signal_at_the_end_of_a_training_ends_a_sequence(tmp_path, monkeypatch, make_guard):
+  requested = []
 
   def finish(self, state):
-    Guard.requested = 'SIGTERM'
+    # Too late to matter for this training.
+    requested.append('SIGTERM')
 
-  monkeypatch.setattr(training_loop, 'InterruptGuard', Guard)
+  monkeypatch.setattr(training_loop, 'InterruptGuard', make_guard(lambda: requested[0] if requested else None))
   monkeypatch.setattr(training_loop._Loop, 'finish', finish)
   results = training.run_seeds({**CONFIG, 'epochs': 1}, tmp_path, GENOTYPE, 3)
   assert [(result.finished, result.interrupted) for result in results] == [(True, True)]

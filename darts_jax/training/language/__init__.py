@@ -2,7 +2,6 @@
 
 from darts_jax.training.language.loop import LanguageResult, check, run
 from darts_jax.training.language.model import RecurrentModel
-from darts_jax.training.language.model import read as read_model
 from darts_jax.training.language.restore import load
 from darts_jax.training.language.settings import LanguageTraining
 from darts_jax.training.language.trainer import LanguageState, LanguageTrainer
@@ -15,6 +14,5 @@ __all__ = [
   'RecurrentModel',
   'check',
   'load',
-  'read_model',
   'run',
 ]

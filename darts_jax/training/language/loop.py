@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from darts_jax import genotype as genotypes
 from darts_jax import report
 from darts_jax.data.sequences import Text, perplexity
 from darts_jax.genotype import RecurrentGenotype
@@ -22,15 +21,14 @@ from darts_jax.runtime.compilation import enable_cache
 from darts_jax.runtime.interrupts import InterruptGuard
 from darts_jax.runtime.loop import Loop, Plan, Sums
 from darts_jax.runtime.mesh import check_batch, make_mesh, replicated
-from darts_jax.runtime.workdir import claim, named_errors
+from darts_jax.runtime.workdir import named_errors
 from darts_jax.settings import build
-from darts_jax.training.language import model as models
 from darts_jax.training.language.model import RecurrentModel
 from darts_jax.training.language.restore import BEST
 from darts_jax.training.language.settings import LanguageTraining
 from darts_jax.training.language.texts import Texts, divide, mean_loss
 from darts_jax.training.language.trainer import LanguageState, LanguageTrainer
-from darts_jax.training.model import WEIGHTS
+from darts_jax.training.workdir import claim_training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,12 +73,7 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Recurr
   workdir = pathlib.Path(workdir).expanduser()
   mesh, texts = _open(settings)
   model = RecurrentModel(genotype, settings.network.width, texts.corpus.vocabulary)
-  if (workdir / WEIGHTS).exists():
-    raise ValueError(f'--workdir: {workdir} holds the weights of another network; choose another')
-  what = {'genotype': genotypes.to_dict(genotype), 'dataset': texts.corpus.fingerprint}
-  claim(workdir, {**dataclasses.asdict(settings), **what}, 'training')
-  with named_errors(workdir):
-    models.write(model, workdir)
+  claim_training(workdir, settings, model, texts.corpus.fingerprint)
   enable_cache()
   with InterruptGuard() as guard:
     loop = _Loop(settings, workdir, model, texts, mesh, guard)

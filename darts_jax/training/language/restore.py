@@ -1,9 +1,7 @@
 """A trained language model, ready to be used."""
 
-import json
 import os
 import pathlib
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,15 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from darts_jax.nets.recurrent import initial_hidden
-from darts_jax.runtime.checkpoint import Checkpoints
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.runtime.precision import precisely
-from darts_jax.settings import build
-from darts_jax.training.language import model as models
 from darts_jax.training.language.model import RecurrentModel
 from darts_jax.training.language.settings import LanguageTraining
-from darts_jax.training.language.trainer import LanguageState, LanguageTrainer
+from darts_jax.training.language.trainer import LanguageTrainer
 from darts_jax.training.restore import Trained
+from darts_jax.training.workdir import read_settings, read_state
 
 Array = jax.Array
 
@@ -41,8 +37,9 @@ def load(workdir: str | os.PathLike[str]) -> Trained:
     ValueError: there is no language model, or no checkpoint of it that can be read.
   """
   folder = pathlib.Path(workdir).expanduser()
-  model = models.read(folder)
-  state = _best(folder, model)
+  model = RecurrentModel.read(folder)
+  trainer = LanguageTrainer(read_settings(LanguageTraining, folder), model, make_mesh(1))
+  state = read_state(folder / BEST, trainer.template())
   return Trained(make_apply(model), {'params': state.evaluated.tree})
 
 
@@ -61,24 +58,3 @@ def make_apply(model: RecurrentModel) -> Callable[..., Any]:
     return read(variables, tokens, initial_hidden(tokens.shape[1], net.width) if hidden is None else hidden)
 
   return apply
-
-
-def _best(folder: pathlib.Path, model: RecurrentModel) -> LanguageState:
-  path = folder / 'config.json'
-  try:
-    config = json.loads(path.read_text())
-    for name in ('genotype', 'dataset'):
-      config.pop(name, None)
-    settings = build(LanguageTraining, config)
-  except OSError as error:
-    raise ValueError(f'{path}: cannot be read ({error.strerror}); {folder} holds no training') from error
-  except ValueError as error:
-    raise ValueError(f'{path}: {error}') from error
-  trainer = LanguageTrainer(settings, model, make_mesh(1))
-  restored = Checkpoints(folder / BEST).restore(trainer.template())
-  if restored is None:
-    raise ValueError(f'{folder}: no checkpoint of the best weights yet; a training saves one after its first epoch')
-  for line in restored.damaged:
-    warnings.warn(f'{line}; the weights are those of step {restored.step}', stacklevel=4)
-  state: LanguageState = restored.state
-  return state

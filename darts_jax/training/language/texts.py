@@ -7,8 +7,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from darts_jax.data import sequences
+from darts_jax.data.corpus import Corpus
 from darts_jax.data.sequences import Text
-from darts_jax.data.text import Corpus
 from darts_jax.data.windows import Windows, consecutive, draw
 from darts_jax.runtime.mesh import replicated
 from darts_jax.training.language.settings import LanguageTraining

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from darts_jax.data.text import Corpus
+from darts_jax.data.corpus import Corpus
 from darts_jax.genotype import RecurrentGenotype
 
 GENOTYPE = RecurrentGenotype((('tanh', 0), ('relu', 0)), (1, 2))

@@ -25,7 +25,6 @@ from darts_jax.runtime.mesh import make_mesh
 from darts_jax.runtime.progress import Progress
 from darts_jax.settings import build
 from darts_jax.training import language
-from darts_jax.training import model as models
 from darts_jax.training.language import LanguageTraining
 from darts_jax.training.language import loop as language_loop
 
@@ -119,7 +118,7 @@ def last_state(workdir):
   """The last checkpoint, as NumPy arrays."""
   config = json.loads((workdir / 'config.json').read_text())
   settings = build(LanguageTraining, {k: v for k, v in config.items() if k not in ('genotype', 'dataset')})
-  trainer = language.LanguageTrainer(settings, language.read_model(workdir), make_mesh(1))
+  trainer = language.LanguageTrainer(settings, language.RecurrentModel.read(workdir), make_mesh(1))
   return Checkpoints(workdir / 'checkpoints').restore(trainer.template()).state
 
 
@@ -196,7 +195,7 @@ def test_averaging_begins_once_and_the_best_epoch_is_tested(finished):
 def test_the_test_text_is_read_with_the_weights_that_are_loaded(finished, folder):
   workdir, result, _ = finished
   apply, variables = darts_jax.load(workdir)
-  vocabulary = language.read_model(workdir).vocabulary
+  vocabulary = language.RecurrentModel.read(workdir).vocabulary
   ids = {word: i for i, word in enumerate(vocabulary)}
   words = (folder / 'test.txt').read_text().replace('\n', ' <eos> ').split()
   tokens = np.array([ids[word] for word in words])[:, None]
@@ -352,7 +351,7 @@ def test_a_training_that_diverges_before_anything_is_good_ends(tmp_path, folder,
   with pytest.raises(training.Diverged, match='is not finite; there is no checkpoint yet'):
     training.run(configured(folder), tmp_path, genotype)
   assert events(tmp_path, 'rolled_back') == []
-  with pytest.raises(ValueError, match='no checkpoint of the best weights yet'):
+  with pytest.raises(ValueError, match='best: no checkpoint yet'):
     darts_jax.load(tmp_path)
 
 
@@ -440,7 +439,7 @@ def test_an_architecture_of_the_other_kind_is_refused(tmp_path, folder, genotype
 def test_a_model_of_the_other_kind_is_named(tmp_path, finished):
   workdir, _, _ = finished
   with pytest.raises(ValueError, match="no model .its space is 'recurrent'; a convolutional network is needed"):
-    models.read(workdir)
+    training.Model.read(workdir)
   values = json.loads((workdir / 'model.json').read_text())
   for name, value, said in (
     ('width', 0, 'width: 0 is not a positive integer'),
