@@ -1,12 +1,13 @@
-"""Compares a recurrent search step with a plain one: every time step, edge and activation written out by itself.
+"""Compares a recurrent search step with a plain one: every edge and activation written out by itself.
 
-python -m benchmarks.plain_recurrent [--config=configs/ptb.py] [--repeats=3] [--config.bptt=35]
+python -m benchmarks.plain_recurrent [--config=configs/ptb.py] [--time=scan] [--repeats=3] [--config.bptt=35]
 
 Both take a first-order step, one update of α and one of the weights, on the same random words and masks. The plain
-step is what a first port would be: Python loops over time steps, nodes, edges and activations, each with its own
-product, and `jax.grad`. The table gives the seconds to trace and compile each, and the median, fastest and slowest of
-`--repeats` steps, made in turns; the ratio is that of the medians. Before that, the losses of both are compared, that
-of the weights after an update of α.
+step is what a first port would be: Python loops over nodes, edges and activations, each with its own product, and
+`jax.grad`; over the time steps it has a `lax.scan`, or with `--time=unrolled` a Python loop as well, which XLA compiles
+in minutes for a few time steps and hardly at all for many. The table gives the seconds to trace and compile each, and
+the median, fastest and slowest of `--repeats` steps, made in turns; the ratio is that of the medians. Before that, the
+losses of both are compared, that of the weights after an update of α.
 """
 
 import statistics
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import flags
+from jax import lax
 from ml_collections import config_flags
 
 from benchmarks.search_step import open_search
@@ -35,20 +37,22 @@ PyTree = Any
 _ACTIVATIONS = {'tanh': jnp.tanh, 'relu': jax.nn.relu, 'sigmoid': jax.nn.sigmoid, 'identity': lambda x: x}
 
 
-def plain_loss(params: PyTree, alphas: Array, batch: TextBatch, operations: tuple[str, ...], nodes: int) -> Array:
+def plain_loss(
+  params: PyTree, alphas: Array, batch: TextBatch, operations: tuple[str, ...], nodes: int, scan: bool
+) -> Array:
   """Mean negative log-likelihood of a whole sequence by the formulas of `LanguageModel`, nothing batched."""
   mixing = softmax(alphas)
-  masks, sequences, h = batch.masks, batch.sequences, batch.hidden
+  masks, sequences = batch.masks, batch.sequences
   embedding = params['embedding'] * masks.words[:, None]
-  width = h.shape[1]
+  width = batch.hidden.shape[1]
 
   def normalised(state: Array) -> Array:
     mean = jnp.mean(state, axis=0)
     return (state - mean) / jnp.sqrt(jnp.mean((state - mean) ** 2, axis=0) + BN_EPSILON)
 
-  losses = []
-  for t in range(len(sequences.tokens)):
-    x = embedding[sequences.tokens[t]] * masks.embedded
+  def read(h: Array, words: tuple[Array, Array]) -> tuple[Array, Array]:
+    tokens, targets = words
+    x = embedding[tokens] * masks.embedded
     product = jnp.concatenate([x * masks.x, h * masks.h], axis=1) @ params['first']
     gate, value = product[:, :width], product[:, width:]
     states = [normalised(h + jax.nn.sigmoid(gate) * (jnp.tanh(value) - h))]
@@ -67,11 +71,21 @@ def plain_loss(params: PyTree, alphas: Array, batch: TextBatch, operations: tupl
       states.append(normalised(total))
     h = sum(states[1:], jnp.zeros_like(h)) / nodes
     logits = (h * masks.output) @ params['embedding'].T + params['bias']
-    losses.append(optax.softmax_cross_entropy_with_integer_labels(logits, sequences.targets[t]))
+    return h, optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+
+  words = sequences.tokens, sequences.targets
+  if scan:
+    return jnp.mean(lax.scan(read, batch.hidden, words)[1])
+  h, losses = batch.hidden, []
+  for step in zip(*words, strict=True):
+    h, loss = read(h, step)
+    losses.append(loss)
   return jnp.mean(jnp.stack(losses))
 
 
-def plain_step(searcher: TextSearcher, state: SearchState, data: Any) -> tuple[SearchState, dict[str, Array]]:
+def plain_step(
+  searcher: TextSearcher, state: SearchState, data: Any, scan: bool
+) -> tuple[SearchState, dict[str, Array]]:
   """The same first-order step with `plain_loss`, without statistics and hidden states to hand on."""
   settings = searcher.settings
   batches = searcher.batches(state, data)
@@ -79,7 +93,7 @@ def plain_step(searcher: TextSearcher, state: SearchState, data: Any) -> tuple[S
   operations, nodes = settings.network.operations, settings.network.nodes
 
   def loss(vector: Array, alphas: PyTree, batch: TextBatch) -> Array:
-    return plain_loss(state.weights.replace(vector).tree, alphas['recurrent'], batch, operations, nodes)
+    return plain_loss(state.weights.replace(vector).tree, alphas['recurrent'], batch, operations, nodes, scan)
 
   with jax.default_matmul_precision('highest'):
     outer, gradient = jax.value_and_grad(loss, 1)(state.weights.vector, state.alphas, batches.valid)
@@ -89,7 +103,7 @@ def plain_step(searcher: TextSearcher, state: SearchState, data: Any) -> tuple[S
   return after, {'valid_loss': outer, 'train_loss': inner}
 
 
-def run(settings: RecurrentSearch, repeats: int) -> None:
+def run(settings: RecurrentSearch, repeats: int, scan: bool) -> None:
   """Measures and prints the table."""
   searcher, data, _, _ = open_search(settings)
   assert isinstance(searcher, TextSearcher)
@@ -98,7 +112,7 @@ def run(settings: RecurrentSearch, repeats: int) -> None:
   compile_seconds = {}
   functions = {
     'package': searcher._step,
-    'plain': lambda state, data: plain_step(searcher, state, data),
+    'plain': lambda state, data: plain_step(searcher, state, data, scan),
   }
   for name, function in functions.items():
     start = time.perf_counter()
@@ -125,6 +139,7 @@ def main() -> int:
   """Parses the command line; returns the exit code."""
   config = config_flags.DEFINE_config_file('config', 'configs/ptb.py', 'Path of the config file.')
   repeats = flags.DEFINE_integer('repeats', 3, 'Timed steps of either kind.', lower_bound=1)
+  time_loop = flags.DEFINE_enum('time', 'scan', ['scan', 'unrolled'], 'How the plain step goes through time.')
   try:
     flags.FLAGS(sys.argv)
     config.value.hypergradient.name = 'first_order'
@@ -134,7 +149,7 @@ def main() -> int:
     settings = read(config.value)
     if not isinstance(settings, RecurrentSearch):
       raise ValueError('--config: a search for convolutional cells; one for recurrent cells is compared')
-    run(settings, repeats.value)
+    run(settings, repeats.value, time_loop.value == 'scan')
   except (ValueError, flags.Error, OSError) as error:
     print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
     return 2

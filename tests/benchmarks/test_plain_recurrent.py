@@ -19,8 +19,9 @@ def settings():
   return build(RecurrentSearch, config)
 
 
-def test_both_steps_are_measured(settings, capsys):
-  plain_recurrent.run(settings, 1)
+@pytest.mark.parametrize('scan', [True, False])
+def test_both_steps_are_measured(settings, capsys, scan):
+  plain_recurrent.run(settings, 1, scan)
   lines = capsys.readouterr().out.splitlines()
   assert [line.split(' | ')[0] for line in lines[2:4]] == ['| package', '| plain']
   assert re.fullmatch(r'package / plain: \d+\.\d\d', lines[4])
@@ -30,4 +31,4 @@ def test_another_loss_is_noticed(settings, monkeypatch):
   loss = plain_recurrent.plain_loss
   monkeypatch.setattr(plain_recurrent, 'plain_loss', lambda *args: 1.001 * loss(*args))
   with pytest.raises(AssertionError, match='Mismatch'):
-    plain_recurrent.run(settings, 1)
+    plain_recurrent.run(settings, 1, True)
