@@ -1,6 +1,10 @@
 """A search for a recurrent cell on the English of Python's own help texts, `pydoc_data.topics`; no download.
 
 Command: python -m experiments.search --config=configs/text.py
+Cost: some three minutes on 2 CPU cores; no download.
+Should give: a validation perplexity of about 70 in the supernet, where frequencies of words alone give 209, with the
+text of Python 3.11. Seven or eight of the eight activations found are the identity: after so few steps α follows what
+learns fastest, and the report says that such a cell is hardly one.
 """
 
 from ml_collections import ConfigDict
