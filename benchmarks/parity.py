@@ -12,6 +12,7 @@ Files of the kind cnn_eval hold the network of an architecture: weights `w/…`,
 Files of the kinds rnn_search and rnn_eval hold the same for recurrent cells: weights, token ids `x…` and `y…`, hidden
 states `h…`, log-probabilities, losses and hypergradients.
 Files of the kind genotype_parse are lists of α with the genotype that belongs to each.
+Files of the kind sgas_decisions are lists of searches: α after every epoch, and what has been decided by then.
 """
 
 import dataclasses
@@ -41,7 +42,8 @@ from darts_jax.relaxation import softmax
 from darts_jax.runtime.packed import Packed
 from darts_jax.search.darts import Darts
 from darts_jax.search.images import ImageLoss
-from darts_jax.search.settings import Alphas, RecurrentSearch, Search, Weights
+from darts_jax.search.settings import Alphas, Greed, RecurrentSearch, Search, Weights
+from darts_jax.search.sgas import Sgas
 from darts_jax.search.state import Halves, SearchState
 from darts_jax.search.step import Optimizers, StepInfo, search_step
 from darts_jax.search.text import TextBatch, TextLoss
@@ -83,7 +85,7 @@ class SearchFile:
       weights=Weights(meta['eta'], meta['eta'], meta['momentum'], meta['weight_decay'], meta['grad_clip']),
       alphas=Alphas(meta['arch_lr'], meta['arch_betas'][0], meta['arch_betas'][1], meta['arch_weight_decay']),
     )
-    self.optimizers = Optimizers.from_settings(settings, 1)
+    self.optimizers = Optimizers.from_settings(settings, [1])
     weights = Packed.pack(self.variables['params'])
     alphas = {name: jnp.asarray(values[f'alphas_{name}']) for name in CELLS}
     momentum = convert_supernet(self.net, self._group('momentum/'), statistics=False)['params']
@@ -221,7 +223,7 @@ class RecurrentFile:
     settings = RecurrentSearch(
       epochs=1, weights=Weights(meta['eta'], meta['eta'], 0, meta['weight_decay'], meta['clip'])
     )
-    self.optimizers = Optimizers.from_settings(settings, 1)
+    self.optimizers = Optimizers.from_settings(settings, [1])
     weights = Packed.pack(self.variables['params'])
     self.optimizers = dataclasses.replace(self.optimizers, inner=_keep_embedding(self.optimizers.inner, weights))
     alphas = {'recurrent': jnp.asarray(values['alphas'])}
@@ -332,6 +334,32 @@ def compare_genotypes(cases: list[Any]) -> Iterator[tuple[str, float, float]]:
     yield f'genotype_{i}', float(found != case['genotype']), 0.0
 
 
+def compare_decisions(cases: list[Any]) -> Iterator[tuple[str, float, float]]:
+  """Yields the name, error (0 or 1) and tolerance of what is decided by the end of every epoch of a search of SGAS.
+
+  Of the kinds of cells: which edges are undecided, the columns of what others were decided for (0 if they were
+  removed), and whether one was decided now; of all of it, the architecture if the search ended here.
+  """
+  for i, case in enumerate(cases):
+    greed = Greed(case['criterion'], case['warmup'], case['decision_freq'], case['history_size'])
+    strategy: Any = Sgas(dict.fromkeys(CELLS, search_space()), greed)
+    for row in case['rows']:
+      epoch, before = row['epoch'], strategy.decisions
+      alphas = {name: np.array(row[name]['alphas']) for name in CELLS}
+      strategy = strategy.turn(alphas, epoch).strategy
+      for name in CELLS:
+        undecided, decided = strategy.active[name].tolist(), strategy.decided[name]
+        columns = [
+          search_space().operations.index(decided[edge]) if edge in decided else -int(left)
+          for edge, left in enumerate(undecided)
+        ]
+        now = any(decision.cell == name for decision in strategy.decisions[len(before) :])
+        expected = [list(map(bool, row[name]['undecided'])), row[name]['selected'], row[name]['decided']]
+        yield f'decisions_{i}_{epoch}_{name}', float([undecided, columns, now] != expected), 0.0
+      yield f'genotype_{i}_{epoch}', float(to_dict(strategy.derive(alphas)) != row['genotype_forced']), 0.0
+    yield f'genotype_{i}', float(to_dict(strategy.derive(alphas)) != case['genotype']), 0.0
+
+
 def compare(path: pathlib.Path) -> Iterator[tuple[str, float, float]]:
   """Yields `(name, relative error, tolerance)` of every quantity in a file.
 
@@ -341,9 +369,12 @@ def compare(path: pathlib.Path) -> Iterator[tuple[str, float, float]]:
   try:
     if path.suffix == '.json':
       cases = json.loads(path.read_text())
-      if not isinstance(cases, list) or not cases or not {'alphas', 'alphas_normal'} & set(cases[0]):
-        raise ValueError('not a list of α and genotypes')
-      yield from compare_genotypes(cases)
+      if isinstance(cases, list) and cases and 'decision_freq' in cases[0]:
+        yield from compare_decisions(cases)
+      elif isinstance(cases, list) and cases and {'alphas', 'alphas_normal'} & set(cases[0]):
+        yield from compare_genotypes(cases)
+      else:
+        raise ValueError('not a list of α and genotypes or decisions')
       return
     # Opened here, because NumPy leaves a truncated file open.
     with path.open('rb') as file, np.load(file) as archive:

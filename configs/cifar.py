@@ -62,6 +62,18 @@ def get_config() -> ConfigDict:
   config.weights.weight_decay = 3e-4
   config.weights.clip_norm = 5.0
 
+  config.temperature = ConfigDict()
+  config.temperature.initial = 1.0
+  config.temperature.final = 1.0
+
+  config.sgas = ConfigDict()
+  config.sgas.criterion = 1
+  config.sgas.warmup_epochs = 9
+  config.sgas.decision_frequency = 5
+  config.sgas.history = 4
+  config.sgas.batch_growth = 8
+  config.sgas.decisions = 0
+
   config.alphas = ConfigDict()
   config.alphas.learning_rate = 3e-4
   config.alphas.beta1 = 0.5

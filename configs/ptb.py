@@ -52,6 +52,18 @@ def get_config() -> ConfigDict:
   config.weights.weight_decay = 5e-7
   config.weights.clip_norm = 0.25
 
+  config.temperature = ConfigDict()
+  config.temperature.initial = 1.0
+  config.temperature.final = 1.0
+
+  config.sgas = ConfigDict()
+  config.sgas.criterion = 1
+  config.sgas.warmup_epochs = 9
+  config.sgas.decision_frequency = 5
+  config.sgas.history = 4
+  config.sgas.batch_growth = 0
+  config.sgas.decisions = 0
+
   config.alphas = ConfigDict()
   config.alphas.learning_rate = 3e-3
   config.alphas.beta1 = 0.9

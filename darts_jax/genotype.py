@@ -14,6 +14,7 @@ Sources: [DARTS] arXiv 1806.09055, [SGAS] arXiv 1912.00195, [NASNet] arXiv 1707.
 import dataclasses
 import difflib
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -84,6 +85,11 @@ class CellSpec:
     return self.num_inputs == 1
 
   @property
+  def num_kept(self) -> int:
+    """Arriving edges that a node of a derived architecture keeps: 2, or 1 in a recurrent cell."""
+    return 1 if self.is_recurrent else 2
+
+  @property
   def num_edges(self) -> int:
     """Number of edges, the number of rows of mixing weights."""
     return sum(len(edges) for edges in self.nodes)
@@ -92,6 +98,12 @@ class CellSpec:
   def edges(self) -> tuple[tuple[int, Edge], ...]:
     """`(target node, edge)` of every edge, in the order of the rows of mixing weights."""
     return tuple((i + self.num_inputs, edge) for i, edges in enumerate(self.nodes) for edge in edges)
+
+  @property
+  def rows(self) -> tuple[tuple[int, ...], ...]:
+    """For each intermediate node the rows of mixing weights that its edges have."""
+    ends = [0, *itertools.accumulate(map(len, self.nodes))]
+    return tuple(tuple(range(start, end)) for start, end in itertools.pairwise(ends))
 
   @property
   def is_discrete(self) -> bool:

@@ -101,7 +101,7 @@ def _checked(value: Any, kind: Any, limits: Mapping[str, Any], path: str) -> Any
     if isinstance(value, float) and not math.isfinite(value):
       raise ValueError(f'{path}: {value} is not a finite number')
   if 'choices' in limits and value not in limits['choices']:
-    close = difflib.get_close_matches(str(value), limits['choices'], 1)
+    close = difflib.get_close_matches(str(value), map(str, limits['choices']), 1)
     hint = f'did you mean {close[0]!r}? ' if close else ''
     raise ValueError(f'{path}: {value!r} is not known; {hint}allowed are {", ".join(map(str, limits["choices"]))}')
   bounds = {

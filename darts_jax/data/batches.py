@@ -30,20 +30,18 @@ class Evaluation(NamedTuple):
   top5_accuracy: Array
 
 
-def epoch_indices(
-  key: Array, purpose: int, step: Array, steps_per_epoch: int, batch_size: int, num_images: int
-) -> Array:
-  """`[B]` indices of a step's images: the next ones of a random order, another one in every epoch.
+def epoch_indices(key: Array, purpose: int, epoch: Array, position: Array, batch_size: int, num_images: int) -> Array:
+  """`[B]` indices of a batch's images: the next ones of a random order, another one in every epoch.
 
   Args:
     key: typed key of the run; the order of an epoch is a function of it, the epoch and the purpose. Not consumed.
     purpose: a number that no other draw from the key is made with.
-    step: `[]` int32, steps taken before, in all epochs.
-    steps_per_epoch: of an epoch; what is left over by its batches is another part of the images every time.
+    epoch: `[]` int32.
+    position: `[]` int32, batches of this epoch before this one; what its batches leave over is another part of the
+      images every time.
     batch_size: B.
     num_images: of the dataset.
   """
-  epoch, position = step // steps_per_epoch, step % steps_per_epoch
   order = jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, epoch), purpose), num_images)
   return lax.dynamic_slice(order, (position * batch_size,), (batch_size,))
 

@@ -117,6 +117,11 @@ class SupernetLab:
     mesh = make_mesh(1)
     self._settings = settings
     self._note = note
+    if search.strategy != 'darts':
+      raise ValueError(
+        f'config.search.strategy: {search.strategy!r} is not allowed; estimators are compared on a whole search space,'
+        ' by darts'
+      )
     self._strategy = make_strategy(search)
     self._searchers: dict[int, tuple[ImageSearcher, Halves, Callable[..., Halves]]] = {}
     for size in dict.fromkeys((search.batch_size, *settings.batch_sizes)):
@@ -149,7 +154,7 @@ class SupernetLab:
           f'--checkpoint: {checkpoint} has no checkpoint that can be read; a search saves one after every epoch'
         )
       self.source = f'step {max(self.states)} of {checkpoint}'
-    self._optimizers = Optimizers.from_settings(search, searcher.steps_per_epoch)
+    self._optimizers = Optimizers.from_settings(search, searcher.epoch_ends)
     # One object each, so that what is compiled for it serves all precisions.
     names = {*settings.estimators, search.hypergradient.name, 'first_order', 'finite_difference', 'exact'}
     self._estimators = {name: search.hypergradient.estimator(name) for name in names}

@@ -2,7 +2,8 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,7 +14,7 @@ from jax import lax
 from darts_jax.genotype import NUM_INPUTS, CellSpec
 from darts_jax.nets.layers import Affine, BatchNorm
 from darts_jax.nets.materialise import materialise
-from darts_jax.nets.operations import FactorizedReduce, Operations, ReluConv
+from darts_jax.nets.operations import FactorizedReduce, Operations, ReluConv, prune_operations
 
 Array = jax.Array
 
@@ -33,6 +34,36 @@ def operation_groups(spec: CellSpec, source: int) -> dict[str, Members]:
         if operation != 'none':
           groups.setdefault(operation, []).append((index, target))
   return {operation: tuple(members) for operation, members in groups.items()}
+
+
+def prune_cell(variables: Mapping[str, Any], before: CellSpec, after: CellSpec, *, reduction: bool) -> dict[str, Any]:
+  """Of the variables of a searched cell, those of a cell with fewer edges and operations.
+
+  Args:
+    variables: parameters or running statistics, NumPy arrays nested by module.
+    before: of the cell.
+    after: of the smaller cell; its edges are edges of `before`, with some of their operations.
+    reduction: see `Cell`.
+
+  Raises:
+    ValueError: the smaller cell has something that the cell has not.
+  """
+  found = {name: values for name, values in variables.items() if not name.startswith('node')}
+  for source in range(NUM_INPUTS + len(before.nodes)):
+    groups, left = operation_groups(before, source), operation_groups(after, source)
+    places = {operation: [target for _, target in members] for operation, members in groups.items()}
+    kept: dict[str, list[int]] = {}
+    for operation, members in left.items():
+      for _, target in members:
+        if target not in places.get(operation, ()):
+          raise ValueError(f'edge {source} → {target}: {operation} is new; a cell can only lose operations')
+        kept.setdefault(operation, []).append(places[operation].index(target))
+    edges = tuple((operation, len(members)) for operation, members in groups.items())
+    stride = 2 if reduction and source < NUM_INPUTS else 1
+    values = prune_operations(variables.get(f'node{source}', {}), edges, kept, stride)
+    if values:
+      found[f'node{source}'] = values
+  return found
 
 
 class Cell(nn.Module):

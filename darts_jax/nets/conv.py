@@ -1,7 +1,7 @@
 """The convolutional networks: the supernet of a search, and the network of a found architecture [DARTS §3.1]."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from darts_jax.genotype import CellSpec
-from darts_jax.nets.cell import Cell
+from darts_jax.nets.cell import Cell, prune_cell
 from darts_jax.nets.layers import BatchNorm, uniform_fan_in
 
 Array = jax.Array
@@ -69,6 +69,26 @@ class Supernet(nn.Module):
     for kind, cell in _cells(self.normal, self.reduce, self.channels, self.num_layers, smooth=self.smooth):
       before_last, last = last, compute_cell(cell, before_last, last, mixing[kind])
     return _classify(self, 'classifier', last, self.num_classes)
+
+
+def prune_supernet(variables: Mapping[str, Any], before: Supernet, after: Supernet) -> dict[str, Any]:
+  """Of the variables of a supernet, those of one whose cells have lost edges or operations.
+
+  Args:
+    variables: parameters or running statistics, NumPy arrays nested by module.
+    before: the supernet.
+    after: the smaller one, otherwise the same.
+
+  Raises:
+    ValueError: the smaller one has something that the supernet has not.
+  """
+  reductions = reduction_cells(before.num_layers)
+  found = dict(variables)
+  for layer in range(before.num_layers):
+    name, kind = f'cell{layer}', 'reduce' if layer in reductions else 'normal'
+    specs = getattr(before, kind), getattr(after, kind)
+    found[name] = prune_cell(variables[name], *specs, reduction=layer in reductions)
+  return found
 
 
 class Logits(NamedTuple):

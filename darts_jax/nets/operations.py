@@ -9,12 +9,14 @@ and its last scale and shift are left to the cell, which weights and sums all op
 """
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from darts_jax.nets.bilinear import in_plain, weights_gradient_if, weights_gradient_wanted
@@ -215,6 +217,52 @@ class Operations(nn.Module):
       return {}
     folded = BatchNorm(self.discrete, name=name).fold(*images.values(), train=train)
     return dict(zip(images, folded, strict=True))
+
+
+def prune_operations(
+  variables: Mapping[str, Any], edges: tuple[tuple[str, int], ...], kept: Mapping[str, Sequence[int]], stride: int
+) -> dict[str, Any]:
+  """Of the variables of a searched node, those of some of its edges; the others are as they were.
+
+  Args:
+    variables: of `Operations` that are not discrete: parameters or running statistics, nested by module.
+    edges: of these `Operations`.
+    kept: by operation the positions, among the edges that have it, of those that stay, ascending.
+    stride: of these `Operations`.
+
+  Returns:
+    What `Operations` have that are made for the edges that stay.
+  """
+  twice, once = separable_filters(edges)
+  # In the order in which `Operations` normalise them; edges share a pool.
+  images = {f.operation: f.edges for f in twice + once}
+  for name, count in edges:
+    if name in _POOLS or (name == 'skip_connect' and stride == 2) or name == 'conv_7x1_1x7':
+      images[name] = 1 if name in _POOLS else count
+  normalised = {'bn0': images, 'bn1': {f.operation: f.edges for f in twice}}
+  axes = {'depthwise': 2, 'pointwise': 0, 'kernel': 2, 'across': 0, 'down': 0}
+  found: dict[str, Any] = {}
+  for module, values in variables.items():
+    if module in normalised:
+      counts = normalised[module]
+      size = next(iter(values.values())).size // sum(counts.values())
+      starts = dict(zip(counts, itertools.accumulate(counts.values(), initial=0), strict=False))
+      blocks = [
+        starts[name] + position
+        for name, count in counts.items()
+        for position in (kept.get(name, ()) if count > 1 or name not in _POOLS else [0] * bool(kept.get(name)))
+      ]
+      parts = {name: value.reshape(-1, size)[np.array(blocks, int)].reshape(-1) for name, value in values.items()}
+      found[module] = parts if blocks else {}
+    else:
+      # A stage holds those of several operations, `sep_conv_3x3_depthwise`; a factorized reduction is one operation.
+      named = {name: (name.rpartition('_') if module.startswith('stage') else (module, '', name)) for name in values}
+      found[module] = {
+        name: np.take(values[name], kept[operation], axes[kind])
+        for name, (operation, _, kind) in named.items()
+        if kept.get(operation)
+      }
+  return {module: values for module, values in found.items() if values}
 
 
 def separable_filters(edges: tuple[tuple[str, int], ...]) -> tuple[tuple[Filters, ...], tuple[Filters, ...]]:

@@ -45,7 +45,7 @@ def state_name(node: int) -> str:
   return 's' + str(node).translate(str.maketrans('0123456789', '₀₁₂₃₄₅₆₇₈₉'))
 
 
-def draw_cell(cell: CellSpec | RecurrentGenotype, title: str = '') -> Figure:
+def draw_cell(cell: CellSpec | RecurrentGenotype, title: str = '', pale: bool = False) -> Figure:
   """A cell from left to right, with the operation of every edge on it; colours tell families of operations apart.
 
   A node that neither the output nor another node reads has a dashed outline. Labels overlap neither each other nor
@@ -55,8 +55,9 @@ def draw_cell(cell: CellSpec | RecurrentGenotype, title: str = '') -> Figure:
     cell: a cell of a genotype, convolutional or recurrent, a searched cell (edges with more than one candidate say
       how many), or a recurrent genotype.
     title: written above the cell, if not empty.
+    pale: edges with more than one candidate are thin and pale, and say nothing.
   """
-  plan = _plan(cell, title)
+  plan = _plan(cell, title, pale)
   figure = Figure(figsize=plan.size)
   _paint(figure.add_axes((0, 0, 1, 1)), plan)
   return figure
@@ -88,9 +89,9 @@ class _Plan:
   size: tuple[float, float]
 
 
-def _plan(cell: CellSpec | RecurrentGenotype, title: str) -> _Plan:
+def _plan(cell: CellSpec | RecurrentGenotype, title: str, pale: bool = False) -> _Plan:
   graph = _graph(cell)
-  labels = tuple(_label(operations) for operations in graph.operations)
+  labels = tuple('' if pale and len(operations) > 1 else _label(operations) for operations in graph.operations)
   places = layout.layered(
     [(max(0.3, _text_width(name, _NODE_SIZE) + 0.2), 0.3) for name in graph.names],
     graph.edges,
@@ -110,7 +111,7 @@ def _paint(axes: Axes, plan: _Plan) -> None:
   if plan.title:
     axes.text(0, height - 2 * _MARGIN, plan.title, size=10.5, weight='bold', color=style.INK, va='top')
   for i, path in enumerate(_paths(graph, places)):
-    color = style.operation_color(graph.operations[i]) if labels[i] else style.FAINT
+    color, linewidth, zorder = _stroke(graph.operations[i], labels[i])
     axes.add_artist(
       FancyArrowPatch(
         path=path,
@@ -118,8 +119,8 @@ def _paint(axes: Axes, plan: _Plan) -> None:
         mutation_scale=8,
         color=color,
         fill=False,
-        linewidth=1.3 if labels[i] else 1.0,
-        zorder=1.5 if labels[i] else 1.0,
+        linewidth=linewidth,
+        zorder=zorder,
       )
     )
   for label, operations, place in zip(labels, graph.operations, places.labels, strict=True):
@@ -232,6 +233,14 @@ def _graph(cell: CellSpec | RecurrentGenotype) -> _Graph:
 
 def _label(operations: Sequence[str]) -> str:
   return operations[0] if len(operations) == 1 else f'{len(operations)} candidates' if operations else ''
+
+
+def _stroke(operations: Sequence[str], label: str) -> tuple[str, float, float]:
+  """Colour, width in points and z-order of the line of an edge."""
+  if label:
+    return style.operation_color(operations), 1.3, 1.5
+  # An edge that applies nothing leads to or from the outside; one that has operations is not decided.
+  return (style.RULE, 0.9, 0.5) if operations else (style.FAINT, 1.0, 1.0)
 
 
 @functools.cache

@@ -9,8 +9,8 @@ import numpy as np
 
 from darts_jax import genotype as genotypes
 from darts_jax.genotype import AnyGenotype, Genotype
-from darts_jax.report import curves, diagnostics, figures, html, sections
-from darts_jax.report.workdir import Run, cells_of, kept_edges, last
+from darts_jax.report import curves, decisions, diagnostics, figures, html, sections
+from darts_jax.report.workdir import REMOVED, UNDECIDED, Run, cells_of, kept_edges, last
 
 _MAX_SNAPSHOTS = 3
 
@@ -32,6 +32,7 @@ def render(run: Run) -> str:
       sections.learning_curves(run),
       _optimisation(run),
       _mixing(run, genotype, mixing, times),
+      decisions.section(run),
       _snapshots(run, genotype),
       _usage(run, genotype),
       sections.throughput(run),
@@ -100,13 +101,17 @@ def _mixing(run: Run, genotype: AnyGenotype | None, mixing: Mapping[str, np.ndar
       title,
       html.absent(f'{run.problems["alphas.npz"]} Searches that do not train α (random search, for one) write none.'),
     )
-  largest = max(float(np.nanmax(weights, initial=0.0)) for weights in mixing.values())
+  states = {cell: run.alphas.decided(cell)[..., None] for cell in mixing}
+  # Beside the weights of decided edges, which are 1, all others would look alike.
+  largest = max(
+    float(np.nanmax(weights, initial=0.0, where=states[cell] == UNDECIDED)) for cell, weights in mixing.items()
+  )
   largest = min(1.0, max(largest, 2 / len(run.alphas.operations)))
   parts = []
   for cell, weights in mixing.items():
     figure = figures.mixing_weights(
       times,
-      weights,
+      np.where(states[cell] == REMOVED, np.nan, weights),
       run.alphas.operations,
       run.alphas.edges[cell],
       kept_edges(genotype, cell),
@@ -121,6 +126,11 @@ def _mixing(run: Run, genotype: AnyGenotype | None, mixing: Mapping[str, np.ndar
     ' candidate operation, darker where its weight (softmax of α) is larger. Bold titles and red arrows mark what'
     ' the architecture at the top keeps.'
   )
+  if run.alphas.decides:
+    lead += (
+      ' A decided edge has its operation alone, in the darkest colour, which otherwise stands for the largest weight on'
+      ' an undecided one; a removed edge is blank.'
+    )
   return html.section(title, f'<div class="stack">{"".join(parts)}</div>', lead)
 
 
@@ -128,6 +138,8 @@ def _snapshots(run: Run, genotype: AnyGenotype | None) -> str:
   title = 'Cells along the way'
   if run.alphas is None:
     return html.section(title, html.absent(f'{run.problems["alphas.npz"]} Earlier cells are derived from it.'))
+  if run.alphas.decides:
+    return decisions.along_the_way(run, run.alphas, genotype)
   count = len(run.alphas.steps)
   spaced = np.linspace(0, count - 1, _MAX_SNAPSHOTS + 2).round().astype(int)
   chosen = sorted({int(i) for i in spaced if 0 < i < count - 1})
@@ -150,9 +162,7 @@ def _snapshots(run: Run, genotype: AnyGenotype | None) -> str:
 def _earlier_cell(earlier: AnyGenotype, genotype: AnyGenotype | None, cell: str, snapshot: int) -> str:
   before, now = kept_edges(earlier, cell), kept_edges(genotype, cell)
   if before == now:
-    return (
-      f'<figure><figcaption>{sections.CELLS[cell]}</figcaption><p class="absent">The same as at the top.</p></figure>'
-    )
+    return sections.same_cell(sections.CELLS[cell])
   note = f'{len(before & now)} of {len(before)} edges as at the top' if now else ''
   return sections.cell_figure(earlier, cell, f'snapshot-{snapshot}-{cell}', sections.CELLS[cell], note)
 

@@ -190,6 +190,11 @@ def cell_figure(genotype: AnyGenotype, cell: str, name: str, title: str, note: s
   return html.figure(drawing.draw_cell(genotype.cell(cell)), name, title, f'{title}: {edges}.', note)
 
 
+def same_cell(title: str) -> str:
+  """Stands in the place of the drawing of a cell that the page has already."""
+  return f'<figure><figcaption>{html.escape(title)}</figcaption><p class="absent">The same as at the top.</p></figure>'
+
+
 def _flat(values: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
   for name, value in values.items():
     if isinstance(value, Mapping) and value:

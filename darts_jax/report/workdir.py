@@ -1,6 +1,7 @@
 """Reads a run's working directory: what its files hold, and for every other file why it holds nothing."""
 
 import dataclasses
+import itertools
 import json
 import math
 import pathlib
@@ -17,6 +18,32 @@ from darts_jax.genotype import NUM_INPUTS, AnyGenotype, CellSpec, Edge, Genotype
 
 Record = Mapping[str, Any]
 
+#: What an edge is (see `Alphas.decided`) that no operation was decided for.
+UNDECIDED, REMOVED = -1, -2
+#: What edges are decided by [SGAS §3]: the score, and the criteria that it is the product of.
+SCORES = ('score', 'importance', 'certainty', 'stability')
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+  """An edge that a search fixed to one operation [SGAS §3].
+
+  Attributes:
+    snapshot: the first snapshot in which it is fixed.
+    cell: the cell type.
+    edge: (source, target).
+    operation: what it was fixed to.
+    score: its score then; None if scores were not written.
+    removed: (source, target) of the edges into the same node that are gone from the same snapshot on.
+  """
+
+  snapshot: int
+  cell: str
+  edge: tuple[int, int]
+  operation: str
+  score: float | None
+  removed: tuple[tuple[int, int], ...]
+
 
 @dataclasses.dataclass(frozen=True)
 class Alphas:
@@ -29,12 +56,47 @@ class Alphas:
       operation.
     edges: by cell type, `(source, target)` of the `E` rows; the inputs of a convolutional cell are nodes 0 and 1, the
       first state of a recurrent one is node 0.
+    scores: by name, of `SCORES`, and cell type, `[T, E]` float: what the decision of a snapshot, if it had one, was
+      made by. It means nothing on edges decided or removed at an earlier one. Empty for a search that does not decide.
   """
 
   steps: np.ndarray
   operations: tuple[str, ...]
   alphas: Mapping[str, np.ndarray]
   edges: Mapping[str, tuple[tuple[int, int], ...]]
+  scores: Mapping[str, Mapping[str, np.ndarray]] = dataclasses.field(default_factory=dict)
+
+  @property
+  def decides(self) -> bool:
+    """Whether edges are decided one after the other [SGAS §3]: there are scores, or edges decided or removed."""
+    return bool(self.scores) or any((self.decided(cell) != UNDECIDED).any() for cell in self.alphas)
+
+  def decided(self, cell: str) -> np.ndarray:
+    """`[T, E]` int, what α say that edges are: the column of the operation left, or `UNDECIDED`, or `REMOVED`.
+
+    A decided edge has a single operation that is not pruned, a removed one none.
+    """
+    left = ~np.isneginf(self.alphas[cell])
+    count = left.sum(axis=-1)
+    fixed = (count == 1) & (len(self.operations) > 1)
+    return np.where(count == 0, REMOVED, np.where(fixed, left.argmax(axis=-1), UNDECIDED))
+
+  def decisions(self) -> tuple[Decision, ...]:
+    """What was decided, in the order of snapshots; in one snapshot cell by cell, in the order of edges."""
+    found = []
+    for cell, edges in self.edges.items():
+      states = self.decided(cell)
+      settled = states != UNDECIDED
+      since = {int(row): int(settled[:, row].argmax()) for row in np.flatnonzero(settled.any(axis=0))}
+      gone = [(when, edges[row]) for row, when in since.items() if states[when, row] == REMOVED]
+      scores = self.scores.get('score', {}).get(cell)
+      for row, snapshot in since.items():
+        if states[snapshot, row] != REMOVED:
+          operation = self.operations[states[snapshot, row]]
+          score = None if scores is None else float(scores[snapshot, row])
+          removed = tuple(edge for when, edge in gone if when == snapshot and edge[1] == edges[row][1])
+          found.append(Decision(snapshot, cell, edges[row], operation, score, removed))
+    return tuple(sorted(found, key=lambda decision: decision.snapshot))
 
   def mixing(self, cell: str) -> np.ndarray:
     """`[T, E, O]` mixing weights, the softmax of each edge's α; zeros on an edge whose operations are all pruned."""
@@ -61,8 +123,26 @@ class Alphas:
     )
     return CellSpec(nodes, tuple(range(num_inputs, max(targets) + 1)), self.operations, num_inputs)
 
+  def cell(self, cell: str, snapshot: int) -> CellSpec:
+    """The cell at a snapshot: decided edges with their operation, undecided ones with every candidate, no removed ones.
+
+    Raises:
+      ValueError: as `spec`.
+    """
+    spec = self.spec(cell)
+    nodes: list[list[Edge]] = [[] for _ in spec.nodes]
+    for (target, edge), state in zip(spec.edges, self.decided(cell)[snapshot], strict=True):
+      if state != REMOVED:
+        operations = edge.operations if state == UNDECIDED else (self.operations[state],)
+        nodes[target - spec.num_inputs].append(Edge(edge.source, operations))
+    return dataclasses.replace(spec, nodes=tuple(map(tuple, nodes)))
+
   def genotype(self, snapshot: int) -> AnyGenotype:
     """The architecture that the α of one snapshot stand for, by the rule of [DARTS §2.4].
+
+    If the search decides, at this snapshot or at another, it is the one that it would end with if it ended here
+    [SGAS §3]: the decided edges, and at nodes that are short of them, the undecided ones of the largest importance with
+    their best operation. The importance of an edge is the weight of its operations other than `none`.
 
     Raises:
       ValueError: the cells are neither a normal and a reduction cell nor a recurrent one, or no architecture can be
@@ -71,6 +151,14 @@ class Alphas:
     cells = ('recurrent',) if 'recurrent' in self.alphas else ('normal', 'reduce')
     if not set(cells) <= set(self.alphas):
       raise ValueError(f'cells {", ".join(self.alphas)}: an architecture is derived from a normal and a reduce cell')
+    if self.decides:
+      specs = {cell: self.spec(cell) for cell in cells}
+      pairs = {}
+      for cell, spec in specs.items():
+        states = self.decided(cell)[snapshot]
+        decided = {row: self.operations[state] for row, state in enumerate(states) if state >= 0}
+        pairs[cell] = derive.complete_cell(self.mixing(cell)[snapshot], spec, decided)
+      return derive.make_genotype(pairs, specs)
     mixing = {cell: self.mixing(cell)[snapshot] for cell in cells}
     return derive.derive_genotype(mixing, {cell: self.spec(cell) for cell in mixing})
 
@@ -300,4 +388,13 @@ def _read_alphas(path: pathlib.Path) -> Alphas:
     expected = (len(steps), len(edges[cell]), len(operations))
     if alphas[cell].shape != expected or 0 in expected:
       raise ValueError(f'{cell} has shape {alphas[cell].shape}; step, edges_{cell} and operations ask for {expected}')
-  return Alphas(steps, operations, alphas, edges)
+  scores: dict[str, dict[str, np.ndarray]] = {}
+  for score, cell in itertools.product(SCORES, cells):
+    name = f'{score}_{cell}'
+    if name in arrays:
+      if arrays[name].shape != alphas[cell].shape[:2]:
+        raise ValueError(
+          f'{name} has shape {arrays[name].shape}; step and edges_{cell} ask for {alphas[cell].shape[:2]}'
+        )
+      scores.setdefault(score, {})[cell] = arrays[name].astype(float)
+  return Alphas(steps, operations, alphas, edges, scores)

@@ -18,6 +18,7 @@ import pathlib
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -123,12 +124,13 @@ class Checkpoints:
       reason = _one_line(error)
       raise ValueError(f'{self._directory}: the checkpoint of step {step} could not be written: {reason}') from error
 
-  def restore(self, template: PyTree, at: int | None = None) -> Restored | None:
+  def restore(self, template: PyTree | Callable[[Any], PyTree], at: int | None = None) -> Restored | None:
     """The latest checkpoint that is undamaged, or None if there is none at all.
 
     Args:
       template: a pytree with the structure, shapes and dtypes of the state to restore, of arrays or
         `jax.ShapeDtypeStruct`s. A leaf with a `sharding` is restored with it; NumPy leaves are restored as NumPy.
+        Or a function of the metadata that gives it, where the structure is not known before.
       at: only checkpoints of this step, if given.
 
     Raises:
@@ -143,7 +145,8 @@ class Checkpoints:
       except Exception as error:  # Damage can surface as any exception of any layer below: JSON, Zarr, file system.
         damaged.append(f'{path}: {_one_line(error)}')
         continue
-      state = _fit(manifest, arrays, template, path)
+      wanted = template(manifest['metadata']) if callable(template) else template
+      state = _fit(manifest, arrays, wanted, path)
       return Restored(manifest['step'], state, manifest['metadata'], tuple(damaged))
     if damaged:
       raise ValueError(f'{self._directory}: every checkpoint is damaged: ' + '; '.join(damaged))

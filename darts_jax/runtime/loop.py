@@ -167,13 +167,21 @@ class Loop(abc.ABC, Generic[State]):
     del state, step
     return None
 
+  @property
+  def memory(self) -> Any:
+    """What there is to remember besides the state, as JSON values; checkpoints keep it."""
+    return None
+
+  def recall(self, memory: Any) -> None:
+    """Is called with the memory of a checkpoint, before its state is restored."""
+
   def finish(self, state: State) -> None:
     """Is called once after the last epoch."""
 
   def run(self) -> Outcome[State]:
     """Starts, or goes on with what the working directory holds."""
     plan = self.plan
-    restored = self._checkpoints.restore(self.template())
+    restored = self._checkpoints.restore(self._template_of)
     state = self.init() if restored is None else restored.state
     resume_step = None if restored is None else restored.step
     saved = {} if restored is None else restored.metadata
@@ -271,7 +279,14 @@ class Loop(abc.ABC, Generic[State]):
 
   def _save(self, step: int, state: State, epoch_sums: Sums, log_sums: Sums, last_epoch: Mapping[str, float]) -> None:
     metadata = {'epoch_sums': epoch_sums.values, 'log_sums': log_sums.values, 'last_epoch': dict(last_epoch)}
+    if self.memory is not None:
+      metadata['memory'] = self.memory
     self._checkpoints.save(step, state, metadata)
+
+  def _template_of(self, metadata: Mapping[str, Any]) -> State:
+    if 'memory' in metadata:
+      self.recall(metadata['memory'])
+    return self.template()
 
   def _recovered(self, state: State, step: int) -> State:
     recovered = self.recover(state, step)

@@ -33,9 +33,10 @@ class Packed:
 
   @classmethod
   def pack(cls, tree: PyTree) -> Self:
-    """The pytree as one vector."""
+    """The pytree as one vector; one of NumPy arrays as a NumPy array."""
     leaves, treedef = jax.tree.flatten(tree)
-    return cls(jnp.concatenate([jnp.ravel(leaf) for leaf in leaves]), treedef, tuple(leaf.shape for leaf in leaves))
+    xp = np if all(isinstance(leaf, np.ndarray) for leaf in leaves) else jnp
+    return cls(xp.concatenate([xp.ravel(leaf) for leaf in leaves]), treedef, tuple(leaf.shape for leaf in leaves))
 
   @property
   def tree(self) -> PyTree:

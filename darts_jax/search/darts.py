@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -10,36 +11,40 @@ from numpy.typing import ArrayLike
 from darts_jax import relaxation
 from darts_jax.derive import derive_genotype
 from darts_jax.genotype import AnyGenotype, CellSpec
-from darts_jax.search.strategy import Alphas
+from darts_jax.relaxation import Annealing
+from darts_jax.search.strategy import Alphas, Strategy, normal_alphas
 
 Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class Darts:
+class Darts(Strategy):
   """The strategy of the paper (see `darts_jax.search.strategy.Strategy`).
 
   Attributes:
-    specs: cell specs of the supernet.
+    space: cell specs of the supernet.
     init_scale: α start at so many times a standard normal.
+    temperature: of the softmax in the supernet; 1 in the paper. An architecture is derived at a temperature of 1.
   """
 
-  specs: Mapping[str, CellSpec]
+  space: Mapping[str, CellSpec]
   init_scale: float = 1e-3
+  temperature: Annealing = Annealing()
 
   def init(self, key: Array) -> Alphas:
-    """α = `init_scale` · N(0, 1)."""
-    keys = jax.random.split(key, len(self.specs))
-    return {
-      name: self.init_scale * jax.random.normal(k, (spec.num_edges, len(spec.operations)))
-      for k, (name, spec) in zip(keys, sorted(self.specs.items()), strict=True)
-    }
+    """See `Strategy`."""
+    return normal_alphas(key, self.space, self.init_scale)
+
+  def over(self, num_steps: int) -> Self:
+    """See `Strategy`."""
+    return dataclasses.replace(self, temperature=dataclasses.replace(self.temperature, num_steps=num_steps))
 
   def relax(self, alphas: Alphas, key: Array, step: Array) -> Alphas:
-    """The softmax of every edge, the same at every step."""
-    del key, step
-    return jax.tree.map(relaxation.softmax, alphas)
+    """The softmax of every edge."""
+    del key
+    return {name: relaxation.softmax(value, self.temperature.at(step)) for name, value in alphas.items()}
 
   def derive(self, alphas: Mapping[str, ArrayLike]) -> AnyGenotype:
     """The two strongest edges of every node, or in a recurrent cell the strongest, with their best operations."""
-    return derive_genotype({name: relaxation.softmax(jnp.asarray(alphas[name])) for name in self.specs}, self.specs)
+    mixing = {name: relaxation.softmax(jnp.asarray(alphas[name])) for name in self.space}
+    return derive_genotype(mixing, self.space)

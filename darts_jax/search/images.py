@@ -1,8 +1,9 @@
 """Searches for convolutional cells: images on the devices, their batches, the loss of the supernet on them."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from darts_jax.data.augment import augment
 from darts_jax.data.batches import Evaluation, Examples, epoch_indices, evaluate
 from darts_jax.data.images import Images, split
-from darts_jax.nets.conv import Supernet
+from darts_jax.nets.conv import Supernet, prune_supernet
 from darts_jax.nets.layers import init_variables, running_average
 from darts_jax.runtime.mesh import batch_sharding, replicated
 from darts_jax.runtime.packed import Packed
@@ -93,11 +94,12 @@ class ImageSearcher(Searcher[Search, Halves]):
   Attributes:
     net: the supernet.
     image_shape: of an image, `(H, W, C)`.
+    batch_size: examples a batch.
     steps_per_epoch: batches in the weights' half; what is left over by the last full batch is another part of the
       images in every epoch.
   """
 
-  def __init__(self, settings: Search, strategy: Strategy, images: Images, mesh: Mesh) -> None:
+  def __init__(self, settings: Search, strategy: Strategy, images: Images, mesh: Mesh, first_epoch: int = 0) -> None:
     """Builds the functions; compiles nothing.
 
     Args:
@@ -105,14 +107,20 @@ class ImageSearcher(Searcher[Search, Halves]):
       strategy: of the search; its specs are those of the supernet.
       images: the dataset, for its shape, classes, mean and standard deviation; and the size of its halves.
       mesh: devices with an axis `data`.
+      first_epoch: from which on this supernet is trained, with batches of one size.
     """
     num_train, num_valid = (len(part) for part in split(len(images.y_train), settings.data.validation_fraction, 0))
-    steps = self.steps_per_epoch = num_train // settings.batch_size
+    sizes = [settings.batch_size + strategy.growth(epoch) for epoch in range(settings.epochs)]
     # A batch that is larger than its half makes no step; `place` says so.
-    super().__init__(settings, strategy, mesh, range(steps, settings.epochs * steps + 1, max(steps, 1)))
+    ends = list(itertools.accumulate(num_train // size for size in sizes))
+    super().__init__(settings, strategy, mesh, ends)
+    self.batch_size = sizes[min(first_epoch, settings.epochs - 1)]
+    self.steps_per_epoch = num_train // self.batch_size
+    self._images = images
+    self._first_epoch, self._first_step = first_epoch, ends[first_epoch - 1] if first_epoch else 0
     self.net = Supernet(
-      strategy.specs['normal'],
-      strategy.specs['reduce'],
+      self.strategy.specs['normal'],
+      self.strategy.specs['reduce'],
       settings.network.channels,
       settings.network.layers,
       images.num_classes,
@@ -131,10 +139,11 @@ class ImageSearcher(Searcher[Search, Halves]):
 
   def batches(self, state: SearchState, data: Halves) -> Halves:
     """The batches of a step: the next ones of a random order for the weights, any images for the architecture."""
-    size = self.settings.batch_size
+    size = self.batch_size
     step_key = jax.random.fold_in(state.key, state.step)
+    epochs, position = jnp.divmod(state.step - self._first_step, self.steps_per_epoch)
     indices = (
-      epoch_indices(state.key, _ORDER, state.step, self.steps_per_epoch, size, self._num_train),
+      epoch_indices(state.key, _ORDER, self._first_epoch + epochs, position, size, self._num_train),
       jax.random.randint(jax.random.fold_in(step_key, _VALID), (size,), 0, self._num_valid),
     )
     augmentation = self.settings.augment
@@ -173,4 +182,13 @@ class ImageSearcher(Searcher[Search, Halves]):
   def summary(self, means: Mapping[str, float], sums: Mapping[str, float]) -> dict[str, float]:
     """See `Searcher`."""
     del means
-    return {'images_per_second': sums['steps'] * self.settings.batch_size / sums['seconds']}
+    return {'images_per_second': sums['steps'] * self.batch_size / sums['seconds']}
+
+  def restage(self, strategy: Strategy, first_epoch: int) -> Self:
+    """See `Searcher`."""
+    return type(self)(self.settings, strategy, self._images, self.mesh, first_epoch)
+
+  def pruned(self, variables: PyTree, before: Searcher[Search, Halves]) -> PyTree:
+    """See `Searcher`."""
+    assert isinstance(before, ImageSearcher)
+    return prune_supernet(variables, before.net, self.net)

@@ -13,7 +13,7 @@ import numpy as np
 from darts_jax import genotype as genotypes
 from darts_jax import report
 from darts_jax.genotype import AnyGenotype, Genotype, recurrent_search_space, search_space
-from darts_jax.relaxation import softmax
+from darts_jax.relaxation import Annealing, softmax
 from darts_jax.runtime.compilation import enable_cache
 from darts_jax.runtime.interrupts import InterruptGuard
 from darts_jax.runtime.loop import Loop, Plan, Sums
@@ -23,8 +23,9 @@ from darts_jax.search import images, records, text
 from darts_jax.search.darts import Darts
 from darts_jax.search.searcher import Searcher
 from darts_jax.search.settings import RecurrentSearch, Search, Settings, read
+from darts_jax.search.sgas import Sgas
 from darts_jax.search.state import SearchState
-from darts_jax.search.strategy import Strategy
+from darts_jax.search.strategy import Scores, Strategy, Turn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +52,23 @@ class Result:
 
 
 def make_strategy(settings: Search | RecurrentSearch) -> Strategy:
-  """The strategy that the settings name, on the search space that they describe."""
+  """The strategy that the settings name, on the search space that they describe.
+
+  Raises:
+    ValueError: the strategy cannot work on it.
+  """
   network, scale = settings.network, settings.alphas.init_scale
   if isinstance(settings, RecurrentSearch):
-    return Darts({'recurrent': recurrent_search_space(network.operations, network.nodes)}, scale)
-  spec = search_space(network.operations, network.nodes)
-  return Darts({'normal': spec, 'reduce': spec}, scale)
+    space = {'recurrent': recurrent_search_space(network.operations, network.nodes)}
+  else:
+    space = dict.fromkeys(('normal', 'reduce'), search_space(network.operations, network.nodes))
+  temperature = Annealing(settings.temperature.initial, settings.temperature.final)
+  if settings.strategy == 'darts':
+    return Darts(space, scale, temperature)
+  try:
+    return Sgas(space, settings.sgas, scale, temperature)
+  except ValueError as error:
+    raise ValueError(f'config.{error}') from error
 
 
 def run(config: Mapping[str, Any], workdir: str | pathlib.Path) -> Result:
@@ -75,14 +87,13 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path) -> Result:
   settings = read(config)
   workdir = pathlib.Path(workdir).expanduser()
   searcher, data, fingerprint = _open(settings)
-  strategy = searcher.strategy
   claim(workdir, {**dataclasses.asdict(settings), **fingerprint}, 'search')
   enable_cache()
   with InterruptGuard() as guard:
     loop = _Loop(settings, workdir, searcher, data, guard)
     state, last_epoch, finished, requested = loop.run()
   return Result(
-    strategy.derive(jax.device_get(state.alphas)),
+    loop.strategy.derive(jax.device_get(state.alphas)),
     last_epoch.get('valid_loss', math.nan),
     last_epoch.get('valid_accuracy', math.nan),
     state,
@@ -109,6 +120,15 @@ def _open(settings: Search | RecurrentSearch) -> tuple[Searcher[Any, Any], Any, 
   found = settings.data.load()
   images.check_images(found)
   halves = images.place(found, settings, mesh)
+  least = min(len(half.labels) for half in halves)
+  for size in (settings.batch_size + strategy.growth(epoch) for epoch in range(settings.epochs)):
+    if size % mesh.size or size > least:
+      what = 'does not divide evenly over the devices' if size % mesh.size else 'is more than half of the images'
+      limit = f'{mesh.size} devices' if size % mesh.size else f'{least} images in the smaller half'
+      raise ValueError(
+        f'config.batch_size: {settings.batch_size} grows to {size} by the decisions, which {what} ({limit});'
+        ' see config.sgas.batch_growth'
+      )
   return images.ImageSearcher(settings, strategy, found, mesh), halves, {}
 
 
@@ -125,8 +145,12 @@ class _Loop(Loop[SearchState]):
     super().__init__(workdir, plan, guard)
     self._settings = settings
     self._searcher = searcher
-    self._strategy = searcher.strategy
     self._data = data
+    #: With all that it has decided.
+    self.strategy = searcher.strategy
+    # The epoch that the supernet, as it is now, was first trained in.
+    self._since = 0
+    self._turned: Turn | None = None
     self._history: records.AlphaHistory
     self._run: Any = None
     self._evaluate: Any = None
@@ -137,14 +161,28 @@ class _Loop(Loop[SearchState]):
   def template(self) -> SearchState:
     return self._searcher.template()
 
+  @property
+  def memory(self) -> Any:
+    strategy = self.strategy.memory
+    return None if strategy is None else {'since': self._since, 'strategy': strategy}
+
+  def recall(self, memory: Any) -> None:
+    self._since = memory['since']
+    self.strategy = self.strategy.recall(memory['strategy'])
+    self._searcher = self._searcher.restage(self.strategy, self._since)
+
   def opened(self, state: SearchState, resume_step: int | None) -> None:
-    self._history = records.AlphaHistory(self.workdir, self._strategy.specs, resume_step)
+    self._history = records.AlphaHistory(self.workdir, self.strategy, resume_step)
     if resume_step is None:
-      self._write_alphas(state, 0, 0)
+      stages = self.strategy.stages(self._settings.epochs)
+      if stages > 1:
+        self.note(0, 'stages', f'{stages} supernets will be compiled, each smaller than the one before')
+      self._write_alphas(state, 0, 0, self.strategy.scores(jax.device_get(state.alphas)))
 
   def prepare(self, state: SearchState, step: int) -> None:
     detail = f' ({self._settings.hypergradient.name})'
     self._run = self.compile(step, 'search step', self._searcher.run, state, self._data, jnp.int32(1), detail=detail)
+    self._evaluate = None
 
   def advance(self, state: SearchState, num_steps: int) -> tuple[SearchState, Mapping[str, Any]]:
     found: tuple[SearchState, Mapping[str, Any]] = self._run(state, self._data, jnp.int32(num_steps))
@@ -160,22 +198,40 @@ class _Loop(Loop[SearchState]):
     alphas = jax.device_get(state.alphas)
     values: dict[str, float | int] = {}
     for name in sorted(alphas):
-      mixing = np.asarray(softmax(alphas[name]), np.float64)
-      values[f'entropy_{name}'] = float(np.mean(-np.sum(mixing * np.log(np.maximum(mixing, 1e-300)), axis=-1)))
-    derived = self._strategy.derive(alphas)
+      # Of the edges that there is something to choose on.
+      mixing = np.asarray(softmax(alphas[name]), np.float64)[self.strategy.active[name]]
+      entropies = -np.sum(mixing * np.log(np.maximum(mixing, 1e-300)), axis=-1)
+      values[f'entropy_{name}'] = float(np.mean(entropies)) if len(entropies) else 0.0
+    derived = self.strategy.derive(alphas)
     if isinstance(derived, Genotype):
       values['skip_connections'] = sum(operation == 'skip_connect' for operation, _ in derived.normal)
     return {**values, **self._searcher.summary(sums.means(), sums.values), **super().summary(state, sums)}
 
+  def turn_epoch(self, state: SearchState, evaluation: Mapping[str, float], step: int) -> SearchState:
+    epoch = self.plan.epoch_ends.index(step)
+    self._turned = self.strategy.turn(jax.device_get(state.alphas), epoch)
+    for message in self._turned.messages:
+      self.note(step, 'decided', message)
+    before, self.strategy = self._searcher, self._turned.strategy
+    if self.strategy.specs == before.strategy.specs:
+      return state
+    self._since = epoch + 1
+    self._searcher = before.restage(self.strategy, self._since)
+    state = self._searcher.inherit(state, before)
+    if step < self.total:
+      self.prepare(state, step)
+    return state
+
   def epoch_done(self, state: SearchState, step: int, epoch: int) -> None:
-    self._write_alphas(state, step, epoch)
+    assert self._turned is not None
+    self._write_alphas(state, step, epoch, self._turned.scores)
 
   def report(self) -> pathlib.Path:
     with named_errors(self.workdir):
       return report.write(self.workdir)
 
-  def _write_alphas(self, state: SearchState, step: int, epoch: int) -> None:
+  def _write_alphas(self, state: SearchState, step: int, epoch: int, scores: Scores) -> None:
     alphas = jax.device_get(state.alphas)
     with named_errors(self.workdir):
-      self._history.append(step, epoch, alphas)
-      genotypes.save(self._strategy.derive(alphas), self.workdir / 'genotype.json')
+      self._history.append(step, epoch, alphas, self.strategy, scores)
+      genotypes.save(self.strategy.derive(alphas), self.workdir / 'genotype.json')

@@ -1,4 +1,4 @@
-"""The history of α in a search's working directory."""
+"""The history of α, and of what a strategy scores edges by, in a search's working directory."""
 
 import pathlib
 from collections.abc import Mapping
@@ -7,13 +7,19 @@ from typing import Any
 import numpy as np
 
 from darts_jax.genotype import CellSpec
+from darts_jax.search.strategy import Scores, Strategy
 
 
 class AlphaHistory:
-  """α over the search, in `alphas.npz`: `step` and `epoch` `[T]`, and `[T, E, O]` for every kind of cell."""
+  """α over the search, in `alphas.npz`: `step` and `epoch` `[T]`, and `[T, E, O]` for every kind of cell.
 
-  def __init__(self, workdir: pathlib.Path, specs: Mapping[str, CellSpec], resume_step: int | None) -> None:
+  α of pruned operations are −∞. If the strategy has scores, there are `[T, E]` for every score and kind of cell,
+  `importance_normal` for one, as they were before what was decided at that time.
+  """
+
+  def __init__(self, workdir: pathlib.Path, strategy: Strategy, resume_step: int | None) -> None:
     """Reads what is there up to `resume_step`; None starts over."""
+    specs = strategy.space
     self._path = workdir / 'alphas.npz'
     self._constants: dict[str, np.ndarray] = {'operations': np.array(next(iter(specs.values())).operations)}
     for name, spec in specs.items():
@@ -22,12 +28,32 @@ class AlphaHistory:
     if resume_step is not None and self._path.exists():
       with np.load(self._path) as saved:
         kept = saved['step'] <= resume_step
-        self._series = {name: list(saved[name][kept]) for name in self._series}
+        series = [name for name in saved.files if name not in self._constants]
+        self._series = {name: list(saved[name][kept]) for name in series}
 
-  def append(self, step: int, epoch: int, alphas: Mapping[str, np.ndarray]) -> None:
-    """Adds the α after `step` steps and `epoch` epochs, and writes the file."""
-    for name, value in {'step': step, 'epoch': epoch, **alphas}.items():
-      self._series[name].append(value)
+  def append(self, step: int, epoch: int, alphas: Mapping[str, np.ndarray], strategy: Strategy, scores: Scores) -> None:
+    """Adds the α after `step` steps and `epoch` epochs, and writes the file.
+
+    Args:
+      step: taken so far.
+      epoch: done so far.
+      alphas: `[E, O]` for every kind of cell.
+      strategy: of the next step; tells what has been pruned.
+      scores: of the epoch that has ended.
+    """
+    left = {name: _left(strategy.space[name], strategy.specs[name]) for name in alphas}
+    marked = {name: np.where(left[name], value, -np.inf).astype(value.dtype) for name, value in alphas.items()}
+    named = {f'{name}_{cell}': values for name, cells in scores.items() for cell, values in cells.items()}
+    for name, value in {'step': step, 'epoch': epoch, **marked, **named}.items():
+      self._series.setdefault(name, []).append(value)
     partial = self._path.with_name('alphas.partial.npz')
     np.savez(partial, allow_pickle=False, **self._constants, **{k: np.array(v) for k, v in self._series.items()})
     partial.replace(self._path)
+
+
+def _left(space: CellSpec, spec: CellSpec) -> np.ndarray:
+  """`[E, O]` bool: candidates of a search space that are in a smaller cell, too."""
+  operations = {(edge.source, target): edge.operations for target, edge in spec.edges}
+  return np.array(
+    [[name in operations.get((edge.source, target), ()) for name in space.operations] for target, edge in space.edges]
+  )

@@ -3,10 +3,11 @@
 import abc
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from darts_jax.runtime.compilation import compiler_options
@@ -44,9 +45,10 @@ class Searcher(abc.ABC, Generic[AnySettings, Data]):
 
   def __init__(self, settings: AnySettings, strategy: Strategy, mesh: Mesh, epoch_ends: Sequence[int]) -> None:
     """Builds the functions; compiles nothing."""
-    self.settings, self.strategy, self.mesh, self.epoch_ends = settings, strategy, mesh, epoch_ends
-    # Where epochs differ, their mean length, rounded up, so that there are no more of them than planned.
-    self._optimizers = Optimizers.from_settings(settings, -(-epoch_ends[-1] // len(epoch_ends)))
+    self.settings, self.mesh, self.epoch_ends = settings, mesh, epoch_ends
+    self.strategy = strategy.over(epoch_ends[-1])
+    everything = all(rows.all() for rows in strategy.active.values())
+    self._optimizers = Optimizers.from_settings(settings, epoch_ends, None if everything else strategy.active)
     self._estimator = settings.hypergradient.estimator()
     same = replicated(mesh)
     self.init = jax.jit(self._init, out_shardings=same)
@@ -73,6 +75,35 @@ class Searcher(abc.ABC, Generic[AnySettings, Data]):
   @abc.abstractmethod
   def summary(self, means: Mapping[str, float], sums: Mapping[str, float]) -> dict[str, float]:
     """What is logged besides the means of metrics over `sums['steps']` steps in `sums['seconds']`."""
+
+  @abc.abstractmethod
+  def restage(self, strategy: Strategy, first_epoch: int) -> Self:
+    """The same search with another strategy, whose supernet may be smaller, from an epoch on, counted from 0."""
+
+  def pruned(self, variables: PyTree, before: Self) -> PyTree:
+    """Of parameters or running statistics of a search whose supernet was larger, those that this one has."""
+    del before
+    return variables
+
+  def inherit(self, state: SearchState, before: Self) -> SearchState:
+    """The state of a search whose supernet was larger, with the weights, momentum and statistics that are left."""
+
+    def left(packed: Packed) -> tuple[Packed, np.ndarray]:
+      """The structure of what is left, and where it was."""
+      numbers: Any = np.arange(packed.vector.size)
+      places = packed.replace(numbers)
+      kept = Packed.pack(self.pruned(places.tree, before))
+      return kept, np.asarray(kept.vector)
+
+    (weights, chosen), (statistics, others) = left(state.weights), left(state.statistics)
+    size = state.weights.vector.shape
+    momentum = jax.tree.map(lambda leaf: leaf[chosen] if leaf.shape == size else leaf, state.weights_optimizer)
+    after = state.replace(
+      weights=weights.replace(state.weights.vector[chosen]),
+      statistics=statistics.replace(state.statistics.vector[others]),
+      weights_optimizer=momentum,
+    )
+    return jax.device_put(after, replicated(self.mesh))
 
   def carried(self) -> Halves:
     """What the first batches begin with."""

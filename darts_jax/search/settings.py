@@ -61,6 +61,35 @@ class Alphas:
 
 
 @dataclasses.dataclass(frozen=True)
+class Temperature:
+  """Of the relaxation, which α are divided by; from first to last step by the same factor every step."""
+
+  initial: float = setting(1.0, above=0)
+  final: float = setting(1.0, above=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Greed:
+  """The decisions of the strategy `sgas`; epochs are counted from 0 [SGAS §3].
+
+  Attributes:
+    criterion: 1: importance and certainty of edges; 2: stability, too.
+    warmup_epochs: the epoch after which the first edges are decided.
+    decision_frequency: epochs from one decision to the next.
+    history: epochs whose distributions are remembered for stability.
+    batch_growth: by how many examples batches grow with every decision.
+    decisions: how many there are in every kind of cell, before the rest is derived; 0: until all edges are decided.
+  """
+
+  criterion: int = setting(1, choices=(1, 2))
+  warmup_epochs: int = setting(9, at_least=0)
+  decision_frequency: int = setting(5, at_least=1)
+  history: int = setting(4, at_least=1)
+  batch_growth: int = setting(8, at_least=0)
+  decisions: int = setting(0, at_least=0)
+
+
+@dataclasses.dataclass(frozen=True)
 class Hypergradient:
   """The estimator of the architecture gradient; it reads those of the fields that are its own.
 
@@ -117,22 +146,24 @@ class Settings:
 
   Attributes:
     seed: of everything random: the split, initial weights and α, order and augmentation of images, dropout.
-    strategy: how α is relaxed and read.
+    strategy: how α is relaxed and read: `darts`, or `sgas`, which reads `sgas`.
     epochs: passes over the data that train the weights.
     batch_size: examples a batch, over all devices.
     log_every: steps from one logged line to the next.
     precision: of what the network computes on; weights, BN statistics and α are float32 in either.
     remat: whether gradients recompute the inside of cells instead of keeping it in memory.
-    weights: see `Weights`; and so on.
+    temperature: see `Temperature`; and so on.
   """
 
   seed: int = setting(0, at_least=0, at_most=2**32 - 1)
-  strategy: str = setting('darts', choices=('darts',))
+  strategy: str = setting('darts', choices=('darts', 'sgas'))
   epochs: int = setting(50, at_least=1)
   batch_size: int = setting(64, at_least=1)
   log_every: int = setting(50, at_least=1)
   precision: str = setting('float32', choices=('float32', 'bfloat16'))
   remat: bool = setting(False)
+  temperature: Temperature = setting(Temperature())
+  sgas: Greed = setting(Greed())
   weights: Weights = setting(Weights())
   alphas: Alphas = setting(Alphas())
   hypergradient: Hypergradient = setting(Hypergradient())
@@ -200,6 +231,7 @@ class RecurrentSearch(Settings):
   weights: Weights = setting(Weights(20.0, 20.0, 0.0, 5e-7, 0.25))
   alphas: Alphas = setting(Alphas(3e-3, 0.9))
   hypergradient: Hypergradient = setting(Hypergradient(clipping='constant', clip_outer=True))
+  sgas: Greed = setting(Greed(batch_growth=0))
   space: str = setting('recurrent', choices=('recurrent',))
   bptt: int = setting(35, at_least=2)
   short_fraction: float = setting(0.05, at_least=0, at_most=1)
@@ -213,6 +245,11 @@ class RecurrentSearch(Settings):
       recurrent_search_space(self.network.operations, self.network.nodes)
     except ValueError as error:
       raise ValueError(f'config.network.{error}') from error
+    if self.sgas.batch_growth:
+      raise ValueError(
+        f'config.sgas.batch_growth: {self.sgas.batch_growth} is not allowed; it has to be 0 on text, where hidden'
+        ' states go from one batch to the next'
+      )
 
 
 def read(config: Mapping[str, Any]) -> Search | RecurrentSearch:

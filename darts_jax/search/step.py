@@ -7,11 +7,12 @@ program, stands in it once, which divides the time to compile and, for second-or
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
@@ -149,6 +150,7 @@ class Optimizers:
     weight_decay: of the weights.
     clip_outer: whether the outer loss's gradient in the weights is clipped, too, before it becomes a part of the
       hypergradient.
+    active: rows of α that are trained; None for all of them.
   """
 
   weights: optax.GradientTransformation
@@ -158,14 +160,18 @@ class Optimizers:
   clip_norm: float
   weight_decay: float
   clip_outer: bool = False
+  active: Mapping[str, np.ndarray] | None = None
 
   @classmethod
-  def from_settings(cls, settings: Settings, steps_per_epoch: int) -> 'Optimizers':
+  def from_settings(
+    cls, settings: Settings, epoch_ends: Sequence[int], active: Mapping[str, np.ndarray] | None = None
+  ) -> 'Optimizers':
     """Cosine by epoch from the first to the final learning rate; SGD and Adam as the settings say [DARTS §A.1].
 
     Args:
       settings: `Search` or another with weights, α and hypergradient.
-      steps_per_epoch: of an epoch, on the average.
+      epoch_ends: steps taken by the end of every epoch.
+      active: rows of α that are trained (see `Strategy`); None for all of them.
     """
     rates, alphas = settings.weights, settings.alphas
     cosine = optax.cosine_decay_schedule(
@@ -175,7 +181,7 @@ class Optimizers:
     def learning_rate(step: Array) -> Array:
       # XLA would compute the cosine again in every kernel that reads it, which are hundreds in the exact estimator; and
       # each would call the C library, which makes a stored program overflow the stack that XLA loads it on.
-      return materialise(cosine(step // steps_per_epoch))
+      return materialise(cosine(jnp.sum(step >= np.array(epoch_ends), dtype=jnp.int32)))
 
     step = decayed_sgd(learning_rate, rates.momentum or None, rates.weight_decay)
     clip = clip_by_global_norm(rates.clip_norm)
@@ -195,6 +201,7 @@ class Optimizers:
       rates.clip_norm,
       rates.weight_decay,
       settings.hypergradient.clip_outer,
+      active,
     )
 
   def scaled(self, factor: Array) -> 'Optimizers':
@@ -216,8 +223,21 @@ class Optimizers:
 
   def move_alphas(self, state: SearchState, gradient: PyTree) -> SearchState:
     """The state after an update of α."""
-    updates, after = self.alphas.update(gradient, state.alphas_optimizer, state.alphas)
-    return state.replace(alphas=optax.apply_updates(state.alphas, updates), alphas_optimizer=after)
+    updates, optimizer = self.alphas.update(gradient, state.alphas_optimizer, state.alphas)
+    after = optax.apply_updates(state.alphas, updates), optimizer
+    if self.active is not None:
+      # Without a gradient, decay and momentum would still move them.
+      before = state.alphas, state.alphas_optimizer
+      after = jax.tree.map(self._frozen, after, before, is_leaf=lambda x: isinstance(x, dict))
+    return state.replace(alphas=after[0], alphas_optimizer=after[1])
+
+  def _frozen(self, after: Any, before: Any) -> Any:
+    """What there is for every kind of cell, where rows that are not trained stay; anything else as it is."""
+    if not isinstance(after, dict):
+      return after
+    assert self.active is not None
+    rows = {name: jnp.asarray(active)[:, None] for name, active in self.active.items()}
+    return {name: jnp.where(rows[name], value, before[name]) for name, value in after.items()}
 
   def move_weights(self, state: SearchState, gradient: Array) -> SearchState:
     """The state after an update of the weights, which ends a step; their gradient is one vector."""

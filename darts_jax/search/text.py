@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -129,7 +129,8 @@ class TextSearcher(Searcher[RecurrentSearch, Halves]):
     plan = draw_windows(settings, len(corpus.train) // settings.batch_size)
     super().__init__(settings, strategy, mesh, plan.epoch_ends)
     network = settings.network
-    self.net = LanguageModel(strategy.specs['recurrent'], len(corpus.vocabulary), network.width, norm=True)
+    self._corpus = corpus
+    self.net = LanguageModel(self.strategy.specs['recurrent'], len(corpus.vocabulary), network.width, norm=True)
     self.objective = TextLoss(self.net, settings.temporal_activation, settings.remat)
     # Stacked, time and batch are the second and third axis.
     rows, states = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((None, None, 'data'), (None, 'data')))
@@ -139,6 +140,11 @@ class TextSearcher(Searcher[RecurrentSearch, Halves]):
   def variables(self, key: Array, mixing: Alphas) -> PyTree:
     """See `Searcher`."""
     return init_language_model(self.net, key, mixing['recurrent'])
+
+  def restage(self, strategy: Strategy, first_epoch: int) -> Self:
+    """See `Searcher`. Batches stay as they are, since hidden states go from one to the next; so do all weights."""
+    del first_epoch
+    return type(self)(self.settings, strategy, self._corpus, self.mesh)
 
   def carried(self) -> Halves:
     """Hidden states of zeros."""

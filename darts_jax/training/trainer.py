@@ -162,7 +162,8 @@ class Trainer:
   def batch(self, state: TrainState, data: Examples) -> Examples:
     """The batch of a step: the next images of a random order, augmented and normalised."""
     settings = self._settings
-    chosen = epoch_indices(state.key, _ORDER, state.step, self.steps_per_epoch, settings.batch_size, self._num_train)
+    epoch, position = jnp.divmod(state.step, self.steps_per_epoch)
+    chosen = epoch_indices(state.key, _ORDER, epoch, position, settings.batch_size, self._num_train)
     raw, labels = lax.with_sharding_constraint((data.images[chosen], data.labels[chosen]), batch_sharding(self._mesh))
     return Examples(self._augmented(state, raw), labels)
 

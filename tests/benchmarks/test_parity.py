@@ -14,6 +14,7 @@ SEARCH = GOLDENS / 'cnn_search_tiny.npz'
 GENOTYPES = GOLDENS / 'cnn_genotype_parse.json'
 RECURRENT_SEARCH = GOLDENS / 'rnn_search_tiny.npz'
 RECURRENT_NETWORK = GOLDENS / 'rnn_eval_darts_v2.npz'
+DECISIONS = GOLDENS / 'sgas_decisions.json'
 RECURRENT_GENOTYPES = GOLDENS / 'rnn_genotype_parse.json'
 
 
@@ -116,6 +117,24 @@ def test_another_recurrent_network_computes_something_else(name):
   (trained, error, tolerance), (evaluated, other_error, _) = next(compared), next(compared)
   assert (trained, evaluated) == ('log_prob_train', 'log_prob_eval')
   assert max(error, other_error) > tolerance
+
+
+def test_reference_decisions_are_reproduced(tmp_path, capsys):
+  cases = json.loads(DECISIONS.read_text())
+  assert parity.main([str(DECISIONS)]) == 0
+  lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+  # Of 17 epochs both cells and the architecture, of two searches; and what they end with.
+  assert len(lines) == 2 * (17 * 3 + 1) == len(dict(lines))
+  assert {error for _, error in lines} == {'0.000e+00'}
+  # By the other criterion, or with a shorter memory, something else is decided.
+  for i, change in ((0, {'criterion': 2}), (1, {'history_size': 1}), (1, {'warmup': 2})):
+    changed = [dict(case) for case in cases]
+    changed[i].update(change)
+    path = tmp_path / 'wrong.json'
+    path.write_text(json.dumps(changed))
+    assert parity.main([str(path)]) == 1
+    wrong = {line.split()[0].split('_')[1] for line in capsys.readouterr().out.splitlines() if '1.0' in line}
+    assert wrong == {str(i)}
 
 
 def test_recurrent_reference_genotypes_are_reproduced(tmp_path, capsys):

@@ -71,7 +71,7 @@ def frozen(searcher, state):
 
 @pytest.fixture(scope='module')
 def optimizers(searcher):
-  return Optimizers.from_settings(SETTINGS, searcher.steps_per_epoch)
+  return Optimizers.from_settings(SETTINGS, searcher.epoch_ends)
 
 
 @pytest.fixture(scope='module')
@@ -105,7 +105,7 @@ def test_clipping_and_momentum_are_part_of_the_step(benches, frozen, truth, sear
   for clipping in ('none', 'constant'):
     changed = dataclasses.replace(SETTINGS, hypergradient=Hypergradient(clipping=clipping))
     each = dataclasses.replace(
-      benches['float64'], optimizers=Optimizers.from_settings(changed, searcher.steps_per_epoch), advances={}
+      benches['float64'], optimizers=Optimizers.from_settings(changed, searcher.epoch_ends), advances={}
     )
     each._programs = benches['float64']._programs
     found.append(each.estimate(exact(), frozen))

@@ -129,6 +129,85 @@ def recurrent_search_folder(tmp_path) -> pathlib.Path:
   return tmp_path
 
 
+@pytest.fixture(scope='session')
+def deciding_search() -> tuple[dict[str, np.ndarray], list[tuple]]:
+  """A made-up search that decides eight edges of either cell, one after every second of 17 epochs.
+
+  What its `alphas.npz` holds, and in their order its decisions: snapshot, cell, edge, operation, score, edges removed.
+  """
+  return _decide(genotype.search_space(), num_snapshots=18, first=2, every=2)
+
+
+@pytest.fixture
+def deciding_search_folder(tmp_path, deciding_search) -> pathlib.Path:
+  """The folder of that search."""
+  _save_deciding_search(tmp_path, *deciding_search)
+  return tmp_path
+
+
+def _decide(spec: genotype.CellSpec, num_snapshots: int, first: int, every: int) -> tuple[dict[str, np.ndarray], list]:
+  """What `alphas.npz` of a search by criterion 2 [SGAS §3] holds whose α drift apart, and its decisions in order."""
+  rng = np.random.default_rng(0)
+  real = [column for column, operation in enumerate(spec.operations) if operation != 'none']
+  edges = [(edge.source, target) for target, edge in spec.edges]
+  arrays: dict[str, list[np.ndarray]] = {}
+  told: list[tuple] = []
+  for cell in ('normal', 'reduce'):
+    drift, past = rng.normal(size=(len(edges), len(spec.operations))), None
+    fixed: dict[int, int] = {}
+    undecided = set(range(len(edges)))
+    for snapshot in range(num_snapshots):
+      alphas = 1.5 * snapshot / num_snapshots * drift + 0.05 * rng.normal(size=drift.shape)
+      weights = np.exp(alphas) / np.exp(alphas).sum(axis=1, keepdims=True)
+      importance = weights[:, real].sum(axis=1)
+      chances = weights[:, real] / importance[:, None]
+      certainty = 1 + (chances * np.log(chances)).sum(axis=1) / math.log(len(real))
+      stability = np.zeros(len(edges)) if past is None else np.minimum(chances, past).sum(axis=1)
+      criteria, past = {'importance': importance, 'certainty': certainty, 'stability': stability}, chances
+      criteria['score'] = np.prod([(c - c.min()) / max(np.ptp(c), 1e-12) for c in criteria.values()], axis=0)
+      if snapshot >= first and (snapshot - first) % every == 0 and undecided:
+        row = max(undecided, key=lambda row: criteria['score'][row])
+        fixed[row] = real[chances[row].argmax()]
+        undecided.remove(row)
+        full = sum(edges[other][1] == edges[row][1] for other in fixed) == 2
+        gone = sorted(other for other in undecided if full and edges[other][1] == edges[row][1])
+        undecided -= set(gone)
+        operation, removed = spec.operations[fixed[row]], tuple(edges[other] for other in gone)
+        told.append((snapshot, cell, edges[row], operation, criteria['score'][row], removed))
+      left = np.zeros(alphas.shape, bool)
+      left[sorted(undecided)] = True
+      left[list(fixed), list(fixed.values())] = True
+      arrays.setdefault(cell, []).append(np.where(left, alphas, -math.inf))
+      for name, values in criteria.items():
+        arrays.setdefault(f'{name}_{cell}', []).append(values)
+  steps = np.arange(num_snapshots)
+  constants = {
+    'operations': np.array(spec.operations),
+    'edges_normal': np.array(edges),
+    'edges_reduce': np.array(edges),
+  }
+  series = {name: np.stack(values) for name, values in arrays.items()}
+  return {'step': 4 * steps, 'epoch': steps, **constants, **series}, sorted(told, key=lambda decision: decision[0])
+
+
+def _save_deciding_search(folder: pathlib.Path, arrays: dict[str, np.ndarray], told: list[tuple]) -> None:
+  """Writes the files of a search with these α and decisions."""
+  config = {'dataset': 'CIFAR-10', 'seed': 7, 'num_epochs': len(arrays['step']) - 1, 'strategy': 'sgas'}
+  epochs = [
+    {'kind': 'epoch', 'step': 4 * epoch + 4, 'epoch': epoch, 'train_loss': 1.0, 'valid_loss': 1.1, 'seconds': 60.0}
+    for epoch in range(len(arrays['step']) - 1)
+  ]
+  (folder / 'config.json').write_text(json.dumps(config))
+  (folder / 'metrics.jsonl').write_text(''.join(json.dumps(record) + '\n' for record in epochs))
+  np.savez(folder / 'alphas.npz', **arrays)
+  by_node = sorted(told, key=lambda decision: decision[2][::-1])
+  normal, reduce = (
+    tuple((operation, edge[0]) for _, cell, edge, operation, *_ in by_node if cell == name)
+    for name in ('normal', 'reduce')
+  )
+  genotype.save(genotype.Genotype(normal, (2, 3, 4, 5), reduce, (2, 3, 4, 5)), folder / 'genotype.json')
+
+
 def _save_alphas(folder: pathlib.Path, spec: genotype.CellSpec, names: Sequence[str]) -> None:
   """Writes `alphas.npz` with a snapshot for each of the published architectures, four steps apart."""
   published = genotype.published()

@@ -134,6 +134,23 @@ def test_a_collapse_counts_from_when_it_stayed_and_only_while_epochs_remain(coll
   assert all(f'since epoch {onset}' in text and 'reduce cell' in text for text in found)
 
 
+def test_decided_edges_are_no_collapse_and_hide_none():
+  # Thirteen of fourteen edges are decided or removed. Their entropy is zero; that of the last is that of eight equal
+  # weights, a fourteenth of which would be a collapse.
+  weights = np.zeros((1, 14, 8))
+  weights[0, :8, 3] = 1.0
+  weights[0, 13] = 1 / 8
+  assert diagnostics.MIN_ENTROPY_SHARE > 1 / 14
+  assert diagnostics.warnings([], None, {'normal': weights}, [10.0], 50) == []
+  # A weight of 0.99 on one of eight has an entropy of 0.0756 nats, 4 % of log 8.
+  weights[0, 13] = [0.99] + [0.01 / 7] * 7
+  (found,) = diagnostics.warnings([], None, {'normal': weights}, [10.0], 50)
+  assert 'normal cell have collapsed since epoch 10 of 50: their mean entropy is 0.08 nats, 4% of' in found
+  # At the end, nothing is undecided.
+  weights[0, 13] = 0.0
+  assert diagnostics.warnings([], None, {'normal': weights}, [10.0], 50) == []
+
+
 def test_alphas_that_are_not_finite_are_told():
   weights = np.full((2, 1, 2), 0.5)
   weights[1, 0, 0] = math.nan

@@ -37,6 +37,22 @@ def _box(text: Text, figure: Figure) -> Bbox:
   return text.get_window_extent(FigureCanvasAgg(figure).get_renderer())
 
 
+def _crossings(figure: Figure) -> list[int]:
+  """How many edges run through each label."""
+  axes = figure.axes[0]
+  boxes = [_box(text, figure) for text in _texts(figure, drawing.LABEL)]
+  counts = [0] * len(boxes)
+  for artist in axes.get_children():
+    if isinstance(artist, FancyArrowPatch):
+      path = axes.transData.transform_path(artist._path_original)
+      points = path.interpolated(1).to_polygons(closed_only=False)[0]
+      dense = np.concatenate([np.linspace(a, b, 40) for a, b in itertools.pairwise(points)])
+      for i, box in enumerate(boxes):
+        inside = (dense > box.min).all(axis=1) & (dense < box.max).all(axis=1)
+        counts[i] += bool(inside.any())
+  return counts
+
+
 # Some published architectures share cells.
 @pytest.mark.parametrize('name', {cell: name for name, cell in _CELLS.items()}.values())
 def test_every_edge_of_a_published_cell_has_one_label(name):
@@ -84,18 +100,7 @@ def test_labels_and_nodes_do_not_overlap(name):
 )
 def test_every_label_is_crossed_by_its_own_edge_alone(name):
   figure = _draw(_CELLS[name])
-  axes = figure.axes[0]
-  boxes = [_box(text, figure) for text in _texts(figure, drawing.LABEL)]
-  counts = [0] * len(boxes)
-  for artist in axes.get_children():
-    if isinstance(artist, FancyArrowPatch):
-      path = axes.transData.transform_path(artist._path_original)
-      points = path.interpolated(1).to_polygons(closed_only=False)[0]
-      dense = np.concatenate([np.linspace(a, b, 40) for a, b in itertools.pairwise(points)])
-      for i, box in enumerate(boxes):
-        inside = (dense > box.min).all(axis=1) & (dense < box.max).all(axis=1)
-        counts[i] += bool(inside.any())
-  assert counts == [1] * len(boxes)
+  assert _crossings(figure) == [1] * _CELLS[name].num_edges
 
 
 def test_parallel_edges_keep_a_label_each():
@@ -110,6 +115,36 @@ def test_parallel_edges_keep_a_label_each():
 def test_edges_of_a_search_space_say_how_many_candidates_they_have():
   cell = genotype.search_space()
   assert [text.get_text() for text in _texts(_draw(cell), drawing.LABEL)] == ['8 candidates'] * 14
+
+
+def _partly_decided() -> CellSpec:
+  """A search space after two decisions for node 5 and one for node 3; node 5 has lost its other edges."""
+  space = genotype.search_space()
+  nodes = list(space.nodes)
+  nodes[1] = (nodes[1][0], Edge(1, ('skip_connect',)), nodes[1][2])
+  nodes[3] = (Edge(0, ('sep_conv_3x3',)), Edge(4, ('max_pool_3x3',)))
+  return CellSpec(tuple(nodes), space.concat, space.operations)
+
+
+def test_pale_edges_are_thin_and_say_nothing():
+  figure = drawing.draw_cell(_partly_decided(), pale=True)
+  assert sorted(text.get_text() for text in _texts(figure, drawing.LABEL)) == [
+    'max_pool_3x3',
+    'sep_conv_3x3',
+    'skip_connect',
+  ]
+  lines = [artist for artist in figure.axes[0].get_children() if isinstance(artist, FancyArrowPatch)]
+  widths = collections.Counter(line.get_linewidth() for line in lines)
+  # Of 2 + 3 + 4 + 2 edges three are decided; four lead to the output.
+  assert [count for _, count in sorted(widths.items())] == [8, 4, 3]
+
+
+def test_labels_of_decided_edges_are_clear_of_pale_ones():
+  figure = drawing.draw_cell(_partly_decided(), pale=True)
+  boxes = [_box(text, figure) for kind in (drawing.LABEL, 'node') for text in _texts(figure, kind)]
+  assert len(boxes) == 3 + 7
+  assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+  assert _crossings(figure) == [1] * 3
 
 
 def test_an_unread_node_has_a_dashed_outline():

@@ -49,6 +49,9 @@ def test_a_finished_search(search_folder, hostile, write):
   ):
     assert section in parsed.texts
 
+  # Searches that decide one edge after the other have more to tell.
+  assert not re.search('[Dd]ecided|Decisions', parsed.text)
+
   # 0.8 + 0.01 · 2 + 0.0065
   assert 'Supernet accuracy 82.65 % validation' in parsed.text
   assert 'Finished Estimator exact Seed 3' in parsed.text

@@ -1,5 +1,6 @@
 """What is read from a working directory, in particular from one that a crash left behind."""
 
+import dataclasses
 import json
 import math
 
@@ -168,6 +169,117 @@ def test_snapshots_of_a_recurrent_search_give_the_architectures_that_their_alpha
   assert alphas.spec('recurrent') == genotype.recurrent_search_space()
   derived = [alphas.genotype(snapshot) for snapshot in (0, 1, -1)]
   assert derived == [genotype.published()[name] for name in ('RNN_DARTS_V1', 'RNN_DARTS_V1', 'RNN_DARTS_V2')]
+
+
+def test_decisions_are_read_off_what_is_pruned(deciding_search_folder, deciding_search):
+  alphas = workdir.read(deciding_search_folder).alphas
+  decisions = alphas.decisions()
+  assert [dataclasses.astuple(decision) for decision in decisions] == deciding_search[1]
+  for cell in ('normal', 'reduce'):
+    states = alphas.decided(cell)
+    made = [decision for decision in decisions if decision.cell == cell]
+    for snapshot in range(18):
+      until = [decision for decision in made if decision.snapshot <= snapshot]
+      assert (states[snapshot] >= 0).sum() == len(until)
+      assert (states[snapshot] == workdir.REMOVED).sum() == sum(len(decision.removed) for decision in until)
+    # Two of every node's edges are left of 14.
+    assert [(states[-1] >= 0).sum(), (states[-1] == workdir.REMOVED).sum()] == [8, 6]
+
+
+def test_a_search_that_does_not_decide_has_no_decisions(search_folder):
+  alphas = workdir.read(search_folder).alphas
+  assert (alphas.scores, alphas.decides, alphas.decisions()) == ({}, False, ())
+  assert (alphas.decided('normal') == workdir.UNDECIDED).all()
+
+
+def test_where_there_is_one_operation_nothing_is_decided():
+  assert not _alphas([[0.5], [0.0]]).decides
+
+
+def test_decided_edges_stay_in_the_architecture(deciding_search_folder):
+  run = workdir.read(deciding_search_folder)
+  kept = [
+    {cell: workdir.kept_edges(run.alphas.genotype(snapshot), cell) for cell in ('normal', 'reduce')}
+    for snapshot in range(18)
+  ]
+  for decision in run.alphas.decisions():
+    assert all((*decision.edge, decision.operation) in edges[decision.cell] for edges in kept[decision.snapshot :])
+  assert run.alphas.genotype(-1) == run.genotype
+
+
+# Of the edges into node 3, those from 0 and 2 are the most important, and those from 1 and 2 have the largest weights.
+_WEIGHTS = ((0.2, 0.3, 0.5), (0.5, 0.3, 0.2), (0.1, 0.46, 0.44), (0.4, 0.05, 0.55), (0.3, 0.1, 0.6))
+_SKIP, _REMOVED = (0.0, 1.0, 0.0), (0.0, 0.0, 0.0)
+
+
+def _two_nodes(changes, **fields):
+  weights = np.array(_WEIGHTS)
+  for row, values in changes.items():
+    weights[row] = values
+  with np.errstate(divide='ignore'):
+    alphas = np.log(weights)[None]
+  cells, edges = ('normal', 'reduce'), ((0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
+  operations = ('none', 'skip_connect', 'sep_conv_3x3')
+  return workdir.Alphas(np.array([0]), operations, dict.fromkeys(cells, alphas), dict.fromkeys(cells, edges), **fields)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'fields', 'expected'),
+  [
+    ({}, {}, (('sep_conv_3x3', 2), ('sep_conv_3x3', 1))),
+    ({}, {'scores': {'score': {'normal': np.zeros((1, 5))}}}, (('skip_connect', 0), ('sep_conv_3x3', 2))),
+    ({3: _SKIP}, {}, (('skip_connect', 0), ('skip_connect', 1))),
+    ({3: _SKIP, 2: _REMOVED}, {}, (('skip_connect', 1), ('sep_conv_3x3', 2))),
+    ({3: _SKIP, 2: _SKIP, 4: _REMOVED}, {}, (('skip_connect', 0), ('skip_connect', 1))),
+  ],
+  ids=['DARTS', 'nothing decided yet', 'one decided', 'one decided, one removed', 'two decided'],
+)
+def test_a_node_keeps_decided_edges_and_then_the_most_important(changes, fields, expected):
+  derived = _two_nodes(changes, **fields).genotype(0)
+  assert derived.normal[2:] == derived.reduce[2:] == expected
+  assert derived.normal[:2] == (('sep_conv_3x3', 0), ('skip_connect', 1))
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({2: _REMOVED, 3: _REMOVED}, 'node 3: 0 edges are decided and 1 undecided; 2 have to be kept'),
+    ({2: _SKIP, 3: _SKIP, 4: _SKIP}, 'node 3: 3 edges are decided and 0 undecided; 2 have to be kept'),
+    ({2: _SKIP, 3: (math.nan, 1.0, 1.0)}, 'not finite'),
+  ],
+)
+def test_decisions_that_make_no_architecture_are_told(changes, message):
+  with pytest.raises(ValueError, match=message):
+    _two_nodes(changes).genotype(0)
+
+
+def test_nodes_of_a_recurrent_cell_keep_one_edge():
+  undecided, tanh, removed = [3.0, 1.0, 2.0], [-math.inf, 0.0, -math.inf], [-math.inf] * 3
+  alphas = np.array([[undecided, tanh, removed, removed, tanh, removed]])
+  edges = {'recurrent': ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))}
+  search = workdir.Alphas(np.array([0]), ('none', 'tanh', 'relu'), {'recurrent': alphas}, edges)
+  assert search.genotype(0) == genotype.RecurrentGenotype((('relu', 0), ('tanh', 0), ('tanh', 1)), (1, 2, 3))
+  assert search.decisions() == (
+    workdir.Decision(0, 'recurrent', (0, 2), 'tanh', None, ((1, 2),)),
+    workdir.Decision(0, 'recurrent', (1, 3), 'tanh', None, ((0, 3), (2, 3))),
+  )
+
+
+def test_the_cell_of_a_snapshot_has_what_is_left(deciding_search_folder):
+  alphas = workdir.read(deciding_search_folder).alphas
+  assert alphas.cell('normal', 0) == genotype.search_space()
+  assert alphas.cell('normal', -1).nodes == alphas.genotype(-1).cell('normal').nodes
+  counts = [len(edge.operations) for _, edge in alphas.cell('reduce', 8).edges]
+  removed = [edge for decision in alphas.decisions()[:8] if decision.cell == 'reduce' for edge in decision.removed]
+  assert sorted(counts) == [1] * 4 + [8] * (14 - 4 - len(removed))
+
+
+@pytest.mark.parametrize('name', ['score_normal', 'stability_reduce'])
+def test_scores_of_another_shape_are_told(deciding_search_folder, deciding_search, name):
+  arrays = deciding_search[0]
+  np.savez(deciding_search_folder / 'alphas.npz', **{**arrays, name: arrays[name][:, 1:]})
+  problem = workdir.read(deciding_search_folder).problems['alphas.npz']
+  assert problem.endswith(f'{name} has shape (18, 13); step and edges_{name[-6:]} ask for (18, 14)')
 
 
 @pytest.mark.parametrize(('cell', 'edges'), [('normal', ((0, 1), (1, 2))), ('recurrent', ((0, 0), (0, 1)))])

@@ -1,10 +1,13 @@
 import numpy as np
 
 from darts_jax.genotype import search_space
+from darts_jax.search.darts import Darts
 from darts_jax.search.records import AlphaHistory
+from darts_jax.search.sgas import Decision, Sgas
 
 SPEC = search_space(('none', 'skip_connect', 'max_pool_3x3'), 2)
 SPECS = {'normal': SPEC, 'reduce': SPEC}
+DARTS = Darts(SPECS)
 
 
 def alphas(value):
@@ -17,9 +20,9 @@ def read(path):
 
 
 def test_history_grows_by_snapshots(tmp_path):
-  history = AlphaHistory(tmp_path, SPECS, None)
-  history.append(0, 0, alphas(0))
-  history.append(11, 1, alphas(10))
+  history = AlphaHistory(tmp_path, DARTS, None)
+  history.append(0, 0, alphas(0), DARTS, {})
+  history.append(11, 1, alphas(10), DARTS, {})
   found = read(tmp_path / 'alphas.npz')
   assert found['step'].tolist() == [0, 11]
   assert found['epoch'].tolist() == [0, 1]
@@ -32,16 +35,35 @@ def test_history_grows_by_snapshots(tmp_path):
 
 
 def test_history_of_a_resumed_search_ends_where_it_resumes(tmp_path):
-  history = AlphaHistory(tmp_path, SPECS, None)
+  history = AlphaHistory(tmp_path, DARTS, None)
   for step in (0, 11, 22):
-    history.append(step, step // 11, alphas(step))
-  AlphaHistory(tmp_path, SPECS, 15).append(22, 2, alphas(-1))
+    history.append(step, step // 11, alphas(step), DARTS, {})
+  AlphaHistory(tmp_path, DARTS, 15).append(22, 2, alphas(-1), DARTS, {})
   found = read(tmp_path / 'alphas.npz')
   assert found['step'].tolist() == [0, 11, 22]
   assert found['normal'][:, 0, 0].tolist() == [0, 11, -1]
 
 
 def test_search_from_the_start_forgets_the_history(tmp_path):
-  AlphaHistory(tmp_path, SPECS, None).append(11, 1, alphas(1))
-  AlphaHistory(tmp_path, SPECS, None).append(0, 0, alphas(2))
+  AlphaHistory(tmp_path, DARTS, None).append(11, 1, alphas(1), DARTS, {})
+  AlphaHistory(tmp_path, DARTS, None).append(0, 0, alphas(2), DARTS, {})
   assert read(tmp_path / 'alphas.npz')['step'].tolist() == [0]
+
+
+def test_pruned_operations_are_minus_infinity_and_scores_are_kept(tmp_path):
+  """Node 3 reads 0 through a pool and 2 through an identity, so 1 no more; in the other cell nothing is decided."""
+  strategy = Sgas(SPECS, decisions=(Decision(0, 'normal', 2, 'max_pool_3x3'), Decision(1, 'normal', 4, 'skip_connect')))
+  history = AlphaHistory(tmp_path, strategy, None)
+  scores = strategy.scores(alphas(0))
+  history.append(0, 0, alphas(0), Sgas(SPECS), scores)
+  history.append(11, 1, alphas(10), strategy, scores)
+  AlphaHistory(tmp_path, strategy, 11).append(22, 2, alphas(20), strategy, scores)
+  found = read(tmp_path / 'alphas.npz')
+  nothing = -np.inf
+  expected = [[10, 10, 10], [10, 10, 10], [nothing, nothing, 10], [nothing] * 3, [nothing, 10, nothing]]
+  np.testing.assert_array_equal(found['normal'][1], expected)
+  assert np.isfinite(found['normal'][0]).all()
+  assert np.isfinite(found['reduce']).all()
+  # All operations weigh the same.
+  np.testing.assert_allclose(found['importance_normal'], np.full((3, 5), 2 / 3), rtol=1e-14)
+  assert found['score_reduce'].tolist() == [[0] * 5] * 3

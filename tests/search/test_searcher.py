@@ -271,7 +271,7 @@ def test_running_statistics_are_those_of_the_weight_update(trajectory, gradients
 def test_learning_rate_falls_from_first_to_final_by_epoch(lab):
   steps = lab.searcher.steps_per_epoch
   assert steps == 719 // BATCH
-  schedule = Optimizers.from_settings(SEARCH, steps).learning_rate
+  schedule = Optimizers.from_settings(SEARCH, lab.searcher.epoch_ends).learning_rate
   found = np.array([float(schedule(jnp.int32(step))) for step in range(EPOCHS * steps + 1)])
   np.testing.assert_allclose(found, [learning_rate(step, steps) for step in range(EPOCHS * steps + 1)], rtol=1e-6)
   assert (found[0], found[-1]) == pytest.approx((0.01, 0.002))
@@ -413,7 +413,7 @@ def make_step(settings: Search, images: Images) -> tuple[Any, Any]:
     objective=each.searcher.objective,
     strategy=make_strategy(settings),
     estimator=settings.hypergradient.estimator(),
-    optimizers=Optimizers.from_settings(settings, 1),
+    optimizers=Optimizers.from_settings(settings, [1]),
     precision=settings.precision,
   )
   return step, (state, *each.searcher.batches(state, each.data))

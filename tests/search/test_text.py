@@ -470,14 +470,14 @@ def test_outer_gradient_is_clipped_as_in_the_published_search_and_only_there():
     ({'weights': {'clip_norm': 8.0}}, 5.0),
     ({'hypergradient': {'clipping': 'none'}}, 0.25),
   ):
-    optimizers = Optimizers.from_settings(build(RecurrentSearch, changes), 10)
+    optimizers = Optimizers.from_settings(build(RecurrentSearch, changes), [10])
     limit = optimizers.inner_optimizer(optimizers.weights.init(v)).limit
     np.testing.assert_allclose(limit(v), v * norm / 5, rtol=1e-6)
     # A step of another length has the same limit.
     scaled = optimizers.scaled(jnp.float32(0.5))
     np.testing.assert_allclose(scaled.inner_optimizer(scaled.weights.init(v)).limit(v), v * norm / 5, rtol=1e-6)
   for settings in (build(Search, {}), build(RecurrentSearch, {'hypergradient': {'clip_outer': False}})):
-    optimizers = Optimizers.from_settings(settings, 10)
+    optimizers = Optimizers.from_settings(settings, [10])
     assert optimizers.inner_optimizer(optimizers.weights.init(v)).limit is None
 
 
