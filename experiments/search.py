@@ -9,13 +9,15 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from darts_jax import genotype, search
+from darts_jax import genotype, search, selection
 from darts_jax.data.sequences import perplexity
 from experiments.entry import launch
 
 
 def run(config: Mapping[str, Any], workdir: pathlib.Path) -> int:
   """Runs or resumes a search and prints what it found; returns the exit code."""
+  if config.get('strategy') == 'random':
+    return _run_random(config, workdir)
   try:
     result = search.run(config, workdir)
   except search.Diverged as error:
@@ -28,6 +30,25 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path) -> int:
     print(f'validation perplexity of the supernet: {perplexity(result.valid_loss):.2f}')
   else:
     print(f'validation accuracy in the supernet: {result.valid_accuracy:.2%}')
+  print(f'report: {result.report}')
+  return 0
+
+
+def _run_random(config: Mapping[str, Any], workdir: pathlib.Path) -> int:
+  """The same for a random search."""
+  try:
+    result = selection.random_search.run(
+      config, workdir, lambda message: print(f'== {message}', file=sys.stderr, flush=True)
+    )
+  except selection.Diverged as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 1
+  if not result.finished or result.genotype is None:
+    return 130
+  print(f'genotype: {genotype.to_dict(result.genotype)}')
+  print(f'validation accuracy of the best architecture: {result.valid_accuracy:.2%}')
+  if not math.isnan(result.test_accuracy):
+    print(f'test accuracy: {result.test_accuracy:.2%}')
   print(f'report: {result.report}')
   return 0
 

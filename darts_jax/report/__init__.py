@@ -3,15 +3,15 @@
 import os
 import pathlib
 
-from darts_jax.report import page, training, workdir
+from darts_jax.report import page, random_search, training, workdir
 
 
 def write(path: str | os.PathLike[str]) -> pathlib.Path:
   """Writes `report.html` into the working directory of a search or a training, from the files in it alone.
 
-  Reads `config.json`, `metrics.jsonl`, `genotype.json` and `alphas.npz`. Any of them may be missing, broken or cut by a
-  crash: the sections that needed it say so. The same files give the same bytes. The page is complete or absent, never
-  half-written.
+  Reads `config.json`, `metrics.jsonl`, `genotype.json`, `alphas.npz`, and `architectures.json` of a random search. Any
+  of them may be missing, broken or cut by a crash: the sections that needed it say so. The same files give the same
+  bytes. The page is complete or absent, never half-written.
 
   Args:
     path: the working directory.
@@ -28,7 +28,12 @@ def write(path: str | os.PathLike[str]) -> pathlib.Path:
   report = folder / 'report.html'
   partial = folder / 'report.html.partial'
   run = workdir.read(folder)
-  render = training.render if run.is_training else page.render
-  partial.write_text(render(run), encoding='utf-8')
+  if run.is_training:
+    text = training.render(run)
+  elif run.config is not None and run.config.get('strategy') == 'random':
+    text = random_search.render(run)
+  else:
+    text = page.render(run)
+  partial.write_text(text, encoding='utf-8')
   partial.replace(report)
   return report

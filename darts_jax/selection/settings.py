@@ -1,10 +1,17 @@
-"""The settings of a selection: searches, brief trainings of what they found, full trainings of the pick."""
+"""The settings of what trains and compares architectures: the paper's protocol, and a random search."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
+from darts_jax.genotype import CANDIDATES, search_space
 from darts_jax.search.settings import Search
-from darts_jax.settings import setting
+from darts_jax.selection.trials import without_test
+from darts_jax.settings import build, rename, setting
 from darts_jax.training.settings import Training
+
+S = TypeVar('S')
+T = TypeVar('T')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,5 +60,66 @@ class Selection:
   @property
   def brief(self) -> Training:
     """The training that candidates are compared by; it does not read the test images."""
-    data = dataclasses.replace(self.training.data, test=False)
-    return dataclasses.replace(self.training, epochs=self.selection_epochs, data=data)
+    return without_test(dataclasses.replace(self.training, epochs=self.selection_epochs))
+
+
+@dataclasses.dataclass(frozen=True)
+class Cells:
+  """The cells that architectures are drawn from.
+
+  Attributes:
+    nodes: intermediate nodes a cell.
+    operations: candidate operations of every edge; `none` is not drawn.
+  """
+
+  nodes: int = setting(4, at_least=1)
+  operations: tuple[str, ...] = setting(CANDIDATES)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomSearch:
+  """Architectures drawn at random, each trained as in an evaluation, the best by validation kept.
+
+  Attributes:
+    seed: of everything random: the architectures, and all that is in a training.
+    strategy: what sets it apart from other searches.
+    space: what is searched.
+    architectures: how many are drawn.
+    network: see `Cells`.
+    training: see `Training`; of every architecture. Its seed is that of the search, and need not be set.
+  """
+
+  seed: int = setting(0, at_least=0, at_most=2**32 - 1)
+  strategy: str = setting('random', choices=('random',))
+  space: str = setting('convolutional', choices=('convolutional',))
+  architectures: int = setting(24, at_least=1)
+  network: Cells = setting(Cells())
+  training: Training = setting(Training())
+
+  def __post_init__(self) -> None:
+    try:
+      search_space(self.network.operations, self.network.nodes)
+    except ValueError as error:
+      raise ValueError(f'config.network.{error}') from error
+    if not self.training.data.validation_fraction:
+      raise ValueError(
+        'config.training.data.validation_fraction: 0.0 is not allowed; architectures are compared by images held out'
+      )
+    if self.training.seed not in (0, self.seed):
+      raise ValueError(
+        f'config.training.seed: {self.training.seed} is not allowed; set config.seed, which is that of trainings, too'
+      )
+
+  @classmethod
+  def read(cls, config: Mapping[str, Any]) -> 'RandomSearch':
+    """The settings, with the seed in all places; raises a ValueError as `darts_jax.settings.build`."""
+    settings = build(cls, config)
+    return dataclasses.replace(settings, training=dataclasses.replace(settings.training, seed=settings.seed))
+
+
+def checked(path: str, check: Callable[[S], T], settings: S) -> T:
+  """What the check returns for settings that hang at `path`, by which its errors name their fields."""
+  try:
+    return check(settings)
+  except ValueError as error:
+    raise ValueError(rename(str(error), path)) from error

@@ -10,20 +10,14 @@ from darts_jax import genotype as genotypes
 from darts_jax import search as searches
 from darts_jax import training
 from darts_jax.genotype import Genotype
-from darts_jax.runtime import metrics
 from darts_jax.runtime.workdir import claim, named_errors, write_whole
-from darts_jax.search.settings import Search
-from darts_jax.selection import page
+from darts_jax.selection import page, trials
 from darts_jax.selection.random_cells import random_genotype
-from darts_jax.selection.settings import Selection
-from darts_jax.settings import build, rename
-from darts_jax.training.settings import Training
+from darts_jax.selection.settings import Selection, checked
+from darts_jax.selection.trials import Interrupted
+from darts_jax.settings import build
 
 Json = dict[str, Any]
-
-
-class Interrupted(RuntimeError):
-  """A run was interrupted and saved; the same command goes on with it."""
 
 
 class _Candidate(NamedTuple):
@@ -58,8 +52,8 @@ def run(
   settings = build(Selection, config)
   workdir = pathlib.Path(workdir).expanduser()
   # What a later stage would stumble over is found before the first.
-  _named('config.search', searches.check, settings.search)
-  parts = _named('config.training', training.check, settings.training)
+  checked('config.search', searches.check, settings.search)
+  parts = checked('config.training', training.check, settings.training)
   if 'test' not in parts:
     raise ValueError('config.training.data: has no test images; picks are compared by them in the end')
   claim(workdir, dataclasses.asdict(settings), 'selection')
@@ -101,14 +95,6 @@ def run(
   return results
 
 
-def _named(path: str, check: Callable[..., Any], settings: Search | Training) -> Any:
-  """What the check returns; the errors it raises name fields below `path`."""
-  try:
-    return check(settings)
-  except ValueError as error:
-    raise ValueError(rename(str(error), path)) from error
-
-
 def write(results: Json, workdir: pathlib.Path) -> None:
   """Writes results and their page."""
   files = {
@@ -134,11 +120,11 @@ class _Selection:
     for seed in range(settings.search.seed, settings.search.seed + settings.searches):
       self._note(f'search {len(found) + 1} of {settings.searches}')
       folder = self._workdir / 'search' / f'seed_{seed}'
-      result = searches.run(_as_config(dataclasses.replace(settings.search, seed=seed)), folder)
+      result = searches.run(dataclasses.asdict(dataclasses.replace(settings.search, seed=seed)), folder)
       if result.interrupted or not result.finished:
         raise Interrupted(f'the search with seed {seed} was interrupted; the same command goes on with it')
       assert isinstance(result.genotype, Genotype)
-      found.append((f'seed_{seed}', result.genotype, _seconds(folder)))
+      found.append((f'seed_{seed}', result.genotype, trials.seconds(folder)))
     return [self._briefly_trained(*each) for each in found]
 
   def randomly_searched(self, found: Sequence[_Candidate]) -> list[_Candidate]:
@@ -166,8 +152,8 @@ class _Selection:
       settings = dataclasses.replace(settings, seed=settings.seed + i)
       self._note(f'{name}: training {i + 1} of {self._settings.trainings} of the pick')
       folder = self._workdir / 'final' / name.replace(' ', '_') / f'seed_{settings.seed}'
-      tests.append(self._trained(settings, pick.genotype, folder).test_accuracy)
-      seconds += _seconds(folder)
+      tests.append(trials.train(settings, pick.genotype, folder).test_accuracy)
+      seconds += trials.seconds(folder)
     return {
       'name': name,
       'candidates': [
@@ -198,8 +184,8 @@ class _Selection:
       genotype = random_genotype(self._settings.search.network, settings.seed, 10**6 + number)
       self._note(f'random architecture {number + 1} of {self._settings.random_architectures}')
       folder = self._workdir / 'final' / 'random_architectures' / str(number)
-      tests.append(self._trained(settings, genotype, folder).test_accuracy)
-      seconds += _seconds(folder)
+      tests.append(trials.train(settings, genotype, folder).test_accuracy)
+      seconds += trials.seconds(folder)
     return {
       'name': 'random architectures',
       'candidates': [],
@@ -213,19 +199,8 @@ class _Selection:
   def _briefly_trained(self, name: str, genotype: Genotype, search_seconds: float) -> _Candidate:
     self._note(f'brief training of {name}')
     folder = self._workdir / 'candidates' / name
-    try:
-      accuracy = self._trained(self._settings.brief, genotype, folder).valid_accuracy
-    except training.Diverged as error:
-      # Others may not diverge, and this one is not picked before them.
-      self._note(f'{error}; it counts as a validation accuracy of 0')
-      accuracy = 0.0
-    return _Candidate(name, genotype, accuracy, search_seconds, _seconds(folder))
-
-  def _trained(self, settings: Training, genotype: Genotype, folder: pathlib.Path) -> training.Result:
-    result = training.run(_as_config(settings), folder, genotype)
-    if result.interrupted or not result.finished:
-      raise Interrupted(f'the training in {folder} was interrupted; the same command goes on with it')
-    return result
+    found = trials.compare(self._settings.brief, genotype, folder, self._note)
+    return _Candidate(name, genotype, found.valid_accuracy, search_seconds, found.seconds)
 
   def _num_weights(self, genotype: Genotype) -> int:
     model = training.Model.read(self._workdir / 'final' / self._settings.search.strategy / self._first_seed)
@@ -234,12 +209,3 @@ class _Selection:
   @property
   def _first_seed(self) -> str:
     return f'seed_{self._settings.training.seed}'
-
-
-def _as_config(settings: Search | Training) -> dict[str, Any]:
-  return dataclasses.asdict(settings)
-
-
-def _seconds(folder: pathlib.Path) -> float:
-  """Time in the epochs of a run."""
-  return sum(float(line['seconds']) for line in metrics.read(folder) if line['kind'] == 'epoch')

@@ -8,13 +8,14 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from darts_jax import search
+from darts_jax import search, selection
 from darts_jax.genotype import Genotype
 from experiments import entry
 from experiments import search as command
 
 ROOT = pathlib.Path(__file__).parents[2]
 DIGITS = f'--config={ROOT / "configs" / "digits.py"}'
+RANDOM = f'--config={ROOT / "configs" / "digits_random.py"}'
 USAGE = 'usage: how it is called'
 
 
@@ -99,6 +100,9 @@ def check_refused(answer: Answer, *parts: str) -> None:
     ([DIGITS, '--config.data.name=npz', '--config.data.path=no.npz'], ['no.npz (config.data.path): cannot be read']),
     ([DIGITS, '--config.data.name=cifar10', '--config.data.dir=no'], ["config.data.dir 'no' holds no cifar10", '.gz']),
     ([DIGITS, '--config.data.name=mnist', '--config.data.dir=no'], ["config.data.dir 'no' holds no mnist", '.gz']),
+    ([RANDOM, '--config.architectures=0'], ['config.architectures: 0 is not allowed; it has to be ≥ 1']),
+    ([RANDOM, '--config.epochs=3'], ['config.epochs: unknown field; allowed are seed, strategy, space, architectures']),
+    ([RANDOM, '--config.training.data.validation_fraction=0.0'], ['config.training.data.validation_fraction: 0.0']),
   ],
 )
 def test_mistakes_on_the_command_line_are_one_line(ask, arguments, parts):
@@ -256,3 +260,37 @@ def test_search_that_was_stopped_exits_like_an_interrupted_program(ask, monkeypa
   result = search.Result(GENOTYPE, 0.5, 0.5, None, False, True, pathlib.Path('report.html'))
   monkeypatch.setattr(search, 'run', lambda config, workdir: result)
   assert ask(DIGITS) == Answer(130, '', '')
+
+
+@pytest.mark.parametrize(('tested', 'lines'), [(0.9876, ['test accuracy: 98.76%']), (float('nan'), [])])
+def test_result_of_a_random_search_is_printed(ask, monkeypatch, tested, lines):
+  received = []
+  result = selection.RandomSearchResult(GENOTYPE, 0.9759, tested, True, pathlib.Path('runs/digits_random/report.html'))
+
+  def run(config, workdir, note):
+    received.append((config.architectures, workdir))
+    note('architecture 3: training 4 of 5')
+    return result
+
+  monkeypatch.setattr(selection.random_search, 'run', run)
+  answer = ask(RANDOM, '--config.architectures=5')
+  assert (answer.code, answer.errors) == (0, '== architecture 3: training 4 of 5\n')
+  assert answer.output.splitlines() == [
+    "genotype: {'normal': [['skip_connect', 0], ['max_pool_3x3', 1]], 'normal_concat': [2],"
+    " 'reduce': [['skip_connect', 0], ['skip_connect', 1]], 'reduce_concat': [2]}",
+    'validation accuracy of the best architecture: 97.59%',
+    *lines,
+    'report: runs/digits_random/report.html',
+  ]
+  assert received == [(5, pathlib.Path('runs/digits_random'))]
+
+
+def test_random_search_that_diverged_or_was_stopped_says_so_by_its_exit_code(ask, monkeypatch):
+  def diverge(config, workdir, note):
+    raise selection.Diverged('all 6 trainings diverged')
+
+  monkeypatch.setattr(selection.random_search, 'run', diverge)
+  assert ask(RANDOM) == Answer(1, '', 'error: all 6 trainings diverged\n')
+  result = selection.RandomSearchResult(GENOTYPE, 0.9, float('nan'), False, pathlib.Path('report.html'))
+  monkeypatch.setattr(selection.random_search, 'run', lambda config, workdir, note: result)
+  assert ask(RANDOM) == Answer(130, '', '')

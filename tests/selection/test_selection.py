@@ -12,7 +12,7 @@ from darts_jax.report.html import duration
 from darts_jax.runtime import metrics
 from darts_jax.search import loop as search_loop
 from darts_jax.search.settings import Network
-from darts_jax.selection import stages
+from darts_jax.selection import stages, trials
 from darts_jax.settings import build
 from darts_jax.training import loop as training_loop
 from experiments import select as command
@@ -174,8 +174,8 @@ def test_a_candidate_that_diverges_is_not_picked(monkeypatch, tmp_path):
   def run(config, folder, genotype):
     raise training.Diverged('a loss is not finite')
 
-  monkeypatch.setattr(stages.training, 'run', run)
-  monkeypatch.setattr(stages, '_seconds', lambda folder: 1.0)
+  monkeypatch.setattr(trials.training, 'run', run)
+  monkeypatch.setattr(trials, 'seconds', lambda folder: 1.0)
   notes = []
   settings = build(selection.Selection, config())
   found = stages._Selection(settings, tmp_path, notes.append)._briefly_trained('random_0', None, 0.0)

@@ -1,0 +1,64 @@
+"""What architectures are compared by: a training of each, which does not read the test images."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+from darts_jax import training
+from darts_jax.genotype import Genotype
+from darts_jax.runtime import metrics
+from darts_jax.training.settings import Training
+
+
+class Interrupted(RuntimeError):
+  """A run was interrupted and saved; the same command goes on with it."""
+
+
+class Trial(NamedTuple):
+  """What the training of an architecture came to that is compared with others.
+
+  Attributes:
+    valid_accuracy: on the held-out images after the last epoch, 0 to 1; 0 if the training diverged.
+    seconds: in its epochs.
+    diverged: whether a loss or gradient was not finite.
+  """
+
+  valid_accuracy: float
+  seconds: float
+  diverged: bool
+
+
+def without_test(settings: Training) -> Training:
+  """The same training, which does not read the test images: no choice can be made by them."""
+  return dataclasses.replace(settings, data=dataclasses.replace(settings.data, test=False))
+
+
+def train(settings: Training, genotype: Genotype, folder: pathlib.Path) -> training.Result:
+  """A whole training in a folder of its own, or the rest of it.
+
+  Raises:
+    ValueError: the data or the folder is unfit.
+    Diverged: a loss or gradient was not finite.
+    Interrupted: by a signal; nothing is lost.
+  """
+  result = training.run(dataclasses.asdict(settings), folder, genotype)
+  if result.interrupted or not result.finished:
+    raise Interrupted(f'the training in {folder} was interrupted; the same command goes on with it')
+  return result
+
+
+def compare(settings: Training, genotype: Genotype, folder: pathlib.Path, note: Callable[[str], None]) -> Trial:
+  """As `train`; but one that diverges counts as a validation accuracy of 0, which `note` is told."""
+  try:
+    accuracy, diverged = train(settings, genotype, folder).valid_accuracy, False
+  except training.Diverged as error:
+    # Others may not diverge, and this one is not picked before them.
+    note(f'{error}; it counts as a validation accuracy of 0')
+    accuracy, diverged = 0.0, True
+  return Trial(accuracy, seconds(folder), diverged)
+
+
+def seconds(folder: pathlib.Path) -> float:
+  """Time in the epochs of a run."""
+  return sum(float(line['seconds']) for line in metrics.read(folder) if line['kind'] == 'epoch')
