@@ -159,7 +159,7 @@ def _draw_map(axes: Axes, title: str, values: np.ndarray, alphas: Alphas, cell: 
       axes.add_patch(Rectangle(place, count - 1 - since, 1, hatch='/////', fill=False, color=style.RULE, linewidth=0))
   axes.set_title(title, size=figures.TEXT, weight='bold', color=style.INK, loc='left', pad=4)
   if len(finite):
-    axes.set_title(f'{low:.2f} pale, {high:.2f} dark', size=figures.TEXT - 0.5, color=style.MUTED, loc='right', pad=4)
+    axes.set_title(f'{low:.2g} pale, {high:.2g} dark', size=figures.TEXT - 0.5, color=style.MUTED, loc='right', pad=4)
 
 
 def _mark(axes: Axes, alphas: Alphas, cell: str) -> None:

@@ -49,7 +49,7 @@ def test_scores_are_shown_up_to_the_decision(deciding_search_folder, deciding_se
       np.testing.assert_array_equal(image[row, there], values[there, row])
     (low, high) = shown.images[0].get_clim()
     assert (low, high) == (image.min(), image.max())
-    assert shown.get_title(loc='right') == f'{low:.2f} pale, {high:.2f} dark'
+    assert shown.get_title(loc='right') == f'{low:.2g} pale, {high:.2g} dark'
 
 
 def test_decisions_are_marked_where_they_were_made(deciding_search_folder, deciding_search):

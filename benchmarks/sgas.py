@@ -1,0 +1,103 @@
+"""Measures the search step after every decision of SGAS, against that of the whole supernet.
+
+python -m benchmarks.sgas --config=configs/cifar_sgas.py [--config.batch_size=16] [--repeats=3]
+
+Images are random, in the shape of the config's dataset, and decisions are those of random α; batches keep their size,
+so that steps can be compared. For each number of decisions a cell the table gives: candidate operations left, `none`
+aside, on the edges of a normal and a reduction cell; weights of the supernet; the seconds to trace and compile the
+step; the median of `--repeats` steps, made in turns with as many of the whole supernet, and their ratio; and temporary
+memory as XLA states it, and its ratio.
+"""
+
+import dataclasses
+import statistics
+import sys
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+from benchmarks.search_step import open_search
+from darts_jax.runtime.compilation import compile_with_report
+from darts_jax.search.images import ImageSearcher
+from darts_jax.search.settings import Search, read
+from darts_jax.search.sgas import Sgas
+
+TITLES = ('decisions', 'candidates', 'weights', 'compile s', 'step s', 'of the whole', 'temporary MB', 'of the whole')
+
+
+def run(settings: Search, repeats: int) -> None:
+  """Measures and prints the table, row by row."""
+  steady = dataclasses.replace(settings, sgas=dataclasses.replace(settings.sgas, batch_growth=0))
+  searcher, data, _, _ = open_search(steady)
+  assert isinstance(searcher, ImageSearcher)
+  strategy: Any = searcher.strategy
+  if not isinstance(strategy, Sgas):
+    raise ValueError(f'config.strategy: {settings.strategy!r} decides nothing; allowed is sgas')
+  generator = np.random.default_rng(settings.seed)
+  state = searcher.init(jax.random.key(settings.seed))
+  one = jnp.int32(1)
+  # What is donated is a copy.
+  whole_state = jax.tree.map(jnp.copy, state)
+  whole: Any = None
+  whole_memory = 0
+  print('| ' + ' | '.join(TITLES) + ' |\n|' + ' --- |' * len(TITLES), flush=True)
+  for epoch in [None, *strategy.decision_epochs]:
+    if epoch is not None:
+      shape = (strategy.space['normal'].num_edges, len(settings.network.operations))
+      strategy = strategy.turn({name: generator.normal(size=shape) for name in strategy.space}, epoch).strategy
+      smaller = searcher.restage(strategy, 0)
+      state, searcher = smaller.inherit(state, searcher), smaller
+    compilation = compile_with_report(searcher.run, state, data, one)
+    step = compilation.compiled
+    whole = whole or step
+    seconds: dict[str, list[float]] = {'now': [], 'whole': []}
+    for _ in range(repeats + 1):
+      start = time.perf_counter()
+      whole_state, _ = jax.block_until_ready(whole(whole_state, data, one))
+      middle = time.perf_counter()
+      state, sums = jax.block_until_ready(step(state, data, one))
+      seconds['whole'].append(middle - start)
+      seconds['now'].append(time.perf_counter() - middle)
+    if not sums['finite']:
+      raise ValueError('the search diverged; nothing more is measured')
+    now, before = (statistics.median(times[1:]) for times in (seconds['now'], seconds['whole']))
+    analysis = step.memory_analysis()
+    assert analysis is not None
+    memory = analysis.temp_size_in_bytes
+    whole_memory = whole_memory or memory
+    candidates = [
+      sum(name != 'none' for _, edge in strategy.specs[cell].edges for name in edge.operations)
+      for cell in ('normal', 'reduce')
+    ]
+    decided = len(strategy.decisions) // len(strategy.space)
+    print(
+      f'| {decided} | {candidates[0]}, {candidates[1]} | {state.weights.vector.size:,} | {compilation.seconds:.1f} |'
+      f' {now:.3f} | {now / before:.0%} | {memory / 1e6:,.0f} | {memory / whole_memory:.0%} |',
+      flush=True,
+    )
+
+
+def main() -> int:
+  """Parses the command line; returns the exit code."""
+  config = config_flags.DEFINE_config_file('config', 'configs/cifar_sgas.py', 'Path of the config file.')
+  repeats = flags.DEFINE_integer('repeats', 3, 'Timed steps of either kind.', lower_bound=1)
+  try:
+    flags.FLAGS(sys.argv)
+    jax.config.update('jax_enable_compilation_cache', False)
+    settings = read(config.value)
+    if not isinstance(settings, Search):
+      raise ValueError('--config: a search for recurrent cells; one for convolutional cells is measured')
+    run(settings, repeats.value)
+  except (ValueError, flags.Error, OSError) as error:
+    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+    return 2
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())
