@@ -4,7 +4,7 @@ Command: python -m experiments.search --config=configs/cifar_sgas.py --config.da
 Data as in configs/cifar.py. Criterion 1; --config.sgas.criterion=2 counts the stability of edges, too.
 
 Cost: 50 epochs, at first of 390 steps of batch 64, after the eighth decision of 195 steps of batch 128; nine supernets
-are compiled, each smaller than the one before. An accelerator is advised. The paper gives 0.25 GPU-days on a GTX 1080Ti.
+are compiled, each smaller than the one before. An accelerator is advised; the paper gives 0.25 GPU-days, GTX 1080Ti.
 Should give: cells that, trained from scratch (36 channels, 20 cells, 600 epochs), have a test error of 2.66 ± 0.24 %
 by criterion 1 (best 2.39 %) and at best 2.44 % by criterion 2, according to the paper. This search has not been
 repeated here in full.
