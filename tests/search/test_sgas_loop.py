@@ -14,7 +14,6 @@ import pytest
 
 from darts_jax import search
 from darts_jax.data.images import load
-from darts_jax.hypergradient import ESTIMATORS
 from darts_jax.runtime import loop as loops
 from darts_jax.runtime import metrics
 from darts_jax.runtime.checkpoint import Checkpoints
@@ -150,10 +149,9 @@ def test_one_device_and_eight_take_the_same_step(stepped):
   np.testing.assert_allclose(state.weights.vector, stepped[0].weights.vector, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('name', ['finite_difference', 'exact', 'conjugate_gradient'])
-def test_estimators_differentiate_a_smaller_supernet(name):
-  stages = make_stages(1, hypergradient={'name': name}, batch_size=128)
-  assert name in ESTIMATORS
+def test_the_exact_hypergradient_of_a_smaller_supernet():
+  """Other estimators, on text, are in test_text.py."""
+  stages = make_stages(1, hypergradient={'name': 'exact'}, batch_size=128)
   before = jax.device_get(stages.after.alphas)
   state, sums = stages.smaller.run(stages.after, stages.data, jnp.int32(1))
   assert sums['finite']
@@ -161,6 +159,27 @@ def test_estimators_differentiate_a_smaller_supernet(name):
   for cell, active in stages.smaller.strategy.active.items():
     moved = np.any(np.asarray(state.alphas[cell]) != before[cell], axis=1)
     assert moved.tolist() == active.tolist()
+
+
+def test_larger_batches_are_those_of_whole_epochs():
+  """Every image once in an epoch of three batches of 192, in another order in the next."""
+  stages = make_stages(1, augment={'crop_padding': 0, 'flip': False})
+  batches = jax.jit(stages.smaller.batches)
+
+  def images_of(steps):
+    found = [batches(stages.after.replace(step=jnp.int32(step)), stages.data).train for step in steps]
+    assert {len(each.labels) for each in found} == {192}
+    return np.concatenate([each.images.reshape(192, -1) for each in found])
+
+  first, second = (images_of(range(*ends)) for ends in (ENDS[0:2], ENDS[1:3]))
+  whole = np.asarray(stages.data.train.images).reshape(-1, 64).astype(np.float32)
+  # Images that are the same are the same as often as in the data, at most.
+  limits = {row.tobytes(): count for row, count in zip(*np.unique(whole, axis=0, return_counts=True), strict=True)}
+  for images in (first, second):
+    counts = np.unique(images, axis=0, return_counts=True)[1]
+    assert counts.max() <= max(limits.values())
+    assert len(counts) >= 0.95 * len(images)
+  assert not np.array_equal(first, second)
 
 
 # Whole searches, whose only node has two edges: both are decided in the end, and nothing depends on α any more.

@@ -437,10 +437,14 @@ def test_one_device_and_eight_take_the_same_steps(corpus, start, walks):
         assert_close(a, b, 1e-10)
 
 
-def test_a_decided_edge_is_decided_for_the_whole_step(corpus):
-  """The first of two nodes has but one edge; what it was decided for is all it computes, and its α stay."""
+@pytest.mark.parametrize('name', ESTIMATORS)
+def test_a_decided_edge_is_decided_for_the_whole_step(corpus, name):
+  """The first of two nodes has but one edge, whose α stay, whatever estimates the hypergradient."""
   settings = dataclasses.replace(
-    WITHOUT_DROPOUT, strategy='sgas', network=dataclasses.replace(WITHOUT_DROPOUT.network, nodes=2)
+    WITHOUT_DROPOUT,
+    strategy='sgas',
+    network=dataclasses.replace(WITHOUT_DROPOUT.network, nodes=2),
+    hypergradient=dataclasses.replace(WITHOUT_DROPOUT.hypergradient, name=name),
   )
   whole = make_lab(settings, corpus)
   decided = whole.searcher.strategy.recall({'decisions': [[0, 'recurrent', 0, 'sigmoid']], 'past': {}})
@@ -449,15 +453,27 @@ def test_a_decided_edge_is_decided_for_the_whole_step(corpus):
   state = smaller.inherit(before, whole.searcher)
   jax.tree.map(np.testing.assert_array_equal, state.weights.tree, before.weights.tree)
   alphas = jax.device_get(state.alphas['recurrent'])
+  state, sums = smaller.run(state, whole.data, jnp.int32(1))
+  assert sums['finite']
+  assert (float(sums['second_order_fraction']) > 0) == (name != 'first_order')
+  moved = np.any(np.asarray(state.alphas['recurrent']) != alphas, axis=1)
+  assert moved.tolist() == [False, True, True]
+
+
+def test_a_decided_edge_is_all_that_a_node_computes(corpus):
+  settings = dataclasses.replace(
+    WITHOUT_DROPOUT, strategy='sgas', network=dataclasses.replace(WITHOUT_DROPOUT.network, nodes=2)
+  )
+  whole = make_lab(settings, corpus)
+  decided = whole.searcher.strategy.recall({'decisions': [[0, 'recurrent', 0, 'sigmoid']], 'past': {}})
+  smaller = whole.searcher.restage(decided, 1)
+  before = whole.init()
+  state = smaller.inherit(before, whole.searcher)
   # As if all other operations of that edge had no weight.
   mixing = whole.searcher.strategy.relax(state.alphas, jax.random.key(0), state.step)['recurrent']
   mixing = mixing.at[0].set(jnp.array([0.0, 0.0, 1.0]))
   expected = whole.searcher.measure(before, {'recurrent': mixing}, whole.data)
   np.testing.assert_allclose(smaller.evaluate(state, whole.data).loss, expected.loss, rtol=1e-6)
-  state, sums = smaller.run(state, whole.data, jnp.int32(2))
-  assert sums['finite']
-  moved = np.any(np.asarray(state.alphas['recurrent']) != alphas, axis=1)
-  assert moved.tolist() == [False, True, True]
 
 
 def test_all_devices_share_a_batch(corpus):
