@@ -2,7 +2,7 @@
 
 Six cells are drawn, each is trained from scratch as configs/digits_eval.py does, and the best by validation is tested.
 Command: python -m experiments.search --config=configs/digits_random.py
-Cost: 160 s of CPU time, nearly all of it compilation, so two to three minutes on 2 CPU cores; no download.
+Cost: some two minutes on 2 CPU cores, nearly all of it compilation; no download.
 Should give: a validation accuracy of the best around 95 % (of the six, from 89.6 to 95.1 %), and about as much on the
 test images (95.8 %).
 """
