@@ -10,6 +10,7 @@ the median, fastest and slowest of `--repeats` steps, made in turns; the ratio i
 losses of both are compared, that of the weights after an update of α.
 """
 
+import dataclasses
 import statistics
 import sys
 import time
@@ -23,6 +24,7 @@ from absl import flags
 from jax import lax
 from ml_collections import config_flags
 
+from benchmarks.command import exit_code
 from benchmarks.search_step import open_search
 from darts_jax.nets.layers import BN_EPSILON
 from darts_jax.relaxation import softmax
@@ -140,20 +142,19 @@ def main() -> int:
   config = config_flags.DEFINE_config_file('config', 'configs/ptb.py', 'Path of the config file.')
   repeats = flags.DEFINE_integer('repeats', 3, 'Timed steps of either kind.', lower_bound=1)
   time_loop = flags.DEFINE_enum('time', 'scan', ['scan', 'unrolled'], 'How the plain step goes through time.')
-  try:
+
+  def measured() -> None:
     flags.FLAGS(sys.argv)
-    config.value.hypergradient.name = 'first_order'
-    # What the plain step has not.
-    config.value.temporal_activation = 0.0
     jax.config.update('jax_enable_compilation_cache', False)
     settings = read(config.value)
     if not isinstance(settings, RecurrentSearch):
       raise ValueError('--config: a search for convolutional cells; one for recurrent cells is compared')
-    run(settings, repeats.value, time_loop.value == 'scan')
-  except (ValueError, flags.Error, OSError) as error:
-    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-    return 2
-  return 0
+    hypergradient = dataclasses.replace(settings.hypergradient, name='first_order')
+    # Without what the plain step has not.
+    compared = dataclasses.replace(settings, hypergradient=hypergradient, temporal_activation=0.0)
+    run(compared, repeats.value, time_loop.value == 'scan')
+
+  return exit_code(measured)
 
 
 if __name__ == '__main__':

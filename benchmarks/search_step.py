@@ -36,6 +36,7 @@ from absl import flags
 from jax import lax
 from ml_collections import config_flags
 
+from benchmarks.command import exit_code
 from darts_jax.data.corpus import Corpus
 from darts_jax.data.images import Images
 from darts_jax.hypergradient import ESTIMATORS, Derivative, derivative
@@ -274,15 +275,14 @@ def main() -> int:
   names = flags.DEFINE_list('estimators', list(ESTIMATORS), 'Estimators to measure.')
   repeats = flags.DEFINE_integer('repeats', 5, 'Timed calls of several steps.', lower_bound=1)
   path = flags.DEFINE_string('json', None, 'Where to write the results as JSON.')
-  try:
+
+  def measured() -> None:
     flags.FLAGS(sys.argv)
     if config.value is None:
       raise ValueError('--config: missing; for example --config=configs/cifar.py')
     run(config.value, names.value, repeats.value, path.value)
-  except (ValueError, flags.Error, OSError) as error:
-    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-    return 2
-  return 0
+
+  return exit_code(measured)
 
 
 if __name__ == '__main__':

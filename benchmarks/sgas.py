@@ -21,6 +21,7 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
+from benchmarks.command import exit_code
 from benchmarks.search_step import open_search
 from darts_jax.runtime.compilation import compile_with_report
 from darts_jax.search.images import ImageSearcher
@@ -86,17 +87,16 @@ def main() -> int:
   """Parses the command line; returns the exit code."""
   config = config_flags.DEFINE_config_file('config', 'configs/cifar_sgas.py', 'Path of the config file.')
   repeats = flags.DEFINE_integer('repeats', 3, 'Timed steps of either kind.', lower_bound=1)
-  try:
+
+  def measured() -> None:
     flags.FLAGS(sys.argv)
     jax.config.update('jax_enable_compilation_cache', False)
     settings = read(config.value)
     if not isinstance(settings, Search):
       raise ValueError('--config: a search for recurrent cells; one for convolutional cells is measured')
     run(settings, repeats.value)
-  except (ValueError, flags.Error, OSError) as error:
-    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-    return 2
-  return 0
+
+  return exit_code(measured)
 
 
 if __name__ == '__main__':

@@ -35,6 +35,10 @@ class Annealing:
   final: float = 1.0
   num_steps: int = 1
 
+  def over(self, num_steps: int) -> 'Annealing':
+    """The same in a search of so many steps."""
+    return dataclasses.replace(self, num_steps=num_steps)
+
   def at(self, step: Array | int) -> Array | float:
     """`[]`: the temperature at a step, which may be traced; a number if it is the same at all steps."""
     if self.initial == self.final:

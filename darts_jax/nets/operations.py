@@ -227,7 +227,8 @@ def prune_operations(
   Args:
     variables: of `Operations` that are not discrete: parameters or running statistics, nested by module.
     edges: of these `Operations`.
-    kept: by operation the positions, among the edges that have it, of those that stay, ascending.
+    kept: by operation the positions, among the edges that have it, of those that stay, ascending; of those operations
+      alone that any edge keeps.
     stride: of these `Operations`.
 
   Returns:
@@ -237,8 +238,11 @@ def prune_operations(
   # In the order in which `Operations` normalise them; edges share a pool.
   images = {f.operation: f.edges for f in twice + once}
   for name, count in edges:
-    if name in _POOLS or (name == 'skip_connect' and stride == 2) or name == 'conv_7x1_1x7':
-      images[name] = 1 if name in _POOLS else count
+    if name in _POOLS:
+      images[name] = 1
+    elif name == 'conv_7x1_1x7' or (name == 'skip_connect' and stride == 2):
+      images[name] = count
+  left = {name: [0] if name in _POOLS else positions for name, positions in kept.items()}
   normalised = {'bn0': images, 'bn1': {f.operation: f.edges for f in twice}}
   axes = {'depthwise': 2, 'pointwise': 0, 'kernel': 2, 'across': 0, 'down': 0}
   found: dict[str, Any] = {}
@@ -247,20 +251,16 @@ def prune_operations(
       counts = normalised[module]
       size = next(iter(values.values())).size // sum(counts.values())
       starts = dict(zip(counts, itertools.accumulate(counts.values(), initial=0), strict=False))
-      blocks = [
-        starts[name] + position
-        for name, count in counts.items()
-        for position in (kept.get(name, ()) if count > 1 or name not in _POOLS else [0] * bool(kept.get(name)))
-      ]
-      parts = {name: value.reshape(-1, size)[np.array(blocks, int)].reshape(-1) for name, value in values.items()}
-      found[module] = parts if blocks else {}
+      blocks = [starts[name] + position for name in counts for position in left.get(name, ())]
+      if blocks:
+        found[module] = {name: value.reshape(-1, size)[blocks].reshape(-1) for name, value in values.items()}
     else:
       # A stage holds those of several operations, `sep_conv_3x3_depthwise`; a factorized reduction is one operation.
       named = {name: (name.rpartition('_') if module.startswith('stage') else (module, '', name)) for name in values}
       found[module] = {
         name: np.take(values[name], kept[operation], axes[kind])
         for name, (operation, _, kind) in named.items()
-        if kept.get(operation)
+        if operation in kept
       }
   return {module: values for module, values in found.items() if values}
 

@@ -37,7 +37,7 @@ class Darts(Strategy):
 
   def over(self, num_steps: int) -> Self:
     """See `Strategy`."""
-    return dataclasses.replace(self, temperature=dataclasses.replace(self.temperature, num_steps=num_steps))
+    return dataclasses.replace(self, temperature=self.temperature.over(num_steps))
 
   def relax(self, alphas: Alphas, key: Array, step: Array) -> Alphas:
     """The softmax of every edge."""

@@ -122,12 +122,14 @@ def _open(settings: Search | RecurrentSearch) -> tuple[Searcher[Any, Any], Any, 
   halves = images.place(found, settings, mesh)
   least = min(len(half.labels) for half in halves)
   for size in (settings.batch_size + strategy.growth(epoch) for epoch in range(settings.epochs)):
-    if size % mesh.size or size > least:
-      what = 'does not divide evenly over the devices' if size % mesh.size else 'is more than half of the images'
-      limit = f'{mesh.size} devices' if size % mesh.size else f'{least} images in the smaller half'
+    grown = f'config.batch_size: {settings.batch_size} grows to {size} by the decisions, which'
+    if size % mesh.size:
       raise ValueError(
-        f'config.batch_size: {settings.batch_size} grows to {size} by the decisions, which {what} ({limit});'
-        ' see config.sgas.batch_growth'
+        f'{grown} does not divide evenly over the devices ({mesh.size} devices); see config.sgas.batch_growth'
+      )
+    if size > least:
+      raise ValueError(
+        f'{grown} is more than half of the images ({least} images in the smaller half); see config.sgas.batch_growth'
       )
   return images.ImageSearcher(settings, strategy, found, mesh), halves, {}
 

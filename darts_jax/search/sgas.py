@@ -80,7 +80,7 @@ class Sgas(Strategy):
 
   def over(self, num_steps: int) -> Self:
     """See `Strategy`."""
-    return dataclasses.replace(self, temperature=dataclasses.replace(self.temperature, num_steps=num_steps))
+    return dataclasses.replace(self, temperature=self.temperature.over(num_steps))
 
   @functools.cached_property
   def decided(self) -> Mapping[str, Mapping[int, str]]:
