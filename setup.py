@@ -55,6 +55,9 @@ STREAM = [
   'pillow>=13,<14',
 ]
 
+# Compiles for TPUs that are not there: libtpu, in the version that goes with the JAX that is installed.
+PODS = ['jax[tpu]']
+
 TEST = [
   'hypothesis>=6.170,<7',
   'mypy>=2.4,<3',
@@ -77,6 +80,7 @@ setup(
   extras_require={
     'cuda': ['jax[cuda13]'],
     'export': EXPORT,
+    'pods': PODS,
     'stream': STREAM,
     'test': [*TEST, *EXPORT, *STREAM, *TFDS],
     'tfds': TFDS,

@@ -94,11 +94,13 @@ def open_search(settings: Search | RecurrentSearch) -> tuple[Searcher[Any, Any],
     # Every step of the benchmark reads a whole sequence.
     settings = dataclasses.replace(settings, short_fraction=0.0)
     corpus = random_corpus(settings.data.name, settings.batch_size * (8 * settings.bptt + 1))
-    searcher = text.TextSearcher(settings, strategy, corpus, mesh)
-    return searcher, text.place(corpus, settings, mesh), settings.batch_size * settings.bptt, 'tokens'
+    reader = text.TextSearcher(settings, strategy, corpus, mesh)
+    texts = text.texts(corpus, settings)
+    return reader, reader.place([texts]), settings.batch_size * settings.bptt, 'tokens'
   found = random_images(settings.data.name, 4 * settings.batch_size)
-  halves = images.place(found, settings, mesh)
-  return images.ImageSearcher(settings, strategy, found, mesh), halves, settings.batch_size, 'images'
+  searcher = images.ImageSearcher(settings, strategy, found, mesh)
+  halves = images.divide(found, settings, settings.seed)
+  return searcher, searcher.place([halves]), settings.batch_size, 'images'
 
 
 class Rates(NamedTuple):

@@ -61,6 +61,8 @@ def get_config() -> ConfigDict:
   config.weights.momentum = 0.9
   config.weights.weight_decay = 3e-4
   config.weights.clip_norm = 5.0
+  config.weights.warmup_epochs = 0.0
+  config.weights.reference_batch_size = 0
 
   config.temperature = ConfigDict()
   config.temperature.initial = 1.0
@@ -80,6 +82,8 @@ def get_config() -> ConfigDict:
   config.alphas.beta2 = 0.999
   config.alphas.weight_decay = 1e-3
   config.alphas.init_scale = 1e-3
+  config.alphas.warmup_epochs = 0.0
+  config.alphas.reference_batch_size = 0
 
   config.hypergradient = ConfigDict()
   config.hypergradient.name = 'finite_difference'
@@ -94,6 +98,12 @@ def get_config() -> ConfigDict:
   config.hypergradient.iterations = 5
   config.hypergradient.damping = 10.0
   config.hypergradient.amending = 0.1
+
+  config.batch_norm = ConfigDict()
+  config.batch_norm.group_size = 0
+
+  config.mesh = ConfigDict()
+  config.mesh.seed = 1
 
   config.checkpoint = ConfigDict()
   config.checkpoint.every = 1

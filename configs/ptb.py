@@ -51,6 +51,8 @@ def get_config() -> ConfigDict:
   config.weights.momentum = 0.0
   config.weights.weight_decay = 5e-7
   config.weights.clip_norm = 0.25
+  config.weights.warmup_epochs = 0.0
+  config.weights.reference_batch_size = 0
 
   config.temperature = ConfigDict()
   config.temperature.initial = 1.0
@@ -70,11 +72,19 @@ def get_config() -> ConfigDict:
   config.alphas.beta2 = 0.999
   config.alphas.weight_decay = 1e-3
   config.alphas.init_scale = 1e-3
+  config.alphas.warmup_epochs = 0.0
+  config.alphas.reference_batch_size = 0
 
   config.hypergradient = cifar.get_config().hypergradient
   # As in the published code, the virtual step clips as the real one does, and clips the outer gradient, too.
   config.hypergradient.clipping = 'constant'
   config.hypergradient.clip_outer = True
+
+  config.batch_norm = ConfigDict()
+  config.batch_norm.group_size = 0
+
+  config.mesh = ConfigDict()
+  config.mesh.seed = 1
 
   config.checkpoint = ConfigDict()
   config.checkpoint.every = 1

@@ -40,6 +40,18 @@ def decayed_sgd(
   return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum=momentum))
 
 
+def scaled_to_batch(learning_rate: float, batch_size: int, reference: int) -> float:
+  """A learning rate for batches of `reference`, if not 0, times the batch size divided by that [Goyal et al. 2017]."""
+  return learning_rate * batch_size / reference if reference else learning_rate
+
+
+def warmed_up(learning_rate: Callable[[Array], Array], steps: float) -> Callable[[Array], Array]:
+  """A learning rate, as a function of the steps taken, that first grows linearly over so many steps to what it is."""
+  if not steps:
+    return learning_rate
+  return lambda step: learning_rate(step) * jnp.minimum(1.0, (step + 1) / steps)
+
+
 class Average(NamedTuple):
   """The mean of an optimiser's iterates, all of equal weight [Polyak & Juditsky 1992].
 

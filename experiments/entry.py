@@ -8,33 +8,70 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from darts_jax import genotype as genotypes
 from darts_jax.genotype import Genotype
+from darts_jax.runtime import processes
 
 
 class Flag(NamedTuple):
-  """A flag of one experiment: a text, or a switch if its default is False."""
+  """A flag of one experiment: a switch if its default is False, a whole number if it is one, otherwise a text."""
 
   name: str
-  default: str | bool | None
+  default: str | int | None
   help: str
 
 
-def launch(run: Callable[..., int], usage: str, extra: Sequence[Flag] = ()) -> None:
+#: Of commands that several processes can run together; see `darts_jax.runtime.processes.initialize`.
+_DISTRIBUTED = (
+  Flag('distributed', False, 'Whether this is one of several processes, on one host or on many.'),
+  Flag('coordinator', '', 'host:port of the first process; found out from the cluster by default.'),
+  Flag('num_processes', -1, 'How many processes there are; likewise.'),
+  Flag('process_id', -1, 'Which of them this is, from 0 on; likewise.'),
+  Flag('timeout', 300, 'Seconds to wait until all processes are there.'),
+)
+
+
+def launch(run: Callable[..., int], usage: str, extra: Sequence[Flag] = (), *, distributed: bool = False) -> None:
   """Parses the command line, calls `run(config, workdir, **extra flags)` and exits with what it returns.
 
   A ValueError, which is what users can cause, is printed as one line and exits with 2; any other exception is an
   error of the program and keeps its traceback. `--help` prints the usage.
+
+  Args:
+    run: the command.
+    usage: of it.
+    extra: flags of its own.
+    distributed: whether several processes can run it together.
   """
 
   def parsed() -> int:
-    config, workdir, values = _parse(sys.argv, usage, extra)
+    config, workdir, values = _parse(sys.argv, usage, (*extra, *(_DISTRIBUTED if distributed else ())))
+    if distributed:
+      _join(*(values.pop(flag.name) for flag in _DISTRIBUTED))
     return run(config, workdir, **values)
 
   _exit_with(parsed, usage)
+
+
+def _join(distributed: bool, coordinator: str, num_processes: int, process_id: int, timeout: int) -> None:
+  """Joins the other processes if there are any, and says so."""
+  if not distributed:
+    for flag, value in zip(_DISTRIBUTED[1:4], (coordinator, num_processes, process_id), strict=True):
+      if value != flag.default:
+        raise ValueError(f'--{flag.name}: {value} is given without --distributed')
+    return
+  processes.initialize(
+    coordinator or None,
+    None if num_processes == -1 else num_processes,
+    None if process_id == -1 else process_id,
+    timeout,
+  )
+  if processes.is_first():
+    print(processes.topology(), file=sys.stderr, flush=True)
 
 
 def launch_flags(run: Callable[..., int], usage: str, extra: Sequence[Flag]) -> None:
@@ -76,20 +113,52 @@ def _exit_with(parsed: Callable[[], int], usage: str) -> None:
     sys.exit()
   try:
     code = parsed()
-  except ValueError as error:
-    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+  except processes.AgreedError as error:
+    if processes.is_first():
+      _complain(error)
     code = 2
+  except ValueError as error:
+    _complain(error)
+    code = 2
+    _leave_others(code)
   except BrokenPipeError:
     # Whoever reads the output has enough of it, as `head` has; Python would complain once more at its end.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     code = 0
+  except jax.errors.JaxRuntimeError as error:
+    if not jax.distributed.is_initialized():
+      raise
+    _complain(f'this process cannot go on, mostly because another one has ended ({error}); start all of them again')
+    code = 1
+    _leave_others(code)
+  except Exception:
+    if not jax.distributed.is_initialized():
+      raise
+    traceback.print_exc()
+    code = 1
+    _leave_others(code)
   sys.exit(code)
+
+
+def _complain(error: Exception | str) -> None:
+  """Prints an error as one line, which names the process if it is one of several."""
+  line = ' '.join(str(error).split())
+  several = jax.distributed.is_initialized() and not isinstance(error, processes.AgreedError)
+  print(f'error: process {jax.process_index()}: {line}' if several else f'error: {line}', file=sys.stderr, flush=True)
+
+
+def _leave_others(code: int) -> None:
+  """Ends this process if it is one of several: at its regular end it would wait for others, which wait for it."""
+  if jax.distributed.is_initialized():
+    processes.leave(code)
 
 
 def _define(extra: Sequence[Flag], known: flags.FlagValues) -> None:
   for flag in extra:
     if isinstance(flag.default, bool):
       flags.DEFINE_bool(flag.name, flag.default, flag.help, flag_values=known)
+    elif isinstance(flag.default, int):
+      flags.DEFINE_integer(flag.name, flag.default, flag.help, flag_values=known)
     else:
       flags.DEFINE_string(flag.name, flag.default, flag.help, flag_values=known)
 

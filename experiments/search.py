@@ -1,6 +1,10 @@
 """Searches an architecture.
 
 python -m experiments.search --config=configs/digits.py [--workdir=DIR] [--config.FIELD=VALUE ...]
+
+On several hosts, the same in every process (see docs/pods.md):
+python -m experiments.search --config=configs/cifar.py --distributed
+    [--coordinator=HOST:PORT --num_processes=N --process_id=I]
 """
 
 import math
@@ -9,8 +13,11 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
 from darts_jax import genotype, search, selection
 from darts_jax.data.sequences import perplexity
+from darts_jax.runtime import processes
 from experiments.entry import launch
 
 
@@ -19,23 +26,27 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path) -> int:
   if config.get('strategy') == 'random':
     return _run_random(config, workdir)
   try:
-    result = search.run(config, workdir)
+    results = search.run_side_by_side(config, workdir)
   except search.Diverged as error:
-    print(f'error: {error}', file=sys.stderr)
+    if processes.is_first():
+      print(f'error: {error}', file=sys.stderr)
     return 1
-  if not result.finished:
+  if not results[0].finished:
     return 130
-  print(f'genotype: {genotype.to_dict(result.genotype)}')
-  if math.isnan(result.valid_accuracy):
-    print(f'validation perplexity of the supernet: {perplexity(result.valid_loss):.2f}')
-  else:
-    print(f'validation accuracy in the supernet: {result.valid_accuracy:.2%}')
-  print(f'report: {result.report}')
+  for result in results if processes.is_first() else ():
+    print(f'genotype: {genotype.to_dict(result.genotype)}')
+    if math.isnan(result.valid_accuracy):
+      print(f'validation perplexity of the supernet: {perplexity(result.valid_loss):.2f}')
+    else:
+      print(f'validation accuracy in the supernet: {result.valid_accuracy:.2%}')
+    print(f'report: {result.report}')
   return 0
 
 
 def _run_random(config: Mapping[str, Any], workdir: pathlib.Path) -> int:
   """The same for a random search."""
+  if jax.process_count() > 1:
+    raise ValueError('--distributed: a random search runs in one process; give every process architectures of its own')
   try:
     result = selection.random_search.run(
       config, workdir, lambda message: print(f'== {message}', file=sys.stderr, flush=True)
@@ -54,4 +65,9 @@ def _run_random(config: Mapping[str, Any], workdir: pathlib.Path) -> int:
 
 
 if __name__ == '__main__':
-  launch(run, 'usage: python -m experiments.search --config=configs/digits.py [--workdir=DIR] [--config.FIELD=VALUE]')
+  launch(
+    run,
+    'usage: python -m experiments.search --config=configs/digits.py [--workdir=DIR] [--config.FIELD=VALUE]'
+    ' [--distributed [--coordinator=HOST:PORT --num_processes=N --process_id=I] [--timeout=SECONDS]]',
+    distributed=True,
+  )

@@ -41,6 +41,7 @@ def augment(
   crop_padding: int,
   flip: bool,
   cutout: int,
+  first: Array | int = 0,
   recolour: Callable[[Array, Array], Array] | None = None,
   dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> Array:
@@ -59,6 +60,7 @@ def augment(
     flip: whether to mirror every image left to right with probability 1/2.
     cutout: side of the square in pixels. Its centre is a uniformly drawn pixel, what reaches over the border is cut
       off, and an even side extends further by one to the top and left; 0 for none.
+    first: the place of the first of these images in the batch, if they are a part of one.
     recolour: `(raw images, key) → raw images`, carried out before normalisation, such as colour jitter; None for none.
     dtype: of the result; the arithmetic is done in float32 or wider.
 
@@ -71,13 +73,13 @@ def augment(
   for name, value in (('crop_padding', crop_padding), ('cutout', cutout)):
     if value < 0:
       raise ValueError(f'{name} is {value}; it has to be 0 or more pixels')
-  keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(key, index), 3))(jnp.arange(len(images)))
+  keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(key, index), 3))(first + jnp.arange(len(images)))
   if crop_padding:
     images = jax.vmap(functools.partial(_crop, padding=crop_padding))(images, keys[:, 0])
   if flip:
     images = jax.vmap(_flip)(images, keys[:, 1])
   if recolour is not None:
-    # No image has this number.
+    # No image of a whole batch has this number.
     images = recolour(images, jax.random.fold_in(key, len(images)))
   images = normalise(images, mean, std, dtype)
   if cutout:

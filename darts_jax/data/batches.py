@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jax.sharding import Sharding
 
 from darts_jax.data.augment import Statistics, normalise
 
@@ -70,9 +69,9 @@ def evaluate(
   mean: Statistics,
   std: Statistics,
   dtype: jax.typing.DTypeLike,
-  sharding: Sharding,
+  share: Callable[[Array], Array],
 ) -> Evaluation:
-  """Loss and accuracy on all examples, without augmentation.
+  """Loss and accuracy on all examples, without augmentation; or, of each device, what its part of them adds to these.
 
   Args:
     logits_of: `[B, H, W, C]` normalised images of `dtype` → `[B, num_classes]`.
@@ -81,17 +80,17 @@ def evaluate(
     mean: `[C]`, in raw pixel units.
     std: likewise.
     dtype: of the images that `logits_of` gets.
-    sharding: of a batch.
+    share: of the indices of a batch, those that this device evaluates; or all of them, divided among devices.
   """
   total = len(examples.labels)
   # The last batch is filled up with repetitions that do not count.
   indices = np.arange(-(-total // batch_size) * batch_size).reshape(-1, batch_size)
 
   def add(sums: Evaluation, chosen: Array) -> tuple[Evaluation, None]:
+    chosen = share(chosen)
     place, counts = chosen % total, chosen < total
-    raw, labels = lax.with_sharding_constraint((examples.images[place], examples.labels[place]), sharding)
-    logits = logits_of(normalise(raw, mean, std).astype(dtype))
-    return jax.tree.map(jnp.add, sums, tally(logits, labels, counts)), None
+    logits = logits_of(normalise(examples.images[place], mean, std).astype(dtype))
+    return jax.tree.map(jnp.add, sums, tally(logits, examples.labels[place], counts)), None
 
   sums, _ = lax.scan(add, Evaluation(*[jnp.zeros(())] * len(Evaluation._fields)), jnp.asarray(indices))
   return jax.tree.map(lambda s: s / total, sums)

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, Self
 import jax
 import numpy as np
 from jax import lax
-from jax.sharding import Sharding
 
 from darts_jax.data.corpus import Corpus, columns
 from darts_jax.data.windows import Windows
@@ -34,7 +33,7 @@ class Sequences(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Text:
-  """A text in columns, and windows of it; a pytree.
+  """A text in columns, and windows of it; a pytree of arrays, or of how they lie on devices.
 
   Attributes:
     columns: `[N + capacity, B]` int32; the last rows are padding, so that no window ends behind them.
@@ -43,24 +42,16 @@ class Text:
     capacity: no window is longer; all of them are padded to it, so that they are one program.
   """
 
-  columns: Array
-  starts: Array
-  lengths: Array
+  columns: Any
+  starts: Any
+  lengths: Any
   capacity: int = dataclasses.field(metadata={'static': True})
 
   @classmethod
-  def place(cls, rows: np.ndarray, windows: Windows, divided: Sharding, same: Sharding) -> Self:
-    """Puts a text on the devices.
-
-    Args:
-      rows: `[N, B]` int32.
-      windows: of it.
-      divided: where the columns go.
-      same: where the windows go.
-    """
+  def cut(cls, rows: np.ndarray, windows: Windows) -> Self:
+    """A text as NumPy arrays, from its rows, `[N, B]` int32, and the windows of it."""
     padded = np.pad(rows, ((0, windows.capacity), (0, 0)))
-    starts, lengths = jax.device_put((windows.starts, windows.lengths), same)
-    return cls(jax.device_put(padded, divided), starts, lengths, windows.capacity)
+    return cls(padded, windows.starts, windows.lengths, windows.capacity)
 
   def window(self, index: Array) -> tuple[Array, Sequences]:
     """The row that a window starts at, and what is in it; the index may be traced."""

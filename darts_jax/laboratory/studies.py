@@ -16,7 +16,7 @@ from darts_jax.laboratory.bench import Bench, Frozen, Gradient, Outcome, compare
 from darts_jax.laboratory.settings import Laboratory
 from darts_jax.runtime.checkpoint import Checkpoints
 from darts_jax.runtime.mesh import make_mesh
-from darts_jax.search.images import ImageSearcher, check_images, place
+from darts_jax.search.images import ImageSearcher, check_images, divide
 from darts_jax.search.loop import make_strategy
 from darts_jax.search.state import Halves, SearchState
 from darts_jax.search.step import Optimizers
@@ -128,7 +128,7 @@ class SupernetLab:
       sized = dataclasses.replace(search, batch_size=size)
       searcher = ImageSearcher(sized, self._strategy, images, mesh)
       try:
-        halves = place(images, sized, mesh)
+        halves = searcher.place([divide(images, sized, search.seed)])
       except ValueError as error:
         field = 'config.search.batch_size' if size == search.batch_size else 'config.batch_sizes'
         raise ValueError(str(error).replace('config.batch_size', field)) from error

@@ -1,7 +1,6 @@
 """The convolutional cell: a directed acyclic graph whose edges mix candidate operations [DARTS §2.1–2.2]."""
 
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from jax import lax
 
 from darts_jax.genotype import NUM_INPUTS, CellSpec
-from darts_jax.nets.layers import Affine, BatchNorm
+from darts_jax.nets.layers import WHOLE_BATCH, Affine, BatchNorm, NormGroups
 from darts_jax.nets.materialise import materialise
 from darts_jax.nets.operations import FactorizedReduce, Operations, ReluConv, prune_operations
 
@@ -76,6 +75,7 @@ class Cell(nn.Module):
     reduction_before: whether the cell before was a reduction cell, so that the first input is twice as large.
     discrete: whether operations are those of a discrete network (see `Operations`).
     smooth: whether the network is a smooth twin (see `Operations`).
+    groups: the examples that share statistics of BN.
   """
 
   spec: CellSpec
@@ -84,6 +84,7 @@ class Cell(nn.Module):
   reduction_before: bool
   discrete: bool
   smooth: bool = False
+  groups: NormGroups = WHOLE_BATCH
 
   @nn.compact
   def __call__(
@@ -110,7 +111,7 @@ class Cell(nn.Module):
     else:
       first = ReluConv(self.channels, self.smooth, name='preprocess0')(before_last)
     second = ReluConv(self.channels, self.smooth, name='preprocess1')(last)
-    normalised = BatchNorm(self.discrete, name='preprocess_bn').fold(first, second, train=train)
+    normalised = BatchNorm(self.discrete, self.groups, name='preprocess_bn').fold(first, second, train=train)
     states = [materialise(x.evaluate()) for x in normalised]
     arriving: list[list[Array]] = [[] for _ in self.spec.nodes]
     for source in range(NUM_INPUTS + len(self.spec.nodes)):
@@ -119,7 +120,8 @@ class Cell(nn.Module):
       groups = operation_groups(self.spec, source)
       edges = tuple((operation, len(members)) for operation, members in groups.items())
       stride = 2 if self.reduction and source < NUM_INPUTS else 1
-      outputs = Operations(edges, stride, self.discrete, self.smooth, name=f'node{source}')(states[source], train=train)
+      operate = Operations(edges, stride, self.discrete, self.smooth, self.groups, name=f'node{source}')
+      outputs = operate(states[source], train=train)
       by_members: dict[Members, list[str]] = {}
       for operation, members in groups.items():
         by_members.setdefault(members, []).append(operation)
@@ -135,10 +137,14 @@ class Cell(nn.Module):
     self, images: Sequence[Affine], members: Members, operations: Sequence[str], mixing: Array | None
   ) -> list[Array]:
     """The weighted sums of operations on the edges that they all serve, `[N, H', W', C]` for each edge."""
-    shape = (len(members), self.channels)
-    scales = [jnp.broadcast_to(x.scale.reshape(-1, self.channels), shape) for x in images]
-    offsets = [jnp.broadcast_to(x.offset.reshape(-1, self.channels), shape) for x in images]
-    scale, offset = jnp.stack(scales), jnp.stack(offsets)
+    # `[O, M, C]`; before that, one for every image, if they are normalised in groups.
+    lead = jnp.broadcast_shapes(*[x.scale.shape[:-1] for x in images])
+    shape = (*lead, len(members), self.channels)
+
+    def stack(factors: Sequence[Array]) -> Array:
+      return jnp.stack([jnp.broadcast_to(x.reshape(*x.shape[:-1], -1, self.channels), shape) for x in factors], -3)
+
+    scale, offset = stack([x.scale for x in images]), stack([x.offset for x in images])
     if mixing is not None:
       edges = np.array([edge for edge, _ in members])
       weights = mixing[edges, np.array([[self.spec.operations.index(operation)] for operation in operations])]
@@ -147,9 +153,10 @@ class Cell(nn.Module):
     # In one piece for the images of all edges, edge by edge for those they share. Splits and not slices, because the
     # transpose of a split is one concatenation and that of slices is a sum of padded arrays.
     shared = [x.image.shape[-1] == self.channels for x in images]
-    sizes = [part for one in shared for part in ([self.channels] * len(members) if one else [math.prod(shape)])]
-    factors = iter(lax.split(scale.astype(dtype).reshape(-1), sizes))
-    messages = list(lax.split(jnp.sum(offset, axis=0).astype(dtype).reshape(-1), [self.channels] * len(members)))
+    channels = [self.channels] * len(members)
+    sizes = [part for one in shared for part in (channels if one else [sum(channels)])]
+    factors = iter(lax.split(scale.astype(dtype).reshape(*lead, -1), sizes, len(lead)))
+    messages = list(lax.split(jnp.sum(offset, axis=-3).astype(dtype).reshape(*lead, -1), channels, len(lead)))
     own = []
     for x, one in zip(images, shared, strict=True):
       if one:
@@ -158,6 +165,6 @@ class Cell(nn.Module):
         own.append(x.image * next(factors))
     if own:
       total = materialise(functools.reduce(jnp.add, own))
-      parts = lax.split(total, [self.channels] * len(members), axis=3)
+      parts = lax.split(total, channels, axis=3)
       messages = [message + part for message, part in zip(messages, parts, strict=True)]
     return messages

@@ -10,7 +10,7 @@ from jax import lax
 
 from darts_jax.genotype import CellSpec
 from darts_jax.nets.cell import Cell, prune_cell
-from darts_jax.nets.layers import BatchNorm, uniform_fan_in
+from darts_jax.nets.layers import WHOLE_BATCH, BatchNorm, NormGroups, uniform_fan_in
 
 Array = jax.Array
 
@@ -36,6 +36,7 @@ class Supernet(nn.Module):
     remat: whether a gradient may compute the inside of cells once more instead of keeping it; see `jax.checkpoint`.
     smooth: whether this is the smooth twin of a network, with SiLU for ReLU and average for maximum pooling and the
       same parameters: where kinks are suspected, what differs between the two is due to them.
+    groups: the examples that share statistics of BN.
   """
 
   normal: CellSpec
@@ -46,6 +47,7 @@ class Supernet(nn.Module):
   stem_multiplier: int = 3
   remat: bool = False
   smooth: bool = False
+  groups: NormGroups = WHOLE_BATCH
 
   @nn.compact
   def __call__(self, images: Array, mixing: Mapping[str, Array], *, train: bool) -> Array:
@@ -60,13 +62,14 @@ class Supernet(nn.Module):
       `[N, num_classes]` logits, at least float32.
     """
     stem = _conv(self, 'stem', images, self.stem_multiplier * self.channels, 3)
-    before_last = last = BatchNorm(affine=True, name='stem_bn')(stem, train=train)
+    before_last = last = BatchNorm(True, self.groups, name='stem_bn')(stem, train=train)
 
     def compute(cell: Cell, before_last: Array, last: Array, mixing: Array) -> Array:
       return cell(before_last, last, mixing, train=train)
 
     compute_cell = nn.remat(compute) if self.remat else compute
-    for kind, cell in _cells(self.normal, self.reduce, self.channels, self.num_layers, smooth=self.smooth):
+    style: dict[str, Any] = {'smooth': self.smooth, 'groups': self.groups}
+    for kind, cell in _cells(self.normal, self.reduce, self.channels, self.num_layers, **style):
       before_last, last = last, compute_cell(cell, before_last, last, mixing[kind])
     return _classify(self, 'classifier', last, self.num_classes)
 
@@ -247,13 +250,14 @@ def _cells(
   reduction_before: bool = False,
   discrete: bool = False,
   smooth: bool = False,
+  groups: NormGroups = WHOLE_BATCH,
 ) -> Iterator[tuple[str, Cell]]:
   """The cells of the network that is being built, with their kinds."""
   for layer in range(num_layers):
     reduction = layer in reduction_cells(num_layers)
     channels *= 2 if reduction else 1
     kind, spec = ('reduce', reduce) if reduction else ('normal', normal)
-    yield kind, Cell(spec, channels, reduction, reduction_before, discrete, smooth, name=f'cell{layer}')
+    yield kind, Cell(spec, channels, reduction, reduction_before, discrete, smooth, groups, name=f'cell{layer}')
     reduction_before = reduction
 
 

@@ -14,7 +14,7 @@ from hundreds of these and each costs time to compile.
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,11 +55,19 @@ class Bank(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Depthwise(Bilinear):
-  """Depthwise convolutions of one image `(N, H, W, C)` with several banks of filters."""
+  """Depthwise convolutions of one image `(N, H, W, C)` with several banks of filters.
+
+  Attributes:
+    image: shape of the image.
+    stride: of all banks.
+    banks: of filters.
+    precision: of the products, JAX's default where the map was called.
+  """
 
   image: tuple[int, int, int, int]
   stride: int
   banks: tuple[Bank, ...]
+  precision: Any = None
 
   @property
   def output_size(self) -> tuple[int, int]:
@@ -89,6 +97,7 @@ class Depthwise(Bilinear):
       rhs_dilation=(bank.dilation, bank.dilation),
       dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
       feature_group_count=groups,
+      precision=self.precision,
     )
 
   def face_on_cpu(self, target: str, first: list[Array], second: list[Array]) -> list[Array]:
@@ -127,7 +136,8 @@ def depthwise_convs(x: Array, kernels: Sequence[Array], *, dilations: Sequence[i
     height, width, multiplier, channels = kernel.shape
     banks.append(Bank((height, width), dilation, multiplier, channels))
   num_images, height, width, channels = x.shape
-  return Depthwise((num_images, height, width, channels), stride, tuple(banks))([x], kernels)
+  precision = jax.config.values['jax_default_matmul_precision']
+  return Depthwise((num_images, height, width, channels), stride, tuple(banks), precision)([x], kernels)
 
 
 def depthwise_conv(x: Array, kernel: Array, *, stride: int = 1, dilation: int = 1) -> Array:

@@ -19,6 +19,7 @@ from jax import lax
 from darts_jax.nets.bilinear import Bilinear
 from darts_jax.nets.materialise import materialise
 from darts_jax.nets.padding import pad_images
+from darts_jax.runtime.mesh import UNSHARED, Shards
 
 Array = jax.Array
 
@@ -79,8 +80,8 @@ class Affine(NamedTuple):
 
   Attributes:
     image: `[N, H, W, C]`.
-    scale: `[C]`, at least float32.
-    offset: `[C]`, at least float32.
+    scale: `[C]`, or `[N, 1, 1, C]` where images are normalised in groups; at least float32.
+    offset: likewise.
   """
 
   image: Array
@@ -98,19 +99,67 @@ class Affine(NamedTuple):
     return self.image * self.scale.astype(self.image.dtype) + self.offset.astype(self.image.dtype)
 
 
+@dataclasses.dataclass(frozen=True)
+class NormGroups:
+  """The examples that BN takes statistics over in training: consecutive ones of a batch [Hoffer et al. 2017, §4].
+
+  Attributes:
+    size: examples a group; 0 for the whole batch.
+    shards: how the batch is shared out among devices.
+  """
+
+  size: int = 0
+  shards: Shards = UNSHARED
+
+  def divide(self, num_examples: int) -> tuple[int, int]:
+    """How many groups a device has, and how many devices a group, for so many examples a device; one of both is 1.
+
+    Raises:
+      ValueError: groups and devices do not fit into each other.
+    """
+    batch = num_examples * self.shards.size
+    size = self.size or batch
+    local, devices = max(1, num_examples // size), max(1, size // num_examples)
+    if local * size != devices * num_examples or batch % size:
+      raise ValueError(
+        f'config.batch_norm.group_size: {self.size} is not allowed; it has to divide the batch, {batch} examples, and'
+        f' to be a divisor or a multiple of the {num_examples} examples that each of {self.shards.size} devices has'
+      )
+    return local, devices
+
+  def moments(self, *images: Array) -> tuple[Array, Array]:
+    """Means of `x` and `x²` over all but the last axis of arrays `[N, …, Cₖ]`, side by side.
+
+    Returns:
+      `[ΣC]` each, of the group that these examples belong to; or `[G, ΣC]`, if they are several groups.
+    """
+    local, devices = self.divide(len(images[0]))
+    parts = [x if local == 1 else x.reshape(local, -1, x.shape[-1]) for x in images]
+    axes = (1,) if local > 1 else tuple(range(parts[0].ndim - 1))
+    mean = jnp.concatenate([jnp.mean(x, axes) for x in parts], axis=-1)
+    square = jnp.concatenate([jnp.mean(x * x, axes) for x in parts], axis=-1)
+    return self.shards.mean((mean, square), devices)
+
+
+#: Statistics of the whole batch.
+WHOLE_BATCH = NormGroups()
+
+
 class BatchNorm(nn.Module):
   """Batch normalisation over all but the last axis [DARTS §A]: ε = 1e-5, running statistics with decay 0.9.
 
   In training the statistics of the batch are used, computed in one pass as E[x] and E[x²]. Running statistics are
   updated when the collection `batch_stats` is mutable, the variance with the unbiased estimate. A caller who makes
   `moments` mutable instead gets what they are updated with, at the same places, and can apply `running_average` to all
-  layers at once.
+  layers at once. Of several groups of examples these are means over those on this device.
 
   Attributes:
     affine: whether a learned scale and bias follow.
+    groups: the examples that share statistics.
   """
 
   affine: bool
+  groups: NormGroups = WHOLE_BATCH
 
   def __call__(self, x: Array, *, train: bool) -> Array:
     """Normalises one array `[…, C]`."""
@@ -125,12 +174,12 @@ class BatchNorm(nn.Module):
       for name, initial in (('mean', jnp.zeros), ('var', jnp.ones)):
         running[name] = self.variable('batch_stats', name, initial, (sum(sizes),))
     if train:
-      axes = tuple(range(images[0].ndim - 1))
-      exact = [x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in images]
-      mean = jnp.concatenate([jnp.mean(x, axes) for x in exact])
-      var = jnp.maximum(jnp.concatenate([jnp.mean(x * x, axes) for x in exact]) - mean * mean, 0)
-      count = images[0].size // sizes[0]
-      for name, moment in (('mean', mean), ('var', var * (count / max(count - 1, 1)))):
+      mean, square = self.groups.moments(*[x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in images])
+      var = jnp.maximum(square - mean * mean, 0)
+      local, devices = self.groups.divide(len(images[0]))
+      count = images[0].size * devices // (sizes[0] * local)
+      for name, value in (('mean', mean), ('var', var * (count / max(count - 1, 1)))):
+        moment = value if local == 1 else jnp.mean(value, axis=0)
         if self.is_mutable_collection('moments') and not self.is_initializing():
           self.put_variable('moments', name, moment)
         if running and not self.is_initializing():
@@ -143,7 +192,12 @@ class BatchNorm(nn.Module):
     if self.affine:
       learned = self.param('scale', nn.initializers.ones, (sum(sizes),))
       scale, offset = scale * learned, offset * learned + self.param('bias', nn.initializers.zeros, (sum(sizes),))
-    parts = zip(images, lax.split(scale, sizes), lax.split(offset, sizes), strict=True)
+    if scale.ndim > 1:
+      # From groups to examples.
+      shape = (len(images[0]), *[1] * (images[0].ndim - 2), sum(sizes))
+      scale, offset = (jnp.repeat(x, shape[0] // len(x), axis=0).reshape(shape) for x in (scale, offset))
+    axis = scale.ndim - 1
+    parts = zip(images, lax.split(scale, sizes, axis), lax.split(offset, sizes, axis), strict=True)
     return [Affine(*part) for part in parts]
 
 

@@ -21,7 +21,17 @@ from jax import lax
 
 from darts_jax.nets.bilinear import in_plain, weights_gradient_if, weights_gradient_wanted
 from darts_jax.nets.depthwise import depthwise_conv, depthwise_convs
-from darts_jax.nets.layers import Affine, BatchNorm, activate, avg_pool, max_pool, pointwise, uniform_fan_in
+from darts_jax.nets.layers import (
+  WHOLE_BATCH,
+  Affine,
+  BatchNorm,
+  NormGroups,
+  activate,
+  avg_pool,
+  max_pool,
+  pointwise,
+  uniform_fan_in,
+)
 
 Array = jax.Array
 
@@ -159,12 +169,14 @@ class Operations(nn.Module):
     stride: 1 or 2.
     discrete: in a discrete network BN has scale and bias, and pools are not normalised; in a search the reverse.
     smooth: whether the network is a smooth twin, which has SiLU for ReLU and average for maximum pooling.
+    groups: the examples that share statistics of BN.
   """
 
   edges: tuple[tuple[str, int], ...]
   stride: int
   discrete: bool
   smooth: bool = False
+  groups: NormGroups = WHOLE_BATCH
 
   def __call__(self, x: Array, *, train: bool) -> dict[str, Affine]:
     """Computes the operations.
@@ -215,7 +227,7 @@ class Operations(nn.Module):
     """BN of all images, whose variables lie side by side in this order."""
     if not images:
       return {}
-    folded = BatchNorm(self.discrete, name=name).fold(*images.values(), train=train)
+    folded = BatchNorm(self.discrete, self.groups, name=name).fold(*images.values(), train=train)
     return dict(zip(images, folded, strict=True))
 
 

@@ -19,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from darts_jax.data.sequences import Sequences
 from darts_jax.genotype import CellSpec, Edge
-from darts_jax.nets.layers import BN_EPSILON, pointwise, running_average
+from darts_jax.nets.layers import BN_EPSILON, WHOLE_BATCH, NormGroups, pointwise, running_average
 from darts_jax.nets.materialise import materialise
 from darts_jax.settings import setting
 
@@ -120,6 +120,7 @@ class LanguageModel(nn.Module):
     norm: whether BN without scale and bias follows s₀ and every node, as in a search. As in the reference, all share
       their running statistics.
     precision: of the products' arguments: `'float32'` leaves them as they are.
+    groups: the columns that share statistics of BN.
   """
 
   spec: CellSpec
@@ -127,6 +128,7 @@ class LanguageModel(nn.Module):
   width: int
   norm: bool = False
   precision: str = 'float32'
+  groups: NormGroups = WHOLE_BATCH
 
   def setup(self) -> None:
     """Declares the variables."""
@@ -229,7 +231,7 @@ class LanguageModel(nn.Module):
       return state if h_mask is None else state * h_mask
 
     def normalised(state: Array, running: PyTree) -> tuple[Array, PyTree]:
-      return _normalise(state, running, train) if self.norm else (state, running)
+      return _normalise(state, running, train, self.groups) if self.norm else (state, running)
 
     gate, value = jnp.split(x + self._product(masked(h), self.first[self.width :]), 2, axis=-1)
     state, running = normalised(h + jax.nn.sigmoid(gate) * (jnp.tanh(value) - h), running)
@@ -359,15 +361,26 @@ def _cross_entropy(logits: Array, targets: Array) -> Array:
   return jnp.log(jnp.sum(jnp.exp(shifted), axis=-1)) - jnp.sum(jnp.where(is_target, shifted, 0), axis=-1)
 
 
-def _normalise(state: Array, running: tuple[Array, Array], train: bool) -> tuple[Array, tuple[Array, Array]]:
+def _normalise(
+  state: Array, running: tuple[Array, Array], train: bool, groups: NormGroups
+) -> tuple[Array, tuple[Array, Array]]:
   """BN over the batch, without scale and bias; and running statistics, the variance's with the unbiased estimate."""
   if not train:
     mean, var = running
     return (state - mean) * lax.rsqrt(var + BN_EPSILON), running
-  mean = jnp.mean(state, axis=0)
-  var = jnp.mean((state - mean) ** 2, axis=0)
-  moments = mean, var * (len(state) / max(len(state) - 1, 1))
-  return (state - mean) * lax.rsqrt(var + BN_EPSILON), jax.tree.map(running_average, running, moments)
+  local, devices = groups.divide(len(state))
+  # `[G, B/G, H]`.
+  parts = state.reshape(local, -1, state.shape[-1])
+
+  def mean_of(x: Array) -> Array:
+    return groups.shards.mean(jnp.mean(x, axis=1, keepdims=True), devices)
+
+  mean = mean_of(parts)
+  var = mean_of((parts - mean) ** 2)
+  count = parts.shape[1] * devices
+  moments = jnp.mean(mean, axis=(0, 1)), jnp.mean(var, axis=(0, 1)) * (count / max(count - 1, 1))
+  normalised = (parts - mean) * lax.rsqrt(var + BN_EPSILON)
+  return normalised.reshape(state.shape), jax.tree.map(running_average, running, moments)
 
 
 def _uniform(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:

@@ -26,6 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from darts_jax.runtime import processes
+from darts_jax.runtime.mesh import put
+
 PyTree = Any
 
 _NAME = re.compile(r'(\d+)(?:-(\d+))?')
@@ -91,8 +94,7 @@ class Checkpoints:
 
     Args:
       step: 0 or more.
-      state: a pytree of arrays (JAX, NumPy, or typed PRNG keys) of any shape, replicated if there are several
-        processes.
+      state: a pytree of arrays (JAX, NumPy, or typed PRNG keys) of any shape.
       metadata: JSON values.
 
     Raises:
@@ -102,17 +104,16 @@ class Checkpoints:
     step = int(step)
     if step < 0:
       raise ValueError(f'step: {step} is negative')
-    arrays, leaves = {}, []
+    values, leaves = {}, []
     for name, leaf in _named_leaves(state):
       description = _describe(name, leaf)
       if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         description['key_impl'] = str(jax.random.key_impl(leaf))
-        array = np.asarray(jax.random.key_data(leaf))
-      else:
-        array = np.asarray(leaf)
+        leaf = jax.random.key_data(leaf)
       leaves.append(description)
-      if array.size:  # Orbax refuses arrays without elements; their description is all there is to them.
-        arrays[name] = array
+      if leaf.size:  # Orbax refuses arrays without elements; their description is all there is to them.
+        values[name] = leaf
+    arrays = {name: np.asarray(value) for name, value in processes.fetch(values).items()}
     try:
       manifest = json.loads(json.dumps({'step': step, 'metadata': metadata, 'leaves': leaves}))
     except TypeError as error:
@@ -270,7 +271,8 @@ def _place(saved: dict[str, Any], array: np.ndarray | None, leaf: Any) -> jax.Ar
     array = np.zeros(leaf.shape, leaf.dtype)
   if isinstance(leaf, np.ndarray | np.generic):
     return array
-  placed: jax.Array = jax.device_put(array, getattr(leaf, 'sharding', None))
+  sharding = getattr(leaf, 'sharding', None)
+  placed: Any = jax.device_put(array) if sharding is None else put(array, sharding)
   return jax.random.wrap_key_data(placed, impl=saved['key_impl']) if 'key_impl' in saved else placed
 
 

@@ -100,15 +100,18 @@ class Compilation(NamedTuple):
 
 
 @functools.cache
-def compiler_options() -> dict[str, str | bool]:
-  """Options to compile large programs with (`jax.jit(…, compiler_options=…)`), for the default backend.
+def compiler_options(platform: str | None = None) -> dict[str, str | bool]:
+  """Options to compile large programs with (`jax.jit(…, compiler_options=…)`).
 
   On CPU: products of matrices by Eigen, and sums only by the other library that XLA has for both. They are as fast, but
   XLA loads a stored program with a search through all of it for every call of that library, which makes thousands of
   them slower to load than to compile. Empty elsewhere, and where XLA does not know the option.
+
+  Args:
+    platform: of the devices that the program is for; None for that of the default backend.
   """
   options: dict[str, str | bool] = {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_REDUCE'}
-  if jax.default_backend() != 'cpu':
+  if platform not in (None, 'cpu') or jax.default_backend() != 'cpu':
     return {}
   try:
     jax.jit(lambda: 0).lower().compile(compiler_options=options)

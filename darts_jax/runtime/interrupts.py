@@ -5,7 +5,8 @@ import threading
 from types import FrameType
 from typing import Any, Self
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+#: What asks a run to stop.
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class InterruptGuard:
@@ -25,7 +26,7 @@ class InterruptGuard:
 
   def __enter__(self) -> Self:
     if threading.current_thread() is threading.main_thread():
-      self._previous = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+      self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
     return self
 
   def __exit__(self, *exception: object) -> None:

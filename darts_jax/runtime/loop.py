@@ -1,4 +1,8 @@
-"""The loop over the epochs of a run, resumable at every moment, with everything that it writes."""
+"""The loop over the epochs of a run, resumable at every moment, with everything that it writes.
+
+A metric is a number or, of runs side by side, an array `[N]` with one for each. Of several processes all go through the
+loop and the first one writes.
+"""
 
 import abc
 import bisect
@@ -9,15 +13,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, NamedTuple, NoReturn, Self, TypeVar
 
-import jax
 import numpy as np
 
-from darts_jax.runtime import metrics
+from darts_jax.runtime import metrics, processes
 from darts_jax.runtime.checkpoint import Checkpoints
 from darts_jax.runtime.compilation import compile_with_report
-from darts_jax.runtime.interrupts import InterruptGuard
-from darts_jax.runtime.metrics import MetricsLog
-from darts_jax.runtime.progress import Progress
+from darts_jax.runtime.interrupts import SIGNALS, InterruptGuard
+from darts_jax.runtime.metrics import MetricsLogs
+from darts_jax.runtime.progress import NoProgress, Progress
 from darts_jax.settings import setting
 
 State = TypeVar('State')
@@ -63,16 +66,16 @@ class Plan(NamedTuple):
 class Sums:
   """Sums of metrics over steps, and the steps."""
 
-  def __init__(self, values: Mapping[str, float] | None = None) -> None:
+  def __init__(self, values: Mapping[str, Any] | None = None) -> None:
     """Starts from the given sums."""
     self.values = dict(values or {})
 
-  def add(self, sums: Mapping[str, float]) -> None:
+  def add(self, sums: Mapping[str, Any]) -> None:
     """Adds those of further steps."""
     for name, value in sums.items():
       self.values[name] = self.values.get(name, 0.0) + value
 
-  def means(self) -> dict[str, float]:
+  def means(self) -> dict[str, Any]:
     """Means over the steps; what only some steps check is the mean over those, and left out if there were none."""
     if not self.values:
       return {}
@@ -81,7 +84,7 @@ class Sums:
     disagreement = values.pop('disagreement', 0)
     values.pop('seconds', None)
     means = {name: value / steps for name, value in values.items()}
-    return {**means, 'disagreement': disagreement / checks} if checks else means
+    return {**means, 'disagreement': disagreement / checks} if np.all(checks) else means
 
 
 class Outcome(NamedTuple, Generic[State]):
@@ -105,6 +108,7 @@ class Loop(abc.ABC, Generic[State]):
 
   Attributes:
     workdir: of the run.
+    folders: of its logs, one for each of several runs side by side; otherwise the working directory.
     plan: see `Plan`.
     total: steps of the whole run.
     shown: names of the metrics beside the progress.
@@ -112,15 +116,18 @@ class Loop(abc.ABC, Generic[State]):
 
   shown: tuple[str, ...] = ('train_loss',)
 
-  def __init__(self, workdir: pathlib.Path, plan: Plan, guard: InterruptGuard) -> None:
+  def __init__(
+    self, workdir: pathlib.Path, plan: Plan, guard: InterruptGuard, folders: Sequence[pathlib.Path] = ()
+  ) -> None:
     """Opens the checkpoints; the guard is asked between calls whether the run is to stop."""
     self.workdir = workdir
+    self.folders = tuple(folders) or (workdir,)
     self.plan = plan
     self.total = plan.epoch_ends[-1]
     self._guard = guard
     self._checkpoints = Checkpoints(workdir / 'checkpoints', keep=plan.checkpoint.keep)
-    self._log: MetricsLog
-    self._progress: Progress
+    self._log: MetricsLogs
+    self._progress: Progress | NoProgress
 
   @abc.abstractmethod
   def init(self) -> State:
@@ -139,17 +146,17 @@ class Loop(abc.ABC, Generic[State]):
     """Takes up to so many steps: the new state, and sums of metrics, among them `steps` and `finite`."""
 
   @abc.abstractmethod
-  def evaluate(self, state: State, step: int) -> dict[str, float]:
+  def evaluate(self, state: State, step: int) -> dict[str, Any]:
     """Metrics at the end of an epoch."""
 
   @abc.abstractmethod
   def report(self) -> pathlib.Path:
-    """Renews the report; returns its path."""
+    """Renews the report; returns its path. Is called in the first process alone."""
 
   def opened(self, state: State, resume_step: int | None) -> None:
     """Is called when the log is open; without a step, the run begins."""
 
-  def summary(self, state: State, sums: Sums) -> dict[str, float | int]:
+  def summary(self, state: State, sums: Sums) -> dict[str, Any]:
     """What a line of the log holds beside the means of metrics."""
     del state
     return {'seconds': sums.values['seconds']}
@@ -157,7 +164,7 @@ class Loop(abc.ABC, Generic[State]):
   def epoch_done(self, state: State, step: int, epoch: int) -> None:
     """Is called after every epoch, counted from 1, before its checkpoint."""
 
-  def turn_epoch(self, state: State, evaluation: Mapping[str, float], step: int) -> State:
+  def turn_epoch(self, state: State, evaluation: Mapping[str, Any], step: int) -> State:
     """The state that the next epoch begins with, after an evaluation; it is what the checkpoint of the epoch holds."""
     del evaluation, step
     return state
@@ -184,14 +191,16 @@ class Loop(abc.ABC, Generic[State]):
     restored = self._checkpoints.restore(self._template_of)
     state = self.init() if restored is None else restored.state
     resume_step = None if restored is None else restored.step
+    self._check_shared(resume_step)
     saved = {} if restored is None else restored.metadata
-    epoch_sums, log_sums = Sums(saved.get('epoch_sums')), Sums(saved.get('log_sums'))
-    last_epoch: dict[str, float] = saved.get('last_epoch', {})
+    epoch_sums, log_sums = (Sums(_numbers(saved.get(name, {}))) for name in ('epoch_sums', 'log_sums'))
+    last_epoch = _numbers(saved.get('last_epoch', {}))
+    first = processes.is_first()
+    step = resume_step or 0
     with (
-      MetricsLog(self.workdir, resume_step=resume_step) as self._log,
-      Progress(self.total, resume_step or 0, plan.name) as self._progress,
+      MetricsLogs(self.folders if first else (), resume_step=resume_step) as self._log,
+      Progress(self.total, step, plan.name) if first else NoProgress() as self._progress,
     ):
-      step = resume_step or 0
       self.opened(state, resume_step)
       for line in () if restored is None else restored.damaged:
         self.note(step, 'damaged_checkpoint', line)
@@ -200,10 +209,13 @@ class Loop(abc.ABC, Generic[State]):
       if step < self.total:
         self.prepare(state, step)
       seconds_a_step = math.inf
-      while step < self.total and self._guard.requested is None:
+      requested: str | None = None
+      while step < self.total:
+        requested, planned = self._agree(max(1, int(_SECONDS_A_CALL / seconds_a_step)))
+        if requested is not None:
+          break
         until_line = plan.log_every - step % plan.log_every
         until_epoch = plan.epoch_ends[bisect.bisect_right(plan.epoch_ends, step)] - step
-        planned = max(1, int(_SECONDS_A_CALL / seconds_a_step))
         start = time.monotonic()
         try:
           state, found = self.advance(state, min(until_line, until_epoch, planned))
@@ -211,16 +223,18 @@ class Loop(abc.ABC, Generic[State]):
           # Data that cannot be read any more; the steps that were taken are as good as any.
           self._save(step, state, epoch_sums, log_sums, last_epoch)
           self.note(step, 'failed', f'{error}; saved at step {step} of {self.total}, start again to resume')
-          self.report()
+          self._report()
           raise
-        sums = {name: float(value) for name, value in jax.device_get(dict(found)).items()}
-        sums['seconds'] = time.monotonic() - start
-        seconds_a_step = sums['seconds'] / sums['steps']
-        step += int(sums['steps'])
-        if sums.pop('finite'):
+        sums = _numbers(processes.fetch(dict(found)))
+        seconds = time.monotonic() - start
+        taken = int(np.max(sums['steps']))
+        seconds_a_step = seconds / taken
+        step += taken
+        if np.all(sums.pop('finite')):
+          sums['seconds'] = seconds
           epoch_sums.add(sums)
           log_sums.add(sums)
-          self._progress.update(step, {name: sums[name] / sums['steps'] for name in self.shown})
+          self._progress.update(step, {name: float(np.mean(sums[name])) / taken for name in self.shown})
         else:
           state = self._recovered(state, step)
         epoch = bisect.bisect_left(plan.epoch_ends, step)
@@ -231,7 +245,7 @@ class Loop(abc.ABC, Generic[State]):
           log_sums = Sums()
         if step == plan.epoch_ends[epoch]:
           evaluation = self.evaluate(state, step)
-          if not all(map(math.isfinite, evaluation.values())):
+          if not _all_finite(evaluation):
             # The last step's loss was that before its update; these weights are not worth a checkpoint.
             state = self._recovered(state, step)
             evaluation = self.evaluate(state, step)
@@ -245,15 +259,15 @@ class Loop(abc.ABC, Generic[State]):
           if (epoch + 1) % plan.checkpoint.every == 0 or step == self.total:
             self._save(step, state, epoch_sums, log_sums, last_epoch)
           if step < self.total:
-            self.report()
-      if step == self.total and not any(line.get('event') == 'finished' for line in metrics.read(self.workdir)):
+            self._report()
+      if step == self.total and not self._is_finished():
         self.finish(state)
         self._log.write('event', step, {'event': 'finished', 'message': f'{len(plan.epoch_ends)} epochs done'})
       elif step < self.total:
         self._save(step, state, epoch_sums, log_sums, last_epoch)
-        message = f'{self._guard.requested}: saved at step {step} of {self.total}; start again to resume'
+        message = f'{requested}: saved at step {step} of {self.total}; start again to resume'
         self.note(step, 'interrupted', message)
-    return Outcome(state, last_epoch, step == self.total, self._guard.requested)
+    return Outcome(state, last_epoch, step == self.total, requested or self._guard.requested)
 
   def compile(self, step: int, name: str, function: Any, *args: Any, detail: str = '') -> Any:
     """A jitted function compiled for arguments, with an event that says how long that took."""
@@ -268,17 +282,47 @@ class Loop(abc.ABC, Generic[State]):
     self._log.write('event', step, {'event': event, 'message': message})
     self._progress.note(message)
 
-  def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+  def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
     """Logs a line of another kind."""
     self._log.write(kind, step, values)
 
-  def check_finite(self, values: Mapping[str, float], step: int) -> None:
+  def check_finite(self, values: Mapping[str, Any], step: int) -> None:
     """Raises Diverged unless all values are finite."""
-    if not all(np.isfinite(value) for value in values.values()):
+    if not _all_finite(values):
       self._stop_diverged(step)
 
-  def _save(self, step: int, state: State, epoch_sums: Sums, log_sums: Sums, last_epoch: Mapping[str, float]) -> None:
-    metadata = {'epoch_sums': epoch_sums.values, 'log_sums': log_sums.values, 'last_epoch': dict(last_epoch)}
+  def _check_shared(self, resume_step: int | None) -> None:
+    """Raises a ValueError unless all processes see the same checkpoints."""
+    steps = processes.gather([-1 if resume_step is None else resume_step])[:, 0]
+    for index in np.flatnonzero(steps != steps[0]):
+      raise processes.AgreedError(
+        f'--workdir: {self.workdir} has to be the same folder for all processes; process 0 finds'
+        f' {_named_step(steps[0])} in it, and process {index} {_named_step(steps[index])}'
+      )
+
+  def _agree(self, planned: int) -> tuple[str | None, int]:
+    """The signal that any process has got, and how many steps the first one plans to take in the next call."""
+    names = [None, *(number.name for number in SIGNALS)]
+    requested = self._guard.requested
+    found = processes.gather([names.index(requested) if requested in names else 1, planned])
+    signal = int(found[:, 0].max())
+    return (requested or names[signal]) if signal else None, int(found[0, 1])
+
+  def _is_finished(self) -> bool:
+    """Whether the log says that all has been done."""
+    first = processes.is_first()
+    done = first and any(line.get('event') == 'finished' for line in metrics.read(self.folders[0]))
+    return bool(processes.gather([done])[0, 0])
+
+  def _report(self) -> None:
+    if processes.is_first():
+      self.report()
+
+  def _save(self, step: int, state: State, epoch_sums: Sums, log_sums: Sums, last_epoch: Mapping[str, Any]) -> None:
+    values = {'epoch_sums': epoch_sums.values, 'log_sums': log_sums.values, 'last_epoch': last_epoch}
+    metadata: dict[str, Any] = {
+      name: {key: np.asarray(value).tolist() for key, value in group.items()} for name, group in values.items()
+    }
     if self.memory is not None:
       metadata['memory'] = self.memory
     self._checkpoints.save(step, state, metadata)
@@ -297,5 +341,19 @@ class Loop(abc.ABC, Generic[State]):
     good = f'the last good checkpoint is that of step {max(steps)}' if steps else 'there is no checkpoint yet'
     message = f'step {step}: a loss or gradient is not finite; {good}, in {self.workdir}'
     self.note(step, 'non_finite', message)
-    self.report()
+    self._report()
     raise Diverged(message)
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+  """Metrics as Python floats, and as arrays of them where there are several."""
+  found = {name: np.asarray(value, np.float64) for name, value in values.items()}
+  return {name: value if value.ndim else float(value) for name, value in found.items()}
+
+
+def _all_finite(values: Mapping[str, Any]) -> bool:
+  return all(np.all(np.isfinite(value)) for value in values.values())
+
+
+def _named_step(step: float) -> str:
+  return 'no checkpoint' if step < 0 else f'one of step {int(step)}'

@@ -7,9 +7,10 @@ import operator
 import os
 import pathlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
+import numpy as np
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
@@ -17,6 +18,27 @@ from tensorboardX.proto.summary_pb2 import Summary
 _NON_FINITE = {'nan': math.nan, 'inf': math.inf, '-inf': -math.inf}
 # Seconds; writing to the disk takes about as long as a small search step.
 _TENSORBOARD_FLUSH = 10.0
+
+
+class MetricsLogs:
+  """The logs of runs side by side, see `MetricsLog`, or of one; a context manager."""
+
+  def __init__(self, folders: Sequence[pathlib.Path], *, resume_step: int | None) -> None:
+    """Opens the logs, one in each folder. There may be none."""
+    with contextlib.ExitStack() as stack:
+      self._logs = [stack.enter_context(MetricsLog(folder, resume_step=resume_step)) for folder in folders]
+      self._stack = stack.pop_all()
+
+  def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+    """Appends a line to every log; of values `[N]` each gets its own."""
+    for i, log in enumerate(self._logs):
+      log.write(kind, step, {name: value[i] if np.ndim(value) else value for name, value in values.items()})
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    self._stack.close()
 
 
 class MetricsLog:

@@ -9,6 +9,22 @@ from typing import Self
 from tqdm import tqdm
 
 
+class NoProgress:
+  """Stands in for `Progress` where nothing is to be shown; a context manager."""
+
+  def update(self, step: int, values: Mapping[str, float]) -> None:
+    """Shows nothing."""
+
+  def note(self, message: str) -> None:
+    """Prints nothing."""
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    pass
+
+
 class Progress:
   """Shows progress on stderr; a context manager.
 

@@ -2,7 +2,7 @@
 
 from darts_jax.runtime.loop import Diverged
 from darts_jax.search.images import ImageSearcher
-from darts_jax.search.loop import Result, check, run
+from darts_jax.search.loop import Result, check, run, run_side_by_side
 from darts_jax.search.settings import RecurrentSearch, Search
 from darts_jax.search.state import SearchState
 from darts_jax.search.text import TextSearcher
@@ -17,4 +17,5 @@ __all__ = [
   'TextSearcher',
   'check',
   'run',
+  'run_side_by_side',
 ]

@@ -9,15 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from darts_jax.data.augment import augment
 from darts_jax.data.batches import Evaluation, Examples, epoch_indices, evaluate
 from darts_jax.data.images import Images, split
 from darts_jax.nets.conv import Supernet, prune_supernet
-from darts_jax.nets.layers import init_variables, running_average
-from darts_jax.runtime.mesh import batch_sharding, replicated
+from darts_jax.nets.layers import NormGroups, init_variables, running_average
 from darts_jax.runtime.packed import Packed
 from darts_jax.search.searcher import FIRST_PURPOSE, Searcher
 from darts_jax.search.settings import Search
@@ -42,13 +40,13 @@ def check_images(images: Images) -> None:
     )
 
 
-def place(images: Images, settings: Search, mesh: Mesh) -> Halves:
-  """Divides the training images by seed and puts them on every device of the mesh.
+def divide(images: Images, settings: Search, seed: int) -> Halves:
+  """The training images, divided by seed.
 
   Raises:
     ValueError: a batch is larger than one of the two parts.
   """
-  indices = split(len(images.y_train), settings.data.validation_fraction, settings.seed)
+  indices = split(len(images.y_train), settings.data.validation_fraction, seed)
   parts = []
   for name, chosen in zip(Halves._fields, indices, strict=True):
     if len(chosen) < settings.batch_size:
@@ -57,7 +55,7 @@ def place(images: Images, settings: Search, mesh: Mesh) -> Halves:
         f' which has {len(chosen)} images'
       )
     parts.append(Examples(images.x_train[chosen], images.y_train[chosen]))
-  return jax.device_put(Halves(*parts), replicated(mesh))
+  return Halves(*parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,12 +104,12 @@ class ImageSearcher(Searcher[Search, Halves]):
       settings: of the search.
       strategy: of the search; its specs are those of the supernet.
       images: the dataset, for its shape, classes, mean and standard deviation; and the size of its halves.
-      mesh: devices with an axis `data`.
+      mesh: devices with the axes `seed` and `data`.
       first_epoch: from which on this supernet is trained, with batches of one size.
     """
     num_train, num_valid = (len(part) for part in split(len(images.y_train), settings.data.validation_fraction, 0))
     sizes = [settings.batch_size + strategy.growth(epoch) for epoch in range(settings.epochs)]
-    # A batch that is larger than its half makes no step; `place` says so.
+    # A batch that is larger than its half makes no step; `divide` says so.
     ends = list(itertools.accumulate(num_train // size for size in sizes))
     super().__init__(settings, strategy, mesh, ends)
     self.batch_size = sizes[min(first_epoch, settings.epochs - 1)]
@@ -126,9 +124,9 @@ class ImageSearcher(Searcher[Search, Halves]):
       images.num_classes,
       settings.network.stem_multiplier,
       settings.remat,
+      groups=NormGroups(settings.batch_norm.group_size, self.shards),
     )
     self.objective = ImageLoss(self.net)
-    self.batch_sharding = NamedSharding(mesh, PartitionSpec(None, 'data'))
     self.image_shape = images.x_train.shape[1:]
     self._mean, self._std = np.array(images.mean, np.float32), np.array(images.std, np.float32)
     self._num_train, self._num_valid = num_train, num_valid
@@ -138,7 +136,7 @@ class ImageSearcher(Searcher[Search, Halves]):
     return init_variables(self.net, key, jnp.zeros((1, *self.image_shape)), mixing, train=False)
 
   def batches(self, state: SearchState, data: Halves) -> Halves:
-    """The batches of a step: the next ones of a random order for the weights, any images for the architecture."""
+    """This device's part of the batches of a step: the next ones of a random order for the weights, any for α."""
     size = self.batch_size
     step_key = jax.random.fold_in(state.key, state.step)
     epochs, position = jnp.divmod(state.step - self._first_step, self.steps_per_epoch)
@@ -147,20 +145,20 @@ class ImageSearcher(Searcher[Search, Halves]):
       jax.random.randint(jax.random.fold_in(step_key, _VALID), (size,), 0, self._num_valid),
     )
     augmentation = self.settings.augment
-    sharding = batch_sharding(self.mesh)
     parts = []
-    for half, chosen, purpose in zip(data, indices, (_AUGMENT_TRAIN, _AUGMENT_VALID), strict=True):
-      raw, labels = lax.with_sharding_constraint((half.images[chosen], half.labels[chosen]), sharding)
+    for half, drawn, purpose in zip(data, indices, (_AUGMENT_TRAIN, _AUGMENT_VALID), strict=True):
+      chosen = self.shards.own(drawn)
       images = augment(
-        raw,
+        half.images[chosen],
         jax.random.fold_in(step_key, purpose),
         self._mean,
         self._std,
         crop_padding=augmentation.crop_padding,
         flip=augmentation.flip,
         cutout=augmentation.cutout,
+        first=self.shards.first(len(chosen)),
       )
-      parts.append(Examples(images, labels))
+      parts.append(Examples(images, half.labels[chosen]))
     return Halves(*parts)
 
   def measure(self, state: SearchState, mixing: Alphas, data: Halves) -> Evaluation:
@@ -171,9 +169,9 @@ class ImageSearcher(Searcher[Search, Halves]):
       logits: Any = self.net.apply(variables, images, mixing, train=False)
       return logits
 
-    sharding = batch_sharding(self.mesh)
-    settings = self.settings
-    return evaluate(logits_of, data.valid, settings.batch_size, self._mean, self._std, settings.precision, sharding)
+    settings, own = self.settings, self.shards.own
+    found = evaluate(logits_of, data.valid, settings.batch_size, self._mean, self._std, settings.precision, own)
+    return jax.tree.map(lambda part: part * self.shards.size, self.shards.mean(found))
 
   def metrics(self, found: Evaluation) -> dict[str, float]:
     """See `Searcher`."""

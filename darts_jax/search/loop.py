@@ -2,22 +2,25 @@
 
 import dataclasses
 import math
+import operator
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from darts_jax import genotype as genotypes
 from darts_jax import report
 from darts_jax.genotype import AnyGenotype, Genotype, recurrent_search_space, search_space
+from darts_jax.nets.layers import NormGroups
 from darts_jax.relaxation import Annealing, softmax
+from darts_jax.runtime import processes
 from darts_jax.runtime.compilation import enable_cache
 from darts_jax.runtime.interrupts import InterruptGuard
 from darts_jax.runtime.loop import Loop, Plan, Sums
-from darts_jax.runtime.mesh import check_batch, make_mesh
+from darts_jax.runtime.mesh import Shards, check_batch, make_mesh
 from darts_jax.runtime.workdir import claim, named_errors
 from darts_jax.search import images, records, text
 from darts_jax.search.darts import Darts
@@ -36,7 +39,7 @@ class Result:
     genotype: derived from the final α.
     valid_loss: of the supernet on the architecture half, in nats, at the end of the last complete epoch.
     valid_accuracy: likewise, 0 to 1; NaN on text, whose perplexity is the exponential of the loss.
-    state: final state.
+    state: final state; of all searches side by side.
     finished: whether all epochs were done; not so after an interruption.
     interrupted: whether a signal asked for an end, which ends a sequence of searches even if this one is finished.
     report: path of the report page.
@@ -72,13 +75,27 @@ def make_strategy(settings: Search | RecurrentSearch) -> Strategy:
 
 
 def run(config: Mapping[str, Any], workdir: str | pathlib.Path) -> Result:
-  """Searches, or goes on with the search that `workdir` holds.
+  """One search, see `run_side_by_side`, where `config.mesh.seed` has to be 1."""
+  settings = read(config)
+  if settings.mesh.seed > 1:
+    raise ValueError(f'config.mesh.seed: {settings.mesh.seed} is not allowed; it has to be 1 here')
+  [result] = run_side_by_side(config, workdir)
+  return result
+
+
+def run_side_by_side(config: Mapping[str, Any], workdir: str | pathlib.Path) -> list[Result]:
+  """Searches, or goes on with the search or the searches that `workdir` holds.
 
   Args:
     config: fields of `darts_jax.search.settings.Search`, or of `RecurrentSearch` if its `space` is `recurrent`, as
       nested mappings or `ConfigDict`.
     workdir: gets `config.json`, `metrics.jsonl`, `tensorboard/`, `genotype.json`, `alphas.npz`, `checkpoints/` and
-      `report.html`. A search that was stopped resumes to the same result, bit for bit.
+      `report.html`. A search that was stopped resumes to the same result, bit for bit. Searches side by side have all
+      but the checkpoints in folders `seed0`, `seed1`, … of their own.
+
+  Returns:
+    What each of the `config.mesh.seed` searches found; it is what a search by itself with the same seed finds, but for
+    the order of additions.
 
   Raises:
     ValueError: a setting, the data or the directory is unfit; nothing has been written then.
@@ -86,21 +103,47 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path) -> Result:
   """
   settings = read(config)
   workdir = pathlib.Path(workdir).expanduser()
-  searcher, data, fingerprint = _open(settings)
-  claim(workdir, {**dataclasses.asdict(settings), **fingerprint}, 'search')
+  searcher, data, fingerprint = processes.together(lambda: _open(settings))
+  folders = _folders(settings, workdir)
+  processes.together(lambda: _claim(settings, workdir, folders, fingerprint))
   enable_cache()
   with InterruptGuard() as guard:
-    loop = _Loop(settings, workdir, searcher, data, guard)
+    loop = _Loop(settings, workdir, searcher, data, guard, folders)
     state, last_epoch, finished, requested = loop.run()
-  return Result(
-    loop.strategy.derive(jax.device_get(state.alphas)),
-    last_epoch.get('valid_loss', math.nan),
-    last_epoch.get('valid_accuracy', math.nan),
-    state,
-    finished,
-    requested is not None,
-    loop.report(),
-  )
+  alphas = loop.alphas(state)
+  reports = loop.reports()
+  return [
+    Result(
+      loop.strategy.derive(alphas[i]),
+      float(np.ravel(last_epoch.get('valid_loss', math.nan))[i]),
+      float(np.ravel(last_epoch.get('valid_accuracy', [math.nan] * len(folders)))[i]),
+      state,
+      finished,
+      requested is not None,
+      reports[i],
+    )
+    for i in range(len(folders))
+  ]
+
+
+def _folders(settings: Settings, workdir: pathlib.Path) -> list[pathlib.Path]:
+  """Where the searches write."""
+  if settings.mesh.seed == 1:
+    return [workdir]
+  return [workdir / f'seed{settings.seed + i}' for i in range(settings.mesh.seed)]
+
+
+def _claim(
+  settings: Settings, workdir: pathlib.Path, folders: Sequence[pathlib.Path], fingerprint: Mapping[str, Any]
+) -> None:
+  """See `claim`; folders of searches side by side get the config with their seed."""
+  if not processes.is_first():
+    return
+  config = {**dataclasses.asdict(settings), **fingerprint}
+  claim(workdir, config, 'search')
+  if len(folders) > 1:
+    for i, folder in enumerate(folders):
+      claim(folder, {**config, 'seed': settings.seed + i}, 'search')
 
 
 def check(settings: Search | RecurrentSearch) -> None:
@@ -108,30 +151,42 @@ def check(settings: Search | RecurrentSearch) -> None:
   _open(settings)
 
 
+def check_groups(settings: Settings, batch_size: int, mesh: Mesh) -> None:
+  """Raises a ValueError unless groups of BN fit into batches of a size, and they and the devices into each other."""
+  devices = mesh.shape['data']
+  NormGroups(settings.batch_norm.group_size, Shards(devices)).divide(batch_size // devices)
+
+
 def _open(settings: Search | RecurrentSearch) -> tuple[Searcher[Any, Any], Any, dict[str, Any]]:
   """The search, its data on the devices, and JSON values that a search goes on with only if they are the same."""
-  mesh = make_mesh()
+  mesh = make_mesh(seeds=settings.mesh.seed)
   check_batch(settings.batch_size, mesh)
   strategy = make_strategy(settings)
   if isinstance(settings, RecurrentSearch):
+    check_groups(settings, settings.batch_size, mesh)
     corpus = settings.data.load()
-    texts = text.place(corpus, settings, mesh)
-    return text.TextSearcher(settings, strategy, corpus, mesh), texts, {'dataset': corpus.fingerprint}
+    texts = text.texts(corpus, settings)
+    reader = text.TextSearcher(settings, strategy, corpus, mesh)
+    return reader, reader.place([texts]), {'dataset': corpus.fingerprint}
   found = settings.data.load()
   images.check_images(found)
-  halves = images.place(found, settings, mesh)
-  least = min(len(half.labels) for half in halves)
+  seeds = range(settings.seed, settings.seed + settings.mesh.seed)
+  halves = [images.divide(found, settings, seed) for seed in seeds]
+  least = min(len(half.labels) for half in halves[0])
   for size in (settings.batch_size + strategy.growth(epoch) for epoch in range(settings.epochs)):
     grown = f'config.batch_size: {settings.batch_size} grows to {size} by the decisions, which'
-    if size % mesh.size:
+    devices = mesh.shape['data']
+    if size % devices:
       raise ValueError(
-        f'{grown} does not divide evenly over the devices ({mesh.size} devices); see config.sgas.batch_growth'
+        f'{grown} does not divide evenly over the devices ({devices} devices); see config.sgas.batch_growth'
       )
+    check_groups(settings, size, mesh)
     if size > least:
       raise ValueError(
         f'{grown} is more than half of the images ({least} images in the smaller half); see config.sgas.batch_growth'
       )
-  return images.ImageSearcher(settings, strategy, found, mesh), halves, {}
+  searcher = images.ImageSearcher(settings, strategy, found, mesh)
+  return searcher, searcher.place(halves), {}
 
 
 class _Loop(Loop[SearchState]):
@@ -140,11 +195,17 @@ class _Loop(Loop[SearchState]):
   shown = ('train_loss', 'valid_loss')
 
   def __init__(
-    self, settings: Settings, workdir: pathlib.Path, searcher: Searcher[Any, Any], data: Any, guard: InterruptGuard
+    self,
+    settings: Settings,
+    workdir: pathlib.Path,
+    searcher: Searcher[Any, Any],
+    data: Any,
+    guard: InterruptGuard,
+    folders: Sequence[pathlib.Path],
   ) -> None:
     name = searcher.settings.data.name
     plan = Plan(f'search {name}', searcher.epoch_ends, settings.log_every, settings.checkpoint)
-    super().__init__(workdir, plan, guard)
+    super().__init__(workdir, plan, guard, folders)
     self._settings = settings
     self._searcher = searcher
     self._data = data
@@ -152,13 +213,13 @@ class _Loop(Loop[SearchState]):
     self.strategy = searcher.strategy
     # The epoch that the supernet, as it is now, was first trained in.
     self._since = 0
-    self._turned: Turn | None = None
-    self._history: records.AlphaHistory
+    self._turned: list[Turn] = []
+    self._histories: list[records.AlphaHistory] = []
     self._run: Any = None
     self._evaluate: Any = None
 
   def init(self) -> SearchState:
-    return self._searcher.init(jax.random.key(self._settings.seed))
+    return self._searcher.init(self._searcher.keys())
 
   def template(self) -> SearchState:
     return self._searcher.template()
@@ -174,30 +235,52 @@ class _Loop(Loop[SearchState]):
     self._searcher = self._searcher.restage(self.strategy, self._since)
 
   def opened(self, state: SearchState, resume_step: int | None) -> None:
-    self._history = records.AlphaHistory(self.workdir, self.strategy, resume_step)
+    if processes.is_first():
+      self._histories = [records.AlphaHistory(folder, self.strategy, resume_step) for folder in self.folders]
     if resume_step is None:
       stages = self.strategy.stages(self._settings.epochs)
       if stages > 1:
         self.note(0, 'stages', f'{stages} supernets will be compiled, each smaller than the one before')
-      self._write_alphas(state, 0, 0, self.strategy.scores(jax.device_get(state.alphas)))
+      self._write_alphas(state, 0, 0, [self.strategy.scores(alphas) for alphas in self.alphas(state)])
 
   def prepare(self, state: SearchState, step: int) -> None:
     detail = f' ({self._settings.hypergradient.name})'
-    self._run = self.compile(step, 'search step', self._searcher.run, state, self._data, jnp.int32(1), detail=detail)
+    self._run = self.compile(step, 'search step', self._searcher.run, state, self._data, np.int32(1), detail=detail)
     self._evaluate = None
 
   def advance(self, state: SearchState, num_steps: int) -> tuple[SearchState, Mapping[str, Any]]:
-    found: tuple[SearchState, Mapping[str, Any]] = self._run(state, self._data, jnp.int32(num_steps))
+    found: tuple[SearchState, Mapping[str, Any]] = self._run(state, self._data, np.int32(num_steps))
     return found
 
   def evaluate(self, state: SearchState, step: int) -> dict[str, float]:
     # Not compiled before it is needed, so that the first step is seen sooner.
     self._evaluate = self._evaluate or self.compile(step, 'evaluation', self._searcher.evaluate, state, self._data)
-    found = jax.device_get(self._evaluate(state, self._data))
-    return {f'valid_{name}': value for name, value in self._searcher.metrics(found).items()}
+    found = self._each(processes.fetch(self._evaluate(state, self._data)))
+    metrics = self._joined([self._searcher.metrics(each) for each in found])
+    return {f'valid_{name}': value for name, value in metrics.items()}
 
-  def summary(self, state: SearchState, sums: Sums) -> dict[str, float | int]:
-    alphas = jax.device_get(state.alphas)
+  def alphas(self, state: SearchState) -> list[dict[str, np.ndarray]]:
+    """Those of each search, on the host."""
+    return self._each(processes.fetch(state.alphas))
+
+  def _each(self, tree: Any) -> list[Any]:
+    """What there is for all searches, for each of them."""
+    if len(self.folders) == 1:
+      return [tree]
+    return [jax.tree.map(operator.itemgetter(i), tree) for i in range(len(self.folders))]
+
+  def _joined(self, values: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Metrics of each search, for all of them."""
+    if len(values) == 1:
+      return dict(values[0])
+    return {name: np.array([each[name] for each in values]) for name in values[0]}
+
+  def summary(self, state: SearchState, sums: Sums) -> dict[str, Any]:
+    details = self._joined([self._describe(alphas) for alphas in self.alphas(state)])
+    return {**details, **self._searcher.summary(sums.means(), sums.values), **super().summary(state, sums)}
+
+  def _describe(self, alphas: Mapping[str, Any]) -> dict[str, float | int]:
+    """What a line of the log says of α."""
     values: dict[str, float | int] = {}
     for name in sorted(alphas):
       # Of the edges that there is something to choose on.
@@ -207,14 +290,16 @@ class _Loop(Loop[SearchState]):
     derived = self.strategy.derive(alphas)
     if isinstance(derived, Genotype):
       values['skip_connections'] = sum(operation == 'skip_connect' for operation, _ in derived.normal)
-    return {**values, **self._searcher.summary(sums.means(), sums.values), **super().summary(state, sums)}
+    return values
 
-  def turn_epoch(self, state: SearchState, evaluation: Mapping[str, float], step: int) -> SearchState:
+  def turn_epoch(self, state: SearchState, evaluation: Mapping[str, Any], step: int) -> SearchState:
     epoch = self.plan.epoch_ends.index(step)
-    self._turned = self.strategy.turn(jax.device_get(state.alphas), epoch)
-    for message in self._turned.messages:
+    self._turned = [self.strategy.turn(alphas, epoch) for alphas in self.alphas(state)]
+    # Several searches have one strategy, which decides nothing.
+    turned = self._turned[0]
+    for message in turned.messages:
       self.note(step, 'decided', message)
-    before, self.strategy = self._searcher, self._turned.strategy
+    before, self.strategy = self._searcher, turned.strategy
     if self.strategy.specs == before.strategy.specs:
       return state
     self._since = epoch + 1
@@ -225,15 +310,22 @@ class _Loop(Loop[SearchState]):
     return state
 
   def epoch_done(self, state: SearchState, step: int, epoch: int) -> None:
-    assert self._turned is not None
-    self._write_alphas(state, step, epoch, self._turned.scores)
+    self._write_alphas(state, step, epoch, [turned.scores for turned in self._turned])
 
   def report(self) -> pathlib.Path:
-    with named_errors(self.workdir):
-      return report.write(self.workdir)
+    return self.reports()[0]
 
-  def _write_alphas(self, state: SearchState, step: int, epoch: int, scores: Scores) -> None:
-    alphas = jax.device_get(state.alphas)
+  def reports(self) -> list[pathlib.Path]:
+    """Renews the report of every search, if this is the first process; returns their paths."""
     with named_errors(self.workdir):
-      self._history.append(step, epoch, alphas, self.strategy, scores)
-      genotypes.save(self.strategy.derive(alphas), self.workdir / 'genotype.json')
+      if processes.is_first():
+        return [report.write(folder) for folder in self.folders]
+    return [folder / 'report.html' for folder in self.folders]
+
+  def _write_alphas(self, state: SearchState, step: int, epoch: int, scores: Sequence[Scores]) -> None:
+    found = self.alphas(state)
+    # Of other processes than the first there are no histories.
+    for folder, history, alphas, score in zip(self.folders, self._histories, found, scores, strict=False):
+      with named_errors(folder):
+        history.append(step, epoch, alphas, self.strategy, score)
+        genotypes.save(self.strategy.derive(alphas), folder / 'genotype.json')

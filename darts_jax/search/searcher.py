@@ -1,17 +1,18 @@
 """A search as compiled functions: the state, many steps in a call, the evaluation."""
 
 import abc
+import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from darts_jax.runtime.compilation import compiler_options
-from darts_jax.runtime.mesh import replicated, template
+from darts_jax.runtime.mesh import Shards, put, template
 from darts_jax.runtime.packed import Packed
 from darts_jax.runtime.steps import take_steps
 from darts_jax.search.settings import Settings
@@ -27,21 +28,33 @@ AnySettings = TypeVar('AnySettings', bound=Settings)
 #: The random key of a step is folded with these and further numbers for every other purpose.
 FIRST_PURPOSE = RELAX + 1
 
+# What a batch hands to the next is of its examples; all else is the same on all devices.
+_STATE_AXES: dict[str, Any] = {field.name: PartitionSpec() for field in dataclasses.fields(SearchState)} | {
+  'carried': PartitionSpec('data')
+}
+
 
 class Searcher(abc.ABC, Generic[AnySettings, Data]):
   """A search as compiled functions: `init`, `run` steps, `evaluate`; what is searched on is up to subclasses.
 
+  Every device runs them by itself on its part of each batch (see `Shards`). If the axis `seed` of the mesh has more
+  than one device, they are as many searches side by side, and everything has a first axis for these: the key that
+  `init` gets, data, state, metrics and evaluations.
+
   Attributes:
     settings: of the search.
     strategy: of the search; its specs are those of the supernet.
-    mesh: devices with an axis `data`.
+    mesh: devices with the axes `seed` and `data`.
+    shards: how the examples of a batch are shared out.
     epoch_ends: steps taken by the end of every epoch.
     objective: the loss of the supernet on a batch.
-    batch_sharding: how the stacked batches of a step lie on the devices.
+    data_axes: how the data of a search lie on its devices, as `PartitionSpec`s, a pytree prefix.
+    state_axes: likewise, how the state does.
   """
 
   objective: Objective
-  batch_sharding: PyTree
+  data_axes: PyTree = PartitionSpec()
+  state_axes: PyTree = SearchState(**_STATE_AXES)
 
   def __init__(self, settings: AnySettings, strategy: Strategy, mesh: Mesh, epoch_ends: Sequence[int]) -> None:
     """Builds the functions; compiles nothing."""
@@ -50,11 +63,24 @@ class Searcher(abc.ABC, Generic[AnySettings, Data]):
     everything = all(rows.all() for rows in strategy.active.values())
     self._optimizers = Optimizers.from_settings(settings, epoch_ends, None if everything else strategy.active)
     self._estimator = settings.hypergradient.estimator()
-    same = replicated(mesh)
-    self.init = jax.jit(self._init, out_shardings=same)
-    options = compiler_options()
-    self.run = jax.jit(self._run, donate_argnums=0, out_shardings=same, compiler_options=options)
-    self.evaluate = jax.jit(self._evaluate, out_shardings=same, compiler_options=options)
+    self.shards = Shards(mesh.shape['data'])
+    self._seeds = mesh.shape['seed']
+    same = PartitionSpec()
+    state, data = self.state_axes, self.data_axes
+    self._shardings = self._places(state)
+    options = compiler_options(mesh.devices.flat[0].platform)
+    # A search by itself starts as one on one device, in global arrays.
+    init = self.spread(self._init, (same,), state) if self._seeds > 1 else self._init
+    self.init = jax.jit(init, out_shardings=self._shardings)
+    self.run = jax.jit(
+      self.spread(self._run, (state, data), (state, same), same),
+      donate_argnums=0,
+      out_shardings=(self._shardings, self._places(same)),
+      compiler_options=options,
+    )
+    self.evaluate = jax.jit(
+      self.spread(self._evaluate, (state, data), same), out_shardings=self._places(same), compiler_options=options
+    )
 
   @abc.abstractmethod
   def variables(self, key: Array, mixing: Alphas) -> PyTree:
@@ -103,7 +129,7 @@ class Searcher(abc.ABC, Generic[AnySettings, Data]):
       statistics=statistics.replace(state.statistics.vector[others]),
       weights_optimizer=momentum,
     )
-    return jax.device_put(after, replicated(self.mesh))
+    return jax.device_put(after, jax.tree.broadcast(self._shardings, after))
 
   def carried(self) -> Halves:
     """What the first batches begin with."""
@@ -121,7 +147,51 @@ class Searcher(abc.ABC, Generic[AnySettings, Data]):
 
   def template(self) -> SearchState:
     """Shapes, dtypes and places of the state, without arrays."""
-    return template(self.init, self.mesh, jax.random.key(0))
+    return template(self.init, self._shardings, self.keys())
+
+  def keys(self) -> Array:
+    """The typed key of the run, which `init` takes; one for each of several searches, whose seeds follow each other."""
+    if self._seeds == 1:
+      return jax.random.key(self.settings.seed)
+    seeds = range(self.settings.seed, self.settings.seed + self._seeds)
+    data = np.stack([np.asarray(jax.random.key_data(jax.random.key(seed))) for seed in seeds])
+    placed: Any = put(data, self._places(PartitionSpec()))
+    return jax.random.wrap_key_data(placed)
+
+  def place(self, data: Sequence[Data]) -> Data:
+    """The data of every search, as NumPy arrays, on the devices."""
+    whole = data[0] if self._seeds == 1 else jax.tree.map(lambda *arrays: np.stack(arrays), *data)
+    return put(whole, self._places(self.data_axes))
+
+  def spread(self, function: Callable[..., Any], axes: tuple[Any, ...], out: PyTree, *further: Any) -> Any:
+    """A function of global arrays that runs on every device, from one for the devices of a single search.
+
+    Args:
+      function: of this device's part of every argument.
+      axes: how its first arguments lie on the devices of a search, such as `state_axes`.
+      out: how its result does.
+      *further: how arguments do that are the same for all searches.
+    """
+    if self.mesh.size == 1:
+      return function
+    each = function
+    if self._seeds > 1:
+
+      def each(*args: Any) -> Any:
+        own = jax.tree.map(lambda x: x[0], args[: len(axes)])
+        return jax.tree.map(lambda x: x[None], function(*own, *args[len(axes) :]))
+
+    in_specs, out_specs = (*self._side_by_side(axes), *further), self._side_by_side(out)
+    # What is the same on all devices is so by construction; JAX's check of that knows none of the primitives.
+    return jax.shard_map(each, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+  def _side_by_side(self, axes: PyTree) -> PyTree:
+    """How arrays lie on all devices that lie on those of one search as is given."""
+    return axes if self._seeds == 1 else jax.tree.map(lambda spec: PartitionSpec('seed', *spec), axes)
+
+  def _places(self, axes: PyTree) -> PyTree:
+    """Likewise, as shardings."""
+    return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), self._side_by_side(axes))
 
   def _init(self, key: Array) -> SearchState:
     """The state before the first step, from the typed key of the run."""
@@ -170,7 +240,7 @@ class Searcher(abc.ABC, Generic[AnySettings, Data]):
       optimizers=self.optimizers(state, data),
       precision=self.settings.precision,
       check=(state.step + 1) % self.settings.log_every == 0,
-      batch_sharding=self.batch_sharding,
+      shards=self.shards,
     )
     return state, {**info.metrics, **metrics}
 

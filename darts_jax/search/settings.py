@@ -40,24 +40,72 @@ class Network:
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-  """SGD of the weights: learning rate on a cosine from first to last epoch, momentum, L2 decay, clipping by norm."""
+  """SGD of the weights.
+
+  Attributes:
+    learning_rate: on a cosine by epoch, of the first one.
+    final_learning_rate: after the last one.
+    momentum: of the gradient.
+    weight_decay: L2, in the gradient.
+    clip_norm: of the gradient, over all weights.
+    warmup_epochs: over so many epochs the learning rate grows linearly, step by step, to what the cosine says.
+    reference_batch_size: if not 0, both learning rates are for a batch of this size, and multiplied by `batch_size`
+      divided by it [Goyal et al. 2017, arXiv 1706.02677].
+  """
 
   learning_rate: float = setting(0.025, above=0)
   final_learning_rate: float = setting(0.001, at_least=0)
   momentum: float = setting(0.9, at_least=0, below=1)
   weight_decay: float = setting(3e-4, at_least=0)
   clip_norm: float = setting(5.0, above=0)
+  warmup_epochs: float = setting(0.0, at_least=0)
+  reference_batch_size: int = setting(0, at_least=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Alphas:
-  """Adam of the α, with L2 decay in the gradient; α start at `init_scale` times a standard normal."""
+  """Adam of the α.
+
+  Attributes:
+    learning_rate: of all epochs.
+    beta1: decay of the mean gradient.
+    beta2: decay of the mean squared gradient.
+    weight_decay: L2, in the gradient.
+    init_scale: α start at this times a standard normal.
+    warmup_epochs: see `Weights`.
+    reference_batch_size: likewise.
+  """
 
   learning_rate: float = setting(3e-4, above=0)
   beta1: float = setting(0.5, at_least=0, below=1)
   beta2: float = setting(0.999, at_least=0, below=1)
   weight_decay: float = setting(1e-3, at_least=0)
   init_scale: float = setting(1e-3, at_least=0)
+  warmup_epochs: float = setting(0.0, at_least=0)
+  reference_batch_size: int = setting(0, at_least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchNorm:
+  """Batch normalisation in training.
+
+  Attributes:
+    group_size: consecutive examples of a batch that share statistics; 0: all of them, on all devices. Groups that no
+      two devices share need no communication.
+  """
+
+  group_size: int = setting(0, at_least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+  """How devices are used: all those that there are, divided evenly over searches, and each search's over its batches.
+
+  Attributes:
+    seed: searches side by side, with this and as many following values of `config.seed` less one.
+  """
+
+  seed: int = setting(1, at_least=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +196,7 @@ class Settings:
     seed: of everything random: the split, initial weights and α, order and augmentation of images, dropout.
     strategy: how α is relaxed and read: `darts`, or `sgas`, which reads `sgas`.
     epochs: passes over the data that train the weights.
-    batch_size: examples a batch, over all devices.
+    batch_size: examples a batch, over all devices of a search.
     log_every: steps from one logged line to the next.
     precision: of what the network computes on; weights, BN statistics and α are float32 in either.
     remat: whether gradients recompute the inside of cells instead of keeping it in memory.
@@ -167,10 +215,22 @@ class Settings:
   weights: Weights = setting(Weights())
   alphas: Alphas = setting(Alphas())
   hypergradient: Hypergradient = setting(Hypergradient())
+  batch_norm: BatchNorm = setting(BatchNorm())
+  mesh: Mesh = setting(Mesh())
   checkpoint: Checkpoint = setting(Checkpoint())
 
   def __post_init__(self) -> None:
     self.hypergradient.estimator()
+    for name, rates in (('weights', self.weights), ('alphas', self.alphas)):
+      if rates.warmup_epochs > self.epochs:
+        raise ValueError(
+          f'config.{name}.warmup_epochs: {rates.warmup_epochs} is not allowed; there are {self.epochs} epochs'
+        )
+    if self.mesh.seed > 1 and self.strategy == 'sgas':
+      raise ValueError(
+        f'config.mesh.seed: {self.mesh.seed} is not allowed; with sgas it has to be 1, since the supernets of different'
+        ' seeds shrink in different ways'
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,6 +309,11 @@ class RecurrentSearch(Settings):
       raise ValueError(
         f'config.sgas.batch_growth: {self.sgas.batch_growth} is not allowed; it has to be 0 on text, where hidden'
         ' states go from one batch to the next'
+      )
+    if self.mesh.seed > 1:
+      raise ValueError(
+        f'config.mesh.seed: {self.mesh.seed} is not allowed; it has to be 1 on text, where every seed divides an epoch'
+        ' into another number of steps'
       )
 
 

@@ -3,6 +3,9 @@
 A step is a pure function of state and data. All its gradients, those the estimator asks for and the one of the
 weight update, are passes of one `lax.while_loop`: the gradient of the supernet's loss, by far the largest piece of the
 program, stands in it once, which divides the time to compile and, for second-order estimators, the memory.
+
+Where several devices share a batch, each makes the pass on its part and one all-reduce makes what it found the mean
+over all of them. Besides, only statistics of BN cross devices.
 """
 
 import dataclasses
@@ -30,7 +33,8 @@ from darts_jax.hypergradient import (
 )
 from darts_jax.nets.bilinear import weights_gradient_if
 from darts_jax.nets.materialise import materialise
-from darts_jax.optimizers import clip_by_global_norm, decayed_sgd
+from darts_jax.optimizers import clip_by_global_norm, decayed_sgd, scaled_to_batch, warmed_up
+from darts_jax.runtime.mesh import UNSHARED, Shards
 from darts_jax.runtime.packed import Packed
 from darts_jax.runtime.precision import precisely
 from darts_jax.search.settings import Settings
@@ -168,21 +172,30 @@ class Optimizers:
   ) -> 'Optimizers':
     """Cosine by epoch from the first to the final learning rate; SGD and Adam as the settings say [DARTS §A.1].
 
+    Learning rates are scaled to the batch and warmed up if the settings say so.
+
     Args:
       settings: `Search` or another with weights, α and hypergradient.
       epoch_ends: steps taken by the end of every epoch.
       active: rows of α that are trained (see `Strategy`); None for all of them.
     """
     rates, alphas = settings.weights, settings.alphas
-    cosine = optax.cosine_decay_schedule(
-      rates.learning_rate, settings.epochs, rates.final_learning_rate / rates.learning_rate
+    first, alphas_rate = (
+      scaled_to_batch(group.learning_rate, settings.batch_size, group.reference_batch_size) for group in (rates, alphas)
     )
+    cosine = optax.cosine_decay_schedule(first, settings.epochs, rates.final_learning_rate / rates.learning_rate)
+    weights_warmup, alphas_warmup = (
+      float(np.interp(group.warmup_epochs, range(len(epoch_ends) + 1), [0, *epoch_ends])) for group in (rates, alphas)
+    )
+    warmed = warmed_up(lambda step: cosine(jnp.sum(step >= np.array(epoch_ends), dtype=jnp.int32)), weights_warmup)
 
     def learning_rate(step: Array) -> Array:
       # XLA would compute the cosine again in every kernel that reads it, which are hundreds in the exact estimator; and
       # each would call the C library, which makes a stored program overflow the stack that XLA loads it on.
-      return materialise(cosine(jnp.sum(step >= np.array(epoch_ends), dtype=jnp.int32)))
+      return materialise(warmed(step))
 
+    # Adam counts its own steps, one a search step.
+    alphas_schedule = warmed_up(lambda step: jnp.float32(alphas_rate), alphas_warmup) if alphas_warmup else alphas_rate
     step = decayed_sgd(learning_rate, rates.momentum or None, rates.weight_decay)
     clip = clip_by_global_norm(rates.clip_norm)
     inner_clip = {
@@ -195,7 +208,7 @@ class Optimizers:
       optax.chain(inner_clip, step),
       optax.chain(
         optax.add_decayed_weights(alphas.weight_decay),
-        optax.adam(alphas.learning_rate, alphas.beta1, alphas.beta2),
+        optax.adam(alphas_schedule, alphas.beta1, alphas.beta2),
       ),
       learning_rate,
       rates.clip_norm,
@@ -287,14 +300,14 @@ def search_step(
   optimizers: Optimizers,
   precision: str = 'float32',
   check: Array | bool = False,
-  batch_sharding: PyTree = None,
+  shards: Shards = UNSHARED,
 ) -> tuple[SearchState, StepInfo]:
   """One search step on two batches.
 
   Args:
     state: before the step.
-    train: batch of the weights' half.
-    valid: batch of the architecture's half, of the same shapes.
+    train: this device's part of the batch of the weights' half.
+    valid: of that of the architecture's half, of the same shapes.
     objective: the loss of the supernet on a batch.
     strategy: the relaxation of α.
     estimator: of the hypergradient.
@@ -303,14 +316,12 @@ def search_step(
       the network computes on is rounded (see the objective); weights, BN statistics, α, losses and gradients stay as
       they are, and so does all of a pass that asks for precision.
     check: `[]` whether the estimator makes its checks, too; may be traced, so that a step without them pays nothing.
-    batch_sharding: how the two batches lie on the devices, stacked along a first axis; a pytree prefix of a batch.
+    shards: how the batches are shared out among devices, each of which runs this function.
 
   Returns:
     The state after the step, and what the step saw.
   """
   batches = jax.tree.map(lambda *arrays: jnp.stack(arrays), train, valid)
-  if batch_sharding is not None:
-    batches = lax.with_sharding_constraint(batches, batch_sharding)
   problem = Problem(optimizers.inner_optimizer(state.weights_optimizer), state.weights.vector, state.alphas)
 
   loss = BatchLoss.at(state, objective, strategy, precision)
@@ -373,6 +384,16 @@ def search_step(
     wanted = any(each.weights for each in passes if each.derivative != 'gradient')
     return derivative(products[0], value, memory.at, alphas, memory.direction, wanted)
 
+  def mean_of_all(gradients: Gradients, seen: Seen) -> tuple[Gradients, Seen]:
+    whole = gradients, seen.loss, seen.metrics, seen.statistics
+    gradients, value, metrics, statistics = shards.mean(whole)
+    return gradients, seen._replace(loss=value, metrics=metrics, statistics=statistics)
+
+  def mean_without_weights(gradients: Gradients, seen: Seen) -> tuple[Gradients, Seen]:
+    # Nobody reads the rest.
+    alphas, value, metrics = shards.mean((gradients.alphas, seen.loss, seen.metrics))
+    return gradients._replace(alphas=alphas), seen._replace(loss=value, metrics=metrics)
+
   def run_pass(carry: _Carry) -> _Carry:
     number = carry.number
     batch = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, half_of[number], keepdims=False), batches)
@@ -391,6 +412,8 @@ def search_step(
         found = lax.cond(is_product, product, gradient)
       else:
         found = gradient()
+    if shards.size > 1:
+      found = lax.cond(wants_weights[number], mean_of_all, mean_without_weights, *found)
     return lax.switch(branch_of[number], branches, carry, *found)
 
   zero = jnp.zeros((), jax.tree.leaves(state.alphas)[0].dtype)

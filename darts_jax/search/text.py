@@ -7,13 +7,13 @@ from typing import Any, NamedTuple, Self
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from darts_jax.data import windows
 from darts_jax.data.corpus import Corpus
 from darts_jax.data.sequences import Sequences, Text, divide, perplexity
+from darts_jax.nets.layers import NormGroups
 from darts_jax.nets.recurrent import LanguageModel, Masks, init_language_model, initial_hidden, read_text
-from darts_jax.runtime.mesh import replicated
 from darts_jax.runtime.packed import Packed
 from darts_jax.runtime.precision import precisely
 from darts_jax.search.searcher import FIRST_PURPOSE, Searcher
@@ -51,8 +51,8 @@ class Perplexity(NamedTuple):
   loss: Array
 
 
-def place(corpus: Corpus, settings: RecurrentSearch, mesh: Mesh) -> Halves:
-  """Both texts, a `Text` each; their columns are shared out among the devices of the mesh.
+def texts(corpus: Corpus, settings: RecurrentSearch) -> Halves:
+  """Both texts, a `Text` of NumPy arrays each.
 
   Raises:
     ValueError: a text is too short for the batch.
@@ -62,8 +62,7 @@ def place(corpus: Corpus, settings: RecurrentSearch, mesh: Mesh) -> Halves:
   # Both are padded alike, so that one program reads either.
   plan = draw_windows(settings, len(train))
   others = dataclasses.replace(windows.consecutive(len(valid), plan.capacity), capacity=plan.capacity)
-  shared, same = NamedSharding(mesh, PartitionSpec(None, 'data')), replicated(mesh)
-  return Halves(Text.place(train, plan, shared, same), Text.place(valid, others, shared, same))
+  return Halves(Text.cut(train, plan), Text.cut(valid, others))
 
 
 def draw_windows(settings: RecurrentSearch, num_rows: int) -> windows.Windows:
@@ -127,15 +126,15 @@ class TextSearcher(Searcher[RecurrentSearch, Halves]):
       mesh: devices with an axis `data`.
     """
     plan = draw_windows(settings, len(corpus.train) // settings.batch_size)
+    axes = Text(PartitionSpec(None, 'data'), PartitionSpec(), PartitionSpec(), plan.capacity)
+    self.data_axes = Halves(axes, axes)
     super().__init__(settings, strategy, mesh, plan.epoch_ends)
     network = settings.network
     self._corpus = corpus
-    self.net = LanguageModel(self.strategy.specs['recurrent'], len(corpus.vocabulary), network.width, norm=True)
+    groups = NormGroups(settings.batch_norm.group_size, self.shards)
+    spec = self.strategy.specs['recurrent']
+    self.net = LanguageModel(spec, len(corpus.vocabulary), network.width, norm=True, groups=groups)
     self.objective = TextLoss(self.net, settings.temporal_activation, settings.remat)
-    # Stacked, time and batch are the second and third axis.
-    rows, states = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((None, None, 'data'), (None, 'data')))
-    same = replicated(mesh)
-    self.batch_sharding = TextBatch(Sequences(rows, rows, same), states, Masks(same, *[states] * 4))
 
   def variables(self, key: Array, mixing: Alphas) -> PyTree:
     """See `Searcher`."""
@@ -151,7 +150,7 @@ class TextSearcher(Searcher[RecurrentSearch, Halves]):
     return Halves(*[initial_hidden(self.settings.batch_size, self.net.width)] * 2)
 
   def batches(self, state: SearchState, data: Halves) -> Halves:
-    """The batches of a step: the next sequence of either text; α's begins again when it is at its end."""
+    """This device's columns of the next sequence of either text; α's begins again when it is at its end."""
     numbers = state.step, state.step % len(data.valid.starts)
     step_key = jax.random.fold_in(state.key, state.step)
     dropout = self.settings.network.dropout
@@ -161,7 +160,8 @@ class TextSearcher(Searcher[RecurrentSearch, Halves]):
       start, batch = text.window(number)
       hidden = jnp.where(start == 0, 0, hidden)
       key = jax.random.fold_in(step_key, purpose)
-      masks = Masks.draw(key, dropout, self.settings.batch_size, self.net.width, self.net.vocab_size)
+      drawn = Masks.draw(key, dropout, self.settings.batch_size, self.net.width, self.net.vocab_size)
+      masks = Masks(drawn.words, *map(self.shards.own, drawn[1:]))
       parts.append(TextBatch(batch, hidden, masks))
     return Halves(*parts)
 
@@ -191,7 +191,7 @@ class TextSearcher(Searcher[RecurrentSearch, Halves]):
     hidden = initial_hidden(text.columns.shape[1], net.width)
     with precisely(self.settings.precision):
       _, (losses, lengths) = lax.scan(read, hidden, jnp.arange(len(text.starts)))
-    return Perplexity(jnp.sum(losses) / jnp.sum(lengths))
+    return self.shards.mean(Perplexity(jnp.sum(losses) / jnp.sum(lengths)))
 
   def metrics(self, found: Perplexity) -> dict[str, float]:
     """See `Searcher`."""

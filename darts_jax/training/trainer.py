@@ -18,7 +18,7 @@ from darts_jax.data.jitter import color_jitter
 from darts_jax.hypergradient import global_norm
 from darts_jax.nets.conv import Logits
 from darts_jax.nets.layers import init_variables, running_average
-from darts_jax.optimizers import clip_by_global_norm, decayed_sgd
+from darts_jax.optimizers import clip_by_global_norm, decayed_sgd, scaled_to_batch, warmed_up
 from darts_jax.runtime.compilation import compiler_options
 from darts_jax.runtime.mesh import batch_sharding, replicated, template
 from darts_jax.runtime.packed import Packed
@@ -62,21 +62,21 @@ class TrainState:
 def learning_rates(settings: Training, steps_per_epoch: int) -> Callable[[Array], Array]:
   """The learning rate as a function of the steps taken before; see `darts_jax.training.settings.Weights`."""
   rates = settings.weights
-  scale = settings.batch_size / rates.reference_batch_size if rates.reference_batch_size else 1.0
-  first, last = scale * rates.learning_rate, scale * rates.final_learning_rate
+  first, last = (
+    scaled_to_batch(rate, settings.batch_size, rates.reference_batch_size)
+    for rate in (rates.learning_rate, rates.final_learning_rate)
+  )
   schedule = {
     'cosine': optax.cosine_decay_schedule(first, settings.epochs, last / first),
     'linear': optax.linear_schedule(first, last, settings.epochs),
     'exponential': optax.exponential_decay(first, 1, rates.decay),
   }[rates.schedule]
-  warmup_steps = rates.warmup_epochs * steps_per_epoch
 
   def learning_rate(step: Array) -> Array:
     # Optax's exponential decay is a float32 already; its cosine is one of the type of the count.
-    rate = jnp.asarray(schedule(step // steps_per_epoch), jnp.float32)
-    return rate * jnp.minimum(1.0, (step + 1) / warmup_steps) if warmup_steps else rate
+    return jnp.asarray(schedule(step // steps_per_epoch), jnp.float32)
 
-  return learning_rate
+  return warmed_up(learning_rate, rates.warmup_epochs * steps_per_epoch)
 
 
 def smoothed_cross_entropy(logits: Array, labels: Array, smoothing: float) -> Array:
@@ -124,7 +124,7 @@ class Trainer:
 
   def template(self) -> TrainState:
     """Shapes, dtypes and places of the state, without arrays."""
-    return template(self.init, self._mesh, jax.random.key(0))
+    return template(self.init, replicated(self._mesh), jax.random.key(0))
 
   def drop_path(self, step: Array) -> Array:
     """The probability that an edge is dropped, linear in the epoch from 0 on [DARTS §A.2]."""
@@ -247,8 +247,11 @@ class Trainer:
     """Loss and accuracy on raw images, with running statistics and no augmentation."""
     logits_of = functools.partial(self._logits, state.variables)
     settings = self._settings
-    sharding = batch_sharding(self._mesh)
-    return evaluate(logits_of, data, settings.batch_size, self._mean, self._std, settings.precision, sharding)
+
+    def share(chosen: Array) -> Array:
+      return lax.with_sharding_constraint(chosen, batch_sharding(self._mesh))
+
+    return evaluate(logits_of, data, settings.batch_size, self._mean, self._std, settings.precision, share)
 
   def _tally(self, state: TrainState, batch: Examples, counts: Array) -> tuple[Evaluation, Array]:
     """Sums of losses and right answers over the raw images of a batch that count, `[B]` bool, and their number."""

@@ -17,6 +17,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 DIGITS = f'--config={ROOT / "configs" / "digits.py"}'
 RANDOM = f'--config={ROOT / "configs" / "digits_random.py"}'
 USAGE = 'usage: how it is called'
+TWO = '--distributed', '--num_processes=2', '--coordinator=localhost:1'
 
 
 class Answer(NamedTuple):
@@ -36,7 +37,7 @@ def ask(monkeypatch, capsys, tmp_path) -> Ask:
   def ask(*arguments: str, run=command.run) -> Answer:
     monkeypatch.setattr(sys, 'argv', ['search.py', *arguments])
     with pytest.raises(SystemExit) as exited:
-      entry.launch(run, USAGE)
+      entry.launch(run, USAGE, distributed=True)
     return Answer(exited.value.code, *capsys.readouterr())
 
   return ask
@@ -64,6 +65,19 @@ def check_refused(answer: Answer, *parts: str) -> None:
     (['--config=nowhere.py'], ['--config: nowhere.py: no such file']),
     (['--config=.'], ['--config: .: no such file']),
     ([DIGITS, '--workdri=x'], ["Unknown command line flag 'workdri'"]),
+    ([DIGITS, '--coordinator=localhost:1'], ['--coordinator: localhost:1 is given without --distributed']),
+    ([DIGITS, '--process_id=0'], ['--process_id: 0 is given without --distributed']),
+    ([DIGITS, '--num_processes=two'], ['--num_processes=two', 'invalid literal for int']),
+    (
+      [DIGITS, '--distributed'],
+      ['--distributed: no cluster', '--coordinator, --num_processes, --process_id have'],
+    ),
+    ([DIGITS, '--distributed', '--timeout=0'], ['--timeout: 0 is not allowed; it has to be ≥ 1']),
+    ([DIGITS, '--distributed', '--num_processes=0'], ['--num_processes: 0 is not allowed; it has to be ≥ 1']),
+    ([DIGITS, *TWO, '--process_id=2'], ['--process_id: 2 is not allowed; it has to be one of 0 to 1']),
+    ([DIGITS, *TWO, '--process_id=1', '--coordinator=here'], ["--coordinator: 'here' is not allowed", 'host:port']),
+    ([DIGITS, *TWO, '--process_id=1', '--coordinator=here:99999'], ["--coordinator: 'here:99999' is not allowed"]),
+    ([DIGITS, *TWO, '--process_id=1', '--coordinator=a.invalid:1'], ['--coordinator: a.invalid:1: no such host']),
     ([DIGITS, 'more'], ['more: unexpected argument', USAGE]),
     ([DIGITS, '--config.batchsize=16'], ['config.batchsize: unknown field; did you mean config.batch_size?']),
     ([DIGITS, '--config.network.chanels=8'], ['config.network.chanels', 'did you mean config.network.channels?']),
@@ -237,7 +251,7 @@ GENOTYPE = Genotype((('skip_connect', 0), ('max_pool_3x3', 1)), (2,), (('skip_co
 
 def test_result_is_printed(ask, monkeypatch):
   result = search.Result(GENOTYPE, 0.5, 0.9759, None, True, False, pathlib.Path('runs/digits/report.html'))
-  monkeypatch.setattr(search, 'run', lambda config, workdir: result)
+  monkeypatch.setattr(search, 'run_side_by_side', lambda config, workdir: [result])
   answer = ask(DIGITS)
   assert answer.code == 0
   assert answer.output.splitlines() == [
@@ -248,17 +262,31 @@ def test_result_is_printed(ask, monkeypatch):
   ]
 
 
+def test_results_of_searches_side_by_side_are_printed(ask, monkeypatch):
+  results = [
+    search.Result(GENOTYPE, loss, float('nan'), None, True, False, pathlib.Path(f'runs/seed{i}/report.html'))
+    for i, loss in enumerate((0.0, 1.0))
+  ]
+  monkeypatch.setattr(search, 'run_side_by_side', lambda config, workdir: results)
+  assert [line for line in ask(DIGITS).output.splitlines() if not line.startswith('genotype')] == [
+    'validation perplexity of the supernet: 1.00',
+    'report: runs/seed0/report.html',
+    'validation perplexity of the supernet: 2.72',
+    'report: runs/seed1/report.html',
+  ]
+
+
 def test_search_that_diverged_exits_with_1(ask, monkeypatch):
   def diverge(config, workdir):
     raise search.Diverged('step 3: a loss or gradient is not finite')
 
-  monkeypatch.setattr(search, 'run', diverge)
+  monkeypatch.setattr(search, 'run_side_by_side', diverge)
   assert ask(DIGITS) == Answer(1, '', 'error: step 3: a loss or gradient is not finite\n')
 
 
 def test_search_that_was_stopped_exits_like_an_interrupted_program(ask, monkeypatch):
   result = search.Result(GENOTYPE, 0.5, 0.5, None, False, True, pathlib.Path('report.html'))
-  monkeypatch.setattr(search, 'run', lambda config, workdir: result)
+  monkeypatch.setattr(search, 'run_side_by_side', lambda config, workdir: [result])
   assert ask(DIGITS) == Answer(130, '', '')
 
 

@@ -19,7 +19,7 @@ from darts_jax.laboratory.bench import Bench, Frozen, compare, to_host
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.runtime.packed import Packed
 from darts_jax.search import ImageSearcher, Search
-from darts_jax.search.images import place
+from darts_jax.search.images import divide
 from darts_jax.search.loop import make_strategy
 from darts_jax.search.settings import Hypergradient
 from darts_jax.search.step import Optimizers, search_step
@@ -65,7 +65,7 @@ def state(searcher):
 
 @pytest.fixture(scope='module')
 def frozen(searcher, state):
-  halves = place(load('digits'), SETTINGS, make_mesh(1))
+  halves = searcher.place([divide(load('digits'), SETTINGS, SETTINGS.seed)])
   return Frozen(to_host(state), jax.device_get(jax.jit(searcher.batches)(state, halves)))
 
 

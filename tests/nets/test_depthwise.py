@@ -10,6 +10,7 @@ from jax import lax
 
 from darts_jax.nets.depthwise import depthwise_conv, depthwise_convs
 from darts_jax.runtime.mesh import batch_sharding, make_mesh, replicated
+from darts_jax.runtime.precision import precisely
 
 CHANNELS = 3
 
@@ -236,3 +237,22 @@ def test_program_for_accelerators_computes_the_same(plain, platform):
   )(*values)
   assert 'stablehlo.while' not in exported.mlir_module()
   assert_close(exported.call(*values), SMALL.expected_orders(plain, *values, 2))
+
+
+@pytest.mark.parametrize(('precision', 'marked'), [('float32', True), ('bfloat16', False)])
+def test_accelerators_are_told_the_precision_of_all_products(precision, marked):
+  """Of convolutions and their gradients alike: the primitive becomes a program long after it was called."""
+  x, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2))
+
+  def gradients(x, kernel):
+    def loss(x, kernel):
+      return jnp.sum(depthwise_convs(x, [kernel], dilations=[1])[0] ** 2)
+
+    with precisely(precision):
+      return jax.grad(loss, (0, 1))(x, kernel)
+
+  text = jax.jit(gradients).trace(x, kernel).lower(lowering_platforms=('tpu',)).as_text()
+  convolutions = [line for line in text.splitlines() if 'stablehlo.convolution' in line]
+  # The map and its two gradients.
+  assert len(convolutions) == 3
+  assert all(('HIGHEST' in line) == marked for line in convolutions)

@@ -165,6 +165,11 @@ def test_products_of_matrices_are_no_calls_that_slow_loading_down():
   assert compiled(x)[0, 0] == 64
 
 
+def test_options_of_the_cpu_are_not_for_other_devices():
+  assert compiler_options('cpu') == compiler_options()
+  assert compiler_options('tpu') == {}
+
+
 def test_unknown_options_are_left_out(monkeypatch):
   def refuse(*args, **kwargs):
     raise jax.errors.JaxRuntimeError('INVALID_ARGUMENT: No such compile option')

@@ -55,7 +55,7 @@ def test_batches_are_split_and_weights_replicated_over_eight_devices():
   results = json.loads(output)
   x = np.arange(32.0).reshape(16, 2)
   for name, n in (('None', 8), ('4', 4)):
-    assert results[name]['axes'] == {'data': n}
+    assert results[name]['axes'] == {'seed': 1, 'data': n}
     assert results[name]['first_rows'] == [i * 16 // n for i in range(n)]
     assert results[name]['weight_shards'] == [[2]] * n
     # The gradient of the mean over the whole batch: 2 xᵀ x 1 / B.
@@ -70,8 +70,8 @@ def test_batches_are_split_and_weights_replicated_over_eight_devices():
 
 def test_one_device_is_a_mesh_too():
   mesh = make_mesh(1)
-  assert mesh.shape == {'data': 1}
-  assert mesh.axis_types == (jax.sharding.AxisType.Auto,)
+  assert mesh.shape == {'seed': 1, 'data': 1}
+  assert mesh.axis_types == (jax.sharding.AxisType.Auto,) * 2
   check_batch(7, mesh)
   batch = jax.device_put(jnp.arange(3.0), batch_sharding(mesh))
   assert batch.addressable_shards[0].data.shape == (3,)

@@ -201,7 +201,7 @@ def in_process(monkeypatch) -> Iterator[None]:
   """Searches in this process: on one device, and leaving JAX configured as before."""
   names = ('jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs')
   before = {name: jax.config.values[name] for name in names}
-  monkeypatch.setattr(loop, 'make_mesh', lambda: make_mesh(1))
+  monkeypatch.setattr(loop, 'make_mesh', lambda seeds: make_mesh(1))
   yield
   for name, value in before.items():
     jax.config.update(name, value)

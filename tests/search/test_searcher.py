@@ -14,13 +14,14 @@ import optax
 import pytest
 from jax.extend.core import jaxprs_in_params
 from jax.flatten_util import ravel_pytree
+from jax.sharding import PartitionSpec
 
 from darts_jax.data.images import Images, load, split
 from darts_jax.data.settings import Augment
 from darts_jax.runtime.compilation import CompilationCounter, count_compilations
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.search import ImageSearcher, Search
-from darts_jax.search.images import place
+from darts_jax.search.images import divide
 from darts_jax.search.loop import make_strategy
 from darts_jax.search.settings import Data
 from darts_jax.search.state import Halves
@@ -62,7 +63,8 @@ class Lab(NamedTuple):
 
 def make_lab(settings: Search, images: Images, num_devices: int) -> Lab:
   mesh = make_mesh(num_devices)
-  return Lab(ImageSearcher(settings, make_strategy(settings), images, mesh), place(images, settings, mesh))
+  searcher = ImageSearcher(settings, make_strategy(settings), images, mesh)
+  return Lab(searcher, searcher.place([divide(images, settings, settings.seed)]))
 
 
 @pytest.fixture(scope='module')
@@ -352,11 +354,12 @@ def draw(images: Images, num_steps: int, batch_size: int, num_devices: int = 1, 
   )
   each = make_lab(settings, images, num_devices)
 
-  @jax.jit
-  def batches(step):
-    return each.searcher.batches(types.SimpleNamespace(key=jax.random.key(settings.seed), step=step), each.data)
+  def batches(step, data):
+    return each.searcher.batches(types.SimpleNamespace(key=jax.random.key(settings.seed), step=step), data)
 
-  drawn = [jax.device_get(batches(jnp.int32(step))) for step in range(num_steps)]
+  same, shared = PartitionSpec(), PartitionSpec('data')
+  whole = jax.jit(jax.shard_map(batches, mesh=each.searcher.mesh, in_specs=same, out_specs=shared, check_vma=False))
+  drawn = [jax.device_get(whole(jnp.int32(step), each.data)) for step in range(num_steps)]
   parts = []
   for half in Halves._fields:
     pixels = np.stack([getattr(halves, half).images[..., 0] for halves in drawn])

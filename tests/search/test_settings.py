@@ -245,6 +245,8 @@ def test_cifar_config_is_the_published_protocol():
     'momentum': 0.9,
     'weight_decay': 3e-4,
     'clip_norm': 5.0,
+    'warmup_epochs': 0.0,
+    'reference_batch_size': 0,
   }
   assert dataclasses.asdict(config.alphas) == {
     'learning_rate': 3e-4,
@@ -252,6 +254,8 @@ def test_cifar_config_is_the_published_protocol():
     'beta2': 0.999,
     'weight_decay': 1e-3,
     'init_scale': 1e-3,
+    'warmup_epochs': 0.0,
+    'reference_batch_size': 0,
   }
   assert (config.hypergradient.name, config.hypergradient.radius) == ('finite_difference', 0.01)
   # The defaults of a search are the same.
@@ -283,6 +287,8 @@ def test_ptb_config_is_the_published_protocol():
     'momentum': 0.0,
     'weight_decay': 5e-7,
     'clip_norm': 0.25,
+    'warmup_epochs': 0.0,
+    'reference_batch_size': 0,
   }
   assert dataclasses.asdict(config.alphas) == {
     'learning_rate': 3e-3,
@@ -290,6 +296,8 @@ def test_ptb_config_is_the_published_protocol():
     'beta2': 0.999,
     'weight_decay': 1e-3,
     'init_scale': 1e-3,
+    'warmup_epochs': 0.0,
+    'reference_batch_size': 0,
   }
   assert (config.short_fraction, config.temporal_activation) == (0.05, 1e-3)
   # The inner gradient is clipped with a constant factor, and v to the same norm.

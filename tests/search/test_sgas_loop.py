@@ -20,7 +20,7 @@ from darts_jax.runtime.checkpoint import Checkpoints
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.runtime.progress import Progress
 from darts_jax.search import ImageSearcher, Search, loop, records
-from darts_jax.search.images import place
+from darts_jax.search.images import divide
 from darts_jax.search.sgas import Decision
 from darts_jax.settings import build
 
@@ -78,7 +78,8 @@ def make_stages(num_devices: int, **changes: Any) -> Stages:
     before.weights_optimizer,
   )
   before = before.replace(step=jnp.int32(whole.epoch_ends[0]), weights_optimizer=momentum, alphas_optimizer=moved)
-  return Stages(whole, smaller, place(images, settings, mesh), before, smaller.inherit(before, whole))
+  data = whole.place([divide(images, settings, settings.seed)])
+  return Stages(whole, smaller, data, before, smaller.inherit(before, whole))
 
 
 @pytest.fixture(scope='module')
@@ -226,7 +227,7 @@ def searches(tmp_path_factory) -> Searches:
     happen('during', step)
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(loop, 'make_mesh', lambda: make_mesh(1))
+    patch.setattr(loop, 'make_mesh', lambda seeds: make_mesh(1))
     patch.setattr(loop, 'enable_cache', lambda: None)
     result = search.run(TINY, whole)
     patch.setattr(loops, '_SECONDS_A_CALL', 0.0)  # One step a call.
@@ -306,7 +307,7 @@ def test_programs_are_as_many_as_announced(searches):
   ],
 )
 def test_what_cannot_be_searched_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, changes, devices, message):
-  monkeypatch.setattr(loop, 'make_mesh', lambda: make_mesh(devices))
+  monkeypatch.setattr(loop, 'make_mesh', lambda seeds: make_mesh(devices))
   with pytest.raises(ValueError, match=f'^{message}[^\n]*$'):
     search.run(CONFIG | {'sgas': CONFIG['sgas'] | changes}, tmp_path / 'run')
   assert not (tmp_path / 'run').exists()

@@ -13,17 +13,18 @@ import numpy as np
 import optax
 import pytest
 from jax.flatten_util import ravel_pytree
+from jax.sharding import PartitionSpec
 
 from darts_jax.data import windows
 from darts_jax.data.corpus import Corpus, columns
-from darts_jax.data.sequences import Text, perplexity
+from darts_jax.data.sequences import Sequences, Text, perplexity
 from darts_jax.hypergradient import ESTIMATORS, Estimator, make
-from darts_jax.nets.recurrent import Dropout
+from darts_jax.nets.recurrent import Dropout, Masks
 from darts_jax.runtime.mesh import make_mesh, replicated
 from darts_jax.search import RecurrentSearch, Search, TextSearcher, loop
 from darts_jax.search.state import Halves, SearchState
 from darts_jax.search.step import Optimizers, search_step
-from darts_jax.search.text import place
+from darts_jax.search.text import TextBatch, texts
 from darts_jax.settings import build
 
 VOCAB, BATCH, BPTT = 10, 8, 5
@@ -66,9 +67,9 @@ class Lab(NamedTuple):
 
 
 def make_lab(settings: RecurrentSearch, corpus: Corpus, num_devices: int = 1) -> Lab:
-  mesh = make_mesh(num_devices)
-  data = place(corpus, settings, mesh)
-  return Lab(TextSearcher(settings, loop.make_strategy(settings), corpus, mesh), data)
+  data = texts(corpus, settings)
+  searcher = TextSearcher(settings, loop.make_strategy(settings), corpus, make_mesh(num_devices))
+  return Lab(searcher, searcher.place([data]))
 
 
 @pytest.fixture(scope='module')
@@ -82,8 +83,7 @@ def lab(corpus) -> Lab:
 def test_sequences_are_cut_with_targets_one_row_later():
   rows = np.arange(1, 15, dtype=np.int32).reshape(7, 2)
   plan = windows.Windows(np.array([0, 3, 5, 2], np.int32), np.array([3, 3, 1, 2], np.int32), (4,), 4)
-  same = replicated(make_mesh(1))
-  text = Text.place(rows, plan, same, same)
+  text = jax.device_put(Text.cut(rows, plan))
   for number, (start, length) in enumerate(zip(plan.starts, plan.lengths, strict=True)):
     first, found = text.window(jnp.int32(number))
     assert found.tokens.shape == found.targets.shape == (4, 2)
@@ -168,7 +168,7 @@ def test_text_that_is_too_short_is_refused(corpus):
     message = f'config.batch_size: 8 is too large; the {said} text of counting has 23 tokens, which are enough for 7 co'
     with pytest.raises(ValueError, match=f'^{message}'):
       make_lab(SEARCH, short)
-    place(dataclasses.replace(corpus, **{part: corpus.train[: 3 * BATCH]}), SEARCH, make_mesh(1))
+    texts(dataclasses.replace(corpus, **{part: corpus.train[: 3 * BATCH]}), SEARCH)
 
 
 # The step.
@@ -184,6 +184,14 @@ class Step(NamedTuple):
   metrics: dict[str, float]
 
 
+# How a batch lies on the devices.
+BATCH_AXES = TextBatch(
+  Sequences(*[PartitionSpec(None, 'data')] * 2, PartitionSpec()),
+  PartitionSpec('data'),
+  Masks(PartitionSpec(), *[PartitionSpec('data')] * 4),
+)
+
+
 def make_step(lab: Lab, estimator: Estimator) -> Any:
   """The step of a search, with an estimator of its own."""
   searcher = lab.searcher
@@ -197,11 +205,13 @@ def make_step(lab: Lab, estimator: Estimator) -> Any:
       strategy=searcher.strategy,
       estimator=estimator,
       optimizers=searcher.optimizers(state, data),
-      batch_sharding=searcher.batch_sharding,
+      shards=searcher.shards,
     )
     return after, batches, info
 
-  return jax.jit(step)
+  batches = Halves(BATCH_AXES, BATCH_AXES)
+  axes = searcher.state_axes, searcher.data_axes
+  return jax.jit(searcher.spread(step, axes, (searcher.state_axes, batches, PartitionSpec())))
 
 
 def walk(lab: Lab, estimator: Estimator, start: SearchState, num_steps: int) -> list[Step]:
@@ -477,12 +487,22 @@ def test_a_decided_edge_is_all_that_a_node_computes(corpus):
 
 
 def test_all_devices_share_a_batch(corpus):
-  lab = make_lab(SEARCH, corpus, 8)
-  sharding = lab.searcher.batch_sharding
-  assert sharding.hidden.shard_shape((2, BATCH, 4)) == (2, 1, 4)
-  assert sharding.sequences.tokens.shard_shape((2, BPTT, BATCH)) == (2, BPTT, 1)
-  assert sharding.masks.h.shard_shape((2, BATCH, 4)) == (2, 1, 4)
-  assert sharding.masks.words.is_fully_replicated
+  found = []
+  for devices in (1, 8):
+    lab = make_lab(SEARCH, corpus, devices)
+    searcher, seen = lab.searcher, []
+
+    def batches(state, data, searcher=searcher, seen=seen):
+      seen.append(searcher.batches(state, data))
+      return seen[0]
+
+    axes = searcher.state_axes, searcher.data_axes
+    whole = jax.jit(searcher.spread(batches, axes, Halves(BATCH_AXES, BATCH_AXES)))(lab.init(), lab.data)
+    train = seen[0].train
+    assert train.hidden.shape == train.masks.h.shape == (BATCH // devices, 4)
+    assert train.sequences.tokens.shape == (BPTT, BATCH // devices)
+    found.append(jax.device_get(whole))
+  jax.tree.map(np.testing.assert_array_equal, *found)
 
 
 def test_evaluation_is_that_of_one_long_sequence_without_dropout(corpus, lab):

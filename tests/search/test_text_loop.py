@@ -30,7 +30,7 @@ from experiments import search as command
 
 def set_up(patch: pytest.MonkeyPatch) -> None:
   """Searches in this process: on one device, and with programs kept as the tests have set it up."""
-  patch.setattr(loop, 'make_mesh', lambda: make_mesh(1))
+  patch.setattr(loop, 'make_mesh', lambda seeds: make_mesh(1))
   patch.setattr(loop, 'enable_cache', lambda: None)
 
 

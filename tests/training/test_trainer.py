@@ -93,8 +93,10 @@ def test_evaluation_counts_every_image_once(total):
   def logits_of(images):
     return images.reshape(len(images), -1) @ weights
 
-  sharding = batch_sharding(make_mesh(8))
-  found = jax.jit(lambda data: evaluate(logits_of, data, 8, (5.0,), (2.0,), 'float32', sharding))(examples)
+  def share(chosen):
+    return jax.lax.with_sharding_constraint(chosen, batch_sharding(make_mesh(8)))
+
+  found = jax.jit(lambda data: evaluate(logits_of, data, 8, (5.0,), (2.0,), 'float32', share))(examples)
   logits = ((examples.images - 5) / 2).reshape(total, -1) @ weights
   losses = np.log(np.exp(logits).sum(-1)) - logits[np.arange(total), examples.labels]
   np.testing.assert_allclose(found.loss, losses.mean(), rtol=1e-5)

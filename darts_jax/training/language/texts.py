@@ -10,7 +10,7 @@ from darts_jax.data import sequences
 from darts_jax.data.corpus import Corpus
 from darts_jax.data.sequences import Text
 from darts_jax.data.windows import Windows, consecutive, draw
-from darts_jax.runtime.mesh import replicated
+from darts_jax.runtime.mesh import put, replicated
 from darts_jax.training.language.settings import LanguageTraining
 
 Array = jax.Array
@@ -41,7 +41,8 @@ class Texts(NamedTuple):
     """A part on the devices; the training text is shared out among them."""
     same = replicated(mesh)
     divided = NamedSharding(mesh, PartitionSpec(None, 'data')) if part == 'train' else same
-    return Text.place(self.columns[part], self.windows[part], divided, same)
+    text = Text.cut(self.columns[part], self.windows[part])
+    return put(text, Text(divided, same, same, text.capacity))
 
 
 def divide(corpus: Corpus, settings: LanguageTraining) -> Texts:

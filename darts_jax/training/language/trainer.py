@@ -91,7 +91,7 @@ class LanguageTrainer:
 
   def template(self) -> LanguageState:
     """Shapes, dtypes and places of the state, without arrays."""
-    return template(self.init, self._mesh, jax.random.key(0))
+    return template(self.init, replicated(self._mesh), jax.random.key(0))
 
   def _init(self, key: Array) -> LanguageState:
     """The state before the first step, from the typed key of the run."""

@@ -1,0 +1,619 @@
+"""Compiles the search step for a pod of TPUs that is not there, and projects its speed.
+
+python -m benchmarks.pods --topology=v5e:16x16 --config=configs/cifar.py [--config.hypergradient.name=first_order]
+    [--devices=8,64,256] [--global_batch=N] [--num_images=50000] [--image=224x224x3 --classes=1000] [--json=FILE]
+
+Any CPU will do: libtpu, of the extra `pods`, describes the chips of a topology and compiles for them, in one process at
+a time. It compiles for whole slices only, so that `--devices` below the topology's are those of the smaller slice of
+this number of chips, as square as possible. Every chip has a batch of `config.batch_size`, so that the batch of a step
+grows with the chips (weak scaling); `--global_batch` shares one batch out over however many chips (strong scaling).
+Data are shapes only: images of the config's dataset, or as `--image` says, `--num_images` of them on every chip, as the
+search holds them.
+
+The first table has for each number of chips: memory of a chip, that is the arguments, results, temporaries and code of
+the program as XLA states them; floating-point operations and bytes of a chip in a step; the least time for these, which
+is the longer one of operations at the peak rate and of bytes at the bandwidth of HBM (a roofline: no kernel is as
+fast); the time of the collectives; the sum of both, as if nothing overlapped; and the first as a fraction of this sum.
+With a batch for every chip, this is the efficiency of scaling from one chip, since a chip's own work stays the same.
+Products in float32 take the time of six in bfloat16, of which the matrix unit makes them.
+
+The other table has the collectives by kind, purpose and place. A step makes its passes, those of the estimator and that
+of the weight update, in one loop, and steps are made in another around it. XLA counts the body of a loop once; what
+these tables count is a step of all passes: operations as XLA states them times the number of passes, where those few
+outside of the loop over passes are multiplied, too, and a pass that wants no gradient in the weights counts like any
+other; bytes and collectives along the loops and branches of the compiled program. In a conditional of two branches with
+sums of gradients only, the larger is taken by the passes that want the gradient in the weights and the smaller by the
+rest; of any other, every pass is taken to choose the largest. A loop within a pass counts as often as XLA knows, or
+once. The programs of the gradients by themselves, which `benchmarks.search_step` counts, are not those of a chip.
+
+The JSON file holds an object keyed by the number of chips, each with `batch, compile_s, memory_bytes, flops, bytes,
+compute_s, communication_s, step_s, efficiency` and `collectives`, a list of the rows of the other table.
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import math
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh
+from ml_collections import config_flags
+
+from benchmarks.command import exit_code
+from benchmarks.search_step import random_images
+from darts_jax.data.batches import Examples
+from darts_jax.data.images import Images, split
+from darts_jax.hypergradient import Pass
+from darts_jax.runtime.compilation import compile_with_report
+from darts_jax.runtime.mesh import replicated
+from darts_jax.search.images import ImageSearcher, check_images
+from darts_jax.search.loop import make_strategy
+from darts_jax.search.settings import Search, read
+from darts_jax.search.state import Halves
+
+
+class Chip(NamedTuple):
+  """The peak rates of a chip.
+
+  Attributes:
+    flops: operations a second in products of bfloat16.
+    memory: bytes of HBM.
+    bandwidth: bytes of HBM a second.
+    links: bytes a second that it sends to its neighbours, over all links together.
+    options: that make libtpu describe a chip as one device.
+  """
+
+  flops: float
+  memory: float
+  bandwidth: float
+  links: float
+  options: dict[str, str]
+
+
+#: As Google's documentation of Cloud TPU has them (cloud.google.com/tpu/docs/v4, …/v5e, …/v5p, …/v6e). It gives the
+#: links in both directions together, for v6e 800 GB/s, or in one, for v5e 1600 Gbit/s; the six of v4 have 50 GB/s each.
+CHIPS = {
+  'v4': Chip(275e12, 32 * 2**30, 1228e9, 300e9, {'chip_config_name': 'megacore'}),
+  'v5e': Chip(197e12, 16 * 2**30, 819e9, 200e9, {}),
+  'v5p': Chip(459e12, 95 * 2**30, 2765e9, 600e9, {}),
+  'v6e': Chip(918e12, 32 * 2**30, 1638e9, 400e9, {}),
+}
+
+#: Products of bfloat16 that make one of float32 (`darts_jax.runtime.precision.precisely`).
+PRODUCTS = 6
+
+#: Seconds from a chip to its neighbour; an assumption.
+HOP = 1e-6
+
+
+class Slice(NamedTuple):
+  """Chips of one generation in a torus with such sides."""
+
+  generation: str
+  sides: tuple[int, ...]
+
+  def __str__(self) -> str:
+    return f'{self.generation}:{"x".join(map(str, self.sides))}'
+
+  @classmethod
+  def parse(cls, topology: str) -> 'Slice':
+    """That of a name like `v5e:2x4`. Raises a ValueError."""
+    match = re.fullmatch(r'(\w+):(\d+(?:x\d+)*)', topology)
+    if match is None or match[1] not in CHIPS:
+      raise ValueError(f'--topology: {topology!r}; allowed are {", ".join(CHIPS)} with sides, as in v5e:2x4')
+    return cls(match[1], tuple(map(int, match[2].split('x'))))
+
+  @property
+  def chip(self) -> Chip:
+    """The rates of its chips."""
+    return CHIPS[self.generation]
+
+  @property
+  def size(self) -> int:
+    """Its number of chips."""
+    return math.prod(self.sides)
+
+  def smaller(self, size: int) -> 'Slice':
+    """A slice of so many chips, as square as possible.
+
+    Raises:
+      ValueError: there are not so many chips, or they make no slice.
+    """
+    if size == self.size:
+      return self
+    if not 1 <= size <= self.size:
+      raise ValueError(f'--devices: {size}; {self} has {self.size} chips')
+    if size.bit_count() != 1:
+      raise ValueError(f'--devices: {size}; slices of {self} have a power of two of chips')
+    dimensions = len(self.sides)
+    sides = (2 ** ((size.bit_length() - 1 + i) // dimensions) for i in range(dimensions))
+    return Slice(self.generation, tuple(sorted(sides, key=lambda side: (side == 1, side))))
+
+  def devices(self) -> list[jax.Device]:
+    """Its chips, as devices that can be compiled for.
+
+    Raises:
+      ValueError: libtpu is missing, or there are no such slices.
+    """
+    if importlib.util.find_spec('libtpu') is None:
+      raise ValueError('libtpu: missing; pip install darts_jax[pods]')
+    # A host has four chips or more; one of them can be used alone.
+    described = self if self.size > 1 else self._replace(sides=(2, 2, 1)[: len(self.sides)])
+    try:
+      found = topologies.get_topology_desc(platform='tpu', topology_name=str(described), **self.chip.options)
+    except jax.errors.JaxRuntimeError as error:
+      raise ValueError(f'--topology: {self}: {error}') from error
+    return list(found.devices)[: self.size]
+
+  def mesh(self) -> Mesh:
+    """Its chips as a mesh with the axes `seed`, of size 1, and `data`."""
+    devices = np.array(self.devices()).reshape(1, -1)
+    return Mesh(devices, ('seed', 'data'), axis_types=(AxisType.Auto,) * 2)
+
+
+class Collective(NamedTuple):
+  """One collective operation of a program.
+
+  Attributes:
+    kind: as HLO names it, for example `all-reduce`.
+    purpose: `BN statistics` in a layer of that name; `gradients` for all else in a pass; `others` outside.
+    bytes: that a chip puts in.
+    group: chips that take part.
+    loops: that it stands in.
+    branch: whether it stands in a branch.
+    executions: times it is executed in a step.
+  """
+
+  kind: str
+  purpose: str
+  bytes: int
+  group: int
+  loops: int
+  branch: bool
+  executions: float
+
+  @property
+  def place(self) -> str:
+    """Where it stands, in words."""
+    place = ('once a call', 'once a step', 'in a pass')[min(self.loops, 2)]
+    return f'{place}, in a branch' if self.branch else place
+
+  def seconds(self, pod: Slice) -> float:
+    """The least time of one execution, on rings through all links of the pod."""
+    if self.group == 1:
+      return 0.0
+    part = (self.group - 1) / self.group
+    sent = {'all-reduce': 2 * part, 'all-gather': self.group - 1, 'collective-permute': 1.0}.get(self.kind, part)
+    # The farthest chip of a ring is half of it away, and a sum has to come back.
+    rings = pod.sides if self.group == pod.size else (self.group,)
+    hops = sum(side for side in rings if side > 1) / 2 * (2 if self.kind == 'all-reduce' else 1)
+    return sent * self.bytes / pod.chip.links + HOP * hops
+
+
+class Work(NamedTuple):
+  """What a part of a program does on one chip: bytes that it reads and writes in HBM, and its collectives."""
+
+  bytes: float
+  collectives: list[Collective]
+
+  def times(self, factor: float, branch: bool = False) -> 'Work':
+    """The same, so often."""
+    scaled = [c._replace(executions=c.executions * factor, branch=c.branch or branch) for c in self.collectives]
+    return Work(self.bytes * factor, scaled)
+
+
+class _Instruction(NamedTuple):
+  name: str
+  operation: str
+  shapes: list[tuple[int, bool]]
+  operands: list[str]
+  text: str
+
+
+_SHAPE = re.compile(r'\b([a-z]+\d+|pred)\[([\d,]*)\](\{[^}]*\})?')
+_LINE = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*?)\)(,.*|)$')
+_CALLED = re.compile(r'\b(?:to_apply|calls)=%?([\w.\-]+)')
+_BRANCH = re.compile(r'\b(?:true_computation|false_computation)=%?([\w.\-]+)')
+_BRANCHES = re.compile(r'\bbranch_computations=\{([^}]*)\}')
+_KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
+#: What reads no more of its operands than it returns.
+_SLICES = ('slice', 'dynamic-slice', 'gather', 'slice-done', 'dynamic-slice-done')
+_MOVES_NOTHING = (
+  *('parameter', 'constant', 'iota', 'tuple', 'get-tuple-element', 'bitcast', 'after-all', 'broadcast'),
+  *('while', 'conditional', 'call', 'copy-start', 'slice-start', 'dynamic-slice-start', 'async-start', 'async-done'),
+)
+
+
+class Program:
+  """A compiled program, from its HLO text.
+
+  Attributes:
+    chips: it is compiled for.
+    passes: of a step.
+    wanting: of these, that want the gradient in the weights.
+  """
+
+  def __init__(self, text: str, chips: int, passes: int, wanting: int) -> None:
+    """Reads the text."""
+    self.chips, self.passes, self.wanting = chips, passes, wanting
+    self._computations: dict[str, list[_Instruction]] = {}
+    self._entry = ''
+    lines: list[_Instruction] = []
+    for line in text.splitlines():
+      if line.endswith('{') and not line.startswith(' '):
+        name = line.removeprefix('ENTRY ').lstrip('%').split(' ', 1)[0]
+        lines = self._computations[name] = []
+        if line.startswith('ENTRY '):
+          self._entry = name
+      elif match := _LINE.match(line):
+        name, shape, operation, operands, attributes = match.groups()
+        shapes = [(_bytes(dtype, sides), 'S(' in layout) for dtype, sides, layout in _SHAPE.findall(shape)]
+        lines.append(_Instruction(name, operation, shapes, re.findall(r'%([\w.\-]+)', operands), attributes))
+
+  def step(self) -> Work:
+    """What a step does; collectives that stand in no loop are there with no executions."""
+    return self._visit(self._entry, 0)
+
+  def _visit(self, name: str, loops: int, fused: bool = False) -> Work:
+    """What a computation does whenever it is executed."""
+    moved = 0.0
+    collectives: list[Collective] = []
+    shapes: dict[str, list[tuple[int, bool]]] = {}
+    for each in self._computations[name]:
+      shapes[each.name] = each.shapes
+      operands = [shapes.get(operand, []) for operand in each.operands]
+      parts: list[Work] = []
+      kind = each.operation.removesuffix('-start')
+      if kind in _KINDS:
+        collectives.append(self._collective(kind, each.text, sum(n for o in operands for n, _ in o), loops))
+      elif each.operation == 'while':
+        parts = [self._loop(each, loops)]
+      elif each.operation == 'conditional':
+        parts = self._branches(each.text, loops)
+      elif match := _CALLED.search(each.text):
+        parts = [self._visit(match[1], loops, fused=each.operation != 'call')]
+      for part in parts:
+        moved += part.bytes
+        collectives += part.collectives
+      if loops and not fused:
+        moved += _moved(each, operands)
+    return Work(moved, collectives)
+
+  def _loop(self, loop: _Instruction, loops: int) -> Work:
+    """What a loop does, that over steps in one step."""
+    match = re.search(r'\bbody=%?([\w.\-]+)', loop.text)
+    assert match is not None
+    known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.text)
+    times = 1 if loops == 0 else int(known[1]) if known else self.passes if loops == 1 else 1
+    return self._visit(match[1], loops + 1).times(times)
+
+  def _branches(self, text: str, loops: int) -> list[Work]:
+    """What the branches of a conditional do, by how often they are chosen (see the module)."""
+    match = _BRANCHES.search(text)
+    names = re.findall(r'[\w.\-]+', match[1]) if match else _BRANCH.findall(text)
+    works = [self._visit(name, loops) for name in names]
+    # The last one is chosen most.
+    works.sort(key=lambda work: (sum(c.executions * c.bytes for c in work.collectives), work.bytes))
+    within = [collective for work in works for collective in work.collectives]
+    chosen = [0.0] * (len(works) - 1) + [1.0]
+    if len(works) == 2 and loops > 1 and all(c.purpose == 'gradients' for c in within):
+      chosen = [1 - self.wanting / self.passes, self.wanting / self.passes]
+    most = max(work.bytes for work in works)
+    parts = [work.times(part, branch=True)._replace(bytes=0.0) for part, work in zip(chosen, works, strict=True)]
+    return [*parts, Work(most, [])]
+
+  def _collective(self, kind: str, text: str, size: int, loops: int) -> Collective:
+    found = re.search(r'op_name="([^"]*)"', text)
+    # The modules of batch normalisation are `bn0`, `stem_bn` and the like, with a method after a dot.
+    statistics = bool(found and re.search(r'(?:/|_)bn\d*(?:[./]|$)', found[1]))
+    purpose = 'BN statistics' if statistics else 'gradients' if loops > 1 else 'others'
+    return Collective(kind, purpose, size, self._group(text), loops, False, float(loops > 0))
+
+  def _group(self, text: str) -> int:
+    """Chips that take part in a collective; all where nothing else is said."""
+    if match := re.search(r'replica_groups=\{\{([\d,]+)\}', text):
+      return match[1].count(',') + 1
+    if match := re.search(r'replica_groups=\[\d+,(\d+)\]', text):
+      return int(match[1])
+    if match := re.search(r'replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}', text):
+      sides = {name: int(side) for name, side in re.findall(r"'([^']+)'=(\d+)", match[1])}
+      # Of an axis it may be a part, `'axis':(2)4`, of which the second number is the size.
+      named = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", match[2])
+      return math.prod(int(part) if part else sides[name] for name, part in named)
+    return self.chips
+
+
+def _bytes(dtype: str, sides: str) -> int:
+  bits = 8 if dtype == 'pred' else int(re.sub(r'\D', '', dtype))
+  return math.prod(int(n) for n in sides.split(',') if n) * bits // 8
+
+
+def _moved(each: _Instruction, operands: Sequence[list[tuple[int, bool]]]) -> int:
+  """Bytes that an instruction reads and writes in HBM; what an asynchronous copy moves is counted at its end."""
+  if each.operation in _MOVES_NOTHING:
+    return 0
+  written = 0 if each.operation.endswith('-start') else sum(n for n, on_chip in each.shapes if not on_chip)
+  if each.operation == 'copy-done':
+    # The operand holds what was written, then what was read.
+    operands = [operands[0][1:2]]
+  elif each.operation.endswith('-done') and each.operation not in _SLICES:
+    return written
+  read = sum(n for operand in operands for n, on_chip in operand if not on_chip)
+  return written + (min(read, sum(n for n, _ in each.shapes)) if each.operation in _SLICES else read)
+
+
+@contextlib.contextmanager
+def within_memory(pod: Slice) -> Iterator[None]:
+  """Within, a program that does not fit is a ValueError."""
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    if 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    reason = str(error).partition('\n')[0].removeprefix('RESOURCE_EXHAUSTED: ')
+    raise ValueError(f'config.batch_size: the step does not fit on a chip of {pod}: {reason}') from error
+
+
+def shapes_only(settings: Search, image: str | None, classes: int, num_images: int) -> Images:
+  """So many images without contents, of the config's dataset or of a shape like `224x224x3`."""
+  if image is None:
+    found = random_images(settings.data.name, 1)
+  else:
+    if not re.fullmatch(r'\d+x\d+x\d+', image):
+      raise ValueError(f'--image: {image!r}; height, width and channels are to be given as in 224x224x3')
+    shape = tuple(map(int, image.split('x')))
+    noise = np.zeros((1, *shape), np.uint8)
+    mean, std = (127.5,) * shape[-1], (73.6,) * shape[-1]
+    found = Images(image, noise, np.zeros(1, np.int32), None, None, classes, mean, std)
+  check_images(found)
+  images = np.broadcast_to(np.uint8(0), (num_images, *found.x_train.shape[1:]))
+  return dataclasses.replace(found, x_train=images, y_train=np.broadcast_to(np.int32(0), num_images))
+
+
+def data_template(images: Images, settings: Search, mesh: Mesh) -> Halves:
+  """The two halves of the training images on every device of the mesh, as shapes.
+
+  Raises:
+    ValueError: a batch is larger than one of the halves.
+  """
+  same = replicated(mesh)
+
+  def half(size: int) -> Examples:
+    if size < settings.batch_size:
+      raise ValueError(f'--num_images: a half has {size} of them, less than a batch of {settings.batch_size}')
+    shapes: Any = (
+      jax.ShapeDtypeStruct((size, *array.shape[1:]), array.dtype, sharding=same)
+      for array in (images.x_train, images.y_train)
+    )
+    return Examples(*shapes)
+
+  train, valid = split(len(images.y_train), settings.data.validation_fraction, settings.seed)
+  return Halves(half(len(train)), half(len(valid)))
+
+
+def products(passes: Sequence[Pass], precision: str) -> int:
+  """Products of bfloat16 for one of each pass of a step, that of the weight update last."""
+  return sum(PRODUCTS if precision == 'float32' or each.precise else 1 for each in passes) + (
+    PRODUCTS if precision == 'float32' else 1
+  )
+
+
+def project(pod: Slice, work: Work, flops: float, times: int) -> dict[str, float]:
+  """The least seconds of a step, see the module: `compute_s, communication_s, step_s, efficiency`.
+
+  Args:
+    pod: the chips.
+    work: of a chip in a step.
+    flops: of a chip in one pass.
+    times: products of bfloat16 that make one of each pass.
+  """
+  compute = max(flops * times / pod.chip.flops, work.bytes / pod.chip.bandwidth)
+  communication = sum(c.executions * c.seconds(pod) for c in work.collectives)
+  step = compute + communication
+  return {
+    'compute_s': compute,
+    'communication_s': communication,
+    'step_s': step,
+    'efficiency': compute / step if step else 1.0,
+  }
+
+
+def rows_of(pod: Slice, collectives: Sequence[Collective]) -> list[dict[str, Any]]:
+  """Collectives of one kind, purpose, place and number of executions together: how many, and their bytes and time."""
+  together: dict[tuple[Any, ...], list[Collective]] = {}
+  for each in collectives:
+    together.setdefault((each.kind, each.purpose, each.place, each.group, each.executions), []).append(each)
+  rows = []
+  for (kind, purpose, place, group, executions), found in together.items():
+    rows.append(
+      {
+        'kind': kind,
+        'purpose': purpose,
+        'place': place,
+        'group': group,
+        'number': len(found),
+        'bytes': sum(c.bytes for c in found),
+        'executions': executions,
+        'seconds': sum(c.executions * c.seconds(pod) for c in found),
+      }
+    )
+  return sorted(rows, key=lambda row: (-row['seconds'], row['kind']))
+
+
+def measure(pod: Slice, settings: Search, images: Images) -> dict[str, Any]:
+  """Compiles the step for a slice and projects its time; keys as in the JSON file."""
+  mesh = pod.mesh()
+  data = data_template(images, settings, mesh)
+  searcher = ImageSearcher(settings, make_strategy(settings), images, mesh)
+  num_steps = jax.ShapeDtypeStruct((), np.int32, sharding=replicated(mesh))
+  with within_memory(pod):
+    compilation = compile_with_report(searcher.run, searcher.template(), data, num_steps)
+  compiled = compilation.compiled
+  cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
+  assert cost is not None
+  assert memory is not None
+  passes = settings.hypergradient.estimator().passes
+  number, wanting = len(passes) + 1, sum(each.weights for each in passes) + 1
+  work = Program(compiled.as_text() or '', pod.size, number, wanting).step()
+  return {
+    'batch': settings.batch_size,
+    'compile_s': compilation.seconds,
+    'memory_bytes': memory.argument_size_in_bytes
+    + memory.output_size_in_bytes
+    + memory.temp_size_in_bytes
+    + memory.generated_code_size_in_bytes
+    - memory.alias_size_in_bytes,
+    'flops': cost['flops'] * number,
+    'bytes': work.bytes,
+    **project(pod, work, cost['flops'], products(passes, settings.precision)),
+    'collectives': rows_of(pod, work.collectives),
+  }
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  return '\n'.join(f'| {" | ".join(row)} |' for row in (titles, ['---'] * len(titles), *rows))
+
+
+def summary(chip: Chip, results: dict[int, dict[str, Any]]) -> str:
+  """The first table as Markdown."""
+  titles = ('chips', 'batch', 'compile s', f'memory GB (of {chip.memory / 1e9:.1f})', 'GFLOP a chip', 'GB a chip')
+  times = ('least compute ms', 'collectives ms', 'sum ms', 'efficiency')
+  rows = [
+    (
+      str(size),
+      str(r['batch']),
+      f'{r["compile_s"]:.0f}',
+      f'{r["memory_bytes"] / 1e9:.2f}',
+      f'{r["flops"] / 1e9:.1f}',
+      f'{r["bytes"] / 1e9:.2f}',
+      f'{1e3 * r["compute_s"]:.2f}',
+      f'{1e3 * r["communication_s"]:.2f}',
+      f'{1e3 * r["step_s"]:.2f}',
+      f'{r["efficiency"]:.0%}',
+    )
+    for size, r in results.items()
+  ]
+  return _table((*titles, *times), rows)
+
+
+def collectives_table(results: dict[int, dict[str, Any]]) -> str:
+  """The other table as Markdown."""
+  titles = ('chips', 'kind', 'of', 'where', 'among', 'number', 'kB', 'executions a step', 'ms a step')
+  rows = [
+    (
+      str(size),
+      row['kind'],
+      row['purpose'],
+      row['place'],
+      str(row['group']),
+      str(row['number']),
+      f'{row["bytes"] / 1e3:.1f}',
+      f'{row["executions"]:g}',
+      f'{1e3 * row["seconds"]:.3f}',
+    )
+    for size, r in results.items()
+    for row in r['collectives']
+  ]
+  return _table(titles, rows)
+
+
+def assumptions(pod: Slice, settings: Search) -> str:
+  """What the projection assumes, in one line."""
+  chip = pod.chip
+  products = f'{PRODUCTS} products of bfloat16 for one of float32' if settings.precision == 'float32' else 'bfloat16'
+  return (
+    f'Assumed: {chip.flops / 1e12:.0f} TFLOP/s in bfloat16 a chip, {products}; {chip.bandwidth / 1e9:.0f} GB/s of HBM;'
+    f' {chip.links / 1e9:.0f} GB/s over all links of a chip, in rings that use all of them, as in a whole torus;'
+    f' {1e6 * HOP:g} µs a hop, half around every side of the torus, and back in a sum; nothing overlaps.'
+    ' Kernels as fast as the roofline overstate the share of collectives; perfect rings understate it.'
+  )
+
+
+def run(
+  config: Any,
+  topology: str,
+  sizes: Sequence[str],
+  *,
+  global_batch: int | None = None,
+  num_images: int = 50_000,
+  image: str | None = None,
+  classes: int = 1000,
+  path: str | None = None,
+) -> None:
+  """Compiles for every number of chips, prints the tables and writes the JSON file."""
+  whole = Slice.parse(topology)
+  unknown = [size for size in sizes if not size.isdecimal()]
+  if unknown:
+    raise ValueError(f'--devices: {unknown[0]!r} is no number')
+  pods = [whole.smaller(int(size)) for size in sizes] or [whole]
+  settings = read(config)
+  if not isinstance(settings, Search):
+    raise ValueError('--config: a search for recurrent cells; one for convolutional cells is compiled')
+  images = shapes_only(settings, image, classes, num_images)
+  batches = []
+  for pod in pods:
+    if global_batch is not None and global_batch % pod.size:
+      raise ValueError(f'--global_batch: {global_batch} does not divide evenly over {pod.size} chips')
+    batches.append(settings.batch_size * pod.size if global_batch is None else global_batch)
+  results = {}
+  for pod, batch in zip(pods, batches, strict=True):
+    results[pod.size] = measure(pod, dataclasses.replace(settings, batch_size=batch), images)
+    print(f'{pod}: {json.dumps(results[pod.size])}', file=sys.stderr, flush=True)
+    jax.clear_caches()
+  print(f'{whole}, {settings.hypergradient.name}, {settings.precision}, jax {jax.__version__}\n')
+  print(summary(whole.chip, results) + '\n')
+  print(collectives_table(results) + '\n')
+  print(assumptions(whole, settings))
+  if path:
+    pathlib.Path(path).write_text(json.dumps(results, indent=2) + '\n')
+
+
+def main() -> int:
+  """Parses the command line; returns the exit code."""
+  # libtpu would ask the network which chips this machine has, and warn where it is not told; JAX would run on them.
+  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+  os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
+  os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5litepod-8')
+  jax.config.update('jax_platforms', os.environ.setdefault('JAX_PLATFORMS', 'cpu'))
+  jax.config.update('jax_enable_compilation_cache', False)
+  config = config_flags.DEFINE_config_file('config', None, 'Path of the config file.')
+  topology = flags.DEFINE_string('topology', 'v5e:16x16', 'Generation and sides of the pod.')
+  sizes = flags.DEFINE_list('devices', [], 'Numbers of chips; none: all of the topology.')
+  global_batch = flags.DEFINE_integer(
+    'global_batch', None, 'Batch of all chips together; none: config.batch_size for each.', lower_bound=1
+  )
+  num_images = flags.DEFINE_integer('num_images', 50_000, 'Training images on every chip.', lower_bound=2)
+  image = flags.DEFINE_string('image', None, 'Height, width and channels, as in 224x224x3; none: of the dataset.')
+  classes = flags.DEFINE_integer('classes', 1000, 'Classes of images of the shape --image.', lower_bound=2)
+  path = flags.DEFINE_string('json', None, 'Where to write the results as JSON.')
+
+  def compiled() -> None:
+    flags.FLAGS(sys.argv)
+    if config.value is None:
+      raise ValueError('--config: missing; for example --config=configs/cifar.py')
+    run(
+      config.value,
+      topology.value,
+      sizes.value,
+      global_batch=global_batch.value,
+      num_images=num_images.value,
+      image=image.value,
+      classes=classes.value,
+      path=path.value,
+    )
+
+  return exit_code(compiled)
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,188 @@
+"""Several processes, on one host or on many, that run one program together [`jax.distributed`].
+
+All of them run all of the program. What only one may do (logs, reports, files that are not checkpoints) the first one
+does, and what depends on a clock or a signal is agreed on, since processes that take different turns wait for each
+other for ever.
+"""
+
+import contextlib
+import os
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+PyTree = Any
+T = TypeVar('T')
+
+#: Seconds after which a process that is not heard of is taken for dead, and the others end.
+HEARTBEAT_TIMEOUT = 60
+
+# Seconds between two attempts to reach the first process.
+_RETRY = 0.5
+
+# Of a message that processes tell each other.
+_MESSAGE_BYTES = 1024
+
+
+class AgreedError(ValueError):
+  """An error that every process raises, because one of them could not go on."""
+
+
+def initialize(
+  coordinator: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+  timeout: int = 300,
+) -> None:
+  """Joins the other processes; before anything else is done with JAX.
+
+  What is left out is found out from the cluster, if JAX knows its kind (TPU pod slices, Slurm, Open MPI, Kubernetes).
+
+  Args:
+    coordinator: `host:port` of the first process, at which it listens for the others.
+    num_processes: how many there are.
+    process_id: which of them this is, from 0 on.
+    timeout: seconds to wait until all of them are there.
+
+  Raises:
+    ValueError: the processes cannot find each other.
+  """
+  given = {'--coordinator': coordinator, '--num_processes': num_processes, '--process_id': process_id}
+  missing = [name for name, value in given.items() if value is None]
+  if timeout < 1:
+    raise ValueError(f'--timeout: {timeout} is not allowed; it has to be ≥ 1')
+  if num_processes is not None and num_processes < 1:
+    raise ValueError(f'--num_processes: {num_processes} is not allowed; it has to be ≥ 1')
+  if process_id is not None and not 0 <= process_id < (num_processes or sys.maxsize):
+    last = 'the number of processes less one' if num_processes is None else num_processes - 1
+    raise ValueError(f'--process_id: {process_id} is not allowed; it has to be one of 0 to {last}')
+  start = time.monotonic()
+  if coordinator is not None:
+    # JAX would abort the process.
+    _find(coordinator, timeout, listens=process_id == 0)
+    # Should they not come, JAX aborts the process after all, with many lines that say less.
+    print(f'waiting for all processes at {coordinator}, at most {timeout} seconds', file=sys.stderr, flush=True)
+  try:
+    jax.distributed.initialize(
+      coordinator,
+      num_processes,
+      process_id,
+      cluster_detection_method=None if missing else 'deactivate',
+      initialization_timeout=max(1, round(timeout - (time.monotonic() - start))),
+      heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT,
+    )
+  except ValueError as error:
+    raise ValueError(
+      f'--distributed: no cluster of a kind that JAX knows was found; {", ".join(missing)} have to be given ({error})'
+    ) from error
+  except (RuntimeError, OSError) as error:
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    raise ValueError(f'--distributed: not all processes were there after {timeout} seconds ({reason})') from error
+
+
+def _find(address: str, timeout: float, *, listens: bool) -> None:
+  """Raises a ValueError if nobody answers at an address, or if this process is to listen there and cannot."""
+  host, _, port = address.rpartition(':')
+  if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+    raise ValueError(f'--coordinator: {address!r} is not allowed; it has to be of the form host:port')
+  place = host.strip('[]'), int(port)
+  try:
+    socket.getaddrinfo(*place)
+  except OSError as error:
+    raise ValueError(f'--coordinator: {address}: no such host ({error.strerror})') from error
+  if listens:
+    with socket.socket() as taken:
+      taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+      try:
+        taken.bind(('', place[1]))
+      except OSError as error:
+        raise ValueError(f'--coordinator: {address}: process 0 cannot listen there ({error.strerror})') from error
+    return
+  deadline = time.monotonic() + timeout
+  while True:
+    try:
+      socket.create_connection(place, timeout=max(0.1, deadline - time.monotonic())).close()
+      return
+    except OSError as error:
+      if time.monotonic() > deadline - _RETRY:
+        raise ValueError(
+          f'--coordinator: {address}: process 0 was not there after {timeout} seconds ({error.strerror or error})'
+        ) from error
+    time.sleep(_RETRY)
+
+
+def is_first() -> bool:
+  """Whether this process is the one that writes what only one may write."""
+  return jax.process_index() == 0
+
+
+def topology() -> str:
+  """All processes and devices in a line."""
+  devices = jax.devices()
+  counts = Counter(device.process_index for device in devices)
+  each = sorted(set(counts.values()))
+  a_process = f'{each[0]}' if len(each) == 1 else f'{each[0]} to {each[-1]}'
+  kinds = ', '.join(sorted({device.device_kind for device in devices}))
+  return f'{jax.process_count()} processes, {len(devices)} devices ({a_process} a process), {kinds}'
+
+
+def gather(values: Sequence[float]) -> np.ndarray:
+  """`[P, n]` float64: what every process has, by process; all of them have to call this."""
+  found = np.asarray(values, np.float64)
+  if jax.process_count() == 1:
+    return found[None]
+  # As bytes, since JAX would round them to float32.
+  bytes_of_all = np.asarray(multihost_utils.process_allgather(np.frombuffer(found.tobytes(), np.uint8)))
+  return np.frombuffer(bytes_of_all.tobytes(), np.float64).reshape(jax.process_count(), -1)
+
+
+def fetch(tree: T) -> T:
+  """Arrays as NumPy arrays, whole, wherever their parts are; all processes have to call this."""
+
+  def one(leaf: Any) -> Any:
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and not leaf.is_fully_replicated:
+      return multihost_utils.process_allgather(leaf, tiled=True)
+    return leaf
+
+  found: T = jax.device_get(jax.tree.map(one, tree) if jax.process_count() > 1 else tree)
+  return found
+
+
+def together(action: Callable[[], T]) -> T:
+  """What an action of every process returns.
+
+  Raises:
+    AgreedError: it raised a ValueError in one or more processes; in all of them.
+  """
+  if jax.process_count() == 1:
+    return action()
+  result, failure = None, None
+  try:
+    result = action()
+  except ValueError as error:
+    failure = error
+  message = np.zeros(_MESSAGE_BYTES, np.uint8)
+  if failure is not None:
+    text = (str(failure) or type(failure).__name__).encode()[:_MESSAGE_BYTES]
+    message[: len(text)] = np.frombuffer(text, np.uint8)
+  messages = np.asarray(multihost_utils.process_allgather(message))
+  for index, found in enumerate(messages):
+    if found.any():
+      text = found[found != 0].tobytes().decode(errors='replace')
+      raise AgreedError(f'process {index}: {text}') from failure
+  return result  # type: ignore[return-value]
+
+
+def leave(code: int) -> None:
+  """Ends this process at once, without waiting for others, which may wait for it."""
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(OSError, ValueError):
+      stream.flush()
+  os._exit(code)
