@@ -1,0 +1,214 @@
+"""Searches by several processes, each with four devices, that find each other over the loopback interface."""
+
+import contextlib
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from darts_jax import search
+from darts_jax.runtime import metrics
+from darts_jax.search import loop
+
+ROOT = pathlib.Path(__file__).parents[2]
+# 5 steps an epoch.
+CONFIG: dict[str, Any] = {
+  # From some seeds a pixel is so close to a kink of ReLU that rounding decides on which side it is.
+  'seed': 3,
+  'epochs': 3,
+  'batch_size': 128,
+  'log_every': 5,
+  'data': {'name': 'digits'},
+  'augment': {'crop_padding': 1, 'flip': True},
+  'network': {'channels': 2, 'layers': 3, 'nodes': 1, 'operations': ('none', 'skip_connect', 'avg_pool_3x3')},
+  'weights': {'learning_rate': 0.05},
+  # Adam makes steps of one length of the smallest gradients, which are rounding; decay keeps them from being so small.
+  'alphas': {'learning_rate': 0.01, 'init_scale': 0.1, 'weight_decay': 0.1},
+  'hypergradient': {'name': 'first_order'},
+  'mesh': {'seed': 1},
+}
+#: Seconds within which processes have to end when one of them is gone: more than their heartbeats take.
+BOUND = 120
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory) -> pathlib.Path:
+  """A config file."""
+  path = tmp_path_factory.mktemp('config') / 'tiny.py'
+  path.write_text(f'from ml_collections import ConfigDict\n\n\ndef get_config():\n  return ConfigDict({CONFIG!r})\n')
+  return path
+
+
+def start(config: pathlib.Path, workdir: pathlib.Path, *arguments: str) -> 'subprocess.Popen[str]':
+  """A process of the search, as a user starts it, with the quick compilation of the tests."""
+  kept = [flag for flag in os.environ['XLA_FLAGS'].split() if 'device_count' not in flag]
+  flags = ' '.join([*kept, '--xla_force_host_platform_device_count=4'])
+  command = [sys.executable, '-m', 'experiments.search', f'--config={config}', f'--workdir={workdir}']
+  return subprocess.Popen(
+    [*command, '--distributed', *arguments],
+    cwd=ROOT,
+    env=os.environ | {'XLA_FLAGS': flags},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+@contextlib.contextmanager
+def pair(config: pathlib.Path, workdir: pathlib.Path, *arguments: str, late: float = 0.0) -> Iterator[list[Any]]:
+  """Two processes, the second some seconds after the first; whatever is left of them is killed."""
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    address = f'127.0.0.1:{free.getsockname()[1]}'
+  processes: list[Any] = []
+  try:
+    for i in range(2):
+      where = f'--coordinator={address}', '--num_processes=2', f'--process_id={i}', f'--timeout={BOUND}'
+      processes.append(start(config, workdir, *where, *arguments))
+      time.sleep(late * (1 - i))
+    yield processes
+  finally:
+    for process in processes:
+      process.kill()
+      process.wait()
+      process.stdout.close()
+      process.stderr.close()
+
+
+def finish(processes: list[Any]) -> list[tuple[str, str]]:
+  """What processes print that end as they should."""
+  outputs = [process.communicate(timeout=300) for process in processes]
+  assert [process.returncode for process in processes] == [0, 0], outputs
+  return outputs
+
+
+def own(text: str) -> list[str]:
+  """The lines that are not of the library which connects processes."""
+  return [line for line in text.splitlines() if 'Gloo' not in line]
+
+
+def alphas(workdir: pathlib.Path) -> np.ndarray:
+  with np.load(workdir / 'alphas.npz') as saved:
+    assert saved['epoch'].tolist() == [0, 1, 2, 3]
+    return np.stack([saved['normal'], saved['reduce']])
+
+
+def events(workdir: pathlib.Path) -> list[str]:
+  return [line['event'] for line in metrics.read(workdir) if line['kind'] == 'event' and line['event'] != 'compiled']
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory) -> pathlib.Path:
+  """The search of one process, with as many devices."""
+  workdir = tmp_path_factory.mktemp('alone')
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(loop, 'enable_cache', lambda: None)
+    assert search.run(CONFIG, workdir).finished
+  return workdir
+
+
+@pytest.fixture(scope='module')
+def together(tmp_path_factory, config) -> tuple[pathlib.Path, list[tuple[str, str]]]:
+  """The search of two processes, of which one is late, and what they printed."""
+  workdir = tmp_path_factory.mktemp('together')
+  with pair(config, workdir, late=3.0) as processes:
+    return workdir, finish(processes)
+
+
+def test_two_processes_find_what_one_does(alone, together):
+  workdir, _ = together
+  # Sums are in another order.
+  np.testing.assert_allclose(alphas(workdir), alphas(alone), rtol=0, atol=1e-5)
+  assert (workdir / 'genotype.json').read_text() == (alone / 'genotype.json').read_text()
+  assert {path.name for path in workdir.iterdir()} == {path.name for path in alone.iterdir()}
+
+
+def test_the_first_process_speaks_for_all(together):
+  workdir, [(output, errors), (silent_output, silent_errors)] = together
+  assert '2 processes, 8 devices (4 a process), cpu' in errors.splitlines()
+  said = [line.partition(':')[0] for line in own(output)]
+  assert said == ['genotype', 'validation accuracy in the supernet', 'report']
+  assert own(silent_output) == []
+  assert [line.partition(' at ')[0] for line in own(silent_errors)] == ['waiting for all processes']
+  # One log, with one line for every epoch.
+  assert [line['epoch'] for line in metrics.read(workdir) if line['kind'] == 'epoch'] == [0, 1, 2]
+  assert events(workdir) == ['finished']
+
+
+@pytest.fixture(scope='module')
+def killed(tmp_path_factory, config) -> tuple[pathlib.Path, int, str]:
+  """A search whose second process is killed after the first checkpoint; what became of the other."""
+  workdir = tmp_path_factory.mktemp('killed')
+  with pair(config, workdir) as processes:
+    deadline = time.monotonic() + BOUND
+    while not (workdir / 'checkpoints' / '5').exists():
+      assert time.monotonic() < deadline, 'no checkpoint'
+      assert processes[1].poll() is None, processes[1].communicate()
+      time.sleep(0.05)
+    processes[1].kill()
+    _, errors = processes[0].communicate(timeout=BOUND)
+    return workdir, processes[0].returncode, errors
+
+
+def test_a_killed_process_ends_the_others_with_a_message(killed):
+  _, code, errors = killed
+  assert code not in (0, None)
+  # That of this package, or that of JAX if its heartbeats are first.
+  assert 'mostly because another one has ended' in errors or 'another task died' in errors
+
+
+def test_all_go_on_from_the_last_checkpoint(tmp_path, config, killed, together):
+  workdir = tmp_path / 'again'
+  shutil.copytree(killed[0], workdir)
+  with pair(config, workdir) as processes:
+    finish(processes)
+  np.testing.assert_array_equal(alphas(workdir), alphas(together[0]))
+  assert events(workdir)[0] == 'resumed'
+
+
+def test_one_process_goes_on_with_what_two_began(tmp_path, monkeypatch, killed, alone):
+  workdir = tmp_path / 'again'
+  shutil.copytree(killed[0], workdir)
+  monkeypatch.setattr(loop, 'enable_cache', lambda: None)
+  assert search.run(CONFIG, workdir).finished
+  np.testing.assert_allclose(alphas(workdir), alphas(alone), rtol=0, atol=1e-5)
+  assert events(workdir) == ['resumed', 'finished']
+
+
+def test_searches_side_by_side_have_a_process_each(tmp_path, config, alone):
+  with pair(config, tmp_path / 'run', '--config.mesh.seed=2') as processes:
+    [(output, _), _] = finish(processes)
+  assert output.count('genotype: ') == 2
+  np.testing.assert_allclose(alphas(tmp_path / 'run' / 'seed3'), alphas(alone), rtol=0, atol=1e-5)
+  assert np.abs(alphas(tmp_path / 'run' / 'seed4') - alphas(alone)).max() > 1e-2
+
+
+def test_an_error_of_one_process_is_one_line_of_the_first(tmp_path, config):
+  (tmp_path / 'file').write_text('')
+  with pair(config, tmp_path / 'file' / 'run') as processes:
+    outputs = [process.communicate(timeout=BOUND) for process in processes]
+  assert [process.returncode for process in processes] == [2, 2]
+  assert f'error: process 0: --workdir: {tmp_path}/file/run cannot be written (Not a directory)' in outputs[0][1]
+  assert 'error' not in outputs[1][1]
+
+
+def test_nobody_at_the_coordinators_address_is_an_error(tmp_path, config):
+  with socket.socket() as taken:
+    taken.bind(('127.0.0.1', 0))  # And nobody listens.
+    address = f'127.0.0.1:{taken.getsockname()[1]}'
+    where = f'--coordinator={address}', '--num_processes=2'
+    processes = [start(config, tmp_path / 'run', *where, f'--process_id={i}', '--timeout=2') for i in range(2)]
+    errors = [process.communicate(timeout=BOUND)[1] for process in processes]
+  assert [process.returncode for process in processes] == [2, 2]
+  assert errors[0] == f'error: --coordinator: {address}: process 0 cannot listen there (Address already in use)\n'
+  assert errors[1].startswith(f'error: --coordinator: {address}: process 0 was not there after 2 seconds (')
+  assert errors[1].count('\n') == 1
+  assert not (tmp_path / 'run').exists()
