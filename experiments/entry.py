@@ -35,6 +35,9 @@ _DISTRIBUTED = (
 )
 
 
+DISTRIBUTED_USAGE = '[--distributed [--coordinator=HOST:PORT --num_processes=N --process_id=I] [--timeout=SECONDS]]'
+
+
 def launch(run: Callable[..., int], usage: str, extra: Sequence[Flag] = (), *, distributed: bool = False) -> None:
   """Parses the command line, calls `run(config, workdir, **extra flags)` and exits with what it returns.
 

@@ -18,7 +18,7 @@ import jax
 from darts_jax import genotype, search, selection
 from darts_jax.data.sequences import perplexity
 from darts_jax.runtime import processes
-from experiments.entry import launch
+from experiments.entry import DISTRIBUTED_USAGE, launch
 
 
 def run(config: Mapping[str, Any], workdir: pathlib.Path) -> int:
@@ -68,6 +68,6 @@ if __name__ == '__main__':
   launch(
     run,
     'usage: python -m experiments.search --config=configs/digits.py [--workdir=DIR] [--config.FIELD=VALUE]'
-    ' [--distributed [--coordinator=HOST:PORT --num_processes=N --process_id=I] [--timeout=SECONDS]]',
+    f' {DISTRIBUTED_USAGE}',
     distributed=True,
   )

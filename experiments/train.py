@@ -1,7 +1,7 @@
 """Trains the network of an architecture from scratch and tests it, on images or, if it is recurrent, on text.
 
 python -m experiments.train --config=configs/digits_eval.py --genotype=NAME|PATH [--seeds=N] [--workdir=DIR]
-  [--config.FIELD=VALUE ...]
+  [--config.FIELD=VALUE ...] [--distributed [--coordinator=HOST:PORT --num_processes=N --process_id=I]]
 """
 
 import pathlib
@@ -11,11 +11,13 @@ from typing import Any
 
 from darts_jax import genotype as genotypes
 from darts_jax import training
-from experiments.entry import Flag, launch, require
+from darts_jax.runtime import processes
+from experiments.entry import DISTRIBUTED_USAGE, Flag, launch, require
 
 USAGE = (
   'usage: python -m experiments.train --config=configs/digits_eval.py --genotype=NAME|PATH [--seeds=N] [--workdir=DIR]'
   ' [--config.FIELD=VALUE]'
+  f' {DISTRIBUTED_USAGE}'
 )
 FLAGS = (
   Flag(
@@ -37,14 +39,15 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, genotype: str | None, 
   try:
     results = training.run_seeds(config, workdir, found, int(seeds))
   except training.Diverged as error:
-    print(f'error: {error}', file=sys.stderr)
+    if processes.is_first():
+      print(f'error: {error}', file=sys.stderr)
     return 1
   if len(results) < int(seeds) or not results[-1].finished:
     return 130
-  for line in training.summarise(results):
+  for line in training.summarise(results) if processes.is_first() else ():
     print(line)
   return 0
 
 
 if __name__ == '__main__':
-  launch(run, USAGE, FLAGS)
+  launch(run, USAGE, FLAGS, distributed=True)

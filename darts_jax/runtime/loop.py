@@ -10,9 +10,10 @@ import dataclasses
 import math
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, NoReturn, Self, TypeVar
 
+import jax
 import numpy as np
 
 from darts_jax.runtime import metrics, processes
@@ -220,10 +221,13 @@ class Loop(abc.ABC, Generic[State]):
         try:
           state, found = self.advance(state, min(until_line, until_epoch, planned))
         except ValueError as error:
+          if jax.process_count() > 1:
+            # The others are in the middle of the step.
+            raise
           # Data that cannot be read any more; the steps that were taken are as good as any.
           self._save(step, state, epoch_sums, log_sums, last_epoch)
           self.note(step, 'failed', f'{error}; saved at step {step} of {self.total}, start again to resume')
-          self._report()
+          self.renewed_report()
           raise
         sums = _numbers(processes.fetch(dict(found)))
         seconds = time.monotonic() - start
@@ -259,8 +263,8 @@ class Loop(abc.ABC, Generic[State]):
           if (epoch + 1) % plan.checkpoint.every == 0 or step == self.total:
             self._save(step, state, epoch_sums, log_sums, last_epoch)
           if step < self.total:
-            self._report()
-      if step == self.total and not self._is_finished():
+            self.renewed_report()
+      if step == self.total and not self.has_logged(lambda line: line.get('event') == 'finished'):
         self.finish(state)
         self._log.write('event', step, {'event': 'finished', 'message': f'{len(plan.epoch_ends)} epochs done'})
       elif step < self.total:
@@ -286,6 +290,16 @@ class Loop(abc.ABC, Generic[State]):
     """Logs a line of another kind."""
     self._log.write(kind, step, values)
 
+  def has_logged(self, wanted: Callable[[Mapping[str, Any]], bool]) -> bool:
+    """Whether a line of the log is as wanted; all processes have to call this."""
+    first = processes.is_first()
+    found = first and any(map(wanted, metrics.read(self.folders[0])))
+    return bool(processes.gather([found])[0, 0])
+
+  def renewed_report(self) -> pathlib.Path:
+    """The path of the report, which the first process renews."""
+    return self.report() if processes.is_first() else self.folders[0] / 'report.html'
+
   def check_finite(self, values: Mapping[str, Any], step: int) -> None:
     """Raises Diverged unless all values are finite."""
     if not _all_finite(values):
@@ -307,16 +321,6 @@ class Loop(abc.ABC, Generic[State]):
     found = processes.gather([names.index(requested) if requested in names else 1, planned])
     signal = int(found[:, 0].max())
     return (requested or names[signal]) if signal else None, int(found[0, 1])
-
-  def _is_finished(self) -> bool:
-    """Whether the log says that all has been done."""
-    first = processes.is_first()
-    done = first and any(line.get('event') == 'finished' for line in metrics.read(self.folders[0]))
-    return bool(processes.gather([done])[0, 0])
-
-  def _report(self) -> None:
-    if processes.is_first():
-      self.report()
 
   def _save(self, step: int, state: State, epoch_sums: Sums, log_sums: Sums, last_epoch: Mapping[str, Any]) -> None:
     values = {'epoch_sums': epoch_sums.values, 'log_sums': log_sums.values, 'last_epoch': last_epoch}
@@ -341,7 +345,7 @@ class Loop(abc.ABC, Generic[State]):
     good = f'the last good checkpoint is that of step {max(steps)}' if steps else 'there is no checkpoint yet'
     message = f'step {step}: a loss or gradient is not finite; {good}, in {self.workdir}'
     self.note(step, 'non_finite', message)
-    self._report()
+    self.renewed_report()
     raise Diverged(message)
 
 

@@ -180,6 +180,11 @@ def together(action: Callable[[], T]) -> T:
   return result  # type: ignore[return-value]
 
 
+def by_first(action: Callable[[], None]) -> None:
+  """Carries an action out in the first process alone; see `together`."""
+  together(lambda: action() if is_first() else None)
+
+
 def leave(code: int) -> None:
   """Ends this process at once, without waiting for others, which may wait for it."""
   for stream in (sys.stdout, sys.stderr):

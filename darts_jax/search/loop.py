@@ -91,7 +91,7 @@ def run_side_by_side(config: Mapping[str, Any], workdir: str | pathlib.Path) -> 
       nested mappings or `ConfigDict`.
     workdir: gets `config.json`, `metrics.jsonl`, `tensorboard/`, `genotype.json`, `alphas.npz`, `checkpoints/` and
       `report.html`. A search that was stopped resumes to the same result, bit for bit. Searches side by side have all
-      but the checkpoints in folders `seed0`, `seed1`, … of their own.
+      but the checkpoints in folders `seed_0`, `seed_1`, … of their own.
 
   Returns:
     What each of the `config.mesh.seed` searches found; it is what a search by itself with the same seed finds, but for
@@ -105,13 +105,13 @@ def run_side_by_side(config: Mapping[str, Any], workdir: str | pathlib.Path) -> 
   workdir = pathlib.Path(workdir).expanduser()
   searcher, data, fingerprint = processes.together(lambda: _open(settings))
   folders = _folders(settings, workdir)
-  processes.together(lambda: _claim(settings, workdir, folders, fingerprint))
+  processes.by_first(lambda: _claim(settings, workdir, folders, fingerprint))
   enable_cache()
   with InterruptGuard() as guard:
     loop = _Loop(settings, workdir, searcher, data, guard, folders)
     state, last_epoch, finished, requested = loop.run()
   alphas = loop.alphas(state)
-  reports = loop.reports()
+  reports = loop.reports() if processes.is_first() else [folder / 'report.html' for folder in folders]
   return [
     Result(
       loop.strategy.derive(alphas[i]),
@@ -130,15 +130,13 @@ def _folders(settings: Settings, workdir: pathlib.Path) -> list[pathlib.Path]:
   """Where the searches write."""
   if settings.mesh.seed == 1:
     return [workdir]
-  return [workdir / f'seed{settings.seed + i}' for i in range(settings.mesh.seed)]
+  return [workdir / f'seed_{settings.seed + i}' for i in range(settings.mesh.seed)]
 
 
 def _claim(
   settings: Settings, workdir: pathlib.Path, folders: Sequence[pathlib.Path], fingerprint: Mapping[str, Any]
 ) -> None:
   """See `claim`; folders of searches side by side get the config with their seed."""
-  if not processes.is_first():
-    return
   config = {**dataclasses.asdict(settings), **fingerprint}
   claim(workdir, config, 'search')
   if len(folders) > 1:
@@ -316,11 +314,9 @@ class _Loop(Loop[SearchState]):
     return self.reports()[0]
 
   def reports(self) -> list[pathlib.Path]:
-    """Renews the report of every search, if this is the first process; returns their paths."""
+    """Renews the report of every search; returns their paths."""
     with named_errors(self.workdir):
-      if processes.is_first():
-        return [report.write(folder) for folder in self.folders]
-    return [folder / 'report.html' for folder in self.folders]
+      return [report.write(folder) for folder in self.folders]
 
   def _write_alphas(self, state: SearchState, step: int, epoch: int, scores: Sequence[Scores]) -> None:
     found = self.alphas(state)

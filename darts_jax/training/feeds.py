@@ -16,7 +16,7 @@ from darts_jax.data.images import Images
 from darts_jax.data.official import IMAGENET_MEAN, IMAGENET_STD
 from darts_jax.data.records import EVALUATION, TRAIN, Records, image_folder, tfds_directory
 from darts_jax.data.stream import Batch, Stream
-from darts_jax.runtime.mesh import batch_sharding, replicated
+from darts_jax.runtime.mesh import batch_sharding, put, replicated
 from darts_jax.training.settings import STREAMED, Training
 from darts_jax.training.trainer import Trainer, TrainState
 
@@ -118,7 +118,8 @@ class Placed:
     }
     _check_batch_size(settings.batch_size, self.num_train, images.name)
     self.parts = tuple(name for name in arrays if name != 'train')
-    self.examples = {name: Examples(*jax.device_put(pair, replicated(mesh))) for name, pair in arrays.items()}
+    placed: Any = put(arrays, replicated(mesh))
+    self.examples = {name: Examples(*pair) for name, pair in placed.items()}
     self._run: Any = None
     # By number of images, which the compiled function depends on.
     self._evaluations: dict[int, Any] = {}
@@ -126,11 +127,11 @@ class Placed:
   def prepare(self, trainer: Trainer, state: TrainState, step: int, compile_: Compile, note: Note) -> None:
     """See `Feed`."""
     del step, note
-    self._run = compile_('training step', trainer.run, state, self.examples['train'], jnp.int32(1))
+    self._run = compile_('training step', trainer.run, state, self.examples['train'], np.int32(1))
 
   def advance(self, state: TrainState, num_steps: int) -> tuple[TrainState, Mapping[str, Any]]:
     """See `Feed`."""
-    found: tuple[TrainState, Mapping[str, Any]] = self._run(state, self.examples['train'], jnp.int32(num_steps))
+    found: tuple[TrainState, Mapping[str, Any]] = self._run(state, self.examples['train'], np.int32(num_steps))
     return found
 
   def measure(

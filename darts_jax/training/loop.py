@@ -14,7 +14,7 @@ from darts_jax import report
 from darts_jax.data.batches import Evaluation
 from darts_jax.genotype import Genotype
 from darts_jax.nets.conv import check_image_size
-from darts_jax.runtime import metrics
+from darts_jax.runtime import metrics, processes
 from darts_jax.runtime.compilation import enable_cache
 from darts_jax.runtime.interrupts import InterruptGuard
 from darts_jax.runtime.loop import Loop, Plan, Sums
@@ -68,12 +68,16 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genoty
   """
   settings = build(Training, config)
   workdir = pathlib.Path(workdir).expanduser()
-  mesh = make_mesh()
-  check_batch(settings.batch_size, mesh)
-  feed = open_feed(settings, mesh)
-  model = make_model(settings, genotype, feed)
-  trainer = Trainer(settings, model, feed.num_train, mesh)
-  claim_training(workdir, settings, model, feed.fingerprint)
+
+  def open_all() -> tuple[Feed, Model, Trainer]:
+    mesh = make_mesh()
+    check_batch(settings.batch_size, mesh)
+    feed = open_feed(settings, mesh)
+    model = make_model(settings, genotype, feed)
+    return feed, model, Trainer(settings, model, feed.num_train, mesh)
+
+  feed, model, trainer = processes.together(open_all)
+  processes.by_first(lambda: claim_training(workdir, settings, model, feed.fingerprint))
   enable_cache()
   with InterruptGuard() as guard:
     loop = _Loop(settings, workdir, trainer, feed, model, guard)
@@ -81,7 +85,8 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genoty
       _, last_epoch, finished, requested = loop.run()
     finally:
       feed.close()
-  tested = next((line for line in metrics.read(workdir) if line['kind'] == 'test'), {})
+  lines = metrics.read(workdir) if processes.is_first() else []
+  tested = next((line for line in lines if line['kind'] == 'test'), {})
   return Result(
     tested.get('accuracy', math.nan),
     tested.get('loss', math.nan),
@@ -90,7 +95,7 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genoty
     model.num_weights,
     finished,
     requested is not None,
-    loop.report(),
+    loop.renewed_report(),
   )
 
 
@@ -188,8 +193,7 @@ class _Loop(Loop[TrainState]):
 
   def finish(self, state: TrainState) -> None:
     # A run that was killed right after it had tested does not test again.
-    tested = any(line['kind'] == 'test' for line in metrics.read(self.workdir))
-    if 'test' in self._feed.parts and not tested:
+    if 'test' in self._feed.parts and not self.has_logged(lambda line: line['kind'] == 'test'):
       values = self._measure('test', state, self.total)
       self.check_finite(values, self.total)
       self.write('test', self.total, values)

@@ -6,6 +6,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, overload
 
+import jax
+
 from darts_jax.genotype import AnyGenotype, Genotype, RecurrentGenotype
 from darts_jax.settings import build_by_space
 from darts_jax.training import language, loop, restore
@@ -57,6 +59,8 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: AnyGen
   check_genotype(config, genotype)
   if isinstance(genotype, Genotype):
     return loop.run(config, workdir, genotype)
+  if jax.process_count() > 1:
+    raise ValueError('--distributed: networks for text are trained in one process')
   return language.run(config, workdir, genotype)
 
 

@@ -13,13 +13,17 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @pytest.fixture(scope='session')
 def command() -> Callable[..., 'subprocess.CompletedProcess[str]']:
-  """Runs `python -m experiments.NAME ARGUMENTS` in the repository."""
+  """Runs `python -m experiments.NAME ARGUMENTS` in the repository, on one device.
 
-  def run(name: str, *arguments: str) -> 'subprocess.CompletedProcess[str]':
+  It is compiled as quickly as the tests are, or, if it is `optimised`, as it is for a user.
+  """
+  quick = [flag for flag in os.environ['XLA_FLAGS'].split() if 'device_count' not in flag]
+
+  def run(name: str, *arguments: str, optimised: bool = False) -> 'subprocess.CompletedProcess[str]':
     return subprocess.run(
       [sys.executable, '-m', f'experiments.{name}', *arguments],
       cwd=ROOT,
-      env=os.environ | {'XLA_FLAGS': ''},
+      env=os.environ | {'XLA_FLAGS': '' if optimised else ' '.join(quick)},
       capture_output=True,
       text=True,
       timeout=500,

@@ -1,8 +1,10 @@
 """Searches by several processes, each with four devices, that find each other over the loopback interface."""
 
 import contextlib
+import json
 import os
 import pathlib
+import re
 import shutil
 import socket
 import subprocess
@@ -13,10 +15,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from darts_jax import search
+from configs import imagenet_eval
+from darts_jax import genotype as genotypes
+from darts_jax import search, training
+from darts_jax.genotype import Genotype
 from darts_jax.runtime import metrics
 from darts_jax.search import loop
+from darts_jax.training import loop as training_loop
 
 ROOT = pathlib.Path(__file__).parents[2]
 # 5 steps an epoch.
@@ -47,13 +54,15 @@ def config(tmp_path_factory) -> pathlib.Path:
   return path
 
 
-def start(config: pathlib.Path, workdir: pathlib.Path, *arguments: str) -> 'subprocess.Popen[str]':
-  """A process of the search, as a user starts it, with the quick compilation of the tests."""
+def start(
+  config: pathlib.Path, workdir: pathlib.Path, *arguments: str, command: str = 'search'
+) -> 'subprocess.Popen[str]':
+  """A process of a command, as a user starts it, with the quick compilation of the tests."""
   kept = [flag for flag in os.environ['XLA_FLAGS'].split() if 'device_count' not in flag]
   flags = ' '.join([*kept, '--xla_force_host_platform_device_count=4'])
-  command = [sys.executable, '-m', 'experiments.search', f'--config={config}', f'--workdir={workdir}']
+  program = [sys.executable, '-m', f'experiments.{command}', f'--config={config}', f'--workdir={workdir}']
   return subprocess.Popen(
-    [*command, '--distributed', *arguments],
+    [*program, '--distributed', *arguments],
     cwd=ROOT,
     env=os.environ | {'XLA_FLAGS': flags},
     stdout=subprocess.PIPE,
@@ -63,7 +72,9 @@ def start(config: pathlib.Path, workdir: pathlib.Path, *arguments: str) -> 'subp
 
 
 @contextlib.contextmanager
-def pair(config: pathlib.Path, workdir: pathlib.Path, *arguments: str, late: float = 0.0) -> Iterator[list[Any]]:
+def pair(
+  config: pathlib.Path, workdir: pathlib.Path, *arguments: str, late: float = 0.0, command: str = 'search'
+) -> Iterator[list[Any]]:
   """Two processes, the second some seconds after the first; whatever is left of them is killed."""
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
@@ -72,7 +83,7 @@ def pair(config: pathlib.Path, workdir: pathlib.Path, *arguments: str, late: flo
   try:
     for i in range(2):
       where = f'--coordinator={address}', '--num_processes=2', f'--process_id={i}', f'--timeout={BOUND}'
-      processes.append(start(config, workdir, *where, *arguments))
+      processes.append(start(config, workdir, *where, *arguments, command=command))
       time.sleep(late * (1 - i))
     yield processes
   finally:
@@ -91,8 +102,8 @@ def finish(processes: list[Any]) -> list[tuple[str, str]]:
 
 
 def own(text: str) -> list[str]:
-  """The lines that are not of the library which connects processes."""
-  return [line for line in text.splitlines() if 'Gloo' not in line]
+  """The lines that are not of the library which connects processes, several of whose threads print at a time."""
+  return [line for line in text.splitlines() if not re.search(r'Gloo|peer ranks|^[\d\s]*$', line)]
 
 
 def alphas(workdir: pathlib.Path) -> np.ndarray:
@@ -187,8 +198,8 @@ def test_searches_side_by_side_have_a_process_each(tmp_path, config, alone):
   with pair(config, tmp_path / 'run', '--config.mesh.seed=2') as processes:
     [(output, _), _] = finish(processes)
   assert output.count('genotype: ') == 2
-  np.testing.assert_allclose(alphas(tmp_path / 'run' / 'seed3'), alphas(alone), rtol=0, atol=1e-5)
-  assert np.abs(alphas(tmp_path / 'run' / 'seed4') - alphas(alone)).max() > 1e-2
+  np.testing.assert_allclose(alphas(tmp_path / 'run' / 'seed_3'), alphas(alone), rtol=0, atol=1e-5)
+  assert np.abs(alphas(tmp_path / 'run' / 'seed_4') - alphas(alone)).max() > 1e-2
 
 
 def test_an_error_of_one_process_is_one_line_of_the_first(tmp_path, config):
@@ -212,3 +223,42 @@ def test_nobody_at_the_coordinators_address_is_an_error(tmp_path, config):
   assert errors[1].startswith(f'error: --coordinator: {address}: process 0 was not there after 2 seconds (')
   assert errors[1].count('\n') == 1
   assert not (tmp_path / 'run').exists()
+
+
+@pytest.fixture(scope='module')
+def colours(tmp_path_factory) -> pathlib.Path:
+  """Noisy images of two colours, as files."""
+  root = tmp_path_factory.mktemp('images')
+  rng = np.random.default_rng(0)
+  for split, count in (('train', 12), ('val', 4)):
+    for name, colour in (('blue', (60, 60, 200)), ('green', (60, 200, 60))):
+      (root / split / name).mkdir(parents=True)
+      for i in range(count):
+        pixels = np.clip(rng.normal(colour, 30, (40, 40, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(root / split / name / f'{i}.png')
+  return root
+
+
+def test_processes_stream_a_part_of_each_batch_to_train_one_network(tmp_path, colours, monkeypatch):
+  found = imagenet_eval.get_config()
+  found.update(epochs=2, batch_size=8, log_every=3)
+  found.data.update(dir=str(colours), image_size=32, num_threads=1, validation_fraction=0.0)
+  found.network.update(channels=2, layers=3, auxiliary=False)
+  config = tmp_path / 'streamed.py'
+  content = json.loads(found.to_json())
+  config.write_text(f'from ml_collections import ConfigDict\n\n\ndef get_config():\n  return ConfigDict({content!r})\n')
+  cell = (('skip_connect', 0), ('max_pool_3x3', 1))
+  network = Genotype(cell, (2,), cell, (2,))
+  genotypes.save(network, tmp_path / 'found.json')
+  with pair(config, tmp_path / 'two', f'--genotype={tmp_path / "found.json"}', command='train') as processes:
+    [(output, _), _] = finish(processes)
+  assert [line.partition(':')[0] for line in own(output)] == ['parameters', 'test accuracy', 'report']
+  monkeypatch.setattr(training_loop, 'enable_cache', lambda: None)
+  training.run(found, tmp_path / 'one', network)
+  two, one = ([line for line in metrics.read(tmp_path / name) if line['kind'] != 'event'] for name in ('two', 'one'))
+  assert [line['kind'] for line in two] == ['step', 'epoch', 'step', 'epoch', 'test']
+  for ours, expected in zip(two, one, strict=True):
+    for name in ('train_loss', 'weights_gradient_norm', 'loss', 'accuracy'):
+      if name in expected:
+        # Rounding, which grows over six steps of BN of a few images.
+        assert ours[name] == pytest.approx(expected[name], rel=1e-3), name

@@ -264,15 +264,15 @@ def test_result_is_printed(ask, monkeypatch):
 
 def test_results_of_searches_side_by_side_are_printed(ask, monkeypatch):
   results = [
-    search.Result(GENOTYPE, loss, float('nan'), None, True, False, pathlib.Path(f'runs/seed{i}/report.html'))
+    search.Result(GENOTYPE, loss, float('nan'), None, True, False, pathlib.Path(f'runs/seed_{i}/report.html'))
     for i, loss in enumerate((0.0, 1.0))
   ]
   monkeypatch.setattr(search, 'run_side_by_side', lambda config, workdir: results)
   assert [line for line in ask(DIGITS).output.splitlines() if not line.startswith('genotype')] == [
     'validation perplexity of the supernet: 1.00',
-    'report: runs/seed0/report.html',
+    'report: runs/seed_0/report.html',
     'validation perplexity of the supernet: 2.72',
-    'report: runs/seed1/report.html',
+    'report: runs/seed_1/report.html',
   ]
 
 

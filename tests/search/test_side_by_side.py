@@ -71,7 +71,7 @@ def together(tmp_path_factory, make_guard) -> tuple[pathlib.Path, list[search.Re
 def test_each_finds_what_it_finds_alone(alone, together):
   folder, results = together
   for seed, (own, expected), result in zip(SEEDS, alone, results, strict=True):
-    found, wanted = alphas(folder / f'seed{seed}'), alphas(own)
+    found, wanted = alphas(folder / f'seed_{seed}'), alphas(own)
     for name, value in wanted.items():
       # Sums are in another order.
       np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-5, err_msg=name)
@@ -81,14 +81,14 @@ def test_each_finds_what_it_finds_alone(alone, together):
     )
     assert result.finished
   # They are different searches.
-  assert np.abs(alphas(folder / 'seed3')['normal'][-1] - alphas(folder / 'seed4')['normal'][-1]).max() > 1e-3
+  assert np.abs(alphas(folder / 'seed_3')['normal'][-1] - alphas(folder / 'seed_4')['normal'][-1]).max() > 1e-3
 
 
 def test_each_has_a_folder_like_that_of_a_search(alone, together):
   folder, results = together
-  assert {path.name for path in folder.iterdir()} == {'config.json', 'checkpoints', 'seed3', 'seed4'}
+  assert {path.name for path in folder.iterdir()} == {'config.json', 'checkpoints', 'seed_3', 'seed_4'}
   for seed, (own, _), result in zip(SEEDS, alone, results, strict=True):
-    mine = folder / f'seed{seed}'
+    mine = folder / f'seed_{seed}'
     assert {path.name for path in mine.iterdir()} == {path.name for path in own.iterdir()} - {'checkpoints'}
     assert json.loads((mine / 'config.json').read_text())['seed'] == seed
     assert genotype.load(mine / 'genotype.json') == result.genotype
