@@ -84,7 +84,7 @@ def initialize(
     ) from error
   except (RuntimeError, OSError) as error:
     reason = next(iter(str(error).splitlines()), type(error).__name__)
-    raise ValueError(f'--distributed: not all processes were there after {timeout} seconds ({reason})') from error
+    raise ValueError(f'--distributed: the processes did not find each other ({reason})') from error
 
 
 def _find(address: str, timeout: float, *, listens: bool) -> None:

@@ -3,13 +3,18 @@
 import contextlib
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from darts_jax.runtime import processes
 from darts_jax.settings import differences
 
 #: Differing fields that a message lists.
 _MAX_LISTED = 6
+
+# Seconds that a shared file system may take to show all hosts what one has written.
+_PATIENCE = 60.0
 
 
 @contextlib.contextmanager
@@ -52,6 +57,30 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any], kind: str) -> None:
         )
     else:
       write_whole(path, (json.dumps(config, indent=2) + '\n').encode())
+
+
+def claim_together(workdir: pathlib.Path, action: Callable[[], None]) -> None:
+  """Lets the first process claim `workdir` for all, which have to see what it writes.
+
+  Args:
+    workdir: holds `config.json` afterwards.
+    action: claims it (see `claim`).
+
+  Raises:
+    ValueError: it cannot be claimed, or a process does not see it; in all processes.
+  """
+  processes.by_first(action)
+  processes.together(lambda: _see(workdir / 'config.json'))
+
+
+def _see(path: pathlib.Path) -> None:
+  deadline = time.monotonic() + _PATIENCE
+  while not path.exists():
+    if time.monotonic() > deadline:
+      raise ValueError(
+        f'--workdir: {path.parent} has no {path.name}, which process 0 has written; all have to share it'
+      )
+    time.sleep(0.5)
 
 
 def write_whole(path: pathlib.Path, content: bytes) -> None:

@@ -21,7 +21,7 @@ from darts_jax.runtime.compilation import enable_cache
 from darts_jax.runtime.interrupts import InterruptGuard
 from darts_jax.runtime.loop import Loop, Plan, Sums
 from darts_jax.runtime.mesh import Shards, check_batch, make_mesh
-from darts_jax.runtime.workdir import claim, named_errors
+from darts_jax.runtime.workdir import claim, claim_together, named_errors
 from darts_jax.search import images, records, text
 from darts_jax.search.darts import Darts
 from darts_jax.search.searcher import Searcher
@@ -105,7 +105,7 @@ def run_side_by_side(config: Mapping[str, Any], workdir: str | pathlib.Path) -> 
   workdir = pathlib.Path(workdir).expanduser()
   searcher, data, fingerprint = processes.together(lambda: _open(settings))
   folders = _folders(settings, workdir)
-  processes.by_first(lambda: _claim(settings, workdir, folders, fingerprint))
+  claim_together(workdir, lambda: _claim(settings, workdir, folders, fingerprint))
   enable_cache()
   with InterruptGuard() as guard:
     loop = _Loop(settings, workdir, searcher, data, guard, folders)

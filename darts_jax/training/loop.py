@@ -19,7 +19,7 @@ from darts_jax.runtime.compilation import enable_cache
 from darts_jax.runtime.interrupts import InterruptGuard
 from darts_jax.runtime.loop import Loop, Plan, Sums
 from darts_jax.runtime.mesh import check_batch, make_mesh
-from darts_jax.runtime.workdir import named_errors
+from darts_jax.runtime.workdir import claim_together, named_errors
 from darts_jax.settings import build
 from darts_jax.training.feeds import Feed, open_feed
 from darts_jax.training.model import Model
@@ -77,7 +77,7 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genoty
     return feed, model, Trainer(settings, model, feed.num_train, mesh)
 
   feed, model, trainer = processes.together(open_all)
-  processes.by_first(lambda: claim_training(workdir, settings, model, feed.fingerprint))
+  claim_together(workdir, lambda: claim_training(workdir, settings, model, feed.fingerprint))
   enable_cache()
   with InterruptGuard() as guard:
     loop = _Loop(settings, workdir, trainer, feed, model, guard)

@@ -3,7 +3,8 @@ import re
 
 import pytest
 
-from darts_jax.runtime.workdir import claim
+from darts_jax.runtime import workdir as workdir_module
+from darts_jax.runtime.workdir import claim, claim_together
 
 CONFIG = {'seed': 0, 'network': {'channels': 16, 'operations': ('none', 'skip_connect')}}
 
@@ -45,3 +46,25 @@ def test_file_in_the_place_of_the_directory_is_named(tmp_path, inside):
   with pytest.raises(ValueError, match=f'^--workdir: {re.escape(str(workdir))} cannot be written'):
     claim(workdir, CONFIG, 'search')
   assert (tmp_path / 'file').read_text() == 'mine'
+
+
+def test_a_directory_that_not_all_processes_see_is_refused(tmp_path, monkeypatch):
+  claim_together(tmp_path, lambda: claim(tmp_path, CONFIG, 'search'))
+  other = tmp_path / 'other'
+  monkeypatch.setattr(workdir_module, '_PATIENCE', 0.0)
+  with pytest.raises(
+    ValueError, match=f'^--workdir: {re.escape(str(other))} has no config.json, which process 0'
+  ):
+    claim_together(other, lambda: None)
+
+
+def test_a_shared_file_system_may_take_its_time(tmp_path, monkeypatch):
+  waits = []
+
+  def sleep(seconds):
+    waits.append(seconds)
+    claim(tmp_path, CONFIG, 'search')
+
+  monkeypatch.setattr(workdir_module.time, 'sleep', sleep)
+  claim_together(tmp_path, lambda: None)
+  assert len(waits) == 1
