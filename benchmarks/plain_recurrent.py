@@ -107,7 +107,7 @@ def plain_step(
 
 def run(settings: RecurrentSearch, repeats: int, scan: bool) -> None:
   """Measures and prints the table."""
-  searcher, data, _, _ = open_search(settings)
+  searcher, data, _, _ = open_search(settings, 1)
   assert isinstance(searcher, TextSearcher)
   state = searcher.init(jax.random.key(settings.seed))
   programs: dict[str, Any] = {}

@@ -46,7 +46,6 @@ from darts_jax.search import images, text
 from darts_jax.search.loop import make_strategy
 from darts_jax.search.searcher import Searcher
 from darts_jax.search.settings import RecurrentSearch, Search, read
-from darts_jax.search.state import SearchState
 from darts_jax.search.step import BatchLoss
 
 #: Steps in a call. A search makes one call for all steps between two lines of its log, so that memory is new to the
@@ -87,9 +86,11 @@ def random_corpus(name: str, num_tokens: int) -> Corpus:
   return Corpus(name, tuple(map(str, range(size))), *tokens)
 
 
-def open_search(settings: Search | RecurrentSearch) -> tuple[Searcher[Any, Any], Any, int, str]:
-  """A search on random data: its functions, its data, the examples of a step and their name."""
-  mesh, strategy = make_mesh(), make_strategy(settings)
+def open_search(
+  settings: Search | RecurrentSearch, num_devices: int | None = None
+) -> tuple[Searcher[Any, Any], Any, int, str]:
+  """A search on random data, on all devices or on so many: its functions, data, the examples of a step, their name."""
+  mesh, strategy = make_mesh(num_devices), make_strategy(settings)
   if isinstance(settings, RecurrentSearch):
     # Every step of the benchmark reads a whole sequence.
     settings = dataclasses.replace(settings, short_fraction=0.0)
@@ -158,8 +159,10 @@ def _bytes(dtype: str, dimensions: str) -> int:
   return math.prod(int(n) for n in dimensions.split(',') if n) * bits // 8
 
 
-def count_operations(searcher: Searcher[Any, Any], state: SearchState, data: Any) -> float:
+def count_operations(settings: Search | RecurrentSearch) -> float:
   """Floating-point operations of all gradients of a step, from their programs before XLA optimises them."""
+  searcher, data, _, _ = open_search(settings, 1)
+  state = searcher.init(jax.random.key(settings.seed))
   batch = jax.jit(searcher.batches)(state, data).train
   times = 1
   if isinstance(searcher, text.TextSearcher):
@@ -190,7 +193,7 @@ def measure(settings: Search | RecurrentSearch, repeats: int, rates: Rates) -> d
   """Compiles a search step and times it; keys as in the JSON file."""
   searcher, data, examples, unit = open_search(settings)
   state = searcher.init(jax.random.key(settings.seed))
-  flops = count_operations(searcher, state, data)
+  flops = count_operations(settings)
   steps = jnp.int32(_STEPS)
   with temporary_cache():
     # What tracing has found out is the compilation's to find out again.

@@ -68,10 +68,6 @@ def check_refused(answer: Answer, *parts: str) -> None:
     ([DIGITS, '--coordinator=localhost:1'], ['--coordinator: localhost:1 is given without --distributed']),
     ([DIGITS, '--process_id=0'], ['--process_id: 0 is given without --distributed']),
     ([DIGITS, '--num_processes=two'], ['--num_processes=two', 'invalid literal for int']),
-    (
-      [DIGITS, '--distributed'],
-      ['--distributed: no cluster', '--coordinator, --num_processes, --process_id have'],
-    ),
     ([DIGITS, '--distributed', '--timeout=0'], ['--timeout: 0 is not allowed; it has to be ≥ 1']),
     ([DIGITS, '--distributed', '--num_processes=0'], ['--num_processes: 0 is not allowed; it has to be ≥ 1']),
     ([DIGITS, *TWO, '--process_id=2'], ['--process_id: 2 is not allowed; it has to be one of 0 to 1']),

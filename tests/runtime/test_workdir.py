@@ -52,9 +52,7 @@ def test_a_directory_that_not_all_processes_see_is_refused(tmp_path, monkeypatch
   claim_together(tmp_path, lambda: claim(tmp_path, CONFIG, 'search'))
   other = tmp_path / 'other'
   monkeypatch.setattr(workdir_module, '_PATIENCE', 0.0)
-  with pytest.raises(
-    ValueError, match=f'^--workdir: {re.escape(str(other))} has no config.json, which process 0'
-  ):
+  with pytest.raises(ValueError, match=f'^--workdir: {re.escape(str(other))} has no config.json, which process 0'):
     claim_together(other, lambda: None)
 
 
