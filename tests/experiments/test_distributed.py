@@ -26,13 +26,13 @@ from darts_jax.search import loop
 from darts_jax.training import loop as training_loop
 
 ROOT = pathlib.Path(__file__).parents[2]
-# 5 steps an epoch.
+# 2 steps an epoch.
 CONFIG: dict[str, Any] = {
   # From some seeds a pixel is so close to a kink of ReLU that rounding decides on which side it is.
   'seed': 3,
   'epochs': 2,
-  'batch_size': 128,
-  'log_every': 5,
+  'batch_size': 256,
+  'log_every': 2,
   'data': {'name': 'digits'},
   'augment': {'crop_padding': 1, 'flip': True},
   'network': {'channels': 2, 'layers': 3, 'nodes': 1, 'operations': ('none', 'skip_connect', 'avg_pool_3x3')},
@@ -160,7 +160,7 @@ def killed(tmp_path_factory, config) -> tuple[pathlib.Path, int, str]:
   workdir = tmp_path_factory.mktemp('killed')
   with pair(config, workdir) as processes:
     deadline = time.monotonic() + BOUND
-    while not (workdir / 'checkpoints' / '5').exists():
+    while not (workdir / 'checkpoints' / '2').exists():
       assert time.monotonic() < deadline, 'no checkpoint'
       assert processes[1].poll() is None, processes[1].communicate()
       time.sleep(0.05)
