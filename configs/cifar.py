@@ -43,6 +43,7 @@ def get_config() -> ConfigDict:
   config.network.channels = 16
   config.network.layers = 8
   config.network.nodes = 4
+  config.network.stem = 'cifar'
   config.network.stem_multiplier = 3
   config.network.operations = (
     'none',

@@ -110,7 +110,7 @@ class SupernetLab:
     search = settings.search
     try:
       images = search.data.load()
-      check_images(images)
+      check_images(images, search.network.stem)
     except ValueError as error:
       # Data name the fields of a search, which are a part of the laboratory's.
       raise ValueError(rename(str(error), 'config.search')) from error

@@ -10,7 +10,7 @@ from jax import lax
 
 from darts_jax.genotype import CellSpec
 from darts_jax.nets.cell import Cell, prune_cell
-from darts_jax.nets.layers import WHOLE_BATCH, BatchNorm, NormGroups, uniform_fan_in
+from darts_jax.nets.layers import WHOLE_BATCH, BatchNorm, NormGroups, activate, uniform_fan_in
 
 Array = jax.Array
 
@@ -32,11 +32,12 @@ class Supernet(nn.Module):
     channels: channels `C` of the nodes of the first cell; they double in every reduction cell.
     num_layers: number of cells `L`.
     num_classes: number of logits.
-    stem_multiplier: the stem has `stem_multiplier · C` channels.
+    stem_multiplier: of the stem `'cifar'`, which has `stem_multiplier · C` channels.
     remat: whether a gradient may compute the inside of cells once more instead of keeping it; see `jax.checkpoint`.
     smooth: whether this is the smooth twin of a network, with SiLU for ReLU and average for maximum pooling and the
       same parameters: where kinks are suspected, what differs between the two is due to them.
     groups: the examples that share statistics of BN.
+    stem: see `Network`.
   """
 
   normal: CellSpec
@@ -48,6 +49,7 @@ class Supernet(nn.Module):
   remat: bool = False
   smooth: bool = False
   groups: NormGroups = WHOLE_BATCH
+  stem: str = 'cifar'
 
   @nn.compact
   def __call__(self, images: Array, mixing: Mapping[str, Array], *, train: bool) -> Array:
@@ -61,14 +63,13 @@ class Supernet(nn.Module):
     Returns:
       `[N, num_classes]` logits, at least float32.
     """
-    stem = _conv(self, 'stem', images, self.stem_multiplier * self.channels, 3)
-    before_last = last = BatchNorm(True, self.groups, name='stem_bn')(stem, train=train)
+    before_last, last = _stem(self, images, self.groups, train=train, smooth=self.smooth)
 
     def compute(cell: Cell, before_last: Array, last: Array, mixing: Array) -> Array:
       return cell(before_last, last, mixing, train=train)
 
     compute_cell = nn.remat(compute) if self.remat else compute
-    style: dict[str, Any] = {'smooth': self.smooth, 'groups': self.groups}
+    style: dict[str, Any] = {'smooth': self.smooth, 'groups': self.groups, 'reduction_before': self.stem == 'imagenet'}
     for kind, cell in _cells(self.normal, self.reduce, self.channels, self.num_layers, **style):
       before_last, last = last, compute_cell(cell, before_last, last, mixing[kind])
     return _classify(self, 'classifier', last, self.num_classes)
@@ -145,14 +146,8 @@ class Network(nn.Module):
         1/(1 − `drop_path`), so that expectations stay. Identities are never dropped [DARTS §A.2].
       key: draws what is dropped, in training; None for no drop path.
     """
-    channels, imagenet = self.channels, self.stem == 'imagenet'
-    if imagenet:
-      before_last = self._strided('stem0_first', images, channels // 2, train)
-      before_last = self._strided('stem0_second', nn.relu(before_last), channels, train)
-      last = self._strided('stem1', nn.relu(before_last), channels, train)
-    else:
-      stem = _conv(self, 'stem', images, self.stem_multiplier * channels, 3)
-      before_last = last = BatchNorm(affine=True, name='stem_bn')(stem, train=train)
+    imagenet = self.stem == 'imagenet'
+    before_last, last = _stem(self, images, WHOLE_BATCH, train=train)
     factors: Array | None = None
     if train and key is not None:
       # Drawn for all cells at once: each draw of its own would add a copy of the random generator to the program.
@@ -164,17 +159,13 @@ class Network(nn.Module):
 
     compute_cell: Callable[..., Array] = nn.remat(compute) if self.remat else compute
     auxiliary = None
-    cells = _cells(self.normal, self.reduce, channels, self.num_layers, reduction_before=imagenet, discrete=True)
+    cells = _cells(self.normal, self.reduce, self.channels, self.num_layers, reduction_before=imagenet, discrete=True)
     for layer, (_, cell) in enumerate(cells):
       before_last, last = last, compute_cell(cell, before_last, last, None if factors is None else factors[layer])
       if self.auxiliary and layer == 2 * self.num_layers // 3 and (train or self.is_initializing()):
         head = AuxiliaryHead(self.num_classes, 2 if imagenet else 3, self.auxiliary_norm, name='auxiliary')
         auxiliary = head(last, train=train)
     return Logits(_classify(self, 'classifier', last, self.num_classes), auxiliary)
-
-  def _strided(self, name: str, images: Array, features: int, train: bool) -> Array:
-    """3×3 convolution of stride 2 and BN."""
-    return BatchNorm(affine=True, name=f'{name}_bn')(_conv(self, name, images, features, 3, stride=2), train=train)
 
 
 class AuxiliaryHead(nn.Module):
@@ -239,6 +230,24 @@ def check_image_size(height: int, width: int, *, stem: str = 'cifar', auxiliary:
     raise ValueError(
       f'image_size: {height}×{width} is too small for an auxiliary head; it needs sides of {needed} pixels'
     )
+
+
+def _stem(
+  net: Supernet | Network, images: Array, groups: NormGroups, *, train: bool, smooth: bool = False
+) -> tuple[Array, Array]:
+  """What the first cell of the network that is being built reads, as it names its stem."""
+  channels = net.channels
+  if net.stem == 'cifar':
+    wide = _conv(net, 'stem', images, net.stem_multiplier * channels, 3)
+    normalised = BatchNorm(True, groups, name='stem_bn')(wide, train=train)
+    return normalised, normalised
+
+  def strided(name: str, x: Array, features: int) -> Array:
+    return BatchNorm(True, groups, name=f'{name}_bn')(_conv(net, name, x, features, 3, stride=2), train=train)
+
+  first = strided('stem0_first', images, channels // 2)
+  before_last = strided('stem0_second', activate(first, smooth), channels)
+  return before_last, strided('stem1', activate(before_last, smooth), channels)
 
 
 def _cells(

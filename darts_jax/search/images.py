@@ -30,13 +30,14 @@ PyTree = Any
 _ORDER, _VALID, _AUGMENT_TRAIN, _AUGMENT_VALID = range(FIRST_PURPOSE, FIRST_PURPOSE + 4)
 
 
-def check_images(images: Images) -> None:
-  """Raises a ValueError unless both reduction cells can halve the images."""
+def check_images(images: Images, stem: str) -> None:
+  """Raises a ValueError unless both reduction cells can halve the images, after the stem."""
   height, width = images.x_train.shape[1:3]
-  if height % 4 or width % 4:
+  factor = 32 if stem == 'imagenet' else 4
+  if height % factor or width % factor:
     raise ValueError(
       f'config.data.name: images of {images.name} are {height}×{width} pixels, odd at a reduction cell;'
-      ' both sides have to be divisible by 4'
+      f' both sides have to be divisible by {factor}'
     )
 
 
@@ -125,6 +126,7 @@ class ImageSearcher(Searcher[Search, Halves]):
       settings.network.stem_multiplier,
       settings.remat,
       groups=NormGroups(settings.batch_norm.group_size, self.shards),
+      stem=settings.network.stem,
     )
     self.objective = ImageLoss(self.net)
     self.image_shape = images.x_train.shape[1:]

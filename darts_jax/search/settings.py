@@ -27,13 +27,15 @@ class Network:
     channels: channels `C` of the first cell; even, since strided identities make two halves.
     layers: cells `L`; cells ⌊L/3⌋ and ⌊2L/3⌋ are reduction cells.
     nodes: intermediate nodes a cell.
-    stem_multiplier: the stem has so many times `C` channels.
+    stem: `cifar`, one convolution that keeps the size of images; or `imagenet`, three that divide it by eight.
+    stem_multiplier: the stem for CIFAR has so many times `C` channels.
     operations: candidate operations, the columns of α.
   """
 
   channels: int = setting(16, at_least=2)
   layers: int = setting(8, at_least=3)
   nodes: int = setting(4, at_least=1)
+  stem: str = setting('cifar', choices=('cifar', 'imagenet'))
   stem_multiplier: int = setting(3, at_least=1)
   operations: tuple[str, ...] = setting(CANDIDATES)
 

@@ -5,7 +5,7 @@ import pytest
 
 from darts_jax.genotype import search_space
 from darts_jax.nets.cell import Cell
-from darts_jax.nets.conv import Supernet, reduction_cells
+from darts_jax.nets.conv import Network, Supernet, reduction_cells
 
 
 def shapes(net, images, train=True):
@@ -69,3 +69,33 @@ def test_supernet_is_its_stem_cells_and_classifier(plain):
   assert states[-1].shape == (2, 1, 2, 8)
   expected = states[-1].mean(axis=(1, 2)) @ params['classifier'] + params['classifier_bias']
   np.testing.assert_allclose(found, expected, rtol=0, atol=1e-11 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize('stem', ['cifar', 'imagenet'])
+@pytest.mark.usefixtures('x64')
+def test_a_supernet_without_a_choice_is_the_network_of_its_only_cell(stem):
+  """With either stem; the scale and bias that BN has in a discrete cell are one and zero before any training."""
+  space = search_space(('skip_connect',), num_nodes=1)
+  network = Network(space, space, 4, 3, 5, stem=stem)
+  supernet = Supernet(space, space, 4, 3, 5, stem=stem)
+  images = np.random.default_rng(0).normal(size=(3, 32, 64, 3))
+  mixing = {name: np.ones((2, 1)) for name in ('normal', 'reduce')}
+  ours, theirs = (
+    jax.eval_shape(lambda net=net, more=more: net.init(jax.random.key(0), images, *more, train=False))['params']
+    for net, more in ((supernet, (mixing,)), (network, ()))
+  )
+  rng = np.random.default_rng(1)
+  params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), ours)
+
+  def fill(path, leaf):
+    found = params
+    for entry in path:
+      found = found.get(entry.key) if found is not None else None
+    return found if found is not None else np.full(leaf.shape, float(path[-1].key == 'scale'))
+
+  shared = jax.tree_util.tree_map_with_path(fill, theirs)
+  found = jax.jit(lambda: supernet.apply({'params': params}, images, mixing, train=True))()
+  expected = jax.jit(lambda: network.apply({'params': shared}, images, train=True).main)()
+  np.testing.assert_allclose(found, expected, rtol=1e-10)
+  assert len(jax.tree.leaves(ours)) < len(jax.tree.leaves(theirs))
+  assert ('stem1' in ours) == (stem == 'imagenet')
