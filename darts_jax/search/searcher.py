@@ -88,11 +88,11 @@ class Searcher(abc.ABC, Generic[AnySettings, Data]):
 
   @abc.abstractmethod
   def batches(self, state: SearchState, data: Data) -> Halves:
-    """The batches of a step."""
+    """This device's part of the batches of a step."""
 
   @abc.abstractmethod
   def measure(self, state: SearchState, mixing: Alphas, data: Data) -> NamedTuple:
-    """What an evaluation of the supernet finds, `[]` each."""
+    """What an evaluation of the supernet finds, `[]` each and the same on all devices."""
 
   @abc.abstractmethod
   def metrics(self, found: Any) -> dict[str, float]:
