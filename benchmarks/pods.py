@@ -7,6 +7,7 @@ Any CPU will do: libtpu, of the extra `pods`, describes the chips of a topology 
 a time. It compiles for whole slices only, so that `--devices` below the topology's are those of the smaller slice of
 this number of chips, as square as possible. Every chip has a batch of `config.batch_size`, so that the batch of a step
 grows with the chips (weak scaling); `--global_batch` shares one batch out over however many chips (strong scaling).
+A slice of the CIFAR-10 search takes some 20 minutes and 12 GB to compile, and some 3 GB stay with every further slice.
 Data are shapes only: images of the config's dataset, or as `--image` says, `--num_images` of them on every chip, as the
 search holds them.
 
@@ -58,7 +59,7 @@ from darts_jax.runtime.compilation import compile_with_report
 from darts_jax.runtime.mesh import replicated
 from darts_jax.search.images import ImageSearcher, check_images
 from darts_jax.search.loop import make_strategy
-from darts_jax.search.settings import Search, read
+from darts_jax.search.settings import Search, check_alone, read
 from darts_jax.search.state import Halves
 
 
@@ -559,6 +560,7 @@ def run(
   settings = read(config)
   if not isinstance(settings, Search):
     raise ValueError('--config: a search for recurrent cells; one for convolutional cells is compiled')
+  check_alone(settings)
   images = shapes_only(settings, image, classes, num_images)
   batches = []
   for pod in pods:

@@ -45,7 +45,7 @@ from darts_jax.runtime.mesh import make_mesh
 from darts_jax.search import images, text
 from darts_jax.search.loop import make_strategy
 from darts_jax.search.searcher import Searcher
-from darts_jax.search.settings import RecurrentSearch, Search, read
+from darts_jax.search.settings import RecurrentSearch, Search, check_alone, read
 from darts_jax.search.step import BatchLoss
 
 #: Steps in a call. A search makes one call for all steps between two lines of its log, so that memory is new to the
@@ -90,6 +90,7 @@ def open_search(
   settings: Search | RecurrentSearch, num_devices: int | None = None
 ) -> tuple[Searcher[Any, Any], Any, int, str]:
   """A search on random data, on all devices or on so many: its functions, data, the examples of a step, their name."""
+  check_alone(settings)
   mesh, strategy = make_mesh(num_devices), make_strategy(settings)
   if isinstance(settings, RecurrentSearch):
     # Every step of the benchmark reads a whole sequence.

@@ -3,7 +3,7 @@
 import dataclasses
 
 from darts_jax.hypergradient import ESTIMATORS
-from darts_jax.search.settings import Search
+from darts_jax.search.settings import Search, check_alone
 from darts_jax.settings import rename, setting
 
 PROBLEMS = ('quadratic', 'supernet')
@@ -58,6 +58,7 @@ class Laboratory:
       unknown = [name for name in getattr(self, field) if name not in allowed]
       if unknown:
         raise ValueError(f'config.{field}: {unknown[0]!r} is not known; allowed are {", ".join(allowed)}')
+    check_alone(self.search, 'config.search')
     if not self.estimators:
       raise ValueError('config.estimators: () is empty; at least one is compared')
     if not self.precisions:

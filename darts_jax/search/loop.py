@@ -25,7 +25,7 @@ from darts_jax.runtime.workdir import claim, claim_together, named_errors
 from darts_jax.search import images, records, text
 from darts_jax.search.darts import Darts
 from darts_jax.search.searcher import Searcher
-from darts_jax.search.settings import RecurrentSearch, Search, Settings, read
+from darts_jax.search.settings import RecurrentSearch, Search, Settings, check_alone, read
 from darts_jax.search.sgas import Sgas
 from darts_jax.search.state import SearchState
 from darts_jax.search.strategy import Scores, Strategy, Turn
@@ -76,9 +76,7 @@ def make_strategy(settings: Search | RecurrentSearch) -> Strategy:
 
 def run(config: Mapping[str, Any], workdir: str | pathlib.Path) -> Result:
   """One search, see `run_side_by_side`, where `config.mesh.seed` has to be 1."""
-  settings = read(config)
-  if settings.mesh.seed > 1:
-    raise ValueError(f'config.mesh.seed: {settings.mesh.seed} is not allowed; it has to be 1 here')
+  check_alone(read(config))
   [result] = run_side_by_side(config, workdir)
   return result
 

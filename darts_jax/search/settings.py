@@ -319,6 +319,12 @@ class RecurrentSearch(Settings):
       )
 
 
+def check_alone(settings: Settings, path: str = 'config') -> None:
+  """Raises a ValueError if the settings, which hang at `path`, are of several searches side by side."""
+  if settings.mesh.seed > 1:
+    raise ValueError(f'{path}.mesh.seed: {settings.mesh.seed} is not allowed; it has to be 1 here')
+
+
 def read(config: Mapping[str, Any]) -> Search | RecurrentSearch:
   """The settings of a search; raises a ValueError as `darts_jax.settings.build_by_space`."""
   kinds: Mapping[str, type[Search] | type[RecurrentSearch]] = {

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from darts_jax.genotype import CANDIDATES, search_space
-from darts_jax.search.settings import Search
+from darts_jax.search.settings import Search, check_alone
 from darts_jax.selection.trials import without_test
 from darts_jax.settings import build, rename, setting
 from darts_jax.training.settings import Training
@@ -40,6 +40,7 @@ class Selection:
   training: Training = setting(Training())
 
   def __post_init__(self) -> None:
+    check_alone(self.search, 'config.search')
     if not self.training.data.validation_fraction:
       raise ValueError(
         'config.training.data.validation_fraction: 0.0 is not allowed; candidates are compared by images held out'

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from darts_jax import genotype, search
+from darts_jax import genotype, laboratory, search, selection
 from darts_jax.runtime import loop as loops
 from darts_jax.runtime import metrics
 from darts_jax.runtime.checkpoint import Checkpoints
@@ -125,6 +125,12 @@ def test_what_cannot_be_searched_is_one_line_and_leaves_nothing(tmp_path, change
 def test_texts_are_searched_one_by_one():
   with pytest.raises(ValueError, match=r'^config.mesh.seed: 2 is not allowed; it has to be 1 on text'):
     build(search.RecurrentSearch, {'mesh': {'seed': 2}})
+
+
+@pytest.mark.parametrize('kind', [laboratory.Laboratory, selection.Selection])
+def test_what_compares_searches_makes_them_one_by_one(kind):
+  with pytest.raises(ValueError, match=r'^config.search.mesh.seed: 2 is not allowed; it has to be 1 here$'):
+    build(kind, {'search': {'mesh': {'seed': 2}}})
 
 
 def test_one_search_is_asked_for_where_one_is_expected(tmp_path):
