@@ -128,10 +128,15 @@ def _exit_with(parsed: Callable[[], int], usage: str) -> None:
     # Whoever reads the output has enough of it, as `head` has; Python would complain once more at its end.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     code = 0
+    _leave_others(code)
+  except KeyboardInterrupt:
+    _leave_others(130)
+    raise
   except jax.errors.JaxRuntimeError as error:
-    if not jax.distributed.is_initialized():
-      raise
-    _complain(f'this process cannot go on, mostly because another one has ended ({error}); start all of them again')
+    if not any(word in str(error) for word in _LOST) or not jax.distributed.is_initialized():
+      traceback.print_exc()
+    else:
+      _complain(f'lost touch with the others, of which one has probably ended ({error}); start all of them again')
     code = 1
     _leave_others(code)
   except Exception:
@@ -141,6 +146,10 @@ def _exit_with(parsed: Callable[[], int], usage: str) -> None:
     code = 1
     _leave_others(code)
   sys.exit(code)
+
+
+# Of errors of the runtime, those that are about other processes.
+_LOST = ('Gloo', 'NCCL', 'UNAVAILABLE', 'DEADLINE_EXCEEDED', 'Connection')
 
 
 def _complain(error: Exception | str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from darts_jax import genotype as genotypes
 from darts_jax import training
+from darts_jax.genotype import AnyGenotype
 from darts_jax.runtime import processes
 from experiments.entry import DISTRIBUTED_USAGE, Flag, launch, require
 
@@ -31,11 +32,16 @@ FLAGS = (
 
 def run(config: Mapping[str, Any], workdir: pathlib.Path, genotype: str | None, seeds: str) -> int:
   """Runs or resumes trainings and prints what they came to; returns the exit code."""
-  require(USAGE, genotype=genotype)
-  if not seeds.isdecimal() or int(seeds) < 1:
-    raise ValueError(f'--seeds: {seeds} is not allowed; it has to be a whole number ≥ 1')
-  found = genotypes.resolve(str(genotype))
-  training.check_genotype(config, found, f'--genotype: {genotype}')
+
+  def resolve() -> AnyGenotype:
+    require(USAGE, genotype=genotype)
+    if not seeds.isdecimal() or int(seeds) < 1:
+      raise ValueError(f'--seeds: {seeds} is not allowed; it has to be a whole number ≥ 1')
+    found = genotypes.resolve(str(genotype))
+    training.check_genotype(config, found, f'--genotype: {genotype}')
+    return found
+
+  found = processes.together(resolve)
   try:
     results = training.run_seeds(config, workdir, found, int(seeds))
   except training.Diverged as error:

@@ -79,7 +79,8 @@ def augment(
   if flip:
     images = jax.vmap(_flip)(images, keys[:, 1])
   if recolour is not None:
-    # No image of a whole batch has this number.
+    assert isinstance(first, int), 'colours are drawn for whole batches'
+    # No image has this number.
     images = recolour(images, jax.random.fold_in(key, len(images)))
   images = normalise(images, mean, std, dtype)
   if cutout:

@@ -126,12 +126,14 @@ class SupernetLab:
     self._searchers: dict[int, tuple[ImageSearcher, Halves, Callable[..., Halves]]] = {}
     for size in dict.fromkeys((search.batch_size, *settings.batch_sizes)):
       sized = dataclasses.replace(search, batch_size=size)
-      searcher = ImageSearcher(sized, self._strategy, images, mesh)
       try:
+        searcher = ImageSearcher(sized, self._strategy, images, mesh)
         halves = searcher.place([divide(images, sized, search.seed)])
       except ValueError as error:
-        field = 'config.search.batch_size' if size == search.batch_size else 'config.batch_sizes'
-        raise ValueError(str(error).replace('config.batch_size', field)) from error
+        message = rename(str(error), 'config.search')
+        if size != search.batch_size:
+          message = message.replace('config.search.batch_size', 'config.batch_sizes')
+        raise ValueError(message) from error
       self._searchers[size] = searcher, halves, jax.jit(searcher.batches)
     searcher = self._searcher
     self.states: dict[int, SearchState] = {}

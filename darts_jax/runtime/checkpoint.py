@@ -10,6 +10,7 @@ pytree to an array, and `<directory>/<step>/manifest.json` describes them. A ste
 `<step>-1`, `<step>-2`, …, so that the checkpoint it replaces stays until the new one is complete.
 """
 
+import functools
 import hashlib
 import json
 import logging
@@ -122,8 +123,9 @@ class Checkpoints:
       self._write(step, arrays, manifest)
     except (OSError, RuntimeError, ValueError) as error:
       self._remove_leftovers()
+      kind = processes.AgreedError if isinstance(error, processes.AgreedError) else ValueError
       reason = _one_line(error)
-      raise ValueError(f'{self._directory}: the checkpoint of step {step} could not be written: {reason}') from error
+      raise kind(f'{self._directory}: the checkpoint of step {step} could not be written: {reason}') from error
 
   def restore(self, template: PyTree | Callable[[Any], PyTree], at: int | None = None) -> Restored | None:
     """The latest checkpoint that is undamaged, or None if there is none at all.
@@ -142,6 +144,7 @@ class Checkpoints:
       if at is not None and step != at:
         continue
       try:
+        processes.together(functools.partial(_verify, path))
         manifest, arrays = _read(path)
       except Exception as error:  # Damage can surface as any exception of any layer below: JSON, Zarr, file system.
         damaged.append(f'{path}: {_one_line(error)}')
@@ -161,15 +164,24 @@ class Checkpoints:
     return sorted((int(match[1]), int(match[2] or 0), path) for match, path in matches if match)
 
   def _write(self, step: int, arrays: dict[str, np.ndarray], manifest: dict[str, Any]) -> None:
-    is_primary = jax.process_index() == 0
-    self._directory.mkdir(parents=True, exist_ok=True)
-    self._remove_leftovers()
+    is_primary = processes.is_first()
     revisions = [revision for other, revision, _ in self._complete() if other == step]
-    path = self._directory / (f'{step}-{max(revisions) + 1}' if revisions else str(step))
+    # What a process sees of a shared folder may be old.
+    revision = int(processes.gather([max(revisions, default=-1) + 1])[0, 0])
+    path = self._directory / (f'{step}-{revision}' if revision else str(step))
     partial = _partial(path)
-    if is_primary:
-      partial.mkdir()
-      _check_room(partial, sum(array.nbytes for array in arrays.values()) + 1024 * (len(arrays) + 1))
+
+    def make_room() -> None:
+      try:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._remove_leftovers()
+        partial.mkdir()
+        _check_room(partial, sum(array.nbytes for array in arrays.values()) + 1024 * (len(arrays) + 1))
+      except OSError as error:
+        raise ValueError(_one_line(error)) from error
+
+    # Nobody waits for others in Orbax if the first process cannot write.
+    processes.by_first(make_room)
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
       checkpointer.save(partial / 'state', args=ocp.args.StandardSave(arrays))
     if is_primary:
@@ -236,10 +248,19 @@ def _leaves_digest(manifest: dict[str, Any], arrays: dict[str, np.ndarray]) -> s
   return digest.hexdigest()
 
 
+def _verify(path: pathlib.Path) -> None:
+  """Raises a ValueError unless the files of a checkpoint are those that were saved."""
+  try:
+    manifest = json.loads((path / 'manifest.json').read_bytes())
+    if _files_digest(path / 'state') != manifest['files_sha256']:
+      raise ValueError('its files are not those that were saved (SHA-256 differs)')
+  except Exception as error:  # Damage can surface as any exception of any layer below: JSON, file system.
+    raise ValueError(_one_line(error)) from error
+
+
 def _read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+  """The manifest and the arrays of a checkpoint whose files have been verified."""
   manifest = json.loads((path / 'manifest.json').read_bytes())
-  if _files_digest(path / 'state') != manifest['files_sha256']:
-    raise ValueError('its files are not those that were saved (SHA-256 differs)')
   with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
     arrays = checkpointer.restore(path / 'state', args=ocp.args.StandardRestore())
   if _leaves_digest(manifest, arrays) != manifest['sha256']:

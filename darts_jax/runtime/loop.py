@@ -9,6 +9,7 @@ import bisect
 import dataclasses
 import math
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, NoReturn, Self, TypeVar
@@ -189,10 +190,10 @@ class Loop(abc.ABC, Generic[State]):
   def run(self) -> Outcome[State]:
     """Starts, or goes on with what the working directory holds."""
     plan = self.plan
+    self._check_shared(max(self._checkpoints.steps(), default=None))
     restored = self._checkpoints.restore(self._template_of)
     state = self.init() if restored is None else restored.state
     resume_step = None if restored is None else restored.step
-    self._check_shared(resume_step)
     saved = {} if restored is None else restored.metadata
     epoch_sums, log_sums = (Sums(_numbers(saved.get(name, {}))) for name in ('epoch_sums', 'log_sums'))
     last_epoch = _numbers(saved.get('last_epoch', {}))
@@ -234,13 +235,14 @@ class Loop(abc.ABC, Generic[State]):
         taken = int(np.max(sums['steps']))
         seconds_a_step = seconds / taken
         step += taken
-        if np.all(sums.pop('finite')):
+        finite = sums.pop('finite')
+        if np.all(finite):
           sums['seconds'] = seconds
           epoch_sums.add(sums)
           log_sums.add(sums)
           self._progress.update(step, {name: float(np.mean(sums[name])) / taken for name in self.shown})
         else:
-          state = self._recovered(state, step)
+          state = self._recovered(state, step, finite)
         epoch = bisect.bisect_left(plan.epoch_ends, step)
         if step % plan.log_every == 0 and log_sums.values:
           details = self.summary(state, log_sums)
@@ -251,7 +253,7 @@ class Loop(abc.ABC, Generic[State]):
           evaluation = self.evaluate(state, step)
           if not _all_finite(evaluation):
             # The last step's loss was that before its update; these weights are not worth a checkpoint.
-            state = self._recovered(state, step)
+            state = self._recovered(state, step, _finite(evaluation))
             evaluation = self.evaluate(state, step)
             self.check_finite(evaluation, step)
           last_epoch = {**epoch_sums.means(), **evaluation}
@@ -271,7 +273,9 @@ class Loop(abc.ABC, Generic[State]):
         self._save(step, state, epoch_sums, log_sums, last_epoch)
         message = f'{requested}: saved at step {step} of {self.total}; start again to resume'
         self.note(step, 'interrupted', message)
-    return Outcome(state, last_epoch, step == self.total, requested or self._guard.requested)
+      # A signal that came when nothing was left to do ends a sequence of runs, in all processes.
+      requested = requested or self._agree(1)[0]
+    return Outcome(state, last_epoch, step == self.total, requested)
 
   def compile(self, step: int, name: str, function: Any, *args: Any, detail: str = '') -> Any:
     """A jitted function compiled for arguments, with an event that says how long that took."""
@@ -285,6 +289,9 @@ class Loop(abc.ABC, Generic[State]):
     """Logs an event and shows it."""
     self._log.write('event', step, {'event': event, 'message': message})
     self._progress.note(message)
+    if event == 'damaged_image' and not processes.is_first():
+      # Other processes have seen other images.
+      print(f'process {jax.process_index()}: {message}', file=sys.stderr, flush=True)
 
   def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
     """Logs a line of another kind."""
@@ -293,7 +300,7 @@ class Loop(abc.ABC, Generic[State]):
   def has_logged(self, wanted: Callable[[Mapping[str, Any]], bool]) -> bool:
     """Whether a line of the log is as wanted; all processes have to call this."""
     first = processes.is_first()
-    found = first and any(map(wanted, metrics.read(self.folders[0])))
+    found = first and all(any(map(wanted, metrics.read(folder))) for folder in self.folders)
     return bool(processes.gather([found])[0, 0])
 
   def renewed_report(self) -> pathlib.Path:
@@ -303,7 +310,7 @@ class Loop(abc.ABC, Generic[State]):
   def check_finite(self, values: Mapping[str, Any], step: int) -> None:
     """Raises Diverged unless all values are finite."""
     if not _all_finite(values):
-      self._stop_diverged(step)
+      self._stop_diverged(step, _finite(values))
 
   def _check_shared(self, resume_step: int | None) -> None:
     """Raises a ValueError unless all processes see the same checkpoints."""
@@ -336,14 +343,17 @@ class Loop(abc.ABC, Generic[State]):
       self.recall(metadata['memory'])
     return self.template()
 
-  def _recovered(self, state: State, step: int) -> State:
+  def _recovered(self, state: State, step: int, finite: Any) -> State:
     recovered = self.recover(state, step)
-    return recovered if recovered is not None else self._stop_diverged(step)
+    return recovered if recovered is not None else self._stop_diverged(step, finite)
 
-  def _stop_diverged(self, step: int) -> NoReturn:
+  def _stop_diverged(self, step: int, finite: Any) -> NoReturn:
     steps = self._checkpoints.steps()
     good = f'the last good checkpoint is that of step {max(steps)}' if steps else 'there is no checkpoint yet'
-    message = f'step {step}: a loss or gradient is not finite; {good}, in {self.workdir}'
+    # Of runs side by side, those that it is about.
+    named = [folder.name for folder, fine in zip(self.folders, np.ravel(finite), strict=True) if not fine]
+    which = f' of {", ".join(named)}' if len(self.folders) > 1 else ''
+    message = f'step {step}: a loss or gradient{which} is not finite; {good}, in {self.workdir}'
     self.note(step, 'non_finite', message)
     self.renewed_report()
     raise Diverged(message)
@@ -355,8 +365,13 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
   return {name: value if value.ndim else float(value) for name, value in found.items()}
 
 
+def _finite(values: Mapping[str, Any]) -> Any:
+  """Whether all values are finite; of runs side by side `[N]`."""
+  return np.all([np.isfinite(value) for value in values.values()], axis=0) if values else True
+
+
 def _all_finite(values: Mapping[str, Any]) -> bool:
-  return all(np.all(np.isfinite(value)) for value in values.values())
+  return bool(np.all(_finite(values)))
 
 
 def _named_step(step: float) -> str:

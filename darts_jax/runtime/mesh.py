@@ -129,6 +129,7 @@ class Shards:
     devices = devices or self.size
     if devices == 1:
       return tree
+    assert self.size % devices == 0
     groups = None if devices == self.size else np.arange(self.size).reshape(-1, devices).tolist()
     vector, unravel = ravel_pytree(tree)
     total: T = unravel(lax.psum(vector, 'data', axis_index_groups=groups) / devices)

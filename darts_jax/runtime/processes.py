@@ -43,7 +43,7 @@ def initialize(
 ) -> None:
   """Joins the other processes; before anything else is done with JAX.
 
-  What is left out is found out from the cluster, if JAX knows its kind (TPU pod slices, Slurm, Open MPI, Kubernetes).
+  What is left out is found out from the cluster, if JAX knows its kind (TPU pod slices, Slurm, Open MPI).
 
   Args:
     coordinator: `host:port` of the first process, at which it listens for the others.
@@ -64,7 +64,7 @@ def initialize(
     last = 'the number of processes less one' if num_processes is None else num_processes - 1
     raise ValueError(f'--process_id: {process_id} is not allowed; it has to be one of 0 to {last}')
   start = time.monotonic()
-  if coordinator is not None:
+  if coordinator is not None and process_id is not None:
     # JAX would abort the process.
     _find(coordinator, timeout, listens=process_id == 0)
     # Should they not come, JAX aborts the process after all, with many lines that say less.
@@ -93,10 +93,6 @@ def _find(address: str, timeout: float, *, listens: bool) -> None:
   if not host or not port.isdigit() or not 0 < int(port) < 2**16:
     raise ValueError(f'--coordinator: {address!r} is not allowed; it has to be of the form host:port')
   place = host.strip('[]'), int(port)
-  try:
-    socket.getaddrinfo(*place)
-  except OSError as error:
-    raise ValueError(f'--coordinator: {address}: no such host ({error.strerror})') from error
   if listens:
     with socket.socket() as taken:
       taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -112,6 +108,9 @@ def _find(address: str, timeout: float, *, listens: bool) -> None:
       return
     except OSError as error:
       if time.monotonic() > deadline - _RETRY:
+        # A name may become known only when the host is there.
+        if isinstance(error, socket.gaierror):
+          raise ValueError(f'--coordinator: {address}: no such host ({error.strerror})') from error
         raise ValueError(
           f'--coordinator: {address}: process 0 was not there after {timeout} seconds ({error.strerror or error})'
         ) from error
@@ -190,4 +189,7 @@ def leave(code: int) -> None:
   for stream in (sys.stdout, sys.stderr):
     with contextlib.suppress(OSError, ValueError):
       stream.flush()
+  if jax.process_index() == 0:
+    # It holds the service by which all know of each other; those that have something to say as well may do so.
+    time.sleep(2)
   os._exit(code)

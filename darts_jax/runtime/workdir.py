@@ -1,11 +1,14 @@
 """The working directory of a run: whose it is, and files that are whole or absent."""
 
 import contextlib
+import hashlib
 import json
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+import jax
 
 from darts_jax.runtime import processes
 from darts_jax.settings import differences
@@ -59,16 +62,24 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any], kind: str) -> None:
       write_whole(path, (json.dumps(config, indent=2) + '\n').encode())
 
 
-def claim_together(workdir: pathlib.Path, action: Callable[[], None]) -> None:
-  """Lets the first process claim `workdir` for all, which have to see what it writes.
+def claim_together(workdir: pathlib.Path, action: Callable[[], None], identity: Callable[[], Any]) -> None:
+  """Lets the first process claim `workdir` for all, which have to see what it writes and to be about the same.
 
   Args:
     workdir: holds `config.json` afterwards.
     action: claims it (see `claim`).
+    identity: gives JSON values that have to be the same in all processes: settings, and what tells data from others.
 
   Raises:
-    ValueError: it cannot be claimed, or a process does not see it; in all processes.
+    ValueError: it cannot be claimed, or a process does not see it, or has another config or other data; in all
+      processes.
   """
+  if jax.process_count() > 1:
+    digest = hashlib.sha256(json.dumps(identity(), sort_keys=True).encode()).digest()
+    numbers = processes.gather(list(digest))
+    for index, row in enumerate(numbers):
+      if (row != numbers[0]).any():
+        raise processes.AgreedError(f'--config: process {index} has another config, or other data, than process 0')
   processes.by_first(action)
   processes.together(lambda: _see(workdir / 'config.json'))
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from darts_jax.data.augment import augment
 from darts_jax.data.batches import Evaluation, Examples, epoch_indices, evaluate
-from darts_jax.data.images import Images, split
+from darts_jax.data.images import Images, digest, split
 from darts_jax.nets.conv import Supernet, prune_supernet
 from darts_jax.nets.layers import NormGroups, init_variables, running_average
 from darts_jax.runtime.packed import Packed
@@ -107,6 +107,9 @@ class ImageSearcher(Searcher[Search, Halves]):
       images: the dataset, for its shape, classes, mean and standard deviation; and the size of its halves.
       mesh: devices with the axes `seed` and `data`.
       first_epoch: from which on this supernet is trained, with batches of one size.
+
+    Raises:
+      ValueError: groups of BN and batches do not fit into each other.
     """
     num_train, num_valid = (len(part) for part in split(len(images.y_train), settings.data.validation_fraction, 0))
     sizes = [settings.batch_size + strategy.growth(epoch) for epoch in range(settings.epochs)]
@@ -117,6 +120,8 @@ class ImageSearcher(Searcher[Search, Halves]):
     self.steps_per_epoch = num_train // self.batch_size
     self._images = images
     self._first_epoch, self._first_step = first_epoch, ends[first_epoch - 1] if first_epoch else 0
+    groups = NormGroups(settings.batch_norm.group_size, self.shards)
+    groups.divide(self.batch_size // self.shards.size)
     self.net = Supernet(
       self.strategy.specs['normal'],
       self.strategy.specs['reduce'],
@@ -125,13 +130,18 @@ class ImageSearcher(Searcher[Search, Halves]):
       images.num_classes,
       settings.network.stem_multiplier,
       settings.remat,
-      groups=NormGroups(settings.batch_norm.group_size, self.shards),
+      groups=groups,
       stem=settings.network.stem,
     )
     self.objective = ImageLoss(self.net)
     self.image_shape = images.x_train.shape[1:]
     self._mean, self._std = np.array(images.mean, np.float32), np.array(images.std, np.float32)
     self._num_train, self._num_valid = num_train, num_valid
+
+  @property
+  def fingerprint(self) -> dict[str, Any]:
+    """See `Searcher`."""
+    return digest(self._images.x_train, self._images.y_train)
 
   def variables(self, key: Array, mixing: Alphas) -> PyTree:
     """See `Searcher`."""

@@ -99,11 +99,15 @@ def run_side_by_side(config: Mapping[str, Any], workdir: str | pathlib.Path) -> 
     ValueError: a setting, the data or the directory is unfit; nothing has been written then.
     Diverged: a loss or gradient was not finite.
   """
-  settings = read(config)
+  settings = processes.together(lambda: read(config))
   workdir = pathlib.Path(workdir).expanduser()
   searcher, data, fingerprint = processes.together(lambda: _open(settings))
   folders = _folders(settings, workdir)
-  claim_together(workdir, lambda: _claim(settings, workdir, folders, fingerprint))
+  claim_together(
+    workdir,
+    lambda: _claim(settings, workdir, folders, fingerprint),
+    lambda: [dataclasses.asdict(settings), searcher.fingerprint],
+  )
   enable_cache()
   with InterruptGuard() as guard:
     loop = _Loop(settings, workdir, searcher, data, guard, folders)
@@ -136,10 +140,10 @@ def _claim(
 ) -> None:
   """See `claim`; folders of searches side by side get the config with their seed."""
   config = {**dataclasses.asdict(settings), **fingerprint}
-  claim(workdir, config, 'search')
   if len(folders) > 1:
     for i, folder in enumerate(folders):
       claim(folder, {**config, 'seed': settings.seed + i}, 'search')
+  claim(workdir, config, 'search')
 
 
 def check(settings: Search | RecurrentSearch) -> None:

@@ -86,6 +86,11 @@ class Searcher(abc.ABC, Generic[AnySettings, Data]):
   def variables(self, key: Array, mixing: Alphas) -> PyTree:
     """Variables of the supernet before the first step, `params` and `batch_stats`; consumes the key."""
 
+  @property
+  @abc.abstractmethod
+  def fingerprint(self) -> Any:
+    """JSON values that tell the data that is searched on from others."""
+
   @abc.abstractmethod
   def batches(self, state: SearchState, data: Data) -> Halves:
     """This device's part of the batches of a step."""

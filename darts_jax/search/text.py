@@ -123,7 +123,10 @@ class TextSearcher(Searcher[RecurrentSearch, Halves]):
       settings: of the search.
       strategy: of the search; its spec `recurrent` is that of the supernet.
       corpus: for the size of its vocabulary and its texts.
-      mesh: devices with an axis `data`.
+      mesh: devices with the axes `seed` and `data`.
+
+    Raises:
+      ValueError: groups of BN and batches do not fit into each other.
     """
     plan = draw_windows(settings, len(corpus.train) // settings.batch_size)
     axes = Text(PartitionSpec(None, 'data'), PartitionSpec(), PartitionSpec(), plan.capacity)
@@ -132,9 +135,15 @@ class TextSearcher(Searcher[RecurrentSearch, Halves]):
     network = settings.network
     self._corpus = corpus
     groups = NormGroups(settings.batch_norm.group_size, self.shards)
+    groups.divide(settings.batch_size // self.shards.size)
     spec = self.strategy.specs['recurrent']
     self.net = LanguageModel(spec, len(corpus.vocabulary), network.width, norm=True, groups=groups)
     self.objective = TextLoss(self.net, settings.temporal_activation, settings.remat)
+
+  @property
+  def fingerprint(self) -> Any:
+    """See `Searcher`."""
+    return self._corpus.fingerprint
 
   def variables(self, key: Array, mixing: Alphas) -> PyTree:
     """See `Searcher`."""

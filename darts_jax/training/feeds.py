@@ -1,7 +1,6 @@
 """Where a training gets its images: a dataset that lies on the devices, or one that is streamed from files."""
 
 import functools
-import hashlib
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, Protocol
 
@@ -113,8 +112,8 @@ class Placed:
     self.num_train = len(chosen['train'])
     self.fingerprint = {
       'classes': self.num_classes,
-      'train': _digest(images.x_train, images.y_train),
-      'test': _digest(*arrays['test']) if 'test' in arrays else None,
+      'train': image_data.digest(images.x_train, images.y_train),
+      'test': image_data.digest(*arrays['test']) if 'test' in arrays else None,
     }
     _check_batch_size(settings.batch_size, self.num_train, images.name)
     self.parts = tuple(name for name in arrays if name != 'train')
@@ -238,7 +237,8 @@ class Streamed:
       try:
         batch = next(self._batches)
       except ValueError as error:
-        if not taken:
+        if not taken or jax.process_count() > 1:
+          # Other processes would wait for the rest of the steps.
           raise
         # The steps before are returned first.
         self._failure = error
@@ -293,12 +293,6 @@ class Streamed:
         self._known_damaged.add(known)
         instead = 'the next one takes its place' if part == 'train' else 'it is left out'
         self._note(self._at, 'damaged_image', f'{records.name(int(index))}: cannot be decoded; {instead}')
-
-
-def _digest(images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-  content = hashlib.sha256(np.ascontiguousarray(images).data)
-  content.update(np.ascontiguousarray(labels).data)
-  return {'images': len(labels), 'sha256': content.hexdigest()[:16]}
 
 
 def _check_batch_size(batch_size: int, num_train: int, name: str) -> None:

@@ -66,7 +66,7 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genoty
     ValueError: a setting, the data or the directory is unfit; nothing has been written then.
     Diverged: a loss or gradient was not finite.
   """
-  settings = build(Training, config)
+  settings = processes.together(lambda: build(Training, config))
   workdir = pathlib.Path(workdir).expanduser()
 
   def open_all() -> tuple[Feed, Model, Trainer]:
@@ -77,7 +77,11 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genoty
     return feed, model, Trainer(settings, model, feed.num_train, mesh)
 
   feed, model, trainer = processes.together(open_all)
-  claim_together(workdir, lambda: claim_training(workdir, settings, model, feed.fingerprint))
+  claim_together(
+    workdir,
+    lambda: claim_training(workdir, settings, model, feed.fingerprint),
+    lambda: [dataclasses.asdict(settings), model.to_dict(), feed.fingerprint],
+  )
   enable_cache()
   with InterruptGuard() as guard:
     loop = _Loop(settings, workdir, trainer, feed, model, guard)

@@ -9,6 +9,7 @@ from typing import Any, overload
 import jax
 
 from darts_jax.genotype import AnyGenotype, Genotype, RecurrentGenotype
+from darts_jax.runtime import processes
 from darts_jax.settings import build_by_space
 from darts_jax.training import language, loop, restore
 from darts_jax.training.language import LanguageResult, LanguageTraining
@@ -56,7 +57,7 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: AnyGen
     ValueError: a setting, the data, the architecture or the directory is unfit; nothing has been written then.
     Diverged: a loss or gradient was not finite.
   """
-  check_genotype(config, genotype)
+  processes.together(lambda: check_genotype(config, genotype))
   if isinstance(genotype, Genotype):
     return loop.run(config, workdir, genotype)
   if jax.process_count() > 1:

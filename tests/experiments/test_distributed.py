@@ -173,7 +173,7 @@ def test_a_killed_process_ends_the_others_with_a_message(killed):
   _, code, errors = killed
   assert code not in (0, None)
   # That of this package, or that of JAX if its heartbeats are first.
-  assert 'mostly because another one has ended' in errors or 'another task died' in errors
+  assert 'of which one has probably ended' in errors or 'another task died' in errors
 
 
 def test_all_go_on_from_the_last_checkpoint(tmp_path, config, killed, together):
@@ -194,8 +194,23 @@ def test_one_process_goes_on_with_what_two_began(tmp_path, monkeypatch, killed, 
   assert events(workdir) == ['resumed', 'finished']
 
 
-def test_searches_side_by_side_have_a_process_each(tmp_path, config, alone):
-  with pair(config, tmp_path / 'run', '--config.mesh.seed=2') as processes:
+def test_searches_side_by_side_have_a_process_each_and_stop_together(tmp_path, config, alone, monkeypatch):
+  workdir = tmp_path / 'run'
+  with pair(config, workdir, '--config.mesh.seed=2', '--config.epochs=2000') as processes:
+    deadline = time.monotonic() + BOUND
+    while not (workdir / 'checkpoints' / '2').exists():
+      assert time.monotonic() < deadline, 'no checkpoint'
+      time.sleep(0.05)
+    # The signal is for one of them.
+    processes[1].terminate()
+    outputs = [process.communicate(timeout=BOUND) for process in processes]
+  assert [process.returncode for process in processes] == [130, 130], outputs
+  assert 'SIGTERM: saved at step ' in outputs[0][1]
+  steps = [max(line['step'] for line in metrics.read(workdir / f'seed_{seed}')) for seed in (3, 4)]
+  assert steps[0] == steps[1]
+  # One process goes on with both.
+  shutil.rmtree(workdir)
+  with pair(config, workdir, '--config.mesh.seed=2') as processes:
     [(output, _), _] = finish(processes)
   assert output.count('genotype: ') == 2
   np.testing.assert_allclose(alphas(tmp_path / 'run' / 'seed_3'), alphas(alone), rtol=0, atol=1e-5)
@@ -209,6 +224,17 @@ def test_an_error_of_one_process_is_one_line_of_the_first(tmp_path, config):
   assert [process.returncode for process in processes] == [2, 2]
   assert f'error: process 0: --workdir: {tmp_path}/file/run cannot be written (Not a directory)' in outputs[0][1]
   assert 'error' not in outputs[1][1]
+
+
+def test_processes_with_different_configs_are_noticed(tmp_path, config):
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    where = f'--coordinator=127.0.0.1:{free.getsockname()[1]}', '--num_processes=2', f'--timeout={BOUND}'
+  processes = [start(config, tmp_path / 'run', *where, f'--process_id={i}', f'--config.seed={i}') for i in range(2)]
+  outputs = [process.communicate(timeout=BOUND) for process in processes]
+  assert [process.returncode for process in processes] == [2, 2]
+  assert 'error: --config: process 1 has another config, or other data, than process 0' in outputs[0][1].splitlines()
+  assert not (tmp_path / 'run').exists()
 
 
 def test_nobody_at_the_coordinators_address_is_an_error(tmp_path, config):

@@ -73,7 +73,10 @@ def check_refused(answer: Answer, *parts: str) -> None:
     ([DIGITS, *TWO, '--process_id=2'], ['--process_id: 2 is not allowed; it has to be one of 0 to 1']),
     ([DIGITS, *TWO, '--process_id=1', '--coordinator=here'], ["--coordinator: 'here' is not allowed", 'host:port']),
     ([DIGITS, *TWO, '--process_id=1', '--coordinator=here:99999'], ["--coordinator: 'here:99999' is not allowed"]),
-    ([DIGITS, *TWO, '--process_id=1', '--coordinator=a.invalid:1'], ['--coordinator: a.invalid:1: no such host']),
+    (
+      [DIGITS, *TWO, '--process_id=1', '--coordinator=a.invalid:1', '--timeout=1'],
+      ['--coordinator: a.invalid:1: no such host'],
+    ),
     ([DIGITS, 'more'], ['more: unexpected argument', USAGE]),
     ([DIGITS, '--config.batchsize=16'], ['config.batchsize: unknown field; did you mean config.batch_size?']),
     ([DIGITS, '--config.network.chanels=8'], ['config.network.chanels', 'did you mean config.network.channels?']),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from darts_jax.runtime import metrics
+from darts_jax.runtime import metrics, processes
 from darts_jax.runtime.checkpoint import Checkpoints
 from darts_jax.runtime.loop import Checkpoint, Diverged, Loop, Plan, Sums
 
@@ -230,3 +230,53 @@ def test_run_without_anything_to_recover_ends(tmp_path, where, step, kept):
   ]
   assert [line['step'] for line in lines(tmp_path, 'epoch')] == kept
   assert Checkpoints(tmp_path / 'checkpoints').steps() == kept
+
+
+def test_processes_that_see_other_checkpoints_are_told_so(tmp_path, monkeypatch):
+  monkeypatch.setattr(processes, 'gather', lambda values: np.array([[-1.0], [-1.0], [40.0]]))
+  with pytest.raises(
+    processes.AgreedError, match=r'process 0 finds no checkpoint in it, and process 2 one of step 40$'
+  ):
+    Counting(tmp_path).run()
+
+
+def test_the_first_process_and_any_signal_decide_for_all(tmp_path, monkeypatch):
+  loop = Counting(tmp_path)
+  said = []
+
+  def gather(values):
+    said.append(values)
+    return np.array([[0.0, 7.0], values, [2.0, 9.0]])
+
+  monkeypatch.setattr(processes, 'gather', gather)
+  assert loop._agree(3) == ('SIGINT', 7)
+  assert said == [[0, 3]]
+
+
+class TwoCounts(Counting):
+  """Two runs side by side, the second of which diverges at the last step."""
+
+  def advance(self, state, num_steps):
+    state, found = super().advance(state, num_steps)
+    loss = np.array([1.0, 2.0]) * found['train_loss']
+    finite = np.array([True, int(state['step']) < self.total])
+    return state, {'train_loss': loss, 'steps': np.full(2, found['steps']), 'finite': finite}
+
+  def evaluate(self, state, step):
+    return {'valid_loss': np.array([1.0, 2.0]) * super().evaluate(state, step)['valid_loss']}
+
+  def turn_epoch(self, state, evaluation, step):
+    return state
+
+
+def test_runs_side_by_side_have_logs_of_their_own_and_one_that_diverges_is_named(tmp_path):
+  loop = TwoCounts(tmp_path)
+  loop.folders, loop.recovers = (tmp_path / 'seed_0', tmp_path / 'seed_1'), False
+  with pytest.raises(
+    Diverged, match=r'^step 9: a loss or gradient of seed_1 is not finite; the last good checkpoint is '
+  ):
+    loop.run()
+  first, second = (lines(folder, 'epoch') for folder in loop.folders)
+  assert [line['train_loss'] for line in first] == [2.0, 4.5]
+  assert [line['train_loss'] for line in second] == [4.0, 9.0]
+  assert [line['valid_loss'] for line in second] == [2 * line['valid_loss'] for line in first]

@@ -49,11 +49,11 @@ def test_file_in_the_place_of_the_directory_is_named(tmp_path, inside):
 
 
 def test_a_directory_that_not_all_processes_see_is_refused(tmp_path, monkeypatch):
-  claim_together(tmp_path, lambda: claim(tmp_path, CONFIG, 'search'))
+  claim_together(tmp_path, lambda: claim(tmp_path, CONFIG, 'search'), dict)
   other = tmp_path / 'other'
   monkeypatch.setattr(workdir_module, '_PATIENCE', 0.0)
   with pytest.raises(ValueError, match=f'^--workdir: {re.escape(str(other))} has no config.json, which process 0'):
-    claim_together(other, lambda: None)
+    claim_together(other, lambda: None, dict)
 
 
 def test_a_shared_file_system_may_take_its_time(tmp_path, monkeypatch):
@@ -64,5 +64,5 @@ def test_a_shared_file_system_may_take_its_time(tmp_path, monkeypatch):
     claim(tmp_path, CONFIG, 'search')
 
   monkeypatch.setattr(workdir_module.time, 'sleep', sleep)
-  claim_together(tmp_path, lambda: None)
+  claim_together(tmp_path, lambda: None, dict)
   assert len(waits) == 1
