@@ -256,6 +256,8 @@ def _convert(
 
 
 def _read_supernet(reader: _Reader, net: Supernet) -> tuple[Tree, Tree]:
+  if net.stem != 'cifar':
+    raise ValueError(f'stem: {net.stem!r} is not allowed; the published supernets have that for CIFAR')
   params: Tree = {'stem': reader.dense('stem.0')}
   stats: Tree = {}
   reader.norms(params, stats, 'stem_bn', ['stem.1'], affine=True)
@@ -292,7 +294,7 @@ def _read_cells(reader: _Reader, net: Supernet | Network, params: Tree, stats: T
   discrete = isinstance(net, Network)
   reductions = reduction_cells(net.num_layers)
   # The stem for ImageNet leaves the first input of cell 0 twice as large as the second.
-  reduction_before = isinstance(net, Network) and net.stem == 'imagenet'
+  reduction_before = net.stem == 'imagenet'
   for layer in range(net.num_layers):
     reduction = layer in reductions
     spec = net.reduce if reduction else net.normal

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import darts_jax
-from darts_jax.genotype import Genotype, from_dict, published, recurrent_search_space
-from darts_jax.interop.reference import convert_language_model, convert_network, infer_network
+from darts_jax.genotype import Genotype, from_dict, published, recurrent_search_space, search_space
+from darts_jax.interop.reference import convert_language_model, convert_network, convert_supernet, infer_network
+from darts_jax.nets.conv import Supernet
 from darts_jax.nets.recurrent import LanguageModel
 from experiments import convert
 
@@ -239,3 +240,9 @@ def test_value_of_a_language_model_that_is_not_finite_is_refused(language_tensor
   changed.flat[-1] = np.inf
   with pytest.raises(ValueError, match=f'^tensor {name}: a value is not finite$'):
     convert_language_model(supernet, language_tensors | {name: changed})
+
+
+def test_a_supernet_for_imagenet_is_not_one_of_the_reference():
+  space = search_space(('skip_connect',), num_nodes=1)
+  with pytest.raises(ValueError, match=r"^stem: 'imagenet' is not allowed; the published supernets have"):
+    convert_supernet(Supernet(space, space, 2, 3, 5, stem='imagenet'), {})
