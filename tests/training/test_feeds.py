@@ -14,6 +14,7 @@ from configs import imagenet_eval
 from darts_jax import training
 from darts_jax.data.images import load
 from darts_jax.data.jitter import color_jitter
+from darts_jax.data.stream import Batch
 from darts_jax.genotype import Genotype
 from darts_jax.runtime import loop as loops
 from darts_jax.runtime import metrics
@@ -125,6 +126,25 @@ def test_a_file_that_vanishes_costs_no_step(tmp_path, monkeypatch, folder, unint
   assert (resumed.finished, resumed.test_loss) == (True, result.test_loss)
   states = [training.load(place).variables for place in (workdir, tmp_path)]
   jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+@pytest.mark.parametrize('num_processes', [1, 2])
+def test_an_error_waits_for_the_steps_before_it_unless_others_would_wait_too(folder, monkeypatch, num_processes):
+  feed = feeds.open_feed(settings_of(folder), make_mesh(1))
+
+  def batches():
+    nothing = np.zeros(8, np.int32)
+    yield Batch(np.zeros((8, 32, 32, 3), np.uint8), nothing, nothing == 0, nothing - 1)
+    raise ValueError('00.jpg: cannot be read')
+
+  monkeypatch.setattr(feed, '_batches', batches())
+  monkeypatch.setattr(feed, '_step', lambda state, examples: (state, {'train_loss': np.float32(1)}))
+  monkeypatch.setattr(feed, '_place', lambda *arrays: arrays)
+  monkeypatch.setattr(jax, 'process_count', lambda: num_processes)
+  if num_processes == 1:
+    assert feed.advance('state', 3) == ('state', {'train_loss': 1.0, 'steps': 1, 'finite': True})
+  with pytest.raises(ValueError, match=r'^00.jpg: cannot be read$'):
+    feed.advance('state', 2)
 
 
 def test_damaged_images_are_named_once_and_counted(folder, uninterrupted, parse_page):
