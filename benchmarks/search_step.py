@@ -20,7 +20,6 @@ images_per_s (or tokens_per_s), temp_bytes, flops, bytes, roofline`.
 import dataclasses
 import functools
 import json
-import math
 import pathlib
 import re
 import statistics
@@ -37,6 +36,7 @@ from jax import lax
 from ml_collections import config_flags
 
 from benchmarks.command import exit_code
+from benchmarks.hlo import num_bytes
 from darts_jax.data.corpus import Corpus
 from darts_jax.data.images import Images
 from darts_jax.hypergradient import ESTIMATORS, Derivative, derivative
@@ -149,15 +149,10 @@ def count_bytes(program: str) -> int:
       inside = line.removeprefix('ENTRY ').lstrip('%').split(' ', 1)[0] not in fused
     elif inside and (match := _INSTRUCTION.match(line)):
       name, shape, operation, operands = match.groups()
-      sizes[name] = sum(_bytes(*part) for part in _SHAPE.findall(shape))
+      sizes[name] = sum(num_bytes(*part) for part in _SHAPE.findall(shape))
       if operation not in _MOVES_NOTHING:
         total += sizes[name] + sum(sizes.get(operand, 0) for operand in re.findall(r'%([\w.\-]+)', operands))
   return total
-
-
-def _bytes(dtype: str, dimensions: str) -> int:
-  bits = 8 if dtype == 'pred' else int(re.sub(r'\D', '', dtype))
-  return math.prod(int(n) for n in dimensions.split(',') if n) * bits // 8
 
 
 def count_operations(settings: Search | RecurrentSearch) -> float:

@@ -132,17 +132,14 @@ def _exit_with(parsed: Callable[[], int], usage: str) -> None:
   except KeyboardInterrupt:
     _leave_others(130)
     raise
-  except jax.errors.JaxRuntimeError as error:
-    if not any(word in str(error) for word in _LOST) or not jax.distributed.is_initialized():
-      traceback.print_exc()
-    else:
-      _complain(f'lost touch with the others, of which one has probably ended ({error}); start all of them again')
-    code = 1
-    _leave_others(code)
-  except Exception:
+  except Exception as error:
     if not jax.distributed.is_initialized():
       raise
-    traceback.print_exc()
+    # By itself Python would wait at its end, for minutes, for processes that wait for this one.
+    if isinstance(error, jax.errors.JaxRuntimeError) and any(word in str(error) for word in _LOST):
+      _complain(f'lost touch with the others, of which one has probably ended ({error}); start all of them again')
+    else:
+      traceback.print_exc()
     code = 1
     _leave_others(code)
   sys.exit(code)

@@ -133,17 +133,7 @@ def chart(
   if from_zero or integer:
     axes.set_ylim(0, max(axes.get_ylim()[1], (reference[0] if reference else 0) * 1.18, 1.0 if integer else 0.0))
   if broken:
-    axes.plot(
-      broken,
-      np.full(len(broken), 0.03),
-      'x',
-      transform=axes.get_xaxis_transform(),
-      color=style.VERMILION,
-      markersize=5,
-      markeredgewidth=1.4,
-      clip_on=False,
-      zorder=5,
-    )
+    cross(axes, broken)
   axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
   axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:,.0f}'))
   axes.set_xlabel(time_unit, size=TEXT, color=style.MUTED, labelpad=2)
@@ -315,6 +305,21 @@ def name_ends(axes: Axes, height: float, lines: Sequence[Line]) -> None:
   positions = layout.spread([position for position, _ in named], [gap] * (len(named) - 1))
   for position, (_, line) in zip(positions, named, strict=True):
     axes.text(1.02, position, line.name, transform=axes.transAxes, size=TEXT, color=line.color, va='center_baseline')
+
+
+def cross(axes: Axes, positions: Sequence[float] | np.ndarray) -> None:
+  """Crosses at the bottom, where there are no finite numbers."""
+  axes.plot(
+    positions,
+    np.full(len(positions), 0.03),
+    'x',
+    transform=axes.get_xaxis_transform(),
+    color=style.VERMILION,
+    markersize=5,
+    markeredgewidth=1.4,
+    clip_on=False,
+    zorder=5,
+  )
 
 
 def _thin(times: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -70,16 +70,7 @@ def figure(found: Sequence[Architecture], total: int) -> Figure:
     axes.plot(times, highest, color=line.color, linewidth=1.6, drawstyle='steps-post', zorder=2)
     axes.plot(numbers[sound], values[sound], 'o', color=style.BLUE, markersize=5, zorder=3)
     figures.name_ends(axes, _SIZE[1], [line])
-  axes.plot(
-    numbers[~sound],
-    np.full((~sound).sum(), 0.03),
-    'x',
-    transform=axes.get_xaxis_transform(),
-    color=style.VERMILION,
-    markersize=5,
-    markeredgewidth=1.4,
-    clip_on=False,
-  )
+  figures.cross(axes, numbers[~sound])
   axes.set_xlim(-0.5, max(total, len(found)) - 0.5)
   axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
   axes.yaxis.set_major_locator(MaxNLocator(5))

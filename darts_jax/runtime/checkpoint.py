@@ -144,9 +144,14 @@ class Checkpoints:
       if at is not None and step != at:
         continue
       try:
-        processes.together(functools.partial(_verify, path))
-        manifest, arrays = _read(path)
-      except Exception as error:  # Damage can surface as any exception of any layer below: JSON, Zarr, file system.
+        # All processes go on with the same one. That one of them has ended is no damage to the files.
+        manifest = processes.together(functools.partial(_verified, path))
+      except ValueError as error:
+        damaged.append(f'{path}: {_one_line(error)}')
+        continue
+      try:
+        arrays = _read(path, manifest)
+      except Exception as error:  # Damage can surface as any exception of any layer below: Zarr, file system.
         damaged.append(f'{path}: {_one_line(error)}')
         continue
       wanted = template(manifest['metadata']) if callable(template) else template
@@ -164,7 +169,6 @@ class Checkpoints:
     return sorted((int(match[1]), int(match[2] or 0), path) for match, path in matches if match)
 
   def _write(self, step: int, arrays: dict[str, np.ndarray], manifest: dict[str, Any]) -> None:
-    is_primary = processes.is_first()
     revisions = [revision for other, revision, _ in self._complete() if other == step]
     # What a process sees of a shared folder may be old.
     revision = int(processes.gather([max(revisions, default=-1) + 1])[0, 0])
@@ -184,7 +188,7 @@ class Checkpoints:
     processes.by_first(make_room)
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
       checkpointer.save(partial / 'state', args=ocp.args.StandardSave(arrays))
-    if is_primary:
+    if processes.is_first():
       manifest = manifest | {'files_sha256': _files_digest(partial / 'state')}
       manifest = manifest | {'sha256': _leaves_digest(manifest, arrays)}
       (partial / 'manifest.json').write_text(json.dumps(manifest), encoding='utf-8')
@@ -200,7 +204,7 @@ class Checkpoints:
       shutil.rmtree(path.rename(_partial(path)), ignore_errors=True)
 
   def _remove_leftovers(self) -> None:
-    if jax.process_index() == 0 and self._directory.is_dir():
+    if processes.is_first() and self._directory.is_dir():
       for path in self._directory.glob(f'*{_PARTIAL}'):
         shutil.rmtree(path, ignore_errors=True)
 
@@ -248,24 +252,24 @@ def _leaves_digest(manifest: dict[str, Any], arrays: dict[str, np.ndarray]) -> s
   return digest.hexdigest()
 
 
-def _verify(path: pathlib.Path) -> None:
-  """Raises a ValueError unless the files of a checkpoint are those that were saved."""
+def _verified(path: pathlib.Path) -> dict[str, Any]:
+  """The manifest of a checkpoint; a ValueError unless its files are those that were saved."""
   try:
-    manifest = json.loads((path / 'manifest.json').read_bytes())
+    manifest: dict[str, Any] = json.loads((path / 'manifest.json').read_bytes())
     if _files_digest(path / 'state') != manifest['files_sha256']:
       raise ValueError('its files are not those that were saved (SHA-256 differs)')
   except Exception as error:  # Damage can surface as any exception of any layer below: JSON, file system.
     raise ValueError(_one_line(error)) from error
+  return manifest
 
 
-def _read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-  """The manifest and the arrays of a checkpoint whose files have been verified."""
-  manifest = json.loads((path / 'manifest.json').read_bytes())
+def _read(path: pathlib.Path, manifest: dict[str, Any]) -> dict[str, np.ndarray]:
+  """The arrays of a checkpoint whose files have been verified."""
   with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-    arrays = checkpointer.restore(path / 'state', args=ocp.args.StandardRestore())
+    arrays: dict[str, np.ndarray] = checkpointer.restore(path / 'state', args=ocp.args.StandardRestore())
   if _leaves_digest(manifest, arrays) != manifest['sha256']:
     raise ValueError('its content is not what was saved (SHA-256 differs)')
-  return manifest, arrays
+  return arrays
 
 
 def _fit(manifest: dict[str, Any], arrays: dict[str, np.ndarray], template: PyTree, path: pathlib.Path) -> PyTree:

@@ -9,7 +9,6 @@ import bisect
 import dataclasses
 import math
 import pathlib
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, NoReturn, Self, TypeVar
@@ -152,8 +151,8 @@ class Loop(abc.ABC, Generic[State]):
     """Metrics at the end of an epoch."""
 
   @abc.abstractmethod
-  def report(self) -> pathlib.Path:
-    """Renews the report; returns its path. Is called in the first process alone."""
+  def report(self, folder: pathlib.Path) -> pathlib.Path:
+    """Renews the report in one of the folders; returns its path."""
 
   def opened(self, state: State, resume_step: int | None) -> None:
     """Is called when the log is open; without a step, the run begins."""
@@ -228,7 +227,7 @@ class Loop(abc.ABC, Generic[State]):
           # Data that cannot be read any more; the steps that were taken are as good as any.
           self._save(step, state, epoch_sums, log_sums, last_epoch)
           self.note(step, 'failed', f'{error}; saved at step {step} of {self.total}, start again to resume')
-          self.renewed_report()
+          self.reports()
           raise
         sums = _numbers(processes.fetch(dict(found)))
         seconds = time.monotonic() - start
@@ -265,7 +264,7 @@ class Loop(abc.ABC, Generic[State]):
           if (epoch + 1) % plan.checkpoint.every == 0 or step == self.total:
             self._save(step, state, epoch_sums, log_sums, last_epoch)
           if step < self.total:
-            self.renewed_report()
+            self.reports()
       if step == self.total and not self.has_logged(lambda line: line.get('event') == 'finished'):
         self.finish(state)
         self._log.write('event', step, {'event': 'finished', 'message': f'{len(plan.epoch_ends)} epochs done'})
@@ -289,9 +288,6 @@ class Loop(abc.ABC, Generic[State]):
     """Logs an event and shows it."""
     self._log.write('event', step, {'event': event, 'message': message})
     self._progress.note(message)
-    if event == 'damaged_image' and not processes.is_first():
-      # Other processes have seen other images.
-      print(f'process {jax.process_index()}: {message}', file=sys.stderr, flush=True)
 
   def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
     """Logs a line of another kind."""
@@ -303,9 +299,9 @@ class Loop(abc.ABC, Generic[State]):
     found = first and all(any(map(wanted, metrics.read(folder))) for folder in self.folders)
     return bool(processes.gather([found])[0, 0])
 
-  def renewed_report(self) -> pathlib.Path:
-    """The path of the report, which the first process renews."""
-    return self.report() if processes.is_first() else self.folders[0] / 'report.html'
+  def reports(self) -> list[pathlib.Path]:
+    """The paths of the reports in all folders, which the first process renews."""
+    return [self.report(folder) if processes.is_first() else folder / 'report.html' for folder in self.folders]
 
   def check_finite(self, values: Mapping[str, Any], step: int) -> None:
     """Raises Diverged unless all values are finite."""
@@ -324,10 +320,8 @@ class Loop(abc.ABC, Generic[State]):
   def _agree(self, planned: int) -> tuple[str | None, int]:
     """The signal that any process has got, and how many steps the first one plans to take in the next call."""
     names = [None, *(number.name for number in SIGNALS)]
-    requested = self._guard.requested
-    found = processes.gather([names.index(requested) if requested in names else 1, planned])
-    signal = int(found[:, 0].max())
-    return (requested or names[signal]) if signal else None, int(found[0, 1])
+    found = processes.gather([names.index(self._guard.requested), planned])
+    return names[int(found[:, 0].max())], int(found[0, 1])
 
   def _save(self, step: int, state: State, epoch_sums: Sums, log_sums: Sums, last_epoch: Mapping[str, Any]) -> None:
     values = {'epoch_sums': epoch_sums.values, 'log_sums': log_sums.values, 'last_epoch': last_epoch}
@@ -355,7 +349,7 @@ class Loop(abc.ABC, Generic[State]):
     which = f' of {", ".join(named)}' if len(self.folders) > 1 else ''
     message = f'step {step}: a loss or gradient{which} is not finite; {good}, in {self.workdir}'
     self.note(step, 'non_finite', message)
-    self.renewed_report()
+    self.reports()
     raise Diverged(message)
 
 

@@ -27,6 +27,9 @@ HEARTBEAT_TIMEOUT = 60
 # Seconds between two attempts to reach the first process.
 _RETRY = 0.5
 
+# Seconds in which other processes, which have failed as well, can say so.
+_LAST_WORDS = 2.0
+
 # Of a message that processes tell each other.
 _MESSAGE_BYTES = 1024
 
@@ -190,6 +193,6 @@ def leave(code: int) -> None:
     with contextlib.suppress(OSError, ValueError):
       stream.flush()
   if jax.process_index() == 0:
-    # It holds the service by which all know of each other; those that have something to say as well may do so.
-    time.sleep(2)
+    # It holds the service by which all know of each other, and with which JAX ends them, without a word.
+    time.sleep(_LAST_WORDS)
   os._exit(code)

@@ -121,7 +121,8 @@ class ImageSearcher(Searcher[Search, Halves]):
     self._images = images
     self._first_epoch, self._first_step = first_epoch, ends[first_epoch - 1] if first_epoch else 0
     groups = NormGroups(settings.batch_norm.group_size, self.shards)
-    groups.divide(self.batch_size // self.shards.size)
+    for size in sizes:
+      groups.divide(size // self.shards.size)
     self.net = Supernet(
       self.strategy.specs['normal'],
       self.strategy.specs['reduce'],

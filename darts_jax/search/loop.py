@@ -9,18 +9,16 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from darts_jax import genotype as genotypes
 from darts_jax import report
 from darts_jax.genotype import AnyGenotype, Genotype, recurrent_search_space, search_space
-from darts_jax.nets.layers import NormGroups
 from darts_jax.relaxation import Annealing, softmax
 from darts_jax.runtime import processes
 from darts_jax.runtime.compilation import enable_cache
 from darts_jax.runtime.interrupts import InterruptGuard
 from darts_jax.runtime.loop import Loop, Plan, Sums
-from darts_jax.runtime.mesh import Shards, check_batch, make_mesh
+from darts_jax.runtime.mesh import check_batch, make_mesh
 from darts_jax.runtime.workdir import claim, claim_together, named_errors
 from darts_jax.search import images, records, text
 from darts_jax.search.darts import Darts
@@ -113,7 +111,7 @@ def run_side_by_side(config: Mapping[str, Any], workdir: str | pathlib.Path) -> 
     loop = _Loop(settings, workdir, searcher, data, guard, folders)
     state, last_epoch, finished, requested = loop.run()
   alphas = loop.alphas(state)
-  reports = loop.reports() if processes.is_first() else [folder / 'report.html' for folder in folders]
+  reports = loop.reports()
   return [
     Result(
       loop.strategy.derive(alphas[i]),
@@ -151,19 +149,12 @@ def check(settings: Search | RecurrentSearch) -> None:
   _open(settings)
 
 
-def check_groups(settings: Settings, batch_size: int, mesh: Mesh) -> None:
-  """Raises a ValueError unless groups of BN fit into batches of a size, and they and the devices into each other."""
-  devices = mesh.shape['data']
-  NormGroups(settings.batch_norm.group_size, Shards(devices)).divide(batch_size // devices)
-
-
 def _open(settings: Search | RecurrentSearch) -> tuple[Searcher[Any, Any], Any, dict[str, Any]]:
   """The search, its data on the devices, and JSON values that a search goes on with only if they are the same."""
   mesh = make_mesh(seeds=settings.mesh.seed)
   check_batch(settings.batch_size, mesh)
   strategy = make_strategy(settings)
   if isinstance(settings, RecurrentSearch):
-    check_groups(settings, settings.batch_size, mesh)
     corpus = settings.data.load()
     texts = text.texts(corpus, settings)
     reader = text.TextSearcher(settings, strategy, corpus, mesh)
@@ -180,7 +171,6 @@ def _open(settings: Search | RecurrentSearch) -> tuple[Searcher[Any, Any], Any, 
       raise ValueError(
         f'{grown} does not divide evenly over the devices ({devices} devices); see config.sgas.batch_growth'
       )
-    check_groups(settings, size, mesh)
     if size > least:
       raise ValueError(
         f'{grown} is more than half of the images ({least} images in the smaller half); see config.sgas.batch_growth'
@@ -312,13 +302,9 @@ class _Loop(Loop[SearchState]):
   def epoch_done(self, state: SearchState, step: int, epoch: int) -> None:
     self._write_alphas(state, step, epoch, [turned.scores for turned in self._turned])
 
-  def report(self) -> pathlib.Path:
-    return self.reports()[0]
-
-  def reports(self) -> list[pathlib.Path]:
-    """Renews the report of every search; returns their paths."""
-    with named_errors(self.workdir):
-      return [report.write(folder) for folder in self.folders]
+  def report(self, folder: pathlib.Path) -> pathlib.Path:
+    with named_errors(folder):
+      return report.write(folder)
 
   def _write_alphas(self, state: SearchState, step: int, epoch: int, scores: Sequence[Scores]) -> None:
     found = self.alphas(state)

@@ -1,6 +1,7 @@
 """Where a training gets its images: a dataset that lies on the devices, or one that is streamed from files."""
 
 import functools
+import sys
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from darts_jax.data.images import Images
 from darts_jax.data.official import IMAGENET_MEAN, IMAGENET_STD
 from darts_jax.data.records import EVALUATION, TRAIN, Records, image_folder, tfds_directory
 from darts_jax.data.stream import Batch, Stream
+from darts_jax.runtime import processes
 from darts_jax.runtime.mesh import batch_sharding, put, replicated
 from darts_jax.training.settings import STREAMED, Training
 from darts_jax.training.trainer import Trainer, TrainState
@@ -292,7 +294,11 @@ class Streamed:
       if known not in self._known_damaged:
         self._known_damaged.add(known)
         instead = 'the next one takes its place' if part == 'train' else 'it is left out'
-        self._note(self._at, 'damaged_image', f'{records.name(int(index))}: cannot be decoded; {instead}')
+        message = f'{records.name(int(index))}: cannot be decoded; {instead}'
+        self._note(self._at, 'damaged_image', message)
+        if not processes.is_first():
+          # The log is that of the first process, which has not seen this image.
+          print(f'process {jax.process_index()}: {message}', file=sys.stderr, flush=True)
 
 
 def _check_batch_size(batch_size: int, num_train: int, name: str) -> None:

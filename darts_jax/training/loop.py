@@ -99,7 +99,7 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genoty
     model.num_weights,
     finished,
     requested is not None,
-    loop.renewed_report(),
+    loop.reports()[0],
   )
 
 
@@ -202,9 +202,9 @@ class _Loop(Loop[TrainState]):
       self.check_finite(values, self.total)
       self.write('test', self.total, values)
 
-  def report(self) -> pathlib.Path:
-    with named_errors(self.workdir):
-      return report.write(self.workdir)
+  def report(self, folder: pathlib.Path) -> pathlib.Path:
+    with named_errors(folder):
+      return report.write(folder)
 
   def _measure(self, part: str, state: TrainState, step: int, prefix: str = '') -> dict[str, float]:
     found: Evaluation = jax.device_get(

@@ -22,35 +22,26 @@ from darts_jax import genotype as genotypes
 from darts_jax import search, training
 from darts_jax.genotype import Genotype
 from darts_jax.runtime import metrics
+from darts_jax.runtime.mesh import make_mesh
 from darts_jax.search import loop
 from darts_jax.training import loop as training_loop
 
 ROOT = pathlib.Path(__file__).parents[2]
-# 2 steps an epoch.
-CONFIG: dict[str, Any] = {
-  # From some seeds a pixel is so close to a kink of ReLU that rounding decides on which side it is.
-  'seed': 3,
-  'epochs': 2,
-  'batch_size': 256,
-  'log_every': 2,
-  'data': {'name': 'digits'},
-  'augment': {'crop_padding': 1, 'flip': True},
-  'network': {'channels': 2, 'layers': 3, 'nodes': 1, 'operations': ('none', 'skip_connect', 'avg_pool_3x3')},
-  'weights': {'learning_rate': 0.05},
-  # Adam makes steps of one length of the smallest gradients, which are rounding; decay keeps them from being so small.
-  'alphas': {'learning_rate': 0.01, 'init_scale': 0.1, 'weight_decay': 0.1},
-  'hypergradient': {'name': 'first_order'},
-  'mesh': {'seed': 1},
-}
 #: Seconds within which processes have to end when one of them is gone: more than their heartbeats take.
 BOUND = 120
 
 
 @pytest.fixture(scope='module')
-def config(tmp_path_factory) -> pathlib.Path:
-  """A config file."""
+def settings(tiny_search) -> dict[str, Any]:
+  """A search of 2 steps an epoch."""
+  return tiny_search(batch_size=256, log_every=2)
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory, settings) -> pathlib.Path:
+  """The same as a config file."""
   path = tmp_path_factory.mktemp('config') / 'tiny.py'
-  path.write_text(f'from ml_collections import ConfigDict\n\n\ndef get_config():\n  return ConfigDict({CONFIG!r})\n')
+  path.write_text(f'from ml_collections import ConfigDict\n\n\ndef get_config():\n  return ConfigDict({settings!r})\n')
   return path
 
 
@@ -94,6 +85,14 @@ def pair(
       process.stderr.close()
 
 
+def wait_for_checkpoint(workdir: pathlib.Path) -> None:
+  """Returns when there is that of the first epoch."""
+  deadline = time.monotonic() + BOUND
+  while not (workdir / 'checkpoints' / '2').exists():
+    assert time.monotonic() < deadline, 'no checkpoint'
+    time.sleep(0.05)
+
+
 def finish(processes: list[Any]) -> list[tuple[str, str]]:
   """What processes print that end as they should."""
   outputs = [process.communicate(timeout=300) for process in processes]
@@ -117,12 +116,12 @@ def events(workdir: pathlib.Path) -> list[str]:
 
 
 @pytest.fixture(scope='module')
-def alone(tmp_path_factory) -> pathlib.Path:
+def alone(tmp_path_factory, settings) -> pathlib.Path:
   """The search of one process, with as many devices."""
   workdir = tmp_path_factory.mktemp('alone')
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(loop, 'enable_cache', lambda: None)
-    assert search.run(CONFIG, workdir).finished
+    assert search.run(settings, workdir).finished
   return workdir
 
 
@@ -159,11 +158,7 @@ def killed(tmp_path_factory, config) -> tuple[pathlib.Path, int, str]:
   """A search whose second process is killed after the first checkpoint; what became of the other."""
   workdir = tmp_path_factory.mktemp('killed')
   with pair(config, workdir) as processes:
-    deadline = time.monotonic() + BOUND
-    while not (workdir / 'checkpoints' / '2').exists():
-      assert time.monotonic() < deadline, 'no checkpoint'
-      assert processes[1].poll() is None, processes[1].communicate()
-      time.sleep(0.05)
+    wait_for_checkpoint(workdir)
     processes[1].kill()
     _, errors = processes[0].communicate(timeout=BOUND)
     return workdir, processes[0].returncode, errors
@@ -185,11 +180,13 @@ def test_all_go_on_from_the_last_checkpoint(tmp_path, config, killed, together):
   assert events(workdir)[0] == 'resumed'
 
 
-def test_one_process_goes_on_with_what_two_began(tmp_path, monkeypatch, killed, alone):
+@pytest.mark.parametrize('devices', [8, 1])
+def test_one_process_goes_on_with_what_two_began(tmp_path, monkeypatch, settings, killed, alone, devices):
   workdir = tmp_path / 'again'
   shutil.copytree(killed[0], workdir)
   monkeypatch.setattr(loop, 'enable_cache', lambda: None)
-  assert search.run(CONFIG, workdir).finished
+  monkeypatch.setattr(loop, 'make_mesh', lambda seeds: make_mesh(devices))
+  assert search.run(settings, workdir).finished
   np.testing.assert_allclose(alphas(workdir), alphas(alone), rtol=0, atol=1e-5)
   assert events(workdir) == ['resumed', 'finished']
 
@@ -197,10 +194,7 @@ def test_one_process_goes_on_with_what_two_began(tmp_path, monkeypatch, killed, 
 def test_searches_side_by_side_have_a_process_each_and_stop_together(tmp_path, config, alone, monkeypatch):
   workdir = tmp_path / 'run'
   with pair(config, workdir, '--config.mesh.seed=2', '--config.epochs=2000') as processes:
-    deadline = time.monotonic() + BOUND
-    while not (workdir / 'checkpoints' / '2').exists():
-      assert time.monotonic() < deadline, 'no checkpoint'
-      time.sleep(0.05)
+    wait_for_checkpoint(workdir)
     # The signal is for one of them.
     processes[1].terminate()
     outputs = [process.communicate(timeout=BOUND) for process in processes]

@@ -92,8 +92,8 @@ class Counting(Loop[dict[str, Any]]):
     self.calls.append(('recover', step))
     return {**state, 'recovered': state['recovered'] + 1} if self.recovers else None
 
-  def report(self):
-    return self.workdir / 'report.html'
+  def report(self, folder):
+    return folder / 'report.html'
 
   def finish(self, state):
     self.calls.append(('finish', int(state['step'])))

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks.pods import Collective, Program
+from benchmarks.hlo import Collective, Program
 from darts_jax.data.images import Images, load
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.search import ImageSearcher, Search

@@ -16,21 +16,12 @@ from darts_jax.search import loop
 from darts_jax.settings import build
 
 SEEDS = (3, 4)
-# 5 steps an epoch.
-CONFIG: dict[str, Any] = {
-  'seed': SEEDS[0],
-  'epochs': 2,
-  'batch_size': 128,
-  'log_every': 4,
-  'data': {'name': 'digits'},
-  'augment': {'crop_padding': 1, 'flip': True},
-  'network': {'channels': 2, 'layers': 3, 'nodes': 1, 'operations': ('none', 'skip_connect', 'avg_pool_3x3')},
-  'weights': {'learning_rate': 0.05},
-  # Adam makes steps of one length of the smallest gradients, which are rounding; decay keeps them from being so small.
-  'alphas': {'learning_rate': 0.01, 'init_scale': 0.1, 'weight_decay': 0.1},
-  'hypergradient': {'name': 'first_order'},
-}
-TOGETHER = CONFIG | {'mesh': {'seed': len(SEEDS)}}
+
+
+@pytest.fixture(scope='module')
+def settings(tiny_search) -> dict[str, Any]:
+  """Both searches, of 5 steps an epoch each."""
+  return tiny_search(seed=SEEDS[0], mesh={'seed': len(SEEDS)})
 
 
 def alphas(folder: pathlib.Path) -> dict[str, np.ndarray]:
@@ -39,7 +30,7 @@ def alphas(folder: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope='module')
-def alone(tmp_path_factory) -> list[tuple[pathlib.Path, search.Result]]:
+def alone(tmp_path_factory, tiny_search) -> list[tuple[pathlib.Path, search.Result]]:
   """Each search by itself, on one device."""
   found = []
   with pytest.MonkeyPatch.context() as patch:
@@ -47,12 +38,12 @@ def alone(tmp_path_factory) -> list[tuple[pathlib.Path, search.Result]]:
     patch.setattr(loop, 'make_mesh', lambda seeds: make_mesh(1))
     for seed in SEEDS:
       folder = tmp_path_factory.mktemp('alone')
-      found.append((folder, search.run(CONFIG | {'seed': seed}, folder)))
+      found.append((folder, search.run(tiny_search(seed=seed), folder)))
   return found
 
 
 @pytest.fixture(scope='module')
-def together(tmp_path_factory, make_guard) -> tuple[pathlib.Path, list[search.Result]]:
+def together(tmp_path_factory, make_guard, settings) -> tuple[pathlib.Path, list[search.Result]]:
   """Both, each on four devices; stopped in the middle of the second epoch, and resumed."""
   folder = tmp_path_factory.mktemp('together')
   with pytest.MonkeyPatch.context() as patch:
@@ -60,12 +51,12 @@ def together(tmp_path_factory, make_guard) -> tuple[pathlib.Path, list[search.Re
     patch.setattr(loops, '_SECONDS_A_CALL', 0.0)  # One step a call.
     asked = iter(range(100))
     patch.setattr(loop, 'InterruptGuard', make_guard(lambda: 'SIGTERM' if next(asked) > 7 else None))
-    stopped = search.run_side_by_side(TOGETHER, folder)
+    stopped = search.run_side_by_side(settings, folder)
     assert [result.finished for result in stopped] == [False, False]
     [step] = {max(Checkpoints(folder / 'checkpoints').steps())}
     assert 5 < step < 10
     patch.setattr(loop, 'InterruptGuard', make_guard(lambda: None))
-    return folder, search.run_side_by_side(TOGETHER, folder)
+    return folder, search.run_side_by_side(settings, folder)
 
 
 def test_each_finds_what_it_finds_alone(alone, together):
@@ -116,9 +107,9 @@ def test_each_has_a_folder_like_that_of_a_search(alone, together):
     ({'batch_norm': {'group_size': 48}}, 'config.batch_norm.group_size: 48 is not allowed; it has to divide the batch'),
   ],
 )
-def test_what_cannot_be_searched_is_one_line_and_leaves_nothing(tmp_path, changes, message):
+def test_what_cannot_be_searched_is_one_line_and_leaves_nothing(tmp_path, settings, changes, message):
   with pytest.raises(ValueError, match=f'^{message}'):
-    search.run_side_by_side(TOGETHER | changes, tmp_path / 'run')
+    search.run_side_by_side(settings | changes, tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
 
 
@@ -133,6 +124,6 @@ def test_what_compares_searches_makes_them_one_by_one(kind):
     build(kind, {'search': {'mesh': {'seed': 2}}})
 
 
-def test_one_search_is_asked_for_where_one_is_expected(tmp_path):
+def test_one_search_is_asked_for_where_one_is_expected(tmp_path, settings):
   with pytest.raises(ValueError, match=r'^config.mesh.seed: 2 is not allowed; it has to be 1 here$'):
-    search.run(TOGETHER, tmp_path)
+    search.run(settings, tmp_path)

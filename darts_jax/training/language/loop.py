@@ -89,7 +89,7 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Recurr
     model.num_weights,
     finished,
     requested is not None,
-    loop.report(),
+    loop.reports()[0],
   )
 
 
@@ -216,9 +216,9 @@ class _Loop(Loop[LanguageState]):
       averaged = int(best.average.num_iterates > 0)
       self.write('test', self.total, {'loss': loss, 'perplexity': perplexity(loss), 'averaged': averaged})
 
-  def report(self) -> pathlib.Path:
-    with named_errors(self.workdir):
-      return report.write(self.workdir)
+  def report(self, folder: pathlib.Path) -> pathlib.Path:
+    with named_errors(folder):
+      return report.write(folder)
 
   def _best_of(self, state: LanguageState) -> LanguageState | None:
     """The state of the epoch with the least validation loss; None if no epoch has ended or it is there no more."""
