@@ -61,7 +61,7 @@ def simplify(patch):
 def simplified(monkeypatch):
   """Without a report, which takes longer than an epoch; `finished` has one."""
   simplify(monkeypatch)
-  monkeypatch.setattr(language_loop._Loop, 'report', lambda self: self.workdir / 'report.html')
+  monkeypatch.setattr(language_loop._Loop, 'report', lambda self, folder: folder / 'report.html')
 
 
 def follow(patch, losses):
