@@ -154,9 +154,9 @@ def test_temporary_cache_works_and_leaves_nothing_behind(cache):
   assert cached_programs(cache) != []
 
 
-def test_products_of_matrices_are_no_calls_that_slow_loading_down():
+def test_products_of_matrices_and_sums_are_no_calls_that_slow_loading_down():
   def function(x):
-    return x @ x
+    return x @ x + jnp.sum(x**2) - 64 * 64
 
   x = jnp.ones((64, 64))
   compiled = jax.jit(function, compiler_options=compiler_options()).lower(x).compile()
@@ -168,6 +168,18 @@ def test_products_of_matrices_are_no_calls_that_slow_loading_down():
 def test_options_of_the_cpu_are_not_for_other_devices():
   assert compiler_options('cpu') == compiler_options()
   assert compiler_options('tpu') == {}
+
+
+@pytest.mark.parametrize('options', [{}, compiler_options()], ids=['all', 'ours'])
+def test_passes_over_loops_are_left_out(options):
+  """By name; if XLA renames them, they are made again."""
+
+  def function(x):
+    return jax.lax.fori_loop(0, 3, lambda i, y: jnp.sin(y) + jnp.exp(x), x)
+
+  text = jax.jit(function, compiler_options=options).lower(jnp.ones(8)).compile().as_text()
+  # Two of the passes count the turns of a loop, and take what is the same in all of them out of it.
+  assert ('known_trip_count' in text) == (not options)
 
 
 def test_unknown_options_are_left_out(monkeypatch):
