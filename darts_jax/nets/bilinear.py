@@ -43,10 +43,19 @@ class Bilinear(abc.ABC):
     """The map by the primitive, or see `in_plain_operations`."""
     if _plain.get():
       return self.apply(list(images), list(weights))
-    return _bind('outputs', images, weights, _wanted.get(), self)
+    return self.gradient('outputs', images, weights)
+
+  def gradient(self, target: str, first: Sequence[Array], second: Sequence[Array]) -> list[Array]:
+    """The gradient of the trilinear form in `target` at the other two arguments, by the primitive."""
+    return _bind(target, first, second, _wanted.get() if self.optional else None, self)
+
+  @property
+  def optional(self) -> bool:
+    """Whether passes that do not ask for gradients in weights can leave out that in these."""
+    return True
 
   def face(self, target: str, first: list[Array], second: list[Array]) -> list[Array]:
-    """The gradient of the trilinear form in `target` at the other two arguments, in JAX's own operations."""
+    """The same in JAX's own operations."""
     if target == 'outputs':
       return self.apply(first, second)
     unknown = [jax.ShapeDtypeStruct(shape, second[0].dtype) for shape in self.shapes(target)]

@@ -11,7 +11,8 @@ import numpy as np
 from jax import lax
 
 from darts_jax.genotype import NUM_INPUTS, CellSpec
-from darts_jax.nets.layers import WHOLE_BATCH, Affine, BatchNorm, NormGroups
+from darts_jax.nets.channels import spread, weighted_sums
+from darts_jax.nets.layers import WHOLE_BATCH, Affine, BatchNorm, NormGroups, evaluate
 from darts_jax.nets.materialise import materialise
 from darts_jax.nets.operations import FactorizedReduce, Operations, ReluConv, prune_operations
 
@@ -112,7 +113,7 @@ class Cell(nn.Module):
       first = ReluConv(self.channels, self.smooth, name='preprocess0')(before_last)
     second = ReluConv(self.channels, self.smooth, name='preprocess1')(last)
     normalised = BatchNorm(self.discrete, self.groups, name='preprocess_bn').fold(first, second, train=train)
-    states = [materialise(x.evaluate()) for x in normalised]
+    states = [materialise(x) for x in evaluate(normalised)]
     arriving: list[list[Array]] = [[] for _ in self.spec.nodes]
     for source in range(NUM_INPUTS + len(self.spec.nodes)):
       if source >= NUM_INPUTS:
@@ -137,34 +138,35 @@ class Cell(nn.Module):
     self, images: Sequence[Affine], members: Members, operations: Sequence[str], mixing: Array | None
   ) -> list[Array]:
     """The weighted sums of operations on the edges that they all serve, `[N, H', W', C]` for each edge."""
-    # `[O, M, C]`; before that, one for every image, if they are normalised in groups.
+    # Images that all edges share, and those with one an edge side by side.
+    shared = [i for i, x in enumerate(images) if x.image.shape[-1] == self.channels]
+    own = [i for i in range(len(images)) if i not in shared]
     lead = jnp.broadcast_shapes(*[x.scale.shape[:-1] for x in images])
-    shape = (*lead, len(members), self.channels)
+    dtype, shape = images[0].image.dtype, (*images[0].image.shape[:-1], self.channels)
+    edges = np.array([edge for edge, _ in members])
 
-    def stack(factors: Sequence[Array]) -> Array:
-      return jnp.stack([jnp.broadcast_to(x.reshape(*x.shape[:-1], -1, self.channels), shape) for x in factors], -3)
+    def weighted(chosen: Sequence[int], values: Sequence[Array]) -> Array:
+      """`[O, M, C]`, times mixing weights; for every image, after the first axis, if they are normalised in groups."""
+      sizes = (*lead, len(members), self.channels)
+      stacked = jnp.stack(
+        [jnp.broadcast_to(values[i].reshape(*values[i].shape[:-1], -1, self.channels), sizes) for i in chosen]
+      )
+      if mixing is None:
+        return stacked
+      columns = np.array([[self.spec.operations.index(operations[i])] for i in chosen])
+      return stacked * mixing[edges, columns].reshape(len(chosen), *[1] * len(lead), len(members), 1)
 
-    scale, offset = stack([x.scale for x in images]), stack([x.offset for x in images])
-    if mixing is not None:
-      edges = np.array([edge for edge, _ in members])
-      weights = mixing[edges, np.array([[self.spec.operations.index(operation)] for operation in operations])]
-      scale, offset = scale * weights[..., None], offset * weights[..., None]
-    dtype = images[0].image.dtype
-    # In one piece for the images of all edges, edge by edge for those they share. Splits and not slices, because the
-    # transpose of a split is one concatenation and that of slices is a sum of padded arrays.
-    shared = [x.image.shape[-1] == self.channels for x in images]
-    channels = [self.channels] * len(members)
-    sizes = [part for one in shared for part in (channels if one else [sum(channels)])]
-    factors = iter(lax.split(scale.astype(dtype).reshape(*lead, -1), sizes, len(lead)))
-    messages = list(lax.split(jnp.sum(offset, axis=-3).astype(dtype).reshape(*lead, -1), channels, len(lead)))
-    own = []
-    for x, one in zip(images, shared, strict=True):
-      if one:
-        messages = [message + x.image * next(factors) for message in messages]
-      else:
-        own.append(x.image * next(factors))
+    scales, offsets = [x.scale for x in images], [x.offset for x in images]
+    offset = jnp.sum(weighted([*shared, *own], offsets), axis=0).astype(dtype)
+    messages = spread(jnp.moveaxis(offset, -2, 0), shape)
+    if shared:
+      factors = jnp.moveaxis(weighted(shared, scales), -2, 1).astype(dtype)
+      terms = tuple((i, j) for i in range(len(shared)) for j in range(len(members)))
+      sums = weighted_sums([images[i].image for i in shared], factors.reshape(len(terms), *lead, -1), terms)
+      messages = [message + part for message, part in zip(messages, sums, strict=True)]
     if own:
-      total = materialise(functools.reduce(jnp.add, own))
-      parts = lax.split(total, channels, axis=3)
+      factors = weighted(own, scales).astype(dtype).reshape(len(own), *lead, -1)
+      [total] = weighted_sums([images[i].image for i in own], factors, tuple((i, 0) for i in range(len(own))))
+      parts = lax.split(materialise(total), [self.channels] * len(members), axis=3)
       messages = [message + part for message, part in zip(messages, parts, strict=True)]
     return messages

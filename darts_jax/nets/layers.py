@@ -7,7 +7,9 @@ channels lie side by side, `[N, H, W, M·C]`, the channels of edge 0 first.
 import contextvars
 import dataclasses
 import functools
+import itertools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -17,6 +19,7 @@ import numpy as np
 from jax import lax
 
 from darts_jax.nets.bilinear import Bilinear
+from darts_jax.nets.channels import scale_channels, spread, sum_pixels, sum_products
 from darts_jax.nets.materialise import materialise
 from darts_jax.nets.padding import pad_images
 from darts_jax.runtime.mesh import UNSHARED, Shards
@@ -96,7 +99,19 @@ class Affine(NamedTuple):
 
   def evaluate(self) -> Array:
     """`image · scale + offset`, in the image's dtype."""
-    return self.image * self.scale.astype(self.image.dtype) + self.offset.astype(self.image.dtype)
+    return evaluate([self])[0]
+
+
+def evaluate(parts: Sequence[Affine]) -> list[Array]:
+  """`image · scale + offset` of each, in the image's dtype; of those that follow each other in one shape together."""
+  results: list[Array] = []
+  for shape, group in itertools.groupby(parts, lambda part: part.image.shape):
+    some = list(group)
+    dtype = some[0].image.dtype
+    scales, offsets = (jnp.stack(values).astype(dtype) for values in zip(*[part[1:] for part in some], strict=True))
+    scaled = scale_channels([part.image for part in some], scales)
+    results += [x + offset for x, offset in zip(scaled, spread(offsets, shape), strict=True)]
+  return results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,9 +150,20 @@ class NormGroups:
     """
     local, devices = self.divide(len(images[0]))
     parts = [x if local == 1 else x.reshape(local, -1, x.shape[-1]) for x in images]
-    axes = (1,) if local > 1 else tuple(range(parts[0].ndim - 1))
-    mean = jnp.concatenate([jnp.mean(x, axes) for x in parts], axis=-1)
-    square = jnp.concatenate([jnp.mean(x * x, axes) for x in parts], axis=-1)
+    kept = (local, 1) if local > 1 else ()
+    pixels = parts[0].size // (parts[0].shape[-1] * local)
+    found: list[tuple[Array, Array]] = []
+    for shape, group in itertools.groupby(parts, lambda x: x.shape):
+      some = list(group)
+      each = (*kept, shape[-1])
+      found.append((sum_pixels(some, each), sum_products(some, some, each)))
+
+    def mean_of(sums: Sequence[Array]) -> Array:
+      # From `[K, G, 1, C]` to `[G, K·C]`.
+      side_by_side = [x.reshape(-1) if local == 1 else jnp.moveaxis(x[:, :, 0], 0, 1).reshape(local, -1) for x in sums]
+      return jnp.concatenate(side_by_side, axis=-1) / pixels
+
+    mean, square = (mean_of(sums) for sums in zip(*found, strict=True))
     return self.shards.mean((mean, square), devices)
 
 

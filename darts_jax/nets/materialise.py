@@ -1,28 +1,31 @@
 """A value that is computed once: a barrier to XLA's fusion on CPU.
 
 XLA's CPU compiler merges an elementwise producer into every consumer, and drops optimization barriers before it does. A
-node that is read by nine shifted windows is then summed up nine times, in nine times the code. It does not merge
-across a conditional, so on CPU the barrier is one whose condition it cannot see through; elsewhere it is nothing.
+node that is read by nine shifted windows is then summed up nine times, in nine times the code. It does not merge across
+the call of a function that it is told not to inline, so on CPU that is the barrier; elsewhere it is nothing.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 Array = jax.Array
 
 
-def computed_once(function: Callable[[Array], Array], x: Array) -> Array:
-  """`function(x)`, not merged into what reads it; for lowerings on CPU, not to be differentiated."""
-  result = jax.eval_shape(function, x)
-  # The barrier on the condition is dropped only after the passes that would remove the conditional.
-  true = lax.optimization_barrier(jnp.array(True))
-  return lax.cond(true, function, lambda _: jnp.zeros(result.shape, result.dtype), x)
+def computed_once(function: Callable[..., Array], *args: Array) -> Array:
+  """`function(*args)`, not merged into what reads it; for lowerings on CPU, not to be differentiated."""
+
+  def compute(*args: Array) -> Array:
+    # What is called in turn may be inlined.
+    with set_xla_metadata(inlineable=None):
+      return function(*args)
+
+  with set_xla_metadata(inlineable='false'):
+    return jax.jit(compute)(*args)
 
 
 def materialise(x: Array) -> Array:

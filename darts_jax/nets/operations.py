@@ -28,6 +28,7 @@ from darts_jax.nets.layers import (
   NormGroups,
   activate,
   avg_pool,
+  evaluate,
   max_pool,
   pointwise,
   uniform_fan_in,
@@ -219,7 +220,7 @@ class Operations(nn.Module):
         images[name] = Conv7x1Then1x7(count, self.stride, self.smooth, name=name)(x)
     outputs |= self._normalised('bn0', images, train)
     if twice:
-      halfway = [outputs[f.operation].evaluate() for f in twice]
+      halfway = evaluate([outputs[f.operation] for f in twice])
       outputs |= self._normalised('bn1', SeparableStage(twice, False, 1, self.smooth, name='stage1')(*halfway), train)
     return outputs
 

@@ -209,8 +209,11 @@ def test_precision_is_that_of_the_images_inside_the_network(images):
     trainer = Trainer(build(Training, {**CONFIG, 'precision': precision}), MODEL, 24, make_mesh(1))
     state = jax.eval_shape(trainer.init, jax.random.key(0))
     text = trainer.raw_step.lower(state, Examples(images.images[:8], images.labels[:8])).as_text()
+    # Without products with two rows of ones, which are sums, in float32 whatever the precision.
     products = [
-      line for line in text.splitlines() if 'stablehlo.convolution' in line or 'stablehlo.dot_general' in line
+      line
+      for line in text.splitlines()
+      if 'stablehlo.convolution' in line or ('stablehlo.dot_general' in line and '(tensor<2x' not in line)
     ]
     assert len(products) > 10
     # The classifier stays float32.

@@ -1,0 +1,248 @@
+"""Weighted sums of images channel by channel, and the sums over pixels that their gradients are.
+
+A cell scales and shifts the channels of dozens of images, for BN and for mixing weights, and each time the gradient has
+two sums over all pixels: of a cotangent, and of its product with an image. XLA's CPU compiler makes slow kernels of
+these, or calls a library, which its loader looks for through the whole of a stored program. Here kernels add up a few
+pixels, and products with ones do the rest, for which there is nothing to compile. They read images that are computed
+once (see `darts_jax.nets.materialise`).
+
+Factors and offsets are `[C]` for every image, or `[N, 1, …, 1, C]` with as many axes as the image.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from darts_jax.nets.bilinear import Bilinear, in_plain
+from darts_jax.nets.materialise import computed_once
+
+Array = jax.Array
+Shape = tuple[int, ...]
+#: Pairs of an image and the sum it is part of.
+Terms = tuple[tuple[int, int], ...]
+
+#: Pixels that a kernel adds up on CPU: so few that LLVM unrolls that loop, and channels become vectors.
+_PIXELS = 16
+
+
+def weighted_sums(images: Sequence[Array], factors: Array, terms: Terms) -> list[Array]:
+  """Sums of images, each times its factors.
+
+  Args:
+    images: of one shape `[N, …, C]` and dtype.
+    factors: of the same dtype, those of each term.
+    terms: for all factors, their image and the sum it goes into; every image and sum is in one.
+
+  Returns:
+    As many images as the terms say.
+  """
+  return _WeightedSums(images[0].shape, factors.shape[1:], terms)(images, [factors])
+
+
+def scale_channels(images: Sequence[Array], factors: Array) -> list[Array]:
+  """Images of one shape, each times its factors."""
+  return weighted_sums(images, factors, _one_to_one(images))
+
+
+def sum_products(images: Sequence[Array], others: Sequence[Array], shape: Shape) -> Array:
+  """Sums over pixels of products of two images.
+
+  Args:
+    images: of one shape and dtype.
+    others: likewise, for each of them.
+    shape: of each result, as factors have it.
+  """
+  return _WeightedSums(images[0].shape, shape, _one_to_one(images)).gradient('weights', images, others)[0]
+
+
+def sum_pixels(images: Sequence[Array], shape: Shape) -> Array:
+  """Sums over pixels, likewise."""
+  return sum_pixels_p.bind(*images, shape=shape)[0]
+
+
+def spread(offsets: Array, shape: Shape) -> list[Array]:
+  """Images of a shape whose pixels are all alike, for all offsets."""
+  if in_plain():
+    return _spread(offsets, shape=shape)
+  return spread_p.bind(offsets, shape=shape)
+
+
+def _one_to_one(images: Sequence[Array]) -> Terms:
+  return tuple((i, i) for i in range(len(images)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _WeightedSums(Bilinear):
+  """See `weighted_sums`.
+
+  Attributes:
+    image: shape of each image and each sum.
+    factors: shape of those of a term.
+    terms: see there.
+  """
+
+  image: Shape
+  factors: Shape
+  terms: Terms
+
+  @property
+  def optional(self) -> bool:
+    """Statistics of BN depend on what came before: all gradients go through those of its scales."""
+    return False
+
+  def shapes(self, group: str) -> list[Shape]:
+    """See `Bilinear`."""
+    if group == 'weights':
+      return [(len(self.terms), *self.factors)]
+    position = 0 if group == 'images' else 1
+    return [self.image] * (1 + max(term[position] for term in self.terms))
+
+  def apply(self, images: list[Array], weights: list[Array]) -> list[Array]:
+    """See `Bilinear`."""
+    sums: dict[int, list[Array]] = {}
+    for (i, j), factor in zip(self.terms, weights[0], strict=True):
+      sums.setdefault(j, []).append(images[i] * factor)
+    return [functools.reduce(jnp.add, sums[j]) for j in range(len(sums))]
+
+  def face(self, target: str, first: list[Array], second: list[Array]) -> list[Array]:
+    """See `Bilinear`."""
+    if target != 'weights':
+      return super().face(target, first, second)
+    products = [_wide(first[i]) * _wide(second[j]) for i, j in self.terms]
+    return [_summed(products, self.factors).astype(first[0].dtype)]
+
+  def face_on_cpu(self, target: str, first: list[Array], second: list[Array]) -> list[Array]:
+    """See `Bilinear`."""
+    if target != 'weights':
+      return self.face(target, first, second)
+
+    def sums(*arrays: Array) -> Array:
+      rows = [_rows(x, self.factors) for x in arrays]
+      images, others = rows[: len(first)], rows[len(first) :]
+      pixels = max(n for n in range(1, _PIXELS + 1) if rows[0].shape[1] % n == 0)
+      products = [(images[i] * others[j]).reshape(len(rows[0]), -1, pixels, rows[0].shape[2]) for i, j in self.terms]
+      parts = [lax.reduce(x, jnp.zeros((), x.dtype), lax.add, (2,)) for x in products]
+      return _summed_by_products(parts, self.factors)
+
+    return [computed_once(sums, *first, *second).astype(first[0].dtype)]
+
+
+def _wide(x: Array) -> Array:
+  """At least float32, for sums."""
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _summed(images: Sequence[Array], shape: Shape) -> Array:
+  """Sums over what all pixels of an image share."""
+  kept = (1,) * (images[0].ndim - len(shape)) + shape
+  axes = tuple(i for i, (size, left) in enumerate(zip(images[0].shape, kept, strict=True)) if left == 1 != size)
+  return jnp.stack([jnp.sum(x, axes, keepdims=True).reshape(shape) for x in images])
+
+
+def _rows(x: Array, shape: Shape) -> Array:
+  """`[L, P, C]`: the `P` pixels of each of `L` sums."""
+  sums = math.prod(shape[:-1])
+  return _wide(x).reshape(sums, x.size // (sums * shape[-1]), shape[-1])
+
+
+def _summed_by_products(rows: Sequence[Array], shape: Shape) -> Array:
+  """Sums of `[L, P, C]` over `P`, in the shape of factors."""
+  if len(rows[0]) > 1:
+    return jnp.stack([jnp.sum(x, axis=1).reshape(shape) for x in rows])
+  return lax.concatenate([_sum_by_products(x[0]) for x in rows], 0).reshape(-1, *shape)
+
+
+def _sum_by_products(x: Array) -> Array:
+  """`[P, C]` → `[1, C]`.
+
+  The sum of about √P sums of about √P: a product adds up one number after the other, and the longer that goes on, the
+  more is rounded. Products have two rows, since for one XLA would make a kernel, to be compiled.
+  """
+  pixels, channels = x.shape
+  first = max(n for n in range(1, math.isqrt(pixels) + 1) if pixels % n == 0)
+  parts = lax.dot(jnp.ones((2, first), x.dtype), x.reshape(first, -1), precision='highest')
+  halves = jnp.full((2, 2 * pixels // first), 0.5, x.dtype)
+  return lax.slice_in_dim(lax.dot(halves, parts.reshape(-1, channels), precision='highest'), 0, 1)
+
+
+def _spread(offsets: Array, *, shape: Shape) -> list[Array]:
+  return [jnp.broadcast_to(x, shape) for x in offsets]
+
+
+def _sum_pixels(*images: Array, shape: Shape) -> list[Array]:
+  return [_summed([_wide(x) for x in images], shape).astype(images[0].dtype)]
+
+
+def _sum_pixels_on_cpu(*images: Array, shape: Shape) -> list[Array]:
+  def sums(*images: Array) -> Array:
+    return _summed_by_products([_rows(x, shape) for x in images], shape)
+
+  return [computed_once(sums, *images).astype(images[0].dtype)]
+
+
+def _spread_aval(offsets: Any, *, shape: Shape) -> list[jax.core.ShapedArray]:
+  return [jax.core.ShapedArray(shape, offsets.dtype)] * offsets.shape[0]
+
+
+def _sum_pixels_aval(*images: Any, shape: Shape) -> list[jax.core.ShapedArray]:
+  return [jax.core.ShapedArray((len(images), *shape), images[0].dtype)]
+
+
+def _linear(
+  name: str, function: Callable[..., Any], on_cpu: Callable[..., Any], aval: Callable[..., Any], transpose: Any
+) -> Primitive:
+  """A primitive for a linear map."""
+  primitive = Primitive(name)
+  primitive.multiple_results = True
+  primitive.def_impl(jax.jit(primitive.bind, static_argnames='shape'))
+  primitive.def_abstract_eval(aval)
+  mlir.register_lowering(primitive, mlir.lower_fun(on_cpu, multiple_results=True), platform='cpu')
+  mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=True))
+
+  def jvp(primals: Sequence[Array], tangents: Sequence[Any], *, shape: Shape) -> tuple[list[Array], list[Array]]:
+    moving = [ad.instantiate_zeros(t) for t in tangents]
+    return primitive.bind(*primals, shape=shape), primitive.bind(*moving, shape=shape)
+
+  def transposed(cotangents: Sequence[Any], *args: Any, shape: Shape) -> list[Any]:
+    del shape
+    if all(isinstance(ct, ad.Zero) for ct in cotangents):
+      return [ad.Zero(x.aval) for x in args]
+    return transpose([ad.instantiate_zeros(ct) for ct in cotangents], args)
+
+  def batch(args: Sequence[Array], axes: Sequence[Any], *, shape: Shape) -> tuple[list[Array], list[int]]:
+    # One after the other, as in `darts_jax.nets.bilinear`.
+    stacked = [
+      jnp.moveaxis(x, axis, 0)
+      if axis is not None
+      else jnp.broadcast_to(x, (next(a.shape[i] for a, i in zip(args, axes, strict=True) if i is not None), *x.shape))
+      for x, axis in zip(args, axes, strict=True)
+    ]
+    results = lax.map(lambda each: primitive.bind(*each, shape=shape), stacked)
+    return results, [0] * len(results)
+
+  ad.primitive_jvps[primitive] = jvp
+  ad.primitive_transposes[primitive] = transposed
+  batching.primitive_batchers[primitive] = batch
+  return primitive
+
+
+# Each is the other's transpose.
+sum_pixels_p: Primitive
+spread_p = _linear(
+  'spread', _spread, _spread, _spread_aval, lambda cts, args: sum_pixels_p.bind(*cts, shape=args[0].aval.shape[1:])
+)
+sum_pixels_p = _linear(
+  'sum_pixels',
+  _sum_pixels,
+  _sum_pixels_on_cpu,
+  _sum_pixels_aval,
+  lambda cts, args: spread_p.bind(cts[0], shape=args[0].aval.shape),
+)

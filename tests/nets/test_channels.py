@@ -1,0 +1,138 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+from darts_jax.nets.channels import scale_channels, spread, sum_pixels, sum_products, weighted_sums
+from darts_jax.runtime.compilation import compiler_options
+
+SHAPE = (3, 4, 6, 5)
+#: Factors of all examples, and of each.
+FACTORS = {'for all': (5,), 'for each': (3, 1, 1, 5)}
+TERMS = ((0, 0), (1, 0), (1, 1), (0, 2))
+
+
+def plain_sums(images, factors):
+  return [images[0] * factors[0] + images[1] * factors[1], images[1] * factors[2], images[0] * factors[3]]
+
+
+def plain_total(images, shape):
+  axes = (0, 1, 2) if len(shape) == 1 else (1, 2)
+  return jnp.stack([jnp.sum(x, axes).reshape(shape) for x in images])
+
+
+MAPS = {
+  'weighted sums': (
+    lambda images, factors: weighted_sums(images, factors, TERMS),
+    plain_sums,
+  ),
+  'scale and shift': (
+    lambda images, factors: [
+      x + y for x, y in zip(scale_channels(images, factors[:2]), spread(factors[2:], SHAPE), strict=True)
+    ],
+    lambda images, factors: [x * a + b for x, a, b in zip(images, factors[:2], factors[2:], strict=True)],
+  ),
+  'sums': (
+    lambda images, factors: sum_pixels(images, factors.shape[1:]) * factors[:2],
+    lambda images, factors: plain_total(images, factors.shape[1:]) * factors[:2],
+  ),
+  'sums of products': (
+    lambda images, factors: sum_products(images, images[::-1], factors.shape[1:]) * factors[:2],
+    lambda images, factors: plain_total([images[0] * images[1]] * 2, factors.shape[1:]) * factors[:2],
+  ),
+}
+
+
+def draw(shape, seed=0):
+  """Two images and four times factors, and a direction for each."""
+  rng = np.random.default_rng(seed)
+  return [(list(rng.normal(size=(2, *SHAPE))), rng.normal(size=(4, *shape))) for _ in range(2)]
+
+
+def two_orders(function, point, direction):
+  """Values, the gradient of a loss, and its derivative along a direction in both modes."""
+
+  def loss(images, factors):
+    return sum(jnp.vdot(jnp.sin(y), jnp.arange(1.0, y.size + 1) / y.size) for y in function(images, factors))
+
+  gradient = jax.grad(loss, (0, 1))
+  first, forward = jax.jvp(gradient, point, direction)
+  return function(*point), first, forward, jax.vjp(gradient, *point)[1](direction)
+
+
+def assert_close(found, expected, tolerance):
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.max(np.abs(b)))
+
+
+@pytest.mark.parametrize('shape', FACTORS.values(), ids=FACTORS)
+@pytest.mark.parametrize(('function', 'plain'), MAPS.values(), ids=MAPS)
+@pytest.mark.usefixtures('x64')
+def test_equal_the_definition_to_second_order(function, plain, shape):
+  point, direction = draw(shape)
+  found = jax.jit(functools.partial(two_orders, function))(point, direction)
+  assert_close(found, two_orders(plain, point, direction), 1e-12)
+
+
+@pytest.mark.parametrize(('function', 'plain'), MAPS.values(), ids=MAPS)
+@pytest.mark.usefixtures('x64')
+def test_vmapped_equal_one_after_the_other(function, plain):
+  points = [draw((5,), seed)[0] for seed in range(2)]
+  images, factors = jax.tree.map(lambda *arrays: np.stack(arrays, 1), *points)
+
+  def gradients(function, images, factors):
+    value, transpose = jax.vjp(function, images, factors)
+    return value, transpose(value)
+
+  found = jax.vmap(functools.partial(gradients, function), 1)(images, factors)
+  for i, point in enumerate(points):
+    assert_close(jax.tree.map(lambda x, i=i: x[i], found), gradients(plain, *point), 1e-12)
+  # With factors that are the same for all.
+  shared = jax.vmap(function, (1, None))(images, points[0][1])
+  assert_close(jax.tree.map(lambda x: x[1], shared), plain(points[1][0], points[0][1]), 1e-12)
+
+
+@pytest.mark.parametrize('platform', ['cuda', 'tpu'])
+@pytest.mark.parametrize(('function', 'plain'), MAPS.values(), ids=MAPS)
+def test_accelerators_have_no_products_with_ones(function, plain, platform):
+  del plain
+  point, _ = draw((5,))
+
+  def gradient(images, factors):
+    value, transpose = jax.vjp(function, images, factors)
+    return transpose(value)
+
+  program = export.export(jax.jit(gradient), platforms=[platform])(*point).mlir_module()
+  assert 'stablehlo.dot' not in program
+  assert 'inlineable' not in program
+
+
+def test_sums_of_bfloat16_are_those_of_float32():
+  images = [jnp.full((8, 16, 16, 3), 1.0, jnp.bfloat16)]
+  # Added up in bfloat16, ones come to 256.
+  for found in (sum_pixels(images, (3,)), sum_products(images, images, (3,))):
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(found, np.full((1, 3), 2048))
+
+
+def test_sums_round_as_little_as_sums_of_parts():
+  """Of P numbers, added up one after the other, some √P roundings are left; of parts of √P only some ⁴√P."""
+  x = np.random.default_rng(0).uniform(1, 2, (16, 32, 32, 8)).astype(np.float32)
+  for function, expected in ((sum_pixels, x), (lambda x, shape: sum_products(x, x, shape), x.astype(np.float64) ** 2)):
+    found = np.asarray(jax.jit(lambda x, function=function: function([x], (8,)))(x)[0], np.float64)
+    exact = expected.astype(np.float64).sum((0, 1, 2))
+    assert np.max(np.abs(found / exact - 1)) < 16384**0.25 * np.finfo(np.float32).eps
+
+
+def test_what_is_summed_up_is_computed_once_and_by_no_library():
+  def function(x, a):
+    y = jnp.tanh(x)
+    return sum_pixels([y], (8,)), sum_products([y], [y], (8,)), scale_channels([y], a)
+
+  x, a = jnp.ones((2, 8, 8, 8)), jnp.ones((1, 8))
+  text = jax.jit(function, compiler_options=compiler_options()).lower(x, a).compile().as_text()
+  assert text.count(' tanh(') == 1
+  assert 'ynn' not in text
