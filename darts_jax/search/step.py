@@ -325,6 +325,8 @@ def search_step(
   problem = Problem(optimizers.inner_optimizer(state.weights_optimizer), state.weights.vector, state.alphas)
 
   loss = BatchLoss.at(state, objective, strategy, precision)
+  # One trace of the network answers all that is asked of it below; so what differs between passes is an argument.
+  rough, fine = (jax.jit(functools.partial(_gated, each)) for each in (loss, loss.precisely))
 
   def update_alphas(carry: _Carry) -> _Carry:
     gradient = carry.memory.estimate
@@ -370,16 +372,16 @@ def search_step(
   )
 
   def gradient_at(memory: Memory, alphas: PyTree, batch: Any, number: Array) -> Any:
-    rough, fine = (jax.value_and_grad(each, (0, 1), has_aux=True) for each in (loss, loss.precisely))
-    arguments = memory.at, alphas, batch, number == len(passes)
+    roughly, finely = (jax.value_and_grad(each, (0, 1), has_aux=True) for each in (rough, fine))
+    arguments = memory.at, alphas, batch, number == len(passes), wants_weights[number]
     # Two gradients in the program only where they differ.
     if precision == 'float32' or not any(precise):
-      return rough(*arguments)
-    return lax.cond(jnp.array(precise)[number], fine, rough, *arguments)
+      return roughly(*arguments)
+    return lax.cond(jnp.array(precise)[number], finely, roughly, *arguments)
 
-  def product_at(memory: Memory, alphas: PyTree, batch: Any) -> Gradients:
+  def product_at(memory: Memory, alphas: PyTree, batch: Any, number: Array) -> Gradients:
     def value(weights: Array, alphas: PyTree) -> Array:
-      return loss(weights, alphas, batch)[0]
+      return rough(weights, alphas, batch, jnp.array(False), wants_weights[number])[0]
 
     wanted = any(each.weights for each in passes if each.derivative != 'gradient')
     return derivative(products[0], value, memory.at, alphas, memory.direction, wanted)
@@ -404,21 +406,20 @@ def search_step(
       return Gradients(*gradients), seen
 
     def product() -> tuple[Gradients, Seen]:
-      return product_at(*arguments), nothing
+      return product_at(*arguments, number), nothing
 
-    with weights_gradient_if(wants_weights[number]):
-      if products:
-        is_product = jnp.array([name != 'gradient' for name in derivatives])[number]
-        found = lax.cond(is_product, product, gradient)
-      else:
-        found = gradient()
+    if products:
+      is_product = jnp.array([name != 'gradient' for name in derivatives])[number]
+      found = lax.cond(is_product, product, gradient)
+    else:
+      found = gradient()
     if shards.size > 1:
       found = lax.cond(wants_weights[number], mean_of_all, mean_without_weights, *found)
     return lax.switch(branch_of[number], branches, carry, *found)
 
   zero = jnp.zeros((), jax.tree.leaves(state.alphas)[0].dtype)
   one_batch = jax.tree.map(lambda x: x[0], batches)
-  shapes = jax.eval_shape(loss, problem.weights, problem.alphas, one_batch)[1]
+  shapes = jax.eval_shape(rough, problem.weights, problem.alphas, one_batch, jnp.array(False), jnp.array(True))[1]
   nothing: Seen = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
   carry = _Carry(jnp.int32(0), estimator.start(problem), state, nothing, nothing, zero, zero)
   carry = lax.while_loop(lambda carry: carry.number <= len(passes), run_pass, carry)
@@ -440,6 +441,13 @@ def search_step(
     metrics['checks'] = jnp.asarray(check, zero.dtype)
   after = carry.state.replace(carried=Halves(carry.inner.carried, carry.outer.carried))
   return after, StepInfo(metrics, memory.estimate)
+
+
+def _gated(
+  loss: BatchLoss, weights: Array, alphas: PyTree, batch: Any, updating: Array, weights_wanted: Array
+) -> tuple[Array, Seen]:
+  with weights_gradient_if(weights_wanted):
+    return loss(weights, alphas, batch, updating)
 
 
 def _named(half: str, seen: Seen) -> dict[str, Array]:
