@@ -134,7 +134,7 @@ def measure_rates(side: int = 2048, copied: int = 2**20) -> Rates:
 
 _SHAPE = re.compile(r'\b([a-z]+\d+|pred)\[([\d,]*)\]')
 _INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*?)\)(?:,|$)')
-#: Control flow, views, and constant images, which stand in branches that are not taken (`darts_jax.nets.materialise`).
+#: Control flow, views, and constants that fill arrays.
 _MOVES_NOTHING = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'conditional', 'broadcast')
 
 

@@ -18,8 +18,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.extend.core import Literal
+from jax.extend.core import Literal, jaxpr_as_fun
 from jax.flatten_util import ravel_pytree
+
+from darts_jax.runtime.materialise import materialised_with_tangents
 
 Array = jax.Array
 PyTree = Any
@@ -274,7 +276,10 @@ def derivative(
   if what == 'gradient':
     return gradient(weights)
   if what == 'product':
-    return jax.jvp(gradient, (weights,), (direction,))[1]
+    traced, shapes = jax.make_jaxpr(gradient, return_shape=True)(weights)
+    with materialised_with_tangents():
+      _, found = jax.jvp(jaxpr_as_fun(traced), jax.tree.leaves(weights), jax.tree.leaves(direction))
+    return jax.tree.unflatten(jax.tree.structure(shapes), found)
   _, transpose = jax.vjp(jax.grad(loss), weights, alphas)
   return Gradients(*transpose(direction))
 

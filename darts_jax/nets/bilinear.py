@@ -21,6 +21,8 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from darts_jax.runtime.materialise import materialise_all
+
 Array = jax.Array
 Shape = tuple[int, ...]
 
@@ -53,6 +55,11 @@ class Bilinear(abc.ABC):
   def optional(self) -> bool:
     """Whether passes that do not ask for gradients in weights can leave out that in these."""
     return True
+
+  @property
+  def kept(self) -> bool:
+    """Whether outputs are kept for the backward pass, for which the two terms of a tangent had better be one array."""
+    return False
 
   def face(self, target: str, first: list[Array], second: list[Array]) -> list[Array]:
     """The same in JAX's own operations."""
@@ -161,7 +168,8 @@ def _jvp(
       moving = [ad.instantiate_zeros(t) for t in tangent]
       terms.append(_bind(target, *((moving, second) if i == 0 else (first, moving)), wanted, form))
   out = _bind(target, first, second, wanted, form)
-  return out, [functools.reduce(ad.add_jaxvals, parts) for parts in zip(*terms, strict=True)]
+  moved = [functools.reduce(ad.add_jaxvals, parts) for parts in zip(*terms, strict=True)]
+  return out, materialise_all(moved) if form.kept and target == 'outputs' and len(terms) > 1 else moved
 
 
 def _transpose(cotangents: Sequence[Any], *args: Any, target: str, form: Bilinear, gated: bool) -> list[Any]:

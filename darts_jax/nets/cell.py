@@ -13,8 +13,8 @@ from jax import lax
 from darts_jax.genotype import NUM_INPUTS, CellSpec
 from darts_jax.nets.channels import spread, weighted_sums
 from darts_jax.nets.layers import WHOLE_BATCH, Affine, BatchNorm, NormGroups, evaluate
-from darts_jax.nets.materialise import materialise
 from darts_jax.nets.operations import FactorizedReduce, Operations, ReluConv, prune_operations
+from darts_jax.runtime.materialise import materialise
 
 Array = jax.Array
 

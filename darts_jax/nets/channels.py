@@ -4,7 +4,7 @@ A cell scales and shifts the channels of dozens of images, for BN and for mixing
 two sums over all pixels: of a cotangent, and of its product with an image. XLA's CPU compiler makes slow kernels of
 these, or calls a library, which its loader looks for through the whole of a stored program. Here kernels add up a few
 pixels, and products with ones do the rest, for which there is nothing to compile. They read images that are computed
-once (see `darts_jax.nets.materialise`).
+once (see `darts_jax.runtime.materialise`).
 
 Factors and offsets are `[C]` for every image, or `[N, 1, …, 1, C]` with as many axes as the image.
 """
@@ -22,7 +22,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from darts_jax.nets.bilinear import Bilinear, in_plain
-from darts_jax.nets.materialise import computed_once
+from darts_jax.runtime.materialise import computed_once
 
 Array = jax.Array
 Shape = tuple[int, ...]
@@ -124,15 +124,7 @@ class _WeightedSums(Bilinear):
     if target != 'weights':
       return self.face(target, first, second)
 
-    def sums(*arrays: Array) -> Array:
-      rows = [_rows(x, self.factors) for x in arrays]
-      images, others = rows[: len(first)], rows[len(first) :]
-      pixels = max(n for n in range(1, _PIXELS + 1) if rows[0].shape[1] % n == 0)
-      products = [(images[i] * others[j]).reshape(len(rows[0]), -1, pixels, rows[0].shape[2]) for i, j in self.terms]
-      parts = [lax.reduce(x, jnp.zeros((), x.dtype), lax.add, (2,)) for x in products]
-      return _summed_by_products(parts, self.factors)
-
-    return [computed_once(sums, *first, *second).astype(first[0].dtype)]
+    return [computed_once(_product_sums, *first, *second, form=self).astype(first[0].dtype)]
 
 
 def _wide(x: Array) -> Array:
@@ -151,6 +143,21 @@ def _rows(x: Array, shape: Shape) -> Array:
   """`[L, P, C]`: the `P` pixels of each of `L` sums."""
   sums = math.prod(shape[:-1])
   return _wide(x).reshape(sums, x.size // (sums * shape[-1]), shape[-1])
+
+
+def _product_sums(*arrays: Array, form: _WeightedSums) -> Array:
+  rows = [_rows(x, form.factors) for x in arrays]
+  count = len(form.shapes('images'))
+  images, others = rows[:count], rows[count:]
+  sums, pixels, channels = rows[0].shape
+  some = max(n for n in range(1, _PIXELS + 1) if pixels % n == 0)
+  products = [(images[i] * others[j]).reshape(sums, -1, some, channels) for i, j in form.terms]
+  parts = [lax.reduce(x, jnp.zeros((), x.dtype), lax.add, (2,)) for x in products]
+  return _summed_by_products(parts, form.factors)
+
+
+def _pixel_sums(*images: Array, shape: Shape) -> Array:
+  return _summed_by_products([_rows(x, shape) for x in images], shape)
 
 
 def _summed_by_products(rows: Sequence[Array], shape: Shape) -> Array:
@@ -182,10 +189,7 @@ def _sum_pixels(*images: Array, shape: Shape) -> list[Array]:
 
 
 def _sum_pixels_on_cpu(*images: Array, shape: Shape) -> list[Array]:
-  def sums(*images: Array) -> Array:
-    return _summed_by_products([_rows(x, shape) for x in images], shape)
-
-  return [computed_once(sums, *images).astype(images[0].dtype)]
+  return [computed_once(_pixel_sums, *images, shape=shape).astype(images[0].dtype)]
 
 
 def _spread_aval(offsets: Any, *, shape: Shape) -> list[jax.core.ShapedArray]:

@@ -21,8 +21,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from darts_jax.nets.bilinear import Bilinear
-from darts_jax.nets.materialise import computed_once
-from darts_jax.nets.padding import pad_images
+from darts_jax.nets.padding import pad_images, window
+from darts_jax.runtime.materialise import computed_once
 
 Array = jax.Array
 
@@ -104,19 +104,16 @@ class Depthwise(Bilinear):
     """Stencils, that is sums of shifted slices.
 
     They read an image that is padded for the widest bank and tiled over the filters of a channel, computed once (see
-    `darts_jax.nets.materialise`) and not once a tap.
+    `darts_jax.runtime.materialise`) and not once a tap.
     """
     if target == 'images':
-      parts = [_image_stencil(dy, f, bank, self) for f, dy, bank in zip(first, second, self.banks, strict=True)]
-      filters = [
-        one
-        for part, bank in zip(parts, self.banks, strict=True)
-        for one in lax.split(part, [bank.channels] * bank.multiplier, axis=3)
+      parts = [
+        computed_once(_image_stencil, dy, kernel, bank=bank, geometry=self)
+        for kernel, dy, bank in zip(first, second, self.banks, strict=True)
       ]
-      return [functools.reduce(jnp.add, filters)]
-    compute = _output_stencil if target == 'outputs' else _filters_stencil
-    images = _prepared(first[0], self)
-    return [compute(x, other, bank, self) for x, other, bank in zip(images, second, self.banks, strict=True)]
+      return [functools.reduce(jnp.add, parts)]
+    stencils = _output_stencils if target == 'outputs' else _filters_stencils
+    return computed_once(stencils, *first, *second, geometry=self)
 
 
 def depthwise_convs(x: Array, kernels: Sequence[Array], *, dilations: Sequence[int], stride: int = 1) -> list[Array]:
@@ -151,27 +148,36 @@ def _margin(geometry: Depthwise) -> tuple[int, int]:
 
 def _prepared(x: Array, geometry: Depthwise) -> list[Array]:
   """For each bank, what its filters read, channel by channel, with the margin around it."""
-  p, q = _margin(geometry)
-
-  def tile(x: Array, multiplier: int) -> Array:
-    return jnp.tile(pad_images(x, (p, p), (q, q)), (1, 1, 1, multiplier))
-
   multipliers = dict.fromkeys(bank.multiplier for bank in geometry.banks)
-  tiled = {m: computed_once(functools.partial(tile, multiplier=m), x) for m in multipliers}
+  tiled = {m: computed_once(_tiled, x, margin=_margin(geometry), multiplier=m) for m in multipliers}
   return [tiled[bank.multiplier] for bank in geometry.banks]
+
+
+def _tiled(x: Array, *, margin: tuple[int, int], multiplier: int) -> Array:
+  p, q = margin
+  return jnp.tile(pad_images(x, (p, p), (q, q)), (1, 1, 1, multiplier))
 
 
 def _shifted(prepared: Array, offset: tuple[int, int], bank: Bank, geometry: Depthwise) -> Array:
   """The pixels that a tap reads."""
   (height, width), s = geometry.output_size, geometry.stride
   top, left = (o + m - p for o, m, p in zip(offset, _margin(geometry), bank.padding, strict=True))
-  return prepared[:, top : top + s * (height - 1) + 1 : s, left : left + s * (width - 1) + 1 : s]
+  return window(prepared, (top, left), (height, width), s)
+
+
+def _output_stencils(x: Array, *kernels: Array, geometry: Depthwise) -> list[Array]:
+  images = _prepared(x, geometry)
+  return [_output_stencil(*each, geometry) for each in zip(images, kernels, geometry.banks, strict=True)]
+
+
+def _filters_stencils(x: Array, *outputs: Array, geometry: Depthwise) -> list[Array]:
+  images = _prepared(x, geometry)
+  return [_filters_stencil(*each, geometry) for each in zip(images, outputs, geometry.banks, strict=True)]
 
 
 def _output_stencil(prepared: Array, kernel: Array, bank: Bank, geometry: Depthwise) -> Array:
-  filters = kernel.reshape(-1, bank.multiplier * bank.channels)
-  taps = enumerate(bank.taps())
-  return functools.reduce(jnp.add, [_shifted(prepared, offset, bank, geometry) * filters[i] for i, offset in taps])
+  windows = [_shifted(prepared, offset, bank, geometry) for offset in bank.taps()]
+  return _weighted(windows, kernel)
 
 
 def _filters_stencil(prepared: Array, dy: Array, bank: Bank, geometry: Depthwise) -> Array:
@@ -179,7 +185,7 @@ def _filters_stencil(prepared: Array, dy: Array, bank: Bank, geometry: Depthwise
   # First a few taps together over a few pixels of a row: so few that LLVM unrolls that loop, which leaves the one over
   # channels innermost and makes vector instructions of it.
   block = max(size for size in range(1, _COLUMNS + 1) if width % size == 0)
-  products = [_shifted(prepared, offset, bank, geometry) * dy for offset in bank.taps()]
+  products = [lax.mul(_shifted(prepared, offset, bank, geometry), dy) for offset in bank.taps()]
   products = [product.reshape(num_images, height, width // block, block, channels) for product in products]
   sums: list[Array] = []
   for i in range(0, len(products), _TAPS):
@@ -198,22 +204,34 @@ def _filters_stencil(prepared: Array, dy: Array, bank: Bank, geometry: Depthwise
   return jnp.stack(rows)[:, 0].reshape(bank.shape)
 
 
-def _image_stencil(dy: Array, kernel: Array, bank: Bank, geometry: Depthwise) -> Array:
-  """The image's cotangent from each filter of a bank, `[N, H, W, M·C]`, to be summed over the filters."""
+def _image_stencil(dy: Array, kernel: Array, *, bank: Bank, geometry: Depthwise) -> Array:
+  """The image's cotangent from a bank."""
   (_, height, width, _), s = geometry.image, geometry.stride
   # Spread out to stride 1 and padded, so that correlation with the flipped filter is a 'valid' one.
   rows, columns = (
     (padding, extent + padding - (s * (out - 1) + 1))
     for extent, padding, out in zip((height, width), bank.padding, geometry.output_size, strict=True)
   )
-  padded = computed_once(lambda dy: pad_images(dy, rows, columns, dilation=s), dy)
-  filters = kernel.reshape(-1, bank.multiplier * bank.channels)
-  taps = list(zip(reversed(range(len(filters))), bank.taps(), strict=True))
-
-  def correlate(padded: Array) -> Array:
-    return functools.reduce(
-      jnp.add, [padded[:, top : top + height, left : left + width] * filters[i] for i, (top, left) in taps]
-    )
-
+  padded = computed_once(pad_images, dy, rows=rows, columns=columns, dilation=s)
+  if bank.multiplier == 1:
+    return _correlate(padded, kernel, bank=bank, geometry=geometry)
   # The sum over filters would be merged with the taps of each, and leave their slices behind as arrays.
-  return computed_once(correlate, padded) if bank.multiplier > 1 else correlate(padded)
+  found = computed_once(_correlate, padded, kernel, bank=bank, geometry=geometry)
+  return functools.reduce(jnp.add, lax.split(found, [bank.channels] * bank.multiplier, axis=3))
+
+
+def _correlate(padded: Array, kernel: Array, *, bank: Bank, geometry: Depthwise) -> Array:
+  """That from each of its filters, `[N, H, W, M·C]`."""
+  windows = [window(padded, offset, geometry.image[1:3]) for offset in bank.taps()]
+  return _weighted(windows[::-1], kernel)
+
+
+def _weighted(windows: list[Array], kernel: Array) -> Array:
+  """The sum of what each tap of filters `[K, L, M, C]` reads, times the tap."""
+  # As few operations a tap as possible: they are a third of a search step's program.
+  taps = kernel.reshape(len(windows), windows[0].shape[-1])
+  factors = [
+    lax.broadcast_in_dim(lax.slice_in_dim(taps, i, i + 1), x.shape, (x.ndim - 2, x.ndim - 1))
+    for i, x in enumerate(windows)
+  ]
+  return functools.reduce(lax.add, map(lax.mul, windows, factors))

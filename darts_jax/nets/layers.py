@@ -20,8 +20,8 @@ from jax import lax
 
 from darts_jax.nets.bilinear import Bilinear
 from darts_jax.nets.channels import scale_channels, spread, sum_pixels, sum_products
-from darts_jax.nets.materialise import materialise
-from darts_jax.nets.padding import pad_images
+from darts_jax.nets.padding import pad_images, window
+from darts_jax.runtime.materialise import materialise
 from darts_jax.runtime.mesh import UNSHARED, Shards
 
 Array = jax.Array
@@ -247,6 +247,11 @@ class Pointwise(Bilinear):
   precision: Any
 
   @property
+  def kept(self) -> bool:
+    """By BN."""
+    return True
+
+  @property
   def _block_diagonal(self) -> bool:
     return self.kernel[0] * self.kernel[1] <= _BLOCK_DIAGONAL_CHANNELS
 
@@ -300,7 +305,8 @@ def _windows(x: Array, stride: int, fill: float) -> list[Array]:
   """The nine shifted images a 3×3 pool with padding 1 combines."""
   height, width = x.shape[1:3]
   padded = pad_images(x, (1, 1), (1, 1), fill=fill)
-  return [padded[:, i : i + height : stride, j : j + width : stride] for i in range(3) for j in range(3)]
+  size = -(-height // stride), -(-width // stride)
+  return [window(padded, (i, j), size, stride) for i in range(3) for j in range(3)]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -317,9 +323,9 @@ def max_pool(x: Array, stride: int) -> Array:
 def _max_pool_jvp(stride: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
   windows = _windows(primals[0], stride, -jnp.inf)
   largest, first = windows[0], jnp.zeros(windows[0].shape, jnp.int8)
-  for i, window in enumerate(windows[1:], 1):
-    first = jnp.where(window > largest, jnp.int8(i), first)
-    largest = jnp.maximum(largest, window)
+  for i, other in enumerate(windows[1:], 1):
+    first = jnp.where(other > largest, jnp.int8(i), first)
+    largest = jnp.maximum(largest, other)
   first = materialise(first)
   moving = _windows(tangents[0], stride, 0)
   zero = jnp.zeros((), moving[0].dtype)

@@ -1,4 +1,4 @@
-"""Padding of images, as rows of pixels and channels end to end.
+"""Padding of images, as rows of pixels and channels end to end, and windows of what is padded.
 
 LLVM unrolls the loop over the innermost axis of a padded array with a branch in it. Over some tens of channels that
 takes eight times as long to compile as the loop over a whole row, which it leaves alone and which runs faster.
@@ -33,3 +33,13 @@ def pad_images(x: Array, rows: Margins, columns: Margins, *, dilation: int = 1, 
   x = x.reshape(num_images, height, width * dilation * channels)
   x = lax.pad(x, value, [(0, 0, 0), (*rows, dilation - 1), (before * channels, after * channels, 0)])
   return x.reshape(num_images, x.shape[1], -1, channels)
+
+
+def window(x: Array, corner: tuple[int, int], size: tuple[int, int], stride: int = 1) -> Array:
+  """`[N, H, W, C]` → `[N, *size, C]`: every `stride`-th pixel from a corner on.
+
+  By hand, since these are thousands, and indexing by JAX takes several operations and many times as long.
+  """
+  num_images, _, _, channels = x.shape
+  last = [start + stride * (count - 1) + 1 for start, count in zip(corner, size, strict=True)]
+  return lax.slice(x, (0, *corner, 0), (num_images, *last, channels), (1, stride, stride, 1))

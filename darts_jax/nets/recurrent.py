@@ -20,7 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 from darts_jax.data.sequences import Sequences
 from darts_jax.genotype import CellSpec, Edge
 from darts_jax.nets.layers import BN_EPSILON, WHOLE_BATCH, NormGroups, pointwise, running_average
-from darts_jax.nets.materialise import materialise
+from darts_jax.runtime.materialise import materialise
 from darts_jax.settings import setting
 
 Array = jax.Array

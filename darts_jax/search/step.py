@@ -32,8 +32,8 @@ from darts_jax.hypergradient import (
   over,
 )
 from darts_jax.nets.bilinear import weights_gradient_if
-from darts_jax.nets.materialise import materialise
 from darts_jax.optimizers import clip_by_global_norm, decayed_sgd, scaled_to_batch, warmed_up
+from darts_jax.runtime.materialise import materialise
 from darts_jax.runtime.mesh import UNSHARED, Shards
 from darts_jax.runtime.packed import Packed
 from darts_jax.runtime.precision import precisely

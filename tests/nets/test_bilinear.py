@@ -68,3 +68,11 @@ def test_no_gate_is_left_behind():
     pass
   x, w = jnp.ones((1, 2, 2, 1)), jnp.ones((1, 1, 1))
   np.testing.assert_array_equal(jax.grad(lambda w: pointwise(x, w).sum())(w), [[[4]]])
+
+
+def test_tangent_that_is_kept_is_one_array():
+  """And not two for whoever reads it to add."""
+  x, w = jnp.ones((1, 2, 2, 1)), jnp.ones((1, 1, 1))
+  both = jax.make_jaxpr(lambda: jax.jvp(pointwise, (x, w), (x, w)))()
+  one = jax.make_jaxpr(lambda: jax.jvp(lambda x: pointwise(x, w), (x,), (x,)))()
+  assert [str(each).count('materialise') for each in (both, one)] == [1, 0]

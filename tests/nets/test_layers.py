@@ -17,7 +17,6 @@ from darts_jax.nets.layers import (
   running_average,
   uniform_fan_in,
 )
-from darts_jax.nets.materialise import materialise
 from darts_jax.runtime.mesh import batch_sharding, make_mesh
 
 WINDOW = (1, 3, 3, 1)
@@ -204,18 +203,6 @@ def test_initial_weights_are_uniform_up_to_one_over_the_root_of_the_fan_in(initi
   np.testing.assert_array_equal(params['BatchNorm_0']['bias'], np.zeros(3))
   np.testing.assert_array_equal(variables['batch_stats']['BatchNorm_0']['mean'], np.zeros(3))
   np.testing.assert_array_equal(variables['batch_stats']['BatchNorm_0']['var'], np.ones(3))
-
-
-@pytest.mark.parametrize('batch', [1, 3, 4])
-@pytest.mark.usefixtures('x64')
-def test_materialise_is_the_identity_with_its_derivatives(batch):
-  x, direction = np.random.default_rng(0).normal(size=(2, 1, batch, 2, 3))
-  found, expected = jax.jit(lambda *args: [two_orders(function, *args) for function in (materialise, lambda x: x)])(
-    tuple(x), tuple(direction)
-  )
-  assert_close(found, expected, 0)
-  mapped = jax.jit(jax.vmap(materialise, 2, 1))(x[0])
-  np.testing.assert_array_equal(mapped, np.moveaxis(x[0], 2, 1))
 
 
 def test_pools_over_two_devices_exchange_no_images():
