@@ -11,7 +11,9 @@ program holds the gradient once (see `weights_gradient_if`).
 import abc
 import contextlib
 import contextvars
+import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -72,6 +74,53 @@ class Bilinear(abc.ABC):
   def face_on_cpu(self, target: str, first: list[Array], second: list[Array]) -> list[Array]:
     """The same for CPU."""
     return self.face(target, first, second)
+
+
+@dataclasses.dataclass(frozen=True)
+class DirectSum(Bilinear):
+  """Bilinear maps beside each other, of which a pass leaves out all gradients in weights or none, in one conditional.
+
+  Attributes:
+    maps: whose arrays follow each other.
+  """
+
+  maps: tuple[Bilinear, ...]
+
+  def shapes(self, group: str) -> list[Shape]:
+    """See `Bilinear`."""
+    return [shape for each in self.maps for shape in each.shapes(group)]
+
+  @property
+  def optional(self) -> bool:
+    """See `Bilinear`."""
+    return all(each.optional for each in self.maps)
+
+  @property
+  def kept(self) -> bool:
+    """See `Bilinear`."""
+    return any(each.kept for each in self.maps)
+
+  def apply(self, images: list[Array], weights: list[Array]) -> list[Array]:
+    """See `Bilinear`."""
+    parts = self._parts('outputs', images, weights)
+    return [y for each, first, second in parts for y in each.apply(first, second)]
+
+  def face(self, target: str, first: list[Array], second: list[Array]) -> list[Array]:
+    """See `Bilinear`."""
+    return [y for each, *arrays in self._parts(target, first, second) for y in each.face(target, *arrays)]
+
+  def face_on_cpu(self, target: str, first: list[Array], second: list[Array]) -> list[Array]:
+    """See `Bilinear`."""
+    return [y for each, *arrays in self._parts(target, first, second) for y in each.face_on_cpu(target, *arrays)]
+
+  def _parts(
+    self, target: str, first: Sequence[Array], second: Sequence[Array]
+  ) -> Iterator[tuple[Bilinear, list[Array], list[Array]]]:
+    """Every map with its arrays."""
+    names, arrays = sources(target), (iter(first), iter(second))
+    for each in self.maps:
+      mine = [list(itertools.islice(a, len(each.shapes(name)))) for name, a in zip(names, arrays, strict=True)]
+      yield each, mine[0], mine[1]
 
 
 _wanted: contextvars.ContextVar[Array | None] = contextvars.ContextVar('weights_gradient_wanted', default=None)

@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 
 from darts_jax.genotype import NUM_INPUTS, CellSpec
+from darts_jax.nets.bilinear import in_plain
 from darts_jax.nets.channels import spread, weighted_sums
 from darts_jax.nets.layers import WHOLE_BATCH, Affine, BatchNorm, NormGroups, evaluate
 from darts_jax.nets.operations import FactorizedReduce, Operations, ReluConv, prune_operations
@@ -114,6 +115,7 @@ class Cell(nn.Module):
     second = ReluConv(self.channels, self.smooth, name='preprocess1')(last)
     normalised = BatchNorm(self.discrete, self.groups, name='preprocess_bn').fold(first, second, train=train)
     states = [materialise(x) for x in evaluate(normalised)]
+    weights = None if mixing is None else _by_operation(mixing, self.spec)
     arriving: list[list[Array]] = [[] for _ in self.spec.nodes]
     for source in range(NUM_INPUTS + len(self.spec.nodes)):
       if source >= NUM_INPUTS:
@@ -127,46 +129,72 @@ class Cell(nn.Module):
       for operation, members in groups.items():
         by_members.setdefault(members, []).append(operation)
       for members, operations in by_members.items():
-        messages = self._messages([outputs[operation] for operation in operations], members, operations, mixing)
+        chosen = None if weights is None else [weights[source, operation] for operation in operations]
+        images = [outputs[operation] for operation in operations]
+        messages = _messages(images, chosen, edges=len(members), channels=self.channels, plain=in_plain())
         for (edge, target), message in zip(members, messages, strict=True):
           if drop_path is not None and not (operations == ['skip_connect'] and stride == 1):
             message = message * drop_path[edge].astype(message.dtype)[:, None, None, None]
           arriving[target - NUM_INPUTS].append(message)
     return jnp.concatenate([states[node] for node in self.spec.concat], axis=-1)
 
-  def _messages(
-    self, images: Sequence[Affine], members: Members, operations: Sequence[str], mixing: Array | None
-  ) -> list[Array]:
-    """The weighted sums of operations on the edges that they all serve, `[N, H', W', C]` for each edge."""
-    # Images that all edges share, and those with one an edge side by side.
-    shared = [i for i, x in enumerate(images) if x.image.shape[-1] == self.channels]
-    own = [i for i in range(len(images)) if i not in shared]
-    lead = jnp.broadcast_shapes(*[x.scale.shape[:-1] for x in images])
-    dtype, shape = images[0].image.dtype, (*images[0].image.shape[:-1], self.channels)
-    edges = np.array([edge for edge, _ in members])
 
-    def weighted(chosen: Sequence[int], values: Sequence[Array]) -> Array:
-      """`[O, M, C]`, times mixing weights; for every image, after the first axis, if they are normalised in groups."""
-      sizes = (*lead, len(members), self.channels)
-      stacked = jnp.stack(
-        [jnp.broadcast_to(values[i].reshape(*values[i].shape[:-1], -1, self.channels), sizes) for i in chosen]
-      )
-      if mixing is None:
-        return stacked
-      columns = np.array([[self.spec.operations.index(operations[i])] for i in chosen])
-      return stacked * mixing[edges, columns].reshape(len(chosen), *[1] * len(lead), len(members), 1)
+def _by_operation(mixing: Array, spec: CellSpec) -> dict[tuple[int, str], Array]:
+  """Of mixing weights `[E, O]`, those of every operation that leaves a node, `[M]` for the edges that have it."""
+  places = {
+    (source, operation): [len(spec.operations) * edge + spec.operations.index(operation) for edge, _ in members]
+    for source in range(NUM_INPUTS + len(spec.nodes))
+    for operation, members in operation_groups(spec, source).items()
+  }
+  # All at once, since the gradient of each indexing is a loop over what was taken.
+  taken = mixing.reshape(-1)[np.concatenate([*places.values()])]
+  return dict(zip(places, lax.split(taken, [len(each) for each in places.values()]), strict=True))
 
-    scales, offsets = [x.scale for x in images], [x.offset for x in images]
-    offset = jnp.sum(weighted([*shared, *own], offsets), axis=0).astype(dtype)
-    messages = spread(jnp.moveaxis(offset, -2, 0), shape)
-    if shared:
-      factors = jnp.moveaxis(weighted(shared, scales), -2, 1).astype(dtype)
-      terms = tuple((i, j) for i in range(len(shared)) for j in range(len(members)))
-      sums = weighted_sums([images[i].image for i in shared], factors.reshape(len(terms), *lead, -1), terms)
-      messages = [message + part for message, part in zip(messages, sums, strict=True)]
-    if own:
-      factors = weighted(own, scales).astype(dtype).reshape(len(own), *lead, -1)
-      [total] = weighted_sums([images[i].image for i in own], factors, tuple((i, 0) for i in range(len(own))))
-      parts = lax.split(materialise(total), [self.channels] * len(members), axis=3)
-      messages = [message + part for message, part in zip(messages, parts, strict=True)]
-    return messages
+
+# A network has dozens of these, too, but few that differ (see `Operations`).
+@functools.partial(jax.jit, static_argnames=('edges', 'channels', 'plain'))
+def _messages(
+  images: Sequence[Affine], weights: Sequence[Array] | None, *, edges: int, channels: int, plain: bool
+) -> list[Array]:
+  """The weighted sums of operations on `M` edges that they all serve.
+
+  Args:
+    images: of every operation, `[N, H, W, M·C]`, or `[N, H, W, C]` if the edges share it.
+    weights: of every operation, `[M]`; none for sums.
+    edges: their number `M`.
+    channels: `C`.
+    plain: see `in_plain_operations`, which holds or not.
+
+  Returns:
+    `[N, H, W, C]` for every edge.
+  """
+  del plain
+  # Images that all edges share first, then those with one an edge side by side.
+  order = sorted(range(len(images)), key=lambda i: images[i].image.shape[-1] != channels)
+  arrays = [images[i].image for i in order]
+  count = sum(x.shape[-1] == channels for x in arrays)
+  lead = jnp.broadcast_shapes(*[x.scale.shape[:-1] for x in images])
+  dtype, shape = arrays[0].dtype, (*arrays[0].shape[:-1], channels)
+
+  def weighted(values: Sequence[Array]) -> Array:
+    """`[O, M, C]`; for every image, after the first axis, if they are normalised in groups."""
+    parts = [value.reshape(*value.shape[:-1], -1, channels) for value in values]
+    stacked = jnp.stack([jnp.broadcast_to(part, (*lead, edges, channels)) for part in parts])
+    if weights is None:
+      return stacked
+    return stacked * jnp.stack([weights[i] for i in order]).reshape(len(order), *[1] * len(lead), edges, 1)
+
+  scale, offset = weighted([images[i].scale for i in order]), weighted([images[i].offset for i in order])
+  messages = spread(jnp.moveaxis(jnp.sum(offset, axis=0).astype(dtype), -2, 0), shape)
+  if count:
+    factors = jnp.moveaxis(scale[:count], -2, 1).astype(dtype)
+    terms = tuple((i, j) for i in range(count) for j in range(edges))
+    sums = weighted_sums(arrays[:count], factors.reshape(len(terms), *lead, -1), terms)
+    messages = [message + part for message, part in zip(messages, sums, strict=True)]
+  if count < len(arrays):
+    factors = scale[count:].astype(dtype)
+    terms = tuple((i, 0) for i in range(len(factors)))
+    [total] = weighted_sums(arrays[count:], factors.reshape(len(terms), *lead, -1), terms)
+    parts = lax.split(materialise(total), [channels] * edges, axis=3)
+    messages = [message + part for message, part in zip(messages, parts, strict=True)]
+  return messages

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
@@ -149,11 +150,19 @@ def _product_sums(*arrays: Array, form: _WeightedSums) -> Array:
   rows = [_rows(x, form.factors) for x in arrays]
   count = len(form.shapes('images'))
   images, others = rows[:count], rows[count:]
-  sums, pixels, channels = rows[0].shape
-  some = max(n for n in range(1, _PIXELS + 1) if pixels % n == 0)
-  products = [(images[i] * others[j]).reshape(sums, -1, some, channels) for i, j in form.terms]
-  parts = [lax.reduce(x, jnp.zeros((), x.dtype), lax.add, (2,)) for x in products]
+  # Apart, or the sums would be merged with the array that they are put side by side in.
+  parts = [computed_once(_some_products, images[i], others[j]) for i, j in form.terms]
+  if len(parts[0]) == 1:
+    # So few pixels are left that to copy them costs less than to multiply each image on its own.
+    parts = [lax.concatenate(parts, 2)]
   return _summed_by_products(parts, form.factors)
+
+
+def _some_products(x: Array, y: Array) -> Array:
+  """`[L, P, C]` → `[L, P / some, C]`."""
+  sums, pixels, channels = x.shape
+  some = max(n for n in range(1, _PIXELS + 1) if pixels % n == 0)
+  return lax.reduce((x * y).reshape(sums, -1, some, channels), jnp.zeros((), x.dtype), lax.add, (2,))
 
 
 def _pixel_sums(*images: Array, shape: Shape) -> Array:
@@ -164,20 +173,22 @@ def _summed_by_products(rows: Sequence[Array], shape: Shape) -> Array:
   """Sums of `[L, P, C]` over `P`, in the shape of factors."""
   if len(rows[0]) > 1:
     return jnp.stack([jnp.sum(x, axis=1).reshape(shape) for x in rows])
-  return lax.concatenate([_sum_by_products(x[0]) for x in rows], 0).reshape(-1, *shape)
-
-
-def _sum_by_products(x: Array) -> Array:
-  """`[P, C]` → `[1, C]`.
-
-  The sum of about √P sums of about √P: a product adds up one number after the other, and the longer that goes on, the
-  more is rounded. Products have two rows, since for one XLA would make a kernel, to be compiled.
-  """
-  pixels, channels = x.shape
+  # The sum of about √P sums of about √P: a product adds up one number after the other, and the longer that goes on,
+  # the more is rounded.
+  pixels = rows[0].shape[1]
   first = max(n for n in range(1, math.isqrt(pixels) + 1) if pixels % n == 0)
-  parts = lax.dot(jnp.ones((2, first), x.dtype), x.reshape(first, -1), precision='highest')
-  halves = jnp.full((2, 2 * pixels // first), 0.5, x.dtype)
-  return lax.slice_in_dim(lax.dot(halves, parts.reshape(-1, channels), precision='highest'), 0, 1)
+  parts = [_add_up(x.reshape(first, -1)).reshape(-1, x.shape[2]) for x in rows]
+  return lax.slice_in_dim(_add_up(lax.concatenate(parts, 1)), 0, 1).reshape(-1, *shape)
+
+
+def _add_up(x: Array) -> Array:
+  """`[P, C]` → `[2, C]`: the sums over `P`, and zeros.
+
+  The product with a row of ones; and one of zeros, since for a single row XLA would make a kernel, to be compiled, and
+  an array of nothing but ones would not be a constant but filled each time.
+  """
+  ones = np.array([[1], [0]], x.dtype).repeat(len(x), axis=1)
+  return lax.dot(ones, x, precision='highest')
 
 
 def _spread(offsets: Array, *, shape: Shape) -> list[Array]:

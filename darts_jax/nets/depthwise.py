@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from darts_jax.nets.bilinear import Bilinear
+from darts_jax.nets.bilinear import Bilinear, DirectSum
 from darts_jax.nets.padding import pad_images, window
 from darts_jax.runtime.materialise import computed_once
 
@@ -128,18 +128,35 @@ def depthwise_convs(x: Array, kernels: Sequence[Array], *, dilations: Sequence[i
   Returns:
     For each bank `[N, ⌈H/stride⌉, ⌈W/stride⌉, M·C]`; channel `m·C + c` is channel `c` under its filter `m`.
   """
-  banks = []
-  for kernel, dilation in zip(kernels, dilations, strict=True):
-    height, width, multiplier, channels = kernel.shape
-    banks.append(Bank((height, width), dilation, multiplier, channels))
-  num_images, height, width, channels = x.shape
-  precision = jax.config.values['jax_default_matmul_precision']
-  return Depthwise((num_images, height, width, channels), stride, tuple(banks), precision)([x], kernels)
+  return _convolve([x], [kernels], [dilations], stride)
+
+
+def depthwise_convs_apart(
+  images: Sequence[Array], kernels: Sequence[Array], *, dilations: Sequence[int], stride: int = 1
+) -> list[Array]:
+  """The same of several images, each with a bank of its own."""
+  return _convolve(images, [[kernel] for kernel in kernels], [[dilation] for dilation in dilations], stride)
 
 
 def depthwise_conv(x: Array, kernel: Array, *, stride: int = 1, dilation: int = 1) -> Array:
   """`depthwise_convs` with a single bank."""
   return depthwise_convs(x, [kernel], dilations=[dilation], stride=stride)[0]
+
+
+def _convolve(
+  images: Sequence[Array], kernels: Sequence[Sequence[Array]], dilations: Sequence[Sequence[int]], stride: int
+) -> list[Array]:
+  """Of every image, with its banks of filters."""
+  precision = jax.config.values['jax_default_matmul_precision']
+  maps = []
+  for x, filters, distances in zip(images, kernels, dilations, strict=True):
+    num_images, height, width, _ = x.shape
+    banks = tuple(
+      Bank((f.shape[0], f.shape[1]), distance, f.shape[2], f.shape[3])
+      for f, distance in zip(filters, distances, strict=True)
+    )
+    maps.append(Depthwise((num_images, height, width, x.shape[3]), stride, banks, precision))
+  return DirectSum(tuple(maps))(images, [kernel for filters in kernels for kernel in filters])
 
 
 def _margin(geometry: Depthwise) -> tuple[int, int]:
@@ -199,9 +216,9 @@ def _filters_stencil(prepared: Array, dy: Array, bank: Bank, geometry: Depthwise
     )
   # As products with ones, which are as fast as sums, and do not slow the loading of a stored program down, as each
   # call of XLA's library for sums does. Two rows of ones: for one XLA would make a kernel, to be compiled.
-  ones = jnp.ones((2, sums[0].size // channels), dy.dtype)
-  rows = [jnp.matmul(ones, partial.reshape(-1, channels), precision='highest') for partial in sums]
-  return jnp.stack(rows)[:, 0].reshape(bank.shape)
+  columns = lax.concatenate([x.reshape(-1, channels) for x in sums], 1)
+  ones = jnp.ones((2, len(columns)), dy.dtype)
+  return lax.dot(ones, columns, precision='highest')[0].reshape(bank.shape)
 
 
 def _image_stencil(dy: Array, kernel: Array, *, bank: Bank, geometry: Depthwise) -> Array:

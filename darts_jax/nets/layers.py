@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from darts_jax.nets.bilinear import Bilinear
+from darts_jax.nets.bilinear import Bilinear, DirectSum
 from darts_jax.nets.channels import scale_channels, spread, sum_pixels, sum_products
 from darts_jax.nets.padding import pad_images, window
 from darts_jax.runtime.materialise import materialise
@@ -268,7 +268,7 @@ class Pointwise(Bilinear):
     multiplier, channels, _ = self.kernel
     product = functools.partial(jnp.matmul, precision=self.precision)
     if self._block_diagonal:
-      eye = jnp.eye(multiplier, dtype=kernel.dtype)
+      eye = np.eye(multiplier, dtype=kernel.dtype)
       return [product(rows, (kernel[:, :, None, :] * eye[:, None, :, None]).reshape(rows.shape[1], -1))]
     parts = lax.split(rows, [channels] * multiplier, axis=1)
     return [jnp.concatenate([product(part, kernel[m]) for m, part in enumerate(parts)], axis=1)]
@@ -284,21 +284,30 @@ class Pointwise(Bilinear):
     return [jnp.stack(blocks)]
 
 
-def pointwise(x: Array, kernel: Array) -> Array:
-  """1×1 convolutions of `M` stacked edges, each with its own matrix.
+def pointwise_convs(images: Sequence[Array], kernels: Sequence[Array]) -> list[Array]:
+  """1×1 convolutions of `M` stacked edges, each with its own matrix, for several images.
 
   Args:
-    x: `[N, H, W, M·C]`.
-    kernel: `[M, C, D]`.
+    images: `[N, H, W, M·C]` each.
+    kernels: `[M, C, D]` for each image.
 
   Returns:
-    `[N, H, W, M·D]`.
+    `[N, H, W, M·D]` for each.
   """
-  multiplier, channels, features = kernel.shape
   # Products of matrices: from a four-dimensional dot XLA would transpose the activations for the weight gradient.
-  rows = x.reshape(-1, multiplier * channels)
-  form = Pointwise(rows.shape[0], (multiplier, channels, features), jax.config.values['jax_default_matmul_precision'])
-  return form([rows], [kernel.astype(x.dtype)])[0].reshape(*x.shape[:-1], multiplier * features)
+  rows = [x.reshape(-1, x.shape[-1]) for x in images]
+  precision = jax.config.values['jax_default_matmul_precision']
+  maps = []
+  for x, kernel in zip(rows, kernels, strict=True):
+    multiplier, channels, features = kernel.shape
+    maps.append(Pointwise(x.shape[0], (multiplier, channels, features), precision))
+  found = DirectSum(tuple(maps))(rows, [kernel.astype(x.dtype) for x, kernel in zip(images, kernels, strict=True)])
+  return [y.reshape(*x.shape[:-1], -1) for x, y in zip(images, found, strict=True)]
+
+
+def pointwise(x: Array, kernel: Array) -> Array:
+  """`pointwise_convs` of a single image."""
+  return pointwise_convs([x], [kernel])[0]
 
 
 def _windows(x: Array, stride: int, fill: float) -> list[Array]:

@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 
 from darts_jax.nets.bilinear import in_plain, weights_gradient_if, weights_gradient_wanted
-from darts_jax.nets.depthwise import depthwise_conv, depthwise_convs
+from darts_jax.nets.depthwise import depthwise_convs, depthwise_convs_apart
 from darts_jax.nets.layers import (
   WHOLE_BATCH,
   Affine,
@@ -31,6 +31,7 @@ from darts_jax.nets.layers import (
   evaluate,
   max_pool,
   pointwise,
+  pointwise_convs,
   uniform_fan_in,
 )
 
@@ -122,16 +123,13 @@ class SeparableStage(nn.Module):
       kernels.append(kernel.astype(dtype))
       matrices.append(self.param(f'{operation}_pointwise', uniform_fan_in(channels), (edges, channels, channels)))
     active = [activate(x, self.smooth) for x in images]
+    dilations = [f.dilation for f in self.filters]
     if self.first:
-      dilations = [f.dilation for f in self.filters]
       convolved = depthwise_convs(active[0], kernels, dilations=dilations, stride=self.stride)
     else:
-      convolved = [
-        depthwise_conv(x, kernel.reshape(f.size, f.size, 1, -1), dilation=f.dilation, stride=self.stride)
-        for x, kernel, f in zip(active, kernels, self.filters, strict=True)
-      ]
-    triples = zip(self.filters, convolved, matrices, strict=True)
-    return {f.operation: pointwise(y, matrix) for f, y, matrix in triples}
+      single = [kernel.reshape(*kernel.shape[:2], 1, -1) for kernel in kernels]
+      convolved = depthwise_convs_apart(active, single, dilations=dilations, stride=self.stride)
+    return dict(zip([f.operation for f in self.filters], pointwise_convs(convolved, matrices), strict=True))
 
 
 class Conv7x1Then1x7(nn.Module):

@@ -1,11 +1,13 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from darts_jax.nets.bilinear import weights_gradient_if
-from darts_jax.nets.depthwise import depthwise_conv
-from darts_jax.nets.layers import pointwise
+from darts_jax.nets.depthwise import depthwise_conv, depthwise_convs_apart
+from darts_jax.nets.layers import pointwise, pointwise_convs
 
 MAPS = {'depthwise': (lambda x, w: depthwise_conv(x, w, stride=2), (3, 3, 2, 4)), 'pointwise': (pointwise, (2, 2, 3))}
 
@@ -76,3 +78,41 @@ def test_tangent_that_is_kept_is_one_array():
   both = jax.make_jaxpr(lambda: jax.jvp(pointwise, (x, w), (x, w)))()
   one = jax.make_jaxpr(lambda: jax.jvp(lambda x: pointwise(x, w), (x,), (x,)))()
   assert [str(each).count('materialise') for each in (both, one)] == [1, 0]
+
+
+@pytest.mark.usefixtures('x64')
+def test_maps_beside_each_other_are_each_map_with_one_conditional_for_all_gradients_in_weights():
+  rng = np.random.default_rng(0)
+  images = [rng.normal(size=(2, 4, 6, 2 * channels)) for channels in (2, 3)]
+  kernels = [rng.normal(size=(2, channels, channels)) for channels in (2, 3)]
+  filters = [rng.normal(size=(size, size, 1, x.shape[-1])) for size, x in zip((3, 5), images, strict=True)]
+
+  def apart(images, kernels, filters):
+    outputs = [pointwise(x, kernel) for x, kernel in zip(images, kernels, strict=True)]
+    return outputs + [
+      depthwise_conv(x, kernel, dilation=dilation) for x, kernel, dilation in zip(images, filters, (1, 2), strict=True)
+    ]
+
+  def together(images, kernels, filters):
+    return pointwise_convs(images, kernels) + depthwise_convs_apart(images, filters, dilations=[1, 2])
+
+  def gradients(function, *point):
+    def loss(*point):
+      return sum(jnp.sum(jnp.sin(y)) for y in function(*point))
+
+    gradient = jax.grad(loss, (0, 1, 2))
+    return jax.jvp(gradient, point, point), jax.vjp(gradient, *point)[1](point)
+
+  point = images, kernels, filters
+  found, expected = (jax.jit(functools.partial(gradients, each))(*point) for each in (together, apart))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), found, expected)
+
+  def gated(wanted, function):
+    with weights_gradient_if(wanted):
+      return jax.grad(lambda point: sum(map(jnp.sum, function(*point))))(point)
+
+  counts = [
+    jax.jit(functools.partial(gated, function=each)).lower(True).as_text().count('stablehlo.case')
+    for each in (together, apart)
+  ]
+  assert counts == [2, 4]
