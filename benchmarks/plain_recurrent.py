@@ -11,24 +11,21 @@ losses of both are compared, that of the weights after an update of α.
 """
 
 import dataclasses
-import statistics
 import sys
-import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from absl import flags
 from jax import lax
 from ml_collections import config_flags
 
 from benchmarks.command import exit_code
+from benchmarks.comparison import Step, compare_steps
 from benchmarks.search_step import open_search
 from darts_jax.nets.layers import BN_EPSILON
 from darts_jax.relaxation import softmax
-from darts_jax.runtime.compilation import compiler_options
 from darts_jax.search.settings import RecurrentSearch, read
 from darts_jax.search.state import SearchState
 from darts_jax.search.text import TextBatch, TextSearcher
@@ -110,31 +107,11 @@ def run(settings: RecurrentSearch, repeats: int, scan: bool) -> None:
   searcher, data, _, _ = open_search(settings, 1)
   assert isinstance(searcher, TextSearcher)
   state = searcher.init(jax.random.key(settings.seed))
-  programs: dict[str, Any] = {}
-  compile_seconds = {}
-  functions = {
-    'package': searcher._step,
-    'plain': lambda state, data: plain_step(searcher, state, data, scan),
+  steps: dict[str, Step] = {
+    'package': (searcher._step, (state, data)),
+    'plain': (lambda state, data: plain_step(searcher, state, data, scan), (state, data)),
   }
-  for name, function in functions.items():
-    start = time.perf_counter()
-    programs[name] = jax.jit(function, compiler_options=compiler_options()).lower(state, data).compile()
-    compile_seconds[name] = time.perf_counter() - start
-    print(f'{name}: compiled in {compile_seconds[name]:.1f} s', file=sys.stderr, flush=True)
-  found = {name: jax.device_get(program(state, data)) for name, program in programs.items()}
-  for metric in ('train_loss', 'valid_loss'):
-    np.testing.assert_allclose(found['plain'][1][metric], found['package'][1][metric], rtol=1e-4)
-  seconds: dict[str, list[float]] = {name: [] for name in programs}
-  for _ in range(repeats):
-    for name, program in programs.items():
-      start = time.perf_counter()
-      jax.block_until_ready(program(state, data))
-      seconds[name].append(time.perf_counter() - start)
-  print('| step | compile s | step s (median) | fastest – slowest |\n| --- | --- | --- | --- |')
-  for name, times in seconds.items():
-    middle = f'{compile_seconds[name]:.1f} | {statistics.median(times):.3f}'
-    print(f'| {name} | {middle} | {min(times):.3f} – {max(times):.3f} |')
-  print(f'package / plain: {statistics.median(seconds["package"]) / statistics.median(seconds["plain"]):.2f}')
+  compare_steps(steps, repeats)
 
 
 def main() -> int:

@@ -10,6 +10,7 @@ import pytest
   ('benchmark', 'argument', 'message'),
   [
     ('plain_recurrent', '--config=configs/cifar.py', '--config: a search for convolutional cells'),
+    ('plain_convolutional', '--config=configs/ptb.py', '--config: a search for recurrent cells'),
     ('sgas', '--config=configs/ptb.py', '--config: a search for recurrent cells'),
     ('search_step', '--repeats=1', '--config: missing'),
   ],
