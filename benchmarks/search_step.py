@@ -6,14 +6,15 @@ python -m benchmarks.search_step --config=configs/cifar.py [--config.batch_size=
 Images are random, in the shape of the config's dataset, and so are the words of a text, so no data is needed. For each
 estimator the table gives: the seconds to trace and compile the step with an empty cache, and to trace it and load it
 from that; median, fastest and slowest of `--repeats` calls after one for warming up, divided by the steps in a call,
-which are several as in a search; images or tokens of the weights' half per second; temporary memory as XLA states it;
-the floating-point operations of a step's gradients; and the roofline: the least time in which this machine could do a
-step's operations, or move its bytes, whichever takes longer, as a fraction of the time measured. The machine's rates
-are measured in the same run, by a product of matrices and by copies of as much as an operation of one node has, 4 MB.
-Bytes are those of the compiled program when every kernel reads its operands once and writes its result; loops are
-counted once and then scaled as the operations are.
+which are several as in a search; the processor time of Python's thread from call to call, as a fraction of that; images
+or tokens of the weights' half per second; temporary memory as XLA states it; the floating-point operations of a step's
+gradients; and the roofline: the least time in which this machine could do a step's operations, or move its bytes,
+whichever takes longer, as a fraction of the time measured. The machine's rates are measured in the same run, by a
+product of matrices and by copies of as much as an operation of one node has, 4 MB. Bytes are those of the compiled
+program when every kernel reads its operands once and writes its result; loops are counted once and then scaled as the
+operations are.
 
-The JSON file holds an object keyed by estimator, each with `compile_s, load_s, step_s, step_s_min, step_s_max,
+The JSON file holds an object keyed by estimator, each with `compile_s, load_s, step_s, step_s_min, step_s_max, python,
 images_per_s (or tokens_per_s), temp_bytes, flops, bytes, roofline`.
 """
 
@@ -200,14 +201,15 @@ def measure(settings: Search | RecurrentSearch, repeats: int, rates: Rates) -> d
   if cold.cached or not warm.cached:
     raise ValueError(f'the compilation cache did not work for {settings.hypergradient.name}; nothing was measured')
   compiled = warm.compiled
-  seconds = []
+  seconds, python = [], []
   for _ in range(repeats + 1):
-    start = time.perf_counter()
+    start, thread_start = time.perf_counter(), time.thread_time()
     state, sums = jax.block_until_ready(compiled(state, data, steps))
     seconds.append((time.perf_counter() - start) / _STEPS)
+    python.append((time.thread_time() - thread_start) / _STEPS)
   if int(sums['steps']) != _STEPS:
     raise ValueError(f'the search of {settings.hypergradient.name} diverged; nothing was measured')
-  seconds = seconds[1:]
+  seconds, python = seconds[1:], python[1:]
   cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
   assert cost is not None
   assert memory is not None
@@ -219,6 +221,7 @@ def measure(settings: Search | RecurrentSearch, repeats: int, rates: Rates) -> d
     'step_s': median,
     'step_s_min': min(seconds),
     'step_s_max': max(seconds),
+    'python': statistics.median(python) / median,
     f'{unit}_per_s': examples / median,
     'temp_bytes': memory.temp_size_in_bytes,
     'flops': flops,
@@ -230,7 +233,7 @@ def measure(settings: Search | RecurrentSearch, repeats: int, rates: Rates) -> d
 def table(results: dict[str, dict[str, float]]) -> str:
   """The results as a Markdown table."""
   unit = 'tokens' if any('tokens_per_s' in r for r in results.values()) else 'images'
-  titles = ('estimator', 'compile s', 'load s', 'step s (median)', 'fastest – slowest', f'{unit}/s')
+  titles = ('estimator', 'compile s', 'load s', 'step s (median)', 'fastest – slowest', 'Python', f'{unit}/s')
   rows: list[tuple[str, ...]] = [(*titles, 'temporary MB', 'GFLOP', 'roofline')]
   rows.append(('---',) * len(rows[0]))
   for name, r in results.items():
@@ -241,6 +244,7 @@ def table(results: dict[str, dict[str, float]]) -> str:
         f'{r["load_s"]:.1f}',
         f'{r["step_s"]:.3f}',
         f'{r["step_s_min"]:.3f} – {r["step_s_max"]:.3f}',
+        f'{r["python"]:.2%}',
         f'{r[f"{unit}_per_s"]:.1f}',
         f'{r["temp_bytes"] / 1e6:.0f}',
         f'{r["flops"] / 1e9:.1f}',

@@ -31,6 +31,7 @@ def test_results_are_consistent_and_written_as_json(config, tmp_path, capsys):
     'step_s',
     'step_s_min',
     'step_s_max',
+    'python',
     'images_per_s',
     'temp_bytes',
     'flops',
@@ -39,6 +40,7 @@ def test_results_are_consistent_and_written_as_json(config, tmp_path, capsys):
   }
   assert result['load_s'] > 0
   assert 0 < result['step_s_min'] <= result['step_s'] <= result['step_s_max']
+  assert 0 < result['python'] < 1
   assert result['images_per_s'] == pytest.approx(8 / result['step_s'])
   # The images of a batch alone, float32, have to be held.
   assert result['temp_bytes'] > 8 * 8 * 8 * 4

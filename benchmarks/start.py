@@ -1,0 +1,107 @@
+"""Measures how long a search takes from its command to its first step, with an empty and a full compilation cache.
+
+python -m benchmarks.start --config=configs/cifar.py [--repeats=3] [--config.data.dir=DIR] [--config.batch_size=16]
+
+Runs `python -m experiments.search` with the same config, once with an empty cache of its own and then `--repeats` times
+with what that has left there, each in a working directory that is deleted, and stops it by SIGTERM after the first
+step. The table gives the median seconds from the start of the process until the search step begins to be compiled (or
+loaded), until the first step begins, and until it is done and logged.
+"""
+
+import collections
+import os
+import pathlib
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+from absl import flags
+
+from benchmarks.command import exit_code
+
+#: What a search says at these moments, in order.
+_MOMENTS = {'compiling': 'compiling the search step', 'begins': 'search step ', 'done': 'train_loss'}
+
+
+def start_once(arguments: list[str], folder: pathlib.Path) -> tuple[bool, dict[str, float]]:
+  """Starts a search and stops it after a step.
+
+  Args:
+    arguments: of `experiments.search`.
+    folder: for its working directory and its compilation cache, which stays.
+
+  Returns:
+    Whether the step came from the cache, and the seconds to every moment.
+
+  Raises:
+    ValueError: the search ended before.
+  """
+  with tempfile.TemporaryDirectory(dir=folder) as workdir:
+    command = [
+      sys.executable,
+      '-m',
+      'experiments.search',
+      *arguments,
+      '--config.log_every=1',
+      f'--workdir={workdir}/run',
+    ]
+    environment = os.environ | {'JAX_COMPILATION_CACHE_DIR': str(folder / 'cache')}
+    start, seconds, cached = time.perf_counter(), dict[str, float](), False
+    last = collections.deque[str](maxlen=1)
+    with subprocess.Popen(
+      command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+    ) as search:
+      assert search.stderr is not None
+      waiting = iter(_MOMENTS.items())
+      name, words = next(waiting)
+      for line in search.stderr:
+        last.append(line.strip())
+        if words in line:
+          seconds[name] = time.perf_counter() - start
+          cached |= 'loaded from the compilation cache' in line
+          name, words = next(waiting, ('', ''))
+          if not words:
+            break
+      search.send_signal(signal.SIGTERM)
+      # Whoever is told to stop saves, and says so.
+      search.stderr.read()
+    if len(seconds) < len(_MOMENTS):
+      raise ValueError(f'the search ended: {" ".join(last)}')
+  return cached, seconds
+
+
+def run(arguments: list[str], repeats: int) -> None:
+  """Measures and prints the table."""
+  with tempfile.TemporaryDirectory() as folder:
+    cached, cold = start_once(arguments, pathlib.Path(folder))
+    if cached:
+      raise ValueError('the compilation cache was not empty; nothing was measured')
+    warm = []
+    for _ in range(repeats):
+      cached, seconds = start_once(arguments, pathlib.Path(folder))
+      if not cached:
+        raise ValueError('the compilation cache did not work; nothing was measured')
+      warm.append(seconds)
+  print('| cache | to compilation s | to the first step s | first step done s |\n| --- | --- | --- | --- |')
+  for name, starts in {'empty': [cold], 'full': warm}.items():
+    times = [statistics.median(each[moment] for each in starts) for moment in _MOMENTS]
+    print(f'| {name} | {" | ".join(f"{each:.1f}" for each in times)} |')
+
+
+def main() -> int:
+  """Parses the command line; returns the exit code."""
+  repeats = flags.DEFINE_integer('repeats', 3, 'Starts with a full cache.', lower_bound=1)
+
+  def measured() -> None:
+    # What is the search's is the search's to check.
+    arguments = flags.FLAGS(sys.argv, known_only=True)[1:]
+    run(arguments, repeats.value)
+
+  return exit_code(measured)
+
+
+if __name__ == '__main__':
+  sys.exit(main())
