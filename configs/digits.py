@@ -2,7 +2,7 @@
 
 Command: make search, or python -m experiments.search --config=configs/digits.py
 The hypergradient is the paper's finite difference; --config.hypergradient.name=exact takes longer to compile.
-Cost: about two minutes on 2 CPU cores, half of them compilation; no download.
+Cost: one to two minutes on 2 CPU cores, half of them compilation; no download.
 Should give: a supernet validation accuracy above 95 %.
 """
 
