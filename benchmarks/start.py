@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 from absl import flags
@@ -24,6 +25,10 @@ from benchmarks.command import exit_code
 
 #: What a search says at these moments, in order.
 _MOMENTS = {'compiling': 'compiling the search step', 'begins': 'search step ', 'done': 'train_loss'}
+
+
+#: Seconds after which a search that has not made a step is given up.
+_LIMIT = 3600
 
 
 def start_once(arguments: list[str], folder: pathlib.Path) -> tuple[bool, dict[str, float]]:
@@ -55,19 +60,24 @@ def start_once(arguments: list[str], folder: pathlib.Path) -> tuple[bool, dict[s
       command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
     ) as search:
       assert search.stderr is not None
-      waiting = iter(_MOMENTS.items())
-      name, words = next(waiting)
-      for line in search.stderr:
-        last.append(line.strip())
-        if words in line:
-          seconds[name] = time.perf_counter() - start
-          cached |= 'loaded from the compilation cache' in line
-          name, words = next(waiting, ('', ''))
-          if not words:
-            break
-      search.send_signal(signal.SIGTERM)
-      # Whoever is told to stop saves, and says so.
-      search.stderr.read()
+      limit = threading.Timer(_LIMIT, search.kill)
+      limit.start()
+      try:
+        waiting = iter(_MOMENTS.items())
+        name, words = next(waiting)
+        for line in search.stderr:
+          last.append(line.strip())
+          if words in line:
+            seconds[name] = time.perf_counter() - start
+            cached |= 'loaded from the compilation cache' in line
+            name, words = next(waiting, ('', ''))
+            if not words:
+              break
+        search.send_signal(signal.SIGTERM)
+        # Whoever is told to stop saves, and says so.
+        search.stderr.read()
+      finally:
+        limit.cancel()
     if len(seconds) < len(_MOMENTS):
       raise ValueError(f'the search ended: {" ".join(last)}')
   return cached, seconds

@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.extend.core import Literal, jaxpr_as_fun
+from jax.extend.core import Literal
 from jax.flatten_util import ravel_pytree
 
-from darts_jax.runtime.materialise import materialised_with_tangents
+from darts_jax.runtime.materialise import product_with_tangents
 
 Array = jax.Array
 PyTree = Any
@@ -277,8 +277,8 @@ def derivative(
     return gradient(weights)
   if what == 'product':
     traced, shapes = jax.make_jaxpr(gradient, return_shape=True)(weights)
-    with materialised_with_tangents():
-      _, found = jax.jvp(jaxpr_as_fun(traced), jax.tree.leaves(weights), jax.tree.leaves(direction))
+    along = jax.tree.map(lambda _, d: d, weights, direction)
+    found = product_with_tangents(traced, jax.tree.leaves(weights), jax.tree.leaves(along))
     return jax.tree.unflatten(jax.tree.structure(shapes), found)
   _, transpose = jax.vjp(jax.grad(loss), weights, alphas)
   return Gradients(*transpose(direction))

@@ -177,18 +177,14 @@ def _summed_by_products(rows: Sequence[Array], shape: Shape) -> Array:
   # the more is rounded.
   pixels = rows[0].shape[1]
   first = max(n for n in range(1, math.isqrt(pixels) + 1) if pixels % n == 0)
-  parts = [_add_up(x.reshape(first, -1)).reshape(-1, x.shape[2]) for x in rows]
-  return lax.slice_in_dim(_add_up(lax.concatenate(parts, 1)), 0, 1).reshape(-1, *shape)
-
-
-def _add_up(x: Array) -> Array:
-  """`[P, C]` → `[2, C]`: the sums over `P`, and zeros.
-
-  The product with a row of ones; and one of zeros, since for a single row XLA would make a kernel, to be compiled, and
-  an array of nothing but ones would not be a constant but filled each time.
-  """
-  ones = np.array([[1], [0]], x.dtype).repeat(len(x), axis=1)
-  return lax.dot(ones, x, precision='highest')
+  # Each product has two rows, since for one XLA would make a kernel, to be compiled; and they differ, since an array
+  # of nothing but ones would not be a constant but filled each time. Powers of two round nothing.
+  dtype = rows[0].dtype
+  once_and_twice = np.array([[1], [2]], dtype).repeat(first, axis=1)
+  parts = [lax.dot(once_and_twice, x.reshape(first, -1), precision='highest') for x in rows]
+  columns = lax.concatenate([part.reshape(-1, x.shape[2]) for part, x in zip(parts, rows, strict=True)], 1)
+  halves = np.array([[1 / 2, 1 / 4]] * 2, dtype).repeat(pixels // first, axis=1)
+  return lax.slice_in_dim(lax.dot(halves, columns, precision='highest'), 0, 1).reshape(-1, *shape)
 
 
 def _spread(offsets: Array, *, shape: Shape) -> list[Array]:

@@ -302,7 +302,7 @@ def pointwise_convs(images: Sequence[Array], kernels: Sequence[Array]) -> list[A
     multiplier, channels, features = kernel.shape
     maps.append(Pointwise(x.shape[0], (multiplier, channels, features), precision))
   found = DirectSum(tuple(maps))(rows, [kernel.astype(x.dtype) for x, kernel in zip(images, kernels, strict=True)])
-  return [y.reshape(*x.shape[:-1], -1) for x, y in zip(images, found, strict=True)]
+  return [y.reshape(*x.shape[:-1], y.shape[-1]) for x, y in zip(images, found, strict=True)]
 
 
 def pointwise(x: Array, kernel: Array) -> Array:

@@ -5,15 +5,13 @@ node that is read by nine shifted windows is then summed up nine times, in nine 
 the call of a function that it is told not to inline, so on CPU that is the barrier; elsewhere it is nothing.
 """
 
-import contextlib
-import contextvars
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from jax.experimental.xla_metadata import set_xla_metadata
-from jax.extend.core import Primitive
+from jax.extend.core import ClosedJaxpr, Jaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
 Array = jax.Array
@@ -25,7 +23,7 @@ def computed_once(function: Callable[..., Any], *args: Array, **static: Any) -> 
   Args:
     function: of a module, since it is traced once for all arrays of the same shapes.
     *args: arrays.
-    **static: what else it takes, hashable.
+    **static: what else it takes, hashable; what is equal is the same, such as 2 and 2.0.
   """
   with set_xla_metadata(inlineable='false'):
     return _traced_once(function, tuple(static.items()))(*args)
@@ -48,34 +46,60 @@ def materialise(x: Array) -> Array:
 
 def materialise_all(arrays: Sequence[Array]) -> list[Array]:
   """Returns the arrays, all computed before any of them is read; their cotangents and tangents likewise."""
-  return materialise_p.bind(*arrays) if arrays else []
+  return materialise_p.bind(*arrays, with_tangents=False) if arrays else []
 
 
-_with_tangents: contextvars.ContextVar[bool] = contextvars.ContextVar('with_tangents', default=False)
-
-
-@contextlib.contextmanager
-def materialised_with_tangents() -> Iterator[None]:
-  """Within, forward mode computes what is materialised together with its tangents.
+def product_with_tangents(traced: ClosedJaxpr, point: Sequence[Array], direction: Sequence[Array]) -> list[Array]:
+  """A Jacobian-vector product in which what is materialised is computed together with its tangents.
 
   Otherwise XLA may well schedule all of a backward pass before it begins with the tangents of it, and keep for them
-  what they read at every layer. For a function that is traced already, as reverse mode needs values that do not depend
-  on tangents.
+  what they read at every layer.
+
+  Args:
+    traced: the function. What it is made of is marked for this one product alone: in reverse mode, values must not
+      depend on tangents.
+    point: where.
+    direction: along which.
   """
-  token = _with_tangents.set(True)
-  try:
-    yield
-  finally:
-    _with_tangents.reset(token)
+  function = jaxpr_as_fun(_marked(traced, True, {}))
+  product = jax.make_jaxpr(lambda point, direction: jax.jvp(function, point, direction)[1])(point, direction)
+  return jaxpr_as_fun(_marked(product, False, {}))(*point, *direction)
 
 
-def _same(*arrays: Array) -> list[Array]:
+def _marked(value: Any, with_tangents: bool, known: dict[int, Any]) -> Any:
+  """A program, or what a program may have as a parameter, with what it materialises marked so or not."""
+  if type(value) is tuple:
+    parts = tuple(_marked(each, with_tangents, known) for each in value)
+    return parts if any(new is not old for new, old in zip(parts, value, strict=True)) else value
+  if isinstance(value, ClosedJaxpr):
+    inner = _marked(value.jaxpr, with_tangents, known)
+    # The same program stays the same, since JAX remembers what it has made of it.
+    return known.setdefault(id(value), value if inner is value.jaxpr else ClosedJaxpr(inner, value.consts))
+  if not isinstance(value, Jaxpr):
+    return value
+  if id(value) not in known:
+    eqns = [_marked_eqn(eqn, with_tangents, known) for eqn in value.eqns]
+    changed = any(new is not old for new, old in zip(eqns, value.eqns, strict=True))
+    known[id(value)] = value.replace(eqns=eqns) if changed else value
+  return known[id(value)]
+
+
+def _marked_eqn(eqn: Any, with_tangents: bool, known: dict[int, Any]) -> Any:
+  if eqn.primitive is materialise_p:
+    return eqn.replace(params={'with_tangents': with_tangents})
+  params = {name: _marked(value, with_tangents, known) for name, value in eqn.params.items()}
+  changed = any(params[name] is not eqn.params[name] for name in params)
+  return eqn.replace(params=params) if changed else eqn
+
+
+def _same(*arrays: Any, with_tangents: bool = False) -> list[Any]:
+  del with_tangents
   return list(arrays)
 
 
-def _jvp(primals: Sequence[Array], tangents: Sequence[Any]) -> tuple[list[Array], list[Any]]:
+def _jvp(primals: Sequence[Array], tangents: Sequence[Any], *, with_tangents: bool) -> tuple[list[Array], list[Any]]:
   moving = [t for t in tangents if not isinstance(t, ad.Zero)]
-  if _with_tangents.get():
+  if with_tangents:
     both = materialise_all([*primals, *moving])
     values, moved = both[: len(primals)], iter(both[len(primals) :])
   else:
@@ -83,23 +107,25 @@ def _jvp(primals: Sequence[Array], tangents: Sequence[Any]) -> tuple[list[Array]
   return values, [t if isinstance(t, ad.Zero) else next(moved) for t in tangents]
 
 
-def _transpose(cotangents: Sequence[Any], *args: Any) -> list[Any]:
-  del args
+def _transpose(cotangents: Sequence[Any], *args: Any, with_tangents: bool) -> list[Any]:
+  del args, with_tangents
   moved = iter(materialise_all([ct for ct in cotangents if not isinstance(ct, ad.Zero)]))
   return [ct if isinstance(ct, ad.Zero) else next(moved) for ct in cotangents]
 
 
-def _batch(args: Sequence[Array], axes: Sequence[Any]) -> tuple[list[Array], Sequence[Any]]:
-  return materialise_all(args), axes
+def _batch(args: Sequence[Array], axes: Sequence[Any], *, with_tangents: bool) -> tuple[list[Array], Sequence[Any]]:
+  return materialise_p.bind(*args, with_tangents=with_tangents), axes
 
 
 materialise_p = Primitive('materialise')
 materialise_p.multiple_results = True
 materialise_p.def_impl(_same)
 materialise_p.def_abstract_eval(_same)
-mlir.register_lowering(materialise_p, lambda context, *arrays: arrays)
+mlir.register_lowering(materialise_p, lambda context, *arrays, with_tangents: arrays)
 mlir.register_lowering(
-  materialise_p, mlir.lower_fun(functools.partial(computed_once, _same), multiple_results=True), platform='cpu'
+  materialise_p,
+  mlir.lower_fun(lambda *arrays, with_tangents: computed_once(_same, *arrays), multiple_results=True),
+  platform='cpu',
 )
 ad.primitive_jvps[materialise_p] = _jvp
 ad.primitive_transposes[materialise_p] = _transpose

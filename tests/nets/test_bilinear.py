@@ -116,3 +116,7 @@ def test_maps_beside_each_other_are_each_map_with_one_conditional_for_all_gradie
     for each in (together, apart)
   ]
   assert counts == [2, 4]
+
+
+def test_no_images_are_images():
+  assert pointwise(jnp.ones((0, 2, 2, 6)), jnp.ones((2, 3, 5))).shape == (0, 2, 2, 10)

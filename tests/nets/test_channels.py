@@ -136,3 +136,13 @@ def test_what_is_summed_up_is_computed_once_and_by_no_library():
   text = jax.jit(function, compiler_options=compiler_options()).lower(x, a).compile().as_text()
   assert text.count(' tanh(') == 1
   assert 'ynn' not in text
+
+
+@pytest.mark.parametrize('value', [np.inf, -np.inf, np.nan])
+def test_what_is_not_finite_stays_as_it_is_and_where_it_is(value):
+  image = np.ones((2, 4, 4, 3), np.float32)
+  image[1, 2, 3, 1] = value
+  images = [jnp.asarray(image), jnp.ones_like(image)]
+  np.testing.assert_array_equal(jax.jit(lambda x: sum_pixels(x, (3,)))(images), [[32, value, 32], [32] * 3])
+  found = jax.jit(lambda x: sum_products(x, [images[1]] * 2, (3,)))(images)
+  np.testing.assert_array_equal(found, [[32, value, 32], [32] * 3])

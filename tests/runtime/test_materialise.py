@@ -1,11 +1,13 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend.core import jaxpr_as_fun, jaxprs_in_params
+from jax.extend.core import jaxprs_in_params
 
 from darts_jax.hypergradient import derivative
-from darts_jax.runtime.materialise import computed_once, materialise, materialise_all, materialised_with_tangents
+from darts_jax.runtime.materialise import computed_once, materialise, materialise_all, product_with_tangents
 
 
 def loss(weights, alphas):
@@ -56,12 +58,11 @@ def test_arrays_that_stay_are_materialised_beside_those_that_move(point):
   def function(x):
     return materialise_all([x, jnp.float64(2), jnp.arange(3), x * x])
 
-  expected = function(point), [point, 0, np.zeros(3, jax.dtypes.float0), 2 * point * point]
-  apart = jax.jvp(jax.jit(function), (point,), (point,))
-  with materialised_with_tangents():
-    together = jax.jvp(function, (point,), (point,))
-  for found in (apart, together):
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+  tangents = [point, 0, np.zeros(3, jax.dtypes.float0), 2 * point * point]
+  values, found = jax.jvp(jax.jit(function), (point,), (point,))
+  jax.tree.map(np.testing.assert_array_equal, (values, found), (function(point), tangents))
+  together = product_with_tangents(jax.make_jaxpr(function)(point), [jnp.asarray(point)], [jnp.asarray(point)])
+  jax.tree.map(np.testing.assert_array_equal, together, tangents)
 
 
 @pytest.mark.usefixtures('x64')
@@ -78,18 +79,26 @@ def test_products_compute_values_together_with_tangents(point):
   assert list(calls(jax.make_jaxpr(product(loss))().jaxpr)) == [2, 2]
 
 
-def test_values_stay_apart_elsewhere(point):
-  weights, alphas, direction = point
-  gradient = jax.make_jaxpr(lambda weights: jax.grad(loss)(weights, alphas))(weights)
+@pytest.mark.usefixtures('x64')
+def test_products_can_be_differentiated_and_leave_no_trace(point):
+  """In reverse mode, values must not depend on tangents, whatever JAX remembers of a program."""
+  weights, alphas, direction = map(jnp.asarray, point)
 
-  def product():
-    # A new function each time, since JAX remembers the program of an old one.
-    return jax.make_jaxpr(lambda: jax.jvp(jaxpr_as_fun(gradient), [weights], [direction]))().jaxpr
+  def reverse(loss):
+    product = functools.partial(derivative, 'product', loss)
+    first = product(weights, alphas, direction)
+    second = jax.grad(lambda *args: jnp.sum(product(*args, direction).alphas), (0, 1))(weights, alphas)
+    _, transpose = jax.vjp(lambda weights: jax.grad(loss, (0, 1))(weights, alphas), weights)
+    return first, second, transpose((direction, direction)), jax.linearize(jax.grad(loss), weights, alphas)[0]
 
-  assert list(calls(product())) == [1] * 4
-  with materialised_with_tangents():
-    assert list(calls(product())) == [2, 2]
-  assert list(calls(product())) == [1] * 4
+  for wrap in (lambda f: f, lambda f: jax.jit(jax.checkpoint(f))):
+    found, expected = (reverse(wrap(each)) for each in (loss, plain_loss))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), found, expected)
+
+
+def test_direction_that_is_not_like_the_weights_is_refused():
+  with pytest.raises(ValueError, match='tuple'):
+    derivative('product', lambda w, a: w['x'] ** 2 * a, {'x': 1.0}, 1.0, (1.0,))
 
 
 def scaled(x, *, factor):
@@ -98,6 +107,7 @@ def scaled(x, *, factor):
 
 
 def test_function_that_is_computed_once_is_traced_once_for_all_arrays_of_a_shape(point):
+  jax.clear_caches()
   scaled.traces = 0
   for _ in range(2):
     for factor in (2, 3):
