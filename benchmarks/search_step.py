@@ -6,13 +6,14 @@ python -m benchmarks.search_step --config=configs/cifar.py [--config.batch_size=
 Images are random, in the shape of the config's dataset, and so are the words of a text, so no data is needed. For each
 estimator the table gives: the seconds to trace and compile the step with an empty cache, and to trace it and load it
 from that; median, fastest and slowest of `--repeats` calls after one for warming up, divided by the steps in a call,
-which are several as in a search; the processor time of Python's thread from call to call, as a fraction of that; images
-or tokens of the weights' half per second; temporary memory as XLA states it; the floating-point operations of a step's
-gradients; and the roofline: the least time in which this machine could do a step's operations, or move its bytes,
-whichever takes longer, as a fraction of the time measured. The machine's rates are measured in the same run, by a
-product of matrices and by copies of as much as an operation of one node has, 4 MB. Bytes are those of the compiled
-program when every kernel reads its operands once and writes its result; loops are counted once and then scaled as the
-operations are.
+which are several as in a search, with the estimators in turns; the processor time of Python's thread from call to call,
+as a fraction of that; images or tokens of the weights' half per second; temporary memory as XLA states it; the
+floating-point operations of a step's gradients; and the roofline: the least time in which this machine could do a
+step's operations, or move its bytes, whichever takes longer, as a fraction of the time measured. The machine's rates
+are measured in the same run, by a product of matrices and by copies of as much as an operation of one node has, 4 MB.
+Bytes are those of the compiled program when every kernel reads its operands once and writes its result; loops are
+counted once and then scaled as the operations are. Below the table are the ratios to the finite difference, if that is
+among the estimators: the median of those of neighbouring calls.
 
 The JSON file holds an object keyed by estimator, each with `compile_s, load_s, step_s, step_s_min, step_s_max, python,
 images_per_s (or tokens_per_s), temp_bytes, flops, bytes, roofline`.
@@ -26,7 +27,7 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -186,8 +187,28 @@ def count_operations(settings: Search | RecurrentSearch) -> float:
   return times * (operations('gradient', True) + sum(operations(each.derivative, each.weights) for each in passes))
 
 
-def measure(settings: Search | RecurrentSearch, repeats: int, rates: Rates) -> dict[str, float]:
-  """Compiles a search step and times it; keys as in the JSON file."""
+class Program(NamedTuple):
+  """A compiled search step and what is to be said of it.
+
+  Attributes:
+    name: of the estimator.
+    call: `_STEPS` steps from a state; returns the next and their sums.
+    state: of a search before its first step.
+    examples: of the weights' half of a step.
+    unit: of the examples.
+    known: what is known without running it, keys as in the JSON file.
+  """
+
+  name: str
+  call: Callable[[Any], tuple[Any, Any]]
+  state: Any
+  examples: int
+  unit: str
+  known: dict[str, float]
+
+
+def prepare(settings: Search | RecurrentSearch) -> Program:
+  """Compiles a search step, with an empty compilation cache and from a full one."""
   searcher, data, examples, unit = open_search(settings)
   state = searcher.init(jax.random.key(settings.seed))
   flops = count_operations(settings)
@@ -198,35 +219,65 @@ def measure(settings: Search | RecurrentSearch, repeats: int, rates: Rates) -> d
     cold = compile_with_report(searcher.run, state, data, steps)
     jax.clear_caches()
     warm = compile_with_report(searcher.run, state, data, steps)
+  name = settings.hypergradient.name
   if cold.cached or not warm.cached:
-    raise ValueError(f'the compilation cache did not work for {settings.hypergradient.name}; nothing was measured')
+    raise ValueError(f'the compilation cache did not work for {name}; nothing was measured')
   compiled = warm.compiled
-  seconds, python = [], []
-  for _ in range(repeats + 1):
-    start, thread_start = time.perf_counter(), time.thread_time()
-    state, sums = jax.block_until_ready(compiled(state, data, steps))
-    seconds.append((time.perf_counter() - start) / _STEPS)
-    python.append((time.thread_time() - thread_start) / _STEPS)
-  if int(sums['steps']) != _STEPS:
-    raise ValueError(f'the search of {settings.hypergradient.name} diverged; nothing was measured')
-  seconds, python = seconds[1:], python[1:]
   cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
   assert cost is not None
   assert memory is not None
-  median = statistics.median(seconds)
-  moved = count_bytes(compiled.as_text() or '') * flops / cost['flops']
-  return {
+  known = {
     'compile_s': cold.seconds,
     'load_s': warm.seconds,
-    'step_s': median,
-    'step_s_min': min(seconds),
-    'step_s_max': max(seconds),
-    'python': statistics.median(python) / median,
-    f'{unit}_per_s': examples / median,
     'temp_bytes': memory.temp_size_in_bytes,
     'flops': flops,
-    'bytes': moved,
-    'roofline': max(flops / rates.flops, moved / rates.bytes) / median,
+    'bytes': count_bytes(compiled.as_text() or '') * flops / cost['flops'],
+  }
+  return Program(name, lambda state: compiled(state, data, steps), state, examples, unit, known)
+
+
+class Seconds(NamedTuple):
+  """How long the steps of a call took, on average.
+
+  Attributes:
+    step: by the clock.
+    python: of the processor time of Python's thread.
+  """
+
+  step: float
+  python: float
+
+
+def time_in_turns(programs: Sequence[Program], repeats: int) -> dict[str, list[Seconds]]:
+  """Calls all programs so many times, one after the other and again, after one call of each for warming up.
+
+  These machines get faster and slower from minute to minute, so that what is measured minutes apart does not compare.
+  """
+  states = {program.name: program.state for program in programs}
+  found: dict[str, list[Seconds]] = {program.name: [] for program in programs}
+  for _ in range(repeats + 1):
+    for name, call, *_ in programs:
+      start, thread_start = time.perf_counter(), time.thread_time()
+      states[name], sums = jax.block_until_ready(call(states[name]))
+      step = (time.perf_counter() - start) / _STEPS
+      found[name].append(Seconds(step, (time.thread_time() - thread_start) / _STEPS))
+      if int(sums['steps']) != _STEPS:
+        raise ValueError(f'the search of {name} diverged; nothing was measured')
+  return {name: seconds[1:] for name, seconds in found.items()}
+
+
+def summarise(program: Program, seconds: Sequence[Seconds], rates: Rates) -> dict[str, float]:
+  """Keys as in the JSON file."""
+  steps = [each.step for each in seconds]
+  median = statistics.median(steps)
+  least = max(program.known['flops'] / rates.flops, program.known['bytes'] / rates.bytes)
+  return program.known | {
+    'step_s': median,
+    'step_s_min': min(steps),
+    'step_s_max': max(steps),
+    'python': statistics.median(each.python for each in seconds) / median,
+    f'{program.unit}_per_s': program.examples / median,
+    'roofline': least / median,
   }
 
 
@@ -254,6 +305,19 @@ def table(results: dict[str, dict[str, float]]) -> str:
   return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
 
 
+def print_ratios(results: dict[str, dict[str, float]], seconds: dict[str, list[Seconds]]) -> None:
+  """What estimators take of the time and memory of the finite difference, if that was measured, too."""
+  base = 'finite_difference'
+  for name in results:
+    if base in results and name != base:
+      times = [one.step / other.step for one, other in zip(seconds[name], seconds[base], strict=True)]
+      memory = results[name]['temp_bytes'] / results[base]['temp_bytes']
+      print(
+        f'{name} ÷ {base}: {statistics.median(times):.2f} ({min(times):.2f} – {max(times):.2f}) of the time,'
+        f' {memory:.2f} of the temporary memory'
+      )
+
+
 def run(config: Any, names: list[str], repeats: int, path: str | None) -> None:
   """Measures every estimator, prints the table and writes the JSON file."""
   unknown = [name for name in names if name not in ESTIMATORS]
@@ -263,13 +327,16 @@ def run(config: Any, names: list[str], repeats: int, path: str | None) -> None:
   print(f'{jax.device_count()} × {device.device_kind} ({device.platform}), jax {jax.__version__}', flush=True)
   rates = measure_rates()
   print(f'{rates.flops / 1e9:.0f} GFLOP/s in a product of matrices, {rates.bytes / 1e9:.1f} GB/s in a copy', flush=True)
-  results = {}
+  programs = []
   for name in names:
     config.hypergradient.name = name
-    results[name] = measure(read(config), repeats, rates)
-    print(f'{name}: {json.dumps(results[name])}', file=sys.stderr, flush=True)
+    programs.append(prepare(read(config)))
+    print(f'{name}: {json.dumps(programs[-1].known)}', file=sys.stderr, flush=True)
     jax.clear_caches()
+  seconds = time_in_turns(programs, repeats)
+  results = {program.name: summarise(program, seconds[program.name], rates) for program in programs}
   print(table(results))
+  print_ratios(results, seconds)
   if path:
     pathlib.Path(path).write_text(json.dumps(results, indent=2) + '\n')
 

@@ -52,6 +52,33 @@ def test_results_are_consistent_and_written_as_json(config, tmp_path, capsys):
   assert 'first_order' in capsys.readouterr().out
 
 
+def test_estimators_take_turns_from_one_state_to_the_next():
+  calls = []
+
+  def program(name):
+    def call(state):
+      calls.append((name, state))
+      return state + 1, {'steps': 4}
+
+    return search_step.Program(name, call, 0, 8, 'images', {})
+
+  seconds = search_step.time_in_turns([program('exact'), program('finite_difference')], 2)
+  assert calls == [(name, i) for i in range(3) for name in ('exact', 'finite_difference')]
+  # The first call of each is not counted.
+  assert {name: len(each) for name, each in seconds.items()} == {'exact': 2, 'finite_difference': 2}
+
+
+def test_ratios_are_those_of_neighbouring_calls(capsys):
+  steps = {'exact': (2.0, 9.0, 3.0), 'finite_difference': (1.0, 3.0, 2.0)}
+  seconds = {name: [search_step.Seconds(step, 0.0) for step in each] for name, each in steps.items()}
+  results = {'exact': {'temp_bytes': 3.0}, 'finite_difference': {'temp_bytes': 4.0}}
+  search_step.print_ratios(results, seconds)
+  expected = 'exact ÷ finite_difference: 2.00 (1.50 – 3.00) of the time, 0.75 of the temporary memory\n'
+  assert capsys.readouterr().out == expected
+  search_step.print_ratios({'exact': results['exact']}, seconds)
+  assert capsys.readouterr().out == ''
+
+
 def test_unknown_estimator_is_refused_before_anything_runs(config):
   with pytest.raises(ValueError, match='^--estimators: third_order; allowed are first_order'):
     search_step.run(config, ['third_order'], 1, None)
