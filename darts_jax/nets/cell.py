@@ -109,12 +109,12 @@ class Cell(nn.Module):
       ValueError: the height or width is odd where it has to be halved.
     """
     if self.reduction_before:
-      first = FactorizedReduce(self.channels, 1, self.smooth, name='preprocess0')(before_last)
+      first = FactorizedReduce(self.channels, 1, self.smooth, name='preprocess0')(before_last)[0]
     else:
       first = ReluConv(self.channels, self.smooth, name='preprocess0')(before_last)
     second = ReluConv(self.channels, self.smooth, name='preprocess1')(last)
-    normalised = BatchNorm(self.discrete, self.groups, name='preprocess_bn').fold(first, second, train=train)
-    states = [materialise(x) for x in evaluate(normalised)]
+    normalise = BatchNorm(self.discrete, self.groups, name='preprocess_bn')
+    states = [materialise(x[0]) for x in evaluate(normalise.fold(first[None], second[None], train=train))]
     weights = None if mixing is None else _by_operation(mixing, self.spec)
     arriving: list[list[Array]] = [[] for _ in self.spec.nodes]
     for source in range(NUM_INPUTS + len(self.spec.nodes)):
@@ -131,7 +131,7 @@ class Cell(nn.Module):
       for members, operations in by_members.items():
         chosen = None if weights is None else [weights[source, operation] for operation in operations]
         images = [outputs[operation] for operation in operations]
-        messages = _messages(images, chosen, edges=len(members), channels=self.channels, plain=in_plain())
+        messages = _messages(images, chosen, edges=len(members), plain=in_plain())
         for (edge, target), message in zip(members, messages, strict=True):
           if drop_path is not None and not (operations == ['skip_connect'] and stride == 1):
             message = message * drop_path[edge].astype(message.dtype)[:, None, None, None]
@@ -152,49 +152,42 @@ def _by_operation(mixing: Array, spec: CellSpec) -> dict[tuple[int, str], Array]
 
 
 # A network has dozens of these, too, but few that differ (see `Operations`).
-@functools.partial(jax.jit, static_argnames=('edges', 'channels', 'plain'))
-def _messages(
-  images: Sequence[Affine], weights: Sequence[Array] | None, *, edges: int, channels: int, plain: bool
-) -> list[Array]:
+@functools.partial(jax.jit, static_argnames=('edges', 'plain'))
+def _messages(images: Sequence[Affine], weights: Sequence[Array] | None, *, edges: int, plain: bool) -> list[Array]:
   """The weighted sums of operations on `M` edges that they all serve.
 
   Args:
-    images: of every operation, `[N, H, W, M·C]`, or `[N, H, W, C]` if the edges share it.
+    images: of every operation, `[M, N, H, W, C]`, or `[1, N, H, W, C]` if the edges share it.
     weights: of every operation, `[M]`; none for sums.
     edges: their number `M`.
-    channels: `C`.
     plain: see `in_plain_operations`, which holds or not.
 
   Returns:
     `[N, H, W, C]` for every edge.
   """
   del plain
-  # Images that all edges share first, then those with one an edge side by side.
-  order = sorted(range(len(images)), key=lambda i: images[i].image.shape[-1] != channels)
+  # Images that all edges share first, then those with one an edge.
+  order = sorted(range(len(images)), key=lambda i: len(images[i].image))
   arrays = [images[i].image for i in order]
-  count = sum(x.shape[-1] == channels for x in arrays)
-  lead = jnp.broadcast_shapes(*[x.scale.shape[:-1] for x in images])
-  dtype, shape = arrays[0].dtype, (*arrays[0].shape[:-1], channels)
+  shared = sum(len(x) == 1 for x in arrays)
+  dtype, shape = arrays[0].dtype, (1, *arrays[0].shape[1:])
+  lead = jnp.broadcast_shapes(*[(edges, *x.scale.shape[1:]) for x in images])
 
   def weighted(values: Sequence[Array]) -> Array:
-    """`[O, M, C]`; for every image, after the first axis, if they are normalised in groups."""
-    parts = [value.reshape(*value.shape[:-1], -1, channels) for value in values]
-    stacked = jnp.stack([jnp.broadcast_to(part, (*lead, edges, channels)) for part in parts])
+    """`[O, M, 1, 1, 1, C]`, or for every image what there is 1 of, if they are normalised in groups."""
+    stacked = jnp.stack([jnp.broadcast_to(value, lead) for value in values])
     if weights is None:
       return stacked
-    return stacked * jnp.stack([weights[i] for i in order]).reshape(len(order), *[1] * len(lead), edges, 1)
+    return stacked * jnp.stack([weights[i] for i in order]).reshape(len(order), edges, *[1] * (len(lead) - 1))
 
   scale, offset = weighted([images[i].scale for i in order]), weighted([images[i].offset for i in order])
-  messages = spread(jnp.moveaxis(jnp.sum(offset, axis=0).astype(dtype), -2, 0), shape)
-  if count:
-    factors = jnp.moveaxis(scale[:count], -2, 1).astype(dtype)
-    terms = tuple((i, j) for i in range(count) for j in range(edges))
-    sums = weighted_sums(arrays[:count], factors.reshape(len(terms), *lead, -1), terms)
-    messages = [message + part for message, part in zip(messages, sums, strict=True)]
-  if count < len(arrays):
-    factors = scale[count:].astype(dtype)
-    terms = tuple((i, 0) for i in range(len(factors)))
-    [total] = weighted_sums(arrays[count:], factors.reshape(len(terms), *lead, -1), terms)
-    parts = lax.split(materialise(total), [channels] * edges, axis=3)
-    messages = [message + part for message, part in zip(messages, parts, strict=True)]
-  return messages
+  messages = spread(jnp.sum(offset, axis=0).astype(dtype)[:, None], shape)
+  if shared:
+    factors = scale[:shared].astype(dtype).reshape(shared * edges, 1, *lead[1:])
+    terms = tuple((i, j) for i in range(shared) for j in range(edges))
+    messages = [x + y for x, y in zip(messages, weighted_sums(arrays[:shared], factors, terms), strict=True)]
+  if shared < len(arrays):
+    factors = scale[shared:].astype(dtype)
+    [total] = weighted_sums(arrays[shared:], factors, tuple((i, 0) for i in range(len(factors))))
+    messages = [x + y for x, y in zip(messages, lax.split(materialise(total), [1] * edges), strict=True)]
+  return [message[0] for message in messages]

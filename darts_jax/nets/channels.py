@@ -6,7 +6,7 @@ these, or calls a library, which its loader looks for through the whole of a sto
 pixels, and products with ones do the rest, for which there is nothing to compile. They read images that are computed
 once (see `darts_jax.runtime.materialise`).
 
-Factors and offsets are `[C]` for every image, or `[N, 1, …, 1, C]` with as many axes as the image.
+Factors and offsets are `[C]`, or have as many axes as an image and 1 for those whose pixels share them.
 """
 
 import dataclasses
@@ -152,10 +152,8 @@ def _product_sums(*arrays: Array, form: _WeightedSums) -> Array:
   images, others = rows[:count], rows[count:]
   # Apart, or the sums would be merged with the array that they are put side by side in.
   parts = [computed_once(_some_products, images[i], others[j]) for i, j in form.terms]
-  if len(parts[0]) == 1:
-    # So few pixels are left that to copy them costs less than to multiply each image on its own.
-    parts = [lax.concatenate(parts, 2)]
-  return _summed_by_products(parts, form.factors)
+  # So few pixels are left that to copy them costs less than to multiply each image on its own.
+  return _summed_by_products([lax.concatenate(parts, 2)], form.factors)
 
 
 def _some_products(x: Array, y: Array) -> Array:
@@ -171,20 +169,27 @@ def _pixel_sums(*images: Array, shape: Shape) -> Array:
 
 def _summed_by_products(rows: Sequence[Array], shape: Shape) -> Array:
   """Sums of `[L, P, C]` over `P`, in the shape of factors."""
-  if len(rows[0]) > 1:
-    return jnp.stack([jnp.sum(x, axis=1).reshape(shape) for x in rows])
   # The sum of about √P sums of about √P: a product adds up one number after the other, and the longer that goes on,
   # the more is rounded.
-  pixels = rows[0].shape[1]
+  sums, pixels, channels = rows[0].shape
   first = max(n for n in range(1, math.isqrt(pixels) + 1) if pixels % n == 0)
   # Each product has two rows, since for one XLA would make a kernel, to be compiled; and they differ, since an array
   # of nothing but ones would not be a constant but filled each time. Powers of two round nothing.
   dtype = rows[0].dtype
   once_and_twice = np.array([[1], [2]], dtype).repeat(first, axis=1)
-  parts = [lax.dot(once_and_twice, x.reshape(first, -1), precision='highest') for x in rows]
-  columns = lax.concatenate([part.reshape(-1, x.shape[2]) for part, x in zip(parts, rows, strict=True)], 1)
+  parts = [_left_product(once_and_twice, x.reshape(sums, first, -1)) for x in rows]
+  columns = lax.concatenate([part.reshape(sums, -1, channels) for part in parts], 2)
   halves = np.array([[1 / 2, 1 / 4]] * 2, dtype).repeat(pixels // first, axis=1)
-  return lax.slice_in_dim(lax.dot(halves, columns, precision='highest'), 0, 1).reshape(-1, *shape)
+  found = _left_product(halves, columns)[:, 0].reshape(sums, -1, shape[-1])
+  return found.swapaxes(0, 1).reshape(-1, *shape)
+
+
+def _left_product(matrix: np.ndarray, stack: Array) -> Array:
+  """The product of a matrix with each of a stack."""
+  if len(stack) == 1:
+    return lax.dot(matrix, stack[0], precision='highest')[None]
+  repeated = np.broadcast_to(matrix, (len(stack), *matrix.shape))
+  return lax.dot_general(repeated, stack, (((2,), (1,)), ((0,), (0,))), precision='highest')
 
 
 def _spread(offsets: Array, *, shape: Shape) -> list[Array]:

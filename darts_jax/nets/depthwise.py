@@ -2,7 +2,9 @@
 
 They are bilinear in image and filters:
 
-  y[n, i, j, m, c] = Σ over u, v of  x[n, s·i + d·u − p, s·j + d·v − q, c] · f[u, v, m, c].
+  y[m, n, i, j, c] = Σ over u, v of  x[n, s·i + d·u − p, s·j + d·v − q, c] · f[u, v, m, c],
+
+where every filter `m` may also have an image of its own, x[m, n, …].
 
 XLA's CPU convolutions with groups are some fifty times slower than the same sum written as shifted slices, while
 accelerators are served well by convolutions; so there is a program for each (see `darts_jax.nets.bilinear`).
@@ -13,6 +15,7 @@ from hundreds of these and each costs time to compile.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -55,16 +58,17 @@ class Bank(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Depthwise(Bilinear):
-  """Depthwise convolutions of one image `(N, H, W, C)` with several banks of filters.
+  """Depthwise convolutions with several banks of filters.
 
   Attributes:
-    image: shape of the image.
+    image: shape of what is convolved: `(1, N, H, W, C)`, which all filters read, or `(M, N, H, W, C)`, with an image
+      for each filter of a channel.
     stride: of all banks.
     banks: of filters.
     precision: of the products, JAX's default where the map was called.
   """
 
-  image: tuple[int, int, int, int]
+  image: tuple[int, int, int, int, int]
   stride: int
   banks: tuple[Bank, ...]
   precision: Any = None
@@ -72,7 +76,7 @@ class Depthwise(Bilinear):
   @property
   def output_size(self) -> tuple[int, int]:
     """Side lengths of the outputs."""
-    return -(-self.image[1] // self.stride), -(-self.image[2] // self.stride)
+    return -(-self.image[2] // self.stride), -(-self.image[3] // self.stride)
 
   def shapes(self, group: str) -> list[tuple[int, ...]]:
     """See `Bilinear`."""
@@ -80,7 +84,7 @@ class Depthwise(Bilinear):
       return [self.image]
     if group == 'weights':
       return [bank.shape for bank in self.banks]
-    return [(self.image[0], *self.output_size, bank.multiplier * bank.channels) for bank in self.banks]
+    return [(bank.multiplier, self.image[1], *self.output_size, bank.channels) for bank in self.banks]
 
   def apply(self, images: list[Array], weights: list[Array]) -> list[Array]:
     """Convolutions with one group a channel."""
@@ -89,8 +93,9 @@ class Depthwise(Bilinear):
   def _convolution(self, x: Array, kernel: Array, bank: Bank) -> Array:
     p, q = bank.padding
     groups = bank.multiplier * bank.channels
-    return lax.conv_general_dilated(
-      jnp.tile(x, (1, 1, 1, bank.multiplier)),
+    side_by_side = jnp.moveaxis(jnp.broadcast_to(x, (bank.multiplier, *x.shape[1:])), 0, 3)
+    y = lax.conv_general_dilated(
+      side_by_side.reshape(*side_by_side.shape[:3], groups),
       kernel.reshape(*bank.kernel, 1, groups),
       (self.stride, self.stride),
       [(p, p), (q, q)],
@@ -99,12 +104,13 @@ class Depthwise(Bilinear):
       feature_group_count=groups,
       precision=self.precision,
     )
+    return jnp.moveaxis(y.reshape(*y.shape[:3], bank.multiplier, bank.channels), 3, 0)
 
   def face_on_cpu(self, target: str, first: list[Array], second: list[Array]) -> list[Array]:
     """Stencils, that is sums of shifted slices.
 
-    They read an image that is padded for the widest bank and tiled over the filters of a channel, computed once (see
-    `darts_jax.runtime.materialise`) and not once a tap.
+    They read an image that is padded for the widest bank, computed once (see `darts_jax.runtime.materialise`) and not
+    once a tap.
     """
     if target == 'images':
       parts = [
@@ -120,13 +126,13 @@ def depthwise_convs(x: Array, kernels: Sequence[Array], *, dilations: Sequence[i
   """Convolves every channel of an image with its own filters; zero padding, odd filter sides.
 
   Args:
-    x: `[N, H, W, C]` images.
+    x: `[N, H, W, C]` images; or `[M, N, H, W, C]`, with one for each filter of a channel.
     kernels: banks of filters `[K, L, M, C]`, `M` for each channel.
     dilations: distance between the taps of the filters, for each bank.
     stride: output pixel `i` is centred on input pixel `stride · i`.
 
   Returns:
-    For each bank `[N, ⌈H/stride⌉, ⌈W/stride⌉, M·C]`; channel `m·C + c` is channel `c` under its filter `m`.
+    For each bank `[M, N, ⌈H/stride⌉, ⌈W/stride⌉, C]`, every channel under each of its filters.
   """
   return _convolve([x], [kernels], [dilations], stride)
 
@@ -150,13 +156,15 @@ def _convolve(
   precision = jax.config.values['jax_default_matmul_precision']
   maps = []
   for x, filters, distances in zip(images, kernels, dilations, strict=True):
-    num_images, height, width, _ = x.shape
     banks = tuple(
       Bank((f.shape[0], f.shape[1]), distance, f.shape[2], f.shape[3])
       for f, distance in zip(filters, distances, strict=True)
     )
-    maps.append(Depthwise((num_images, height, width, x.shape[3]), stride, banks, precision))
-  return DirectSum(tuple(maps))(images, [kernel for filters in kernels for kernel in filters])
+    size = x.shape[-4:]
+    stack = (math.prod(x.shape[:-4]), size[0], size[1], size[2], size[3])
+    maps.append(Depthwise(stack, stride, banks, precision))
+  stacks = [x.reshape(each.image) for x, each in zip(images, maps, strict=True)]
+  return DirectSum(tuple(maps))(stacks, [kernel for filters in kernels for kernel in filters])
 
 
 def _margin(geometry: Depthwise) -> tuple[int, int]:
@@ -164,15 +172,10 @@ def _margin(geometry: Depthwise) -> tuple[int, int]:
 
 
 def _prepared(x: Array, geometry: Depthwise) -> list[Array]:
-  """For each bank, what its filters read, channel by channel, with the margin around it."""
-  multipliers = dict.fromkeys(bank.multiplier for bank in geometry.banks)
-  tiled = {m: computed_once(_tiled, x, margin=_margin(geometry), multiplier=m) for m in multipliers}
-  return [tiled[bank.multiplier] for bank in geometry.banks]
-
-
-def _tiled(x: Array, *, margin: tuple[int, int], multiplier: int) -> Array:
-  p, q = margin
-  return jnp.tile(pad_images(x, (p, p), (q, q)), (1, 1, 1, multiplier))
+  """For each bank, what its filters read, `[M, N, ·, ·, C]`, with the margin around it."""
+  p, q = _margin(geometry)
+  padded = computed_once(pad_images, x, rows=(p, p), columns=(q, q))
+  return [jnp.broadcast_to(padded, (bank.multiplier, *padded.shape[1:])) for bank in geometry.banks]
 
 
 def _shifted(prepared: Array, offset: tuple[int, int], bank: Bank, geometry: Depthwise) -> Array:
@@ -198,12 +201,12 @@ def _output_stencil(prepared: Array, kernel: Array, bank: Bank, geometry: Depthw
 
 
 def _filters_stencil(prepared: Array, dy: Array, bank: Bank, geometry: Depthwise) -> Array:
-  num_images, (height, width), channels = geometry.image[0], geometry.output_size, dy.shape[-1]
+  multiplier, num_images, height, width, channels = dy.shape
   # First a few taps together over a few pixels of a row: so few that LLVM unrolls that loop, which leaves the one over
   # channels innermost and makes vector instructions of it.
   block = max(size for size in range(1, _COLUMNS + 1) if width % size == 0)
   products = [lax.mul(_shifted(prepared, offset, bank, geometry), dy) for offset in bank.taps()]
-  products = [product.reshape(num_images, height, width // block, block, channels) for product in products]
+  products = [x.reshape(multiplier, num_images, height, width // block, block, channels) for x in products]
   sums: list[Array] = []
   for i in range(0, len(products), _TAPS):
     some = products[i : i + _TAPS]
@@ -212,43 +215,43 @@ def _filters_stencil(prepared: Array, dy: Array, bank: Bank, geometry: Depthwise
       some,
       [jnp.zeros((), dy.dtype)] * len(some),
       lambda totals, values: [a + b for a, b in zip(totals, values, strict=True)],
-      (3,),
+      (4,),
     )
   # As products with ones, which are as fast as sums, and do not slow the loading of a stored program down, as each
   # call of XLA's library for sums does. Two rows of ones: for one XLA would make a kernel, to be compiled.
-  columns = lax.concatenate([x.reshape(-1, channels) for x in sums], 1)
-  ones = jnp.ones((2, len(columns)), dy.dtype)
-  return lax.dot(ones, columns, precision='highest')[0].reshape(bank.shape)
+  columns = lax.concatenate([x.reshape(multiplier, -1, channels) for x in sums], 2)
+  ones = jnp.ones((multiplier, 2, columns.shape[1]), dy.dtype)
+  totals = lax.dot_general(ones, columns, (((2,), (1,)), ((0,), (0,))), precision='highest')[:, 0]
+  return totals.reshape(multiplier, len(sums), channels).swapaxes(0, 1).reshape(bank.shape)
 
 
 def _image_stencil(dy: Array, kernel: Array, *, bank: Bank, geometry: Depthwise) -> Array:
   """The image's cotangent from a bank."""
-  (_, height, width, _), s = geometry.image, geometry.stride
+  s = geometry.stride
   # Spread out to stride 1 and padded, so that correlation with the flipped filter is a 'valid' one.
   rows, columns = (
     (padding, extent + padding - (s * (out - 1) + 1))
-    for extent, padding, out in zip((height, width), bank.padding, geometry.output_size, strict=True)
+    for extent, padding, out in zip(geometry.image[2:4], bank.padding, geometry.output_size, strict=True)
   )
   padded = computed_once(pad_images, dy, rows=rows, columns=columns, dilation=s)
-  if bank.multiplier == 1:
+  if geometry.image[0] == bank.multiplier:
     return _correlate(padded, kernel, bank=bank, geometry=geometry)
   # The sum over filters would be merged with the taps of each, and leave their slices behind as arrays.
   found = computed_once(_correlate, padded, kernel, bank=bank, geometry=geometry)
-  return functools.reduce(jnp.add, lax.split(found, [bank.channels] * bank.multiplier, axis=3))
+  return functools.reduce(jnp.add, lax.split(found, [1] * bank.multiplier))
 
 
 def _correlate(padded: Array, kernel: Array, *, bank: Bank, geometry: Depthwise) -> Array:
-  """That from each of its filters, `[N, H, W, M·C]`."""
-  windows = [window(padded, offset, geometry.image[1:3]) for offset in bank.taps()]
+  """That from each of its filters, `[M, N, H, W, C]`."""
+  windows = [window(padded, offset, geometry.image[2:4]) for offset in bank.taps()]
   return _weighted(windows[::-1], kernel)
 
 
 def _weighted(windows: list[Array], kernel: Array) -> Array:
-  """The sum of what each tap of filters `[K, L, M, C]` reads, times the tap."""
+  """The sum of what each tap of filters `[K, L, M, C]` reads, `[M, N, H, W, C]`, times the tap."""
   # As few operations a tap as possible: they are a third of a search step's program.
-  taps = kernel.reshape(len(windows), windows[0].shape[-1])
+  taps = kernel.reshape(len(windows), *kernel.shape[2:]).swapaxes(0, 1)
   factors = [
-    lax.broadcast_in_dim(lax.slice_in_dim(taps, i, i + 1), x.shape, (x.ndim - 2, x.ndim - 1))
-    for i, x in enumerate(windows)
+    lax.broadcast_in_dim(lax.slice_in_dim(taps, i, i + 1, axis=1), x.shape, (0, 1, 4)) for i, x in enumerate(windows)
   ]
   return functools.reduce(lax.add, map(lax.mul, windows, factors))

@@ -1,7 +1,8 @@
 """The layers operations are made of: pooling, batch normalisation, pointwise convolution.
 
-Images are `[N, H, W, C]`. `M` edges that share an input and an operation are computed together: their
-channels lie side by side, `[N, H, W, M·C]`, the channels of edge 0 first.
+Images are `[N, H, W, C]`. `M` edges that share an input and an operation are computed together, as a *stack* of images,
+`[M, N, H, W, C]`. (Side by side, as channels of one image, products would multiply with zeros between the edges, which
+took a quarter of a search step on CPU.)
 """
 
 import contextvars
@@ -28,11 +29,6 @@ Array = jax.Array
 
 BN_EPSILON = 1e-5
 BN_DECAY = 0.9
-
-#: Side by side, stacked pointwise products are one product with a block-diagonal matrix up to this many channels.
-#: As far as measured, the zeros are multiplied faster than slices of the images are copied.
-_BLOCK_DIAGONAL_CHANNELS = 256
-
 
 _half_widths_only: contextvars.ContextVar[bool] = contextvars.ContextVar('half_widths_only', default=False)
 
@@ -76,14 +72,14 @@ def activate(x: Array, smooth: bool) -> Array:
 
 
 class Affine(NamedTuple):
-  """An image and a scale and shift of its channels that are yet to be carried out.
+  """A stack of images and a scale and shift of their channels that are yet to be carried out.
 
   What BN does to an image is such a map once the statistics are known. Left to its reader, it is part of whatever pass
   over the image comes next (a ReLU, a weighted sum), and weighting the image is a product of two vectors.
 
   Attributes:
-    image: `[N, H, W, C]`.
-    scale: `[C]`, or `[N, 1, 1, C]` where images are normalised in groups; at least float32.
+    image: `[M, N, …, C]`.
+    scale: `[M, 1, …, 1, C]`, or `[M, N, 1, …, 1, C]` where images are normalised in groups; at least float32.
     offset: likewise.
   """
 
@@ -93,9 +89,10 @@ class Affine(NamedTuple):
 
   @classmethod
   def identity(cls, image: Array) -> 'Affine':
-    """The image as it is."""
+    """The images as they are."""
     dtype = jnp.promote_types(image.dtype, jnp.float32)
-    return cls(image, jnp.ones(image.shape[-1:], dtype), jnp.zeros(image.shape[-1:], dtype))
+    shape = (image.shape[0], *[1] * (image.ndim - 2), image.shape[-1])
+    return cls(image, jnp.ones(shape, dtype), jnp.zeros(shape, dtype))
 
   def evaluate(self) -> Array:
     """`image · scale + offset`, in the image's dtype."""
@@ -143,25 +140,24 @@ class NormGroups:
     return local, devices
 
   def moments(self, *images: Array) -> tuple[Array, Array]:
-    """Means of `x` and `x²` over all but the last axis of arrays `[N, …, Cₖ]`, side by side.
+    """Means of `x` and `x²` over all but the first and last axes of stacks `[Mₖ, N, …, Cₖ]`, side by side.
 
     Returns:
-      `[ΣC]` each, of the group that these examples belong to; or `[G, ΣC]`, if they are several groups.
+      `[ΣMC]` each, of the group that these examples belong to; or `[G, ΣMC]`, if they are several groups.
     """
-    local, devices = self.divide(len(images[0]))
-    parts = [x if local == 1 else x.reshape(local, -1, x.shape[-1]) for x in images]
-    kept = (local, 1) if local > 1 else ()
-    pixels = parts[0].size // (parts[0].shape[-1] * local)
+    local, devices = self.divide(images[0].shape[1])
+    parts = [x if local == 1 else x.reshape(x.shape[0], local, -1, x.shape[-1]) for x in images]
+    pixels = parts[0].size // (parts[0].shape[0] * local * parts[0].shape[-1])
     found: list[tuple[Array, Array]] = []
     for shape, group in itertools.groupby(parts, lambda x: x.shape):
       some = list(group)
-      each = (*kept, shape[-1])
+      each = (shape[0], local, *[1] * (len(shape) - 3), shape[-1])
       found.append((sum_pixels(some, each), sum_products(some, some, each)))
 
     def mean_of(sums: Sequence[Array]) -> Array:
-      # From `[K, G, 1, C]` to `[G, K·C]`.
-      side_by_side = [x.reshape(-1) if local == 1 else jnp.moveaxis(x[:, :, 0], 0, 1).reshape(local, -1) for x in sums]
-      return jnp.concatenate(side_by_side, axis=-1) / pixels
+      # From `[K, M, G, 1, C]` to `[G, K·M·C]`.
+      ordered = [x.reshape(-1) if local == 1 else jnp.moveaxis(x[:, :, :, 0], 2, 0).reshape(local, -1) for x in sums]
+      return jnp.concatenate(ordered, axis=-1) / pixels
 
     mean, square = (mean_of(sums) for sums in zip(*found, strict=True))
     return self.shards.mean((mean, square), devices)
@@ -188,13 +184,13 @@ class BatchNorm(nn.Module):
   groups: NormGroups = WHOLE_BATCH
 
   def __call__(self, x: Array, *, train: bool) -> Array:
-    """Normalises one array `[…, C]`."""
-    return self.fold(x, train=train)[0].evaluate()
+    """Normalises one array `[N, …, C]`."""
+    return self.fold(x[None], train=train)[0].evaluate()[0]
 
   @nn.compact
   def fold(self, *images: Array, train: bool) -> list[Affine]:
-    """Normalises arrays `[…, Cₖ]` of one dtype, whose variables lie side by side; what is left to do is an `Affine`."""
-    sizes = [x.shape[-1] for x in images]
+    """Normalises stacks `[Mₖ, N, …, C]` of one dtype, whose variables lie side by side; what is left is an `Affine`."""
+    sizes = [x.shape[0] * x.shape[-1] for x in images]
     running = {}
     if not train or self.is_initializing() or self.is_mutable_collection('batch_stats'):
       for name, initial in (('mean', jnp.zeros), ('var', jnp.ones)):
@@ -202,7 +198,7 @@ class BatchNorm(nn.Module):
     if train:
       mean, square = self.groups.moments(*[x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in images])
       var = jnp.maximum(square - mean * mean, 0)
-      local, devices = self.groups.divide(len(images[0]))
+      local, devices = self.groups.divide(images[0].shape[1])
       count = images[0].size * devices // (sizes[0] * local)
       for name, value in (('mean', mean), ('var', var * (count / max(count - 1, 1)))):
         moment = value if local == 1 else jnp.mean(value, axis=0)
@@ -218,13 +214,18 @@ class BatchNorm(nn.Module):
     if self.affine:
       learned = self.param('scale', nn.initializers.ones, (sum(sizes),))
       scale, offset = scale * learned, offset * learned + self.param('bias', nn.initializers.zeros, (sum(sizes),))
-    if scale.ndim > 1:
-      # From groups to examples.
-      shape = (len(images[0]), *[1] * (images[0].ndim - 2), sum(sizes))
-      scale, offset = (jnp.repeat(x, shape[0] // len(x), axis=0).reshape(shape) for x in (scale, offset))
-    axis = scale.ndim - 1
-    parts = zip(images, lax.split(scale, sizes, axis), lax.split(offset, sizes, axis), strict=True)
-    return [Affine(*part) for part in parts]
+
+    def of_images(values: Array) -> list[Array]:
+      parts = []
+      for x, part in zip(images, lax.split(values, sizes, values.ndim - 1), strict=True):
+        grouped = jnp.moveaxis(part.reshape(-1, x.shape[0], x.shape[-1]), 0, 1)
+        if grouped.shape[1] > 1:
+          # From groups to examples.
+          grouped = jnp.repeat(grouped, x.shape[1] // grouped.shape[1], axis=1)
+        parts.append(grouped.reshape(*grouped.shape[:2], *[1] * (x.ndim - 3), x.shape[-1]))
+      return parts
+
+    return [Affine(*part) for part in zip(images, of_images(scale), of_images(offset), strict=True)]
 
 
 def running_average(old: Array, new: Array) -> Array:
@@ -234,7 +235,7 @@ def running_average(old: Array, new: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Pointwise(Bilinear):
-  """1×1 convolutions of `M` stacked edges, on rows of pixels.
+  """1×1 convolutions of a stack of rows of pixels.
 
   Attributes:
     pixels: rows.
@@ -251,63 +252,53 @@ class Pointwise(Bilinear):
     """By BN."""
     return True
 
-  @property
-  def _block_diagonal(self) -> bool:
-    return self.kernel[0] * self.kernel[1] <= _BLOCK_DIAGONAL_CHANNELS
-
   def shapes(self, group: str) -> list[tuple[int, ...]]:
     """See `Bilinear`."""
     multiplier, channels, features = self.kernel
     if group == 'weights':
       return [self.kernel]
-    return [(self.pixels, multiplier * (channels if group == 'images' else features))]
+    return [(multiplier, self.pixels, channels if group == 'images' else features)]
 
   def apply(self, images: list[Array], weights: list[Array]) -> list[Array]:
-    """A product of matrices, or one for each edge."""
-    (rows,), (kernel,) = images, weights
-    multiplier, channels, _ = self.kernel
-    product = functools.partial(jnp.matmul, precision=self.precision)
-    if self._block_diagonal:
-      eye = np.eye(multiplier, dtype=kernel.dtype)
-      return [product(rows, (kernel[:, :, None, :] * eye[:, None, :, None]).reshape(rows.shape[1], -1))]
-    parts = lax.split(rows, [channels] * multiplier, axis=1)
-    return [jnp.concatenate([product(part, kernel[m]) for m, part in enumerate(parts)], axis=1)]
+    """A product of matrices for each edge."""
+    return self.face('outputs', images, weights)
 
   def face(self, target: str, first: list[Array], second: list[Array]) -> list[Array]:
     """See `Bilinear`."""
-    multiplier, channels, features = self.kernel
-    if target != 'weights' or not self._block_diagonal:
-      return super().face(target, first, second)
-    # By itself JAX would multiply the whole product with a mask and sum it up, which takes a library call.
-    product = jnp.matmul(first[0].T, second[0], precision=self.precision)
-    blocks = [product[m * channels : (m + 1) * channels, m * features : (m + 1) * features] for m in range(multiplier)]
-    return [jnp.stack(blocks)]
+    contracted = {'outputs': (2, 1), 'images': (2, 2), 'weights': (1, 1)}[target]
+    x, y = (second[0], first[0]) if target == 'images' else (first[0], second[0])
+    if len(x) == 1:
+      numbers: Any = (tuple((axis - 1,) for axis in contracted), ((), ()))
+      return [lax.dot_general(x[0], y[0], numbers, precision=self.precision)[None]]
+    numbers = (tuple((axis,) for axis in contracted), ((0,), (0,)))
+    return [lax.dot_general(x, y, numbers, precision=self.precision)]
 
 
 def pointwise_convs(images: Sequence[Array], kernels: Sequence[Array]) -> list[Array]:
-  """1×1 convolutions of `M` stacked edges, each with its own matrix, for several images.
+  """1×1 convolutions of several stacks of images, of each with its own matrix.
 
   Args:
-    images: `[N, H, W, M·C]` each.
-    kernels: `[M, C, D]` for each image.
+    images: `[M, N, H, W, C]` each.
+    kernels: `[M, C, D]` for each stack.
 
   Returns:
-    `[N, H, W, M·D]` for each.
+    `[M, N, H, W, D]` for each.
   """
   # Products of matrices: from a four-dimensional dot XLA would transpose the activations for the weight gradient.
-  rows = [x.reshape(-1, x.shape[-1]) for x in images]
+  rows = [x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1]) for x in images]
   precision = jax.config.values['jax_default_matmul_precision']
   maps = []
   for x, kernel in zip(rows, kernels, strict=True):
     multiplier, channels, features = kernel.shape
-    maps.append(Pointwise(x.shape[0], (multiplier, channels, features), precision))
+    maps.append(Pointwise(x.shape[1], (multiplier, channels, features), precision))
   found = DirectSum(tuple(maps))(rows, [kernel.astype(x.dtype) for x, kernel in zip(images, kernels, strict=True)])
   return [y.reshape(*x.shape[:-1], y.shape[-1]) for x, y in zip(images, found, strict=True)]
 
 
 def pointwise(x: Array, kernel: Array) -> Array:
-  """`pointwise_convs` of a single image."""
-  return pointwise_convs([x], [kernel])[0]
+  """The 1×1 convolution of images `[…, C]` with a matrix `[C, D]`."""
+  found = pointwise_convs([x.reshape(1, *x.shape)], [kernel.reshape(1, *kernel.shape)])[0]
+  return found.reshape(found.shape[1:])
 
 
 def _windows(x: Array, stride: int, fill: float) -> list[Array]:

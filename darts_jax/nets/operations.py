@@ -2,8 +2,8 @@
 
 All edges that leave one node through one operation are computed together, which gives the same numbers as one
 after the other with a fraction of the kernels. An operation therefore takes the image of its source node,
-`[N, H, W, C]`, and returns one image an edge side by side, `[N, H', W', M·C]`; or, when it has no parameters of its
-own for an edge, a single `[N, H', W', C]` that all its edges share. Convolutions come as ReLU, convolution, batch
+`[N, H, W, C]`, and returns a stack with one image an edge, `[M, N, H', W', C]`; or, when it has no parameters of its
+own for an edge, a stack of the single image that all its edges share. Convolutions come as ReLU, convolution, batch
 normalisation and have no bias; BN is one for all operations of a node that are at the same stage (see `Operations`),
 and its last scale and shift are left to the cell, which weights and sums all operations.
 """
@@ -50,7 +50,7 @@ class ReluConv(nn.Module):
   def __call__(self, x: Array) -> Array:
     channels = x.shape[-1]
     kernel = self.param('kernel', uniform_fan_in(channels), (1, channels, self.features))
-    return pointwise(activate(x, self.smooth), kernel)
+    return pointwise(activate(x, self.smooth), kernel[0])
 
 
 class FactorizedReduce(nn.Module):
@@ -77,8 +77,7 @@ class FactorizedReduce(nn.Module):
     x = activate(x, self.smooth)
     rows = [x[:, i::2, i::2].reshape(-1, channels) @ kernel[i].reshape(channels, -1) for i in range(2)]
     halves = [y.reshape(x.shape[0], x.shape[1] // 2, x.shape[2] // 2, self.edges, half) for y in rows]
-    y = jnp.concatenate(halves, axis=-1)
-    return y.reshape(*y.shape[:3], -1)
+    return jnp.moveaxis(jnp.concatenate(halves, axis=-1), 3, 0)
 
 
 class Filters(NamedTuple):
@@ -95,7 +94,7 @@ class SeparableStage(nn.Module):
 
   Attributes:
     filters: what is convolved; every edge of an operation has its own depthwise filters and its own matrix.
-    first: whether all operations read one image, that of a node, or each its own, with one image an edge side by side.
+    first: whether all operations read one image, that of a node, or each its own stack with one image an edge.
     stride: stride of the depthwise convolutions.
     smooth: whether the network is a smooth twin.
   """
@@ -110,13 +109,13 @@ class SeparableStage(nn.Module):
     """Computes the stage.
 
     Args:
-      images: `[N, H, W, C]`, the image of a node; or, if not `first`, `[N, H, W, M·C]` for each operation.
+      images: `[N, H, W, C]`, the image of a node; or, if not `first`, `[M, N, H, W, C]` for each operation.
 
     Returns:
-      `[N, H', W', M·C]` for each operation.
+      `[M, N, H', W', C]` for each operation.
     """
     dtype = images[0].dtype
-    channels = images[0].shape[-1] // (1 if self.first else self.filters[0].edges)
+    channels = images[0].shape[-1]
     kernels, matrices = [], []
     for operation, size, _, edges in self.filters:
       kernel = self.param(f'{operation}_depthwise', uniform_fan_in(size * size), (size, size, edges, channels))
@@ -127,8 +126,7 @@ class SeparableStage(nn.Module):
     if self.first:
       convolved = depthwise_convs(active[0], kernels, dilations=dilations, stride=self.stride)
     else:
-      single = [kernel.reshape(*kernel.shape[:2], 1, -1) for kernel in kernels]
-      convolved = depthwise_convs_apart(active, single, dilations=dilations, stride=self.stride)
+      convolved = depthwise_convs_apart(active, kernels, dilations=dilations, stride=self.stride)
     return dict(zip([f.operation for f in self.filters], pointwise_convs(convolved, matrices), strict=True))
 
 
@@ -153,7 +151,7 @@ class Conv7x1Then1x7(nn.Module):
       )
       column = down[m].swapaxes(0, 1)
       outputs.append(lax.conv_general_dilated(y, column, (s, 1), [(3, 3), (0, 0)], dimension_numbers=layout))
-    return jnp.concatenate(outputs, axis=-1)
+    return jnp.stack(outputs)
 
 
 class Operations(nn.Module):
@@ -185,7 +183,7 @@ class Operations(nn.Module):
       train: whether BN uses the statistics of the batch.
 
     Returns:
-      For every operation `[N, H/stride, W/stride, M·C]`, or `[N, H/stride, W/stride, C]` if its edges share it.
+      For every operation `[M, N, H/stride, W/stride, C]`, or `[1, N, H/stride, W/stride, C]` if its edges share it.
     """
     return self._traced_once(x, weights_gradient_wanted(), train=train, plain=in_plain())
 
@@ -207,11 +205,11 @@ class Operations(nn.Module):
     for name, count in self.edges:
       if name in _POOLS:
         pool = avg_pool if self.smooth else _POOLS[name]
-        images[name] = pool(x, self.stride)
+        images[name] = pool(x, self.stride)[None]
         if self.discrete:
           outputs[name] = Affine.identity(images.pop(name))
       elif name == 'skip_connect' and self.stride == 1:
-        outputs[name] = Affine.identity(x)
+        outputs[name] = Affine.identity(x[None])
       elif name == 'skip_connect':
         images[name] = FactorizedReduce(x.shape[-1], count, self.smooth, name=name)(x)
       elif name == 'conv_7x1_1x7':

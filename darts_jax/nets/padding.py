@@ -14,7 +14,7 @@ Margins = tuple[int, int]
 
 
 def pad_images(x: Array, rows: Margins, columns: Margins, *, dilation: int = 1, fill: float = 0) -> Array:
-  """`[N, H, W, C]` → `[N, H', W', C]`.
+  """`[…, H, W, C]` → `[…, H', W', C]`.
 
   Args:
     x: images.
@@ -23,23 +23,25 @@ def pad_images(x: Array, rows: Margins, columns: Margins, *, dilation: int = 1, 
     dilation: distance between neighbouring pixels of `x` in the result.
     fill: the value of all other pixels.
   """
-  num_images, height, width, channels = x.shape
+  *leading, height, width, channels = x.shape
   value = jnp.array(fill, x.dtype)
   before, after = columns
   if dilation > 1:
     # Each pixel with what is between it and the next; so there is something after the last, too.
-    x = lax.pad(x, value, [(0, 0, 0)] * 3 + [(0, (dilation - 1) * channels, 0)])
+    x = lax.pad(x, value, [(0, 0, 0)] * (x.ndim - 1) + [(0, (dilation - 1) * channels, 0)])
     after -= dilation - 1
-  x = x.reshape(num_images, height, width * dilation * channels)
-  x = lax.pad(x, value, [(0, 0, 0), (*rows, dilation - 1), (before * channels, after * channels, 0)])
-  return x.reshape(num_images, x.shape[1], -1, channels)
+  x = x.reshape(*leading, height, width * dilation * channels)
+  padding = [(*rows, dilation - 1), (before * channels, after * channels, 0)]
+  x = lax.pad(x, value, [(0, 0, 0)] * len(leading) + padding)
+  return x.reshape(*x.shape[:-1], -1, channels)
 
 
 def window(x: Array, corner: tuple[int, int], size: tuple[int, int], stride: int = 1) -> Array:
-  """`[N, H, W, C]` → `[N, *size, C]`: every `stride`-th pixel from a corner on.
+  """`[…, H, W, C]` → `[…, *size, C]`: every `stride`-th pixel from a corner on.
 
   By hand, since these are thousands, and indexing by JAX takes several operations and many times as long.
   """
-  num_images, _, _, channels = x.shape
+  *leading, _, _, channels = x.shape
+  origin, ones = [0] * len(leading), [1] * len(leading)
   last = [start + stride * (count - 1) + 1 for start, count in zip(corner, size, strict=True)]
-  return lax.slice(x, (0, *corner, 0), (num_images, *last, channels), (1, stride, stride, 1))
+  return lax.slice(x, (*origin, *corner, 0), (*leading, *last, channels), (*ones, stride, stride, 1))

@@ -267,7 +267,7 @@ class LanguageModel(nn.Module):
 
   def _product(self, x: Array, matrix: Array) -> Array:
     compute = x.dtype if self.precision == 'float32' else self.precision
-    return checkpoint_name(pointwise(x.astype(compute), matrix[None]).astype(x.dtype), _KEPT)
+    return checkpoint_name(pointwise(x.astype(compute), matrix).astype(x.dtype), _KEPT)
 
 
 def read_text(

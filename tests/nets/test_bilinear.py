@@ -9,7 +9,10 @@ from darts_jax.nets.bilinear import weights_gradient_if
 from darts_jax.nets.depthwise import depthwise_conv, depthwise_convs_apart
 from darts_jax.nets.layers import pointwise, pointwise_convs
 
-MAPS = {'depthwise': (lambda x, w: depthwise_conv(x, w, stride=2), (3, 3, 2, 4)), 'pointwise': (pointwise, (2, 2, 3))}
+MAPS = {
+  'depthwise': (lambda x, w: depthwise_conv(x, w, stride=2), (3, 3, 2, 4)),
+  'pointwise': (lambda x, w: pointwise_convs([x.reshape(2, 2, 4, 6, 2)], [w])[0], (2, 2, 3)),
+}
 
 
 def draw(shape):
@@ -68,13 +71,13 @@ def test_gradient_in_the_weights_that_is_not_wanted_is_zero_and_so_are_its_deriv
 def test_no_gate_is_left_behind():
   with weights_gradient_if(jnp.array(False)):
     pass
-  x, w = jnp.ones((1, 2, 2, 1)), jnp.ones((1, 1, 1))
-  np.testing.assert_array_equal(jax.grad(lambda w: pointwise(x, w).sum())(w), [[[4]]])
+  x, w = jnp.ones((1, 2, 2, 1)), jnp.ones((1, 1))
+  np.testing.assert_array_equal(jax.grad(lambda w: pointwise(x, w).sum())(w), [[4]])
 
 
 def test_tangent_that_is_kept_is_one_array():
   """And not two for whoever reads it to add."""
-  x, w = jnp.ones((1, 2, 2, 1)), jnp.ones((1, 1, 1))
+  x, w = jnp.ones((1, 2, 2, 1)), jnp.ones((1, 1))
   both = jax.make_jaxpr(lambda: jax.jvp(pointwise, (x, w), (x, w)))()
   one = jax.make_jaxpr(lambda: jax.jvp(lambda x: pointwise(x, w), (x,), (x,)))()
   assert [str(each).count('materialise') for each in (both, one)] == [1, 0]
@@ -83,12 +86,12 @@ def test_tangent_that_is_kept_is_one_array():
 @pytest.mark.usefixtures('x64')
 def test_maps_beside_each_other_are_each_map_with_one_conditional_for_all_gradients_in_weights():
   rng = np.random.default_rng(0)
-  images = [rng.normal(size=(2, 4, 6, 2 * channels)) for channels in (2, 3)]
+  images = [rng.normal(size=(2, 2, 4, 6, channels)) for channels in (2, 3)]
   kernels = [rng.normal(size=(2, channels, channels)) for channels in (2, 3)]
-  filters = [rng.normal(size=(size, size, 1, x.shape[-1])) for size, x in zip((3, 5), images, strict=True)]
+  filters = [rng.normal(size=(size, size, 2, x.shape[-1])) for size, x in zip((3, 5), images, strict=True)]
 
   def apart(images, kernels, filters):
-    outputs = [pointwise(x, kernel) for x, kernel in zip(images, kernels, strict=True)]
+    outputs = [pointwise_convs([x], [kernel])[0] for x, kernel in zip(images, kernels, strict=True)]
     return outputs + [
       depthwise_conv(x, kernel, dilation=dilation) for x, kernel, dilation in zip(images, filters, (1, 2), strict=True)
     ]
@@ -119,4 +122,5 @@ def test_maps_beside_each_other_are_each_map_with_one_conditional_for_all_gradie
 
 
 def test_no_images_are_images():
-  assert pointwise(jnp.ones((0, 2, 2, 6)), jnp.ones((2, 3, 5))).shape == (0, 2, 2, 10)
+  assert pointwise(jnp.ones((0, 2, 2, 3)), jnp.ones((3, 5))).shape == (0, 2, 2, 5)
+  assert pointwise_convs([jnp.ones((2, 0, 2, 2, 3))], [jnp.ones((2, 3, 5))])[0].shape == (2, 0, 2, 2, 5)

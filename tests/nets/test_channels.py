@@ -10,8 +10,8 @@ from darts_jax.nets.channels import scale_channels, spread, sum_pixels, sum_prod
 from darts_jax.runtime.compilation import compiler_options
 
 SHAPE = (3, 4, 6, 5)
-#: Factors of all examples, and of each.
-FACTORS = {'for all': (5,), 'for each': (3, 1, 1, 5)}
+#: Factors of all examples, of each, and of each in every image of a stack.
+FACTORS = {'for all': (5,), 'for each': (3, 1, 1, 5), 'of stacks': (3, 4, 1, 5)}
 TERMS = ((0, 0), (1, 0), (1, 1), (0, 2))
 
 
@@ -20,7 +20,7 @@ def plain_sums(images, factors):
 
 
 def plain_total(images, shape):
-  axes = (0, 1, 2) if len(shape) == 1 else (1, 2)
+  axes = tuple(i for i, size in enumerate((1,) * (4 - len(shape)) + shape) if size == 1)
   return jnp.stack([jnp.sum(x, axes).reshape(shape) for x in images])
 
 

@@ -25,7 +25,7 @@ class Banks(NamedTuple):
     return [dilation for _, dilation, _ in self.filters]
 
   def convolve(self, x, kernels, stride):
-    return depthwise_convs(x, kernels, dilations=self.dilations, stride=stride)
+    return [side_by_side(y) for y in depthwise_convs(x, kernels, dilations=self.dilations, stride=stride)]
 
   def draw(self, batch, size, stride):
     """Images, filters and cotangents of the outputs, and for each of the three a direction to differentiate in."""
@@ -87,6 +87,11 @@ class Banks(NamedTuple):
     }
 
 
+def side_by_side(y):
+  """`[M, N, H, W, C]` → `[N, H, W, M·C]`, as the definition has it."""
+  return jnp.moveaxis(y, 0, 3).reshape(*y.shape[1:4], -1)
+
+
 #: The sizes and dilations of a search space, and as many edges as differ.
 SEARCH = Banks((((3, 3), 1, 2), ((5, 5), 1, 1), ((3, 3), 2, 1), ((5, 5), 2, 3)))
 SMALL = Banks((((3, 3), 1, 2), ((3, 3), 2, 1)))
@@ -128,7 +133,34 @@ def test_equals_a_grouped_convolution_of_xla():
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     feature_group_count=2 * CHANNELS,
   )
-  np.testing.assert_allclose(depthwise_conv(x, kernel, dilation=2), expected, rtol=1e-12)
+  np.testing.assert_allclose(side_by_side(depthwise_conv(x, kernel, dilation=2)), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(('stride', 'count'), [(1, 3), (2, 2), (2, 1)])
+@pytest.mark.usefixtures('x64')
+def test_filters_with_images_of_their_own_equal_one_after_the_other(stride, count):
+  rng = np.random.default_rng(0)
+  shapes = [(count, 2, 4, 6, CHANNELS), (3, 3, count, CHANNELS), (5, 5, count, CHANNELS)]
+  point, direction = ([rng.normal(size=shape) for shape in shapes] for _ in range(2))
+
+  def together(x, *kernels):
+    return depthwise_convs(x, kernels, dilations=[2, 1], stride=stride)
+
+  def apart(x, *kernels):
+    return [
+      jnp.concatenate([depthwise_conv(x[m], f[:, :, m : m + 1], dilation=d, stride=stride) for m in range(count)])
+      for f, d in zip(kernels, (2, 1), strict=True)
+    ]
+
+  def orders(function):
+    def gradient(*point):
+      y, transpose = jax.vjp(function, *point)
+      return transpose(jax.tree.map(jnp.sin, y))
+
+    return function(*point), jax.jvp(gradient, point, direction), jax.vjp(gradient, *point)[1](tuple(direction))
+
+  found, expected = jax.jit(lambda: (orders(together), orders(apart)))()
+  assert_close({'all': found}, {'all': expected})
 
 
 @pytest.mark.usefixtures('x64')
@@ -165,10 +197,10 @@ def test_channel_order_and_centre_of_the_window():
   x[0, 2, 2] = [1, 10]
   kernel = np.arange(1, 10, dtype=np.float32).reshape(3, 3, 1, 1) * np.array([[1, 2], [3, 4]], np.float32)
   y = depthwise_conv(x, kernel, dilation=2)
-  # At distance d from the only pixel the output is the tap at distance −d; channel 2m + c is channel c under filter m.
-  np.testing.assert_array_equal(y[0, ::2, ::2, 0], [[9, 8, 7], [6, 5, 4], [3, 2, 1]])
-  np.testing.assert_array_equal(y[0, 2, 2], [5, 5 * 20, 5 * 3, 5 * 40])
-  np.testing.assert_array_equal(y[0, 1::2], 0)
+  # At distance d from the only pixel the output is the tap at distance −d.
+  np.testing.assert_array_equal(y[0, 0, ::2, ::2, 0], [[9, 8, 7], [6, 5, 4], [3, 2, 1]])
+  np.testing.assert_array_equal(y[:, 0, 2, 2], [[5, 5 * 20], [5 * 3, 5 * 40]])
+  np.testing.assert_array_equal(y[:, 0, 1::2], 0)
 
 
 @pytest.mark.usefixtures('x64')

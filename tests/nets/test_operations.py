@@ -25,8 +25,8 @@ def test_edges_computed_together_equal_one_after_the_other(plain, stride, discre
     edges = [own.operation(x, name, member, edges=EDGES, stride=stride, discrete=discrete) for member in range(count)]
     # What has no parameters for an edge is one image that all edges share.
     shared = 'pool' in name or (name == 'skip_connect' and stride == 1)
-    expected = edges[0] if shared else np.concatenate(edges, axis=-1)
-    assert expected.shape[1:3] == output_size
+    expected = np.stack(edges[:1] if shared else edges)
+    assert expected.shape[2:4] == output_size
     np.testing.assert_allclose(
       found[name].evaluate(), expected, rtol=0, atol=1e-12 * np.abs(expected).max(), err_msg=name
     )
