@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from darts_jax.genotype import CellSpec
 from darts_jax.nets.cell import Cell, prune_cell
+from darts_jax.nets.dense import dense_conv
 from darts_jax.nets.layers import WHOLE_BATCH, BatchNorm, NormGroups, activate, uniform_fan_in
 
 Array = jax.Array
@@ -276,10 +276,7 @@ def _conv(
   """A dense convolution of a module, without bias; keeps the size unless told otherwise."""
   channels = images.shape[-1]
   kernel = module.param(name, uniform_fan_in(size * size * channels), (size, size, channels, features))
-  pads = (size // 2 if padding is None else padding,) * 2
-  return lax.conv_general_dilated(
-    images, kernel.astype(images.dtype), (stride, stride), (pads, pads), dimension_numbers=('NHWC', 'HWIO', 'NHWC')
-  )
+  return dense_conv(images, kernel, stride=stride, padding=size // 2 if padding is None else padding)
 
 
 def _classify(module: nn.Module, name: str, images: Array, num_classes: int) -> Array:

@@ -1,4 +1,4 @@
-"""The layers operations are made of: pooling, batch normalisation, pointwise convolution.
+"""The layers operations are made of: batch normalisation, pointwise convolution.
 
 Images are `[N, H, W, C]`. `M` edges that share an input and an operation are computed together, as a *stack* of images,
 `[M, N, H, W, C]`. (Side by side, as channels of one image, products would multiply with zeros between the edges, which
@@ -7,7 +7,6 @@ took a quarter of a search step on CPU.)
 
 import contextvars
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -21,8 +20,6 @@ from jax import lax
 
 from darts_jax.nets.bilinear import Bilinear, DirectSum
 from darts_jax.nets.channels import scale_channels, spread, sum_pixels, sum_products
-from darts_jax.nets.padding import pad_images, window
-from darts_jax.runtime.materialise import materialise
 from darts_jax.runtime.mesh import UNSHARED, Shards
 
 Array = jax.Array
@@ -299,41 +296,3 @@ def pointwise(x: Array, kernel: Array) -> Array:
   """The 1×1 convolution of images `[…, C]` with a matrix `[C, D]`."""
   found = pointwise_convs([x.reshape(1, *x.shape)], [kernel.reshape(1, *kernel.shape)])[0]
   return found.reshape(found.shape[1:])
-
-
-def _windows(x: Array, stride: int, fill: float) -> list[Array]:
-  """The nine shifted images a 3×3 pool with padding 1 combines."""
-  height, width = x.shape[1:3]
-  padded = pad_images(x, (1, 1), (1, 1), fill=fill)
-  size = -(-height // stride), -(-width // stride)
-  return [window(padded, (i, j), size, stride) for i in range(3) for j in range(3)]
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def max_pool(x: Array, stride: int) -> Array:
-  """3×3 max pooling, padding 1, `[N, H, W, C]` → `[N, ⌈H/stride⌉, ⌈W/stride⌉, C]`.
-
-  The gradient goes to the first of equal pixels. Written with shifted images, because the gradient of XLA's own
-  window reduction is ten times slower on CPU.
-  """
-  return functools.reduce(jnp.maximum, _windows(x, stride, -jnp.inf))
-
-
-@max_pool.defjvp
-def _max_pool_jvp(stride: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-  windows = _windows(primals[0], stride, -jnp.inf)
-  largest, first = windows[0], jnp.zeros(windows[0].shape, jnp.int8)
-  for i, other in enumerate(windows[1:], 1):
-    first = jnp.where(other > largest, jnp.int8(i), first)
-    largest = jnp.maximum(largest, other)
-  first = materialise(first)
-  moving = _windows(tangents[0], stride, 0)
-  zero = jnp.zeros((), moving[0].dtype)
-  tangent = functools.reduce(jnp.add, [jnp.where(first == i, t, zero) for i, t in enumerate(moving)])
-  return largest, materialise(tangent)
-
-
-def avg_pool(x: Array, stride: int) -> Array:
-  """3×3 average pooling, padding 1 not counted, `[N, H, W, C]` → `[N, ⌈H/stride⌉, ⌈W/stride⌉, C]`."""
-  counts = functools.reduce(jnp.add, _windows(jnp.ones((1, *x.shape[1:3], 1), x.dtype), stride, 0))
-  return materialise(functools.reduce(jnp.add, _windows(x, stride, 0))) / counts

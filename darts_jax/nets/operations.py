@@ -27,13 +27,12 @@ from darts_jax.nets.layers import (
   BatchNorm,
   NormGroups,
   activate,
-  avg_pool,
   evaluate,
-  max_pool,
   pointwise,
   pointwise_convs,
   uniform_fan_in,
 )
+from darts_jax.nets.pooling import avg_pool, max_pool
 
 Array = jax.Array
 

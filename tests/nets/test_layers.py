@@ -10,13 +10,12 @@ from jax import lax
 
 from darts_jax.nets.layers import (
   BatchNorm,
-  avg_pool,
   init_variables,
-  max_pool,
   pointwise_convs,
   running_average,
   uniform_fan_in,
 )
+from darts_jax.nets.pooling import avg_pool, max_pool
 from darts_jax.runtime.mesh import batch_sharding, make_mesh
 
 WINDOW = (1, 3, 3, 1)

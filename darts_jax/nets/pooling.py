@@ -1,0 +1,135 @@
+"""3×3 pooling, padding 1, of images `[N, H, W, C]`.
+
+XLA's own window reductions have gradients that are ten times slower on CPU. Here windows are shifted images, and what
+maximum pooling passes back is a sum of shifted images, too, of cotangents with a margin around them: added up as it
+follows from the transpose of every shift, each pixel of each of nine images would have to ask whether it is in the
+margin.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from darts_jax.nets.depthwise import depthwise_conv
+from darts_jax.nets.padding import pad_images, window
+from darts_jax.runtime.materialise import computed_once, materialise
+
+Array = jax.Array
+
+#: Corners of the pixels of a window, row by row.
+_CORNERS = [(i, j) for i in range(3) for j in range(3)]
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def max_pool(x: Array, stride: int) -> Array:
+  """Maximum pooling, `[N, H, W, C]` → `[N, ⌈H/stride⌉, ⌈W/stride⌉, C]`; gradients go to the first of equal pixels."""
+  return functools.reduce(jnp.maximum, _windows(x, stride, -jnp.inf))
+
+
+@max_pool.defjvp
+def _max_pool_jvp(stride: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+  windows = _windows(primals[0], stride, -jnp.inf)
+  largest, first = windows[0], jnp.zeros(windows[0].shape, jnp.int8)
+  for i, other in enumerate(windows[1:], 1):
+    first = jnp.where(other > largest, jnp.int8(i), first)
+    largest = jnp.maximum(largest, other)
+  tangent = chosen_p.bind(tangents[0], materialise(first), size=tangents[0].shape[1:3], stride=stride, back=False)
+  return largest, materialise(tangent)
+
+
+def avg_pool(x: Array, stride: int) -> Array:
+  """Average pooling that does not count padding, `[N, H, W, C]` → `[N, ⌈H/stride⌉, ⌈W/stride⌉, C]`."""
+  counts = functools.reduce(jnp.add, _windows(jnp.ones((1, *x.shape[1:3], 1), x.dtype), stride, 0))
+  # The sum is a convolution with ones, whose gradient is made with care, too.
+  return depthwise_conv(x, jnp.ones((3, 3, 1, x.shape[-1]), x.dtype), stride=stride)[0] / counts
+
+
+def _windows(x: Array, stride: int, fill: float) -> list[Array]:
+  """The nine shifted images that a pool combines."""
+  size = -(-x.shape[1] // stride), -(-x.shape[2] // stride)
+  padded = pad_images(x, (1, 1), (1, 1), fill=fill)
+  return [window(padded, corner, size, stride) for corner in _CORNERS]
+
+
+def _chosen(
+  pad: Callable[..., Array], x: Array, first: Array, *, size: tuple[int, int], stride: int, back: bool
+) -> Array:
+  """Of every window the pixel that was chosen; or, the transpose, for every pixel the sum of those it was chosen for.
+
+  Args:
+    pad: `pad_images`, or that computed once.
+    x: `[N, H, W, C]`; if `back`, `[N, H', W', C]`.
+    first: int8, `[N, H', W', C]`, which of its nine pixels a window chooses.
+    size: `(H, W)`.
+    stride: of the windows.
+    back: whether it is the transpose.
+  """
+  zero = jnp.zeros((), x.dtype)
+  if not back:
+    padded = pad(x, rows=(1, 1), columns=(1, 1))
+    pixels = [window(padded, corner, (first.shape[1], first.shape[2]), stride) for corner in _CORNERS]
+    return functools.reduce(jnp.add, [jnp.where(first == i, pixel, zero) for i, pixel in enumerate(pixels)])
+  # Windows are spread out to the distance of their pixels, with windows between them that choose nothing.
+  rows, columns = (
+    (1, extent + 1 - (stride * (out - 1) + 1)) for extent, out in zip(size, first.shape[1:3], strict=True)
+  )
+  moved = pad(x, rows=rows, columns=columns, dilation=stride)
+  choice = pad(first, rows=rows, columns=columns, dilation=stride, fill=-1)
+  terms = []
+  for i, (top, left) in enumerate(_CORNERS):
+    corner = 2 - top, 2 - left
+    terms.append(jnp.where(window(choice, corner, size) == i, window(moved, corner, size), zero))
+  return functools.reduce(jnp.add, terms)
+
+
+chosen_p = Primitive('chosen')
+chosen_p.def_impl(jax.jit(chosen_p.bind, static_argnames=('size', 'stride', 'back')))
+
+
+@chosen_p.def_abstract_eval
+def _aval(x: Any, first: Any, *, size: tuple[int, int], stride: int, back: bool) -> jax.core.ShapedArray:
+  del stride
+  return jax.core.ShapedArray((*x.shape[:1], *size, *x.shape[3:]) if back else first.shape, x.dtype)
+
+
+mlir.register_lowering(chosen_p, mlir.lower_fun(functools.partial(_chosen, pad_images), multiple_results=False))
+mlir.register_lowering(
+  chosen_p,
+  mlir.lower_fun(functools.partial(_chosen, functools.partial(computed_once, pad_images)), multiple_results=False),
+  platform='cpu',
+)
+
+
+def _jvp(primals: Sequence[Array], tangents: Sequence[Any], **params: Any) -> tuple[Array, Any]:
+  x, first = primals
+  moving = tangents[0]
+  return chosen_p.bind(x, first, **params), moving if isinstance(moving, ad.Zero) else chosen_p.bind(
+    moving, first, **params
+  )
+
+
+def _transpose(cotangent: Any, x: Any, first: Array, *, back: bool, **params: Any) -> list[Any]:
+  if isinstance(cotangent, ad.Zero):
+    return [ad.Zero(x.aval), None]
+  return [chosen_p.bind(cotangent, first, back=not back, **params), None]
+
+
+def _batch(args: Sequence[Array], axes: Sequence[Any], **params: Any) -> tuple[Array, int]:
+  count = next(x.shape[axis] for x, axis in zip(args, axes, strict=True) if axis is not None)
+  # As more images.
+  stacked = [
+    jnp.broadcast_to(x, (count, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
+    for x, axis in zip(args, axes, strict=True)
+  ]
+  found = chosen_p.bind(*[x.reshape(-1, *x.shape[2:]) for x in stacked], **params)
+  return found.reshape(count, -1, *found.shape[1:]), 0
+
+
+ad.primitive_jvps[chosen_p] = _jvp
+ad.primitive_transposes[chosen_p] = _transpose
+batching.primitive_batchers[chosen_p] = _batch
