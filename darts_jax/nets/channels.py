@@ -124,8 +124,8 @@ class _WeightedSums(Bilinear):
     """See `Bilinear`."""
     if target != 'weights':
       return self.face(target, first, second)
-
-    return [computed_once(_product_sums, *first, *second, form=self).astype(first[0].dtype)]
+    sums = computed_once(_product_sums, *first, *second, form=self)
+    return [sums.astype(first[0].dtype).reshape(-1, *self.factors)]
 
 
 def _wide(x: Array) -> Array:
@@ -153,7 +153,7 @@ def _product_sums(*arrays: Array, form: _WeightedSums) -> Array:
   # Apart, or the sums would be merged with the array that they are put side by side in.
   parts = [computed_once(_some_products, images[i], others[j]) for i, j in form.terms]
   # So few pixels are left that to copy them costs less than to multiply each image on its own.
-  return _summed_by_products([lax.concatenate(parts, 2)], form.factors)
+  return _summed_by_products([_joined(parts)])
 
 
 def _some_products(x: Array, y: Array) -> Array:
@@ -164,31 +164,34 @@ def _some_products(x: Array, y: Array) -> Array:
 
 
 def _pixel_sums(*images: Array, shape: Shape) -> Array:
-  return _summed_by_products([_rows(x, shape) for x in images], shape)
+  return _summed_by_products([_rows(x, shape) for x in images])
 
 
-def _summed_by_products(rows: Sequence[Array], shape: Shape) -> Array:
-  """Sums of `[L, P, C]` over `P`, in the shape of factors."""
+def _summed_by_products(rows: Sequence[Array]) -> Array:
+  """Sums of `[L, P, C]` over `P`, one after the other."""
   # The sum of about √P sums of about √P: a product adds up one number after the other, and the longer that goes on,
   # the more is rounded.
-  sums, pixels, channels = rows[0].shape
+  pixels = rows[0].shape[1]
   first = max(n for n in range(1, math.isqrt(pixels) + 1) if pixels % n == 0)
   # Each product has two rows, since for one XLA would make a kernel, to be compiled; and they differ, since an array
   # of nothing but ones would not be a constant but filled each time. Powers of two round nothing.
   dtype = rows[0].dtype
   once_and_twice = np.array([[1], [2]], dtype).repeat(first, axis=1)
-  parts = [_left_product(once_and_twice, x.reshape(sums, first, -1)) for x in rows]
-  columns = lax.concatenate([part.reshape(sums, -1, channels) for part in parts], 2)
+  parts = [_left_product(once_and_twice, x.reshape(len(x), first, -1)).reshape(len(x), -1, x.shape[2]) for x in rows]
   halves = np.array([[1 / 2, 1 / 4]] * 2, dtype).repeat(pixels // first, axis=1)
-  found = _left_product(halves, columns)[:, 0].reshape(sums, -1, shape[-1])
-  return found.swapaxes(0, 1).reshape(-1, *shape)
+  return _left_product(halves, _joined(parts))[:, 0]
+
+
+def _joined(parts: Sequence[Array]) -> Array:
+  """As columns of one matrix, or in a longer stack of matrices, so that what comes of them is in their order."""
+  return lax.concatenate(parts, 2 if len(parts[0]) == 1 else 0)
 
 
 def _left_product(matrix: np.ndarray, stack: Array) -> Array:
   """The product of a matrix with each of a stack."""
   if len(stack) == 1:
     return lax.dot(matrix, stack[0], precision='highest')[None]
-  repeated = np.broadcast_to(matrix, (len(stack), *matrix.shape))
+  repeated = np.tile(matrix, (len(stack), 1, 1))
   return lax.dot_general(repeated, stack, (((2,), (1,)), ((0,), (0,))), precision='highest')
 
 
@@ -201,7 +204,7 @@ def _sum_pixels(*images: Array, shape: Shape) -> list[Array]:
 
 
 def _sum_pixels_on_cpu(*images: Array, shape: Shape) -> list[Array]:
-  return [computed_once(_pixel_sums, *images, shape=shape).astype(images[0].dtype)]
+  return [computed_once(_pixel_sums, *images, shape=shape).astype(images[0].dtype).reshape(-1, *shape)]
 
 
 def _spread_aval(offsets: Any, *, shape: Shape) -> list[jax.core.ShapedArray]:

@@ -34,7 +34,7 @@ _TAPS, _COLUMNS = 9, 8
 
 
 class Bank(NamedTuple):
-  """Filters `[K, L, M, C]` of one size and dilation, `M` for each channel of the image."""
+  """Filters `[M, K, L, C]` of one size and dilation, `M` for each channel of the image."""
 
   kernel: tuple[int, int]
   dilation: int
@@ -49,7 +49,7 @@ class Bank(NamedTuple):
   @property
   def shape(self) -> tuple[int, int, int, int]:
     """Shape of the filters."""
-    return (*self.kernel, self.multiplier, self.channels)
+    return (self.multiplier, *self.kernel, self.channels)
 
   def taps(self) -> list[tuple[int, int]]:
     """Offsets of the filters' taps in the padded image, row by row."""
@@ -96,7 +96,7 @@ class Depthwise(Bilinear):
     side_by_side = jnp.moveaxis(jnp.broadcast_to(x, (bank.multiplier, *x.shape[1:])), 0, 3)
     y = lax.conv_general_dilated(
       side_by_side.reshape(*side_by_side.shape[:3], groups),
-      kernel.reshape(*bank.kernel, 1, groups),
+      jnp.moveaxis(kernel, 0, 2).reshape(*bank.kernel, 1, groups),
       (self.stride, self.stride),
       [(p, p), (q, q)],
       rhs_dilation=(bank.dilation, bank.dilation),
@@ -164,7 +164,7 @@ def _convolve(
     stack = (math.prod(x.shape[:-4]), size[0], size[1], size[2], size[3])
     maps.append(Depthwise(stack, stride, banks, precision))
   stacks = [x.reshape(each.image) for x, each in zip(images, maps, strict=True)]
-  return DirectSum(tuple(maps))(stacks, [kernel for filters in kernels for kernel in filters])
+  return DirectSum(tuple(maps))(stacks, [jnp.moveaxis(kernel, 2, 0) for filters in kernels for kernel in filters])
 
 
 def _margin(geometry: Depthwise) -> tuple[int, int]:
@@ -222,7 +222,7 @@ def _filters_stencil(prepared: Array, dy: Array, bank: Bank, geometry: Depthwise
   columns = lax.concatenate([x.reshape(multiplier, -1, channels) for x in sums], 2)
   ones = jnp.ones((multiplier, 2, columns.shape[1]), dy.dtype)
   totals = lax.dot_general(ones, columns, (((2,), (1,)), ((0,), (0,))), precision='highest')[:, 0]
-  return totals.reshape(multiplier, len(sums), channels).swapaxes(0, 1).reshape(bank.shape)
+  return totals.reshape(bank.shape)
 
 
 def _image_stencil(dy: Array, kernel: Array, *, bank: Bank, geometry: Depthwise) -> Array:
@@ -248,9 +248,9 @@ def _correlate(padded: Array, kernel: Array, *, bank: Bank, geometry: Depthwise)
 
 
 def _weighted(windows: list[Array], kernel: Array) -> Array:
-  """The sum of what each tap of filters `[K, L, M, C]` reads, `[M, N, H, W, C]`, times the tap."""
+  """The sum of what each tap of filters `[M, K, L, C]` reads, `[M, N, H, W, C]`, times the tap."""
   # As few operations a tap as possible: they are a third of a search step's program.
-  taps = kernel.reshape(len(windows), *kernel.shape[2:]).swapaxes(0, 1)
+  taps = kernel.reshape(len(kernel), len(windows), -1)
   factors = [
     lax.broadcast_in_dim(lax.slice_in_dim(taps, i, i + 1, axis=1), x.shape, (0, 1, 4)) for i, x in enumerate(windows)
   ]
