@@ -12,6 +12,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -33,20 +35,28 @@ def max_pool(x: Array, stride: int) -> Array:
 
 @max_pool.defjvp
 def _max_pool_jvp(stride: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-  windows = _windows(primals[0], stride, -jnp.inf)
+  windows = _windows(lax.stop_gradient(primals[0]), stride, -jnp.inf)
   largest, first = windows[0], jnp.zeros(windows[0].shape, jnp.int8)
   for i, other in enumerate(windows[1:], 1):
     first = jnp.where(other > largest, jnp.int8(i), first)
     largest = jnp.maximum(largest, other)
   tangent = chosen_p.bind(tangents[0], materialise(first), size=tangents[0].shape[1:3], stride=stride, back=False)
-  return largest, materialise(tangent)
+  # By itself, so that second derivatives follow this rule, too.
+  return max_pool(primals[0], stride), materialise(tangent)
 
 
 def avg_pool(x: Array, stride: int) -> Array:
   """Average pooling that does not count padding, `[N, H, W, C]` → `[N, ⌈H/stride⌉, ⌈W/stride⌉, C]`."""
-  counts = functools.reduce(jnp.add, _windows(jnp.ones((1, *x.shape[1:3], 1), x.dtype), stride, 0))
+  rows, columns = (_counted(extent, stride) for extent in x.shape[1:3])
+  shares = 1 / (rows[:, None, None] * columns[:, None])
   # The sum is a convolution with ones, whose gradient is made with care, too.
-  return depthwise_conv(x, jnp.ones((3, 3, 1, x.shape[-1]), x.dtype), stride=stride)[0] / counts
+  total = depthwise_conv(x, jnp.ones((3, 3, 1, x.shape[-1]), x.dtype), stride=stride)[0]
+  return materialise(total) * jnp.asarray(shares, x.dtype)
+
+
+def _counted(extent: int, stride: int) -> np.ndarray:
+  """How many pixels of a row or column every window has."""
+  return np.array([min(i + 2, extent) - max(i - 1, 0) for i in range(0, extent, stride)])
 
 
 def _windows(x: Array, stride: int, fill: float) -> list[Array]:

@@ -85,6 +85,10 @@ def test_gradient_of_the_largest_goes_to_the_first_of_equal_pixels():
   np.testing.assert_array_equal(gradient[0, ..., 0], np.outer([2, 1, 0], [2, 1, 1, 0]))
   _, tangent = jax.jvp(lambda x: max_pool(x, 2), (jnp.ones((1, 2, 2, 1)),), (jnp.arange(5.0, 9.0).reshape(1, 2, 2, 1),))
   np.testing.assert_array_equal(tangent, [[[[5.0]]]])
+  # So do second derivatives.
+  gradient = jax.grad(lambda x: jnp.sum(max_pool(x, 2) ** 2) / 2)
+  _, tangent = jax.jvp(gradient, (jnp.ones((1, 2, 2, 1)),), (jnp.arange(5.0, 9.0).reshape(1, 2, 2, 1),))
+  np.testing.assert_array_equal(tangent[0, ..., 0], [[5, 0], [0, 0]])
 
 
 @pytest.mark.usefixtures('x64')
