@@ -2,7 +2,7 @@
 
 Images are `[N, H, W, C]`. `M` edges that share an input and an operation are computed together, as a *stack* of images,
 `[M, N, H, W, C]`. (Side by side, as channels of one image, products would multiply with zeros between the edges, which
-took a quarter of a search step on CPU.)
+took a fifth of a search step on CPU.)
 """
 
 import contextvars
