@@ -70,6 +70,28 @@ def test_pool_equals_a_window_reduction_to_second_order(plain, pool, expected):
     np.testing.assert_allclose(result[0], by_definition(point[0], stride), rtol=1e-12)
 
 
+@pytest.mark.parametrize('pool', [max_pool, avg_pool])
+@pytest.mark.usefixtures('x64')
+def test_pools_vmapped_and_for_accelerators_compute_the_same(pool):
+  x, direction = np.random.default_rng(0).normal(size=(2, 3, 2, 5, 4, 2))
+
+  def orders(x, direction):
+    return two_orders(lambda x: pool(x, 2), (x,), (direction,))
+
+  expected = [jax.jit(orders)(*each) for each in zip(x, direction, strict=True)]
+  found = jax.jit(jax.vmap(orders))(x, direction)
+  for i, each in enumerate(expected):
+    assert_close(jax.tree.map(lambda a, i=i: a[i], found), each)
+  for platform in ('cuda', 'tpu'):
+    exported = jax.export.export(
+      jax.jit(orders),
+      platforms=[platform],
+      # So that it can be run here.
+      disabled_checks=[jax.export.DisabledSafetyCheck.platform()],
+    )(x[0], direction[0])
+    assert_close(exported.call(x[0], direction[0]), expected[0])
+
+
 def test_average_does_not_count_padding():
   np.testing.assert_allclose(avg_pool(jnp.full((1, 4, 3, 2), 7.0), 1), np.full((1, 4, 3, 2), 7), rtol=1e-6)
   x = jnp.arange(1.0, 5.0).reshape(1, 2, 2, 1)
