@@ -182,7 +182,7 @@ def test_batch_norm_computes_statistics_of_bfloat16_in_float32():
   np.testing.assert_allclose(changed['batch_stats']['var'], [0.9 + 0.1 * 0.125**2 * 64 / 63], rtol=1e-5)
 
 
-@pytest.mark.parametrize(('edges', 'channels', 'features'), [(1, 5, 3), (4, 16, 5)])
+@pytest.mark.parametrize(('edges', 'channels', 'features'), [(1, 5, 3), (4, 16, 5), (2, 129, 3), (5, 64, 4)])
 @pytest.mark.usefixtures('x64')
 def test_pointwise_equals_an_einsum_over_edges(edges, channels, features):
   rng = np.random.default_rng(0)
