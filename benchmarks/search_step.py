@@ -256,9 +256,10 @@ def time_in_turns(programs: Sequence[Program], repeats: int) -> dict[str, list[S
   states = {program.name: program.state for program in programs}
   found: dict[str, list[Seconds]] = {program.name: [] for program in programs}
   for _ in range(repeats + 1):
-    for name, call, *_ in programs:
+    for program in programs:
+      name = program.name
       start, thread_start = time.perf_counter(), time.thread_time()
-      states[name], sums = jax.block_until_ready(call(states[name]))
+      states[name], sums = jax.block_until_ready(program.call(states[name]))
       step = (time.perf_counter() - start) / _STEPS
       found[name].append(Seconds(step, (time.thread_time() - thread_start) / _STEPS))
       if int(sums['steps']) != _STEPS:
@@ -308,14 +309,14 @@ def table(results: dict[str, dict[str, float]]) -> str:
 def print_ratios(results: dict[str, dict[str, float]], seconds: dict[str, list[Seconds]]) -> None:
   """What estimators take of the time and memory of the finite difference, if that was measured, too."""
   base = 'finite_difference'
-  for name in results:
-    if base in results and name != base:
-      times = [one.step / other.step for one, other in zip(seconds[name], seconds[base], strict=True)]
-      memory = results[name]['temp_bytes'] / results[base]['temp_bytes']
-      print(
-        f'{name} ÷ {base}: {statistics.median(times):.2f} ({min(times):.2f} – {max(times):.2f}) of the time,'
-        f' {memory:.2f} of the temporary memory'
-      )
+  others = [name for name in results if name != base] if base in results else []
+  for name in others:
+    times = [one.step / other.step for one, other in zip(seconds[name], seconds[base], strict=True)]
+    memory = results[name]['temp_bytes'] / results[base]['temp_bytes']
+    print(
+      f'{name} ÷ {base}: {statistics.median(times):.2f} ({min(times):.2f} – {max(times):.2f}) of the time,'
+      f' {memory:.2f} of the temporary memory'
+    )
 
 
 def run(config: Any, names: list[str], repeats: int, path: str | None) -> None:

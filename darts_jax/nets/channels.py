@@ -189,8 +189,7 @@ def _joined(parts: Sequence[Array]) -> Array:
 
 def _left_product(matrix: np.ndarray, stack: Array) -> Array:
   """The product of a matrix with each of a stack."""
-  if len(stack) == 1:
-    return lax.dot(matrix, stack[0], precision='highest')[None]
+  # Copies, since what NumPy broadcasts would not be a constant but filled each time.
   repeated = np.tile(matrix, (len(stack), 1, 1))
   return lax.dot_general(repeated, stack, (((2,), (1,)), ((0,), (0,))), precision='highest')
 

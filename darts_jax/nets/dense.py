@@ -52,18 +52,15 @@ class Dense(Bilinear):
 
   def apply(self, images: list[Array], weights: list[Array]) -> list[Array]:
     """See `Bilinear`."""
-    padding = ((self.padding, self.padding),) * 2
-    layout = ('NHWC', 'HWIO', 'NHWC')
-    return [
-      lax.conv_general_dilated(
-        images[0],
-        weights[0],
-        (self.stride, self.stride),
-        padding,
-        dimension_numbers=layout,
-        precision=self.precision,
-      )
-    ]
+    y = lax.conv_general_dilated(
+      images[0],
+      weights[0],
+      (self.stride, self.stride),
+      [(self.padding, self.padding)] * 2,
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      precision=self.precision,
+    )
+    return [y]
 
   def face_on_cpu(self, target: str, first: list[Array], second: list[Array]) -> list[Array]:
     """See `Bilinear`."""

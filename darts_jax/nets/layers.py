@@ -264,10 +264,7 @@ class Pointwise(Bilinear):
     """See `Bilinear`."""
     contracted = {'outputs': (2, 1), 'images': (2, 2), 'weights': (1, 1)}[target]
     x, y = (second[0], first[0]) if target == 'images' else (first[0], second[0])
-    if len(x) == 1:
-      numbers: Any = (tuple((axis - 1,) for axis in contracted), ((), ()))
-      return [lax.dot_general(x[0], y[0], numbers, precision=self.precision)[None]]
-    numbers = (tuple((axis,) for axis in contracted), ((0,), (0,)))
+    numbers = (((contracted[0],), (contracted[1],)), ((0,), (0,)))
     return [lax.dot_general(x, y, numbers, precision=self.precision)]
 
 

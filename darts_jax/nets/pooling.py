@@ -115,12 +115,9 @@ mlir.register_lowering(
 )
 
 
-def _jvp(primals: Sequence[Array], tangents: Sequence[Any], **params: Any) -> tuple[Array, Any]:
+def _jvp(primals: Sequence[Array], tangents: Sequence[Any], **params: Any) -> tuple[Array, Array]:
   x, first = primals
-  moving = tangents[0]
-  return chosen_p.bind(x, first, **params), moving if isinstance(moving, ad.Zero) else chosen_p.bind(
-    moving, first, **params
-  )
+  return chosen_p.bind(x, first, **params), chosen_p.bind(ad.instantiate_zeros(tangents[0]), first, **params)
 
 
 def _transpose(cotangent: Any, x: Any, first: Array, *, back: bool, **params: Any) -> list[Any]:
