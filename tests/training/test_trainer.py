@@ -205,20 +205,27 @@ def test_augmentation_is_another_one_in_every_step(trainer, images):
   assert (first != second).any(axis=(1, 2, 3)).sum() > 4
 
 
-def test_precision_is_that_of_the_images_inside_the_network(images):
-  for precision, expected in (('float32', 'f32'), ('bfloat16', 'bf16')):
-    trainer = Trainer(build(Training, {**CONFIG, 'precision': precision}), MODEL, 24, make_mesh(1))
-    state = jax.eval_shape(trainer.init, jax.random.key(0))
-    text = trainer.raw_step.lower(state, Examples(images.images[:8], images.labels[:8])).as_text()
-    # Without products with two rows of ones, which are sums, in float32 whatever the precision.
-    products = [
-      line
-      for line in text.splitlines()
-      if 'stablehlo.convolution' in line or ('stablehlo.dot_general' in line and '(tensor<2x' not in line)
-    ]
-    assert len(products) > 10
-    # The classifier stays float32.
-    assert sum(f'x{expected}>' in line for line in products) > 0.5 * len(products)
+def lowered(precision, platform):
+  trainer = Trainer(build(Training, {**CONFIG, 'precision': precision}), MODEL, 24, make_mesh(1))
+  state = jax.eval_shape(trainer.init, jax.random.key(0))
+  batch = Examples(jax.ShapeDtypeStruct((8, 8, 8, 3), np.uint8), jax.ShapeDtypeStruct((8,), np.int32))
+  return trainer.raw_step.trace(state, batch).lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize('platform', ['cpu', 'cuda', 'tpu'])
+def test_precision_is_that_of_the_images_inside_the_network(platform):
+  assert 'bf16' not in lowered('float32', platform)
+  products = [
+    line
+    for line in lowered('bfloat16', platform).splitlines()
+    # On CPU sums over pixels are products, too, in float32 and marked with the highest precision.
+    if ('stablehlo.convolution' in line or 'stablehlo.dot_general' in line) and 'HIGHEST' not in line
+  ]
+  # The classifier with its two gradients, and the norm of all gradients, for clipping and for the metrics.
+  exceptions = [line for line in products if 'f32>' in line]
+  assert len(exceptions) == 3 + 2
+  assert len(products) > 6 * len(exceptions)
+  assert all('bf16>, tensor' in line and line.endswith('bf16>') for line in products if line not in exceptions)
 
 
 def test_metrics_are_sums_over_steps_and_drop_path_grows_by_epoch(trainer, trained):
