@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks.command import exit_code
 from darts_jax.data.batches import Examples
 from darts_jax.data.sequences import Sequences
 from darts_jax.derive import derive_genotype
@@ -397,20 +398,19 @@ def compare(path: pathlib.Path) -> Iterator[tuple[str, float, float]]:
 
 def main(arguments: list[str]) -> int:
   """Prints the comparison; returns the exit code."""
-  if len(arguments) != 1:
-    print('usage: python -m benchmarks.parity FILE.npz|FILE.json', file=sys.stderr)
-    return 2
-  failed = False
-  try:
+
+  def compared() -> int:
+    if len(arguments) != 1:
+      raise ValueError('one file is compared: python -m benchmarks.parity FILE.npz|FILE.json')
+    failed = False
     with jax.enable_x64(True):
       for name, error, tolerance in compare(pathlib.Path(arguments[0])):
         # Written so that NaN fails.
         failed |= not error <= tolerance
         print(f'{name} {error:.3e}', flush=True)
-  except ValueError as error:
-    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-    return 2
-  return int(failed)
+    return int(failed)
+
+  return exit_code(compared, __doc__)
 
 
 if __name__ == '__main__':

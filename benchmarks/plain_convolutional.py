@@ -259,7 +259,7 @@ def main() -> int:
     hypergradient = dataclasses.replace(settings.hypergradient, name='first_order')
     run(dataclasses.replace(settings, hypergradient=hypergradient), repeats.value)
 
-  return exit_code(measured)
+  return exit_code(measured, __doc__)
 
 
 if __name__ == '__main__':

@@ -131,7 +131,7 @@ def main() -> int:
     compared = dataclasses.replace(settings, hypergradient=hypergradient, temporal_activation=0.0)
     run(compared, repeats.value, time_loop.value == 'scan')
 
-  return exit_code(measured)
+  return exit_code(measured, __doc__)
 
 
 if __name__ == '__main__':

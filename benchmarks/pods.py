@@ -437,7 +437,7 @@ def main() -> int:
       path=path.value,
     )
 
-  return exit_code(compiled)
+  return exit_code(compiled, __doc__)
 
 
 if __name__ == '__main__':

@@ -355,7 +355,7 @@ def main() -> int:
       raise ValueError('--config: missing; for example --config=configs/cifar.py')
     run(config.value, names.value, repeats.value, path.value)
 
-  return exit_code(measured)
+  return exit_code(measured, __doc__)
 
 
 if __name__ == '__main__':

@@ -96,7 +96,7 @@ def main() -> int:
       raise ValueError('--config: a search for recurrent cells; one for convolutional cells is measured')
     run(settings, repeats.value)
 
-  return exit_code(measured)
+  return exit_code(measured, __doc__)
 
 
 if __name__ == '__main__':

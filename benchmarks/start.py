@@ -110,7 +110,7 @@ def main() -> int:
     arguments = flags.FLAGS(sys.argv, known_only=True)[1:]
     run(arguments, repeats.value)
 
-  return exit_code(measured)
+  return exit_code(measured, __doc__)
 
 
 if __name__ == '__main__':

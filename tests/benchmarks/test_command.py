@@ -1,9 +1,11 @@
-"""What a user gets wrong on the command line of a benchmark is one line and exit code 2."""
+"""Command lines of benchmarks: what a user gets wrong is one line and exit code 2, and help is what the module says."""
 
 import subprocess
 import sys
 
 import pytest
+
+from benchmarks.command import exit_code
 
 
 @pytest.mark.parametrize(
@@ -22,3 +24,17 @@ def test_a_wrong_argument_is_one_line(benchmark, argument, message):
   assert done.stdout == ''
   [line] = done.stderr.splitlines()
   assert line.startswith(f'error: {message}')
+
+
+@pytest.mark.parametrize('asked', ['-h', '--help'])
+def test_help_is_printed_instead(monkeypatch, capsys, asked):
+  def run():
+    raise AssertionError
+
+  monkeypatch.setattr(sys, 'argv', ['search_step.py', '--repeats=0', asked])
+  assert exit_code(run, 'What it measures.') == 0
+  assert capsys.readouterr().out == 'What it measures.\n'
+
+
+def test_exit_code_is_what_the_benchmark_returns():
+  assert [exit_code(run, None) for run in (lambda: None, lambda: 1)] == [0, 1]
