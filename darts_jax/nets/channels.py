@@ -69,6 +69,26 @@ def sum_pixels(images: Sequence[Array], shape: Shape) -> Array:
   return sum_pixels_p.bind(*images, shape=shape)[0]
 
 
+def sum_rows(stacks: Sequence[Array]) -> Array:
+  """Sums over `P` of `K` stacks `[L, P, C]`, for lowerings on CPU.
+
+  Returns:
+    `K·L·C` numbers in this order, of at least float32, in some shape.
+  """
+  rows = [_wide(x) for x in stacks]
+  # Two products, since one adds up number after number, and the longer that goes on, the more is rounded. The first is
+  # of 4 √P, not √P: products have several sums under way, so that it rounds no more, and fewer rows are left to write.
+  pixels = rows[0].shape[1]
+  first = max(n for n in range(1, min(4 * math.isqrt(pixels), pixels) + 1) if pixels % n == 0)
+  # Each product has two rows, since for one XLA would make a kernel, to be compiled; and they differ, since an array
+  # of nothing but ones would not be a constant but filled each time. Powers of two round nothing.
+  dtype = rows[0].dtype
+  once_and_twice = np.array([[1], [2]], dtype).repeat(first, axis=1)
+  parts = [_left_product(once_and_twice, x.reshape(len(x), first, -1)).reshape(len(x), -1, x.shape[2]) for x in rows]
+  halves = np.array([[1 / 2, 1 / 4]] * 2, dtype).repeat(pixels // first, axis=1)
+  return _left_product(halves, _joined(parts))[:, 0]
+
+
 def spread(offsets: Array, shape: Shape) -> list[Array]:
   """Images of a shape whose pixels are all alike, for all offsets."""
   if in_plain():
@@ -153,7 +173,7 @@ def _product_sums(*arrays: Array, form: _WeightedSums) -> Array:
   # Apart, or the sums would be merged with the array that they are put side by side in.
   parts = [computed_once(_some_products, images[i], others[j]) for i, j in form.terms]
   # So few pixels are left that to copy them costs less than to multiply each image on its own.
-  return _summed_by_products([_joined(parts)])
+  return sum_rows([_joined(parts)])
 
 
 def _some_products(x: Array, y: Array) -> Array:
@@ -164,22 +184,7 @@ def _some_products(x: Array, y: Array) -> Array:
 
 
 def _pixel_sums(*images: Array, shape: Shape) -> Array:
-  return _summed_by_products([_rows(x, shape) for x in images])
-
-
-def _summed_by_products(rows: Sequence[Array]) -> Array:
-  """Sums of `[L, P, C]` over `P`, one after the other."""
-  # The sum of about √P sums of about √P: a product adds up one number after the other, and the longer that goes on,
-  # the more is rounded.
-  pixels = rows[0].shape[1]
-  first = max(n for n in range(1, math.isqrt(pixels) + 1) if pixels % n == 0)
-  # Each product has two rows, since for one XLA would make a kernel, to be compiled; and they differ, since an array
-  # of nothing but ones would not be a constant but filled each time. Powers of two round nothing.
-  dtype = rows[0].dtype
-  once_and_twice = np.array([[1], [2]], dtype).repeat(first, axis=1)
-  parts = [_left_product(once_and_twice, x.reshape(len(x), first, -1)).reshape(len(x), -1, x.shape[2]) for x in rows]
-  halves = np.array([[1 / 2, 1 / 4]] * 2, dtype).repeat(pixels // first, axis=1)
-  return _left_product(halves, _joined(parts))[:, 0]
+  return sum_rows([_rows(x, shape) for x in images])
 
 
 def _joined(parts: Sequence[Array]) -> Array:

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from darts_jax.nets.bilinear import Bilinear, DirectSum
+from darts_jax.nets.channels import sum_rows
 from darts_jax.nets.padding import pad_images, window
 from darts_jax.runtime.materialise import computed_once
 
@@ -217,12 +218,8 @@ def _filters_stencil(prepared: Array, dy: Array, bank: Bank, geometry: Depthwise
       lambda totals, values: [a + b for a, b in zip(totals, values, strict=True)],
       (4,),
     )
-  # As products with ones, which are as fast as sums, and do not slow the loading of a stored program down, as each
-  # call of XLA's library for sums does. Two rows of ones: for one XLA would make a kernel, to be compiled.
   columns = lax.concatenate([x.reshape(multiplier, -1, channels) for x in sums], 2)
-  ones = jnp.ones((multiplier, 2, columns.shape[1]), dy.dtype)
-  totals = lax.dot_general(ones, columns, (((2,), (1,)), ((0,), (0,))), precision='highest')[:, 0]
-  return totals.reshape(bank.shape)
+  return sum_rows([columns]).astype(dy.dtype).reshape(bank.shape)
 
 
 def _image_stencil(dy: Array, kernel: Array, *, bank: Bank, geometry: Depthwise) -> Array:

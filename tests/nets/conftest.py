@@ -1,4 +1,4 @@
-"""The layers of a network by their definitions, in NumPy."""
+"""The layers of a network by their definitions, in NumPy, and derivatives to be compared with theirs."""
 
 import collections
 import dataclasses
@@ -7,6 +7,7 @@ import types
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -184,3 +185,30 @@ def plain() -> types.SimpleNamespace:
   functions = (windows, conv, depthwise, depthwise_input_gradient, depthwise_filter_gradient)
   functions += (max_pool, avg_pool, batch_norm, Variables, cell, draw)
   return types.SimpleNamespace(**{function.__name__: function for function in functions})
+
+
+@pytest.fixture(scope='session')
+def two_orders():
+  """Of a function of several arguments: values, and the derivatives of a loss, in both modes for the second."""
+
+  def two_orders(function, point, direction):
+    def loss(*point):
+      outputs = jax.tree.leaves(function(*point))
+      return sum(jnp.vdot(jnp.sin(y), jnp.arange(1.0, y.size + 1) / y.size) for y in outputs)
+
+    gradient = jax.grad(loss, tuple(range(len(point))))
+    first, forward = jax.jvp(gradient, point, direction)
+    return function(*point), first, forward, jax.vjp(gradient, *point)[1](direction)
+
+  return two_orders
+
+
+@pytest.fixture(scope='session')
+def assert_close():
+  """Compares two trees leaf by leaf; errors are relative to the largest number of a leaf."""
+
+  def assert_close(found, expected, tolerance=1e-12):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+      np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
+
+  return assert_close

@@ -9,16 +9,6 @@ from darts_jax.nets.dense import dense_conv
 from darts_jax.runtime.mesh import batch_sharding, make_mesh, replicated
 
 
-def two_orders(function, point, direction):
-  """Values, both gradients of a loss, and the derivatives of these in both modes."""
-
-  def gradient(*point):
-    y, transpose = jax.vjp(function, *point)
-    return transpose(jnp.sin(y))
-
-  return function(*point), jax.jvp(gradient, point, direction), jax.vjp(gradient, *point)[1](direction)
-
-
 def draw(size, kernel):
   rng = np.random.default_rng(0)
   return [(rng.normal(size=(4, *size, kernel[2])), rng.normal(size=kernel)) for _ in range(2)]
@@ -35,7 +25,7 @@ def draw(size, kernel):
   ],
 )
 @pytest.mark.usefixtures('x64')
-def test_equals_a_convolution_of_xla_to_second_order(size, kernel, stride, padding):
+def test_equals_a_convolution_of_xla_to_second_order(two_orders, assert_close, size, kernel, stride, padding):
   point, direction = draw(size, kernel)
 
   def expected(x, kernel):
@@ -46,8 +36,7 @@ def test_equals_a_convolution_of_xla_to_second_order(size, kernel, stride, paddi
     return dense_conv(x, kernel, stride=stride, padding=padding)
 
   found, definition = jax.jit(lambda: [two_orders(each, point, direction) for each in (ours, expected)])()
-  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(definition), strict=True):
-    np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * np.abs(b).max())
+  assert_close(found, definition)
 
 
 def test_gradient_in_the_weights_that_is_not_wanted_is_left_out():
