@@ -14,16 +14,17 @@ import contextvars
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching
 
 from darts_jax.runtime.materialise import materialise_all
+from darts_jax.runtime.platforms import lower_as
 
 Array = jax.Array
 Shape = tuple[int, ...]
@@ -75,6 +76,18 @@ class Bilinear(abc.ABC):
     """The same for CPU."""
     return self.face(target, first, second)
 
+  @property
+  def likeness(self) -> Hashable:
+    """Maps of one class in which this is the same can share kernels on GPUs."""
+    return self
+
+  @classmethod
+  def faces_on_gpu(
+    cls, maps: Sequence[Self], target: str, first: Sequence[list[Array]], second: Sequence[list[Array]]
+  ) -> list[list[Array]]:
+    """The same for GPUs, of several maps that are alike."""
+    return [each.face(target, x, y) for each, x, y in zip(maps, first, second, strict=True)]
+
 
 @dataclasses.dataclass(frozen=True)
 class DirectSum(Bilinear):
@@ -112,6 +125,24 @@ class DirectSum(Bilinear):
   def face_on_cpu(self, target: str, first: list[Array], second: list[Array]) -> list[Array]:
     """See `Bilinear`."""
     return [y for each, *arrays in self._parts(target, first, second) for y in each.face_on_cpu(target, *arrays)]
+
+  @classmethod
+  def faces_on_gpu(
+    cls, maps: Sequence['DirectSum'], target: str, first: Sequence[list[Array]], second: Sequence[list[Array]]
+  ) -> list[list[Array]]:
+    """See `Bilinear`."""
+    return [each._face_on_gpu(target, x, y) for each, x, y in zip(maps, first, second, strict=True)]
+
+  def _face_on_gpu(self, target: str, first: list[Array], second: list[Array]) -> list[Array]:
+    alike: dict[Any, list[int]] = {}
+    for i, each in enumerate(self.maps):
+      alike.setdefault((type(each), each.likeness), []).append(i)
+    parts = [*self._parts(target, first, second)]
+    found: dict[int, list[Array]] = {}
+    for (kind, _), members in alike.items():
+      maps, firsts, seconds = zip(*[parts[i] for i in members], strict=True)
+      found |= zip(members, kind.faces_on_gpu(maps, target, firsts, seconds), strict=True)
+    return [y for i in range(len(self.maps)) for y in found[i]]
 
   def _parts(
     self, target: str, first: Sequence[Array], second: Sequence[Array]
@@ -181,6 +212,15 @@ def _divide(args: Sequence[Any], target: str, form: Bilinear, gated: bool) -> tu
   return list(arrays[:count]), list(arrays[count:]), wanted
 
 
+def _program_on_gpu(*args: Array, target: str, form: Bilinear, gated: bool) -> list[Array]:
+  first, second, wanted = _divide(args, target, form, gated)
+  [found] = form.faces_on_gpu([form], target, [first], [second])
+  if wanted is None or target != 'weights':
+    return found
+  # Computed even so: at a conditional the host would wait for all that comes before it.
+  return [jnp.where(wanted, x, 0) for x in found]
+
+
 def _program(*args: Array, target: str, form: Bilinear, gated: bool, on_cpu: bool = False) -> list[Array]:
   first, second, wanted = _divide(args, target, form, gated)
   compute = functools.partial(form.face_on_cpu if on_cpu else form.face, target)
@@ -201,10 +241,7 @@ def _avals(*args: Any, target: str, form: Bilinear, gated: bool) -> list[jax.cor
   return [jax.core.ShapedArray(shape, args[0].dtype) for shape in form.shapes(target)]
 
 
-mlir.register_lowering(
-  bilinear_p, mlir.lower_fun(functools.partial(_program, on_cpu=True), multiple_results=True), platform='cpu'
-)
-mlir.register_lowering(bilinear_p, mlir.lower_fun(_program, multiple_results=True))
+lower_as(bilinear_p, _program, cpu=functools.partial(_program, on_cpu=True), gpu=_program_on_gpu)
 
 
 def _jvp(

@@ -19,11 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching
 
 from darts_jax.nets.bilinear import Bilinear, in_plain
 from darts_jax.runtime.materialise import computed_once
+from darts_jax.runtime.platforms import lower_as
 
 Array = jax.Array
 Shape = tuple[int, ...]
@@ -147,6 +149,19 @@ class _WeightedSums(Bilinear):
     sums = computed_once(_product_sums, *first, *second, form=self)
     return [sums.astype(first[0].dtype).reshape(-1, *self.factors)]
 
+  @classmethod
+  def faces_on_gpu(
+    cls, maps: Sequence['_WeightedSums'], target: str, first: Sequence[list[Array]], second: Sequence[list[Array]]
+  ) -> list[list[Array]]:
+    """See `Bilinear`."""
+    if target != 'weights':
+      return super().faces_on_gpu(maps, target, first, second)
+    return [[each._sums_on_gpu(x, y)] for each, x, y in zip(maps, first, second, strict=True)]
+
+  def _sums_on_gpu(self, images: list[Array], others: list[Array]) -> Array:
+    products = [_wide(images[i]) * _wide(others[j]) for i, j in self.terms]
+    return _sums_of_stack(products, self.factors).astype(images[0].dtype)
+
 
 def _wide(x: Array) -> Array:
   """At least float32, for sums."""
@@ -158,6 +173,25 @@ def _summed(images: Sequence[Array], shape: Shape) -> Array:
   kept = (1,) * (images[0].ndim - len(shape)) + shape
   axes = tuple(i for i, (size, left) in enumerate(zip(images[0].shape, kept, strict=True)) if left == 1 != size)
   return jnp.stack([jnp.sum(x, axes, keepdims=True).reshape(shape) for x in images])
+
+
+def _sums_of_stack(images: Sequence[Array], shape: Shape) -> Array:
+  """Sums over what all pixels of an image share, `[K, *shape]`, in one kernel and one that adds up its results."""
+  kept = (1,) * (images[0].ndim - len(shape)) + shape
+  # Where images are stacks already they become a longer one, which XLA finds out if they were taken from one.
+  stack = lax.concatenate(images, 0) if kept[0] == len(images[0]) else jnp.stack(images)
+  sums = len(images) * math.prod(shape[:-1])
+  rows = channels_last(stack).reshape(sums, stack.size // (sums * shape[-1]), shape[-1])
+  return jnp.sum(rows, 1).reshape(-1, *shape)
+
+
+def channels_last(x: Array) -> Array:
+  """The same array, of which XLA's compiler for GPUs leaves the axes in this order in memory.
+
+  Otherwise it may lay out what is about to be summed up so that a sum is of numbers side by side; then they are read
+  one by one from all over an image, or the image is transposed first.
+  """
+  return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
 def _rows(x: Array, shape: Shape) -> Array:
@@ -207,6 +241,10 @@ def _sum_pixels(*images: Array, shape: Shape) -> list[Array]:
   return [_summed([_wide(x) for x in images], shape).astype(images[0].dtype)]
 
 
+def _sum_pixels_on_gpu(*images: Array, shape: Shape) -> list[Array]:
+  return [_sums_of_stack([_wide(x) for x in images], shape).astype(images[0].dtype)]
+
+
 def _sum_pixels_on_cpu(*images: Array, shape: Shape) -> list[Array]:
   return [computed_once(_pixel_sums, *images, shape=shape).astype(images[0].dtype).reshape(-1, *shape)]
 
@@ -220,15 +258,20 @@ def _sum_pixels_aval(*images: Any, shape: Shape) -> list[jax.core.ShapedArray]:
 
 
 def _linear(
-  name: str, function: Callable[..., Any], on_cpu: Callable[..., Any], aval: Callable[..., Any], transpose: Any
+  name: str,
+  aval: Callable[..., Any],
+  transpose: Callable[..., Any],
+  function: Callable[..., Any],
+  *,
+  on_cpu: Callable[..., Any] | None = None,
+  on_gpu: Callable[..., Any] | None = None,
 ) -> Primitive:
   """A primitive for a linear map."""
   primitive = Primitive(name)
   primitive.multiple_results = True
   primitive.def_impl(jax.jit(primitive.bind, static_argnames='shape'))
   primitive.def_abstract_eval(aval)
-  mlir.register_lowering(primitive, mlir.lower_fun(on_cpu, multiple_results=True), platform='cpu')
-  mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=True))
+  lower_as(primitive, function, cpu=on_cpu, gpu=on_gpu)
 
   def jvp(primals: Sequence[Array], tangents: Sequence[Any], *, shape: Shape) -> tuple[list[Array], list[Array]]:
     moving = [ad.instantiate_zeros(t) for t in tangents]
@@ -260,12 +303,13 @@ def _linear(
 # Each is the other's transpose.
 sum_pixels_p: Primitive
 spread_p = _linear(
-  'spread', _spread, _spread, _spread_aval, lambda cts, args: sum_pixels_p.bind(*cts, shape=args[0].aval.shape[1:])
+  'spread', _spread_aval, lambda cts, args: sum_pixels_p.bind(*cts, shape=args[0].aval.shape[1:]), _spread
 )
 sum_pixels_p = _linear(
   'sum_pixels',
-  _sum_pixels,
-  _sum_pixels_on_cpu,
   _sum_pixels_aval,
   lambda cts, args: spread_p.bind(cts[0], shape=args[0].aval.shape),
+  _sum_pixels,
+  on_cpu=_sum_pixels_on_cpu,
+  on_gpu=_sum_pixels_on_gpu,
 )

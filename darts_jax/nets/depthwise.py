@@ -16,7 +16,7 @@ from hundreds of these and each costs time to compile.
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,8 +24,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from darts_jax.nets.bilinear import Bilinear, DirectSum
-from darts_jax.nets.channels import sum_rows
-from darts_jax.nets.padding import pad_images, window
+from darts_jax.nets.channels import channels_last, sum_rows
+from darts_jax.nets.padding import Margins, pad_images, window
 from darts_jax.runtime.materialise import computed_once
 
 Array = jax.Array
@@ -121,6 +121,25 @@ class Depthwise(Bilinear):
       return [functools.reduce(jnp.add, parts)]
     stencils = _output_stencils if target == 'outputs' else _filters_stencils
     return computed_once(stencils, *first, *second, geometry=self)
+
+  @property
+  def likeness(self) -> Hashable:
+    """See `Bilinear`."""
+    return self.image[1:], self.stride
+
+  @classmethod
+  def faces_on_gpu(
+    cls, maps: Sequence['Depthwise'], target: str, first: Sequence[list[Array]], second: Sequence[list[Array]]
+  ) -> list[list[Array]]:
+    """Stencils of the stacks of all images and of all outputs, of which XLA makes a kernel or a few.
+
+    Grouped convolutions are slow on GPUs with one channel a group, and would have the channels of all filters side by
+    side, for which stacks have to be transposed.
+    """
+    x, y = ([array for arrays in each for array in arrays] for each in (first, second))
+    face = {'images': _gpu_images, 'weights': _gpu_weights, 'outputs': _gpu_outputs}[target]
+    found = iter(face(_members(maps), x, y))
+    return [[next(found) for _ in each.shapes(target)] for each in maps]
 
 
 def depthwise_convs(x: Array, kernels: Sequence[Array], *, dilations: Sequence[int], stride: int = 1) -> list[Array]:
@@ -252,3 +271,108 @@ def _weighted(windows: list[Array], kernel: Array) -> Array:
     lax.broadcast_in_dim(lax.slice_in_dim(taps, i, i + 1, axis=1), x.shape, (0, 1, 4)) for i, x in enumerate(windows)
   ]
   return functools.reduce(lax.add, map(lax.mul, windows, factors))
+
+
+class _Member(NamedTuple):
+  """One of several banks, and the places of its images and outputs in the stacks of all."""
+
+  bank: Bank
+  geometry: Depthwise
+  images: slice
+  outputs: slice
+
+
+def _members(maps: Sequence[Depthwise]) -> list[_Member]:
+  """The banks of several convolutions."""
+  members = []
+  image = output = 0
+  for each in maps:
+    for bank in each.banks:
+      images, outputs = slice(image, image + each.image[0]), slice(output, output + bank.multiplier)
+      members.append(_Member(bank, each, images, outputs))
+      output = outputs.stop
+    image += each.image[0]
+  return members
+
+
+def _gpu_outputs(members: Sequence[_Member], images: Sequence[Array], kernels: Sequence[Array]) -> list[Array]:
+  """The outputs of all banks."""
+  windows = _gpu_windows(members, images)
+  parts = [_weighted(*each) for each in zip(windows, _gpu_kernels(kernels), strict=True)]
+  return [*lax.split(lax.concatenate(parts, 0), [len(part) for part in parts])]
+
+
+def _gpu_weights(members: Sequence[_Member], images: Sequence[Array], outputs: Sequence[Array]) -> list[Array]:
+  """The gradients of all filters."""
+  sums = []
+  for windows, dy in zip(_gpu_windows(members, images), outputs, strict=True):
+    # By tap and filter, one of which is what a block of threads adds up.
+    products = channels_last(lax.concatenate([x * dy for x in windows], 0))
+    sums.append(jnp.sum(products, (2, 3), dtype=jnp.promote_types(dy.dtype, jnp.float32)))
+  # What is left of every image is summed up for all banks at once.
+  totals = lax.split(jnp.sum(lax.concatenate(sums, 0), 1), [len(part) for part in sums])
+  return [
+    jnp.moveaxis(total.reshape(*bank.kernel, bank.multiplier, bank.channels), 2, 0).astype(dy.dtype)
+    for total, (bank, *_), dy in zip(totals, members, outputs, strict=True)
+  ]
+
+
+def _gpu_images(members: Sequence[_Member], kernels: Sequence[Array], outputs: Sequence[Array]) -> list[Array]:
+  """The gradients of all images."""
+  geometry, s = members[0].geometry, members[0].geometry.stride
+  size = geometry.image[2:4]
+  p, q = _widest(members)
+  # Spread out to stride 1, as in `_image_stencil`.
+  rows, columns = (
+    (margin, extent + margin - (s * (out - 1) + 1))
+    for margin, extent, out in zip((p, q), size, geometry.output_size, strict=True)
+  )
+  padded = _padded_stack(outputs, rows, columns, s)
+  parts: dict[int, list[Array]] = {}
+  for each, kernel in zip(members, _gpu_kernels(kernels), strict=True):
+    windows = _taps(padded, each.bank, each.outputs, (p, q), size)
+    found = _weighted(windows[::-1], kernel)
+    shared = each.images.stop - each.images.start < len(found)
+    parts.setdefault(each.images.start, []).append(jnp.sum(found, 0, keepdims=True) if shared else found)
+  totals = [functools.reduce(jnp.add, each) for each in parts.values()]
+  return [*lax.split(lax.concatenate(totals, 0), [len(total) for total in totals])]
+
+
+def _gpu_windows(members: Sequence[_Member], images: Sequence[Array]) -> list[list[Array]]:
+  """What the taps of every bank read, `[M, N, H', W', C]` each."""
+  geometry, (p, q) = members[0].geometry, _widest(members)
+  padded = _padded_stack(images, (p, p), (q, q))
+  found = [_taps(padded, m.bank, m.images, (p, q), geometry.output_size, geometry.stride) for m in members]
+  return [
+    [jnp.broadcast_to(x, (m.bank.multiplier, *x.shape[1:])) for x in windows]
+    for windows, m in zip(found, members, strict=True)
+  ]
+
+
+def _gpu_kernels(kernels: Sequence[Array]) -> list[Array]:
+  """The filters in one array, or each of their taps would be one that a kernel is handed, and it takes only so many."""
+  rows = lax.optimization_barrier(lax.concatenate([k.reshape(-1, k.shape[-1]) for k in kernels], 0))
+  parts = lax.split(rows, [math.prod(k.shape[:-1]) for k in kernels])
+  return [part.reshape(k.shape) for part, k in zip(parts, kernels, strict=True)]
+
+
+def _widest(members: Sequence[_Member]) -> tuple[int, int]:
+  """The margins that all banks find what they read in."""
+  p, q = (max(paddings) for paddings in zip(*[m.bank.padding for m in members], strict=True))
+  return p, q
+
+
+def _padded_stack(images: Sequence[Array], rows: Margins, columns: Margins, dilation: int = 1) -> Array:
+  """All images in one stack, which they are slices of, so that XLA copies none."""
+  stack = lax.concatenate(images, 0)
+  within = [(0, 0, 0), (0, 0, 0), (*rows, dilation - 1), (*columns, dilation - 1), (0, 0, 0)]
+  return lax.pad(stack, jnp.zeros((), stack.dtype), within)
+
+
+def _taps(
+  padded: Array, bank: Bank, places: slice, margins: tuple[int, int], size: tuple[int, int], stride: int = 1
+) -> list[Array]:
+  """The windows of the taps of a bank in its part of a stack that has such margins."""
+  part = lax.slice_in_dim(padded, places.start, places.stop)
+  top, left = (margin - padding for margin, padding in zip(margins, bank.padding, strict=True))
+  return [window(part, (top + u, left + v), size, stride) for u, v in bank.taps()]

@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching
 
 from darts_jax.nets.depthwise import depthwise_conv
 from darts_jax.nets.padding import pad_images, window
 from darts_jax.runtime.materialise import computed_once, materialise
+from darts_jax.runtime.platforms import lower_as
 
 Array = jax.Array
 
@@ -107,11 +108,10 @@ def _aval(x: Any, first: Any, *, size: tuple[int, int], stride: int, back: bool)
   return jax.core.ShapedArray((*x.shape[:1], *size, *x.shape[3:]) if back else first.shape, x.dtype)
 
 
-mlir.register_lowering(chosen_p, mlir.lower_fun(functools.partial(_chosen, pad_images), multiple_results=False))
-mlir.register_lowering(
+lower_as(
   chosen_p,
-  mlir.lower_fun(functools.partial(_chosen, functools.partial(computed_once, pad_images)), multiple_results=False),
-  platform='cpu',
+  functools.partial(_chosen, pad_images),
+  cpu=functools.partial(_chosen, functools.partial(computed_once, pad_images)),
 )
 
 

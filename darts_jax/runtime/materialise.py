@@ -12,7 +12,9 @@ from typing import Any
 import jax
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import ClosedJaxpr, Jaxpr, Primitive, jaxpr_as_fun
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching
+
+from darts_jax.runtime.platforms import lower_as
 
 Array = jax.Array
 
@@ -121,12 +123,7 @@ materialise_p = Primitive('materialise')
 materialise_p.multiple_results = True
 materialise_p.def_impl(_same)
 materialise_p.def_abstract_eval(_same)
-mlir.register_lowering(materialise_p, lambda context, *arrays, with_tangents: arrays)
-mlir.register_lowering(
-  materialise_p,
-  mlir.lower_fun(lambda *arrays, with_tangents: computed_once(_same, *arrays), multiple_results=True),
-  platform='cpu',
-)
+lower_as(materialise_p, _same, cpu=lambda *arrays, with_tangents: computed_once(_same, *arrays))
 ad.primitive_jvps[materialise_p] = _jvp
 ad.primitive_transposes[materialise_p] = _transpose
 batching.primitive_batchers[materialise_p] = _batch

@@ -204,6 +204,17 @@ def two_orders():
 
 
 @pytest.fixture(scope='session')
+def program_for():
+  """The program of a function for a platform; it can be called here, too, and is compiled for the CPU then."""
+
+  def program_for(platform, function, *args):
+    checks = [jax.export.DisabledSafetyCheck.platform(), jax.export.DisabledSafetyCheck.custom_call('LayoutConstraint')]
+    return jax.export.export(jax.jit(function), platforms=[platform], disabled_checks=checks)(*args)
+
+  return program_for
+
+
+@pytest.fixture(scope='session')
 def assert_close():
   """Compares two trees leaf by leaf; errors are relative to the largest number of a leaf."""
 

@@ -21,7 +21,7 @@ def draw(shape):
   return [(rng.normal(size=(2, 4, 6, 4)), rng.normal(size=shape), rng.normal()) for _ in range(2)]
 
 
-def two_orders(function, point, direction, wanted=None):
+def two_orders(function, point, direction, wanted=None, call=lambda function, *args: jax.jit(function)(*args)):
   """Values, gradients in images and weights, and the derivatives of these in both modes."""
 
   def gradient(x, w, ct):
@@ -34,31 +34,38 @@ def two_orders(function, point, direction, wanted=None):
     return value, first, forward, jax.vjp(gradient, *point)[1](direction[:2])
 
   if wanted is None:
-    return jax.jit(compute)(point, direction)
+    return call(compute, point, direction)
 
-  @jax.jit
   def gated(wanted, point, direction):
     with weights_gradient_if(wanted):
       return compute(point, direction)
 
-  return gated(wanted, point, direction)
+  return call(gated, wanted, point, direction)
+
+
+@pytest.fixture(params=[None, 'cuda', 'tpu'])
+def call(request, program_for):
+  """Calls a function, as it is compiled here or as its program for a platform."""
+  if request.param is None:
+    return lambda function, *args: jax.jit(function)(*args)
+  return lambda function, *args: program_for(request.param, function, *args).call(*args)
 
 
 @pytest.mark.parametrize(('function', 'shape'), MAPS.values(), ids=MAPS)
 @pytest.mark.usefixtures('x64')
-def test_gradient_in_the_weights_that_is_wanted_is_the_same(function, shape):
+def test_gradient_in_the_weights_that_is_wanted_is_the_same(call, function, shape):
   point, direction = draw(shape)
   expected = two_orders(function, point, direction)
-  found = two_orders(function, point, direction, wanted=True)
+  found = two_orders(function, point, direction, True, call)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), found, expected)
 
 
 @pytest.mark.parametrize(('function', 'shape'), MAPS.values(), ids=MAPS)
 @pytest.mark.usefixtures('x64')
-def test_gradient_in_the_weights_that_is_not_wanted_is_zero_and_so_are_its_derivatives(function, shape):
+def test_gradient_in_the_weights_that_is_not_wanted_is_zero_and_so_are_its_derivatives(call, function, shape):
   point, direction = draw(shape)
   expected = two_orders(lambda x, w: function(x, jax.lax.stop_gradient(w)), point, direction)
-  value, (dx, dw), (_, tangent_dw), reverse = two_orders(function, point, direction, wanted=False)
+  value, (dx, dw), (_, tangent_dw), reverse = two_orders(function, point, direction, False, call)
   np.testing.assert_allclose(value, expected[0], rtol=1e-12)
   np.testing.assert_allclose(dx, expected[1][0], rtol=1e-12)
   assert not np.any(dw)
@@ -84,20 +91,23 @@ def test_tangent_that_is_kept_is_one_array():
 
 
 @pytest.mark.usefixtures('x64')
-def test_maps_beside_each_other_are_each_map_with_one_conditional_for_all_gradients_in_weights():
+def test_maps_beside_each_other_are_each_map_with_one_conditional_for_all_gradients_in_weights(program_for):
   rng = np.random.default_rng(0)
-  images = [rng.normal(size=(2, 2, 4, 6, channels)) for channels in (2, 3)]
-  kernels = [rng.normal(size=(2, channels, channels)) for channels in (2, 3)]
-  filters = [rng.normal(size=(size, size, 2, x.shape[-1])) for size, x in zip((3, 5), images, strict=True)]
+  # The first and the last are alike, so that they share kernels on a GPU.
+  images = [rng.normal(size=(edges, 2, 4, 6, channels)) for edges, channels in ((2, 2), (2, 3), (1, 2))]
+  kernels = [rng.normal(size=(len(x), x.shape[-1], x.shape[-1])) for x in images]
+  filters = [rng.normal(size=(size, size, len(x), x.shape[-1])) for size, x in zip((3, 5, 5), images, strict=True)]
+  dilations = (1, 2, 1)
 
   def apart(images, kernels, filters):
     outputs = [pointwise_convs([x], [kernel])[0] for x, kernel in zip(images, kernels, strict=True)]
     return outputs + [
-      depthwise_conv(x, kernel, dilation=dilation) for x, kernel, dilation in zip(images, filters, (1, 2), strict=True)
+      depthwise_conv(x, kernel, dilation=dilation)
+      for x, kernel, dilation in zip(images, filters, dilations, strict=True)
     ]
 
   def together(images, kernels, filters):
-    return pointwise_convs(images, kernels) + depthwise_convs_apart(images, filters, dilations=[1, 2])
+    return pointwise_convs(images, kernels) + depthwise_convs_apart(images, filters, dilations=dilations)
 
   def gradients(function, *point):
     def loss(*point):
@@ -107,8 +117,10 @@ def test_maps_beside_each_other_are_each_map_with_one_conditional_for_all_gradie
     return jax.jvp(gradient, point, point), jax.vjp(gradient, *point)[1](point)
 
   point = images, kernels, filters
-  found, expected = (jax.jit(functools.partial(gradients, each))(*point) for each in (together, apart))
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), found, expected)
+  expected = jax.jit(functools.partial(gradients, apart))(*point)
+  of_both = functools.partial(gradients, together)
+  for found in (jax.jit(of_both)(*point), program_for('cuda', of_both, *point).call(*point)):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), found, expected)
 
   def gated(wanted, function):
     with weights_gradient_if(wanted):
@@ -118,7 +130,10 @@ def test_maps_beside_each_other_are_each_map_with_one_conditional_for_all_gradie
     jax.jit(functools.partial(gated, function=each)).lower(True).as_text().count('stablehlo.case')
     for each in (together, apart)
   ]
-  assert counts == [2, 4]
+  assert counts == [2, 6]
+  # For the host would wait at each of them.
+  on_gpu = program_for('cuda', functools.partial(gated, function=together), True)
+  assert 'stablehlo.case' not in on_gpu.mlir_module()
 
 
 def test_no_images_are_images():

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import export
 
 from darts_jax.nets.channels import scale_channels, spread, sum_pixels, sum_products, weighted_sums
 from darts_jax.runtime.compilation import compiler_options
@@ -81,17 +80,21 @@ def test_vmapped_equal_one_after_the_other(assert_close, function, plain):
 
 @pytest.mark.parametrize('platform', ['cuda', 'tpu'])
 @pytest.mark.parametrize(('function', 'plain'), MAPS.values(), ids=MAPS)
-def test_accelerators_have_no_products_with_ones(function, plain, platform):
-  del plain
+@pytest.mark.usefixtures('x64')
+def test_accelerators_have_no_products_with_ones(program_for, two_orders, assert_close, function, plain, platform):
   point, _ = draw((5,))
 
   def gradient(images, factors):
     value, transpose = jax.vjp(function, images, factors)
     return transpose(value)
 
-  program = export.export(jax.jit(gradient), platforms=[platform])(*point).mlir_module()
+  program = program_for(platform, gradient, *point).mlir_module()
   assert 'stablehlo.dot' not in program
   assert 'inlineable' not in program
+  for shape in FACTORS.values():
+    values = draw(shape)
+    found = program_for(platform, functools.partial(two_orders, function), *values)
+    assert_close(found.call(*values), two_orders(plain, *values))
 
 
 def test_sums_of_bfloat16_are_those_of_float32():

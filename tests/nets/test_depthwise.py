@@ -256,16 +256,12 @@ def test_over_two_devices_it_equals_the_definition_and_no_images_are_exchanged(p
 
 @pytest.mark.parametrize('platform', ['cuda', 'tpu'])
 @pytest.mark.usefixtures('x64')
-def test_program_for_accelerators_computes_the_same(plain, platform):
+def test_program_for_accelerators_computes_the_same(plain, program_for, platform):
   values = SMALL.draw(3, (5, 4), 2)
-  exported = jax.export.export(
-    jax.jit(lambda *values: SMALL.two_orders(*values, 2)),
-    platforms=[platform],
-    # So that it can be run here.
-    disabled_checks=[jax.export.DisabledSafetyCheck.platform()],
-  )(*values)
-  assert 'stablehlo.while' not in exported.mlir_module()
-  assert_close(exported.call(*values), SMALL.expected_orders(plain, *values, 2))
+  program = program_for(platform, lambda *values: SMALL.two_orders(*values, 2), *values)
+  assert 'stablehlo.while' not in program.mlir_module()
+  assert ('stablehlo.convolution' in program.mlir_module()) == (platform == 'tpu')
+  assert_close(program.call(*values), SMALL.expected_orders(plain, *values, 2))
 
 
 def test_gradients_of_filters_round_as_little_as_sums_of_parts():

@@ -44,7 +44,7 @@ def test_equals_a_window_reduction_to_second_order(plain, two_orders, assert_clo
 
 @pytest.mark.parametrize('pool', [max_pool, avg_pool])
 @pytest.mark.usefixtures('x64')
-def test_vmapped_and_for_accelerators_the_same_is_computed(two_orders, assert_close, pool):
+def test_vmapped_and_for_accelerators_the_same_is_computed(two_orders, program_for, assert_close, pool):
   x, direction = np.random.default_rng(0).normal(size=(2, 3, 2, 5, 4, 2))
 
   def orders(x, direction):
@@ -55,13 +55,7 @@ def test_vmapped_and_for_accelerators_the_same_is_computed(two_orders, assert_cl
   for i, each in enumerate(expected):
     assert_close(jax.tree.map(lambda a, i=i: a[i], found), each)
   for platform in ('cuda', 'tpu'):
-    exported = jax.export.export(
-      jax.jit(orders),
-      platforms=[platform],
-      # So that it can be run here.
-      disabled_checks=[jax.export.DisabledSafetyCheck.platform()],
-    )(x[0], direction[0])
-    assert_close(exported.call(x[0], direction[0]), expected[0])
+    assert_close(program_for(platform, orders, x[0], direction[0]).call(x[0], direction[0]), expected[0])
 
 
 def test_average_does_not_count_padding():
