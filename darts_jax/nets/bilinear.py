@@ -179,6 +179,8 @@ def in_plain() -> bool:
 def weights_gradient_if(wanted: Array | None) -> Iterator[None]:
   """Within, bilinear maps are traced so that their gradients in the weights cost nothing and are zero unless `wanted`.
 
+  On GPUs they are computed all the same.
+
   Args:
     wanted: `[]` bool, traced; none if gradients are always wanted.
   """
@@ -213,12 +215,9 @@ def _divide(args: Sequence[Any], target: str, form: Bilinear, gated: bool) -> tu
 
 
 def _program_on_gpu(*args: Array, target: str, form: Bilinear, gated: bool) -> list[Array]:
-  first, second, wanted = _divide(args, target, form, gated)
-  [found] = form.faces_on_gpu([form], target, [first], [second])
-  if wanted is None or target != 'weights':
-    return found
-  # Computed even so: at a conditional the host would wait for all that comes before it.
-  return [jnp.where(wanted, x, 0) for x in found]
+  # Gates are open: at a conditional the host would wait for all that comes before it.
+  first, second, _ = _divide(args, target, form, gated)
+  return form.faces_on_gpu([form], target, [first], [second])[0]
 
 
 def _program(*args: Array, target: str, form: Bilinear, gated: bool, on_cpu: bool = False) -> list[Array]:

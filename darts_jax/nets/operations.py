@@ -72,10 +72,12 @@ class FactorizedReduce(nn.Module):
       raise ValueError(
         f'image size: {x.shape[1]}×{x.shape[2]} cannot be halved at a reduction cell; both have to be even'
       )
-    kernel = self.param('kernel', uniform_fan_in(channels), (2, channels, self.edges, half)).astype(x.dtype)
+    kernel = self.param('kernel', uniform_fan_in(channels), (2, channels, self.edges, half))
     x = activate(x, self.smooth)
-    rows = [x[:, i::2, i::2].reshape(-1, channels) @ kernel[i].reshape(channels, -1) for i in range(2)]
-    halves = [y.reshape(x.shape[0], x.shape[1] // 2, x.shape[2] // 2, self.edges, half) for y in rows]
+    # All edges as one product, whose columns are channels of each.
+    pixels = [x[None, :, i::2, i::2] for i in range(2)]
+    products = pointwise_convs(pixels, [kernel[i].reshape(1, channels, -1) for i in range(2)])
+    halves = [y.reshape(*y.shape[1:4], self.edges, half) for y in products]
     return jnp.moveaxis(jnp.concatenate(halves, axis=-1), 3, 0)
 
 

@@ -36,6 +36,7 @@ from darts_jax.optimizers import clip_by_global_norm, decayed_sgd, scaled_to_bat
 from darts_jax.runtime.materialise import materialise
 from darts_jax.runtime.mesh import UNSHARED, Shards
 from darts_jax.runtime.packed import Packed
+from darts_jax.runtime.platforms import GPUS
 from darts_jax.runtime.precision import precisely
 from darts_jax.search.settings import Settings
 from darts_jax.search.state import Halves, SearchState
@@ -415,14 +416,28 @@ def search_step(
       found = gradient()
     if shards.size > 1:
       found = lax.cond(wants_weights[number], mean_of_all, mean_without_weights, *found)
-    return lax.switch(branch_of[number], branches, carry, *found)
+    return lax.platform_dependent(carry, *found, **dict.fromkeys(GPUS, all_branches), default=one_branch)
+
+  def one_branch(carry: _Carry, *found: Any) -> _Carry:
+    return lax.switch(branch_of[carry.number], branches, carry, *found)
+
+  def all_branches(carry: _Carry, *found: Any) -> _Carry:
+    # They cost less than to wait until the host has read which of them is next.
+    results = [branch(carry, *found) for branch in branches]
+    return jax.tree.map(lambda *leaves: lax.select_n(branch_of[carry.number], *leaves), *results)
 
   zero = jnp.zeros((), jax.tree.leaves(state.alphas)[0].dtype)
   one_batch = jax.tree.map(lambda x: x[0], batches)
   shapes = jax.eval_shape(rough, problem.weights, problem.alphas, one_batch, jnp.array(False), jnp.array(True))[1]
   nothing: Seen = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
   carry = _Carry(jnp.int32(0), estimator.start(problem), state, nothing, nothing, zero, zero)
-  carry = lax.while_loop(lambda carry: carry.number <= len(passes), run_pass, carry)
+  if estimator.checks:
+    carry = lax.while_loop(lambda carry: carry.number <= len(passes), run_pass, carry)
+  else:
+    # Counted, so that the compiler knows how many there are, and the host does not wait for each to ask for another.
+    every = jnp.int32(len(passes) + 1)
+    counted = lax.while_loop(lambda c: c[0] < every, lambda c: (c[0] + 1, run_pass(c[1])), (jnp.int32(0), carry))
+    carry = counted[1]
   memory = carry.memory
   outer = global_norm(memory.outer)
   term = global_norm(jax.tree.map(jnp.subtract, memory.estimate, memory.outer))

@@ -43,29 +43,32 @@ def two_orders(function, point, direction, wanted=None, call=lambda function, *a
   return call(gated, wanted, point, direction)
 
 
-@pytest.fixture(params=[None, 'cuda', 'tpu'])
-def call(request, program_for):
-  """Calls a function, as it is compiled here or as its program for a platform."""
-  if request.param is None:
-    return lambda function, *args: jax.jit(function)(*args)
-  return lambda function, *args: program_for(request.param, function, *args).call(*args)
+def called(program_for, platform, function, *args):
+  """What the program of a function for a platform returns."""
+  return program_for(platform, function, *args).call(*args)
 
 
+@pytest.mark.parametrize('platform', ['cpu', 'cuda', 'tpu'])
 @pytest.mark.parametrize(('function', 'shape'), MAPS.values(), ids=MAPS)
 @pytest.mark.usefixtures('x64')
-def test_gradient_in_the_weights_that_is_wanted_is_the_same(call, function, shape):
+def test_gradient_in_the_weights_that_is_wanted_is_the_same(program_for, function, shape, platform):
   point, direction = draw(shape)
   expected = two_orders(function, point, direction)
-  found = two_orders(function, point, direction, True, call)
+  found = two_orders(function, point, direction, True, functools.partial(called, program_for, platform))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), found, expected)
 
 
+@pytest.mark.parametrize('platform', ['cpu', 'tpu'])
 @pytest.mark.parametrize(('function', 'shape'), MAPS.values(), ids=MAPS)
 @pytest.mark.usefixtures('x64')
-def test_gradient_in_the_weights_that_is_not_wanted_is_zero_and_so_are_its_derivatives(call, function, shape):
+def test_gradient_in_the_weights_that_is_not_wanted_is_zero_and_so_are_its_derivatives(
+  program_for, function, shape, platform
+):
   point, direction = draw(shape)
   expected = two_orders(lambda x, w: function(x, jax.lax.stop_gradient(w)), point, direction)
-  value, (dx, dw), (_, tangent_dw), reverse = two_orders(function, point, direction, False, call)
+  value, (dx, dw), (_, tangent_dw), reverse = two_orders(
+    function, point, direction, False, functools.partial(called, program_for, platform)
+  )
   np.testing.assert_allclose(value, expected[0], rtol=1e-12)
   np.testing.assert_allclose(dx, expected[1][0], rtol=1e-12)
   assert not np.any(dw)
@@ -73,6 +76,15 @@ def test_gradient_in_the_weights_that_is_not_wanted_is_zero_and_so_are_its_deriv
   # In reverse mode a gradient that is zero wherever it is taken has no derivative, in images and cotangents.
   np.testing.assert_allclose(reverse[0], expected[3][0], rtol=1e-12, atol=1e-12)
   np.testing.assert_allclose(reverse[2], expected[3][2], rtol=1e-12)
+
+
+@pytest.mark.parametrize(('function', 'shape'), MAPS.values(), ids=MAPS)
+@pytest.mark.usefixtures('x64')
+def test_gradient_in_the_weights_is_computed_on_gpus_even_if_it_is_not_wanted(program_for, function, shape):
+  point, direction = draw(shape)
+  expected = two_orders(function, point, direction)
+  found = two_orders(function, point, direction, False, functools.partial(called, program_for, 'cuda'))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), found[:2], expected[:2])
 
 
 def test_no_gate_is_left_behind():
