@@ -1,4 +1,4 @@
-"""What a compiled search step does on one device, from its HLO text: bytes that it moves, and its collectives.
+"""Compiled programs as HLO text; what a search step does on one TPU: bytes that it moves, and its collectives.
 
 See `benchmarks.pods` for what is counted how often.
 """
@@ -49,12 +49,50 @@ class Work(NamedTuple):
     return Work(self.bytes * factor, scaled)
 
 
-class _Instruction(NamedTuple):
+class Instruction(NamedTuple):
+  """An instruction of a computation.
+
+  Attributes:
+    name: in the computation.
+    operation: such as `fusion`.
+    shapes: bytes of every array it returns, and whether that lies in the fast memory of a TPU.
+    operands: names.
+    arguments: what stands between its parentheses.
+    text: its attributes.
+    returned: what it returns, as HLO writes it.
+  """
+
   name: str
   operation: str
   shapes: list[tuple[int, bool]]
   operands: list[str]
+  arguments: str
   text: str
+  returned: str
+
+  @property
+  def bytes(self) -> int:
+    """Bytes of all that it returns."""
+    return sum(size for size, _ in self.shapes)
+
+  def called(self, attribute: str) -> str:
+    """The computation that an attribute names. Raises a ValueError if there is none."""
+    match = re.search(rf'\b{attribute}=%?([\w.\-]+)', self.text)
+    if match is None:
+      raise ValueError(f'{self.name}: {self.operation} has no attribute {attribute}')
+    return match[1]
+
+  @property
+  def branches(self) -> list[str]:
+    """The computations that a conditional chooses from."""
+    match = _BRANCHES.search(self.text)
+    return re.findall(r'[\w.\-]+', match[1]) if match else _BRANCH.findall(self.text)
+
+  @property
+  def turns(self) -> int | None:
+    """How often a loop goes round, if the compiler knows."""
+    known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', self.text)
+    return int(known[1]) if known else None
 
 
 _SHAPE = re.compile(r'\b([a-z]+\d+|pred)\[([\d,]*)\](\{[^}]*\})?')
@@ -71,6 +109,25 @@ _MOVES_NOTHING = (
 )
 
 
+def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
+  """The computations of a program by name, and the name of the first to be executed."""
+  computations: dict[str, list[Instruction]] = {}
+  entry = ''
+  lines: list[Instruction] = []
+  for line in text.splitlines():
+    if line.endswith('{') and not line.startswith(' '):
+      name = line.removeprefix('ENTRY ').lstrip('%').split(' ', 1)[0]
+      lines = computations[name] = []
+      if line.startswith('ENTRY '):
+        entry = name
+    elif match := _LINE.match(line):
+      name, shape, operation, operands, attributes = match.groups()
+      shapes = [(num_bytes(dtype, sides), 'S(' in layout) for dtype, sides, layout in _SHAPE.findall(shape)]
+      names = re.findall(r'%([\w.\-]+)', operands)
+      lines.append(Instruction(name, operation, shapes, names, operands, attributes, shape))
+  return computations, entry
+
+
 class Program:
   """A compiled program, from its HLO text.
 
@@ -83,19 +140,7 @@ class Program:
   def __init__(self, text: str, chips: int, passes: int, wanting: int) -> None:
     """Reads the text."""
     self.chips, self.passes, self.wanting = chips, passes, wanting
-    self._computations: dict[str, list[_Instruction]] = {}
-    self._entry = ''
-    lines: list[_Instruction] = []
-    for line in text.splitlines():
-      if line.endswith('{') and not line.startswith(' '):
-        name = line.removeprefix('ENTRY ').lstrip('%').split(' ', 1)[0]
-        lines = self._computations[name] = []
-        if line.startswith('ENTRY '):
-          self._entry = name
-      elif match := _LINE.match(line):
-        name, shape, operation, operands, attributes = match.groups()
-        shapes = [(num_bytes(dtype, sides), 'S(' in layout) for dtype, sides, layout in _SHAPE.findall(shape)]
-        lines.append(_Instruction(name, operation, shapes, re.findall(r'%([\w.\-]+)', operands), attributes))
+    self._computations, self._entry = parse(text)
 
   def step(self) -> Work:
     """What a step does; collectives that stand in no loop are there with no executions."""
@@ -116,7 +161,7 @@ class Program:
       elif each.operation == 'while':
         parts = [self._loop(each, loops)]
       elif each.operation == 'conditional':
-        parts = self._branches(each.text, loops)
+        parts = self._branches(each, loops)
       elif match := _CALLED.search(each.text):
         parts = [self._visit(match[1], loops, fused=each.operation != 'call')]
       for part in parts:
@@ -126,19 +171,14 @@ class Program:
         moved += _moved(each, operands)
     return Work(moved, collectives)
 
-  def _loop(self, loop: _Instruction, loops: int) -> Work:
+  def _loop(self, loop: Instruction, loops: int) -> Work:
     """What a loop does, that over steps in one step."""
-    match = re.search(r'\bbody=%?([\w.\-]+)', loop.text)
-    assert match is not None
-    known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.text)
-    times = 1 if loops == 0 else int(known[1]) if known else self.passes if loops == 1 else 1
-    return self._visit(match[1], loops + 1).times(times)
+    times = 1 if loops == 0 else loop.turns or (self.passes if loops == 1 else 1)
+    return self._visit(loop.called('body'), loops + 1).times(times)
 
-  def _branches(self, text: str, loops: int) -> list[Work]:
+  def _branches(self, conditional: Instruction, loops: int) -> list[Work]:
     """What the branches of a conditional do, by how often they are chosen (see the module)."""
-    match = _BRANCHES.search(text)
-    names = re.findall(r'[\w.\-]+', match[1]) if match else _BRANCH.findall(text)
-    works = [self._visit(name, loops) for name in names]
+    works = [self._visit(name, loops) for name in conditional.branches]
     # The last one is chosen most.
     works.sort(key=lambda work: (sum(c.executions * c.bytes for c in work.collectives), work.bytes))
     within = [collective for work in works for collective in work.collectives]
@@ -176,7 +216,7 @@ def num_bytes(dtype: str, sides: str) -> int:
   return math.prod(int(n) for n in sides.split(',') if n) * bits // 8
 
 
-def _moved(each: _Instruction, operands: Sequence[list[tuple[int, bool]]]) -> int:
+def _moved(each: Instruction, operands: Sequence[list[tuple[int, bool]]]) -> int:
   """Bytes that an instruction reads and writes in HBM; what an asynchronous copy moves is counted at its end."""
   if each.operation in _MOVES_NOTHING:
     return 0

@@ -304,7 +304,8 @@ def measure(pod: Slice, settings: Search, images: Images) -> dict[str, Any]:
   }
 
 
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """Rows of cells as Markdown."""
   return '\n'.join(f'| {" | ".join(row)} |' for row in (titles, ['---'] * len(titles), *rows))
 
 
@@ -327,7 +328,7 @@ def summary(chip: Chip, results: dict[int, dict[str, Any]]) -> str:
     )
     for size, r in results.items()
   ]
-  return _table((*titles, *times), rows)
+  return table((*titles, *times), rows)
 
 
 def collectives_table(results: dict[int, dict[str, Any]]) -> str:
@@ -348,7 +349,7 @@ def collectives_table(results: dict[int, dict[str, Any]]) -> str:
     for size, r in results.items()
     for row in r['collectives']
   ]
-  return _table(titles, rows)
+  return table(titles, rows)
 
 
 def assumptions(pod: Slice, settings: Search) -> str:

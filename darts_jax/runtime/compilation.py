@@ -8,11 +8,13 @@ import logging
 import pathlib
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
+
+from darts_jax.runtime.platforms import GPUS
 
 _COMPILE_EVENT = '/jax/core/compile/backend_compile_duration'
 _CACHE_OPTIONS = ('jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs')
@@ -108,21 +110,37 @@ _FRUITLESS_PASSES = (
 )
 
 
+#: By platform; options that XLA does not know are left out.
+_OPTIONS = {
+  'cpu': {'xla_disable_hlo_passes': ','.join(_FRUITLESS_PASSES), 'xla_cpu_experimental_ynn_fusion_type': ''},
+  'gpu': {'xla_gpu_enable_triton_gemm': 'False'},
+}
+
+
 @functools.cache
 def compiler_options(platform: str | None = None) -> dict[str, str]:
   """Options to compile large programs with (`jax.jit(…, compiler_options=…)`).
 
   On CPU: without some passes, which take a third of the time and change nothing; and without the library that XLA has
   for products of matrices and sums, since XLA loads a stored program with a search through all of it for every call of
-  that library, which makes thousands of them slower to load than to compile. Empty elsewhere; options that XLA does not
-  know are left out.
+  that library, which makes thousands of them slower to load than to compile.
+
+  On GPUs: products of matrices by cuBLAS. XLA would make kernels of its own for them, with what they read as a part; on
+  strided slices of an image that another operation reads, too, JAX 0.10 and 0.11 end the process then. Each of these
+  kernels would be compiled in many variants and timed, and a step has a hundred and more, with shapes that are the same
+  from cell to cell.
+
+  None elsewhere; options that XLA does not know are left out.
 
   Args:
     platform: of the devices that the program is for; None for that of the default backend.
   """
-  if platform not in (None, 'cpu') or jax.default_backend() != 'cpu':
+  default = jax.default_backend()
+  platform = platform or default
+  if platform == 'cpu' != default:
+    # Options are tried out on the default backend, where these would be of no use.
     return {}
-  options = {'xla_disable_hlo_passes': ','.join(_FRUITLESS_PASSES), 'xla_cpu_experimental_ynn_fusion_type': ''}
+  options = _OPTIONS.get('gpu' if platform in GPUS else platform, {})
   return {name: value for name, value in options.items() if _is_known(name, value)}
 
 
@@ -146,16 +164,19 @@ def _without_garbage_collection() -> Iterator[None]:
       gc.enable()
 
 
-def compile_with_report(jitted: jax.stages.Wrapped, *args: Any) -> Compilation:
+def compile_with_report(
+  jitted: jax.stages.Wrapped, *args: Any, options: Mapping[str, str] | None = None
+) -> Compilation:
   """Traces and compiles a jitted function ahead of time.
 
   Args:
     jitted: a function wrapped by `jax.jit`.
     *args: its arguments, arrays or `jax.ShapeDtypeStruct`s.
+    options: of the compiler, besides those of the function.
   """
   start = time.monotonic()
   with _without_garbage_collection():
     lowered = jitted.lower(*args)
   with count_compilations() as counter:
-    compiled = lowered.compile()
+    compiled = lowered.compile(compiler_options=dict(options) if options else None)
   return Compilation(compiled, time.monotonic() - start, counter.cache_hits > 0)

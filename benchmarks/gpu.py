@@ -1,0 +1,460 @@
+"""Compiles the search step for a GPU that is not there, and counts what its program consists of.
+
+python -m benchmarks.gpu --chip=h200 --config=configs/cifar.py [--estimators=first_order,finite_difference,exact]
+    [--config.network.layers=3] [--config.precision=bfloat16] [--plain] [--num_images=50000] [--json=FILE]
+    [--hlo=FOLDER]
+
+Any CPU will do: JAX's plugin for CUDA, of the extra `accelerators`, compiles for a chip that is described to it, and
+asks no device, driver or library. Nothing is autotuned: the program has the kernels, arrays and calls that it has on
+the chip, but products and convolutions are calls whose algorithm is still to be chosen. `--plain` adds a step written
+out without the package (`benchmarks.plain_convolutional`), in first order.
+
+A step makes its passes, those of the estimator and that of the weight update, in one loop. What the table counts is one
+pass and, besides, what a step does once: its batches, and what follows after the last pass. (The plain step has no
+loop: half of it is counted.) Of a conditional the branch with more kernels is counted, a loop within a pass as often as
+XLA knows. The columns are
+
+- kernels: what is launched, fusions, products, convolutions and copies alike.
+- waits: conditionals, and loops of which XLA does not know how often they go round: the host waits for all that comes
+  before, to read which way to go on. The loop over steps is not among them.
+- GB: what kernels read and write, if each reads once what it uses of its operands. Of a stack of images of which it
+  uses some, these are counted.
+- moved: the part of these bytes that belongs to kernels that compute nothing, but transpose, copy or put side by side;
+  and to those that transpose and do something else on the way.
+- grouped: convolutions with groups by cuDNN; and how many of them have a batch of one.
+- temporary: memory besides arguments and results, MB.
+- least ms: the time for these bytes at the bandwidth of the memory; and that for the launches at 2.5 µs each, an
+  assumption. A pass takes longer.
+
+The JSON file holds an object keyed by estimator (and `plain`), each with `kernels, host_waits, bytes, transpose_bytes,
+grouped_convolutions, single_image_convolutions, temp_bytes, compile_s, bytes_s, launches_s` of a pass, and `kinds`,
+which has for each kind of kernel the number and the bytes. `--hlo` keeps the compiled programs as text.
+"""
+
+import collections
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh
+from ml_collections import config_flags
+
+from benchmarks.command import exit_code
+from benchmarks.hlo import Instruction, parse
+from benchmarks.plain_convolutional import PlainSearch
+from benchmarks.pods import data_template, shapes_only, table
+from darts_jax.hypergradient import ESTIMATORS
+from darts_jax.runtime.compilation import compile_with_report, compiler_options
+from darts_jax.runtime.mesh import replicated
+from darts_jax.search.images import ImageSearcher
+from darts_jax.search.loop import make_strategy
+from darts_jax.search.settings import Search, check_alone, read
+
+
+class Chip(NamedTuple):
+  """A GPU as its maker publishes it.
+
+  Attributes:
+    name: as the driver gives it.
+    capability: compute capability.
+    multiprocessors: their number.
+    cores: for float32, of a multiprocessor.
+    clock: GHz, at most.
+    memory: bytes.
+    bandwidth: bytes of memory a second.
+    cache: bytes of the second level.
+    shared: kilobytes of shared memory that a multiprocessor has, and one less of which a block can use.
+  """
+
+  name: str
+  capability: tuple[int, int]
+  multiprocessors: int
+  cores: int
+  clock: float
+  memory: float
+  bandwidth: float
+  cache: float
+  shared: int
+
+
+#: NVIDIA's data sheets of A100 (80 GB, SXM), H100 (SXM), H200 (SXM) and B200 (HGX); memory on a multiprocessor is that
+#: of the CUDA programming guide, table of compute capabilities.
+CHIPS = {
+  'a100': Chip('NVIDIA A100-SXM4-80GB', (8, 0), 108, 64, 1.41, 80e9, 2.039e12, 40 * 2**20, 164),
+  'h100': Chip('NVIDIA H100 80GB HBM3', (9, 0), 132, 128, 1.98, 80e9, 3.35e12, 50 * 2**20, 228),
+  'h200': Chip('NVIDIA H200', (9, 0), 132, 128, 1.98, 141e9, 4.8e12, 50 * 2**20, 228),
+  'b200': Chip('NVIDIA B200', (10, 0), 148, 128, 1.965, 180e9, 7.7e12, 126 * 2**20, 228),
+}
+
+#: Seconds between the launches of two kernels; an assumption.
+LAUNCH = 2.5e-6
+
+#: Without a device nothing can be timed. LLVM is told not to optimise, which takes time and leaves the HLO as it is.
+OFFLINE = {'xla_gpu_autotune_level': '0', 'xla_backend_optimization_level': '0'}
+
+
+def description(chip: Chip) -> str:
+  """A chip as XLA's `GpuTargetConfigProto`."""
+  major, minor = chip.capability
+  return f"""
+    platform_name: "CUDA" device_description_str: "{chip.name}"
+    dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
+    gpu_device_info {{
+      name: "{chip.name}" device_vendor: "NVIDIA Corporation"
+      cuda_compute_capability {{ major: {major} minor: {minor} }}
+      core_count: {chip.multiprocessors} fpus_per_core: {chip.cores} clock_rate_ghz: {chip.clock}
+      device_memory_size: {chip.memory:.0f} memory_bandwidth: {chip.bandwidth:.0f} l2_cache_size: {chip.cache:.0f}
+      shared_memory_per_core: {chip.shared * 1024} shared_memory_per_block_optin: {(chip.shared - 1) * 1024}
+      shared_memory_per_block: 49152
+      threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
+      block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+      thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
+      registers_per_core_limit: 65536 registers_per_block_limit: 65536
+      device_address_bits: 64 ecc_enabled: true
+      driver_version: "13.0.0" runtime_version: "12.8.0" compile_time_toolkit_version: "12.8.0" dnn_version: "9.10.0"
+    }}
+  """
+
+
+def mesh_of(chip: str) -> Mesh:
+  """One such GPU as a mesh with the axes `seed` and `data`.
+
+  Raises:
+    ValueError: the chip is none of `CHIPS`, or the plugin is missing.
+  """
+  if chip not in CHIPS:
+    raise ValueError(f'--chip: {chip!r}; allowed are {", ".join(CHIPS)}')
+  if all(importlib.util.find_spec(f'jax_cuda{version}_plugin') is None for version in (12, 13)):
+    raise ValueError('jax-cuda12-plugin: missing; pip install darts_jax[accelerators]')
+  found = topologies.get_topology_desc(
+    platform='cuda', target_config=description(CHIPS[chip]), topology_name='', topology='1x1x1'
+  )
+  return Mesh(np.array(found.devices).reshape(1, -1), ('seed', 'data'), axis_types=(AxisType.Auto,) * 2)
+
+
+class Counts(NamedTuple):
+  """What a part of a program consists of.
+
+  Attributes:
+    kernels: by kind, how many.
+    bytes: by kind, what they read and write.
+    waits: of the host.
+    single: grouped convolutions with a batch of one.
+  """
+
+  kernels: collections.Counter[str]
+  bytes: collections.Counter[str]
+  waits: int
+  single: int
+
+  @classmethod
+  def none(cls) -> 'Counts':
+    """Those of nothing."""
+    return cls(collections.Counter(), collections.Counter(), 0, 0)
+
+  def plus(self, other: 'Counts', times: float = 1) -> 'Counts':
+    """These and the others so often."""
+    kernels, moved = self.kernels.copy(), self.bytes.copy()
+    for into, part in ((kernels, other.kernels), (moved, other.bytes)):
+      for kind, value in part.items():
+        into[kind] += round(value * times)
+    return Counts(kernels, moved, self.waits + round(other.waits * times), self.single + round(other.single * times))
+
+
+#: Kernels that compute nothing.
+TRANSPOSITION, COPY = 'transposition', 'copy'
+GROUPED = 'grouped convolution'
+#: No kernels, or those of other computations.
+_LAUNCHES_NOTHING = (
+  *('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all', 'partition-id', 'replica-id'),
+  *('async-done', 'async-update', 'copy-done', 'opt-barrier', 'all-reduce-done'),
+)
+#: What moves numbers and does nothing with them.
+_MOVES = {
+  *('parameter', 'constant', 'tuple', 'bitcast', 'copy', 'transpose', 'reshape', 'slice', 'concatenate', 'pad'),
+  *('get-tuple-element', 'broadcast'),
+}
+#: What leaves the first axis of an array as it is.
+_ALONG = ('bitcast', 'reshape', 'pad', 'convert', 'copy')
+
+
+class GpuProgram:
+  """A program compiled for a GPU, from its HLO text."""
+
+  def __init__(self, text: str) -> None:
+    """Reads the text."""
+    self._computations, self._entry = parse(text)
+
+  def count(self) -> Counts:
+    """What the whole program does, where what is in a loop counts once or as often as XLA knows."""
+    return self._count(self._entry, 0)
+
+  def _count(self, name: str, loops: int) -> Counts:
+    """What a computation does, within so many loops: that over steps, and that over passes in it."""
+    found = Counts.none()
+    known: dict[str, Instruction] = {}
+    for each in self._computations[name]:
+      known[each.name] = each
+      if each.operation == 'while':
+        # Of the passes of a step one is counted.
+        turns = 1 if loops < 2 else each.turns or 1
+        found = found.plus(self._count(each.called('body'), loops + 1), turns)
+        found = found._replace(waits=found.waits + (loops > 0 and each.turns is None))
+      elif each.operation == 'conditional':
+        parts = [self._count(branch, loops) for branch in each.branches]
+        most = max(parts, key=lambda part: (part.kernels.total(), part.bytes.total()))
+        found = found.plus(most)._replace(waits=found.waits + most.waits + 1)
+      elif each.operation in ('call', 'async-start'):
+        called = each.called('to_apply' if each.operation == 'call' else 'calls')
+        found = found.plus(self._count(called, loops))
+      elif each.operation not in _LAUNCHES_NOTHING:
+        kind = self._kind(each)
+        found.kernels[kind] += 1
+        found.bytes[kind] += self._bytes(each, [known[o] for o in each.operands if o in known])
+        found = found._replace(single=found.single + (kind == GROUPED and _batch_of_one(each, known)))
+    return found
+
+  def _kind(self, each: Instruction) -> str:
+    """In a word, what is launched."""
+    if each.operation == 'custom-call':
+      target = re.search(r'custom_call_target="([^"]*)"', each.text)
+      name = target[1] if target else each.operation
+      if 'conv' in name:
+        return GROUPED if _grouped(each.text) else 'convolution'
+      return 'product' if 'cublas' in name else name
+    if each.operation != 'fusion':
+      return COPY if each.operation in ('copy', 'copy-start', 'slice', 'pad', 'concatenate') else each.operation
+    inside = self._computations[each.called('calls')]
+    operations = {i.operation for i in inside}
+    if 'convolution' in operations:
+      return GROUPED if any(_grouped(i.text) for i in inside if i.operation == 'convolution') else 'convolution'
+    if operations <= _MOVES:
+      return TRANSPOSITION if 'transpose' in operations else COPY
+    for operation, kind in (
+      ('dot', 'product'),
+      ('scatter', 'scatter'),
+      ('reduce', 'sum'),
+      ('transpose', TRANSPOSITION),
+    ):
+      if operation in operations:
+        return kind
+    return 'elementwise'
+
+  def _bytes(self, each: Instruction, operands: Sequence[Instruction]) -> int:
+    """Bytes that a kernel reads and writes."""
+    if each.operation == 'fusion':
+      inside = self._computations[each.called('calls')]
+      read = sum(round(o.bytes * part) for o, part in zip(operands, _parts_read(inside), strict=True))
+    else:
+      read = sum(o.bytes for o in operands)
+    written = each.bytes
+    if each.operation == 'custom-call':
+      # A workspace is room, not traffic.
+      written -= sum(int(size) for size in re.findall(r'\bs8\[(\d+)\]', each.returned)[-1:])
+    return read + written
+
+
+def _grouped(attributes: str) -> bool:
+  return any(int(count) > 1 for count in re.findall(r'(?:feature|batch)_group_count=(\d+)', attributes))
+
+
+def _batch_of_one(each: Instruction, known: dict[str, Instruction]) -> bool:
+  """Whether a convolution's images are one, by the place of `b` in its labels."""
+  labels = re.search(r'dim_labels=(\w+)_', each.text)
+  sides = re.search(r'\[([\d,]+)\]', known[each.operands[0]].returned) if each.operands else None
+  return bool(labels and sides) and sides[1].split(',')[labels[1].index('b')] == '1'  # type: ignore[index]
+
+
+def _parts_read(inside: Sequence[Instruction]) -> list[float]:
+  """For every parameter of a fusion, the part of it along its first axis that is read."""
+  readers: dict[str, list[Instruction]] = {}
+  for each in inside:
+    for operand in each.operands:
+      readers.setdefault(operand, []).append(each)
+
+  def sides(each: Instruction) -> list[int]:
+    found = re.match(r'\(?[a-z]+\d*[a-z0-9]*\[([\d,]*)\]', each.returned)
+    return [int(side) for side in found[1].split(',') if side] if found else []
+
+  def rows(each: Instruction) -> set[int] | None:
+    """Places on the first axis that are read; None if all may be."""
+    found: set[int] = set()
+    for reader in readers.get(each.name, ()):
+      if reader.operation == 'slice':
+        first = re.search(r'slice=\{\[(\d+):(\d+)(?::(\d+))?\]', reader.text)
+        assert first is not None
+        found.update(range(int(first[1]), int(first[2]), int(first[3] or 1)))
+      elif reader.operation in _ALONG and sides(reader)[:1] == sides(each)[:1]:
+        further = rows(reader)
+        if further is None:
+          return None
+        found |= further
+      else:
+        return None
+    return found
+
+  parameters = sorted((each for each in inside if each.operation == 'parameter'), key=lambda each: int(each.arguments))
+  found = []
+  for each in parameters:
+    used = rows(each)
+    extent = sides(each)[:1]
+    found.append(1.0 if used is None or not extent or not extent[0] else len(used) / extent[0])
+  return found
+
+
+def measure(
+  chip: str, settings: Search, num_images: int, *, plain: bool = False, hlo: pathlib.Path | None = None
+) -> dict[str, Any]:
+  """Compiles the step, or the plain one, for a chip and counts; keys as in the JSON file."""
+  mesh = mesh_of(chip)
+  same = replicated(mesh)
+  images = shapes_only(settings, None, 10, num_images)
+  data = data_template(images, settings, mesh)
+  searcher = ImageSearcher(settings, make_strategy(settings), images, mesh)
+  state = searcher.template()
+  options = compiler_options('cuda') | OFFLINE
+  if plain:
+    step = PlainSearch(searcher)
+    first = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=same), jax.eval_shape(step.start, state)
+    )
+    compilation = compile_with_report(jax.jit(step.step, donate_argnums=0), first, data, options=options)
+  else:
+    steps = jax.ShapeDtypeStruct((), np.int32, sharding=same)
+    compilation = compile_with_report(searcher.run, state, data, steps, options=options)
+  text = compilation.compiled.as_text() or ''
+  if hlo is not None:
+    name = 'plain' if plain else settings.hypergradient.name
+    (hlo / f'{name}_{settings.precision}_{chip}.hlo').write_text(text)
+  memory = compilation.compiled.memory_analysis()
+  assert memory is not None
+  counts = GpuProgram(text).count()
+  # The plain step has both of its gradients one after the other.
+  passes = 2 if plain else 1
+  moved = sum(counts.bytes[kind] for kind in (TRANSPOSITION, COPY))
+  kernels = counts.kernels.total() / passes
+  return {
+    'kernels': round(kernels),
+    'host_waits': counts.waits,
+    'bytes': counts.bytes.total() // passes,
+    'transpose_bytes': moved // passes,
+    'grouped_convolutions': counts.kernels[GROUPED] // passes,
+    'single_image_convolutions': counts.single // passes,
+    'temp_bytes': memory.temp_size_in_bytes,
+    'compile_s': compilation.seconds,
+    'bytes_s': counts.bytes.total() / passes / CHIPS[chip].bandwidth,
+    'launches_s': LAUNCH * kernels,
+    'kinds': {
+      kind: {'kernels': number // passes, 'bytes': counts.bytes[kind] // passes}
+      for kind, number in counts.kernels.most_common()
+    },
+  }
+
+
+def summary(results: dict[str, dict[str, Any]]) -> str:
+  """The table as Markdown."""
+  titles = (
+    'a pass of',
+    'kernels',
+    'waits',
+    'GB',
+    'moved',
+    'grouped (of one image)',
+    'temporary MB',
+    'least ms',
+    'compile s',
+  )
+  rows = [
+    (
+      name,
+      str(r['kernels']),
+      str(r['host_waits']),
+      f'{r["bytes"] / 1e9:.2f}',
+      f'{r["transpose_bytes"] / max(r["bytes"], 1):.1%}',
+      f'{r["grouped_convolutions"]} ({r["single_image_convolutions"]})',
+      f'{r["temp_bytes"] / 1e6:.0f}',
+      f'{1e3 * r["bytes_s"]:.2f}; {1e3 * r["launches_s"]:.2f}',
+      f'{r["compile_s"]:.0f}',
+    )
+    for name, r in results.items()
+  ]
+  return table(titles, rows)
+
+
+def run(
+  config: Any,
+  chip: str,
+  names: Sequence[str],
+  *,
+  num_images: int = 50_000,
+  plain: bool = False,
+  path: str | None = None,
+  hlo: str | None = None,
+) -> None:
+  """Compiles for every estimator, prints the table and writes the JSON file."""
+  mesh_of(chip)
+  unknown = [name for name in names if name not in ESTIMATORS]
+  if unknown or not names:
+    raise ValueError(f'--estimators: {", ".join(unknown) or "none given"}; allowed are {", ".join(ESTIMATORS)}')
+  settings = read(config)
+  if not isinstance(settings, Search):
+    raise ValueError('--config: a search for recurrent cells; one for convolutional cells is compiled')
+  check_alone(settings)
+  folder = pathlib.Path(hlo) if hlo else None
+  if folder is not None:
+    folder.mkdir(parents=True, exist_ok=True)
+  results = {}
+  for name in [*names, *['plain'] * plain]:
+    chosen = 'first_order' if name == 'plain' else name
+    each = dataclasses.replace(settings, hypergradient=dataclasses.replace(settings.hypergradient, name=chosen))
+    results[name] = measure(chip, each, num_images, plain=name == 'plain', hlo=folder)
+    print(f'{name}: {json.dumps(results[name])}', file=sys.stderr, flush=True)
+    jax.clear_caches()
+  precision = settings.precision + (', the plain step in float32' if plain and settings.precision != 'float32' else '')
+  print(f'{CHIPS[chip].name}, batch {settings.batch_size}, {precision}, jax {jax.__version__}\n')
+  print(summary(results))
+  if path:
+    pathlib.Path(path).write_text(json.dumps(results, indent=2) + '\n')
+
+
+def main() -> int:
+  """Parses the command line; returns the exit code."""
+  jax.config.update('jax_platforms', os.environ.setdefault('JAX_PLATFORMS', 'cpu'))
+  jax.config.update('jax_enable_compilation_cache', False)
+  config = config_flags.DEFINE_config_file('config', None, 'Path of the config file.')
+  chip = flags.DEFINE_string('chip', 'h200', f'One of {", ".join(CHIPS)}.')
+  names = flags.DEFINE_list('estimators', ['first_order', 'finite_difference', 'exact'], 'Estimators to compile.')
+  num_images = flags.DEFINE_integer('num_images', 50_000, 'Training images on the GPU.', lower_bound=2)
+  plain = flags.DEFINE_bool('plain', False, 'Whether the plain step is compiled, too.')
+  path = flags.DEFINE_string('json', None, 'Where to write the results as JSON.')
+  hlo = flags.DEFINE_string('hlo', None, 'Folder for the compiled programs as text.')
+
+  def compiled() -> None:
+    flags.FLAGS(sys.argv)
+    if config.value is None:
+      raise ValueError('--config: missing; for example --config=configs/cifar.py')
+    run(
+      config.value,
+      chip.value,
+      names.value,
+      num_images=num_images.value,
+      plain=plain.value,
+      path=path.value,
+      hlo=hlo.value,
+    )
+
+  return exit_code(compiled, __doc__)
+
+
+if __name__ == '__main__':
+  sys.exit(main())
