@@ -36,6 +36,8 @@ lock: ## renew the locked requirements (needs uv); ARGS=--upgrade moves to the n
 	@command -v $(UV) >/dev/null || { echo 'make lock needs uv: pip install uv' >&2; exit 1; }
 	echo 'setuptools>=77' | $(COMPILE) setup.py - --output-file requirements.lock
 	$(COMPILE) setup.py --extra test --constraint requirements.lock --output-file requirements-test.lock
+	$(COMPILE) setup.py --extra accelerators --constraint requirements.lock | \
+	  awk '/^[^ ]/ { wanted = /^#/ || /^(jax-cuda|libtpu)/ } wanted' > requirements-accelerators.lock
 
 clean: ## remove .venv, builds and caches
 	rm -rf .venv build dist darts_jax.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -54,8 +56,11 @@ clean: ## remove .venv, builds and caches
 	@$(INSTALL) --no-deps --editable .
 	@touch $@
 
-.venv/.test-installed: .venv/.installed requirements-test.lock
+# What compiles for accelerators goes to a folder of its own, since JAX would find it in every process.
+.venv/.test-installed: .venv/.installed requirements-test.lock requirements-accelerators.lock
 	@echo 'Installing the locked test requirements into .venv ...'
 	@rm -f .venv/.installed
 	@$(INSTALL) --require-hashes --requirement requirements-test.lock
+	@rm -rf .venv/accelerators
+	@$(INSTALL) --require-hashes --requirement requirements-accelerators.lock --no-deps --target .venv/accelerators
 	@touch .venv/.installed $@

@@ -58,6 +58,12 @@ STREAM = [
 # Compiles for TPUs that are not there: libtpu, in the version that goes with the JAX that is installed.
 PODS = ['jax[tpu]']
 
+# The same for GPUs and TPUs, where there are wheels: JAX's plugin without CUDA's libraries. The tests have them in a
+# folder of their own, since JAX sets up every plugin that it finds.
+ACCELERATORS = [
+  f'{package}; sys_platform == "linux" and platform_machine == "x86_64"' for package in ('jax[cuda12-local]', *PODS)
+]
+
 TEST = [
   'hypothesis>=6.170,<7',
   'mypy>=2.4,<3',
@@ -78,6 +84,7 @@ setup(
   package_data={'darts_jax': ['published_genotypes.json', 'py.typed']},
   install_requires=CORE,
   extras_require={
+    'accelerators': ACCELERATORS,
     'cuda': ['jax[cuda13]'],
     'export': EXPORT,
     'pods': PODS,

@@ -184,8 +184,11 @@ _MOVES = {
   *('parameter', 'constant', 'tuple', 'bitcast', 'copy', 'transpose', 'reshape', 'slice', 'concatenate', 'pad'),
   *('get-tuple-element', 'broadcast'),
 }
-#: What leaves the first axis of an array as it is.
-_ALONG = ('bitcast', 'reshape', 'pad', 'convert', 'copy')
+#: What asks of its operands for the places on the first axis that it is asked for itself.
+_ALONG = {
+  *('bitcast', 'reshape', 'pad', 'convert', 'copy', 'add', 'subtract', 'multiply', 'divide', 'maximum', 'minimum'),
+  *('negate', 'select', 'compare', 'and', 'or', 'not', 'exponential', 'log', 'rsqrt', 'abs'),
+}
 
 
 class GpuProgram:
@@ -275,6 +278,12 @@ def _batch_of_one(each: Instruction, known: dict[str, Instruction]) -> bool:
   return bool(labels and sides) and sides[1].split(',')[labels[1].index('b')] == '1'  # type: ignore[index]
 
 
+def _extent(each: Instruction) -> int:
+  """That of the first axis of what an instruction returns; 0 if it has none."""
+  found = re.match(r'\w+\[(\d+)', each.returned)
+  return int(found[1]) if found else 0
+
+
 def _parts_read(inside: Sequence[Instruction]) -> list[float]:
   """For every parameter of a fusion, the part of it along its first axis that is read."""
   readers: dict[str, list[Instruction]] = {}
@@ -282,34 +291,28 @@ def _parts_read(inside: Sequence[Instruction]) -> list[float]:
     for operand in each.operands:
       readers.setdefault(operand, []).append(each)
 
-  def sides(each: Instruction) -> list[int]:
-    found = re.match(r'\(?[a-z]+\d*[a-z0-9]*\[([\d,]*)\]', each.returned)
-    return [int(side) for side in found[1].split(',') if side] if found else []
-
-  def rows(each: Instruction) -> set[int] | None:
-    """Places on the first axis that are read; None if all may be."""
-    found: set[int] = set()
+  # Readers follow what they read.
+  asked: dict[str, set[int]] = {}
+  for each in reversed(inside):
+    everything = set(range(_extent(each)))
+    rows: set[int] = set() if each.name in readers else everything
     for reader in readers.get(each.name, ()):
       if reader.operation == 'slice':
-        first = re.search(r'slice=\{\[(\d+):(\d+)(?::(\d+))?\]', reader.text)
-        assert first is not None
-        found.update(range(int(first[1]), int(first[2]), int(first[3] or 1)))
-      elif reader.operation in _ALONG and sides(reader)[:1] == sides(each)[:1]:
-        further = rows(reader)
-        if further is None:
-          return None
-        found |= further
+        taken = re.search(r'slice=\{\[(\d+):(\d+)(?::(\d+))?\]', reader.text)
+        assert taken is not None
+        places = range(int(taken[1]), int(taken[2]), int(taken[3] or 1))
+        rows |= {places[i] for i in asked[reader.name]}
+      elif reader.operation == 'gather' and reader.operands[0] == each.name:
+        # Of images by their numbers, at most as many as there are numbers.
+        rows |= set(range(min(_extent(reader), _extent(each))))
+      elif reader.operation in _ALONG and _extent(reader) == _extent(each):
+        rows |= asked[reader.name]
       else:
-        return None
-    return found
-
+        rows = everything
+        break
+    asked[each.name] = rows
   parameters = sorted((each for each in inside if each.operation == 'parameter'), key=lambda each: int(each.arguments))
-  found = []
-  for each in parameters:
-    used = rows(each)
-    extent = sides(each)[:1]
-    found.append(1.0 if used is None or not extent or not extent[0] else len(used) / extent[0])
-  return found
+  return [len(asked[each.name]) / _extent(each) if _extent(each) > 0 else 1.0 for each in parameters]
 
 
 def measure(

@@ -83,7 +83,11 @@ def random_corpus(name: str, num_tokens: int) -> Corpus:
   """Noise with the vocabulary of a corpus; its training and validation text have so many tokens."""
   if name not in _VOCABULARIES:
     raise ValueError(f'config.data.name: {name!r} has no fixed vocabulary; allowed are {", ".join(_VOCABULARIES)}')
-  size = _VOCABULARIES[name]
+  return random_words(name, _VOCABULARIES[name], num_tokens)
+
+
+def random_words(name: str, size: int, num_tokens: int) -> Corpus:
+  """Noise of so many words, likewise."""
   tokens = np.random.default_rng(0).integers(0, size, (3, num_tokens)).astype(np.int32)
   return Corpus(name, tuple(map(str, range(size))), *tokens)
 
