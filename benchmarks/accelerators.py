@@ -6,8 +6,9 @@ python -m benchmarks.accelerators [--chips=a100,h100,h200,b200,v5e] [--configs=c
 Where a compiler meets a fault of its own it ends the process, so every config, chip and precision has one to itself,
 and a process that was ended is a row of the table and no end of the rest. Networks of images have three cells, the
 fewest with each kind of cell, since such faults follow from shapes and not from depth; everything else is as the config
-says, unless `--set` changes it. Programs are the step and the evaluation of a search, the step of SGAS's supernet after
-half of its decisions, the step and the evaluation of a training, and the derivatives that the laboratory compares.
+says, unless `--set` changes it. Programs are the step and the evaluation of a search, the step of SGAS's supernet
+after half of its decisions, the step and the evaluation of a training, and for a search of images the operations of one
+node of a reduction cell by themselves.
 `--defaults` compiles with XLA's default options and not with the package's, as a user's own program does.
 
 GPUs are those of `benchmarks.gpu`, v5e is a TPU, for which there is libtpu. Any CPU will do; the compilers are in the
@@ -44,6 +45,8 @@ def environment() -> dict[str, str]:
   root = pathlib.Path(__file__).parents[1]
   path = os.pathsep.join(str(p) for p in (root, FOLDER, os.environ.get('PYTHONPATH', '')) if str(p))
   tpu = {'TPU_SKIP_MDS_QUERY': '1', 'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_ACCELERATOR_TYPE': 'v5litepod-8'}
+  # Nothing runs on a TPU, so that several processes may compile for one.
+  tpu['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'
   return {**os.environ, **tpu, 'PYTHONPATH': path, 'JAX_PLATFORMS': 'cpu', 'TF_CPP_MIN_LOG_LEVEL': '2'}
 
 
@@ -174,6 +177,7 @@ def _image_search(settings: Any, mesh: Any) -> Iterator[tuple[str, Any, tuple[An
   strategy: Any = make_strategy(settings)
   searcher = ImageSearcher(settings, strategy, images, mesh)
   steps = _placed(np.int32(0), replicated(mesh))
+  yield 'reduction node', *_reduction_node(settings, mesh)
   yield 'search step', searcher.run, (searcher.template(), data, steps)
   yield 'evaluation', searcher.evaluate, (searcher.template(), data)
   if isinstance(strategy, Sgas):
@@ -183,6 +187,33 @@ def _image_search(settings: Any, mesh: Any) -> Iterator[tuple[str, Any, tuple[An
       strategy = strategy.turn({name: generator.normal(size=shape) for name in strategy.space}, epoch).strategy
     smaller = searcher.restage(strategy, 0)
     yield 'search step after half of the decisions', smaller.run, (smaller.template(), data, steps)
+
+
+def _reduction_node(settings: Any, mesh: Any) -> tuple[Any, tuple[Any, ...]]:
+  """The operations of an input of a reduction cell by themselves, and their gradient in weights and image."""
+  import jax
+  import jax.numpy as jnp
+
+  from darts_jax.nets.layers import evaluate
+  from darts_jax.nets.operations import Operations
+  from darts_jax.runtime.mesh import replicated
+  from darts_jax.runtime.precision import precisely
+
+  network = settings.network
+  edges = tuple((name, network.nodes) for name in network.operations if name != 'none')
+  node = Operations(edges, 2, False)
+  x = jax.ShapeDtypeStruct((settings.batch_size, 16, 16, network.channels), settings.precision)
+  variables = jax.eval_shape(
+    lambda key, x: node.init(key, jnp.zeros(x.shape, x.dtype), train=True), jax.random.key(0), x
+  )
+
+  def loss(params: Any, x: Any) -> Any:
+    with precisely(settings.precision):
+      found: Any = node.apply({'params': params}, x, train=True)
+    return sum((jnp.sum(y.astype(jnp.float32) ** 2) for y in evaluate([*found.values()])), jnp.float32(0))
+
+  gradient = jax.jit(jax.grad(loss, (0, 1)))
+  return gradient, _placed((variables['params'], x), replicated(mesh))
 
 
 def _text_search(settings: Any, mesh: Any) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
