@@ -15,6 +15,7 @@ from ml_collections import ConfigDict, config_flags
 from darts_jax import genotype as genotypes
 from darts_jax.genotype import Genotype
 from darts_jax.runtime import processes
+from darts_jax.runtime.platforms import check_devices
 
 
 class Flag(NamedTuple):
@@ -55,6 +56,7 @@ def launch(run: Callable[..., int], usage: str, extra: Sequence[Flag] = (), *, d
     config, workdir, values = _parse(sys.argv, usage, (*extra, *(_DISTRIBUTED if distributed else ())))
     if distributed:
       _join(*(values.pop(flag.name) for flag in _DISTRIBUTED))
+    check_devices()
     return run(config, workdir, **values)
 
   _exit_with(parsed, usage)
@@ -90,6 +92,7 @@ def launch_flags(run: Callable[..., int], usage: str, extra: Sequence[Flag]) -> 
       raise ValueError(str(error)) from error
     if len(rest) > 1:
       raise ValueError(f'{rest[1]}: unexpected argument; {usage}')
+    check_devices()
     return run(**{flag.name: known[flag.name].value for flag in extra})
 
   _exit_with(parsed, usage)

@@ -178,11 +178,20 @@ def _summed(images: Sequence[Array], shape: Shape) -> Array:
 def _sums_of_stack(images: Sequence[Array], shape: Shape) -> Array:
   """Sums over what all pixels of an image share, `[K, *shape]`, in one kernel and one that adds up its results."""
   kept = (1,) * (images[0].ndim - len(shape)) + shape
-  # Where images are stacks already they become a longer one, which XLA finds out if they were taken from one.
-  stack = lax.concatenate(images, 0) if kept[0] == len(images[0]) else jnp.stack(images)
+  # Where images are stacks already they become a longer one.
+  rows = [stack_rows(x if kept[0] == len(x) else x[None]) for x in images]
+  stack = channels_last(lax.concatenate(rows, 0))
   sums = len(images) * math.prod(shape[:-1])
-  rows = channels_last(stack).reshape(sums, stack.size // (sums * shape[-1]), shape[-1])
-  return jnp.sum(rows, 1).reshape(-1, *shape)
+  return jnp.sum(stack.reshape(sums, stack.size // (sums * shape[-1]), shape[-1]), 1).reshape(-1, *shape)
+
+
+def stack_rows(stack: Array) -> Array:
+  """`[M, …, C]` → `[M, P, C]`: in this shape stacks are joined and parted on GPUs.
+
+  XLA finds out that what is joined was one stack before, and copies nothing, if no shape has changed in between; and a
+  product of matrices has its rows.
+  """
+  return stack.reshape(stack.shape[0], math.prod(stack.shape[1:-1]), stack.shape[-1])
 
 
 def channels_last(x: Array) -> Array:

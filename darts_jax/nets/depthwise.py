@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from darts_jax.nets.bilinear import Bilinear, DirectSum
-from darts_jax.nets.channels import channels_last, sum_rows
+from darts_jax.nets.channels import channels_last, stack_rows, sum_rows
 from darts_jax.nets.padding import Margins, pad_images, window
 from darts_jax.runtime.materialise import computed_once
 
@@ -298,8 +298,7 @@ def _members(maps: Sequence[Depthwise]) -> list[_Member]:
 def _gpu_outputs(members: Sequence[_Member], images: Sequence[Array], kernels: Sequence[Array]) -> list[Array]:
   """The outputs of all banks."""
   windows = _gpu_windows(members, images)
-  parts = [_weighted(*each) for each in zip(windows, _gpu_kernels(kernels), strict=True)]
-  return [*lax.split(lax.concatenate(parts, 0), [len(part) for part in parts])]
+  return _joined([_weighted(*each) for each in zip(windows, _gpu_kernels(kernels), strict=True)])
 
 
 def _gpu_weights(members: Sequence[_Member], images: Sequence[Array], outputs: Sequence[Array]) -> list[Array]:
@@ -334,8 +333,7 @@ def _gpu_images(members: Sequence[_Member], kernels: Sequence[Array], outputs: S
     found = _weighted(windows[::-1], kernel)
     shared = each.images.stop - each.images.start < len(found)
     parts.setdefault(each.images.start, []).append(jnp.sum(found, 0, keepdims=True) if shared else found)
-  totals = [functools.reduce(jnp.add, each) for each in parts.values()]
-  return [*lax.split(lax.concatenate(totals, 0), [len(total) for total in totals])]
+  return _joined([functools.reduce(jnp.add, each) for each in parts.values()])
 
 
 def _gpu_windows(members: Sequence[_Member], images: Sequence[Array]) -> list[list[Array]]:
@@ -362,9 +360,16 @@ def _widest(members: Sequence[_Member]) -> tuple[int, int]:
   return p, q
 
 
+def _joined(stacks: Sequence[Array]) -> list[Array]:
+  """The stacks, as parts of one."""
+  rows = lax.concatenate([stack_rows(x) for x in stacks], 0)
+  parts = lax.split(rows, [len(x) for x in stacks])
+  return [part.reshape(x.shape) for part, x in zip(parts, stacks, strict=True)]
+
+
 def _padded_stack(images: Sequence[Array], rows: Margins, columns: Margins, dilation: int = 1) -> Array:
-  """All images in one stack, which they are slices of, so that XLA copies none."""
-  stack = lax.concatenate(images, 0)
+  """All images in one stack."""
+  stack = lax.concatenate([stack_rows(x) for x in images], 0).reshape(-1, *images[0].shape[1:])
   within = [(0, 0, 0), (0, 0, 0), (*rows, dilation - 1), (*columns, dilation - 1), (0, 0, 0)]
   return lax.pad(stack, jnp.zeros((), stack.dtype), within)
 

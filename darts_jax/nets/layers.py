@@ -232,16 +232,16 @@ def running_average(old: Array, new: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Pointwise(Bilinear):
-  """1×1 convolutions of a stack of images.
+  """1×1 convolutions of a stack of rows of pixels.
 
   Attributes:
-    image: `(M, N, H, W, C)`, shape of the stack.
-    features: channels `D` of the outputs.
+    pixels: rows.
+    kernel: `(M, C, D)`.
     precision: of the products, JAX's default where the map was called.
   """
 
-  image: tuple[int, ...]
-  features: int
+  pixels: int
+  kernel: tuple[int, int, int]
   precision: Any
 
   @property
@@ -251,9 +251,10 @@ class Pointwise(Bilinear):
 
   def shapes(self, group: str) -> list[tuple[int, ...]]:
     """See `Bilinear`."""
+    multiplier, channels, features = self.kernel
     if group == 'weights':
-      return [(self.image[0], self.image[-1], self.features)]
-    return [self.image if group == 'images' else (*self.image[:-1], self.features)]
+      return [self.kernel]
+    return [(multiplier, self.pixels, channels if group == 'images' else features)]
 
   def apply(self, images: list[Array], weights: list[Array]) -> list[Array]:
     """A product of matrices for each edge."""
@@ -261,30 +262,25 @@ class Pointwise(Bilinear):
 
   def face(self, target: str, first: list[Array], second: list[Array]) -> list[Array]:
     """See `Bilinear`."""
-    [shape] = self.shapes(target)
     contracted = {'outputs': (2, 1), 'images': (2, 2), 'weights': (1, 1)}[target]
     x, y = (second[0], first[0]) if target == 'images' else (first[0], second[0])
-    # Products of matrices: from a four-dimensional dot XLA would transpose the activations for the weight gradient.
-    x, y = (a.reshape(a.shape[0], math.prod(a.shape[1:-1]), a.shape[-1]) for a in (x, y))
     numbers = (((contracted[0],), (contracted[1],)), ((0,), (0,)))
-    return [lax.dot_general(x, y, numbers, precision=self.precision).reshape(shape)]
+    return [lax.dot_general(x, y, numbers, precision=self.precision)]
 
   @property
   def likeness(self) -> Hashable:
     """See `Bilinear`."""
-    return self.image[1:], self.features
+    return self.pixels, self.kernel[1:]
 
   @classmethod
   def faces_on_gpu(
     cls, maps: Sequence['Pointwise'], target: str, first: Sequence[list[Array]], second: Sequence[list[Array]]
   ) -> list[list[Array]]:
     """See `Bilinear`; one product."""
-    sizes = [each.image[0] for each in maps]
-    whole = dataclasses.replace(maps[0], image=(sum(sizes), *maps[0].image[1:]))
     # XLA would make what it reads a part of the product and, for strided slices, stop with an error of its own.
     x, y = lax.optimization_barrier([lax.concatenate([arrays[0] for arrays in each], 0) for each in (first, second)])
-    [found] = whole.face(target, [x], [y])
-    return [[part] for part in lax.split(found, sizes)]
+    [found] = maps[0].face(target, [x], [y])
+    return [[part] for part in lax.split(found, [each.kernel[0] for each in maps])]
 
 
 def pointwise_convs(images: Sequence[Array], kernels: Sequence[Array]) -> list[Array]:
@@ -297,9 +293,15 @@ def pointwise_convs(images: Sequence[Array], kernels: Sequence[Array]) -> list[A
   Returns:
     `[M, N, H, W, D]` for each.
   """
+  # Products of matrices: from a four-dimensional dot XLA would transpose the activations for the weight gradient.
+  rows = [x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1]) for x in images]
   precision = jax.config.values['jax_default_matmul_precision']
-  maps = tuple(Pointwise(x.shape, kernel.shape[-1], precision) for x, kernel in zip(images, kernels, strict=True))
-  return DirectSum(maps)(images, [kernel.astype(x.dtype) for x, kernel in zip(images, kernels, strict=True)])
+  maps = []
+  for x, kernel in zip(rows, kernels, strict=True):
+    multiplier, channels, features = kernel.shape
+    maps.append(Pointwise(x.shape[1], (multiplier, channels, features), precision))
+  found = DirectSum(tuple(maps))(rows, [kernel.astype(x.dtype) for x, kernel in zip(images, kernels, strict=True)])
+  return [y.reshape(*x.shape[:-1], y.shape[-1]) for x, y in zip(images, found, strict=True)]
 
 
 def pointwise(x: Array, kernel: Array) -> Array:

@@ -126,8 +126,12 @@ def is_first() -> bool:
 
 
 def topology() -> str:
-  """All processes and devices in a line."""
+  """All processes and devices in a line; of a single process its devices."""
   devices = jax.devices()
+  if jax.process_count() == 1:
+    numbers = Counter(device.device_kind for device in devices)
+    found = ', '.join(f'{count} × {kind}' for kind, count in numbers.items())
+    return f'{found} ({jax.default_backend()})' if jax.default_backend() not in numbers else found
   counts = Counter(device.process_index for device in devices)
   each = sorted(set(counts.values()))
   a_process = f'{each[0]}' if len(each) == 1 else f'{each[0]} to {each[-1]}'

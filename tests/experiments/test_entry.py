@@ -1,6 +1,8 @@
 """What the command line answers to mistakes, and to results."""
 
+import os
 import pathlib
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import NamedTuple
@@ -321,3 +323,12 @@ def test_random_search_that_diverged_or_was_stopped_says_so_by_its_exit_code(ask
   result = selection.RandomSearchResult(GENOTYPE, 0.9, float('nan'), False, pathlib.Path('report.html'))
   monkeypatch.setattr(selection.random_search, 'run', lambda config, workdir, note: result)
   assert ask(RANDOM) == Answer(130, '', '')
+
+
+def test_platform_without_devices_is_named_with_what_is_there():
+  command = [sys.executable, '-m', 'experiments.describe', '--genotype=DARTS_V2']
+  environment = {**os.environ, 'JAX_PLATFORMS': 'cuda'}
+  done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+  assert done.returncode == 2
+  [line] = done.stderr.splitlines()
+  assert line.startswith('error: JAX_PLATFORMS: there are no devices of cuda; there is cpu; installed plugins: ')

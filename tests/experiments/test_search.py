@@ -85,8 +85,8 @@ def test_output_is_the_result(finished):
 
 
 def test_progress_is_plain_lines_where_there_is_no_terminal(finished):
-  assert finished.errors[0] == 'compiling the search step (finite_difference) ...'
-  assert re.fullmatch(r'search step (compiled|loaded from the compilation cache) in \d+\.\d s', finished.errors[1])
+  assert finished.errors[:2] == ['devices: 1 × cpu', 'compiling the search step (finite_difference) ...']
+  assert re.fullmatch(r'search step (compiled|loaded from the compilation cache) in \d+\.\d s', finished.errors[2])
   total = EPOCHS * STEPS
   last = rf'search digits {total}/{total} \(100%\), .* s/step, 00:00 left, train_loss [\d.]+, valid_loss [\d.]+'
   assert re.fullmatch(last, finished.errors[-1])

@@ -1,6 +1,7 @@
 """What one process does alone, and what becomes of what several say; test_distributed.py has several."""
 
 import socket
+import types
 
 import jax
 import jax.numpy as jnp
@@ -95,8 +96,14 @@ def test_only_the_first_process_does_what_one_has_to(three):
   processes.by_first(lambda: pytest.fail('this is the second'))
 
 
-def test_topology_is_a_line():
-  assert processes.topology() == '1 processes, 8 devices (8 a process), cpu'
+def test_topology_is_a_line(monkeypatch):
+  assert processes.topology() == '8 × cpu'
+  monkeypatch.setattr(jax, 'process_count', lambda: 1)
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  monkeypatch.setattr(jax, 'devices', lambda: [types.SimpleNamespace(device_kind='NVIDIA H200', process_index=0)] * 2)
+  assert processes.topology() == '2 × NVIDIA H200 (gpu)'
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  assert processes.topology() == '2 processes, 2 devices (2 a process), NVIDIA H200'
 
 
 def test_arrays_are_fetched_whole_and_put_where_they_belong():
