@@ -40,6 +40,12 @@ CONFIGS = (
 LAYERS = 3
 
 
+def add_compilers() -> None:
+  """Lets this process find the compilers; JAX looks for them when it is first asked for devices."""
+  if FOLDER.is_dir() and str(FOLDER) not in sys.path:
+    sys.path.append(str(FOLDER))
+
+
 def environment() -> dict[str, str]:
   """Of a process that compiles for accelerators: it runs on the CPU and finds the compilers."""
   root = pathlib.Path(__file__).parents[1]

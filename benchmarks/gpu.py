@@ -49,6 +49,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 from ml_collections import config_flags
 
+from benchmarks.accelerators import add_compilers
 from benchmarks.command import exit_code
 from benchmarks.hlo import Instruction, parse
 from benchmarks.plain_convolutional import PlainSearch
@@ -432,6 +433,7 @@ def run(
 
 def main() -> int:
   """Parses the command line; returns the exit code."""
+  add_compilers()
   jax.config.update('jax_platforms', os.environ.setdefault('JAX_PLATFORMS', 'cpu'))
   jax.config.update('jax_enable_compilation_cache', False)
   config = config_flags.DEFINE_config_file('config', None, 'Path of the config file.')

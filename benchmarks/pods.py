@@ -50,6 +50,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 from ml_collections import config_flags
 
+from benchmarks.accelerators import add_compilers
 from benchmarks.command import exit_code
 from benchmarks.hlo import Collective, Program, Work
 from benchmarks.search_step import random_images
@@ -406,6 +407,7 @@ def run(
 
 def main() -> int:
   """Parses the command line; returns the exit code."""
+  add_compilers()
   # libtpu would ask the network which chips this machine has, and warn where it is not told; JAX would run on them.
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
   os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
