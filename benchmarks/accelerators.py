@@ -1,7 +1,7 @@
 """Compiles every program of the configs for accelerators that are not there, to see that it can be done.
 
-python -m benchmarks.accelerators [--chips=a100,h100,h200,b200,v5e] [--configs=configs/cifar.py,…]
-    [--precisions=float32,bfloat16] [--defaults] [--set=network.channels=2,…]
+python -m benchmarks.accelerators [--chips=a100,h100x2,v5e,…] [--configs=cifar,cifar_eval,…]
+    [--precisions=float32,bfloat16] [--defaults] [--set=network.channels=2 …]
 
 Where a compiler meets a fault of its own it ends the process, so every config, chip and precision has one to itself,
 and a process that was ended is a row of the table and no end of the rest. Networks of images have three cells, the
@@ -11,22 +11,28 @@ after half of its decisions, the step and the evaluation of a training, and for 
 node of a reduction cell by themselves.
 `--defaults` compiles with XLA's default options and not with the package's, as a user's own program does.
 
-GPUs are those of `benchmarks.gpu`, v5e is a TPU, for which there is libtpu. Any CPU will do; the compilers are in the
-extra `accelerators`. The exit code is 1 if anything failed.
+GPUs are those of `benchmarks.gpu`, and `h100x2` two that share a batch; v5e is a TPU, for which there is libtpu. Any
+CPU will do; the compilers are in the extra `accelerators`. The exit code is 1 if anything failed.
 """
 
-import argparse
 import contextlib
 import importlib
+import itertools
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from absl import flags
+
+from benchmarks.command import exit_code
 
 #: Where `make` puts compilers, away from what every process finds.
 FOLDER = pathlib.Path(sys.prefix) / 'accelerators'
@@ -58,7 +64,7 @@ def environment() -> dict[str, str]:
 
 def missing(chip: str) -> str | None:
   """What has to be installed to compile for a chip; None if nothing has."""
-  packages = ('libtpu',) if chip == TPU else ('jax_cuda12_plugin', 'jax_cuda13_plugin')
+  packages = ('libtpu',) if chip.startswith(TPU) else ('jax_cuda12_plugin', 'jax_cuda13_plugin')
   places = [
     FOLDER,
     *map(pathlib.Path, os.environ.get('PYTHONPATH', '').split(os.pathsep)),
@@ -66,6 +72,30 @@ def missing(chip: str) -> str | None:
   ]
   found = any((place / package).is_dir() for place in places for package in packages)
   return None if found else packages[0].replace('_', '-')
+
+
+class Compiled(NamedTuple):
+  """What became of a program.
+
+  Attributes:
+    program: its name.
+    error: in one line; empty if it was compiled.
+    seconds: that took.
+    gathers: of arrays from several devices, in the program.
+    counts: for a GPU how many kernels there are of every kind, and the waits of the host, as `benchmarks.gpu` counts.
+  """
+
+  program: str
+  error: str = ''
+  seconds: float = 0.0
+  gathers: int = 0
+  counts: Mapping[str, int] = MappingProxyType({})
+
+  def __str__(self) -> str:
+    if self.error:
+      return f'failed: {self.error}'
+    counts = f'; {sum(self.counts.values()) - self.counts["waits"]} kernels' if self.counts else ''
+    return f'compiled in {self.seconds:.0f} s{counts}'
 
 
 def compile_apart(
@@ -76,50 +106,65 @@ def compile_apart(
   defaults: bool = False,
   changes: Mapping[str, Any] | None = None,
   timeout: float | None = None,
-) -> dict[str, str]:
+) -> list[Compiled]:
   """Compiles the programs of a config in a process of their own.
 
-  Returns:
-    By program `compiled` and the seconds, or what went wrong, in one line.
+  Args:
+    chip: of `benchmarks.gpu.CHIPS` or a TPU; `h100x2` are two.
+    config: name of a config file.
+    precision: of all of its programs.
+    defaults: whether XLA's own options are used and not the package's.
+    changes: fields of the config by name, as in `network.channels`.
+    timeout: seconds.
   """
   order = {'chip': chip, 'config': config, 'precision': precision, 'defaults': defaults, 'changes': dict(changes or {})}
   command = [sys.executable, '-m', 'benchmarks.accelerators', '--child', json.dumps(order)]
   try:
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=timeout, check=False)
   except subprocess.TimeoutExpired:
-    return {'all': f'failed: not compiled after {timeout} s'}
-  results: dict[str, str] = {}
-  started = 'all'
+    return [Compiled('all', f'not compiled after {timeout} s')]
+  results = []
+  doing = 'what comes before the first program'
   for line in done.stdout.splitlines():
     with contextlib.suppress(ValueError):
       said = json.loads(line)
-      started = said['program']
-      results[started] = said.get('result', 'started')
+      doing = said['program']
+      if 'seconds' in said:
+        results.append(Compiled(**said))
+        doing = f'what follows the {doing}'
   if done.returncode:
     how = f'signal {signal.Signals(-done.returncode).name}' if done.returncode < 0 else f'exit code {done.returncode}'
     telling = [line for line in done.stderr.splitlines() if 'Check failed' in line or 'Error' in line]
-    results[started] = f'failed: {how}: {(telling or done.stderr.splitlines() or [""])[-1].strip()[:300]}'
+    results.append(Compiled(doing, f'{how}: {(telling or done.stderr.splitlines() or [""])[-1].strip()[:300]}'))
   return results
 
 
 def _child(order: dict[str, Any]) -> None:
-  """Compiles the programs of an order, one after the other; says of each when it begins and when it is done."""
+  """Compiles the programs of an order, one after the other; says of each when it begins and what it has become."""
   import jax
 
   jax.config.update('jax_enable_compilation_cache', False)
+  config, read = _settings(order)
   from benchmarks import gpu, pods
-  from darts_jax.runtime.compilation import compiler_options
 
-  chip = order['chip']
-  mesh = pods.Slice(TPU, (1, 1)).mesh() if chip == TPU else gpu.mesh_of(chip)
-  options: dict[str, str] = {} if chip == TPU else dict(gpu.OFFLINE)
-  if chip != TPU and not order['defaults']:
-    options |= compiler_options('cuda')
-  for name, jitted, args in _programs(order, mesh):
+  chip, _, number = order['chip'].partition('x')
+  options: dict[str, str] = {}
+  if chip == TPU:
+    mesh = pods.Slice(TPU, (1, int(number or 1))).mesh()
+  else:
+    mesh = gpu.mesh_of(chip, int(number or 1))
+    # The functions come with the package's options.
+    options = gpu.OFFLINE | ({'xla_gpu_enable_triton_gemm': 'True'} if order['defaults'] else {})
+  for name, jitted, args in _programs(config, read, mesh):
     print(json.dumps({'program': name}), flush=True)
     start = time.monotonic()
-    jitted.lower(*args).compile(compiler_options=options or None)
-    print(json.dumps({'program': name, 'result': f'compiled in {time.monotonic() - start:.0f} s'}), flush=True)
+    text = jitted.lower(*args).compile(compiler_options=options or None).as_text() or ''
+    said: dict[str, Any] = {'program': name, 'seconds': time.monotonic() - start}
+    said['gathers'] = len(re.findall(r' all-gather(?:-start)?\(', text))
+    if chip != TPU:
+      counts = gpu.GpuProgram(text).count()
+      said['counts'] = {**counts.kernels, 'waits': counts.waits}
+    print(json.dumps(said), flush=True)
 
 
 def _settings(order: dict[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
@@ -130,6 +175,7 @@ def _settings(order: dict[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
   config = importlib.import_module(f'configs.{order["config"]}').get_config()
   if order['config'] == 'hypergradients':
     config = config.search
+    config.hypergradient.name = 'exact,exact_reverse'
   if 'layers' in config.network:
     config.network.layers = LAYERS
   config.precision = order['precision']
@@ -142,16 +188,14 @@ def _settings(order: dict[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
   return config, read_training if order['config'].endswith('_eval') else read_search
 
 
-def _programs(order: dict[str, Any], mesh: Any) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
+def _programs(config: Any, read: Callable[[Any], Any], mesh: Any) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
   """Name, jitted function and arguments, which are shapes, of every program."""
   from darts_jax.search.settings import Search
 
-  config, read = _settings(order)
-  if order['config'].endswith('_eval'):
+  if 'hypergradient' not in config:
     yield from _training_programs(read(config), mesh)
     return
-  names = ('exact', 'exact_reverse') if order['config'] == 'hypergradients' else (config.hypergradient.name,)
-  for name in names:
+  for name in config.hypergradient.name.split(','):
     config.hypergradient.name = name
     settings = read(config)
     found = _image_search(settings, mesh) if isinstance(settings, Search) else _text_search(settings, mesh)
@@ -297,40 +341,50 @@ def _language_programs(settings: Any, mesh: Any) -> Iterator[tuple[str, Any, tup
 
 def main() -> int:
   """Parses the command line; returns the exit code."""
-  if '-h' in sys.argv or '--help' in sys.argv:
-    print(__doc__)
+  if sys.argv[1:2] == ['--child']:
+    _child(json.loads(sys.argv[2]))
     return 0
-  parser = argparse.ArgumentParser(add_help=False)
-  parser.add_argument('--chips', default='a100,h100,h200,b200,v5e')
-  parser.add_argument('--configs', default=','.join(CONFIGS))
-  parser.add_argument('--precisions', default='float32,bfloat16')
-  parser.add_argument('--defaults', action='store_true')
-  parser.add_argument('--set', default='')
-  parser.add_argument('--child')
-  order = parser.parse_args()
-  if order.child:
-    _child(json.loads(order.child))
-    return 0
-  changes = dict(_change(field) for field in order.set.split(',') if field)
+  chips = flags.DEFINE_list('chips', ['a100', 'h100', 'h200', 'b200', TPU], 'GPUs of benchmarks.gpu, or v5e.')
+  configs = flags.DEFINE_list('configs', list(CONFIGS), 'Names of files in configs/.')
+  precisions = flags.DEFINE_list('precisions', ['float32', 'bfloat16'], 'Of all programs.')
+  defaults = flags.DEFINE_bool('defaults', False, 'Whether to compile with the options of XLA.')
+  changes = flags.DEFINE_multi_string('set', [], 'A field of all configs and a value, as in network.channels=2.')
+
+  def compiled() -> int:
+    flags.FLAGS(sys.argv)
+    return run(chips.value, configs.value, precisions.value, defaults.value, dict(map(_change, changes.value)))
+
+  return exit_code(compiled, __doc__)
+
+
+def run(
+  chips: Sequence[str], configs: Sequence[str], precisions: Sequence[str], defaults: bool, changes: Mapping[str, Any]
+) -> int:
+  """Compiles all, prints the table and returns 1 if anything failed."""
+  folder = pathlib.Path(__file__).parents[1] / 'configs'
+  for config in configs:
+    if not (folder / f'{config}.py').is_file():
+      raise ValueError(f'--configs: {config!r}; allowed are {", ".join(CONFIGS)}')
+  for precision in precisions:
+    if precision not in ('float32', 'bfloat16'):
+      raise ValueError(f'--precisions: {precision!r}; allowed are float32, bfloat16')
+  for chip in chips:
+    if package := missing(chip):
+      raise ValueError(f'{package}: missing; pip install darts_jax[accelerators]')
   print('| chip | config | precision | program | result |\n| --- | --- | --- | --- | --- |', flush=True)
   failed = 0
-  for chip in order.chips.split(','):
-    if package := missing(chip):
-      print(f'error: {package}: missing; pip install darts_jax[accelerators]', file=sys.stderr)
-      return 2
-    for config in order.configs.split(','):
-      name = pathlib.Path(config).stem
-      for precision in order.precisions.split(','):
-        results = compile_apart(chip, name, precision=precision, defaults=order.defaults, changes=changes)
-        for program, result in results.items():
-          print(f'| {chip} | {name} | {precision} | {program} | {result} |', flush=True)
-          failed += not result.startswith('compiled')
+  for chip, config, precision in itertools.product(chips, configs, precisions):
+    for each in compile_apart(chip, config, precision=precision, defaults=defaults, changes=changes):
+      print(f'| {chip} | {config} | {precision} | {each.program} | {each} |', flush=True)
+      failed += bool(each.error)
   print(f'{failed} failed', flush=True)
   return int(failed > 0)
 
 
 def _change(field: str) -> tuple[str, Any]:
-  name, _, value = field.partition('=')
+  name, equals, value = field.partition('=')
+  if not equals:
+    raise ValueError(f'--set: {field!r}; a field and a value are to be given as in network.channels=2')
   try:
     return name, json.loads(value)
   except ValueError:

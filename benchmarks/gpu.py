@@ -127,8 +127,8 @@ def description(chip: Chip) -> str:
   """
 
 
-def mesh_of(chip: str) -> Mesh:
-  """One such GPU as a mesh with the axes `seed` and `data`.
+def mesh_of(chip: str, number: int = 1) -> Mesh:
+  """So many such GPUs as a mesh with the axes `seed`, of size 1, and `data`.
 
   Raises:
     ValueError: the chip is none of `CHIPS`, or the plugin is missing.
@@ -138,7 +138,7 @@ def mesh_of(chip: str) -> Mesh:
   if all(importlib.util.find_spec(f'jax_cuda{version}_plugin') is None for version in (12, 13)):
     raise ValueError('jax-cuda12-plugin: missing; pip install darts_jax[accelerators]')
   found = topologies.get_topology_desc(
-    platform='cuda', target_config=description(CHIPS[chip]), topology_name='', topology='1x1x1'
+    platform='cuda', target_config=description(CHIPS[chip]), topology_name='', topology=f'1x{number}x1'
   )
   return Mesh(np.array(found.devices).reshape(1, -1), ('seed', 'data'), axis_types=(AxisType.Auto,) * 2)
 
@@ -185,6 +185,16 @@ _MOVES = {
   *('parameter', 'constant', 'tuple', 'bitcast', 'copy', 'transpose', 'reshape', 'slice', 'concatenate', 'pad'),
   *('get-tuple-element', 'broadcast'),
 }
+#: What moves nothing either.
+_FILLS = {'constant', 'broadcast', 'iota', 'tuple', 'bitcast'}
+#: What makes a kernel of XLA's own what it is, the first that it has.
+_KINDS = {
+  'dot': 'product in a fusion',
+  'sort': 'sort',
+  'scatter': 'scatter',
+  'transpose': TRANSPOSITION,
+  'reduce': 'sum',
+}
 #: What asks of its operands for the places on the first axis that it is asked for itself.
 _ALONG = {
   *('bitcast', 'reshape', 'pad', 'convert', 'copy', 'add', 'subtract', 'multiply', 'divide', 'maximum', 'minimum'),
@@ -212,7 +222,8 @@ class GpuProgram:
       if each.operation == 'while':
         # Of the passes of a step one is counted.
         turns = 1 if loops < 2 else each.turns or 1
-        found = found.plus(self._count(each.called('body'), loops + 1), turns)
+        for part in ('condition', 'body'):
+          found = found.plus(self._count(each.called(part), loops + 1), turns)
         found = found._replace(waits=found.waits + (loops > 0 and each.turns is None))
       elif each.operation == 'conditional':
         parts = [self._count(branch, loops) for branch in each.branches]
@@ -242,17 +253,11 @@ class GpuProgram:
     operations = {i.operation for i in inside}
     if 'convolution' in operations:
       return GROUPED if any(_grouped(i.text) for i in inside if i.operation == 'convolution') else 'convolution'
+    if operations - {'parameter'} <= _FILLS:
+      return 'fill'
     if operations <= _MOVES:
       return TRANSPOSITION if 'transpose' in operations else COPY
-    for operation, kind in (
-      ('dot', 'product'),
-      ('scatter', 'scatter'),
-      ('reduce', 'sum'),
-      ('transpose', TRANSPOSITION),
-    ):
-      if operation in operations:
-        return kind
-    return 'elementwise'
+    return next((kind for operation, kind in _KINDS.items() if operation in operations), 'elementwise')
 
   def _bytes(self, each: Instruction, operands: Sequence[Instruction]) -> int:
     """Bytes that a kernel reads and writes."""
@@ -349,7 +354,7 @@ def measure(
   kernels = counts.kernels.total() / passes
   return {
     'kernels': round(kernels),
-    'host_waits': counts.waits,
+    'host_waits': counts.waits // passes,
     'bytes': counts.bytes.total() // passes,
     'transpose_bytes': moved // passes,
     'grouped_convolutions': counts.kernels[GROUPED] // passes,

@@ -75,6 +75,7 @@ def _join(distributed: bool, coordinator: str, num_processes: int, process_id: i
     None if process_id == -1 else process_id,
     timeout,
   )
+  check_devices()
   if processes.is_first():
     print(processes.topology(), file=sys.stderr, flush=True)
 
@@ -92,7 +93,6 @@ def launch_flags(run: Callable[..., int], usage: str, extra: Sequence[Flag]) -> 
       raise ValueError(str(error)) from error
     if len(rest) > 1:
       raise ValueError(f'{rest[1]}: unexpected argument; {usage}')
-    check_devices()
     return run(**{flag.name: known[flag.name].value for flag in extra})
 
   _exit_with(parsed, usage)

@@ -6,7 +6,8 @@ these, or calls a library, which its loader looks for through the whole of a sto
 pixels, and products with ones do the rest, for which there is nothing to compile. They read images that are computed
 once (see `darts_jax.runtime.materialise`).
 
-Factors and offsets are `[C]`, or have as many axes as an image and 1 for those whose pixels share them.
+Factors and offsets are `[C]`, or have as many axes as an image and 1 for those whose pixels share them, which follow
+the others.
 """
 
 import dataclasses
@@ -21,11 +22,11 @@ import numpy as np
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching
+from jax.interpreters import ad, batching, mlir
 
 from darts_jax.nets.bilinear import Bilinear, in_plain
 from darts_jax.runtime.materialise import computed_once
-from darts_jax.runtime.platforms import lower_as
+from darts_jax.runtime.platforms import GPUS, lower_as
 
 Array = jax.Array
 Shape = tuple[int, ...]
@@ -77,7 +78,7 @@ def sum_rows(stacks: Sequence[Array]) -> Array:
   Returns:
     `K·L·C` numbers in this order, of at least float32, in some shape.
   """
-  rows = [_wide(x) for x in stacks]
+  rows = [wide(x) for x in stacks]
   # Two products, since one adds up number after number, and the longer that goes on, the more is rounded. The first is
   # of 4 √P, not √P: products have several sums under way, so that it rounds no more, and fewer rows are left to write.
   pixels = rows[0].shape[1]
@@ -139,7 +140,7 @@ class _WeightedSums(Bilinear):
     """See `Bilinear`."""
     if target != 'weights':
       return super().face(target, first, second)
-    products = [_wide(first[i]) * _wide(second[j]) for i, j in self.terms]
+    products = [wide(first[i]) * wide(second[j]) for i, j in self.terms]
     return [_summed(products, self.factors).astype(first[0].dtype)]
 
   def face_on_cpu(self, target: str, first: list[Array], second: list[Array]) -> list[Array]:
@@ -159,11 +160,11 @@ class _WeightedSums(Bilinear):
     return [[each._sums_on_gpu(x, y)] for each, x, y in zip(maps, first, second, strict=True)]
 
   def _sums_on_gpu(self, images: list[Array], others: list[Array]) -> Array:
-    products = [_wide(images[i]) * _wide(others[j]) for i, j in self.terms]
+    products = [wide(images[i]) * wide(others[j]) for i, j in self.terms]
     return _sums_of_stack(products, self.factors).astype(images[0].dtype)
 
 
-def _wide(x: Array) -> Array:
+def wide(x: Array) -> Array:
   """At least float32, for sums."""
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
@@ -198,15 +199,15 @@ def channels_last(x: Array) -> Array:
   """The same array, of which XLA's compiler for GPUs leaves the axes in this order in memory.
 
   Otherwise it may lay out what is about to be summed up so that a sum is of numbers side by side; then they are read
-  one by one from all over an image, or the image is transposed first.
+  one by one from all over an image, or the image is transposed first. To be used in lowerings alone.
   """
-  return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+  return channels_last_p.bind(x)
 
 
 def _rows(x: Array, shape: Shape) -> Array:
   """`[L, P, C]`: the `P` pixels of each of `L` sums."""
   sums = math.prod(shape[:-1])
-  return _wide(x).reshape(sums, x.size // (sums * shape[-1]), shape[-1])
+  return wide(x).reshape(sums, x.size // (sums * shape[-1]), shape[-1])
 
 
 def _product_sums(*arrays: Array, form: _WeightedSums) -> Array:
@@ -247,11 +248,11 @@ def _spread(offsets: Array, *, shape: Shape) -> list[Array]:
 
 
 def _sum_pixels(*images: Array, shape: Shape) -> list[Array]:
-  return [_summed([_wide(x) for x in images], shape).astype(images[0].dtype)]
+  return [_summed([wide(x) for x in images], shape).astype(images[0].dtype)]
 
 
 def _sum_pixels_on_gpu(*images: Array, shape: Shape) -> list[Array]:
-  return [_sums_of_stack([_wide(x) for x in images], shape).astype(images[0].dtype)]
+  return [_sums_of_stack([wide(x) for x in images], shape).astype(images[0].dtype)]
 
 
 def _sum_pixels_on_cpu(*images: Array, shape: Shape) -> list[Array]:
@@ -307,6 +308,25 @@ def _linear(
   ad.primitive_transposes[primitive] = transposed
   batching.primitive_batchers[primitive] = batch
   return primitive
+
+
+def _laid_out(context: Any, x: Any) -> Any:
+  module = context.module_context
+  # Where XLA shares a program out among devices, it would gather what is constrained; and it exports no constraint.
+  if getattr(module.axis_context, 'num_devices', 1) != 1 or module.lowering_parameters.for_export:
+    return [x]
+
+  def constrained(x: Array) -> Array:
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+  return mlir.lower_fun(constrained, multiple_results=False)(context, x)
+
+
+channels_last_p = Primitive('channels_last')
+channels_last_p.def_abstract_eval(lambda x: x)
+lower_as(channels_last_p, lambda x: x)
+for platform in GPUS:
+  mlir.register_lowering(channels_last_p, _laid_out, platform=platform)
 
 
 # Each is the other's transpose.

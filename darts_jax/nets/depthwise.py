@@ -6,8 +6,9 @@ They are bilinear in image and filters:
 
 where every filter `m` may also have an image of its own, x[m, n, …].
 
-XLA's CPU convolutions with groups are some fifty times slower than the same sum written as shifted slices, while
-accelerators are served well by convolutions; so there is a program for each (see `darts_jax.nets.bilinear`).
+XLA's CPU convolutions with groups are some fifty times slower than the same sum written as shifted slices. On GPUs the
+slices become one kernel, in which stacks stay as they are; TPUs are served well by convolutions. So there is a program
+for each (see `darts_jax.nets.bilinear`).
 
 Several *banks* of filters may read one image; they are computed in one go, because programs are built
 from hundreds of these and each costs time to compile.
@@ -24,7 +25,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from darts_jax.nets.bilinear import Bilinear, DirectSum
-from darts_jax.nets.channels import channels_last, stack_rows, sum_rows
+from darts_jax.nets.channels import channels_last, stack_rows, sum_rows, wide
 from darts_jax.nets.padding import Margins, pad_images, window
 from darts_jax.runtime.materialise import computed_once
 
@@ -243,18 +244,22 @@ def _filters_stencil(prepared: Array, dy: Array, bank: Bank, geometry: Depthwise
 
 def _image_stencil(dy: Array, kernel: Array, *, bank: Bank, geometry: Depthwise) -> Array:
   """The image's cotangent from a bank."""
-  s = geometry.stride
-  # Spread out to stride 1 and padded, so that correlation with the flipped filter is a 'valid' one.
-  rows, columns = (
-    (padding, extent + padding - (s * (out - 1) + 1))
-    for extent, padding, out in zip(geometry.image[2:4], bank.padding, geometry.output_size, strict=True)
-  )
-  padded = computed_once(pad_images, dy, rows=rows, columns=columns, dilation=s)
+  rows, columns = _spread_margins(bank.padding, geometry)
+  padded = computed_once(pad_images, dy, rows=rows, columns=columns, dilation=geometry.stride)
   if geometry.image[0] == bank.multiplier:
     return _correlate(padded, kernel, bank=bank, geometry=geometry)
   # The sum over filters would be merged with the taps of each, and leave their slices behind as arrays.
   found = computed_once(_correlate, padded, kernel, bank=bank, geometry=geometry)
   return functools.reduce(jnp.add, lax.split(found, [1] * bank.multiplier))
+
+
+def _spread_margins(padding: tuple[int, int], geometry: Depthwise) -> tuple[Margins, Margins]:
+  """Of outputs that are spread out to stride 1, so that correlation with the flipped filter is a 'valid' one."""
+  rows, columns = (
+    (margin, extent + margin - (geometry.stride * (out - 1) + 1))
+    for margin, extent, out in zip(padding, geometry.image[2:4], geometry.output_size, strict=True)
+  )
+  return rows, columns
 
 
 def _correlate(padded: Array, kernel: Array, *, bank: Bank, geometry: Depthwise) -> Array:
@@ -298,7 +303,8 @@ def _members(maps: Sequence[Depthwise]) -> list[_Member]:
 def _gpu_outputs(members: Sequence[_Member], images: Sequence[Array], kernels: Sequence[Array]) -> list[Array]:
   """The outputs of all banks."""
   windows = _gpu_windows(members, images)
-  return _joined([_weighted(*each) for each in zip(windows, _gpu_kernels(kernels), strict=True)])
+  dtype = images[0].dtype
+  return _joined([_weighted(x, k).astype(dtype) for x, k in zip(windows, _gpu_kernels(kernels), strict=True)])
 
 
 def _gpu_weights(members: Sequence[_Member], images: Sequence[Array], outputs: Sequence[Array]) -> list[Array]:
@@ -306,8 +312,8 @@ def _gpu_weights(members: Sequence[_Member], images: Sequence[Array], outputs: S
   sums = []
   for windows, dy in zip(_gpu_windows(members, images), outputs, strict=True):
     # By tap and filter, one of which is what a block of threads adds up.
-    products = channels_last(lax.concatenate([x * dy for x in windows], 0))
-    sums.append(jnp.sum(products, (2, 3), dtype=jnp.promote_types(dy.dtype, jnp.float32)))
+    products = channels_last(lax.concatenate([x * wide(dy) for x in windows], 0))
+    sums.append(jnp.sum(products, (2, 3)))
   # What is left of every image is summed up for all banks at once.
   totals = lax.split(jnp.sum(lax.concatenate(sums, 0), 1), [len(part) for part in sums])
   return [
@@ -318,26 +324,21 @@ def _gpu_weights(members: Sequence[_Member], images: Sequence[Array], outputs: S
 
 def _gpu_images(members: Sequence[_Member], kernels: Sequence[Array], outputs: Sequence[Array]) -> list[Array]:
   """The gradients of all images."""
-  geometry, s = members[0].geometry, members[0].geometry.stride
-  size = geometry.image[2:4]
-  p, q = _widest(members)
-  # Spread out to stride 1, as in `_image_stencil`.
-  rows, columns = (
-    (margin, extent + margin - (s * (out - 1) + 1))
-    for margin, extent, out in zip((p, q), size, geometry.output_size, strict=True)
-  )
-  padded = _padded_stack(outputs, rows, columns, s)
+  geometry = members[0].geometry
+  size, (p, q) = geometry.image[2:4], _widest(members)
+  rows, columns = _spread_margins((p, q), geometry)
+  padded = _padded_stack(outputs, rows, columns, geometry.stride)
   parts: dict[int, list[Array]] = {}
   for each, kernel in zip(members, _gpu_kernels(kernels), strict=True):
     windows = _taps(padded, each.bank, each.outputs, (p, q), size)
     found = _weighted(windows[::-1], kernel)
     shared = each.images.stop - each.images.start < len(found)
     parts.setdefault(each.images.start, []).append(jnp.sum(found, 0, keepdims=True) if shared else found)
-  return _joined([functools.reduce(jnp.add, each) for each in parts.values()])
+  return _joined([functools.reduce(jnp.add, each).astype(outputs[0].dtype) for each in parts.values()])
 
 
 def _gpu_windows(members: Sequence[_Member], images: Sequence[Array]) -> list[list[Array]]:
-  """What the taps of every bank read, `[M, N, H', W', C]` each."""
+  """What the taps of every bank read, `[M, N, H', W', C]` each, at least float32."""
   geometry, (p, q) = members[0].geometry, _widest(members)
   padded = _padded_stack(images, (p, p), (q, q))
   found = [_taps(padded, m.bank, m.images, (p, q), geometry.output_size, geometry.stride) for m in members]
@@ -348,8 +349,11 @@ def _gpu_windows(members: Sequence[_Member], images: Sequence[Array]) -> list[li
 
 
 def _gpu_kernels(kernels: Sequence[Array]) -> list[Array]:
-  """The filters in one array, or each of their taps would be one that a kernel is handed, and it takes only so many."""
-  rows = lax.optimization_barrier(lax.concatenate([k.reshape(-1, k.shape[-1]) for k in kernels], 0))
+  """The filters in one array, or each of their taps would be one that a kernel is handed, and it takes only so many.
+
+  At least float32, in which stencils add up: the newest GPUs could do so in bfloat16.
+  """
+  rows = wide(lax.optimization_barrier(lax.concatenate([k.reshape(-1, k.shape[-1]) for k in kernels], 0)))
   parts = lax.split(rows, [math.prod(k.shape[:-1]) for k in kernels])
   return [part.reshape(k.shape) for part, k in zip(parts, kernels, strict=True)]
 
@@ -368,8 +372,9 @@ def _joined(stacks: Sequence[Array]) -> list[Array]:
 
 
 def _padded_stack(images: Sequence[Array], rows: Margins, columns: Margins, dilation: int = 1) -> Array:
-  """All images in one stack."""
-  stack = lax.concatenate([stack_rows(x) for x in images], 0).reshape(-1, *images[0].shape[1:])
+  """All images in one stack, at least float32."""
+  number = sum(len(x) for x in images)
+  stack = wide(lax.concatenate([stack_rows(x) for x in images], 0).reshape(number, *images[0].shape[1:]))
   within = [(0, 0, 0), (0, 0, 0), (*rows, dilation - 1), (*columns, dilation - 1), (0, 0, 0)]
   return lax.pad(stack, jnp.zeros((), stack.dtype), within)
 

@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 
 from darts_jax.nets.bilinear import Bilinear, DirectSum
-from darts_jax.nets.channels import scale_channels, spread, sum_pixels, sum_products
+from darts_jax.nets.channels import scale_channels, spread, stack_rows, sum_pixels, sum_products
 from darts_jax.runtime.mesh import UNSHARED, Shards
 
 Array = jax.Array
@@ -294,7 +294,7 @@ def pointwise_convs(images: Sequence[Array], kernels: Sequence[Array]) -> list[A
     `[M, N, H, W, D]` for each.
   """
   # Products of matrices: from a four-dimensional dot XLA would transpose the activations for the weight gradient.
-  rows = [x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1]) for x in images]
+  rows = [stack_rows(x) for x in images]
   precision = jax.config.values['jax_default_matmul_precision']
   maps = []
   for x, kernel in zip(rows, kernels, strict=True):

@@ -208,7 +208,8 @@ class Loop(abc.ABC, Generic[State]):
       if resume_step is not None and step < self.total:
         self.note(step, 'resumed', f'resumed at step {step} of {self.total}')
       if step < self.total:
-        self._progress.note(f'devices: {processes.topology()}')
+        if jax.process_count() == 1:
+          self._progress.note(f'devices: {processes.topology()}')
         self.prepare(state, step)
       seconds_a_step = math.inf
       requested: str | None = None

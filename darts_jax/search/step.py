@@ -11,7 +11,7 @@ over all of them. Besides, only statistics of BN cross devices.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,7 @@ from darts_jax.search.strategy import Alphas, Strategy
 
 Array = jax.Array
 PyTree = Any
+T = TypeVar('T')
 
 #: What the random key of a step is folded with to relax α; the purposes of `darts_jax.search.searcher` follow.
 RELAX = 0
@@ -353,7 +354,7 @@ def search_step(
       return carry
     # The checks, if there are any, are made before α moves.
     checks_follow = (carry.number == len(estimator.passes)) & check & bool(estimator.checks)
-    return lax.cond(checks_follow, lambda carry: carry, update_alphas, carry)
+    return _one_of(checks_follow.astype(jnp.int32), (update_alphas, lambda carry: carry), carry)
 
   passes = (*estimator.passes, *estimator.checks)
   ends = len(estimator.passes) - 1, len(passes) - 1
@@ -416,15 +417,7 @@ def search_step(
       found = gradient()
     if shards.size > 1:
       found = lax.cond(wants_weights[number], mean_of_all, mean_without_weights, *found)
-    return lax.platform_dependent(carry, *found, **dict.fromkeys(GPUS, all_branches), default=one_branch)
-
-  def one_branch(carry: _Carry, *found: Any) -> _Carry:
-    return lax.switch(branch_of[carry.number], branches, carry, *found)
-
-  def all_branches(carry: _Carry, *found: Any) -> _Carry:
-    # They cost less than to wait until the host has read which of them is next.
-    results = [branch(carry, *found) for branch in branches]
-    return jax.tree.map(lambda *leaves: lax.select_n(branch_of[carry.number], *leaves), *results)
+    return _one_of(branch_of[number], branches, carry, *found)
 
   zero = jnp.zeros((), jax.tree.leaves(state.alphas)[0].dtype)
   one_batch = jax.tree.map(lambda x: x[0], batches)
@@ -456,6 +449,25 @@ def search_step(
     metrics['checks'] = jnp.asarray(check, zero.dtype)
   after = carry.state.replace(carried=Halves(carry.inner.carried, carry.outer.carried))
   return after, StepInfo(metrics, memory.estimate)
+
+
+def _one_of(index: Array, branches: Sequence[Callable[..., T]], *args: Any) -> T:
+  """What one of several functions that compute little returns; on GPUs all are called.
+
+  That costs less than to wait until the host has read which of them it is to be.
+  """
+
+  def one(index: Array, *args: Any) -> T:
+    found: T = lax.switch(index, branches, *args)
+    return found
+
+  def of_all(index: Array, *args: Any) -> T:
+    results = [branch(*args) for branch in branches]
+    found: T = jax.tree.map(lambda *leaves: lax.select_n(index, *leaves), *results)
+    return found
+
+  chosen: T = lax.platform_dependent(index, *args, **dict.fromkeys(GPUS, of_all), default=one)
+  return chosen
 
 
 def _gated(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.accelerators import compile_apart, missing
+from benchmarks.accelerators import Compiled, compile_apart, missing, run
 
 OPERATIONS = (
   *('none', 'max_pool_3x3', 'avg_pool_3x3', 'skip_connect'),
@@ -27,9 +27,12 @@ def on(chip, *others):
   )
 
 
-def assert_compiled(results, *programs):
-  assert [*results] == [*programs]
-  assert all(result.startswith('compiled') for result in results.values()), results
+def compiled(chip, config, **how):
+  """Every program, by name; none may fail."""
+  # A compiler that hangs is a failure, too.
+  results = compile_apart(chip, config, timeout=900, **how)
+  assert not [f'{each.program}: {each}' for each in results if each.error]
+  return {each.program: each for each in results}
 
 
 # NVIDIA's last three generations and a TPU; of precisions and options those that others leave out.
@@ -43,14 +46,23 @@ def assert_compiled(results, *programs):
   ],
 )
 def test_search_step_and_evaluation_compile(chip, precision, defaults):
-  results = compile_apart(chip, 'digits', precision=precision, defaults=defaults, changes=TINY)
-  names = ('reduction node', 'search step', 'evaluation')
-  assert_compiled(results, *[f'first_order: {name}' for name in names])
+  results = compiled(chip, 'digits', precision=precision, defaults=defaults, changes=TINY)
+  assert [*results] == [f'first_order: {name}' for name in ('reduction node', 'search step', 'evaluation')]
+  if chip == 'v5e':
+    return
+  counts = results['first_order: search step'].counts
+  assert counts['waits'] == 0
+  assert 'grouped convolution' not in counts
+  # With the package's options products are calls of cuBLAS.
+  assert ('product in a fusion' in counts) == defaults
 
 
-@pytest.mark.parametrize('chip', [on('h100'), on('v5e')])
+# Two GPUs that share a batch exchange sums, and no images.
+@pytest.mark.parametrize('chip', [on('h100x2'), on('v5e')])
 def test_training_step_and_evaluation_compile(chip):
-  assert_compiled(compile_apart(chip, 'digits_eval', changes=TRAINING), 'training step', 'evaluation')
+  results = compiled(chip, 'digits_eval', changes=TRAINING)
+  assert [*results] == ['training step', 'evaluation']
+  assert [each.gathers for each in results.values()] == [0, 0]
 
 
 def test_compiler_that_ends_its_process_is_a_result(tmp_path, monkeypatch):
@@ -59,10 +71,22 @@ def test_compiler_that_ends_its_process_is_a_result(tmp_path, monkeypatch):
     'import os, sys\ndef get_config():\n  print("F0000 Check failed: 256 vs. 32", file=sys.stderr)\n  os.abort()\n'
   )
   monkeypatch.setenv('PYTHONPATH', str(tmp_path))
-  [(program, result)] = compile_apart('v5e', 'fatal').items()
-  assert program == 'all'
-  assert result == 'failed: signal SIGABRT: F0000 Check failed: 256 vs. 32'
+  [result] = compile_apart('v5e', 'fatal')
+  assert result.program == 'what comes before the first program'
+  assert str(result) == 'failed: signal SIGABRT: F0000 Check failed: 256 vs. 32'
 
 
 def test_one_that_takes_too_long_is_another():
-  assert compile_apart('v5e', 'digits', timeout=0.01) == {'all': 'failed: not compiled after 0.01 s'}
+  assert compile_apart('v5e', 'digits', timeout=0.01) == [Compiled('all', 'not compiled after 0.01 s')]
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    ((['h100'], ['cifer'], ['float32']), "--configs: 'cifer'; allowed are cifar, "),
+    ((['h100'], ['cifar'], ['float16']), "--precisions: 'float16'; allowed are float32, bfloat16"),
+  ],
+)
+def test_wrong_arguments_are_named(arguments, message):
+  with pytest.raises(ValueError, match=message):
+    run(*arguments, False, {})

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 
 from darts_jax import search, selection
 from darts_jax.genotype import Genotype
+from darts_jax.runtime import platforms
 from experiments import entry
 from experiments import search as command
 
@@ -325,10 +327,28 @@ def test_random_search_that_diverged_or_was_stopped_says_so_by_its_exit_code(ask
   assert ask(RANDOM) == Answer(130, '', '')
 
 
-def test_platform_without_devices_is_named_with_what_is_there():
-  command = [sys.executable, '-m', 'experiments.describe', '--genotype=DARTS_V2']
-  environment = {**os.environ, 'JAX_PLATFORMS': 'cuda'}
-  done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+@pytest.mark.parametrize('arguments', [[], ['--distributed', '--num_processes=1', '--process_id=0']])
+def test_platform_without_devices_is_named_with_what_is_there(tmp_path, arguments):
+  if arguments:
+    with socket.socket() as free:
+      free.bind(('localhost', 0))
+      arguments = [*arguments, f'--coordinator=localhost:{free.getsockname()[1]}']
+  command = [sys.executable, '-m', 'experiments.search', '--config=configs/digits.py', f'--workdir={tmp_path / "run"}']
+  # There may be GPUs where tests are made, but no machine has these.
+  environment = {**os.environ, 'JAX_PLATFORMS': 'nowhere'}
+  done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, check=False)
   assert done.returncode == 2
-  [line] = done.stderr.splitlines()
-  assert line.startswith('error: JAX_PLATFORMS: there are no devices of cuda; there is cpu; installed plugins: ')
+  line = done.stderr.splitlines()[-1]
+  assert 'JAX_PLATFORMS: there are no devices of nowhere; there is cpu; installed plugins: ' in line
+  assert 'Traceback' not in done.stderr
+  assert not (tmp_path / 'run').exists()
+
+
+def test_plugin_that_is_missing_is_a_platform_without_devices(monkeypatch):
+  def devices():
+    # What JAX says of a platform that it knows but has no plugin for.
+    raise AssertionError
+
+  monkeypatch.setattr(platforms.jax, 'devices', devices)
+  with pytest.raises(ValueError, match='JAX_PLATFORMS: there are no devices of '):
+    platforms.check_devices()

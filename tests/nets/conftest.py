@@ -208,7 +208,7 @@ def program_for():
   """The program of a function for a platform; it can be called here, too, and is compiled for the CPU then."""
 
   def program_for(platform, function, *args):
-    checks = [jax.export.DisabledSafetyCheck.platform(), jax.export.DisabledSafetyCheck.custom_call('LayoutConstraint')]
+    checks = [jax.export.DisabledSafetyCheck.platform()]
     return jax.export.export(jax.jit(function), platforms=[platform], disabled_checks=checks)(*args)
 
   return program_for

@@ -148,6 +148,10 @@ def test_maps_beside_each_other_are_each_map_with_one_conditional_for_all_gradie
   assert 'stablehlo.case' not in on_gpu.mlir_module()
 
 
-def test_no_images_are_images():
+def test_no_images_are_images(program_for):
   assert pointwise(jnp.ones((0, 2, 2, 3)), jnp.ones((3, 5))).shape == (0, 2, 2, 5)
   assert pointwise_convs([jnp.ones((2, 0, 2, 2, 3))], [jnp.ones((2, 3, 5))])[0].shape == (2, 0, 2, 2, 5)
+  for_gpu = program_for(
+    'cuda', lambda x, w: depthwise_conv(x, w, stride=2), jnp.ones((0, 4, 4, 3)), jnp.ones((3, 3, 2, 3))
+  )
+  assert for_gpu.out_avals[0].shape == (2, 0, 2, 2, 3)

@@ -264,6 +264,29 @@ def test_program_for_accelerators_computes_the_same(plain, program_for, platform
   assert_close(program.call(*values), SMALL.expected_orders(plain, *values, 2))
 
 
+def test_stencils_of_bfloat16_add_up_in_float32(plain, program_for):
+  """Then each result is rounded once, by 2⁻⁹ of itself at most, and not each of 25 terms."""
+  rng = np.random.default_rng(0)
+  x, kernel, dy = (jnp.asarray(rng.normal(size=s), jnp.bfloat16) for s in ((2, 6, 6, 3), (5, 5, 2, 3), (2, 2, 6, 6, 3)))
+
+  def map_and_gradients(x, kernel, dy):
+    y, transpose = jax.vjp(depthwise_conv, x, kernel)
+    return y, *transpose(dy)
+
+  exact = [np.asarray(a, np.float64) for a in (x, kernel, dy)]
+  beside = np.moveaxis(exact[2], 0, 3).reshape(2, 6, 6, -1)
+  expected = (
+    np.moveaxis(plain.depthwise(*exact[:2]).reshape(2, 6, 6, 2, 3), 3, 0),
+    plain.depthwise_input_gradient(beside, exact[1], (6, 6)),
+    plain.depthwise_filter_gradient(exact[0], beside, (5, 5)),
+  )
+  found = program_for('cuda', map_and_gradients, x, kernel, dy).call(x, kernel, dy)
+  for a, b in zip(found, expected, strict=True):
+    assert a.dtype == jnp.bfloat16
+    # Where terms cancel, the rounding of float32 is that of the terms.
+    np.testing.assert_allclose(np.asarray(a, np.float64), b, rtol=2**-8, atol=1e-5 * np.abs(b).max())
+
+
 def test_gradients_of_filters_round_as_little_as_sums_of_parts():
   """Of 16384 products they are sums of 16 sums of 128 sums of 8.
 
