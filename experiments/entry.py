@@ -1,5 +1,6 @@
 """What every experiment's command has in common: flags, one-line errors, exit codes."""
 
+import contextlib
 import os
 import pathlib
 import runpy
@@ -155,8 +156,11 @@ _LOST = ('Gloo', 'NCCL', 'UNAVAILABLE', 'DEADLINE_EXCEEDED', 'Connection')
 def _complain(error: Exception | str) -> None:
   """Prints an error as one line, which names the process if it is one of several."""
   line = ' '.join(str(error).split())
-  several = jax.distributed.is_initialized() and not isinstance(error, processes.AgreedError)
-  print(f'error: process {jax.process_index()}: {line}' if several else f'error: {line}', file=sys.stderr, flush=True)
+  if jax.distributed.is_initialized() and not isinstance(error, processes.AgreedError):
+    # Without devices there are no numbers of processes either.
+    with contextlib.suppress(AssertionError, RuntimeError):
+      line = f'process {jax.process_index()}: {line}'
+  print(f'error: {line}', file=sys.stderr, flush=True)
 
 
 def _leave_others(code: int) -> None:
