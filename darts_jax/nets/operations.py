@@ -76,7 +76,9 @@ class FactorizedReduce(nn.Module):
     x = activate(x, self.smooth)
     # All edges as one product, whose columns are channels of each.
     pixels = [x[None, :, i::2, i::2] for i in range(2)]
-    products = pointwise_convs(pixels, [kernel[i].reshape(1, channels, -1) for i in range(2)])
+    # For their gradients a conditional costs more than it saves.
+    with weights_gradient_if(None):
+      products = pointwise_convs(pixels, [kernel[i].reshape(1, channels, -1) for i in range(2)])
     halves = [y.reshape(*y.shape[1:4], self.edges, half) for y in products]
     return jnp.moveaxis(jnp.concatenate(halves, axis=-1), 3, 0)
 
