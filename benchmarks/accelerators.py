@@ -146,15 +146,17 @@ def _child(order: dict[str, Any]) -> None:
   jax.config.update('jax_enable_compilation_cache', False)
   config, read = _settings(order)
   from benchmarks import gpu, pods
+  from darts_jax.runtime import compilation
 
   chip, _, number = order['chip'].partition('x')
   options: dict[str, str] = {}
   if chip == TPU:
     mesh = pods.Slice(TPU, (1, int(number or 1))).mesh()
   else:
-    mesh = gpu.mesh_of(chip, int(number or 1))
+    mesh, options = gpu.mesh_of(chip, int(number or 1)), gpu.OFFLINE
+  if order['defaults']:
     # The functions come with the package's options.
-    options = gpu.OFFLINE | ({'xla_gpu_enable_triton_gemm': 'True'} if order['defaults'] else {})
+    compilation.OPTIONS.clear()
   for name, jitted, args in _programs(config, read, mesh):
     print(json.dumps({'program': name}), flush=True)
     start = time.monotonic()

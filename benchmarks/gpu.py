@@ -331,7 +331,7 @@ def measure(
   data = data_template(images, settings, mesh)
   searcher = ImageSearcher(settings, make_strategy(settings), images, mesh)
   state = searcher.template()
-  options = compiler_options('cuda') | OFFLINE
+  options = compiler_options(mesh) | OFFLINE
   if plain:
     step = PlainSearch(searcher)
     first = jax.tree.map(

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from darts_jax.runtime.platforms import GPUS
 
@@ -110,15 +111,16 @@ _FRUITLESS_PASSES = (
 )
 
 
-#: By platform; options that XLA does not know are left out.
-_OPTIONS = {
+#: Options of large programs by platform, see `compiler_options`.
+OPTIONS = {
   'cpu': {'xla_disable_hlo_passes': ','.join(_FRUITLESS_PASSES), 'xla_cpu_experimental_ynn_fusion_type': ''},
   'gpu': {'xla_gpu_enable_triton_gemm': 'False'},
+  'tpu': {'xla_tpu_scoped_vmem_limit_kib': '8192', 'xla_tpu_enable_deduplicated_calls': 'true'},
 }
 
 
 @functools.cache
-def compiler_options(platform: str | None = None) -> dict[str, str]:
+def compiler_options(mesh: Mesh | None = None) -> dict[str, str]:
   """Options to compile large programs with (`jax.jit(…, compiler_options=…)`).
 
   On CPU: without some passes, which take a third of the time and change nothing; and without the library that XLA has
@@ -130,23 +132,25 @@ def compiler_options(platform: str | None = None) -> dict[str, str]:
   kernels would be compiled in many variants and timed, and a step has a hundred and more, with shapes that are the same
   from cell to cell.
 
+  On TPUs: kernels with half of the on-chip memory that XLA gives each by default, and one copy of equal kernels. The
+  more a kernel has, the larger is the part of its work that XLA unrolls, and nearly all of the time of a compilation
+  goes into these instructions; and arrays that stay on the chip between kernels have the other half.
+
   None elsewhere; options that XLA does not know are left out.
 
   Args:
-    platform: of the devices that the program is for; None for that of the default backend.
+    mesh: of the devices that the program is for; None for the first device of the default backend.
   """
-  default = jax.default_backend()
-  platform = platform or default
-  if platform == 'cpu' != default:
-    # Options are tried out on the default backend, where these would be of no use.
-    return {}
-  options = _OPTIONS.get('gpu' if platform in GPUS else platform, {})
-  return {name: value for name, value in options.items() if _is_known(name, value)}
+  platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+  options = OPTIONS.get('gpu' if platform in GPUS else platform, {})
+  return {name: value for name, value in options.items() if _is_known(name, value, mesh)}
 
 
-def _is_known(option: str, value: str) -> bool:
+def _is_known(option: str, value: str, mesh: Mesh | None) -> bool:
+  # Compilers know the options of their own platform, and not all those of others.
+  same = None if mesh is None else NamedSharding(mesh, PartitionSpec())
   try:
-    jax.jit(lambda: 0).lower().compile(compiler_options={option: value})
+    jax.jit(lambda: 0, out_shardings=same).lower().compile(compiler_options={option: value})
   except jax.errors.JaxRuntimeError:
     return False
   return True

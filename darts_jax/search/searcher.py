@@ -68,7 +68,7 @@ class Searcher(abc.ABC, Generic[AnySettings, Data]):
     same = PartitionSpec()
     state, data = self.state_axes, self.data_axes
     self._shardings = self._places(state)
-    options = compiler_options(mesh.devices.flat[0].platform)
+    options = compiler_options(mesh)
     # A search by itself starts as one on one device, in global arrays.
     init = self.spread(self._init, (same,), state) if self._seeds > 1 else self._init
     self.init = jax.jit(init, out_shardings=self._shardings)

@@ -115,7 +115,7 @@ class Trainer:
       clip_by_global_norm(rates.clip_norm), decayed_sgd(self.learning_rate, rates.momentum, rates.weight_decay)
     )
     same = replicated(mesh)
-    options = compiler_options(mesh.devices.flat[0].platform)
+    options = compiler_options(mesh)
     self.init = jax.jit(self._init, out_shardings=same)
     self.run = jax.jit(self._run, donate_argnums=0, out_shardings=same, compiler_options=options)
     self.evaluate = jax.jit(self._evaluate, out_shardings=same, compiler_options=options)

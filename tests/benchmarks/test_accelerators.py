@@ -1,8 +1,11 @@
 """Programs compile for accelerators that are not there, each in a process of its own, which a compiler may end."""
 
+import subprocess
+import sys
+
 import pytest
 
-from benchmarks.accelerators import Compiled, compile_apart, missing, run
+from benchmarks.accelerators import Compiled, compile_apart, environment, missing, run
 
 OPERATIONS = (
   *('none', 'max_pool_3x3', 'avg_pool_3x3', 'skip_connect'),
@@ -55,6 +58,26 @@ def test_search_step_and_evaluation_compile(chip, precision, defaults):
   assert 'grouped convolution' not in counts
   # With the package's options products are calls of cuBLAS.
   assert ('product in a fusion' in counts) == defaults
+
+
+@pytest.mark.parametrize('chip', [on('h100'), on('v5e')])
+def test_options_of_the_platform_are_those_that_its_compiler_knows(chip):
+  mesh = 'pods.Slice("v5e", (1, 1)).mesh()' if chip == 'v5e' else f'gpu.mesh_of("{chip}")'
+  program = (
+    'from benchmarks import gpu, pods; from darts_jax.runtime import compilation;'
+    ' [options.update(xla_of_a_later_one="1") for options in compilation.OPTIONS.values()];'
+    f' print(sorted(compilation.compiler_options({mesh})))'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', program], env=environment(), capture_output=True, text=True, timeout=300, check=True
+  )
+  assert (
+    done.stdout.splitlines()[-1]
+    == {
+      'h100': "['xla_gpu_enable_triton_gemm']",
+      'v5e': "['xla_tpu_enable_deduplicated_calls', 'xla_tpu_scoped_vmem_limit_kib']",
+    }[chip]
+  )
 
 
 # Two GPUs that share a batch exchange sums, and no images.

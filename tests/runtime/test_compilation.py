@@ -165,9 +165,13 @@ def test_products_of_matrices_and_sums_are_no_calls_that_slow_loading_down():
   assert compiled(x)[0, 0] == 64
 
 
-def test_options_of_the_cpu_are_not_for_other_devices():
-  assert compiler_options('cpu') == compiler_options()
-  assert compiler_options('tpu') == {}
+def test_options_are_those_of_the_devices_and_not_of_the_default_backend(monkeypatch):
+  mesh = jax.make_mesh((1,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
+  assert compiler_options(mesh) == compiler_options()
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  compiler_options.cache_clear()
+  assert 'xla_disable_hlo_passes' in compiler_options(mesh)
+  compiler_options.cache_clear()
 
 
 @pytest.mark.parametrize('options', [{}, compiler_options()], ids=['all', 'ours'])

@@ -84,7 +84,7 @@ class LanguageTrainer:
       clip_by_global_norm(settings.weights.clip_norm), optax.add_decayed_weights(settings.weights.weight_decay)
     )
     same = replicated(mesh)
-    options = compiler_options(mesh.devices.flat[0].platform)
+    options = compiler_options(mesh)
     self.init = jax.jit(self._init, out_shardings=same)
     self.run = jax.jit(self._run, donate_argnums=0, out_shardings=same, compiler_options=options)
     self.losses = jax.jit(self._losses, out_shardings=same, compiler_options=options)
