@@ -284,6 +284,10 @@ def _batch_of_one(each: Instruction, known: dict[str, Instruction]) -> bool:
   return bool(labels and sides) and sides[1].split(',')[labels[1].index('b')] == '1'  # type: ignore[index]
 
 
+#: Rows of an array along its first axis, from the first of a run of them to before the last.
+_Rows = list[tuple[int, int]]
+
+
 def _extent(each: Instruction) -> int:
   """That of the first axis of what an instruction returns; 0 if it has none."""
   found = re.match(r'\w+\[(\d+)', each.returned)
@@ -298,27 +302,43 @@ def _parts_read(inside: Sequence[Instruction]) -> list[float]:
       readers.setdefault(operand, []).append(each)
 
   # Readers follow what they read.
-  asked: dict[str, set[int]] = {}
+  asked: dict[str, _Rows] = {}
   for each in reversed(inside):
-    everything = set(range(_extent(each)))
-    rows: set[int] = set() if each.name in readers else everything
+    everything: _Rows = [(0, _extent(each))]
+    rows: _Rows = [] if each.name in readers else everything
     for reader in readers.get(each.name, ()):
       if reader.operation == 'slice':
         taken = re.search(r'slice=\{\[(\d+):(\d+)(?::(\d+))?\]', reader.text)
         assert taken is not None
-        places = range(int(taken[1]), int(taken[2]), int(taken[3] or 1))
-        rows |= {places[i] for i in asked[reader.name]}
+        start, step = int(taken[1]), int(taken[3] or 1)
+        if step == 1:
+          rows = rows + [(start + first, start + last) for first, last in asked[reader.name]]
+        else:
+          places = [start + step * i for first, last in asked[reader.name] for i in range(first, last)]
+          rows = rows + [(place, place + 1) for place in places]
       elif reader.operation == 'gather' and reader.operands[0] == each.name:
         # Of images by their numbers, at most as many as there are numbers.
-        rows |= set(range(min(_extent(reader), _extent(each))))
+        rows = [*rows, (0, min(_extent(reader), _extent(each)))]
       elif reader.operation in _ALONG and _extent(reader) == _extent(each):
-        rows |= asked[reader.name]
+        rows = rows + asked[reader.name]
       else:
         rows = everything
         break
-    asked[each.name] = rows
+    asked[each.name] = _disjoint(rows)
   parameters = sorted((each for each in inside if each.operation == 'parameter'), key=lambda each: int(each.arguments))
-  return [len(asked[each.name]) / _extent(each) if _extent(each) > 0 else 1.0 for each in parameters]
+  read = [sum(last - first for first, last in asked[each.name]) for each in parameters]
+  return [count / _extent(each) if _extent(each) > 0 else 1.0 for count, each in zip(read, parameters, strict=True)]
+
+
+def _disjoint(rows: _Rows) -> _Rows:
+  """The same rows, each once, in order."""
+  found: _Rows = []
+  for first, last in sorted(rows):
+    if found and first <= found[-1][1]:
+      found[-1] = found[-1][0], max(last, found[-1][1])
+    else:
+      found.append((first, last))
+  return found
 
 
 def measure(
