@@ -14,20 +14,23 @@ import contextvars
 import dataclasses
 import functools
 import itertools
-from collections.abc import Hashable, Iterator, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, ParamSpec, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching
+from jax.sharding import Mesh
 
 from darts_jax.runtime.materialise import materialise_all
 from darts_jax.runtime.platforms import lower_as
 
 Array = jax.Array
 Shape = tuple[int, ...]
+P = ParamSpec('P')
+T = TypeVar('T')
 
 #: The arguments of the trilinear form. The primitive takes the arrays of two, in this order, and gives the third's.
 GROUPS = ('images', 'weights', 'outputs')
@@ -173,6 +176,36 @@ def in_plain_operations() -> Iterator[None]:
 def in_plain() -> bool:
   """Whether `in_plain_operations` holds."""
   return _plain.get()
+
+
+_as_channels: contextvars.ContextVar[bool] = contextvars.ContextVar('edges_as_channels', default=False)
+
+
+@contextlib.contextmanager
+def edges_as_channels(wanted: bool) -> Iterator[None]:
+  """Within, cells are traced with the edges of a stack as channels of one image if `wanted` (see `nets.layers`)."""
+  token = _as_channels.set(wanted)
+  try:
+    yield
+  finally:
+    _as_channels.reset(token)
+
+
+def traced_for(mesh: Mesh, function: Callable[P, T]) -> Callable[P, T]:
+  """A function of networks that is traced as suits the devices of a mesh: on TPUs, with edges as channels."""
+  tpus = mesh.devices.flat[0].platform == 'tpu'
+
+  @functools.wraps(function)
+  def traced(*args: P.args, **kwargs: P.kwargs) -> T:
+    with edges_as_channels(tpus):
+      return function(*args, **kwargs)
+
+  return traced
+
+
+def as_channels() -> bool:
+  """What `edges_as_channels` was told."""
+  return _as_channels.get()
 
 
 @contextlib.contextmanager

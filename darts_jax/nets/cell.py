@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 
 from darts_jax.genotype import NUM_INPUTS, CellSpec
-from darts_jax.nets.bilinear import in_plain
+from darts_jax.nets.bilinear import as_channels, in_plain
 from darts_jax.nets.channels import spread, weighted_sums
 from darts_jax.nets.layers import WHOLE_BATCH, Affine, BatchNorm, NormGroups, evaluate
 from darts_jax.nets.operations import FactorizedReduce, Operations, ReluConv, prune_operations
@@ -131,7 +131,10 @@ class Cell(nn.Module):
       for members, operations in by_members.items():
         chosen = None if weights is None else [weights[source, operation] for operation in operations]
         images = [outputs[operation] for operation in operations]
-        messages = _messages(images, chosen, edges=len(members), plain=in_plain())
+        if as_channels():
+          messages = _messages_of_channels(images, chosen, edges=len(members), channels=self.channels)
+        else:
+          messages = _messages(images, chosen, edges=len(members), plain=in_plain())
         for (edge, target), message in zip(members, messages, strict=True):
           if drop_path is not None and not (operations == ['skip_connect'] and stride == 1):
             message = message * drop_path[edge].astype(message.dtype)[:, None, None, None]
@@ -191,3 +194,28 @@ def _messages(images: Sequence[Affine], weights: Sequence[Array] | None, *, edge
     [total] = weighted_sums(arrays[shared:], factors, tuple((i, 0) for i in range(len(factors))))
     messages = [x + y for x, y in zip(messages, lax.split(materialise(total), [1] * edges), strict=True)]
   return [message[0] for message in messages]
+
+
+@functools.partial(jax.jit, static_argnames=('edges', 'channels'))
+def _messages_of_channels(
+  images: Sequence[Affine], weights: Sequence[Array] | None, *, edges: int, channels: int
+) -> list[Array]:
+  """The same of edges as channels, images `[1, N, H, W, M·C]`, or `[1, N, H, W, C]` that the edges share."""
+
+  def repeated(x: Array) -> Array:
+    return jnp.tile(x, edges * channels // x.shape[-1])
+
+  def weighted(values: Sequence[Array]) -> Array:
+    """`[O, 1, 1 or N, 1, 1, M·C]`."""
+    stacked = jnp.stack([repeated(value) for value in values])
+    if weights is None:
+      return stacked
+    shares = jnp.repeat(jnp.stack(weights), channels, axis=1)
+    return stacked * shares.reshape(len(values), *[1] * (stacked.ndim - 2), -1)
+
+  arrays = [repeated(each.image) for each in images]
+  dtype, shape = arrays[0].dtype, arrays[0].shape
+  scale, offset = weighted([each.scale for each in images]), weighted([each.offset for each in images])
+  [total] = weighted_sums(arrays, scale.astype(dtype), tuple((i, 0) for i in range(len(arrays))))
+  total = total + spread(jnp.sum(offset, axis=0).astype(dtype)[None], shape)[0]
+  return lax.split(total[0], [channels] * edges, axis=-1)

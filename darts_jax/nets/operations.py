@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from darts_jax.nets.bilinear import in_plain, weights_gradient_if, weights_gradient_wanted
+from darts_jax.nets.bilinear import as_channels, in_plain, weights_gradient_if, weights_gradient_wanted
 from darts_jax.nets.depthwise import depthwise_convs, depthwise_convs_apart
 from darts_jax.nets.layers import (
   WHOLE_BATCH,
@@ -30,6 +30,7 @@ from darts_jax.nets.layers import (
   evaluate,
   pointwise,
   pointwise_convs,
+  pointwise_convs_of_channels,
   uniform_fan_in,
 )
 from darts_jax.nets.pooling import avg_pool, max_pool
@@ -80,7 +81,8 @@ class FactorizedReduce(nn.Module):
     with weights_gradient_if(None):
       products = pointwise_convs(pixels, [kernel[i].reshape(1, channels, -1) for i in range(2)])
     halves = [y.reshape(*y.shape[1:4], self.edges, half) for y in products]
-    return jnp.moveaxis(jnp.concatenate(halves, axis=-1), 3, 0)
+    joined = jnp.concatenate(halves, axis=-1)
+    return joined.reshape(1, *joined.shape[:3], -1) if as_channels() else jnp.moveaxis(joined, 3, 0)
 
 
 class Filters(NamedTuple):
@@ -112,25 +114,36 @@ class SeparableStage(nn.Module):
     """Computes the stage.
 
     Args:
-      images: `[N, H, W, C]`, the image of a node; or, if not `first`, `[M, N, H, W, C]` for each operation.
+      images: `[N, H, W, C]`, the image of a node; or, if not `first`, `[M, N, H, W, C]` for each operation, which as
+        channels are `[1, N, H, W, M·C]`.
 
     Returns:
-      `[M, N, H', W', C]` for each operation.
+      `[M, N, H', W', C]` for each operation, or `[1, N, H', W', M·C]`.
     """
     dtype = images[0].dtype
     channels = images[0].shape[-1]
+    if as_channels() and not self.first:
+      channels //= self.filters[0].edges
     kernels, matrices = [], []
     for operation, size, _, edges in self.filters:
       kernel = self.param(f'{operation}_depthwise', uniform_fan_in(size * size), (size, size, edges, channels))
       kernels.append(kernel.astype(dtype))
       matrices.append(self.param(f'{operation}_pointwise', uniform_fan_in(channels), (edges, channels, channels)))
     active = [activate(x, self.smooth) for x in images]
+    names = [f.operation for f in self.filters]
+    if as_channels():
+      if self.first:
+        active = [jnp.tile(active[0][None], f.edges) for f in self.filters]
+      rows = [kernel.reshape(*kernel.shape[:2], 1, -1) for kernel in kernels]
+      dilations = [f.dilation for f in self.filters]
+      convolved = depthwise_convs_apart(active, rows, dilations=dilations, stride=self.stride)
+      return dict(zip(names, pointwise_convs_of_channels(convolved, matrices), strict=True))
     dilations = [f.dilation for f in self.filters]
     if self.first:
       convolved = depthwise_convs(active[0], kernels, dilations=dilations, stride=self.stride)
     else:
       convolved = depthwise_convs_apart(active, kernels, dilations=dilations, stride=self.stride)
-    return dict(zip([f.operation for f in self.filters], pointwise_convs(convolved, matrices), strict=True))
+    return dict(zip(names, pointwise_convs(convolved, matrices), strict=True))
 
 
 class Conv7x1Then1x7(nn.Module):
@@ -154,7 +167,7 @@ class Conv7x1Then1x7(nn.Module):
       )
       column = down[m].swapaxes(0, 1)
       outputs.append(lax.conv_general_dilated(y, column, (s, 1), [(3, 3), (0, 0)], dimension_numbers=layout))
-    return jnp.stack(outputs)
+    return jnp.concatenate(outputs, axis=-1)[None] if as_channels() else jnp.stack(outputs)
 
 
 class Operations(nn.Module):
@@ -186,16 +199,19 @@ class Operations(nn.Module):
       train: whether BN uses the statistics of the batch.
 
     Returns:
-      For every operation `[M, N, H/stride, W/stride, C]`, or `[1, N, H/stride, W/stride, C]` if its edges share it.
+      For every operation `[M, N, H/stride, W/stride, C]`, or `[1, N, H/stride, W/stride, C]` if its edges share it; as
+      channels `[1, N, H/stride, W/stride, M·C]`.
     """
-    return self._traced_once(x, weights_gradient_wanted(), train=train, plain=in_plain())
+    return self._traced_once(x, weights_gradient_wanted(), train=train, traced=(in_plain(), as_channels()))
 
   # A network has dozens of nodes but few that differ: the others take the trace, and its derivatives, from the cache.
-  # A gate has to be an argument then, or it would be that of the first trace; likewise, whether operations are plain.
-  @functools.partial(nn.jit, static_argnames=('train', 'plain'))
+  # A gate has to be an argument then, or it would be that of the first trace; likewise, how operations are traced.
+  @functools.partial(nn.jit, static_argnames=('train', 'traced'))
   @nn.compact
-  def _traced_once(self, x: Array, wanted: Array | None, *, train: bool, plain: bool) -> dict[str, Affine]:
-    del plain
+  def _traced_once(
+    self, x: Array, wanted: Array | None, *, train: bool, traced: tuple[bool, bool]
+  ) -> dict[str, Affine]:
+    del traced
     with weights_gradient_if(wanted):
       return self._compute(x, train)
 

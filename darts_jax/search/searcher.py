@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from darts_jax.nets.bilinear import traced_for
 from darts_jax.runtime.compilation import compiler_options
 from darts_jax.runtime.mesh import Shards, put, template
 from darts_jax.runtime.packed import Packed
@@ -177,6 +178,7 @@ class Searcher(abc.ABC, Generic[AnySettings, Data]):
       out: how its result does.
       *further: how arguments do that are the same for all searches.
     """
+    function = traced_for(self.mesh, function)
     if self.mesh.size == 1:
       return function
     each = function

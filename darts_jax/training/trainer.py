@@ -16,6 +16,7 @@ from darts_jax.data.augment import augment, normalise
 from darts_jax.data.batches import Evaluation, Examples, epoch_indices, evaluate, tally
 from darts_jax.data.jitter import color_jitter
 from darts_jax.hypergradient import global_norm
+from darts_jax.nets.bilinear import traced_for
 from darts_jax.nets.conv import Logits
 from darts_jax.nets.layers import init_variables, running_average
 from darts_jax.optimizers import clip_by_global_norm, decayed_sgd, scaled_to_batch, warmed_up
@@ -117,10 +118,12 @@ class Trainer:
     same = replicated(mesh)
     options = compiler_options(mesh)
     self.init = jax.jit(self._init, out_shardings=same)
-    self.run = jax.jit(self._run, donate_argnums=0, out_shardings=same, compiler_options=options)
-    self.evaluate = jax.jit(self._evaluate, out_shardings=same, compiler_options=options)
-    self.raw_step = jax.jit(self._raw_step, donate_argnums=0, out_shardings=same, compiler_options=options)
-    self.tally = jax.jit(self._tally, out_shardings=same, compiler_options=options)
+    self.run = jax.jit(traced_for(mesh, self._run), donate_argnums=0, out_shardings=same, compiler_options=options)
+    self.evaluate = jax.jit(traced_for(mesh, self._evaluate), out_shardings=same, compiler_options=options)
+    self.raw_step = jax.jit(
+      traced_for(mesh, self._raw_step), donate_argnums=0, out_shardings=same, compiler_options=options
+    )
+    self.tally = jax.jit(traced_for(mesh, self._tally), out_shardings=same, compiler_options=options)
 
   def template(self) -> TrainState:
     """Shapes, dtypes and places of the state, without arrays."""

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from darts_jax.nets.bilinear import weights_gradient_if
+from darts_jax.nets.bilinear import as_channels, traced_for, weights_gradient_if
 from darts_jax.nets.depthwise import depthwise_conv, depthwise_convs_apart
-from darts_jax.nets.layers import pointwise, pointwise_convs
+from darts_jax.nets.layers import pointwise, pointwise_convs, pointwise_convs_of_channels
 
 MAPS = {
   'depthwise': (lambda x, w: depthwise_conv(x, w, stride=2), (3, 3, 2, 4)),
+  'pointwise of channels': (lambda x, w: pointwise_convs_of_channels([x[None]], [w])[0], (2, 2, 3)),
   'pointwise': (lambda x, w: pointwise_convs([x.reshape(2, 2, 4, 6, 2)], [w])[0], (2, 2, 3)),
 }
 
@@ -85,6 +86,29 @@ def test_gradient_in_the_weights_is_computed_on_gpus_even_if_it_is_not_wanted(pr
   expected = two_orders(function, point, direction)
   found = two_orders(function, point, direction, False, functools.partial(called, program_for, 'cuda'))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), found[:2], expected[:2])
+
+
+@pytest.mark.usefixtures('x64')
+def test_edges_as_channels_are_a_stack_of_edges_to_second_order():
+  def of_a_stack(x, w):
+    stack = jnp.moveaxis(x.reshape(*x.shape[:3], 2, 2), 3, 0)
+    [found] = pointwise_convs([stack], [w])
+    return jnp.moveaxis(found, 0, 3).reshape(1, *x.shape[:3], 6)
+
+  found, expected = (two_orders(f, *draw((2, 2, 3))) for f in (MAPS['pointwise of channels'][0], of_a_stack))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14), found, expected)
+
+
+@pytest.mark.parametrize('platform', ['cpu', 'gpu', 'tpu'])
+def test_edges_are_channels_on_tpus_alone(platform):
+  class Chip:
+    pass
+
+  mesh = Chip()
+  mesh.devices = np.array([[Chip()]])
+  mesh.devices[0, 0].platform = platform
+  assert traced_for(mesh, as_channels)() == (platform == 'tpu')
+  assert not as_channels()
 
 
 def test_no_gate_is_left_behind():

@@ -4,10 +4,17 @@ import numpy as np
 import pytest
 
 from darts_jax.genotype import CANDIDATES, CellSpec, Edge, published, search_space
+from darts_jax.nets.bilinear import edges_as_channels
 from darts_jax.nets.cell import Cell
 
 CHANNELS = 4
 SMALL = search_space(num_nodes=2)
+
+
+@pytest.fixture(params=[False, True], ids=['stacks', 'channels'], autouse=True)
+def edges(request):
+  with edges_as_channels(request.param):
+    yield
 
 
 def draw_inputs(cell, size, dtype=np.float64):

@@ -60,7 +60,7 @@ def test_batch_norm_keeps_running_statistics():
 
 
 @pytest.mark.usefixtures('x64')
-def test_batch_norm_normalises_several_stacks_with_variables_side_by_side():
+def test_batch_norm_normalises_several_stacks_with_variables_as_channels():
   rng = np.random.default_rng(0)
   images = [rng.normal(size=(edges, 2, 3, 4, channels)) * 2 + 1 for edges, channels in ((3, 1), (1, 3), (2, 2))]
 
