@@ -1,8 +1,12 @@
 """The arrays of an image dataset, and the checks that every dataset passes before it is used."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+#: Pixels and standard deviations between which float32 normalises images without reaching its own limits.
+SMALLEST, LARGEST = 1e-30, 1e30
 
 
 class Arrays(NamedTuple):
@@ -27,16 +31,20 @@ def validate(arrays: Arrays, source: str, num_classes: int | None = None) -> Non
   Args:
     arrays: what was read.
     source: the file or folder it was read from, which errors name.
-    num_classes: labels have to be below it; None allows every class id that the training labels hold.
+    num_classes: labels have to be below it; None allows those that the training labels number from 0 without gaps.
 
   Raises:
-    ValueError: on wrong dtypes or ranks, empty arrays, images and labels of different number, images that differ in
-      shape or dtype between training and test, NaN or infinity, labels out of range, a class that occurs in the test
-      labels only, or a channel that is constant over the training images.
+    ValueError: on wrong dtypes or ranks, empty arrays, images whose axes are in another order, images and labels of
+      different number, images that differ in shape or dtype between training and test, NaN or infinity, labels out of
+      range, fewer than two classes, a class without a training image, or a channel that is constant over the training
+      images.
   """
   x_train, y_train, x_test, y_test = arrays
   _check_images(x_train, 'x_train', source)
+  _check_axes(x_train.shape, y_train.shape, source)
   _check_labels(y_train, 'y_train', source, len(x_train), num_classes)
+  if num_classes is None:
+    _check_classes(y_train, source)
   if x_test is not None and y_test is not None:
     _check_images(x_test, 'x_test', source)
     _check_labels(y_test, 'y_test', source, len(x_test), num_classes)
@@ -52,14 +60,44 @@ def validate(arrays: Arrays, source: str, num_classes: int | None = None) -> Non
       raise ValueError(f'{source}: class {unseen[0]} occurs in y_test but not in y_train')
   for channel, value in enumerate(x_train[0, 0, 0]):
     if (x_train[..., channel] == value).all():
-      raise ValueError(f'{source}: channel {channel} of x_train is {value} everywhere; it has to vary to be normalised')
+      raise ValueError(
+        f'{source}: channel {channel} of x_train is {value} everywhere; it has to vary to be normalised: leave it out'
+      )
+
+
+def check_range(arrays: Arrays, mean: Sequence[float], std: Sequence[float], source: str) -> None:
+  """Checks that no image becomes NaN or infinite if it is normalised in float32.
+
+  Args:
+    arrays: a dataset that is valid.
+    mean: [C], of the training images in double precision.
+    std: likewise.
+    source: the file or folder it was read from, which errors name.
+
+  Raises:
+    ValueError: naming a channel whose values are too large, too small or too far from the mean.
+  """
+  for name, images in (('x_train', arrays.x_train), ('x_test', arrays.x_test)):
+    if images is None or images.dtype == np.uint8:
+      continue
+    lows, highs = images.min(axis=(0, 1, 2)).tolist(), images.max(axis=(0, 1, 2)).tolist()
+    for channel, (low, high) in enumerate(zip(lows, highs, strict=True)):
+      farthest = max(high - mean[channel], mean[channel] - low)
+      if std[channel] < SMALLEST or max(abs(low), abs(high)) > LARGEST or farthest > LARGEST * std[channel]:
+        raise ValueError(
+          f'{source}: channel {channel} of {name} is in {low:.3g}..{high:.3g}, that of x_train has a standard deviation'
+          f' of {std[channel]:.3g}; float32 cannot normalise it; scale the images, such as x / np.abs(x_train).max()'
+        )
 
 
 def _check_images(images: np.ndarray, name: str, source: str) -> None:
   if images.dtype != np.uint8 and images.dtype.kind != 'f':
-    raise ValueError(f'{source}: {name} has dtype {images.dtype}; allowed: uint8 or floating point')
+    raise ValueError(
+      f'{source}: {name} has dtype {images.dtype}; allowed: uint8 or floating point{_how_to_convert(images)}'
+    )
   if images.ndim != 4:
-    raise ValueError(f'{source}: {name} has shape {images.shape}; allowed: [N, H, W, C] or [N, H, W]')
+    how = ': x.reshape(-1, H, W, C)' if images.ndim == 2 else ''
+    raise ValueError(f'{source}: {name} has shape {images.shape}; allowed: [N, H, W, C] or [N, H, W]{how}')
   if not images.size:
     raise ValueError(f'{source}: {name} is empty, its shape is {images.shape}')
   if images.dtype.kind == 'f':
@@ -71,12 +109,56 @@ def _check_images(images: np.ndarray, name: str, source: str) -> None:
       )
 
 
+def _how_to_convert(images: np.ndarray) -> str:
+  if images.dtype.kind not in 'biu' or not images.size:
+    return ''
+  fits = images.dtype.kind == 'b' or (images.min() >= 0 and images.max() <= np.iinfo(np.uint8).max)
+  return f": x.astype('{'uint8' if fits else 'float32'}')"
+
+
+def _check_axes(shape: tuple[int, ...], label_shape: tuple[int, ...], source: str) -> None:
+  _, channels, height, width = shape
+  smaller, larger = sorted((height, width))
+  # As [H, W, C] these would be images of a few rows with many channels: one for each column, or with three rows.
+  is_square, is_rgb = height == width, channels == 3
+  if channels < smaller and (is_square or is_rgb or (larger <= 2 * smaller and 4 * channels <= smaller)):
+    axes, order = '[N, C, H, W]', '(0, 2, 3, 1)'
+  elif label_shape == shape[3:] != shape[:1]:
+    axes, order = '[H, W, C, N]', '(3, 0, 1, 2)'
+  else:
+    return
+  raise ValueError(
+    f'{source}: x_train has shape {shape}, which looks like {axes}; allowed: [N, H, W, C]: x.transpose{order}'
+  )
+
+
 def _check_labels(labels: np.ndarray, name: str, source: str, num_images: int, num_classes: int | None) -> None:
-  if labels.dtype.kind not in 'iu':
-    raise ValueError(f'{source}: {name} has dtype {labels.dtype}; labels have to be integers')
   if labels.shape != (num_images,):
-    raise ValueError(f'{source}: {name} has shape {labels.shape}; one label for each of {num_images} images is needed')
+    how = ''
+    if labels.ndim == 2 and len(labels) == num_images:
+      how = ': y[:, 0]' if labels.shape[1] == 1 else ': y.argmax(axis=1), if they are one-hot'
+    raise ValueError(
+      f'{source}: {name} has shape {labels.shape}; one label for each of {num_images} images is needed{how}'
+    )
+  if labels.dtype.kind not in 'iu':
+    how = ': np.searchsorted(np.unique(y_train), y)' if labels.dtype.kind in 'US' else ''
+    if labels.dtype.kind == 'b' or (labels.dtype.kind == 'f' and (labels == np.rint(labels)).all()):
+      how = ": y.astype('int32')"
+    raise ValueError(f'{source}: {name} has dtype {labels.dtype}; labels have to be integers{how}')
   largest = np.iinfo(np.int32).max - 1 if num_classes is None else num_classes - 1
   outside = np.flatnonzero((labels < 0) | (labels > largest))
   if outside.size:
     raise ValueError(f'{source}: {name}[{outside[0]}] is {labels[outside[0]]}; labels have to be in 0..{largest}')
+
+
+def _check_classes(labels: np.ndarray, source: str) -> None:
+  classes = np.unique(labels)
+  if len(classes) == 1:
+    raise ValueError(f'{source}: every label in y_train is {classes[0]}; at least two classes are needed')
+  missing = int(classes[-1]) + 1 - len(classes)
+  if missing:
+    first = np.flatnonzero(classes != np.arange(len(classes)))[0]
+    raise ValueError(
+      f'{source}: class {first} has no training image, as {missing} of the classes 0..{classes[-1]} in y_train; leave'
+      ' out what has no class, and number the others from 0 without gaps: np.searchsorted(np.unique(y_train), y)'
+    )

@@ -1,5 +1,7 @@
 """Augmentation of batches on the device [DARTS §A.1]: crop, flip, colours, normalisation, cutout, in this order.
 
+Floating point images are normalised first: 0 is a value like others to them, and what is black unknown.
+
 Every image draws from a key of its own, made from the key of the batch and its place in it, so neither its
 neighbours nor the number of devices that share the batch matter.
 """
@@ -47,9 +49,10 @@ def augment(
 ) -> Array:
   """Augments raw images as the published protocol does, and normalises them.
 
-  The padding of a crop is black, pixel value 0 before normalisation; the square of cutout [DeVries & Taylor,
-  arXiv 1708.04552] is 0 after it, the mean of its channel. The three draws of an image are independent of whether the
-  others are made. With everything off this is `normalise`.
+  The padding of a crop is black, pixel value 0 before normalisation, if images are integers; it is 0 after
+  normalisation, the mean of its channel, if they are floating point. The square of cutout [DeVries & Taylor,
+  arXiv 1708.04552] is 0 after normalisation. The three draws of an image are independent of whether the others are
+  made. With everything off this is `normalise`.
 
   Args:
     images: [B, H, W, C], raw pixel values of any dtype.
@@ -61,7 +64,8 @@ def augment(
     cutout: side of the square in pixels. Its centre is a uniformly drawn pixel, what reaches over the border is cut
       off, and an even side extends further by one to the top and left; 0 for none.
     first: the place of the first of these images in the batch, if they are a part of one.
-    recolour: `(raw images, key) → raw images`, carried out before normalisation, such as colour jitter; None for none.
+    recolour: `(raw images, key) → raw images`, carried out just before normalisation, such as colour jitter; None for
+      none.
     dtype: of the result; the arithmetic is done in float32 or wider.
 
   Returns:
@@ -74,15 +78,20 @@ def augment(
     if value < 0:
       raise ValueError(f'{name} is {value}; it has to be 0 or more pixels')
   keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(key, index), 3))(first + jnp.arange(len(images)))
-  if crop_padding:
-    images = jax.vmap(functools.partial(_crop, padding=crop_padding))(images, keys[:, 0])
-  if flip:
-    images = jax.vmap(_flip)(images, keys[:, 1])
-  if recolour is not None:
-    assert isinstance(first, int), 'colours are drawn for whole batches'
-    # No image has this number.
-    images = recolour(images, jax.random.fold_in(key, len(images)))
-  images = normalise(images, mean, std, dtype)
+
+  def move(images: Array) -> Array:
+    if crop_padding:
+      images = jax.vmap(functools.partial(_crop, padding=crop_padding))(images, keys[:, 0])
+    return jax.vmap(_flip)(images, keys[:, 1]) if flip else images
+
+  def colour(images: Array) -> Array:
+    if recolour is not None:
+      assert isinstance(first, int), 'colours are drawn for whole batches'
+      # No image has this number.
+      images = recolour(images, jax.random.fold_in(key, len(images)))
+    return normalise(images, mean, std, dtype)
+
+  images = move(colour(images)) if jnp.issubdtype(images.dtype, jnp.floating) else colour(move(images))
   if cutout:
     images = jax.vmap(functools.partial(_cutout, side=cutout))(images, keys[:, 2])
   return images

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from darts_jax.data import npz, sources
-from darts_jax.data.arrays import Arrays, validate
+from darts_jax.data.arrays import Arrays, check_range, validate
 from darts_jax.data.official import OFFICIAL
 
 NAMES = ('digits', *OFFICIAL, 'npz')
@@ -51,7 +51,7 @@ def load(name: str, *, directory: str = '', path: str = '', download: bool = Fal
     directory: `config.data.dir`, where MNIST and CIFAR are looked for: as a folder that TensorFlow Datasets prepared
       in the `array_record` format, as the official archives, or as what these unpack to.
     path: `config.data.path`, the file of 'npz': arrays x_train and y_train, optionally x_test and y_test; images
-      [N, H, W, C] or [N, H, W], uint8 or floating point; integer labels from 0.
+      [N, H, W, C] or [N, H, W], uint8 or floating point; integer labels from 0 without gaps.
     download: `config.data.download`, whether to fetch the official files of MNIST or CIFAR into `directory` if they
       are not there.
 
@@ -117,6 +117,7 @@ def _digits() -> Arrays:
 def _own(name: str, arrays: Arrays, source: str) -> Images:
   validate(arrays, source)
   mean, std = _statistics(arrays.x_train)
+  check_range(arrays, mean, std, source)
   y_test = None if arrays.y_test is None else arrays.y_test.astype(np.int32)
   return Images(
     name,

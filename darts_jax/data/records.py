@@ -62,7 +62,8 @@ def image_folder(path: str | os.PathLike[str], split_names: str | Sequence[str] 
 
   Classes are the folders of `PATH/train` in sorted order, also for other splits, and within a class the images are in
   the order of their paths, so that neither order depends on the file system. Names that start with a dot are passed
-  over, as are files whose name does not end like that of an image (`ENDINGS`, in either case).
+  over, as are files whose name does not end like that of an image (`ENDINGS`, in either case). Links to folders are
+  followed, but each folder is read once, at its own place if that is in the split.
 
   Args:
     path: `config.data.dir`, the folder that holds one folder a split.
@@ -73,7 +74,7 @@ def image_folder(path: str | os.PathLike[str], split_names: str | Sequence[str] 
 
   Raises:
     ValueError: naming the path, if it or the split is not a folder, there is only one class or one without images,
-      the split has a class that the training images lack, or a folder cannot be read.
+      two classes are the same folder, the split has a class that the training images lack, or a folder cannot be read.
   """
   root = pathlib.Path(path).expanduser()
   try:
@@ -85,10 +86,11 @@ def image_folder(path: str | os.PathLike[str], split_names: str | Sequence[str] 
       raise ValueError(f'{train}: holds one class, {classes[0]}; at least two are needed')
     folder = _split_folder(root, (split_names,) if isinstance(split_names, str) else split_names)
     paths, labels = [], []
-    for name in _class_names(folder):
+    names = _class_names(folder)
+    for name in names:
       if name not in classes:
         raise ValueError(f'{folder / name}: a class that {train} lacks')
-      images = _images_below(folder, name)
+    for name, images in _images_below(folder, names).items():
       if not images:
         raise ValueError(f'{folder / name}: a class without images; their names end in {", ".join(ENDINGS)}')
       paths += images
@@ -112,18 +114,51 @@ def _class_names(folder: pathlib.Path) -> tuple[str, ...]:
   return names
 
 
-def _images_below(folder: pathlib.Path, name: str) -> list[str]:
-  """Paths relative to the folder of the split."""
+def _images_below(folder: pathlib.Path, names: Sequence[str]) -> dict[str, list[str]]:
+  """Paths relative to the folder of the split, by class."""
+  own: dict[str, str] = {}
+  for name in names:
+    other = own.setdefault(os.path.realpath(folder / name), name)
+    if other != name:
+      raise ValueError(f'{folder / name}: the same folder as {folder / other}; an image has one class')
+  # A link to a folder that a class lies in leads to other classes and splits.
+  split = folder.resolve()
+  seen = {*own, str(split), *(str(above) for path in (split, *map(pathlib.Path, own)) for above in path.parents)}
+  found: dict[str, list[str]] = {name: [] for name in names}
+  tops = [(name, str(folder / name)) for name in names]
+  # What can be reached without a link comes before the first link.
+  while tops:
+    links: list[tuple[str, str]] = []
+    for name, top in tops:
+      images, further = _walk(top, seen)
+      found[name] += [path.removeprefix(f'{folder}/') for path in images]
+      links += [(name, path) for path in further]
+    tops = []
+    for name, path in links:
+      real = os.path.realpath(path)
+      if real not in seen:
+        seen.add(real)
+        tops.append((name, path))
+  return {name: sorted(paths) for name, paths in found.items()}
+
+
+def _walk(top: str, seen: set[str]) -> tuple[list[str], list[str]]:
+  """Images below a folder, and links to folders; real paths in `seen` are passed over, what is read is added to it."""
 
   def fail(error: OSError) -> None:
     raise error  # A folder that cannot be listed would be passed over.
 
-  found = []
-  for parent, folders, files in os.walk(folder / name, onerror=fail):
-    folders[:] = [inner for inner in folders if not inner.startswith('.')]
-    below = parent.removeprefix(f'{folder}/')
-    found += [f'{below}/{file}' for file in files if file.lower().endswith(ENDINGS) and not file.startswith('.')]
-  return sorted(found)
+  images, links = [], []
+  real_top = os.path.realpath(top)
+  for parent, folders, files in os.walk(top, onerror=fail):
+    visible = [name for name in sorted(folders) if not name.startswith('.')]
+    linked = [name for name in visible if pathlib.Path(parent, name).is_symlink()]
+    links += [f'{parent}/{name}' for name in linked]
+    real = {name: f'{real_top}{parent.removeprefix(top)}/{name}' for name in visible if name not in linked}
+    folders[:] = [name for name, path in real.items() if path not in seen]
+    seen.update(real.values())
+    images += [f'{parent}/{file}' for file in files if file.lower().endswith(ENDINGS) and not file.startswith('.')]
+  return images, links
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -166,7 +201,7 @@ def tfds_directory(path: str | os.PathLike[str], name: str, split: str | Sequenc
 
   Raises:
     ValueError: naming the folder, if there is no such dataset or split, it has other features, it is damaged, or
-      the packages that read it are not installed.
+      the packages that read it are not installed; or it has one class only.
   """
   directory = pathlib.Path(path).expanduser()
   folder = tfds.find(name, directory)
@@ -177,11 +212,14 @@ def tfds_directory(path: str | os.PathLike[str], name: str, split: str | Sequenc
 
     builder = tensorflow_datasets.builder_from_directory(folder, file_format=tfds.FORMAT)
     features = dict(builder.info.features)
-    is_image = isinstance(features.get('image'), tensorflow_datasets.features.Image)
+    image: Any = features.get('image')
+    is_image = isinstance(image, tensorflow_datasets.features.Image)
+    # Stored images of floats have the bits of these for colours.
+    dtype = np.dtype(image.np_dtype) if is_image else None
     classes = getattr(features.get('label'), 'names', None)
     available = tuple(builder.info.splits)
     splits = [wanted for wanted in ((split,) if isinstance(split, str) else split) if wanted in available]
-    if is_image and classes and splits:
+    if dtype in (np.uint8, np.uint16) and classes and len(classes) > 1 and splits:
       decoders = {'image': tensorflow_datasets.decode.SkipDecoding()}
       return _Prepared(folder, splits[0], builder.as_data_source(splits[0], decoders=decoders), tuple(classes))
   except ImportError as error:
@@ -191,6 +229,10 @@ def tfds_directory(path: str | os.PathLike[str], name: str, split: str | Sequenc
   if not splits:
     wanted = split if isinstance(split, str) else ' or '.join(split)
     raise ValueError(f'{folder}: has no split {wanted}; it has {", ".join(available)}')
+  if is_image and dtype not in (np.uint8, np.uint16):
+    raise ValueError(f'{folder}: its images are of {dtype}; allowed: uint8, uint16')
+  if classes and len(classes) == 1:
+    raise ValueError(f'{folder}: has one class, {classes[0]}; at least two are needed')
   raise ValueError(
     f"{folder}: its features are {', '.join(sorted(features))}; needed: an image 'image', a class 'label'"
   )

@@ -6,7 +6,6 @@ can start at any step, and neither threads, worker processes nor the number of h
 
 import dataclasses
 import functools
-import io
 import math
 import os
 import signal
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from darts_jax.data.decoding import open_image, to_rgb
 from darts_jax.data.records import Records
 
 Box = tuple[float, float, float, float]
@@ -186,8 +186,8 @@ class Stream:
 def decode(encoded: bytes, image_size: int, choose_box: Callable[[int, int], Box]) -> np.ndarray | None:
   """Decodes an image, cuts a box out of it and resizes that with an antialiasing bilinear filter.
 
-  Colours other than RGB are converted, transparency is dropped. As is customary for ImageNet, an orientation that a
-  camera stored beside the image is not applied.
+  Colours and depths are converted by `darts_jax.data.decoding.to_rgb`. As is customary for ImageNet, an orientation
+  that a camera stored beside the image is not applied.
 
   Args:
     encoded: content of an image file.
@@ -195,12 +195,12 @@ def decode(encoded: bytes, image_size: int, choose_box: Callable[[int, int], Box
     choose_box: called with width and height of the image, returns the box.
 
   Returns:
-    [S, S, 3] uint8, or None if the image is damaged or none.
+    [S, S, 3] uint8, or None if the image is damaged, of a format that is not read, or of a depth without a rule.
   """
   from PIL import Image
 
   try:
-    image: Image.Image = Image.open(io.BytesIO(encoded))
+    image = open_image(encoded)
   except Exception:  # Its parsers fail in many ways on what is not an image.
     return None
   width, height = image.size
@@ -209,7 +209,7 @@ def decode(encoded: bytes, image_size: int, choose_box: Callable[[int, int], Box
   shrink = max(1, int(min(box[2] - box[0], box[3] - box[1]) / (2 * image_size)))
   try:
     drafted = image.draft(None, (width // shrink, height // shrink))
-    image = _rgb(image)
+    image = to_rgb(image)
   except Exception:  # As above; this is where truncated files are found out.
     return None
   scale = drafted[1][2] / width if drafted else 1.0
@@ -258,17 +258,6 @@ def centre_box(width: int, height: int, image_size: int) -> Box:
   """
   side = min(width, height) * image_size / round(image_size * 256 / 224)
   return (width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2
-
-
-def _rgb(image: Any) -> Any:
-  from PIL import Image
-
-  if image.mode.startswith('I;16'):  # Pillow would cut 16 bits off at 255.
-    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-  if 'transparency' in image.info:  # Pillow warns if a palette with it becomes RGB at once.
-    image = image.convert('RGBA')
-  image.load()
-  return image if image.mode == 'RGB' else image.convert('RGB')
 
 
 def _generator(seed: int, *draw: int) -> np.random.Generator:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from darts_jax.data.arrays import Arrays
+from darts_jax.data.decoding import open_image
 from darts_jax.data.official import Official
 
 FORMAT = 'array_record'
@@ -35,7 +36,9 @@ def read(dataset: Official, directory: pathlib.Path) -> Arrays | None:
     import tensorflow_datasets  # An optional extra, slow to import.
 
     builder = tensorflow_datasets.builder_from_directory(prepared, file_format=FORMAT)
-    train, test = (_split(builder.as_data_source(split=split)) for split in ('train', 'test'))
+    # Its own decoder takes images for what they say they are.
+    decoders = {'image': tensorflow_datasets.decode.SkipDecoding()}
+    train, test = (_split(builder.as_data_source(split, decoders=decoders)) for split in ('train', 'test'))
   except ImportError as error:
     raise ValueError(f'{prepared}: reading it needs: pip install darts_jax[tfds] ({error})') from error
   except Exception as error:  # Of several packages, each with errors of its own.
@@ -78,5 +81,5 @@ def _split(source: Any) -> tuple[np.ndarray, np.ndarray]:
   records = list(source.__getitems__(list(range(len(source)))))
   if records and 'id' in records[0]:
     records.sort(key=lambda record: record['id'])
-  images = np.stack([record['image'] for record in records])
+  images = np.stack([np.atleast_3d(np.asarray(open_image(record['image']))) for record in records])
   return images, np.asarray([record['label'] for record in records], np.int32)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from darts_jax import genotype as genotypes
+from darts_jax.data.arrays import LARGEST, SMALLEST
 from darts_jax.genotype import Genotype
 from darts_jax.nets.conv import Network
 from darts_jax.training.workdir import SPACE, Described
@@ -86,4 +87,10 @@ class Model(Described):
     numbers = (model.channels, model.layers, model.num_classes, model.stem_multiplier, *model.image_shape)
     if not all(isinstance(number, int) and number > 0 for number in numbers):
       raise ValueError('channels, layers, num_classes, stem_multiplier and image_shape are positive integers')
+    for name, least in (('mean', -LARGEST), ('std', SMALLEST)):
+      values_of = tuples[name]
+      if len(values_of) != model.image_shape[-1] or not all(
+        isinstance(value, int | float) and least <= value <= LARGEST for value in values_of
+      ):
+        raise ValueError(f'{name}: one number in {least}..{LARGEST} for each channel of image_shape')
     return model

@@ -36,11 +36,11 @@ def normalised(images):
 
 
 def all_crops(image, padding):
-  """[(2p + 1)², H, W, C]: every window of the normalised image that is padded with black."""
+  """[(2p + 1)², H, W, C]: every window of the image that is padded with zeros."""
   height, width, _ = image.shape
   padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
   offsets = [(top, left) for top in range(2 * padding + 1) for left in range(2 * padding + 1)]
-  return normalised(np.stack([padded[top : top + height, left : left + width] for top, left in offsets]))
+  return np.stack([padded[top : top + height, left : left + width] for top, left in offsets])
 
 
 @pytest.mark.parametrize('dtype', [np.uint8, np.float32])
@@ -78,10 +78,10 @@ def test_everything_off_is_normalise_and_compiles_to_nothing_else():
 
 
 @pytest.mark.parametrize('dtype', [np.uint8, np.float32])
-def test_crops_are_windows_of_the_image_padded_with_black(dtype):
+def test_crops_are_windows_of_the_image_padded_with_black_or_the_mean(dtype):
   padding, num_images = 2, 2000
   image = random_images(1, dtype=dtype)[0]
-  crops = all_crops(image, padding)
+  crops = normalised(all_crops(image, padding)) if dtype == np.uint8 else all_crops(normalised(image), padding)
 
   result = run(np.broadcast_to(image, (num_images, *image.shape)), crop_padding=padding)
 
@@ -90,9 +90,43 @@ def test_crops_are_windows_of_the_image_padded_with_black(dtype):
   counts = matches.sum(axis=0)
   # χ² with 24 degrees of freedom has mean 24 and standard deviation √48.
   assert np.sum((counts - num_images / 25) ** 2) / (num_images / 25) < 24 + 5 * 48**0.5
-  # A window that is moved to the very corner has two rows and columns of normalised black.
+  # A window that is moved to the very corner has two rows and columns of padding.
   corner = result[matches[:, 0]][0]
-  np.testing.assert_allclose(corner[:2].reshape(-1, 3), np.tile(BLACK, (14, 1)), rtol=1e-6)
+  np.testing.assert_allclose(corner[:2].reshape(-1, 3), np.tile(BLACK * (dtype == np.uint8), (14, 1)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(('scale', 'offset'), [(1, 1000), (1, -1000), (2**-40, 0), (2**40, 2**50)])
+def test_float_images_are_augmented_alike_whatever_their_scale_and_offset(scale, offset):
+  # Whole numbers and powers of two, so that no image is rounded.
+  images, mean, std = random_images(8).astype(np.float32), np.float32([128, 96, 64]), np.float32(STD)
+  settings = {'crop_padding': 2, 'flip': True, 'cutout': 3}
+
+  result, expected = (
+    augment(x, jax.random.key(0), center, spread, **settings)
+    for x, center, spread in ((scale * images + offset, scale * mean + offset, scale * std), (images, mean, std))
+  )
+
+  np.testing.assert_array_equal(result, expected)
+  assert (expected[:, 0] == 0).all(axis=(1, 2)).any()
+
+
+def test_recoloured_float_images_are_padded_with_the_mean():
+  images = random_images(8).astype(np.float32)
+
+  result = augment(
+    images,
+    jax.random.key(0),
+    MEAN,
+    STD,
+    crop_padding=8,
+    flip=False,
+    cutout=0,
+    recolour=lambda images, key: 255 - images,
+  )
+
+  plain = augment(255 - images, jax.random.key(0), MEAN, STD, crop_padding=8, flip=False, cutout=0)
+  np.testing.assert_array_equal(result, plain)
+  assert (plain == 0).mean() > 0.3
 
 
 def test_flip_mirrors_every_second_image():

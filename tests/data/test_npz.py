@@ -52,7 +52,7 @@ def test_floating_point_becomes_float32(tmp_path, dtype):
 def test_statistics_of_many_images_are_those_of_all(tmp_path):
   x = np.random.default_rng(0).normal([1000, -5], [0.5, 20], (150, 5, 6, 2)).astype(np.float32)
 
-  loaded = load(tmp_path / 'own.npz', {'x_train': x, 'y_train': np.zeros(150, int)})
+  loaded = load(tmp_path / 'own.npz', {'x_train': x, 'y_train': np.arange(150) % 2})
 
   np.testing.assert_allclose(loaded.mean, x.astype(np.float64).mean(axis=(0, 1, 2)), rtol=1e-12)
   np.testing.assert_allclose(loaded.std, x.astype(np.float64).std(axis=(0, 1, 2)), rtol=1e-9)
@@ -81,8 +81,11 @@ def with_value(value, dtype=np.float32):
     ({'x_train': None}, 'array x_train is missing'),
     ({'y_test': None}, 'array y_test is missing'),
     ({'x_test': None}, 'array x_test is missing'),
-    ({'x_train': dataset(np.int64)['x_train']}, 'x_train has dtype int64; allowed: uint8 or floating point'),
-    ({'x_train': np.zeros((7, 60), np.uint8)}, r'x_train has shape \(7, 60\)'),
+    (
+      {'x_train': dataset(np.int64)['x_train']},
+      r"x_train has dtype int64; allowed: uint8 or floating point: x.astype\('uint8'\)",
+    ),
+    ({'x_train': np.zeros((7, 60), np.uint8)}, r'x_train has shape \(7, 60\).*: x.reshape\(-1, H, W, C\)'),
     ({'x_train': np.zeros((0, 5, 6, 2), np.uint8)}, 'x_train is empty'),
     ({'x_test': np.zeros((3, 5, 0, 2), np.uint8)}, 'x_test is empty'),
     ({'x_train': with_value(np.nan), 'x_test': None, 'y_test': None}, r'x_train\[2, 1, 3, 1\] is nan; pixel values'),
@@ -94,9 +97,29 @@ def with_value(value, dtype=np.float32):
     ({'y_train': np.array([0, 1, 2, 3, 0, 1, -2])}, r'y_train\[6\] is -2; labels have to be in 0..'),
     ({'y_train': np.array([0, 2**32 + 1, 2, 3, 0, 1, 2])}, r'y_train\[1\] is 4294967297; labels have to be in 0..'),
     ({'y_train': np.arange(7) / 2}, 'y_train has dtype float64; labels have to be integers'),
-    ({'y_train': np.ones(7, bool)}, 'y_train has dtype bool; labels have to be integers'),
+    ({'y_train': np.arange(7.0)}, r"y_train has dtype float64; labels have to be integers: y.astype\('int32'\)"),
+    ({'y_train': np.ones(7, bool)}, r"y_train has dtype bool; labels have to be integers: y.astype\('int32'\)"),
+    ({'y_train': np.array(list('abcdabc'))}, r'dtype <U1; labels have to be integers: np.searchsorted\('),
     ({'y_train': np.arange(6)}, r'y_train has shape \(6,\); one label for each of 7 images'),
-    ({'y_test': np.zeros((3, 1), int)}, r'y_test has shape \(3, 1\); one label for each of 3 images'),
+    ({'y_test': np.zeros((3, 1), int)}, r'y_test has shape \(3, 1\); one label .* of 3 images is needed: y\[:, 0\]'),
+    (
+      {'y_train': np.eye(7)},
+      r'y_train has shape \(7, 7\); one label .* is needed: y.argmax\(axis=1\), if they are one',
+    ),
+    ({'y_train': np.ones(7, int)}, 'every label in y_train is 1; at least two classes are needed'),
+    (
+      {'y_train': np.arange(1, 8)},
+      r'class 0 has no training image, as 1 of the classes 0..7 in y_train; .*searchsorted',
+    ),
+    ({'y_train': np.array([0, 1, 255, 0, 3, 1, 1])}, 'class 2 has no training image, as 252 of the classes 0..255 in'),
+    (
+      {'y_train': np.array([0, 1, 2, 2 * 10**9, 0, 1, 2])},
+      'class 3 has no training image, as 1999999997 of the classes 0..2000000000 in y_train',
+    ),
+    (
+      {'x_train': dataset(np.uint16)['x_train'] + 300},
+      r"x_train has dtype uint16; allowed: uint8 or floating point: x.astype\('float32'\)",
+    ),
     ({'y_test': np.array([0, 4, 0])}, 'class 4 occurs in y_test but not in y_train'),
     ({'y_train': np.array([0, 1, None, 3, 0, 1, 2])}, 'array y_train cannot be read: Object arrays'),
   ],
@@ -104,6 +127,57 @@ def with_value(value, dtype=np.float32):
 def test_unfit_arrays(tmp_path, changes, message):
   with pytest.raises(ValueError, match=f'^[^\n]*own.npz: [^\n]*{message}[^\n]*$'):
     load(tmp_path / 'own.npz', dataset(**changes))
+
+
+@pytest.mark.parametrize(
+  'shape',
+  [(7, 3, 32, 32), (7, 1, 28, 28), (7, 4, 8, 8), (7, 8, 16, 16), (7, 3, 24, 40), (7, 1, 24, 40), (7, 4, 48, 64)],
+)
+def test_channels_before_rows_are_refused_with_the_remedy(tmp_path, shape):
+  x = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+  arrays = {'x_train': x, 'y_train': np.arange(7)}
+
+  with pytest.raises(
+    ValueError, match=r'looks like \[N, C, H, W\]; allowed: \[N, H, W, C\]: x.transpose\(0, 2, 3, 1\)$'
+  ):
+    load(tmp_path / 'own.npz', arrays)
+
+  assert load(tmp_path / 'own.npz', {**arrays, 'x_train': x.transpose(0, 2, 3, 1)}).x_train.shape[3] == shape[1]
+
+
+def test_images_on_the_last_axis_are_refused_with_the_remedy(tmp_path):
+  x = np.random.default_rng(0).integers(0, 256, (8, 8, 3, 7), np.uint8)
+
+  with pytest.raises(ValueError, match=r'looks like \[H, W, C, N\]; allowed: .*: x.transpose\(3, 0, 1, 2\)$'):
+    load(tmp_path / 'own.npz', {'x_train': x, 'y_train': np.arange(7)})
+
+
+@pytest.mark.parametrize('shape', [(7, 8, 8, 12), (7, 4, 16, 3), (7, 1, 128, 9), (7, 9, 9, 103), (7, 8, 12, 4)])
+def test_many_channels_and_oblong_images_are_read(tmp_path, shape):
+  x = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+  assert load(tmp_path / 'own.npz', {'x_train': x, 'y_train': np.arange(7)}).x_train.shape == shape
+
+
+@pytest.mark.parametrize('scale', [1e-41, 1e-35, 1e34])
+def test_images_that_float32_cannot_normalise_are_refused(tmp_path, scale):
+  x = np.float32(scale * dataset(np.float64)['x_train'])
+
+  with pytest.raises(
+    ValueError, match=r'own.npz: channel 0 of x_train is in .*float32 cannot normalise it; scale the '
+  ):
+    load(tmp_path / 'own.npz', dataset(x_train=x, x_test=None, y_test=None))
+
+  found = load(tmp_path / 'own.npz', dataset(x_train=x / np.abs(x).max(), x_test=None, y_test=None))
+  expected = dataset(np.float64)['x_train'] / 255
+  np.testing.assert_allclose(found.std, expected.std(axis=(0, 1, 2)), rtol=0.01)
+
+
+def test_test_images_that_float32_cannot_normalise_are_refused(tmp_path):
+  arrays = dataset(np.float32)
+
+  with pytest.raises(ValueError, match='channel 1 of x_test is in .*that of x_train has a standard deviation of'):
+    load(tmp_path / 'own.npz', {**arrays, 'x_test': arrays['x_test'] * np.float32([1, 1e36])})
 
 
 def test_missing_file(tmp_path):

@@ -111,6 +111,34 @@ def test_names_beyond_ascii_and_linked_classes(folder):
   assert records.load(5) == (b'linked', 2)
 
 
+def test_linked_folders_are_followed_each_once(folder):
+  (folder / 'elsewhere' / 'deep').mkdir(parents=True)
+  for name in ('l.jpg', 'deep/d.jpg'):
+    (folder / 'elsewhere' / name).write_bytes(b'linked')
+  before = contents(image_folder(folder))
+  for link, target in (
+    ('train/ant/more', 'elsewhere'),
+    ('train/wolf/again', 'elsewhere/deep'),
+    ('elsewhere/round', 'elsewhere'),
+    # To what is read without a link, to other classes, and to what holds them all.
+    ('train/Zebra/ant', 'train/ant/nested'),
+    ('train/Zebra/wolf', 'train/wolf'),
+    ('train/Zebra/all', 'train'),
+    ('train/ant/nested/root', '.'),
+    ('train/ant/.hidden', 'val'),
+  ):
+    (folder / link).symlink_to(folder / target)
+
+  assert sorted(contents(image_folder(folder))) == sorted([*before, (b'linked', 1), (b'linked', 2)])
+
+
+def test_classes_that_are_one_folder(folder):
+  (folder / 'train' / 'fox').symlink_to(folder / 'train' / 'wolf')
+
+  with pytest.raises(ValueError, match=r'train/wolf: the same folder as .*train/fox; an image has one class$'):
+    image_folder(folder)
+
+
 def test_a_file_that_vanished(folder):
   records = image_folder(folder)
   (folder / 'train' / 'ant' / '9.webp').unlink()
@@ -255,6 +283,22 @@ def test_prepared_records_of_other_features(tmp_path, features):
   message = f"shades/1.0.0: its features are {', '.join(features)}; needed: an image 'image', a class 'label'$"
   with pytest.raises(ValueError, match=message):
     tfds_directory(tmp_path, 'shades')
+
+
+def test_prepared_records_of_floats_or_one_class(tmp_path):
+  floats = {**IMAGE, 'image': {'shape': {'dimensions': ['8', '8', '1']}, 'dtype': 'float32', 'encodingFormat': 'png'}}
+  write_tfds(tmp_path / 'a' / 'shades' / '1.0.0', {'train': SHADES}, {'image': floats, 'label': LABEL})
+  write_tfds(
+    tmp_path / 'b' / 'shades' / '1.0.0',
+    {'train': SHADES},
+    {'image': IMAGE, 'label': {**LABEL, 'classLabel': {'numClasses': '1'}}},
+  )
+  (tmp_path / 'b' / 'shades' / '1.0.0' / 'label.labels.txt').write_text('black\n')
+
+  with pytest.raises(ValueError, match=r'shades/1.0.0: its images are of float32; allowed: uint8, uint16$'):
+    tfds_directory(tmp_path / 'a', 'shades')
+  with pytest.raises(ValueError, match=r'shades/1.0.0: has one class, black; at least two are needed$'):
+    tfds_directory(tmp_path / 'b', 'shades')
 
 
 @pytest.mark.parametrize('label', [-1, 3])

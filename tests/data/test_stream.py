@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -461,6 +462,84 @@ def test_every_kind_of_image_becomes_rgb(image, options, colour):
   result = decode(encoded(image, **options), 4, lambda *size: (0, 0, *size))
 
   np.testing.assert_array_equal(result, np.broadcast_to(colour, (4, 4, 3)))
+
+
+CASES = pathlib.Path(__file__).parents[1] / 'cases'
+
+
+def tiff(pixels, photometric=1):
+  return encoded(pixels, 'TIFF', tiffinfo={262: photometric})
+
+
+def tiff_of_12_bits(value):
+  pixels = (value << 12 | value).to_bytes(3, 'big') * 32
+  short, long = 3, 4
+  tags = [(256, 8), (257, 8), (258, 12), (259, 1), (262, 1), (273, 122), (277, 1), (278, 8), (279, len(pixels))]
+  entries = [struct.pack('<HHII', tag, long if tag == 273 else short, 1, number) for tag, number in tags]
+  return b'II*\0\x08\0\0\0' + struct.pack('<H', len(tags)) + b''.join(entries) + bytes(4) + pixels
+
+
+def pgm(maximum, value):
+  return b'P5 8 8 %d\n' % maximum + np.full((8, 8), value, '>u2').tobytes()
+
+
+GREY = np.full((8, 8), 200, np.uint8)
+
+
+@pytest.mark.parametrize(
+  ('content', 'level'),
+  [
+    ((CASES / 'pgm16.pgm').read_bytes(), 200),
+    ((CASES / 'f32_01.tif').read_bytes(), 200),
+    (pgm(65535, 51400), 200),
+    (pgm(4095, 3212), 200),
+    (b'P2 8 8 4095\n' + b'3212 ' * 64, 200),
+    (tiff(GREY * np.uint16(257)), 200),
+    (tiff((GREY * np.uint16(257)).astype('>u2')), 200),
+    (tiff(GREY * np.uint16(257), photometric=0), 55),
+    (tiff(GREY / np.float32(255)), 200),
+    (tiff(GREY / np.float32(255), photometric=0), 55),
+    (tiff(np.ones((8, 8), np.float32)), 255),
+    (tiff_of_12_bits(0xC8C), 200),
+  ],
+)
+def test_grey_of_more_than_eight_bits_is_scaled(content, level):
+  result = decode(content, 4, lambda *size: (0, 0, *size))
+
+  np.testing.assert_array_equal(result, np.full((4, 4, 3), level))
+
+
+@pytest.mark.parametrize(
+  'content',
+  [
+    tiff(GREY.astype(np.float32)),
+    tiff(np.full((8, 8), -0.1, np.float32)),
+    tiff(np.full((8, 8), np.nan, np.float32)),
+    tiff(np.full((8, 8), 200, np.int32)),
+    tiff(np.full((8, 8), 2**24, np.int32)),
+  ],
+)
+def test_grey_of_unknown_range_is_not_decoded(content):
+  assert decode(content, 4, lambda *size: (0, 0, *size)) is None
+
+
+POSTSCRIPT = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n0 0 8 8 rectfill\nshowpage\n%%EOF\n'
+
+
+def test_no_image_starts_a_program(tmp_path, monkeypatch):
+  from PIL import EpsImagePlugin
+
+  started = []
+  monkeypatch.setattr(EpsImagePlugin, 'Ghostscript', lambda *arguments, **options: started.append(arguments))
+  records = write(tmp_path, [of_one_colour(index) for index in range(9)])
+  path = pathlib.Path(records.name(4)).with_suffix('.jpg')
+  pathlib.Path(records.name(4)).unlink()
+  path.write_bytes(POSTSCRIPT)
+
+  batches = list(stream(image_folder(tmp_path), train=False).batches())
+
+  assert np.concatenate([batch.damaged for batch in batches]).tolist() == [-1] * 4 + [4] + [-1] * 7
+  assert not started
 
 
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)

@@ -70,6 +70,30 @@ def test_truncated_records(tmp_path, cifar10):
     images.load('cifar10', directory=str(tmp_path))
 
 
+def test_no_record_starts_a_program(tmp_path, cifar10, monkeypatch):
+  from array_record.python import array_record_module
+  from PIL import EpsImagePlugin
+  from tensorflow_datasets.proto import tf_example_pb2
+
+  started = []
+  monkeypatch.setattr(EpsImagePlugin, 'Ghostscript', lambda *arguments, **options: started.append(arguments))
+  cifar10.write_tfds(tmp_path / 'cifar10' / '3.0.2', ids=False)
+  path = tmp_path / 'cifar10' / '3.0.2' / 'cifar10-test.array_record-00000-of-00001'
+  example = tf_example_pb2.Example()
+  example.features.feature['image'].bytes_list.value.append(
+    b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n%%EOF\n'
+  )
+  example.features.feature['label'].int64_list.value.append(0)
+  writer = array_record_module.ArrayRecordWriter(str(path), 'group_size:1')
+  for _ in range(4):
+    writer.write(example.SerializeToString())
+  writer.close()
+
+  with pytest.raises(ValueError, match=r'cifar10/3.0.2: cannot be read by tensorflow-datasets: cannot identify image'):
+    images.load('cifar10', directory=str(tmp_path))
+  assert not started
+
+
 def test_other_number_of_images(tmp_path, cifar10):
   cifar10.write_tfds(tmp_path / 'cifar10' / '3.0.2', ids=True)
   cifar10.change(num_test=6)

@@ -28,6 +28,17 @@ CONFIG = {
 }
 
 
+@pytest.mark.parametrize(
+  ('field', 'value'),
+  [('std', [50, 0, 70]), ('std', [50, 1e-40, 70]), ('std', [50.0]), ('mean', [0, 0, float('nan')]), ('mean', '123')],
+)
+def test_a_model_that_would_normalise_to_nan_or_infinity_is_refused(field, value):
+  values = MODEL.to_dict()
+  assert Model.from_dict(values) == MODEL
+  with pytest.raises(ValueError, match=f'^{field}: one number in .* for each channel of image_shape$'):
+    Model.from_dict({**values, field: value})
+
+
 def rates(steps_per_epoch=5, **changes):
   settings = build(Training, {'epochs': 10, 'batch_size': 256, 'weights': changes})
   learning_rate = learning_rates(settings, steps_per_epoch)
