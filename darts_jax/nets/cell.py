@@ -218,4 +218,4 @@ def _messages_of_channels(
   scale, offset = weighted([each.scale for each in images]), weighted([each.offset for each in images])
   [total] = weighted_sums(arrays, scale.astype(dtype), tuple((i, 0) for i in range(len(arrays))))
   total = total + spread(jnp.sum(offset, axis=0).astype(dtype)[None], shape)[0]
-  return lax.split(total[0], [channels] * edges, axis=-1)
+  return list(lax.split(total[0], [channels] * edges, axis=-1))

@@ -340,9 +340,10 @@ class _Blocks(Bilinear):
     edges, channels, features = self.kernel
     ones = np.eye(edges, dtype=first[0].dtype)[:, None, :, None]
     if target == 'weights':
-      numbers = (((0, 1, 2, 3), (0, 1, 2, 3)), ((), ()))
-      # XLA would make products of edges with edges of it, and transpose the images for them.
-      full = lax.optimization_barrier(lax.dot_general(first[0], second[0], numbers, precision=self.precision))
+      pixels = (0, 1, 2, 3)
+      full = lax.dot_general(first[0], second[0], ((pixels, pixels), ((), ())), precision=self.precision)
+      # Without it, XLA makes products of edges with edges of this one, and transposes the images for them.
+      full = lax.optimization_barrier(full)
       return [jnp.sum(full.reshape(edges, channels, edges, features) * ones, 2)]
     kernel, x = (second[0], first[0]) if target == 'outputs' else (first[0], second[0])
     matrix = (kernel[:, :, None] * ones).reshape(edges * channels, edges * features)
