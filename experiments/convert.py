@@ -4,6 +4,11 @@ python -m experiments.convert --weights=FILE --genotype=NAME|PATH --dataset=cifa
 """
 
 import pathlib
+import sys
+
+# Run as a file, its own folder would come first, with a select.py before that of the standard library.
+if not __package__:
+  sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 from darts_jax import training
 from darts_jax.data.official import IMAGENET_MEAN, IMAGENET_STD, OFFICIAL

@@ -9,8 +9,13 @@ Of a convolutional architecture it describes an image classifier, of a recurrent
 
 import json
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+# Run as a file, its own folder would come first, with a select.py before that of the standard library.
+if not __package__:
+  sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 from darts_jax import genotype as genotypes
 from darts_jax.genotype import AnyGenotype, Genotype, RecurrentGenotype
@@ -56,7 +61,7 @@ def run(genotype: str | None, draw: str | None, **others: Any) -> int:
   require(USAGE, genotype=genotype)
   name = str(genotype)
   found = genotypes.resolve(name)
-  if draw is not None and pathlib.Path(draw).suffix.removeprefix('.') not in _DRAWINGS:
+  if draw is not None and pathlib.Path(draw).suffix.removeprefix('.').lower() not in _DRAWINGS:
     raise ValueError(f'--draw: {draw} is no file name that ends with one of .{", .".join(_DRAWINGS)}')
   of_classifiers = (*_FIELDS, 'imagenet', 'auxiliary')
   if isinstance(found, RecurrentGenotype):
@@ -201,8 +206,9 @@ def _table(rows: Sequence[Sequence[str]], num_left: int) -> list[str]:
 
 def _draw(genotype: AnyGenotype, path: pathlib.Path) -> None:
   try:
-    if path.suffix == '.dot':
-      path.write_text('\n'.join(drawing.to_graphviz(genotype.cell(cell), cell) for cell in cells_of(genotype)))
+    if path.suffix.lower() == '.dot':
+      text = '\n'.join(drawing.to_graphviz(genotype.cell(cell), cell) for cell in cells_of(genotype))
+      path.write_text(text, encoding='utf-8')
     else:
       drawing.draw_genotype(genotype).savefig(path, dpi=144)
   except OSError as error:

@@ -17,6 +17,7 @@ from darts_jax import genotype as genotypes
 from darts_jax.genotype import Genotype
 from darts_jax.runtime import processes
 from darts_jax.runtime.platforms import check_devices
+from darts_jax.runtime.terminal import escape_what_cannot_be_shown
 
 
 class Flag(NamedTuple):
@@ -115,6 +116,7 @@ def convolutional(name_or_path: str) -> Genotype:
 
 
 def _exit_with(parsed: Callable[[], int], usage: str) -> None:
+  escape_what_cannot_be_shown()
   if {'-h', '-help', '--help'}.intersection(sys.argv):
     print(usage)
     sys.exit()

@@ -13,6 +13,10 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+# Run as a file, its own folder would come first, with a select.py before that of the standard library.
+if not __package__:
+  sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
 import jax
 
 from darts_jax import genotype, search, selection

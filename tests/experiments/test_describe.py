@@ -1,7 +1,9 @@
 """What the command says of a network."""
 
 import json
+import os
 import pathlib
+import runpy
 import subprocess
 import sys
 
@@ -80,7 +82,7 @@ def test_json_has_what_the_table_has(capsys):
     )
 
 
-@pytest.mark.parametrize(('ending', 'start'), [('svg', b'<?xml'), ('png', b'\x89PNG'), ('pdf', b'%PDF')])
+@pytest.mark.parametrize(('ending', 'start'), [('svg', b'<?xml'), ('PNG', b'\x89PNG'), ('pdf', b'%PDF')])
 def test_drawings_are_of_the_kind_their_name_says(tmp_path, capsys, ending, start):
   path = tmp_path / f'cells.{ending}'
   run(capsys, draw=str(path))
@@ -88,10 +90,10 @@ def test_drawings_are_of_the_kind_their_name_says(tmp_path, capsys, ending, star
 
 
 def test_a_recurrent_cell_is_drawn(tmp_path, capsys):
-  for ending in ('svg', 'dot'):
+  for ending in ('svg', 'DOT'):
     run(capsys, 'RNN_DARTS_V2', draw=str(tmp_path / f'cell.{ending}'))
   assert (tmp_path / 'cell.svg').read_bytes().startswith(b'<?xml')
-  text = (tmp_path / 'cell.dot').read_text()
+  text = (tmp_path / 'cell.DOT').read_text()
   # What makes s0 has two edges, and each of the eight nodes one, and one into the output.
   assert (text.count('digraph'), text.count('->'), text.count('[label="relu"]')) == (1, 2 + 8 + 8, 3)
 
@@ -133,6 +135,26 @@ def test_the_command_itself(command):
   process = command('describe', '--genotype=DARTS_V1', '--chanels=4')
   assert (process.returncode, process.stdout) == (2, '')
   assert process.stderr == "error: Unknown command line flag 'chanels'. Did you mean: channels ?\n"
+
+
+def test_a_file_of_a_command_runs_by_itself_on_any_terminal(tmp_path):
+  """Beside it lies select.py, whose name is also that of a module of Python; the terminal does not know ×."""
+  environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+  arguments = [sys.executable, describe.__file__, '--genotype=DARTS_V1', '--channels=4', '--layers=3']
+  done = subprocess.run(
+    arguments, cwd=tmp_path, env={**environment, 'PYTHONIOENCODING': 'ascii'}, capture_output=True, check=False
+  )
+  assert (done.returncode, done.stderr) == (0, b'')
+  assert b' 32\\xd732\\xd712 ' in done.stdout
+
+
+@pytest.mark.parametrize('name', ['search', 'train', 'select', 'describe', 'convert', 'export', 'hypergradients'])
+def test_run_as_a_file_a_command_finds_its_modules_and_not_its_neighbours(monkeypatch, name):
+  folder = ROOT / 'experiments'
+  monkeypatch.setattr(sys, 'path', [str(folder), *sys.path])
+  runpy.run_path(str(folder / f'{name}.py'))
+  assert sys.path[0] == str(ROOT)
+  assert str(folder) not in sys.path
 
 
 def test_a_reader_that_has_enough_is_no_error():
