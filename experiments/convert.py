@@ -13,7 +13,7 @@ if not __package__:
 from darts_jax import training
 from darts_jax.data.official import IMAGENET_MEAN, IMAGENET_STD, OFFICIAL
 from darts_jax.interop import weights as weight_files
-from experiments.entry import Flag, convolutional, launch_flags, require
+from experiments.entry import GENOTYPE_HELP, Flag, convolutional, launch_flags, require
 
 USAGE = (
   'usage: python -m experiments.convert --weights=FILE --genotype=NAME|PATH --dataset=cifar10|cifar100|imagenet'
@@ -29,7 +29,7 @@ _DATASETS = {
 }
 FLAGS = (
   Flag('weights', None, 'A state dict: .pt or .pth, which is read without executing it, .npz or .safetensors.'),
-  Flag('genotype', None, 'A published architecture, such as DARTS_V2, or the path of a genotype.json.'),
+  Flag('genotype', None, GENOTYPE_HELP),
   Flag('dataset', None, 'What the network was trained on, which says how images are normalised.'),
   Flag('workdir', None, 'Where the network is written.'),
 )

@@ -23,7 +23,7 @@ from darts_jax.nets import cost
 from darts_jax.nets.conv import Network, check_image_size
 from darts_jax.report import drawing
 from darts_jax.report.workdir import cells_of
-from experiments.entry import Flag, launch_flags, require
+from experiments.entry import GENOTYPE_HELP, Flag, launch_flags, require
 
 USAGE = (
   'usage: python -m experiments.describe --genotype=NAME|PATH [--channels=N --layers=N --classes=N --image_size=N'
@@ -36,7 +36,7 @@ _FIELDS = ('channels', 'layers', 'classes', 'image_size', 'image_channels')
 _PTB = {'width': 850, 'vocabulary': 10_000}
 _DRAWINGS = ('svg', 'png', 'pdf', 'dot')
 FLAGS = (
-  Flag('genotype', None, 'A published architecture, such as DARTS_V2, or the path of a genotype.json.'),
+  Flag('genotype', None, GENOTYPE_HELP),
   *(
     Flag(name, None, f'{text}; {cifar}, or {imagenet} with --imagenet, by default.')
     for name, text, cifar, imagenet in zip(
@@ -75,7 +75,7 @@ def run(genotype: str | None, draw: str | None, **others: Any) -> int:
     numbers = _numbers(others, dict(zip(_FIELDS, _IMAGENET if imagenet else _CIFAR, strict=True)))
     described = describe(found, auxiliary=auxiliary, imagenet=imagenet, **numbers)
     text = _as_text(described)
-  print(json.dumps(described, indent=2) if others['json'] else text)
+  print(json.dumps(described, indent=2) if others['json'] else f'{text}\n\n{genotypes.to_text(found)}')
   if draw is not None:
     _draw(found, pathlib.Path(draw))
   return 0

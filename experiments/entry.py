@@ -28,6 +28,11 @@ class Flag(NamedTuple):
   help: str
 
 
+GENOTYPE_HELP = (
+  'A published architecture, such as DARTS_V2 or RNN_DARTS_V2; the line Genotype(normal=[…], …) that programs print; or'
+  ' the path of a genotype.json, or of a log or other text, of which the last such line is taken.'
+)
+
 #: Of commands that several processes can run together; see `darts_jax.runtime.processes.initialize`.
 _DISTRIBUTED = (
   Flag('distributed', False, 'Whether this is one of several processes, on one host or on many.'),
