@@ -7,15 +7,16 @@ Of a convolutional architecture it describes an image classifier, of a recurrent
 `--width` and `--vocabulary`.
 """
 
-import json
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 # Run as a file, its own folder would come first, with a select.py before that of the standard library.
 if not __package__:
   sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from darts_jax import genotype as genotypes
 from darts_jax.genotype import AnyGenotype, Genotype, RecurrentGenotype

@@ -1,5 +1,6 @@
 """What the command says of a network."""
 
+import ast
 import json
 import os
 import pathlib
@@ -160,6 +161,8 @@ def test_a_file_of_a_command_runs_by_itself_on_any_terminal(tmp_path):
 @pytest.mark.parametrize('name', ['search', 'train', 'select', 'describe', 'convert', 'export', 'hypergradients'])
 def test_run_as_a_file_a_command_finds_its_modules_and_not_its_neighbours(monkeypatch, name):
   folder = ROOT / 'experiments'
+  _, first, second, third, *_ = ast.parse((folder / f'{name}.py').read_text(encoding='utf-8')).body
+  assert (ast.unparse(first), ast.unparse(second), type(third)) == ('import pathlib', 'import sys', ast.If)
   monkeypatch.setattr(sys, 'path', [str(folder), *sys.path])
   runpy.run_path(str(folder / f'{name}.py'))
   assert sys.path[0] == str(ROOT)
