@@ -64,12 +64,14 @@ class _Images:
 
 _DATASETS = {
   **{
-    name: _Images(f'--dataset: {name}', found.image_shape[:2], found.mean, found.std, found.image_shape[2], classes)
-    for name, found, classes in ((name, OFFICIAL[name], OFFICIAL[name].num_classes) for name in OFFICIAL)
+    name: _Images(f'--dataset: {name}', (height, width), found.mean, found.std, channels, found.num_classes)
+    for name, found in OFFICIAL.items()
+    for height, width, channels in [found.image_shape]
   },
   'imagenet': _Images('--dataset: imagenet', (224, 224), IMAGENET_MEAN, IMAGENET_STD, 3, 1000),
 }
-_LARGEST = 10**6
+# Classes and channels, and pixels a side, for which what is written can be run.
+_LARGEST, _LARGEST_SIZE = 10**6, 4096
 FLAGS = (
   Flag('weights', None, 'A state dict: .pt or .pth, which is read without executing it, .npz or .safetensors.'),
   Flag('genotype', None, GENOTYPE_HELP),
@@ -187,24 +189,24 @@ def _model(net: Network, variables: Any, genotype: Genotype, images: _Images, we
 
 
 def _try_out(model: training.Model, variables: Any, folder: pathlib.Path, weights: str) -> None:
-  """Writes a network, reads it back and runs it on random images; a ValueError if it gives no logits."""
+  """Writes a network, reads it back and runs it on a random image; a ValueError if it gives no logits."""
   training.write(model, variables, folder)
   apply, loaded = training.load(folder)
-  draws = np.random.Generator(np.random.PCG64(0)).normal(size=(2, *model.image_shape))
+  draws = np.random.Generator(np.random.PCG64(0)).normal(size=(1, *model.image_shape))
   logits = np.asarray(apply(loaded, (np.array(model.mean) + np.array(model.std) * draws).astype(np.float32)))
-  if logits.shape != (2, model.num_classes) or not np.isfinite(logits).all():
-    raise ValueError(f'{weights}: the network was read, but its logits of random images are not finite')
+  if logits.shape != (1, model.num_classes) or not np.isfinite(logits).all():
+    raise ValueError(f'{weights}: the network was read, but its logits of a random image are not finite')
 
 
-def _whole(name: str, value: str) -> int:
-  if not value.isdecimal() or not 1 <= int(value) <= _LARGEST:
-    raise ValueError(f'--{name}: {value} is not allowed; it has to be a whole number from 1 to {_LARGEST}')
+def _whole(name: str, value: str, largest: int = _LARGEST) -> int:
+  if not value.isdecimal() or len(value) > 9 or not 1 <= int(value) <= largest:
+    raise ValueError(f'--{name}: {value} is not allowed; it has to be a whole number from 1 to {largest}')
   return int(value)
 
 
 def _size(value: str) -> tuple[int, int]:
   height, _, width = value.lower().replace('×', 'x').partition('x')
-  return _whole('image_size', height), _whole('image_size', width or height)
+  return _whole('image_size', height, _LARGEST_SIZE), _whole('image_size', width or height, _LARGEST_SIZE)
 
 
 def _numbers(name: str, value: str) -> tuple[float, ...]:

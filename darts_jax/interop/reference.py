@@ -130,7 +130,10 @@ def infer_network(genotype: Genotype, tensors: Tensors) -> Network:
   if num_layers > len(tensors):
     raise ValueError(f'tensor cells.{max(layers)}: there are too few tensors for so many cells')
   # Channels double in a reduction cell, which the first may be.
-  channels = len(tensors['cells.0.preprocess1.op.1.weight']) // (2 if 0 in reduction_cells(num_layers) else 1)
+  first = np.shape(tensors['cells.0.preprocess1.op.1.weight'])
+  channels = first[0] // (2 if 0 in reduction_cells(num_layers) else 1)
+  if channels < 1 or 0 in np.shape(tensors[stem]):
+    raise ValueError(f'tensor {stem}: shape {np.shape(tensors[stem])} found, and cells of {channels} channels')
   return Network(
     genotype.cell('normal'),
     genotype.cell('reduce'),

@@ -115,6 +115,12 @@ def test_a_name_does_not_make_a_million_cells(tensors, genotype):
     infer_network(genotype, {**tensors, 'cells.1000000.x': np.zeros(1)})
 
 
+def test_a_network_without_channels_is_refused(genotype, tensors):
+  for name in ('stem.0.weight', 'cells.0.preprocess1.op.1.weight'):
+    with pytest.raises(ValueError, match='^tensor stem.0.weight: shape .* found, and cells of [04] channels$'):
+      infer_network(genotype, {**tensors, name: tensors[name][:0]})
+
+
 def test_another_architecture_or_dataset_is_refused(tmp_path, tensors):
   path = tmp_path / 'model.npz'
   np.savez(path, **tensors)
@@ -278,7 +284,7 @@ def test_images_are_those_of_a_config(monkeypatch, tmp_path):
     ({'image_size': '32x', 'mean': '1', 'std': '0'}, '--std: 0 is not allowed; .* --std has to be > 0'),
     ({'image_size': '32', 'mean': '1;2', 'std': '1'}, '--mean: 1;2 is not allowed; .* with commas between them'),
     ({'image_size': '32', 'mean': '1e99', 'std': '1'}, '--mean: 1e99 is not allowed; up to 1e30 is'),
-    ({'image_size': '0', 'mean': '1', 'std': '1'}, '--image_size: 0 is not allowed; .* from 1 to 1000000'),
+    ({'image_size': '0', 'mean': '1', 'std': '1'}, '--image_size: 0 is not allowed; .* from 1 to 4096'),
     ({'image_size': '32', 'mean': '1,2', 'std': '1'}, 'has 2 means, the network in .*classes37.pt 3; '),
     (
       {'dataset': 'cifar10', 'classes': '37', 'image_channels': '1'},
@@ -302,7 +308,7 @@ def test_a_network_that_gives_no_logits_is_not_written(tmp_path, monkeypatch, ca
     return (lambda variables, images: np.full((len(images), 37), np.nan)), None
 
   monkeypatch.setattr(convert.training, 'load', load)
-  with pytest.raises(ValueError, match='classes37.pt: the network was read, but its logits of random images are not'):
+  with pytest.raises(ValueError, match='classes37.pt: the network was read, but its logits of a random image are not'):
     convert.run(str(CASES / 'classes37.pt'), 'DARTS_V2', 'cifar10', str(tmp_path / 'run'), classes='37')
   assert read_back == [['genotype.json', 'model.json', 'weights.safetensors']]
   assert not (tmp_path / 'run').exists()
