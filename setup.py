@@ -31,7 +31,6 @@ CORE = [
   'orbax-checkpoint>=0.12.8,<0.13',
   'safetensors>=0.8,<0.9',
   'scikit-learn>=1.9,<2',
-  'tensorboardX>=2.6.5,<3',
   'tqdm>=4.70,<5',
 ]
 
@@ -70,6 +69,7 @@ TEST = [
   'pytest>=9.2,<10',
   'pytest-xdist>=3.8,<4',
   'ruff>=0.17.5,<0.18',
+  'tensorboardX>=2.6.5,<3',
 ]
 
 setup(

@@ -11,6 +11,7 @@ that prunes. This module imports no JAX.
 Sources: [DARTS] arXiv 1806.09055, [SGAS] arXiv 1912.00195, [NASNet] arXiv 1707.07012.
 """
 
+import codecs
 import dataclasses
 import difflib
 import functools
@@ -22,6 +23,8 @@ import types
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
+
+from darts_jax import notation
 
 NUM_INPUTS = 2
 
@@ -42,6 +45,9 @@ OPERATIONS = (*CANDIDATES, 'sep_conv_7x7', 'conv_7x1_1x7')
 ACTIVATIONS = ('none', 'tanh', 'relu', 'sigmoid', 'identity')
 
 Pairs = tuple[tuple[str, int], ...]
+
+# Of a file with a genotype: a log may be long, but not endless.
+_MAX_BYTES = 2**26
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,22 +257,53 @@ def save(genotype: AnyGenotype, path: str | os.PathLike[str]) -> None:
   partial.replace(path)
 
 
+def to_text(genotype: AnyGenotype) -> str:
+  """The line by which programs of the field print a genotype: `Genotype(normal=[('skip_connect', 0), …], …)`."""
+  return notation.to_text(to_dict(genotype))
+
+
 def load(path: str | os.PathLike[str]) -> AnyGenotype:
-  """Reads a genotype from a JSON file.
+  """Reads a genotype from a file: JSON, or any text, such as the log of a search, of which the last one is taken.
+
+  Of JSON it is the whole, or what lies below `genotype`; in a text it is printed as `to_text` does, on one line or
+  several, or as a dictionary; see `darts_jax.notation`.
 
   Raises:
-    ValueError: the file is missing, unreadable or not JSON, or holds no valid genotype; one line naming it.
+    ValueError: the file is missing or unreadable, or holds no valid genotype; one line naming it.
   """
+  path = pathlib.Path(path)
   try:
-    values = json.loads(pathlib.Path(path).read_text())
+    # A device or a pipe might never end.
+    if path.exists() and not (path.is_file() or path.is_dir()):
+      raise ValueError(f'{path}: not a file')
+    with path.open('rb') as file:
+      content = file.read(_MAX_BYTES + 1)
   except OSError as error:
     raise ValueError(f'{path}: cannot be read ({error.strerror})') from error
-  except (ValueError, RecursionError) as error:
-    raise ValueError(f'{path}: not JSON ({error})') from error
+  if len(content) > _MAX_BYTES:
+    raise ValueError(f'{path}: larger than {_MAX_BYTES:,} bytes; a genotype is a few lines')
   try:
-    return from_dict(values)
+    return from_dict(_fields_of(_decoded(content)))
   except ValueError as error:
     raise ValueError(f'{path}: {error}') from error
+
+
+def _decoded(content: bytes) -> str:
+  """The text of a file; some programs begin it with a byte order mark, or write it in UTF-16."""
+  is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+  return content.decode('utf-16' if is_utf16 else 'utf-8-sig', errors='replace')
+
+
+def _fields_of(text: str) -> Any:
+  """The values that `from_dict` takes, of JSON or of a text with a genotype in it."""
+  try:
+    values = json.loads(text)
+  except (ValueError, RecursionError) as not_json:
+    try:
+      return notation.parse(text)
+    except ValueError as error:
+      raise ValueError(f'not JSON ({not_json}); {error}') from error
+  return values['genotype'] if isinstance(values, dict) and isinstance(values.get('genotype'), dict) else values
 
 
 @functools.cache
@@ -277,13 +314,18 @@ def published() -> Mapping[str, AnyGenotype]:
 
 
 def resolve(name_or_path: str) -> AnyGenotype:
-  """The published genotype of that name, or else the one in the file of that path.
+  """The published genotype of that name, the one that the text itself is (see `to_text`), or that in a file (`load`).
 
   Raises:
-    ValueError: neither exists, or the file holds no valid genotype.
+    ValueError: there is none, or it is not valid.
   """
   if name_or_path in published():
     return published()[name_or_path]
+  if notation.is_printed(name_or_path):
+    try:
+      return from_dict(_fields_of(name_or_path))
+    except ValueError as error:
+      raise ValueError(f'genotype: {error}') from error
   try:
     exists = pathlib.Path(name_or_path).exists()
   except OSError:  # A name too long for a file.
@@ -348,6 +390,15 @@ def _parse_nodes(values: Any, where: str) -> tuple[int, ...]:
 def _parse_pairs(values: Any, where: str) -> Pairs:
   if not isinstance(values, list | tuple):
     raise ValueError(f'{where}: {values!r} is not a list of [operation, source] pairs')
+  # Some list the pairs of every node in a list of their own.
+  if values and all(
+    isinstance(node, list | tuple) and not any(isinstance(item, str) for item in node) for node in values
+  ):
+    first, per_node = (1, 1) if where == 'recurrent' else (NUM_INPUTS, 2)
+    for i, node in enumerate(values):
+      if len(node) != per_node:
+        raise ValueError(f'{where}: node {i + first} has {len(node)} pairs; {per_node} are needed')
+    values = [pair for node in values for pair in node]
   for pair in values:
     if not (isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str) and _is_index(pair[1])):
       raise ValueError(f'{where}: {pair!r} is not an [operation, source] pair')

@@ -1,49 +1,180 @@
 """Converts a checkpoint of the published PyTorch code into a working directory that darts_jax.load reads.
 
-python -m experiments.convert --weights=FILE --genotype=NAME|PATH --dataset=cifar10|cifar100|imagenet --workdir=DIR
+python -m experiments.convert --weights=FILE --genotype=NAME|PATH --workdir=DIR
+  --dataset=mnist|cifar10|cifar100|imagenet
+
+Of a network that was trained on images of one's own, either the config of a training here names the images, or flags
+say how they are made:
+
+python -m experiments.convert … --config=configs/cifar_eval.py [--config.data.FIELD=VALUE ...]
+python -m experiments.convert … --image_size=N|HxW --mean=R,G,B --std=R,G,B [--classes=N] [--image_channels=N]
 """
 
 import pathlib
+import sys
+
+# Run as a file, its own folder would come first, with a select.py before that of the standard library.
+if not __package__:
+  sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+import dataclasses
+import tempfile
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
 
 from darts_jax import training
 from darts_jax.data.official import IMAGENET_MEAN, IMAGENET_STD, OFFICIAL
+from darts_jax.genotype import Genotype
 from darts_jax.interop import weights as weight_files
-from experiments.entry import Flag, convolutional, launch_flags, require
+from darts_jax.nets.conv import Network, check_image_size
+from darts_jax.runtime.mesh import make_mesh
+from darts_jax.settings import build
+from darts_jax.training.feeds import open_feed
+from experiments.entry import GENOTYPE_HELP, Flag, convolutional, launch_flags, require
 
 USAGE = (
-  'usage: python -m experiments.convert --weights=FILE --genotype=NAME|PATH --dataset=cifar10|cifar100|imagenet'
-  ' --workdir=DIR'
+  'usage: python -m experiments.convert --weights=FILE --genotype=NAME|PATH --workdir=DIR'
+  ' --dataset=mnist|cifar10|cifar100|imagenet, or --config=FILE of a training, or --image_size=N|HxW --mean=NUMBERS'
+  ' --std=NUMBERS [--classes=N] [--image_channels=N]'
 )
-#: Classes, image shape, mean and standard deviation, in raw pixel values, by dataset.
+
+
+@dataclasses.dataclass(frozen=True)
+class _Images:
+  """What a network was trained on.
+
+  Attributes:
+    source: what says so, for messages.
+    size: height and width.
+    mean: of raw pixel values, of every channel, or one for all.
+    std: likewise.
+    num_channels: None if the network alone says so.
+    num_classes: likewise.
+  """
+
+  source: str
+  size: tuple[int, int]
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+  num_channels: int | None = None
+  num_classes: int | None = None
+
+
 _DATASETS = {
   **{
-    name: (OFFICIAL[name].num_classes, OFFICIAL[name].image_shape, OFFICIAL[name].mean, OFFICIAL[name].std)
-    for name in ('cifar10', 'cifar100')
+    name: _Images(f'--dataset: {name}', (height, width), found.mean, found.std, channels, found.num_classes)
+    for name, found in OFFICIAL.items()
+    for height, width, channels in [found.image_shape]
   },
-  'imagenet': (1000, (224, 224, 3), IMAGENET_MEAN, IMAGENET_STD),
+  'imagenet': _Images('--dataset: imagenet', (224, 224), IMAGENET_MEAN, IMAGENET_STD, 3, 1000),
 }
+# Classes and channels, and pixels a side, for which what is written can be run.
+_LARGEST, _LARGEST_SIZE = 10**6, 4096
 FLAGS = (
   Flag('weights', None, 'A state dict: .pt or .pth, which is read without executing it, .npz or .safetensors.'),
-  Flag('genotype', None, 'A published architecture, such as DARTS_V2, or the path of a genotype.json.'),
+  Flag('genotype', None, GENOTYPE_HELP),
   Flag('dataset', None, 'What the network was trained on, which says how images are normalised.'),
   Flag('workdir', None, 'Where the network is written.'),
+  Flag('classes', None, 'Classes; the network has to have as many.'),
+  Flag('image_size', None, 'Pixels a side of the images, or height and width, such as 32x48.'),
+  Flag('image_channels', None, 'Channels of the images; the network has to read as many.'),
+  Flag('mean', None, 'Of raw pixel values, 0 to 255 of uint8: a number for every channel, or one for all.'),
+  Flag('std', None, 'Likewise; (image − mean) / std is what the network reads.'),
 )
 
 
-def run(weights: str | None, genotype: str | None, dataset: str | None, workdir: str | None) -> int:
-  """Converts and says what was found; returns the exit code."""
-  require(USAGE, weights=weights, genotype=genotype, dataset=dataset, workdir=workdir)
+def run(
+  weights: str | None,
+  genotype: str | None,
+  dataset: str | None,
+  workdir: str | None,
+  *,
+  classes: str | None = None,
+  image_size: str | None = None,
+  image_channels: str | None = None,
+  mean: str | None = None,
+  std: str | None = None,
+  config: ConfigDict | None = None,
+) -> int:
+  """Converts, runs what it has written, and says what was found; returns the exit code."""
+  require(USAGE, weights=weights, genotype=genotype, workdir=workdir)
+  found = convolutional(str(genotype))
+  given: dict[str, Any] = {
+    'size': None if image_size is None else _size(image_size),
+    'mean': None if mean is None else _numbers('mean', mean),
+    'std': None if std is None else _numbers('std', std),
+    'num_channels': None if image_channels is None else _whole('image_channels', image_channels),
+    'num_classes': None if classes is None else _whole('classes', classes),
+  }
+  if dataset is None and config is None:
+    if image_size is None and mean is None and std is None:
+      require(USAGE, dataset=dataset)
+    require(USAGE, image_size=image_size, mean=mean, std=std)
+  images = _described(dataset, config)
+  given = {name: value for name, value in given.items() if value is not None}
+  images = dataclasses.replace(images, **given)
+  net, variables = weight_files.import_reference(str(weights), found)
+  if dataset is not None and (net.stem == 'imagenet') != (dataset == 'imagenet'):
+    raise ValueError(f'--dataset: {dataset} does not go with {weights}, which has the stem for {net.stem}')
+  model = _model(net, variables, found, images, str(weights))
+  folder = pathlib.Path(str(workdir)).expanduser()
+  with tempfile.TemporaryDirectory() as scratch:
+    _try_out(model, variables, pathlib.Path(scratch) / 'network', str(weights))
+  training.write(model, variables, folder)
+  print(f'{net.channels} channels, {net.num_layers} cells, {net.num_classes} classes, stem for {net.stem}')
+  print(f'parameters: {model.num_weights:,}, without the auxiliary head')
+  height, width, channels = model.image_shape
+  shown = ' and '.join(', '.join(f'{number:g}' for number in numbers) for numbers in (model.mean, model.std))
+  print(f'images: {height}×{width}×{channels}, raw pixel values with mean and standard deviation {shown}')
+  if 'std' in given and max(model.std) <= 1:
+    print(
+      'note: so small a deviation is of pixel values from 0 to 1; uint8 images need 255 times these --mean and --std'
+    )
+  print(f'apply, variables = darts_jax.load({str(folder)!r})')
+  return 0
+
+
+def _described(dataset: str | None, config: ConfigDict | None) -> _Images:
+  """The images that a dataset's name or the config of a training stand for; none of either leaves all to flags."""
+  if dataset is not None and config is not None:
+    raise ValueError('--dataset: not allowed beside --config, which names the images')
+  if config is not None:
+    feed = open_feed(build(training.Training, config), make_mesh(1))
+    try:
+      height, width, channels = feed.image_shape
+      return _Images(f'--config: {feed.name}', (height, width), feed.mean, feed.std, channels, feed.num_classes)
+    finally:
+      feed.close()
+  if dataset is None:
+    return _Images('--mean and --std: what is given', (0, 0), (), ())
   if dataset not in _DATASETS:
     raise ValueError(f'--dataset: {dataset!r} is not known; allowed are {", ".join(_DATASETS)}')
-  found = convolutional(str(genotype))
-  net, variables = weight_files.import_reference(str(weights), found)
-  if (net.stem == 'imagenet') != (dataset == 'imagenet'):
-    raise ValueError(f'--dataset: {dataset} does not go with {weights}, which has the stem for {net.stem}')
-  num_classes, shape, mean, std = _DATASETS[str(dataset)]
-  if net.num_classes != num_classes:
-    raise ValueError(f'--dataset: {dataset} has {num_classes} classes, the network in {weights} {net.num_classes}')
-  model = training.Model(
-    found,
+  return _DATASETS[dataset]
+
+
+def _model(net: Network, variables: Any, genotype: Genotype, images: _Images, weights: str) -> training.Model:
+  """The network and its images, if they go together."""
+  channels = variables['params']['stem' if net.stem == 'cifar' else 'stem0_first'].shape[2]
+  for what, said, read in (
+    ('classes', images.num_classes, net.num_classes),
+    ('channels', images.num_channels, channels),
+    ('means', len(images.mean), channels),
+    ('standard deviations', len(images.std), channels),
+  ):
+    if said not in (None, read) and (said != 1 or what in ('classes', 'channels')):
+      raise ValueError(
+        f'{images.source} has {said} {what}, the network in {weights} {read}; --classes, --image_channels, --mean and'
+        ' --std go before what a data set says'
+      )
+  try:
+    check_image_size(*images.size, stem=net.stem, auxiliary=net.auxiliary)
+  except ValueError as error:
+    raise ValueError(f'--{error}') from error
+  mean, std = (numbers * channels if len(numbers) == 1 else numbers for numbers in (images.mean, images.std))
+  return training.Model(
+    genotype,
     net.channels,
     net.num_layers,
     net.num_classes,
@@ -51,17 +182,42 @@ def run(weights: str | None, genotype: str | None, dataset: str | None, workdir:
     net.auxiliary,
     net.auxiliary_norm,
     net.stem_multiplier,
-    shape,
+    (*images.size, channels),
     mean,
     std,
   )
-  folder = pathlib.Path(str(workdir)).expanduser()
+
+
+def _try_out(model: training.Model, variables: Any, folder: pathlib.Path, weights: str) -> None:
+  """Writes a network, reads it back and runs it on a random image; a ValueError if it gives no logits."""
   training.write(model, variables, folder)
-  print(f'{net.channels} channels, {net.num_layers} cells, {net.num_classes} classes, stem for {net.stem}')
-  print(f'parameters: {model.num_weights:,}, without the auxiliary head')
-  print(f'apply, variables = darts_jax.load({str(folder)!r})')
-  return 0
+  apply, loaded = training.load(folder)
+  draws = np.random.Generator(np.random.PCG64(0)).normal(size=(1, *model.image_shape))
+  logits = np.asarray(apply(loaded, (np.array(model.mean) + np.array(model.std) * draws).astype(np.float32)))
+  if logits.shape != (1, model.num_classes) or not np.isfinite(logits).all():
+    raise ValueError(f'{weights}: the network was read, but its logits of a random image are not finite')
+
+
+def _whole(name: str, value: str, largest: int = _LARGEST) -> int:
+  if not value.isdecimal() or len(value) > 9 or not 1 <= int(value) <= largest:
+    raise ValueError(f'--{name}: {value} is not allowed; it has to be a whole number from 1 to {largest}')
+  return int(value)
+
+
+def _size(value: str) -> tuple[int, int]:
+  height, _, width = value.lower().replace('×', 'x').partition('x')
+  return _whole('image_size', height, _LARGEST_SIZE), _whole('image_size', width or height, _LARGEST_SIZE)
+
+
+def _numbers(name: str, value: str) -> tuple[float, ...]:
+  try:
+    numbers = tuple(float(number) for number in value.strip('()[] ').split(','))
+  except ValueError as error:
+    raise ValueError(f'--{name}: {value} is not allowed; it has to be numbers with commas between them') from error
+  if not all(abs(number) <= 1e30 and (number >= 1e-30 or name == 'mean') for number in numbers):
+    raise ValueError(f'--{name}: {value} is not allowed; up to 1e30 is, and --std has to be > 0')
+  return numbers
 
 
 if __name__ == '__main__':
-  launch_flags(run, USAGE, FLAGS)
+  launch_flags(run, USAGE, FLAGS, has_config=True)

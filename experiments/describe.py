@@ -7,8 +7,14 @@ Of a convolutional architecture it describes an image classifier, of a recurrent
 `--width` and `--vocabulary`.
 """
 
-import json
 import pathlib
+import sys
+
+# Run as a file, its own folder would come first, with a select.py before that of the standard library.
+if not __package__:
+  sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +24,7 @@ from darts_jax.nets import cost
 from darts_jax.nets.conv import Network, check_image_size
 from darts_jax.report import drawing
 from darts_jax.report.workdir import cells_of
-from experiments.entry import Flag, launch_flags, require
+from experiments.entry import GENOTYPE_HELP, Flag, launch_flags, require
 
 USAGE = (
   'usage: python -m experiments.describe --genotype=NAME|PATH [--channels=N --layers=N --classes=N --image_size=N'
@@ -31,7 +37,7 @@ _FIELDS = ('channels', 'layers', 'classes', 'image_size', 'image_channels')
 _PTB = {'width': 850, 'vocabulary': 10_000}
 _DRAWINGS = ('svg', 'png', 'pdf', 'dot')
 FLAGS = (
-  Flag('genotype', None, 'A published architecture, such as DARTS_V2, or the path of a genotype.json.'),
+  Flag('genotype', None, GENOTYPE_HELP),
   *(
     Flag(name, None, f'{text}; {cifar}, or {imagenet} with --imagenet, by default.')
     for name, text, cifar, imagenet in zip(
@@ -56,7 +62,7 @@ def run(genotype: str | None, draw: str | None, **others: Any) -> int:
   require(USAGE, genotype=genotype)
   name = str(genotype)
   found = genotypes.resolve(name)
-  if draw is not None and pathlib.Path(draw).suffix.removeprefix('.') not in _DRAWINGS:
+  if draw is not None and pathlib.Path(draw).suffix.removeprefix('.').lower() not in _DRAWINGS:
     raise ValueError(f'--draw: {draw} is no file name that ends with one of .{", .".join(_DRAWINGS)}')
   of_classifiers = (*_FIELDS, 'imagenet', 'auxiliary')
   if isinstance(found, RecurrentGenotype):
@@ -70,7 +76,7 @@ def run(genotype: str | None, draw: str | None, **others: Any) -> int:
     numbers = _numbers(others, dict(zip(_FIELDS, _IMAGENET if imagenet else _CIFAR, strict=True)))
     described = describe(found, auxiliary=auxiliary, imagenet=imagenet, **numbers)
     text = _as_text(described)
-  print(json.dumps(described, indent=2) if others['json'] else text)
+  print(json.dumps(described, indent=2) if others['json'] else f'{text}\n\n{genotypes.to_text(found)}')
   if draw is not None:
     _draw(found, pathlib.Path(draw))
   return 0
@@ -201,8 +207,9 @@ def _table(rows: Sequence[Sequence[str]], num_left: int) -> list[str]:
 
 def _draw(genotype: AnyGenotype, path: pathlib.Path) -> None:
   try:
-    if path.suffix == '.dot':
-      path.write_text('\n'.join(drawing.to_graphviz(genotype.cell(cell), cell) for cell in cells_of(genotype)))
+    if path.suffix.lower() == '.dot':
+      text = '\n'.join(drawing.to_graphviz(genotype.cell(cell), cell) for cell in cells_of(genotype))
+      path.write_text(text, encoding='utf-8')
     else:
       drawing.draw_genotype(genotype).savefig(path, dpi=144)
   except OSError as error:

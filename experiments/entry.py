@@ -17,6 +17,7 @@ from darts_jax import genotype as genotypes
 from darts_jax.genotype import Genotype
 from darts_jax.runtime import processes
 from darts_jax.runtime.platforms import check_devices
+from darts_jax.runtime.terminal import escape_what_cannot_be_shown
 
 
 class Flag(NamedTuple):
@@ -26,6 +27,13 @@ class Flag(NamedTuple):
   default: str | int | None
   help: str
 
+
+GENOTYPE_HELP = (
+  'A published architecture, such as DARTS_V2 or RNN_DARTS_V2; the line Genotype(normal=[…], …) that programs print; or'
+  ' the path of a genotype.json, or of a log or other text, of which the last such line is taken.'
+)
+
+_CONFIG = Flag('config', None, 'Path of the config file, such as configs/digits.py.')
 
 #: Of commands that several processes can run together; see `darts_jax.runtime.processes.initialize`.
 _DISTRIBUTED = (
@@ -81,20 +89,24 @@ def _join(distributed: bool, coordinator: str, num_processes: int, process_id: i
     print(processes.topology(), file=sys.stderr, flush=True)
 
 
-def launch_flags(run: Callable[..., int], usage: str, extra: Sequence[Flag]) -> None:
-  """`launch` for a command without a config: calls `run(**flags)`."""
+def launch_flags(run: Callable[..., int], usage: str, extra: Sequence[Flag], *, has_config: bool = False) -> None:
+  """`launch` for a command without a config: calls `run(**flags)`; or with one that may be left out, as `config`."""
 
   def parsed() -> int:
     known = flags.FlagValues()
     known.set_gnu_getopt()
-    _define(extra, known)
+    _define((*extra, *((_CONFIG,) if has_config else ())), known)
+    values = {}
     try:
-      rest = known(sys.argv)
+      rest = known(sys.argv, known_only=has_config)
+      if has_config:
+        path = known['config'].value
+        values['config'], rest = _overridden(path, rest) if path else (None, flags.FlagValues()(rest))
     except flags.Error as error:
       raise ValueError(str(error)) from error
     if len(rest) > 1:
       raise ValueError(f'{rest[1]}: unexpected argument; {usage}')
-    return run(**{flag.name: known[flag.name].value for flag in extra})
+    return run(**values, **{flag.name: known[flag.name].value for flag in extra})
 
   _exit_with(parsed, usage)
 
@@ -115,6 +127,7 @@ def convolutional(name_or_path: str) -> Genotype:
 
 
 def _exit_with(parsed: Callable[[], int], usage: str) -> None:
+  escape_what_cannot_be_shown()
   if {'-h', '-help', '--help'}.intersection(sys.argv):
     print(usage)
     sys.exit()
@@ -183,22 +196,34 @@ def _parse(argv: list[str], usage: str, extra: Sequence[Flag] = ()) -> tuple[Con
   """The config with the fields of the command line, the working directory, other flags. Raises only ValueErrors."""
   known = flags.FlagValues()
   known.set_gnu_getopt()  # Flags may stand in any order.
-  path = flags.DEFINE_string('config', None, 'Path of the config file, such as configs/digits.py.', flag_values=known)
   workdir = flags.DEFINE_string(
     'workdir',
     None,
     'Where the run is written, and resumed from; runs/NAME of the config file by default.',
     flag_values=known,
   )
-  _define(extra, known)
+  _define((_CONFIG, *extra), known)
   try:
     overrides = known(argv, known_only=True)
-    if not path.value:
+    path = known['config'].value
+    if not path:
       raise ValueError(f'--config: missing; {usage}')
-    fields = flags.FlagValues()
+    config, rest = _overridden(path, overrides)
+  except flags.Error as error:
+    raise ValueError(str(error)) from error
+  if len(rest) > 1:
+    raise ValueError(f'{rest[1]}: unexpected argument; {usage}')
+  values = {flag.name: known[flag.name].value for flag in extra}
+  return config, pathlib.Path(workdir.value or f'runs/{pathlib.Path(path).stem}'), values
+
+
+def _overridden(path: str, overrides: list[str]) -> tuple[ConfigDict, list[str]]:
+  """The config of a file with the fields of the command line, and what else that has; passes on errors of flags."""
+  fields = flags.FlagValues()
+  try:
     config = config_flags.DEFINE_config_dict(
       'config',
-      _load(path.value),
+      _load(path),
       flag_values=fields,
       sys_argv=overrides,
       # Fields that the file has not set are judged where all fields are.
@@ -206,15 +231,10 @@ def _parse(argv: list[str], usage: str, extra: Sequence[Flag] = ()) -> tuple[Con
       accept_new_attributes=True,
     )
     rest = fields(overrides)
-  except flags.Error as error:
-    raise ValueError(str(error)) from error
   except (AttributeError, LookupError, TypeError) as error:
     # A path through the config that leads nowhere, such as --config.epochs.more=1.
     raise ValueError(f'{" ".join(overrides[1:])}: no such field ({error})') from error
-  if len(rest) > 1:
-    raise ValueError(f'{rest[1]}: unexpected argument; {usage}')
-  values = {flag.name: known[flag.name].value for flag in extra}
-  return config.value, pathlib.Path(workdir.value or f'runs/{pathlib.Path(path.value).stem}'), values
+  return config.value, rest
 
 
 def _load(path: str) -> ConfigDict:

@@ -4,6 +4,11 @@ python -m experiments.export --workdir=DIR --output=FILE [--format=stablehlo|onn
 """
 
 import pathlib
+import sys
+
+# Run as a file, its own folder would come first, with a select.py before that of the standard library.
+if not __package__:
+  sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 from darts_jax.interop import export
 from darts_jax.training import Model, load
@@ -21,7 +26,7 @@ def run(workdir: str | None, output: str | None, format: str | None) -> int:
   """Exports and says how far the file is from the network; returns the exit code."""
   require(USAGE, workdir=workdir, output=output)
   path = pathlib.Path(str(output)).expanduser()
-  kind = format or path.suffix.removeprefix('.')
+  kind = (format or path.suffix.removeprefix('.')).lower()
   if kind not in export.FORMATS:
     raise ValueError(f'--format: {kind!r} is not known; allowed are {", ".join(export.FORMATS)}')
   folder = pathlib.Path(str(workdir)).expanduser()

@@ -6,6 +6,11 @@ python -m experiments.hypergradients --config=configs/hypergradients.py [--check
 
 import pathlib
 import sys
+
+# Run as a file, its own folder would come first, with a select.py before that of the standard library.
+if not __package__:
+  sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +30,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, checkpoint: str | None
   except laboratory.Interrupted as error:
     print(error, file=sys.stderr)
     return 130
-  print((workdir / 'results.md').read_text())
+  print((workdir / 'results.md').read_text(encoding='utf-8'))
   print(f'report: {workdir / "report.html"}')
   return 0
 

@@ -7,9 +7,14 @@ python -m experiments.search --config=configs/cifar.py --distributed
     [--coordinator=HOST:PORT --num_processes=N --process_id=I]
 """
 
-import math
 import pathlib
 import sys
+
+# Run as a file, its own folder would come first, with a select.py before that of the standard library.
+if not __package__:
+  sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
+import math
 from collections.abc import Mapping
 from typing import Any
 

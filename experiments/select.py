@@ -5,6 +5,11 @@ python -m experiments.select --config=configs/digits_select.py [--workdir=DIR] [
 
 import pathlib
 import sys
+
+# Run as a file, its own folder would come first, with a select.py before that of the standard library.
+if not __package__:
+  sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
 from collections.abc import Mapping
 from typing import Any
 

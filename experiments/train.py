@@ -6,6 +6,11 @@ python -m experiments.train --config=configs/digits_eval.py --genotype=NAME|PATH
 
 import pathlib
 import sys
+
+# Run as a file, its own folder would come first, with a select.py before that of the standard library.
+if not __package__:
+  sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
+
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +18,7 @@ from darts_jax import genotype as genotypes
 from darts_jax import training
 from darts_jax.genotype import AnyGenotype
 from darts_jax.runtime import processes
-from experiments.entry import DISTRIBUTED_USAGE, Flag, launch, require
+from experiments.entry import DISTRIBUTED_USAGE, GENOTYPE_HELP, Flag, launch, require
 
 USAGE = (
   'usage: python -m experiments.train --config=configs/digits_eval.py --genotype=NAME|PATH [--seeds=N] [--workdir=DIR]'
@@ -21,11 +26,7 @@ USAGE = (
   f' {DISTRIBUTED_USAGE}'
 )
 FLAGS = (
-  Flag(
-    'genotype',
-    None,
-    'A published architecture, such as DARTS_V2 or RNN_DARTS_V2, or the path of a genotype.json; of the config’s kind.',
-  ),
+  Flag('genotype', None, f'{GENOTYPE_HELP} Of the config’s kind.'),
   Flag('seeds', '1', 'Trainings with as many seeds from config.seed on, each in a folder seed_N of the workdir.'),
 )
 

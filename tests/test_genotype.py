@@ -1,5 +1,6 @@
 import json
 import os
+import pathlib
 import re
 
 import pytest
@@ -19,6 +20,7 @@ from darts_jax.genotype import (
   save,
   search_space,
   to_dict,
+  to_text,
 )
 
 SHORT = {
@@ -304,7 +306,7 @@ def test_file_that_holds_no_genotype_is_one_line_with_file_and_field(tmp_path, v
     resolve(str(path))
 
 
-@pytest.mark.parametrize('content', [b'', b'{"normal": [', b'Genotype(normal=[])', b'\xff\xfe'])
+@pytest.mark.parametrize('content', [b'', b'{"normal": [', b'Genotype(normal=[', b'\xff\xfe', b'a log without one\n'])
 def test_file_that_is_not_json_is_named_in_one_line(tmp_path, content):
   path = tmp_path / 'genotype.json'
   path.write_bytes(content)
@@ -317,6 +319,85 @@ def test_file_that_cannot_be_read_is_named_in_one_line(tmp_path):
   for path, reason in ((tmp_path / 'none.json', 'No such file or directory'), (tmp_path, 'Is a directory')):
     with pytest.raises(ValueError, match=f'^{re.escape(f"{path}: cannot be read ({reason})")}$'):
       load(path)
+
+
+# What other programs print.
+
+V2 = (pathlib.Path(__file__).parent / 'cases' / 'genotype_printed.txt').read_text()
+NESTED = (
+  "[[('sep_conv_3x3', 0), ('sep_conv_3x3', 1)], [('sep_conv_3x3', 0), ('sep_conv_3x3', 1)],"
+  " [('sep_conv_3x3', 1), ('skip_connect', 0)], [('skip_connect', 0), ('dil_conv_3x3', 2)]]"
+)
+PRINTED = {
+  'pt.darts': V2.replace(V2[V2.index('[') : V2.index(']') + 1], NESTED),
+  'mark': '\ufeff' + V2,
+  'DARTS and PC-DARTS': f'03/01 10:11:12 PM epoch 49\n03/01 10:11:13 PM genotype = {V2}\n03/01 valid_acc 88.1\n',
+  'P-DARTS': f'Restricting skipconnect...\nNumber of skip-connect: 3\n{V2.replace("skip", "avg")}\n{V2}\n',
+  'SGAS': f'01-01 #### cri: 0.5 {{"a": [1]}}\nINFO genotype: {V2.replace("dil_conv_3x3", "none")}\nINFO {V2}\n',
+  'NumPy 2': re.sub(r"('\w+'), (\d)", r'np.str_(\1), np.int64(\2)', V2),
+  'Python 2': V2.replace("'sep", "u'sep").replace('range(2, 6)', '[2, 3, 4, 5]'),
+  'source': f'from x import y\nDARTS = {V2.replace("=", " = ").replace("), ", "),  # node 2" + chr(10))[:-1]},\n)\n',
+  'positional': re.sub(r'\w+=', '', V2).replace('range(2, 6)', 'list(xrange(2, 6))').replace("'", '"'),
+  'dictionary': f'genotype: {to_dict(PAPERS["DARTS_V2"])}\nvalidation accuracy in the supernet: 90 %\n',
+  'described': json.dumps({'parameters': 3, 'genotype': to_dict(PAPERS['DARTS_V2'])}),
+}
+
+
+@pytest.mark.parametrize('text', PRINTED.values(), ids=list(PRINTED))
+def test_a_genotype_that_other_programs_print_is_read(tmp_path, text):
+  path = tmp_path / 'log.txt'
+  for encoding in ('utf-8', 'utf-16'):
+    path.write_text(text.lstrip('\ufeff') if encoding == 'utf-16' else text, encoding=encoding)
+    assert load(path) == PAPERS['DARTS_V2']
+  if not text.startswith('{'):
+    assert resolve(text) == PAPERS['DARTS_V2']
+
+
+def test_nested_lists_in_json_are_read():
+  path = pathlib.Path(__file__).parent / 'cases' / 'genotype_pt_darts.json'
+  assert resolve(str(path)) == PAPERS['DARTS_V2']
+
+
+def test_a_printed_genotype_is_what_the_field_prints():
+  assert to_text(PAPERS['DARTS_V2']) == V2
+  assert to_text(PAPERS['RNN_DARTS_V1']).endswith("('relu', 1)], concat=range(1, 9))")
+  assert to_text(PAPERS['AmoebaNet']).endswith('reduce_concat=[3, 4, 6])')
+  for genotype in published().values():
+    assert resolve(to_text(genotype)) == genotype
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    (V2[:100], 'the genotype in line 1: it is cut off'),
+    (f'a\nb\n{V2[:-3]}', 'the genotype in line 3: it is cut off'),
+    (V2.replace('range(2, 6)', '__import__("os").getcwd()'), 'the genotype in line 1: __import__(…) is not understood'),
+    (V2.replace('range(2, 6)', 'range(10**9)'), 'the genotype in line 1: unexpected "**9)'),
+    (V2.replace('range(2, 6)', 'range(999999999)'), 'the genotype in line 1: range(…) is not understood'),
+    (V2.replace('range(2, 6)', '[' * 5000), 'the genotype in line 1: nested more than 10 levels deep'),
+    (V2.replace('normal_concat', 'normal'), 'the genotype in line 1: normal: given twice'),
+    (V2.replace('sep_conv_3x3', 'sep_conv_4x4'), "normal: node 2: 'sep_conv_4x4' is not an operation"),
+    (V2.replace(', normal_concat=range(2, 6)', ''), 'normal_concat: missing'),
+    (
+      "Genotype(normal=[[('skip_connect', 0)], [('skip_connect', 0), ('skip_connect', 1), ('skip_connect', 2)]],"
+      ' normal_concat=[2, 3], reduce=[], reduce_concat=[])',
+      'normal: node 2 has 1 pairs; 2 are needed',
+    ),
+  ],
+)
+def test_what_is_no_printed_genotype_is_one_line(tmp_path, text, message):
+  path = tmp_path / 'log.txt'
+  path.write_text(text)
+  for call in (lambda: load(path), lambda: resolve(text)):
+    with pytest.raises(ValueError, match=f'^{re.escape(str(path))}: .*|^genotype: .*') as error:
+      call()
+    assert message in str(error.value)
+    assert '\n' not in str(error.value)
+
+
+def test_what_is_no_file_is_not_read():
+  with pytest.raises(ValueError, match=f'^{os.devnull}: not a file$'):
+    load(os.devnull)
 
 
 def test_neither_file_nor_published_suggests_a_name():

@@ -41,7 +41,7 @@ class _Tape(NamedTuple):
   step: Array
 
 
-def unrolled(steps: int = 2) -> Estimator:
+def unrolled(steps: int = 4) -> Estimator:
   """The gradient of L_val(w_T(α), α) through all T = `steps` inner steps, for T = 1 the same as `exact`.
 
     ∇α L_val(w_T, α) + Σ_t B_t λ_{g,t}

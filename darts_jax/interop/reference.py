@@ -7,8 +7,9 @@ are stacked (see `darts_jax.nets.cell.operation_groups`).
 """
 
 import dataclasses
+import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +23,13 @@ from darts_jax.nets.recurrent import LanguageModel
 
 Tensors = Mapping[str, np.ndarray]
 Tree = dict[str, Any]
+
+#: What PyTorch calls a module in a wrapper of it, and tensors of its own that are no weights.
+_WRAPPERS = ('module', '_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module')
+_COUNTERS = ('num_batches_tracked', 'n_averaged')
+#: The first convolution of the networks for CIFAR and for ImageNet.
+_STEMS = ('stem.0.weight', 'stem0.0.weight')
+_MAX_NAMES, _MAX_NAME = 5, 80
 
 _STATISTICS = {'mean': 'running_mean', 'var': 'running_var'}
 _AFFINE = {'scale': 'weight', 'bias': 'bias'}
@@ -39,7 +47,7 @@ def convert_supernet(net: Supernet, tensors: Tensors, *, statistics: bool = True
     `{'params': …, 'batch_stats': …}`, the latter only with `statistics`.
 
   Raises:
-    ValueError: tensors are missing, left over, or of another shape than the network's; all of them are named.
+    ValueError: tensors are missing, left over, or of another shape than the network's; the first of them are named.
   """
   mixing = {
     kind: np.zeros((spec.num_edges, len(spec.operations)))
@@ -77,6 +85,35 @@ def convert_network(net: Network, tensors: Tensors) -> Tree:
   )
 
 
+def unwrapped(tensors: Tensors) -> Tensors:
+  """The tensors without what wrappers of a network put before or into its names, such as `module.` and `_orig_mod.`.
+
+  What precedes the name of the first convolution is taken from every name that begins so.
+
+  Raises:
+    ValueError: there are several networks, or two tensors would have one name.
+  """
+  plain: dict[str, np.ndarray] = {}
+  for name, tensor in tensors.items():
+    # The reference itself has no part with one of these names.
+    kept = '.'.join(part for part in name.split('.') if part not in _WRAPPERS)
+    if kept in plain:
+      raise ValueError(f'tensor {few([name])}: there is another one with this name and other wrappers')
+    plain[kept] = tensor
+  prefixes = [name.removesuffix(stem) for stem in _STEMS for name in plain if name == stem or name.endswith(f'.{stem}')]
+  if not prefixes or '' in prefixes:
+    return plain
+  if len(prefixes) > 1:
+    raise ValueError(f'it holds {len(prefixes)} networks: {few(prefixes)}; a file with one of them is needed')
+  return {name.removeprefix(prefixes[0]): tensor for name, tensor in plain.items()}
+
+
+def few(names: Collection[str]) -> str:
+  """The first of some names, short enough for a line, and how many more there are."""
+  shown = [name if len(name) <= _MAX_NAME else f'{name[:_MAX_NAME]}…' for name in itertools.islice(names, _MAX_NAMES)]
+  return ', '.join(shown) + (f' and {len(names) - _MAX_NAMES} more' if len(names) > _MAX_NAMES else '')
+
+
 def infer_network(genotype: Genotype, tensors: Tensors) -> Network:
   """The network of an architecture that the reference's state dict belongs to, as far as shapes tell.
 
@@ -88,12 +125,15 @@ def infer_network(genotype: Genotype, tensors: Tensors) -> Network:
   stem = 'stem0.3.weight' if imagenet else 'stem.0.weight'
   for name in (stem, 'cells.0.preprocess1.op.1.weight', 'classifier.weight'):
     if name not in tensors or not np.ndim(tensors[name]):
-      raise ValueError(f'tensor {name}: missing; this is no network of the reference (found: {", ".join(tensors)})')
+      raise ValueError(f'tensor {name}: missing; this is no network of the reference (found: {few(tensors)})')
   num_layers = max(layers) + 1
   if num_layers > len(tensors):
     raise ValueError(f'tensor cells.{max(layers)}: there are too few tensors for so many cells')
   # Channels double in a reduction cell, which the first may be.
-  channels = len(tensors['cells.0.preprocess1.op.1.weight']) // (2 if 0 in reduction_cells(num_layers) else 1)
+  first = np.shape(tensors['cells.0.preprocess1.op.1.weight'])
+  channels = first[0] // (2 if 0 in reduction_cells(num_layers) else 1)
+  if channels < 1 or 0 in np.shape(tensors[stem]):
+    raise ValueError(f'tensor {stem}: shape {np.shape(tensors[stem])} found, and cells of {channels} channels')
   return Network(
     genotype.cell('normal'),
     genotype.cell('reduce'),
@@ -118,7 +158,7 @@ def convert_language_model(net: LanguageModel, tensors: Tensors) -> Tree:
     `{'params': …}`, and with BN `batch_stats`.
 
   Raises:
-    ValueError: tensors are missing, left over, or of another shape than the network's; all of them are named. Or
+    ValueError: tensors are missing, left over, or of another shape than the network's; the first of them are named. Or
       encoder and decoder do not share their weights.
   """
   size, inner = (net.vocab_size, net.width), 2 * net.width
@@ -132,7 +172,7 @@ def convert_language_model(net: LanguageModel, tensors: Tensors) -> Tree:
     **dict.fromkeys(nodes, (net.width, inner)),
     **dict.fromkeys(statistics.values(), (net.width,)),
   }
-  found = {name: np.shape(tensor) for name, tensor in tensors.items() if not name.endswith('.num_batches_tracked')}
+  found = {name: np.shape(tensor) for name, tensor in tensors.items() if not name.endswith(_COUNTERS)}
   problems = [f'{name}: missing' for name in shapes if name not in found]
   problems += [f'{name}: not used' for name in found if name not in shapes]
   problems += [
@@ -141,7 +181,8 @@ def convert_language_model(net: LanguageModel, tensors: Tensors) -> Tree:
     if found.get(name, shape) != shape
   ]
   if problems:
-    raise ValueError(f'tensors that do not fit: {"; ".join(problems)}')
+    more = f'; and {len(problems) - _MAX_NAMES} more' if len(problems) > _MAX_NAMES else ''
+    raise ValueError(f'tensors that do not fit: {"; ".join(problems[:_MAX_NAMES])}{more}')
   for name in shapes:
     if not np.isfinite(tensors[name]).all():
       raise ValueError(f'tensor {name}: a value is not finite')
@@ -233,14 +274,14 @@ def _convert(
 ) -> Tree:
   plan = _Reader(None, statistics)
   read(plan)
-  given = [name for name in tensors if not name.endswith('num_batches_tracked')]
+  given = [name for name in tensors if not name.endswith(_COUNTERS)]
   missing = [name for name in plan.names if name not in tensors]
   unused = [name for name in given if name not in plan.names]
   problems = []
   if missing:
-    problems.append(f'{len(missing)} tensors of the network are missing: ' + ', '.join(missing))
+    problems.append(f'{len(missing)} tensors of the network are missing: {few(missing)}')
   if unused:
-    problems.append(f'{len(unused)} tensors are not part of the network: ' + ', '.join(unused))
+    problems.append(f'{len(unused)} tensors are not part of the network: {few(unused)}')
   if problems:
     raise ValueError('; '.join(problems))
   params, stats = read(_Reader(tensors, statistics))
@@ -357,13 +398,14 @@ def _read_operations(
       params[operation] = _factorized_reduce(reader, edges)
       first += [f'{name}.bn' for name in edges]
     elif operation == 'conv_7x1_1x7':
+      # The one operation that is no module of its own there, whose layers would be called `op`.
       params[operation] = {
-        ours: _stack([reader.dense(f'{name}.op.{place}') for name in edges], edges, 0)
+        ours: _stack([reader.dense(f'{name}.{place}') for name in edges], edges, 0)
         for ours, place in (('across', 1), ('down', 2))
       }
       # A row of filters in either direction.
       params[operation]['down'] = params[operation]['down'].swapaxes(1, 2)
-      first += [f'{name}.op.3' for name in edges]
+      first += [f'{name}.3' for name in edges]
   reader.norms(params, stats, 'bn0', first, affine=discrete)
   reader.norms(params, stats, 'bn1', second, affine=discrete)
   return params, stats

@@ -9,7 +9,9 @@ import dataclasses
 import io
 import math
 import pickletools
+import re
 import struct
+import sys
 import types
 from collections.abc import Callable, Collection
 from typing import Any
@@ -19,7 +21,10 @@ import numpy as np
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL_VERSION = 1001
 #: Where training programs keep the state dict of a checkpoint, beside the epoch and the optimizer's state.
-_STATE_DICT_KEYS = ('state_dict', 'model')
+_STATE_DICT_KEYS = ('state_dict', 'model_state_dict', 'model', 'net', 'network', 'model_state', 'module', 'weights')
+#: What programs keep beside it is not looked into if its name has one of these.
+_OTHER_STATES = ('optim', 'sched', 'scaler')
+_MAX_NESTING = 5
 _MAX_DIMENSIONS = 64  # NumPy's limit.
 _MAX_ARGUMENTS = 8  # No allowed function takes more.
 
@@ -189,19 +194,63 @@ def _is_size(value: object) -> bool:
   return type(value) is int and 0 <= value < 2**63
 
 
+@dataclasses.dataclass(frozen=True)
+class _Opaque:
+  """An object that is neither tensor nor plain value: of what made it, the name alone."""
+
+  name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _OpaqueType:
+  """What would make such objects; its arguments are dropped."""
+
+  name: str
+
+
+def _kind(value: object) -> str:
+  return value.name if isinstance(value, _Opaque | _OpaqueType) else type(value).__name__.strip('_')
+
+
 def _state_dict(checkpoint: object) -> dict[str, _Tensor]:
   state: Any = checkpoint
-  if isinstance(state, dict):
-    state = next((state[key] for key in _STATE_DICT_KEYS if isinstance(state.get(key), dict)), state)
+  place = ''
+  while isinstance(state, dict):
+    key = next((key for key in _STATE_DICT_KEYS if isinstance(state.get(key), dict)), None)
+    if key is None:
+      break
+    state, place = state[key], f'{place}{key}/'
+    if len(place) > 100:
+      raise UnfitFile('a dictionary that contains itself')
   if not isinstance(state, dict):
-    raise UnfitFile(f'it holds an object of type {type(state).__name__.strip("_")} instead of a state dict')
-  for name, value in state.items():
-    if not isinstance(name, str) or not isinstance(value, _Tensor):
+    raise UnfitFile(
+      f'it holds an object of type {_kind(state)} instead of a state dict; torch.save(model.state_dict(), …) writes one'
+    )
+  found = sorted(_with_tensors(state, place, {}).items(), key=lambda item: -len(item[1]))
+  if len(found) > 1 and len(found[0][1]) == len(found[1][1]):
+    raise UnfitFile(
+      f'as many tensors below {found[0][0] or "the top"!r} as below {found[1][0]!r}; a file with one of them is needed'
+    )
+  if not found:
+    for name, value in state.items():
       raise UnfitFile(
-        f'entry {name!r} is of type {type(value).__name__.strip("_")}, not a named tensor; '
-        f'a state dict is looked for below {" and ".join(_STATE_DICT_KEYS)}, then at the top'
+        f'entry {name!r} is of type {_kind(value)}, not a named tensor; a state dict is looked for below'
+        f' {", ".join(_STATE_DICT_KEYS)}, then anywhere'
       )
-  return state
+    return {}
+  return found[0][1]
+
+
+def _with_tensors(state: dict[Any, Any], place: str, seen: dict[int, None]) -> dict[str, dict[str, _Tensor]]:
+  """The named tensors of a dictionary and of those below it, by their place, if there are any."""
+  tensors = {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, _Tensor)}
+  found = {place.removesuffix('/'): tensors} if tensors else {}
+  seen[id(state)] = None
+  for name, value in state.items():
+    is_below = isinstance(value, dict) and isinstance(name, str) and id(value) not in seen
+    if is_below and place.count('/') < _MAX_NESTING and not any(word in name.lower() for word in _OTHER_STATES):
+      found |= _with_tensors(value, f'{place}{name}/', seen)
+  return found
 
 
 def _arrays(state: dict[str, _Tensor], numbers: Callable[[_Storage], np.ndarray]) -> dict[str, np.ndarray]:
@@ -242,6 +291,7 @@ _GLOBALS = {
   'torch._utils._rebuild_tensor': _rebuild_tensor,
   'torch._utils._rebuild_tensor_v2': _rebuild_tensor,
   'torch._utils._rebuild_parameter': _first,
+  'torch._utils._rebuild_parameter_with_state': _first,
   'torch.Size': _first,
   'torch.device': _first,
   'torch.DoubleStorage': _StorageType('f8'),
@@ -257,13 +307,41 @@ _GLOBALS = {
 }
 
 
+# Modules of Python whose classes hold data and nothing else.
+_PLAIN_MODULES = ('argparse', 'collections', 'datetime', 'decimal', 'enum', 'fractions', 'pathlib', 'uuid')
+# Modules of Python that have another name since version 3.
+_PYTHON_2 = ('', '__builtin__', 'commands')
+# Whatever makes plain values.
+_PLAIN_FUNCTIONS = re.compile(
+  r'(builtins|__builtin__)\.(bool|bytearray|complex|dict|float|frozenset|int|list|object|range|set|slice|str|tuple|xrange)'
+  r'|(copyreg|copy_reg)\._reconstructor|_codecs\.encode|types\.SimpleNamespace|collections\.(defaultdict|deque)'
+  r'|datetime\.(date|datetime|time|timedelta|timezone)'
+  r'|numpy\.(_?core\.(multiarray\.(scalar|_reconstruct)|numeric\._frombuffer)|dtype|ndarray)'
+  r'|torch\.(bfloat16|bool|complex\d+|float\d+|u?int\d+)'
+)
+
+
 def _find_global(name: str) -> object:
-  if name not in _GLOBALS:
-    raise UnfitFile(f'refused: it asks for {name}; only tensors, dictionaries and plain values are read')
-  return _GLOBALS[name]
+  """What a name of a pickle stands for: nothing of Python's own, and nothing is imported.
+
+  Beside its weights a checkpoint may hold what a program was configured with. Names of plain types and of classes
+  that are not Python's, none of which is ever called, stand for opaque objects; of Python only harmless ones do, so
+  that a file which was made to do harm is refused.
+  """
+  if name in _GLOBALS:
+    return _GLOBALS[name]
+  module, _, last = name.rpartition('.')
+  root = module.partition('.')[0]
+  is_class = last.lstrip('_')[:1].isupper() and not name.endswith('Storage')
+  is_plain = root in _PLAIN_MODULES or not (root in sys.stdlib_module_names or root in _PYTHON_2)
+  if _PLAIN_FUNCTIONS.fullmatch(name) or (is_class and is_plain):
+    return _OpaqueType(name)
+  raise UnfitFile(f'refused: it asks for {name}; only tensors, dictionaries and plain values are read')
 
 
 def _set_item(dictionary: object, key: object, value: object) -> None:
+  if isinstance(dictionary, _Opaque) or isinstance(key, _Opaque):
+    return
   # The hash of nested tuples, for one, can take exponential time.
   if type(dictionary) is not dict or not (key is None or type(key) in (str, int, float, bool)):
     raise UnfitFile(f'damaged pickle: a key of type {type(key).__name__}')
@@ -285,7 +363,7 @@ def _storage(identifier: Any, storages: dict[str, _Storage]) -> _Storage:
 
 
 _NUMBERS = {'BININT', 'BININT1', 'BININT2', 'LONG1', 'BINFLOAT'}
-_TEXTS = {'BINUNICODE', 'SHORT_BINUNICODE', 'BINSTRING', 'SHORT_BINSTRING'}
+_TEXTS = {'BINUNICODE', 'SHORT_BINUNICODE', 'BINSTRING', 'SHORT_BINSTRING', 'BINBYTES', 'SHORT_BINBYTES'}
 _CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False, 'EMPTY_TUPLE': ()}
 
 
@@ -308,6 +386,11 @@ def _unpickle(stream: io.BytesIO, storages: dict[str, _Storage]) -> Any:
         stack.append({})
       case 'EMPTY_LIST':
         stack.append([])
+      case 'EMPTY_SET' | 'BYTEARRAY8' as name:
+        stack.append(_Opaque(name))
+      case 'FROZENSET':
+        stacks.pop()
+        stacks[-1].append(_Opaque('frozenset'))
       case 'MARK':
         stacks.append([])
       case 'TUPLE1' | 'TUPLE2' | 'TUPLE3' as name:
@@ -315,11 +398,12 @@ def _unpickle(stream: io.BytesIO, storages: dict[str, _Storage]) -> Any:
       case 'TUPLE':
         items = stacks.pop()
         stacks[-1].append(tuple(items))
-      case 'APPEND' | 'APPENDS' as name:
+      case 'APPEND' | 'APPENDS' | 'ADDITEMS' as name:
         items = _pop(stack, 1) if name == 'APPEND' else stacks.pop()
-        if type(stacks[-1][-1]) is not list:
+        if type(stacks[-1][-1]) is list:
+          stacks[-1][-1].extend(items)
+        elif not isinstance(stacks[-1][-1], _Opaque):
           raise UnfitFile('damaged pickle: items without a list')
-        stacks[-1][-1].extend(items)
       case 'SETITEM' | 'SETITEMS' as name:
         items = _pop(stack, 2) if name == 'SETITEM' else stacks.pop()
         for key, value in zip(items[::2], items[1::2], strict=True):
@@ -336,14 +420,22 @@ def _unpickle(stream: io.BytesIO, storages: dict[str, _Storage]) -> Any:
         stack.append(_find_global('.'.join(_pop(stack, 2))))
       case 'REDUCE':
         function, arguments = _pop(stack, 2)
+        if isinstance(function, _OpaqueType):
+          stack.append(_Opaque(function.name))
+          continue
         if not isinstance(function, types.FunctionType) or len(arguments) > _MAX_ARGUMENTS:
           raise UnfitFile('damaged pickle: a call that no tensor needs')
         stack.append(function(*arguments))
+      case 'NEWOBJ' | 'NEWOBJ_EX' as name:
+        kind = _pop(stack, 2 if name == 'NEWOBJ' else 3)[0]
+        if not isinstance(kind, _OpaqueType):
+          raise UnfitFile('damaged pickle: an object that no tensor needs')
+        stack.append(_Opaque(kind.name))
       case 'BINPERSID':
         stack.append(_storage(stack.pop(), storages))
       case 'BUILD':
         stack.pop()  # Attributes of a state dict, such as the versions of its modules.
-        if type(stack[-1]) is not dict:
+        if type(stack[-1]) is not dict and not isinstance(stack[-1], _Opaque):
           raise UnfitFile('refused: it sets attributes of something else than a dictionary')
       case 'STOP':
         return stack.pop()

@@ -8,7 +8,7 @@ import numpy as np
 
 from darts_jax.genotype import Genotype
 from darts_jax.interop import tensors
-from darts_jax.interop.reference import convert_network, infer_network
+from darts_jax.interop.reference import Tensors, convert_network, infer_network, unwrapped
 from darts_jax.nets.conv import Network
 
 PyTree = Any
@@ -25,10 +25,11 @@ def import_reference(path: str | os.PathLike[str], genotype: Genotype) -> tuple[
     The network and `{'params': …, 'batch_stats': …}` of float32 NumPy arrays.
 
   Raises:
-    ValueError: the file cannot be read, or its tensors are not those of the network; they are named.
+    ValueError: the file cannot be read, or its tensors are not those of the network; the first of them are named.
   """
-  found = tensors.read(path)
+  found: Tensors = tensors.read(path)
   try:
+    found = unwrapped(found)
     net = infer_network(genotype, found)
     variables = convert_network(net, found)
   except ValueError as error:

@@ -130,7 +130,7 @@ def _searches(settings: Laboratory, workdir: pathlib.Path) -> list[dict[str, Any
     config = dataclasses.asdict(dataclasses.replace(settings.search, hypergradient=estimator))
     folder = workdir / 'searches' / name
     try:
-      result = searches.run(config, folder)
+      [result] = searches.run_side_by_side(config, folder)
     except searches.Diverged as error:
       rows.append({'estimator': name, 'genotype': None, 'error': str(error)})
       continue

@@ -11,9 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
+
+from darts_jax.runtime.events import EventFile
 
 _NON_FINITE = {'nan': math.nan, 'inf': math.inf, '-inf': -math.inf}
 # Seconds; writing to the disk takes about as long as a small search step.
@@ -56,21 +55,14 @@ class MetricsLog:
       ValueError: `workdir` cannot be written, or its log is not one.
     """
     self._path = _path(workdir)
-    # Events are written here and not by tensorboardX's SummaryWriter, whose thread dies silently when the disk is
-    # full and then blocks the run.
     with _errors_named(self._path):
       kept = [] if resume_step is None else [line for line in _lines(self._path) if line['step'] <= resume_step]
       tensorboard = self._path.parent / 'tensorboard'
       tensorboard.mkdir(parents=True, exist_ok=True)
       _replace(self._path, kept)
       self._file = self._path.open('a', encoding='utf-8')
-      # The suffix keeps two writers that were opened within a second from sharing a file.
-      self._events = EventsWriter(str(tensorboard / 'events'), f'.{time.time_ns()}')
-      # TensorBoard forgets the events of earlier writers from this step on.
-      purge_step = 0 if resume_step is None else resume_step + 1
-      self._events.write_event(
-        Event(wall_time=time.time(), step=purge_step, session_log=SessionLog(status=SessionLog.START))
-      )
+      self._events = EventFile(tensorboard)
+      self._events.start(0 if resume_step is None else resume_step + 1)
       self._events.flush()
     self._flushed = time.monotonic()
 
@@ -91,16 +83,12 @@ class MetricsLog:
     step = operator.index(step)
     plain = {name: _plain(name, value) for name, value in values.items()}
     line = {'kind': kind, 'step': step, **{name: _finite_or_text(value) for name, value in plain.items()}}
-    scalars = [
-      Summary.Value(tag=f'{kind}/{name}', simple_value=value)
-      for name, value in plain.items()
-      if not isinstance(value, str)
-    ]
+    scalars = [(f'{kind}/{name}', value) for name, value in plain.items() if not isinstance(value, str)]
     with _errors_named(self._path):
       self._file.write(json.dumps(line, allow_nan=False) + '\n')
       self._file.flush()
       if scalars:
-        self._events.write_event(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)))
+        self._events.scalars(step, scalars)
       if time.monotonic() - self._flushed > _TENSORBOARD_FLUSH:
         self._events.flush()
         self._flushed = time.monotonic()

@@ -5,7 +5,7 @@ import math
 import operator
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -27,6 +27,9 @@ from darts_jax.search.settings import RecurrentSearch, Search, Settings, check_a
 from darts_jax.search.sgas import Sgas
 from darts_jax.search.state import SearchState
 from darts_jax.search.strategy import Scores, Strategy, Turn
+
+if TYPE_CHECKING:
+  from darts_jax.selection import RandomSearchResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +75,15 @@ def make_strategy(settings: Search | RecurrentSearch) -> Strategy:
     raise ValueError(f'config.{error}') from error
 
 
-def run(config: Mapping[str, Any], workdir: str | pathlib.Path) -> Result:
-  """One search, see `run_side_by_side`, where `config.mesh.seed` has to be 1."""
+def run(config: Mapping[str, Any], workdir: str | pathlib.Path) -> 'Result | RandomSearchResult':
+  """One search, see `run_side_by_side`, where `config.mesh.seed` has to be 1.
+
+  With the strategy `random` it is `darts_jax.selection.random_search.run`, which has a result of its own.
+  """
+  if config.get('strategy') == 'random':
+    from darts_jax.selection import random_search  # Whose other half needs this module.
+
+    return random_search.run(config, workdir)
   check_alone(read(config))
   [result] = run_side_by_side(config, workdir)
   return result

@@ -6,7 +6,7 @@ from typing import Any
 
 from darts_jax.data.settings import Augment, Source, TextSource
 from darts_jax.genotype import ACTIVATIONS, CANDIDATES, recurrent_search_space, search_space
-from darts_jax.hypergradient import ESTIMATORS, Estimator, fields_of
+from darts_jax.hypergradient import ESTIMATORS, Estimator, fields_of, make
 from darts_jax.nets.recurrent import Dropout
 from darts_jax.runtime.loop import Checkpoint
 from darts_jax.settings import build_by_space, setting
@@ -185,7 +185,7 @@ class Hypergradient:
     """
     name = name or self.name
     try:
-      return ESTIMATORS[name](**self.fields(name))
+      return make(name, self.fields(name))
     except ValueError as error:
       raise ValueError(f'config.hypergradient.{error}') from error
 

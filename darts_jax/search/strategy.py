@@ -5,7 +5,8 @@ changes its mind it returns another one. docs/strategies.md says how to write on
 
 It may shape α, the relaxation, the derivation, and from one epoch to the next the supernet, which can only lose edges
 and operations. It may not touch the weights, the optimisers, the hypergradient or the data: those belong to the step,
-are the same for all strategies, and are carried over to a smaller supernet by `darts_jax.search.restage`.
+are the same for all strategies, and are carried over to a smaller supernet by
+`darts_jax.search.searcher.Searcher.inherit`.
 """
 
 import abc

@@ -120,7 +120,7 @@ class _Selection:
     for seed in range(settings.search.seed, settings.search.seed + settings.searches):
       self._note(f'search {len(found) + 1} of {settings.searches}')
       folder = self._workdir / 'search' / f'seed_{seed}'
-      result = searches.run(dataclasses.asdict(dataclasses.replace(settings.search, seed=seed)), folder)
+      [result] = searches.run_side_by_side(dataclasses.asdict(dataclasses.replace(settings.search, seed=seed)), folder)
       if result.interrupted or not result.finished:
         raise Interrupted(f'the search with seed {seed} was interrupted; the same command goes on with it')
       assert isinstance(result.genotype, Genotype)

@@ -1,7 +1,10 @@
 """What the command says of a network."""
 
+import ast
 import json
+import os
 import pathlib
+import runpy
 import subprocess
 import sys
 
@@ -51,7 +54,7 @@ def test_language_models_have_their_published_sizes(capsys, sizes, weights, mult
 def test_a_language_model_of_a_file_is_described_part_by_part(tmp_path, capsys):
   genotype.save(genotype.RecurrentGenotype((('relu', 0), ('identity', 1)), (1, 2)), tmp_path / 'found.json')
   flags = {'genotype': str(tmp_path / 'found.json'), 'width': '3', 'vocabulary': '5'}
-  table = [' '.join(line.split()) for line in run(capsys, **flags).splitlines()[5:]]
+  table = [' '.join(line.split()) for line in run(capsys, **flags).splitlines()[5:-2]]
   assert table == [
     'activation reads parameters multiply-adds',
     'embedding word 15 0',
@@ -80,18 +83,26 @@ def test_json_has_what_the_table_has(capsys):
     )
 
 
-@pytest.mark.parametrize(('ending', 'start'), [('svg', b'<?xml'), ('png', b'\x89PNG'), ('pdf', b'%PDF')])
+@pytest.mark.parametrize(('ending', 'start'), [('svg', b'<?xml'), ('PNG', b'\x89PNG'), ('pdf', b'%PDF')])
 def test_drawings_are_of_the_kind_their_name_says(tmp_path, capsys, ending, start):
   path = tmp_path / f'cells.{ending}'
   run(capsys, draw=str(path))
   assert path.read_bytes().startswith(start)
 
 
+@pytest.mark.parametrize('name', ['AmoebaNet', 'RNN_ENAS'])
+def test_the_line_that_is_printed_describes_the_same(capsys, name):
+  found = run(capsys, name)
+  line = found.splitlines()[-1]
+  assert line.startswith('Genotype(')
+  assert run(capsys, line) == found
+
+
 def test_a_recurrent_cell_is_drawn(tmp_path, capsys):
-  for ending in ('svg', 'dot'):
+  for ending in ('svg', 'DOT'):
     run(capsys, 'RNN_DARTS_V2', draw=str(tmp_path / f'cell.{ending}'))
   assert (tmp_path / 'cell.svg').read_bytes().startswith(b'<?xml')
-  text = (tmp_path / 'cell.dot').read_text()
+  text = (tmp_path / 'cell.DOT').read_text()
   # What makes s0 has two edges, and each of the eight nodes one, and one into the output.
   assert (text.count('digraph'), text.count('->'), text.count('[label="relu"]')) == (1, 2 + 8 + 8, 3)
 
@@ -108,6 +119,7 @@ def test_graphviz_has_every_edge(tmp_path, capsys):
   ('arguments', 'said'),
   [
     ({'genotype': None}, '--genotype: missing'),
+    ({'genotype': 'Genotype(normal=['}, 'the genotype in line 1: it is cut off'),
     ({'genotype': 'NASNT'}, "did you mean 'NASNet'"),
     ({'genotype': 'RNN_ENAS', 'channels': '4'}, '--channels: not allowed; RNN_ENAS is a recurrent architecture'),
     ({'genotype': 'RNN_ENAS', 'imagenet': True}, '--imagenet: not allowed; RNN_ENAS is a recurrent architecture'),
@@ -133,6 +145,28 @@ def test_the_command_itself(command):
   process = command('describe', '--genotype=DARTS_V1', '--chanels=4')
   assert (process.returncode, process.stdout) == (2, '')
   assert process.stderr == "error: Unknown command line flag 'chanels'. Did you mean: channels ?\n"
+
+
+def test_a_file_of_a_command_runs_by_itself_on_any_terminal(tmp_path):
+  """Beside it lies select.py, whose name is also that of a module of Python; the terminal does not know ×."""
+  environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+  arguments = [sys.executable, describe.__file__, '--genotype=DARTS_V1', '--channels=4', '--layers=3']
+  done = subprocess.run(
+    arguments, cwd=tmp_path, env={**environment, 'PYTHONIOENCODING': 'ascii'}, capture_output=True, check=False
+  )
+  assert (done.returncode, done.stderr) == (0, b'')
+  assert b' 32\\xd732\\xd712 ' in done.stdout
+
+
+@pytest.mark.parametrize('name', ['search', 'train', 'select', 'describe', 'convert', 'export', 'hypergradients'])
+def test_run_as_a_file_a_command_finds_its_modules_and_not_its_neighbours(monkeypatch, name):
+  folder = ROOT / 'experiments'
+  _, first, second, third, *_ = ast.parse((folder / f'{name}.py').read_text(encoding='utf-8')).body
+  assert (ast.unparse(first), ast.unparse(second), type(third)) == ('import pathlib', 'import sys', ast.If)
+  monkeypatch.setattr(sys, 'path', [str(folder), *sys.path])
+  runpy.run_path(str(folder / f'{name}.py'))
+  assert sys.path[0] == str(ROOT)
+  assert str(folder) not in sys.path
 
 
 def test_a_reader_that_has_enough_is_no_error():

@@ -82,7 +82,7 @@ def test_the_command(tmp_path, small, capsys):
   model, variables = small
   training.write(model, variables, tmp_path / 'run')
   for kind in export.FORMATS:
-    path = tmp_path / f'net.{kind}'
+    path = tmp_path / f'net.{kind if kind != "onnx" else "ONNX"}'
     assert command.run(str(tmp_path / 'run'), str(path), None) == 0
     assert f'{path}: {kind}, {path.stat().st_size:,} bytes' in capsys.readouterr().out
   assert (tmp_path / 'net.safetensors').read_bytes() == (tmp_path / 'run' / 'weights.safetensors').read_bytes()

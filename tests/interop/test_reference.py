@@ -2,18 +2,30 @@
 
 import json
 import pathlib
+import sys
 
 import numpy as np
 import pytest
 
 import darts_jax
 from darts_jax.genotype import Genotype, from_dict, published, recurrent_search_space, search_space
-from darts_jax.interop.reference import convert_language_model, convert_network, convert_supernet, infer_network
+from darts_jax.interop.reference import (
+  convert_language_model,
+  convert_network,
+  convert_supernet,
+  infer_network,
+  unwrapped,
+)
+from darts_jax.interop.tensors import read
+from darts_jax.interop.weights import import_reference
 from darts_jax.nets.conv import Supernet
 from darts_jax.nets.recurrent import LanguageModel
-from experiments import convert
+from experiments import convert, export
+from experiments.entry import launch_flags
 
-GOLDENS = pathlib.Path(__file__).parents[1] / 'goldens'
+ROOT = pathlib.Path(__file__).parents[2]
+GOLDENS = ROOT / 'tests' / 'goldens'
+CASES = ROOT / 'tests' / 'cases'
 GOLDEN = GOLDENS / 'cnn_eval_darts_v2.npz'
 
 
@@ -103,6 +115,12 @@ def test_a_name_does_not_make_a_million_cells(tensors, genotype):
     infer_network(genotype, {**tensors, 'cells.1000000.x': np.zeros(1)})
 
 
+def test_a_network_without_channels_is_refused(genotype, tensors):
+  for name in ('stem.0.weight', 'cells.0.preprocess1.op.1.weight'):
+    with pytest.raises(ValueError, match='^tensor stem.0.weight: shape .* found, and cells of [04] channels$'):
+      infer_network(genotype, {**tensors, name: tensors[name][:0]})
+
+
 def test_another_architecture_or_dataset_is_refused(tmp_path, tensors):
   path = tmp_path / 'model.npz'
   np.savez(path, **tensors)
@@ -110,7 +128,8 @@ def test_another_architecture_or_dataset_is_refused(tmp_path, tensors):
     ('DARTS_V1', 'cifar10', 'tensors of the network are missing: .*cells.0._ops.6'),
     ('DARTS_V2', 'imagenet', '--dataset: imagenet does not go with .* the stem for cifar'),
     ('DARTS_V2', 'cifar100', '--dataset: cifar100 has 100 classes, the network in .*model.npz 10'),
-    ('DARTS_V2', 'mnist', "--dataset: 'mnist' is not known; allowed are cifar10, cifar100, imagenet"),
+    ('DARTS_V2', 'mnist', '--dataset: mnist has 1 channels, the network in .*model.npz 3; .* go before'),
+    ('DARTS_V2', 'svhn', "--dataset: 'svhn' is not known; allowed are mnist, cifar10, cifar100, imagenet"),
     ('RNN_DARTS_V2', 'cifar10', 'recurrent architecture'),
   ):
     with pytest.raises(ValueError, match=said):
@@ -136,7 +155,7 @@ def test_dense_rows_of_amoebanet_keep_their_axes():
       'classifier.weight': np.zeros((4, 2)),
     },
   )
-  shapes = {'op.1.weight': (2, 2, 1, 7), 'op.2.weight': (2, 2, 7, 1)}
+  shapes = {'1.weight': (2, 2, 1, 7), '2.weight': (2, 2, 7, 1)}
   tensors = {
     'stem.0.weight': rng.normal(size=(6, 3, 3, 3)),
     'classifier.weight': rng.normal(size=(4, 2)),
@@ -153,14 +172,147 @@ def test_dense_rows_of_amoebanet_keep_their_axes():
   # The only cell is a reduction cell: its skip connection halves the image.
   for name, shape in shapes.items():
     tensors[f'cells.0._ops.0.{name}'] = rng.normal(size=shape)
-  norm('cells.0._ops.0.op.3', 2)
+  norm('cells.0._ops.0.3', 2)
   for i in (1, 2):
     tensors[f'cells.0._ops.1.conv_{i}.weight'] = rng.normal(size=(1, 2, 1, 1))
   norm('cells.0._ops.1.bn', 2)
   params = convert_network(net, tensors)['params']['cell0']['node0']['conv_7x1_1x7']
   for k in range(7):
-    np.testing.assert_array_equal(params['across'][0, 0, k], tensors['cells.0._ops.0.op.1.weight'][:, :, 0, k].T)
-    np.testing.assert_array_equal(params['down'][0, 0, k], tensors['cells.0._ops.0.op.2.weight'][:, :, k, 0].T)
+    np.testing.assert_array_equal(params['across'][0, 0, k], tensors['cells.0._ops.0.1.weight'][:, :, 0, k].T)
+    np.testing.assert_array_equal(params['down'][0, 0, k], tensors['cells.0._ops.0.2.weight'][:, :, k, 0].T)
+
+
+def test_names_of_amoebanet_are_those_of_the_published_code():
+  """A checkpoint that the published code has written: each of its tensors is one of the network, none is missing."""
+  case = CASES / 'amoebanet.pt'
+  net, variables = import_reference(case, published()['AmoebaNet'])
+  assert (net.channels, net.num_layers, net.num_classes) == (2, 2, 10)
+  tensors = read(case)
+  for cell in range(2):
+    dense = variables['params'][f'cell{cell}']['node0']['conv_7x1_1x7']
+    for ours, place, axes in (('across', 1, (2, 3, 1, 0)), ('down', 2, (3, 2, 1, 0))):
+      np.testing.assert_array_equal(dense[ours][0], tensors[f'cells.{cell}._ops.8.{place}.weight'].transpose(axes))
+    # Of the edges that leave node 0, 0, 2 and 6 are pools, 4 is separable and 8 dense.
+    means = variables['batch_stats'][f'cell{cell}']['node0']['bn0']['mean']
+    expected = [tensors[f'cells.{cell}._ops.{name}.running_mean'] for name in ('4.op.3', '8.3')]
+    np.testing.assert_array_equal(means, np.concatenate(expected))
+
+
+@pytest.mark.parametrize(
+  'prefix', ['', 'module.', '_orig_mod.', 'module._orig_mod.', '_orig_mod.module.', 'model.', 'any.prefix.at_all.']
+)
+def test_names_are_freed_of_wrappers(tensors, prefix):
+  wrapped = {f'{prefix}{name}': value for name, value in tensors.items()}
+  assert unwrapped(wrapped | {'n_averaged': 7}).keys() == {*tensors, 'n_averaged'}
+  inside = {name.replace('cells.1.', 'cells.1._orig_mod.'): value for name, value in wrapped.items()}
+  assert unwrapped(inside).keys() == tensors.keys()
+
+
+def test_names_that_wrappers_make_ambiguous_are_refused(tensors):
+  two = {f'{prefix}.{name}': value for prefix in ('student', 'teacher') for name, value in tensors.items()}
+  with pytest.raises(ValueError, match='^it holds 2 networks: student., teacher.; a file with one of them is needed$'):
+    unwrapped(two)
+  with pytest.raises(ValueError, match='^tensor module.stem.0.weight: there is another one with this name'):
+    unwrapped({'stem.0.weight': 1, 'module.stem.0.weight': 2})
+
+
+def test_what_stands_beside_the_network_is_named_and_what_counts_is_not(tensors, genotype):
+  net = infer_network(genotype, tensors)
+  wrapped = {f'model.{name}': value for name, value in tensors.items()}
+  convert_network(net, unwrapped(wrapped | {'n_averaged': np.array(7)}))
+  with pytest.raises(ValueError, match='^1 tensors are not part of the network: criterion.weight$'):
+    convert_network(net, unwrapped(wrapped | {'criterion.weight': np.zeros(3)}))
+
+
+def test_messages_quote_a_few_names(tensors):
+  many = {f'{i}.{"name" * 100}': np.zeros(1) for i in range(1000)}
+  with pytest.raises(ValueError, match=r'missing; this is no network .*… and 995 more\)$') as error:
+    infer_network(published()['DARTS_V2'], many)
+  assert len(str(error.value)) < 700
+  net = infer_network(published()['DARTS_V1'], tensors)
+  with pytest.raises(
+    ValueError, match='tensors of the network are missing: .* and [0-9]+ more; .* not part of'
+  ) as error:
+    convert_network(net, tensors)
+  assert len(str(error.value)) < 700
+
+
+@pytest.mark.parametrize('name', ['compiled.pt', 'namespace.pth'])
+def test_checkpoints_of_other_programs_are_imported(name):
+  net, _ = import_reference(CASES / name, published()['DARTS_V2'])
+  assert (net.channels, net.num_layers, net.num_classes) == (2, 2, 10)
+
+
+def test_a_network_on_images_of_ones_own_is_converted_run_and_exported(tmp_path, capsys):
+  """37 classes, one colour, sides that differ."""
+  tensors = dict(read(CASES / 'classes37.pt'))
+  tensors['stem.0.weight'] = tensors['stem.0.weight'].sum(1, keepdims=True)
+  np.savez(tmp_path / 'net.npz', **tensors)
+  flags = {'classes': '37', 'image_size': '8x12', 'image_channels': '1', 'mean': '100.5', 'std': '50'}
+  assert convert.run(str(tmp_path / 'net.npz'), 'DARTS_V2', None, str(tmp_path / 'run'), **flags) == 0
+  assert 'images: 8×12×1, raw pixel values with mean and standard deviation 100.5 and 50' in capsys.readouterr().out
+  apply, variables = darts_jax.load(tmp_path / 'run')
+  assert apply(variables, np.zeros((3, 8, 12, 1), np.uint8)).shape == (3, 37)
+  assert export.run(str(tmp_path / 'run'), str(tmp_path / 'net.onnx'), None) == 0
+
+
+def test_images_are_those_of_a_config(monkeypatch, tmp_path):
+  """The config of a training, with fields of the command line."""
+  path = tmp_path / 'images.npz'
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (64, 8, 12, 2), dtype=np.uint8)
+  np.savez(path, x_train=images, y_train=np.arange(64) % 5)
+  found = []
+  config = f'--config={ROOT / "configs" / "digits_eval.py"}'
+  fields = ('--config.data.name=npz', f'--config.data.path={path}', '--config.batch_size=8', '--classes=5')
+  monkeypatch.setattr(sys, 'argv', ['convert.py', config, *fields])
+  with pytest.raises(SystemExit) as exited:
+    launch_flags(lambda **values: found.append(values) or 0, 'usage', convert.FLAGS, has_config=True)
+  assert exited.value.code == 0
+  assert (found[0]['classes'], found[0]['dataset']) == ('5', None)
+  described = convert._described(None, found[0]['config'])
+  assert (described.size, described.num_channels, described.num_classes) == ((8, 12), 2, 5)
+  np.testing.assert_allclose(described.mean, images.mean((0, 1, 2)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('flags', 'said'),
+  [
+    ({}, '--dataset: missing; usage'),
+    ({'mean': '1'}, '--image_size: missing; usage'),
+    ({'image_size': '32', 'mean': '1'}, '--std: missing; usage'),
+    ({'image_size': '32x', 'mean': '1', 'std': '0'}, '--std: 0 is not allowed; .* --std has to be > 0'),
+    ({'image_size': '32', 'mean': '1;2', 'std': '1'}, '--mean: 1;2 is not allowed; .* with commas between them'),
+    ({'image_size': '32', 'mean': '1e99', 'std': '1'}, '--mean: 1e99 is not allowed; up to 1e30 is'),
+    ({'image_size': '0', 'mean': '1', 'std': '1'}, '--image_size: 0 is not allowed; .* from 1 to 4096'),
+    ({'image_size': '32', 'mean': '1,2', 'std': '1'}, 'has 2 means, the network in .*classes37.pt 3; '),
+    (
+      {'dataset': 'cifar10', 'classes': '37', 'image_channels': '1'},
+      'has 1 channels, the network in .*classes37.pt 3; ',
+    ),
+    ({'dataset': 'cifar10', 'config': {}}, '--dataset: not allowed beside --config'),
+    ({'dataset': 'cifar100', 'classes': '36'}, 'has 36 classes, the network in .*classes37.pt 37; --classes'),
+  ],
+)
+def test_wrong_images_are_one_line(tmp_path, flags, said):
+  with pytest.raises(ValueError, match=said):
+    convert.run(str(CASES / 'classes37.pt'), 'DARTS_V2', workdir=str(tmp_path / 'run'), **{'dataset': None, **flags})
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_network_that_gives_no_logits_is_not_written(tmp_path, monkeypatch, capsys):
+  read_back = []
+
+  def load(folder):
+    read_back.append(sorted(path.name for path in folder.iterdir()))
+    return (lambda variables, images: np.full((len(images), 37), np.nan)), None
+
+  monkeypatch.setattr(convert.training, 'load', load)
+  with pytest.raises(ValueError, match='classes37.pt: the network was read, but its logits of a random image are not'):
+    convert.run(str(CASES / 'classes37.pt'), 'DARTS_V2', 'cifar10', str(tmp_path / 'run'), classes='37')
+  assert read_back == [['genotype.json', 'model.json', 'weights.safetensors']]
+  assert not (tmp_path / 'run').exists()
+  assert capsys.readouterr().out == ''
 
 
 def test_a_training_is_not_overwritten(tmp_path, tensors):

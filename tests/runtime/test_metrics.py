@@ -1,12 +1,16 @@
 import json
 import math
+import pathlib
 import resource
 import struct
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import masked_crc32c
 
 from darts_jax.runtime import metrics
 from darts_jax.runtime.metrics import MetricsLog
@@ -28,6 +32,8 @@ def tensorboard_events(workdir):
     content = path.read_bytes()
     while content:
       (length,) = struct.unpack('<Q', content[:8])
+      for start, end in ((0, 8), (12, 12 + length)):
+        assert struct.unpack('<I', content[end : end + 4]) == (masked_crc32c(content[start:end]),)
       events.append(Event.FromString(content[12 : 12 + length]))
       content = content[16 + length :]
   return events
@@ -67,7 +73,18 @@ def test_numbers_become_tensorboard_scalars(tmp_path):
   with MetricsLog(tmp_path, resume_step=None) as log:
     log.write('train', 5, {'loss': 0.5, 'epoch': 2, 'phase': 'search'})
     log.write('valid', 6, {'loss': math.inf})
-  assert tensorboard_scalars(tmp_path) == [('train/loss', 5, 0.5), ('train/epoch', 5, 2.0), ('valid/loss', 6, math.inf)]
+    log.write('größe', 2**40 + 7, {'α' * 100: -0.1, 'huge': 1e300, 'negative': -3})
+  assert tensorboard_scalars(tmp_path) == [
+    ('train/loss', 5, 0.5),
+    ('train/epoch', 5, 2.0),
+    ('valid/loss', 6, math.inf),
+    (f'größe/{"α" * 100}', 2**40 + 7, float(np.float32(-0.1))),
+    ('größe/huge', 2**40 + 7, math.inf),
+    ('größe/negative', 2**40 + 7, -3.0),
+  ]
+  events = tensorboard_events(tmp_path)
+  assert [event.file_version for event in events] == ['brain.Event:2', '', '', '', '']
+  assert all(abs(event.wall_time - (tmp_path / 'metrics.jsonl').stat().st_mtime) < 3600 for event in events)
 
 
 def test_resumed_log_continues_where_the_checkpoint_was(tmp_path):
@@ -163,3 +180,25 @@ def test_full_disk_is_one_clear_error(tmp_path):
     log.close()
   assert str(caught.value).startswith(f'{tmp_path}: ')
   assert metrics.read(tmp_path)[0] == {'kind': 'train', 'step': 1, 'loss': 1.0}
+
+
+def test_no_command_imports_pytorch(tmp_path):
+  """A stand-in that cannot be imported lies where PyTorch would lie."""
+  (tmp_path / 'torch').mkdir()
+  (tmp_path / 'torch' / '__init__.py').write_text('raise RuntimeError("torch was imported")')
+  program = f"""
+import importlib, pathlib, pkgutil, sys
+sys.path.insert(0, {str(tmp_path)!r})
+import darts_jax, experiments
+from darts_jax.runtime.metrics import MetricsLog
+for package in (darts_jax, experiments):
+  for module in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):
+    importlib.import_module(module.name)
+with MetricsLog(pathlib.Path({str(tmp_path)!r}) / 'run', resume_step=None) as log:
+  log.write('train', 1, {{'loss': 0.5}})
+assert not [name for name in sys.modules if name.partition('.')[0] in ('torch', 'tensorboardX')]
+"""
+  root = pathlib.Path(metrics.__file__).parents[2]
+  done = subprocess.run([sys.executable, '-c', program], cwd=root, capture_output=True, text=True, check=False)
+  assert (done.returncode, done.stderr) == (0, '')
+  assert tensorboard_scalars(tmp_path / 'run') == [('train/loss', 1, 0.5)]

@@ -9,7 +9,7 @@ import pytest
 
 from configs import digits_eval, digits_random
 from darts_jax import genotype as genotypes
-from darts_jax import report, selection, training
+from darts_jax import report, search, selection, training
 from darts_jax.report import architectures
 from darts_jax.report import random_search as page
 from darts_jax.report.architectures import Architecture
@@ -123,6 +123,11 @@ def test_an_architecture_is_a_function_of_seed_and_number(finished, config, scri
   assert [genotype for _, _, genotype in calls[:6]] != more
   # The seed of the search is that of its trainings.
   assert {settings['seed'] for _, settings, _ in calls} == {3}
+
+
+def test_it_is_a_strategy_of_searches(finished, config):
+  workdir, result = finished
+  assert search.run(config(), workdir) == result
 
 
 def test_what_is_written_is_what_the_trainings_came_to(finished):
