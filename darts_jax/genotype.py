@@ -23,6 +23,9 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
+from darts_jax import limits
+from darts_jax.runtime.files import one_line, read_json, user_path
+
 NUM_INPUTS = 2
 
 #: The candidate operations of the convolutional search space, in the order of the columns of α [DARTS §3.1.1].
@@ -144,6 +147,8 @@ def _full_space(operations: Sequence[str], num_nodes: int, num_inputs: int) -> C
     raise ValueError(f"operations: {operations} has nothing to choose; list at least one operation besides 'none'")
   if num_nodes < 1:
     raise ValueError(f'num_nodes: {num_nodes} is not allowed; a cell has at least 1 intermediate node')
+  if num_nodes > limits.NODES:
+    raise ValueError(f'num_nodes: {num_nodes} is not allowed; a cell has up to {limits.NODES} intermediate nodes')
   nodes = tuple(tuple(Edge(source, operations) for source in range(i + num_inputs)) for i in range(num_nodes))
   return CellSpec(nodes, tuple(range(num_inputs, num_nodes + num_inputs)), operations, num_inputs)
 
@@ -257,16 +262,11 @@ def load(path: str | os.PathLike[str]) -> AnyGenotype:
   Raises:
     ValueError: the file is missing, unreadable or not JSON, or holds no valid genotype; one line naming it.
   """
-  try:
-    values = json.loads(pathlib.Path(path).read_text())
-  except OSError as error:
-    raise ValueError(f'{path}: cannot be read ({error.strerror})') from error
-  except (ValueError, RecursionError) as error:
-    raise ValueError(f'{path}: not JSON ({error})') from error
+  values = read_json(user_path(path, 'genotype'))
   try:
     return from_dict(values)
   except ValueError as error:
-    raise ValueError(f'{path}: {error}') from error
+    raise ValueError(f'{path}: {one_line(error)}') from error
 
 
 @functools.cache
@@ -284,11 +284,7 @@ def resolve(name_or_path: str) -> AnyGenotype:
   """
   if name_or_path in published():
     return published()[name_or_path]
-  try:
-    exists = pathlib.Path(name_or_path).exists()
-  except OSError:  # A name too long for a file.
-    exists = False
-  if not exists:
+  if not user_path(name_or_path, 'genotype').exists():
     raise ValueError(
       f'genotype: {name_or_path!r} is neither a file nor a published architecture;'
       f' {_suggest(name_or_path, published())}'
@@ -320,6 +316,8 @@ def _check_source(source: int, node: int, num_nodes: int, where: str) -> None:
 
 def _check_pairs(pairs: Pairs, per_node: int, num_inputs: int, allowed: Sequence[str], where: str) -> None:
   num_nodes = len(pairs) // per_node + num_inputs
+  if num_nodes - num_inputs > limits.NODES:
+    raise ValueError(f'{where}: {num_nodes - num_inputs} nodes; allowed are up to {limits.NODES}')
   for i, (operation, source) in enumerate(pairs):
     node = i // per_node + num_inputs
     if operation not in allowed:
