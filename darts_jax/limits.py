@@ -6,21 +6,25 @@ nor takes for ever. Whether a combination of them fits into memory is another qu
 
 #: Of networks.
 CHANNELS, LAYERS, STEM_MULTIPLIER, WIDTH = 4096, 200, 64, 2**14
-#: Intermediate nodes of a cell.
+#: Intermediate nodes of a cell, and edges of one with so many.
 NODES = 20
+EDGES = NODES * (NODES + 3) // 2
 #: Of data.
-CLASSES, IMAGE_CHANNELS, WORDS = 2**20, 1024, 2**24
-#: Pixels a side.
+CLASSES, IMAGE_CHANNELS, WORDS = 10**6, 10**6, 10**7
+#: Pixels.
 IMAGE_SIZE, CROP_PADDING, CUTOUT = 4096, 256, 4096
-#: Examples at a time.
-BATCH = 2**20
-#: Passes over data, and runs one after the other.
-EPOCHS, RUNS = 20_000, 1000
+#: Examples at a time, and time steps.
+BATCH, BPTT = 2**20, 10_000
+#: Threads, and processes.
+WORKERS = 256
+#: Passes over data; steps of what has no epochs; runs one after the other, or side by side.
+EPOCHS, STEPS, RUNS = 20_000, 10**6, 1000
 #: Inner steps that are differentiated, and terms or iterations in their place.
 INNER_STEPS = 1000
-#: Whatever is only counted up to.
+#: What is compared with a count, and nothing is made of.
 COUNT = 10**9
 #: Seeds are below it.
 SEEDS = 2**32
-#: Factors such as learning rates. float32 has room for products of several of them.
-FACTOR = 1e6
+#: Factors such as learning rates, and bounds of norms, which may stand for no bound; float32 ends a hundred million
+#: times as high.
+FACTOR = 1e30

@@ -3,11 +3,10 @@
 python -m experiments.convert --weights=FILE --genotype=NAME|PATH --dataset=cifar10|cifar100|imagenet --workdir=DIR
 """
 
-import pathlib
-
 from darts_jax import training
 from darts_jax.data.official import IMAGENET_MEAN, IMAGENET_STD, OFFICIAL
 from darts_jax.interop import weights as weight_files
+from darts_jax.runtime.files import user_path
 from experiments.entry import Flag, convolutional, launch_flags, require
 
 USAGE = (
@@ -55,7 +54,7 @@ def run(weights: str | None, genotype: str | None, dataset: str | None, workdir:
     mean,
     std,
   )
-  folder = pathlib.Path(str(workdir)).expanduser()
+  folder = user_path(str(workdir), '--workdir')
   training.write(model, variables, folder)
   print(f'{net.channels} channels, {net.num_layers} cells, {net.num_classes} classes, stem for {net.stem}')
   print(f'parameters: {model.num_weights:,}, without the auxiliary head')

@@ -1,6 +1,7 @@
 """Reads datasets that TensorFlow Datasets has prepared in its `array_record` format, without TensorFlow."""
 
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,8 @@ def find(name: str, directory: pathlib.Path) -> pathlib.Path | None:
   Raises:
     ValueError: naming the file, if a description cannot be read.
   """
+  if not re.fullmatch(r'\w[\w.-]*', name):
+    raise ValueError(f'config.data.dataset: {one_line(repr(name))} is no name of a dataset, such as imagenet2012')
   found = []
   for pattern in ('dataset_info.json', '*/dataset_info.json', f'{name}/*/dataset_info.json'):
     for path in directory.glob(pattern):

@@ -168,11 +168,12 @@ class Archive:
     names: of its members, arrays with their ending `.npy`.
   """
 
-  def __init__(self, file: BinaryIO) -> None:
+  def __init__(self, file: BinaryIO, kind: str = 'zip archive') -> None:
     """Reads the directory.
 
     Args:
       file: can be read at any place; stays open as long as members are read.
+      kind: what it is called in messages.
 
     Raises:
       UnfitFile: it is no whole zip archive, or its members are too large for the archive that they are in.
@@ -182,7 +183,7 @@ class Archive:
       self._zip = zipfile.ZipFile(file)
       self._members = {info.filename: info for info in self._zip.infolist()}
     except Exception as error:  # Damaged directories surface as many kinds.
-      raise UnfitFile(f'not a whole zip archive ({_reason(error)})') from error
+      raise UnfitFile(f'not a whole {kind}: {_reason(error)}') from error
     unpacked = sum(info.file_size for info in self._members.values())
     if unpacked > max(_MAX_UNPACKED, _MAX_RATIO * size):
       raise UnfitFile(f'refused: {size} bytes that unpack to {unpacked}; allowed without compression')
@@ -262,7 +263,7 @@ def open_npz(path: pathlib.Path, field: str = '') -> Iterator[Archive]:
     try:
       if file.read(6) == b'\x93NUMPY':
         raise UnfitFile('a single array; an npz file is needed')
-      yield Archive(file)
+      yield Archive(file, 'npz file')
     except UnfitFile as error:
       raise ValueError(f'{source}: {one_line(error)}') from error
 

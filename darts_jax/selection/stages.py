@@ -75,7 +75,7 @@ def run(
   }
   if (workdir / 'results.json').exists():
     # Renewed one after the other: what has been found before is shown until then.
-    results['methods'] = _known(workdir / 'results.json', results, note)
+    results['methods'] = known_methods(workdir / 'results.json', results, note)
 
   def add(method: Json) -> None:
     names = [known['name'] for known in results['methods']]
@@ -96,7 +96,7 @@ def run(
   return results
 
 
-def _known(path: pathlib.Path, results: Json, note: Callable[[str], None]) -> list[Json]:
+def known_methods(path: pathlib.Path, results: Json, note: Callable[[str], None]) -> list[Json]:
   """Methods that have been compared before; none if that file is damaged, since the runs say it all again."""
   names = (results['settings']['strategy'], 'random search', 'random architectures')
   try:

@@ -120,7 +120,7 @@ def test_single_array(tmp_path):
 @pytest.mark.parametrize('content', [b'', b'some text', pickle.dumps([1, 2])])
 def test_not_an_npz_file(tmp_path, content):
   (tmp_path / 'own.npz').write_bytes(content)
-  with pytest.raises(ValueError, match=r'own.npz \(config.data.path\): not a whole zip archive'):
+  with pytest.raises(ValueError, match=r'own.npz \(config.data.path\): not a whole npz file'):
     images.load('npz', path=str(tmp_path / 'own.npz'))
 
 
@@ -128,7 +128,7 @@ def test_truncated_file(tmp_path):
   path = tmp_path / 'own.npz'
   np.savez(path, **dataset())
   path.write_bytes(path.read_bytes()[:-500])
-  with pytest.raises(ValueError, match=r'own.npz \(config.data.path\): not a whole zip archive'):
+  with pytest.raises(ValueError, match=r'own.npz \(config.data.path\): not a whole npz file'):
     images.load('npz', path=str(path))
 
 

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -379,3 +381,10 @@ def test_alphas_that_are_none(deciding_search_folder, deciding_search, name, cha
   run = workdir.read(deciding_search_folder)
   assert run.alphas is None
   assert name in run.problems['alphas.npz']
+
+
+def test_alphas_that_were_cut_are_told(tmp_path):
+  shutil.copy(pathlib.Path(__file__).parents[1] / 'cases' / 'alphas_truncated.npz', tmp_path / 'alphas.npz')
+  run = workdir.read(tmp_path)
+  assert run.alphas is None
+  assert run.problems['alphas.npz'].startswith('alphas.npz cannot be read: not a whole npz file: ')

@@ -62,7 +62,7 @@ def member(header, content=b'', version=b'\1\0'):
     (with_member(b'', method=zipfile.ZIP_LZMA), 'unsupported compression'),
     (with_member(b'', name='x'), 'array x cannot be read'),
     (b'\x93NUMPY\1\0', 'a single array'),
-    (b'', 'not a whole zip archive'),
+    (b'', 'not a whole npz file'),
   ],
 )
 def test_npz_that_asks_for_too_much(tmp_path, content, message):
