@@ -245,7 +245,7 @@ def test_damaged_results_are_found_again(tmp_path):
     'test_accuracies': [0.5],
     'seconds': {'search': 1.0, 'selection': 1.0, 'evaluation': 1.0},
   }
-  selection.write({**results, 'methods': [method]}, tmp_path)
+  stages.write({**results, 'methods': [method]}, tmp_path)
   path = tmp_path / 'results.json'
   assert stages.known_methods(path, results, pytest.fail) == [method]
   for content in (b'', b'[]', b'{"methods": [{"name": []}, 3]}', path.read_bytes()[:-9], b'{"methods": ' + b'[' * 9999):
