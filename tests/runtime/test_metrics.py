@@ -163,3 +163,10 @@ def test_full_disk_is_one_clear_error(tmp_path):
     log.close()
   assert str(caught.value).startswith(f'{tmp_path}: ')
   assert metrics.read(tmp_path)[0] == {'kind': 'train', 'step': 1, 'loss': 1.0}
+
+
+def test_damaged_logs_are_read_or_refused(tmp_path, complaints):
+  with MetricsLog(tmp_path, resume_step=None) as log:
+    for step in range(8):
+      log.write('step', step, {'loss': math.nan if step == 3 else 1 / (1 + step), 'said': 'é'})
+  assert 100 < len(complaints(lambda path: metrics.read(path.parent), tmp_path / 'metrics.jsonl')) < 400

@@ -28,7 +28,7 @@ def test_model_is_read_or_refused(tmp_path, complaints, model):
 @pytest.mark.parametrize(
   ('field', 'value', 'message'),
   [
-    ('channels', 10**12, 'channels: 1000000000000 is not allowed; it is a whole number from 1 to 4096'),
+    ('channels', 10**12, 'channels: 1000000000000 is not allowed; it is a whole number from 1 to 2048'),
     ('channels', 35, 'channels: 35 is not allowed; it is even'),
     ('layers', 10**12, 'layers: 1000000000000 is not allowed; it is a whole number from 1 to 200'),
     ('layers', True, 'layers: True is not allowed'),
