@@ -25,6 +25,5 @@ INNER_STEPS = 1000
 COUNT = 10**9
 #: Seeds are below it.
 SEEDS = 2**32
-#: Factors such as learning rates, and bounds of norms, which may stand for no bound; float32 ends a hundred million
-#: times as high.
-FACTOR = 1e30
+#: Factors such as learning rates, and bounds of norms, which may stand for no bound. float32 ends a little above it.
+FACTOR = 3e38

@@ -168,12 +168,13 @@ class Archive:
     names: of its members, arrays with their ending `.npy`.
   """
 
-  def __init__(self, file: BinaryIO, kind: str = 'zip archive') -> None:
+  def __init__(self, file: BinaryIO, kind: str = 'zip archive', unpacked: int = _MAX_UNPACKED) -> None:
     """Reads the directory.
 
     Args:
       file: can be read at any place; stays open as long as members are read.
       kind: what it is called in messages.
+      unpacked: bytes of all members together that any archive may have, however small it is.
 
     Raises:
       UnfitFile: it is no whole zip archive, or its members are too large for the archive that they are in.
@@ -184,9 +185,9 @@ class Archive:
       self._members = {info.filename: info for info in self._zip.infolist()}
     except Exception as error:  # Damaged directories surface as many kinds.
       raise UnfitFile(f'not a whole {kind}: {_reason(error)}') from error
-    unpacked = sum(info.file_size for info in self._members.values())
-    if unpacked > max(_MAX_UNPACKED, _MAX_RATIO * size):
-      raise UnfitFile(f'refused: {size} bytes that unpack to {unpacked}; allowed without compression')
+    found = sum(info.file_size for info in self._members.values())
+    if found > max(unpacked, _MAX_RATIO * size):
+      raise UnfitFile(f'refused: {size} bytes that unpack to {found}; written without compression it is read')
     self.names = tuple(self._members)
 
   def read(self, name: str) -> bytes:
@@ -245,12 +246,13 @@ class Archive:
 
 
 @contextlib.contextmanager
-def open_npz(path: pathlib.Path, field: str = '') -> Iterator[Archive]:
+def open_npz(path: pathlib.Path, field: str = '', unpacked: int = _MAX_UNPACKED) -> Iterator[Archive]:
   """Opens an `.npz` file.
 
   Args:
     path: of the file.
     field: what names it, for messages.
+    unpacked: see `Archive`.
 
   Yields:
     Its archive; what is wrong with an array becomes a ValueError that names the file.
@@ -263,7 +265,7 @@ def open_npz(path: pathlib.Path, field: str = '') -> Iterator[Archive]:
     try:
       if file.read(6) == b'\x93NUMPY':
         raise UnfitFile('a single array; an npz file is needed')
-      yield Archive(file, 'npz file')
+      yield Archive(file, 'npz file', unpacked)
     except UnfitFile as error:
       raise ValueError(f'{source}: {one_line(error)}') from error
 
