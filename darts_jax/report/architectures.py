@@ -58,11 +58,11 @@ def read(workdir: pathlib.Path) -> list[Architecture]:
     return []
   values = read_json(path)
   if not isinstance(values, list):
-    raise ValueError(f'{path}: not a list of architectures')
+    raise ValueError(f'{path}: cannot be read (not a list of architectures)')
   try:
     return [_from_dict(each) for each in values]
   except ValueError as error:
-    raise ValueError(f'{path}: {one_line(error)}') from error
+    raise ValueError(f'{path}: cannot be read ({one_line(error)})') from error
 
 
 def _from_dict(values: Any) -> Architecture:

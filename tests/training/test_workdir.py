@@ -75,5 +75,5 @@ def test_fields_of_architectures_have_their_limits(tmp_path, field, value):
   path = tmp_path / 'architectures.json'
   [values] = json.loads(path.read_text())
   path.write_text(json.dumps([{**values, field: value}]))
-  with pytest.raises(ValueError, match=f'^[^\n]*architectures.json: {field}: '):
+  with pytest.raises(ValueError, match=f'^[^\n]*architectures.json: cannot be read .{field}: '):
     architectures.read(tmp_path)
