@@ -56,6 +56,7 @@ from benchmarks.plain_convolutional import PlainSearch
 from benchmarks.pods import data_template, shapes_only, table
 from darts_jax.hypergradient import ESTIMATORS
 from darts_jax.runtime.compilation import compile_with_report, compiler_options
+from darts_jax.runtime.files import user_path
 from darts_jax.runtime.mesh import replicated
 from darts_jax.search.images import ImageSearcher
 from darts_jax.search.loop import make_strategy
@@ -439,7 +440,7 @@ def run(
   if not isinstance(settings, Search):
     raise ValueError('--config: a search for recurrent cells; one for convolutional cells is compiled')
   check_alone(settings)
-  folder = pathlib.Path(hlo) if hlo else None
+  folder = user_path(hlo, '--hlo') if hlo else None
   if folder is not None:
     folder.mkdir(parents=True, exist_ok=True)
   results = {}
@@ -453,7 +454,7 @@ def run(
   print(f'{CHIPS[chip].name}, batch {settings.batch_size}, {precision}, jax {jax.__version__}\n')
   print(summary(results))
   if path:
-    pathlib.Path(path).write_text(json.dumps(results, indent=2) + '\n')
+    user_path(path, '--json').write_text(json.dumps(results, indent=2) + '\n')
 
 
 def main() -> int:

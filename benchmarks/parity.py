@@ -17,10 +17,8 @@ Files of the kind sgas_decisions are lists of searches: α after every epoch, an
 
 import dataclasses
 import functools
-import json
 import pathlib
 import sys
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -40,6 +38,7 @@ from darts_jax.laboratory.bench import Bench, Frozen, to_host
 from darts_jax.nets.conv import Supernet
 from darts_jax.nets.recurrent import LanguageModel, Masks
 from darts_jax.relaxation import softmax
+from darts_jax.runtime.files import parse_json, read_json, read_npz, user_path
 from darts_jax.runtime.packed import Packed
 from darts_jax.search.darts import Darts
 from darts_jax.search.images import ImageLoss
@@ -71,7 +70,7 @@ class SearchFile:
   def __init__(self, values: Mapping[str, np.ndarray]) -> None:
     """Converts everything; computes nothing. Raises ValueError or KeyError if something is missing or does not fit."""
     self.values = values
-    self.meta: dict[str, Any] = json.loads(str(values['meta']))
+    self.meta: dict[str, Any] = parse_json(str(values['meta']).encode())
     self.space = search_space()
     self.net = Supernet(self.space, self.space, self.meta['C'], self.meta['layers'], self.meta['num_classes'])
     self.variables = convert_supernet(self.net, self._group('w/'))
@@ -188,7 +187,7 @@ def _compare_step(file: SearchFile, state: SearchState, info: StepInfo) -> Itera
 
 def compare_network(values: Mapping[str, np.ndarray]) -> Iterator[tuple[str, float, float]]:
   """Yields the name, relative error and tolerance of the results in a cnn_eval file."""
-  meta = json.loads(str(values['meta']))
+  meta = parse_json(str(values['meta']).encode())
   genotype = from_dict(meta['genotype'])
   if not isinstance(genotype, Genotype):
     raise ValueError('meta: a recurrent architecture')
@@ -214,7 +213,7 @@ class RecurrentFile:
   def __init__(self, values: Mapping[str, np.ndarray]) -> None:
     """Converts everything; computes nothing. Raises ValueError or KeyError if something is missing or does not fit."""
     self.values = values
-    self.meta: dict[str, Any] = json.loads(str(values['meta']))
+    self.meta: dict[str, Any] = parse_json(str(values['meta']).encode())
     meta = self.meta
     self.spec = recurrent_search_space()
     self.net = LanguageModel(self.spec, meta['vocab'], meta['hidden'], norm=True)
@@ -304,12 +303,12 @@ def compare_recurrent_search(file: RecurrentFile) -> Iterator[tuple[str, float, 
     found = file.step(estimator)[1].hypergradient['recurrent']
     yield name, relative_error(found, values[name]), tolerance
   derived = to_dict(derive_genotype({'recurrent': mixing}, {'recurrent': file.spec}))
-  yield 'genotype', float(derived != json.loads(str(values['genotype']))), 0.0
+  yield 'genotype', float(derived != parse_json(str(values['genotype']).encode())), 0.0
 
 
 def compare_language_model(values: Mapping[str, np.ndarray]) -> Iterator[tuple[str, float, float]]:
   """Yields the name, relative error and tolerance of the results in an rnn_eval file."""
-  meta = json.loads(str(values['meta']))
+  meta = parse_json(str(values['meta']).encode())
   genotype = from_dict(meta['genotype'])
   if not isinstance(genotype, RecurrentGenotype):
     raise ValueError('meta: a convolutional architecture')
@@ -367,9 +366,10 @@ def compare(path: pathlib.Path) -> Iterator[tuple[str, float, float]]:
   Raises:
     ValueError: the file cannot be read, or is of no known kind.
   """
+  cases = read_json(path) if path.suffix == '.json' else None
+  values = read_npz(path) if cases is None else {}
   try:
-    if path.suffix == '.json':
-      cases = json.loads(path.read_text())
+    if cases is not None:
       if isinstance(cases, list) and cases and 'decision_freq' in cases[0]:
         yield from compare_decisions(cases)
       elif isinstance(cases, list) and cases and {'alphas', 'alphas_normal'} & set(cases[0]):
@@ -377,9 +377,6 @@ def compare(path: pathlib.Path) -> Iterator[tuple[str, float, float]]:
       else:
         raise ValueError('not a list of α and genotypes or decisions')
       return
-    # Opened here, because NumPy leaves a truncated file open.
-    with path.open('rb') as file, np.load(file) as archive:
-      values = {name: archive[name] for name in archive.files}
     if 'logits_aux' in values:
       yield from compare_network(values)
     elif 'log_prob' in values:
@@ -392,8 +389,8 @@ def compare(path: pathlib.Path) -> Iterator[tuple[str, float, float]]:
       raise ValueError('not a file of search results: alphas_normal or meta is missing')
   except KeyError as error:
     raise ValueError(f'{path}: {error} is missing') from error
-  except (OSError, ValueError, zipfile.BadZipFile) as error:
-    raise ValueError(f'{path}: {getattr(error, "strerror", None) or error}') from error
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}') from error
 
 
 def main(arguments: list[str]) -> int:
@@ -404,7 +401,7 @@ def main(arguments: list[str]) -> int:
       raise ValueError('one file is compared: python -m benchmarks.parity FILE.npz|FILE.json')
     failed = False
     with jax.enable_x64(True):
-      for name, error, tolerance in compare(pathlib.Path(arguments[0])):
+      for name, error, tolerance in compare(user_path(arguments[0], 'FILE')):
         # Written so that NaN fails.
         failed |= not error <= tolerance
         print(f'{name} {error:.3e}', flush=True)

@@ -37,7 +37,6 @@ import importlib.util
 import json
 import math
 import os
-import pathlib
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -58,6 +57,7 @@ from darts_jax.data.batches import Examples
 from darts_jax.data.images import Images, split
 from darts_jax.hypergradient import Pass
 from darts_jax.runtime.compilation import compile_with_report
+from darts_jax.runtime.files import user_path
 from darts_jax.runtime.mesh import replicated
 from darts_jax.search.images import ImageSearcher, check_images
 from darts_jax.search.loop import make_strategy
@@ -402,7 +402,7 @@ def run(
   print(collectives_table(results) + '\n')
   print(assumptions(whole, settings))
   if path:
-    pathlib.Path(path).write_text(json.dumps(results, indent=2) + '\n')
+    user_path(path, '--json').write_text(json.dumps(results, indent=2) + '\n')
 
 
 def main() -> int:

@@ -22,7 +22,6 @@ images_per_s (or tokens_per_s), temp_bytes, flops, bytes, roofline`.
 import dataclasses
 import functools
 import json
-import pathlib
 import re
 import statistics
 import sys
@@ -43,6 +42,7 @@ from darts_jax.data.corpus import Corpus
 from darts_jax.data.images import Images
 from darts_jax.hypergradient import ESTIMATORS, Derivative, derivative
 from darts_jax.runtime.compilation import compile_with_report, temporary_cache
+from darts_jax.runtime.files import user_path
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.search import images, text
 from darts_jax.search.loop import make_strategy
@@ -343,7 +343,7 @@ def run(config: Any, names: list[str], repeats: int, path: str | None) -> None:
   print(table(results))
   print_ratios(results, seconds)
   if path:
-    pathlib.Path(path).write_text(json.dumps(results, indent=2) + '\n')
+    user_path(path, '--json').write_text(json.dumps(results, indent=2) + '\n')
 
 
 def main() -> int:

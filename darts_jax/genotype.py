@@ -24,7 +24,8 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from darts_jax import notation
+from darts_jax import limits, notation
+from darts_jax.runtime.files import one_line, parse_json, read_bytes, user_path
 
 NUM_INPUTS = 2
 
@@ -150,6 +151,8 @@ def _full_space(operations: Sequence[str], num_nodes: int, num_inputs: int) -> C
     raise ValueError(f"operations: {operations} has nothing to choose; list at least one operation besides 'none'")
   if num_nodes < 1:
     raise ValueError(f'num_nodes: {num_nodes} is not allowed; a cell has at least 1 intermediate node')
+  if num_nodes > limits.NODES:
+    raise ValueError(f'num_nodes: {num_nodes} is not allowed; a cell has up to {limits.NODES} intermediate nodes')
   nodes = tuple(tuple(Edge(source, operations) for source in range(i + num_inputs)) for i in range(num_nodes))
   return CellSpec(nodes, tuple(range(num_inputs, num_nodes + num_inputs)), operations, num_inputs)
 
@@ -271,21 +274,12 @@ def load(path: str | os.PathLike[str]) -> AnyGenotype:
   Raises:
     ValueError: the file is missing or unreadable, or holds no valid genotype; one line naming it.
   """
-  path = pathlib.Path(path)
-  try:
-    # A device or a pipe might never end.
-    if path.exists() and not (path.is_file() or path.is_dir()):
-      raise ValueError(f'{path}: not a file')
-    with path.open('rb') as file:
-      content = file.read(_MAX_BYTES + 1)
-  except OSError as error:
-    raise ValueError(f'{path}: cannot be read ({error.strerror})') from error
-  if len(content) > _MAX_BYTES:
-    raise ValueError(f'{path}: larger than {_MAX_BYTES:,} bytes; a genotype is a few lines')
+  path = user_path(path, 'genotype')
+  content = read_bytes(path, _MAX_BYTES)
   try:
     return from_dict(_fields_of(_decoded(content)))
   except ValueError as error:
-    raise ValueError(f'{path}: {error}') from error
+    raise ValueError(f'{path}: {one_line(error)}') from error
 
 
 def _decoded(content: bytes) -> str:
@@ -297,8 +291,8 @@ def _decoded(content: bytes) -> str:
 def _fields_of(text: str) -> Any:
   """The values that `from_dict` takes, of JSON or of a text with a genotype in it."""
   try:
-    values = json.loads(text)
-  except (ValueError, RecursionError) as not_json:
+    values = parse_json(text.encode())
+  except ValueError as not_json:
     try:
       return notation.parse(text)
     except ValueError as error:
@@ -326,11 +320,7 @@ def resolve(name_or_path: str) -> AnyGenotype:
       return from_dict(_fields_of(name_or_path))
     except ValueError as error:
       raise ValueError(f'genotype: {error}') from error
-  try:
-    exists = pathlib.Path(name_or_path).exists()
-  except OSError:  # A name too long for a file.
-    exists = False
-  if not exists:
+  if not user_path(name_or_path, 'genotype').exists():
     raise ValueError(
       f'genotype: {name_or_path!r} is neither a file nor a published architecture;'
       f' {_suggest(name_or_path, published())}'
@@ -362,6 +352,8 @@ def _check_source(source: int, node: int, num_nodes: int, where: str) -> None:
 
 def _check_pairs(pairs: Pairs, per_node: int, num_inputs: int, allowed: Sequence[str], where: str) -> None:
   num_nodes = len(pairs) // per_node + num_inputs
+  if num_nodes - num_inputs > limits.NODES:
+    raise ValueError(f'{where}: {num_nodes - num_inputs} nodes; allowed are up to {limits.NODES}')
   for i, (operation, source) in enumerate(pairs):
     node = i // per_node + num_inputs
     if operation not in allowed:

@@ -3,12 +3,22 @@
 import dataclasses
 import difflib
 import math
+import operator
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
+
+from darts_jax.limits import SEEDS
+from darts_jax.runtime.files import one_line
+
 T = TypeVar('T')
+
+# Values of a tuple, and characters of a value in a message.
+_MAX_ITEMS, _MAX_SHOWN = 100, 100
+_FLOAT32 = np.finfo(np.float32)
 
 
 def setting(default: Any, **limits: Any) -> Any:
@@ -16,7 +26,8 @@ def setting(default: Any, **limits: Any) -> Any:
 
   Args:
     default: its value where a config does not set it.
-    **limits: `above` or `at_least` a number, `below` or `at_most` a number, `choices`: a collection.
+    **limits: `above` or `at_least` a number, `below` or `at_most` a number, `choices`: a collection. Of a tuple, they
+      are those of its values.
   """
   if dataclasses.is_dataclass(default):
     return dataclasses.field(default_factory=lambda: default, metadata=limits)
@@ -36,15 +47,15 @@ def build(kind: type[T], config: Mapping[str, Any], path: str = 'config', base: 
     ValueError: a field is unknown, of another type than declared, or outside its limits; one line naming it.
   """
   if not isinstance(config, Mapping) and not hasattr(config, 'items'):
-    raise ValueError(f'{path}: {config!r} is not a group of fields')
+    raise ValueError(f'{path}: {_shown(config)} is not a group of fields')
   types = typing.get_type_hints(kind)
   fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
   values = {} if base is None else {name: getattr(base, name) for name in fields}
-  for name, value in config.items():
+  for name, value in _items(config, path):
     if name not in fields:
-      close = difflib.get_close_matches(name, fields, 1)
+      close = difflib.get_close_matches(str(name), fields, 1)
       hint = f'did you mean {path}.{close[0]}?' if close else f'allowed are {", ".join(fields)}'
-      raise ValueError(f'{path}.{name}: unknown field; {hint}')
+      raise ValueError(f'{path}.{one_line(name)}: unknown field; {hint}')
     if dataclasses.is_dataclass(types[name]):
       # A group's defaults may be others here than where it is declared.
       default = getattr(base, name) if base is not None else typing.cast(Any, fields[name].default_factory)()
@@ -58,6 +69,13 @@ def build(kind: type[T], config: Mapping[str, Any], path: str = 'config', base: 
     raise ValueError(rename(str(error), path)) from error
 
 
+def _items(config: Mapping[str, Any], path: str) -> list[tuple[str, Any]]:
+  try:
+    return list(config.items())
+  except Exception as error:  # Fields of a `ConfigDict` can be computed from others, and required ones be missing.
+    raise ValueError(f'{path}: {one_line(error)}') from error
+
+
 def build_by_space(kinds: Mapping[str, type[T]], config: Mapping[str, Any]) -> T:
   """Builds the settings of the search space that `config.space` names; convolutional if it names none.
 
@@ -68,10 +86,16 @@ def build_by_space(kinds: Mapping[str, type[T]], config: Mapping[str, Any]) -> T
   Raises:
     ValueError: as `build`; or the space is unknown.
   """
-  space = config.get('space', 'convolutional')
-  if space not in kinds:
-    raise ValueError(f'config.space: {space!r} is not known; allowed are {", ".join(kinds)}')
+  space = dict(_items(config, 'config')).get('space', 'convolutional')
+  if not isinstance(space, str) or space not in kinds:
+    raise ValueError(f'config.space: {_shown(space)} is not known; allowed are {", ".join(kinds)}')
   return build(kinds[space], config)
+
+
+def check_seeds(first: int, number: int, what: str, path: str) -> None:
+  """Raises a ValueError unless runs can have so many consecutive seeds; `what` they are, `path` names the first one."""
+  if first + number > SEEDS:
+    raise ValueError(f'{path}: {first} is not allowed; with the {number} {what} seeds have to be < {SEEDS}')
 
 
 def rename(message: str, path: str) -> str:
@@ -90,27 +114,59 @@ def differences(old: Any, new: Any, path: str = 'config') -> list[str]:
 def _checked(value: Any, kind: Any, limits: Mapping[str, Any], path: str) -> Any:
   if typing.get_origin(kind) is tuple:
     if not isinstance(value, list | tuple):
-      raise ValueError(f'{path}: {value!r} is not a tuple')
+      raise ValueError(f'{path}: {_shown(value)} is not a tuple')
+    if len(value) > _MAX_ITEMS:
+      raise ValueError(f'{path}: {len(value)} values are not allowed; there are up to {_MAX_ITEMS}')
     inner = typing.get_args(kind)[0]
-    value = tuple(_checked(item, inner, {}, path) for item in value)
-  else:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    return tuple(_checked(item, inner, limits, path) for item in value)
+  if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    try:
       value = float(value)
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-      raise ValueError(f'{path}: {value!r} is not of type {kind.__name__}')
-    if isinstance(value, float) and not math.isfinite(value):
-      raise ValueError(f'{path}: {value} is not a finite number')
+    except OverflowError:
+      value = math.inf if value > 0 else -math.inf
+  if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+    raise ValueError(f'{path}: {_shown(value)} is not of type {kind.__name__}')
   if 'choices' in limits and value not in limits['choices']:
     close = difflib.get_close_matches(str(value), map(str, limits['choices']), 1)
     hint = f'did you mean {close[0]!r}? ' if close else ''
-    raise ValueError(f'{path}: {value!r} is not known; {hint}allowed are {", ".join(map(str, limits["choices"]))}')
-  bounds = {
-    'above': (lambda limit: value > limit, '>'),
-    'at_least': (lambda limit: value >= limit, '≥'),
-    'below': (lambda limit: value < limit, '<'),
-    'at_most': (lambda limit: value <= limit, '≤'),
-  }
-  for name, (holds, sign) in bounds.items():
-    if name in limits and not holds(limits[name]):
-      raise ValueError(f'{path}: {value} is not allowed; it has to be {sign} {limits[name]}')
+    allowed = ', '.join(map(str, limits['choices']))
+    raise ValueError(f'{path}: {_shown(value)} is not known; {hint}allowed are {allowed}')
+  if isinstance(value, float) and not math.isfinite(value):
+    raise ValueError(f'{path}: {value} is not a finite number')
+  for name, (holds, sign) in _BOUNDS.items():
+    if name in limits and not holds(value, limits[name]):
+      raise ValueError(f'{path}: {_shown(value)} is not allowed; it has to be {sign} {limits[name]}')
+  if isinstance(value, float):
+    rounded = _as_float32(value)
+    if not math.isfinite(rounded):
+      raise ValueError(f'{path}: {value} is not allowed; float32 ends at {_FLOAT32.max:.1e}')
+    for name in ('above', 'below'):
+      # What is computed would be on the other side of it.
+      if name in limits and not _BOUNDS[name][0](rounded, limits[name]):
+        sign = _BOUNDS[name][1]
+        raise ValueError(f'{path}: {value} is not allowed; it has to be {sign} {limits[name]} in float32, too')
   return value
+
+
+_BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
+  'above': (operator.gt, '>'),
+  'at_least': (operator.ge, '≥'),
+  'below': (operator.lt, '<'),
+  'at_most': (operator.le, '≤'),
+}
+
+
+def _as_float32(value: float) -> float:
+  """What a device computes with: numbers that are closer to 0 than normal ones are 0 there."""
+  with np.errstate(over='ignore', under='ignore'):
+    rounded = float(np.float32(value))
+  return 0.0 if abs(rounded) < _FLOAT32.smallest_normal else rounded
+
+
+def _shown(value: Any) -> str:
+  """A value in a message, whatever it is."""
+  try:
+    text = one_line(repr(value))
+  except ValueError:  # Python does not print numbers of thousands of digits.
+    text = f'{value:#x}'
+  return text if len(text) <= _MAX_SHOWN else f'{text[:_MAX_SHOWN]}…'

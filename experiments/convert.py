@@ -29,6 +29,7 @@ from darts_jax.data.official import IMAGENET_MEAN, IMAGENET_STD, OFFICIAL
 from darts_jax.genotype import Genotype
 from darts_jax.interop import weights as weight_files
 from darts_jax.nets.conv import Network, check_image_size
+from darts_jax.runtime.files import user_path
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.settings import build
 from darts_jax.training.feeds import open_feed
@@ -119,7 +120,7 @@ def run(
   if dataset is not None and (net.stem == 'imagenet') != (dataset == 'imagenet'):
     raise ValueError(f'--dataset: {dataset} does not go with {weights}, which has the stem for {net.stem}')
   model = _model(net, variables, found, images, str(weights))
-  folder = pathlib.Path(str(workdir)).expanduser()
+  folder = user_path(str(workdir), '--workdir')
   with tempfile.TemporaryDirectory() as scratch:
     _try_out(model, variables, pathlib.Path(scratch) / 'network', str(weights))
   training.write(model, variables, folder)

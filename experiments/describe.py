@@ -19,12 +19,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from darts_jax import genotype as genotypes
+from darts_jax import limits
 from darts_jax.genotype import AnyGenotype, Genotype, RecurrentGenotype
 from darts_jax.nets import cost
 from darts_jax.nets.conv import Network, check_image_size
 from darts_jax.report import drawing
 from darts_jax.report.workdir import cells_of
-from experiments.entry import GENOTYPE_HELP, Flag, launch_flags, require
+from darts_jax.runtime.files import user_path
+from experiments.entry import GENOTYPE_HELP, Flag, launch_flags, require, whole_number
 
 USAGE = (
   'usage: python -m experiments.describe --genotype=NAME|PATH [--channels=N --layers=N --classes=N --image_size=N'
@@ -35,6 +37,16 @@ _CIFAR, _IMAGENET = (36, 20, 10, 32, 3), (48, 14, 1000, 224, 3)
 _FIELDS = ('channels', 'layers', 'classes', 'image_size', 'image_channels')
 #: Width and words of the published evaluation on Penn Treebank [DARTS §3.2].
 _PTB = {'width': 850, 'vocabulary': 10_000}
+#: The largest number that a flag may be.
+_LARGEST = {
+  'channels': limits.CHANNELS,
+  'layers': limits.LAYERS,
+  'classes': limits.CLASSES,
+  'image_size': limits.IMAGE_SIZE,
+  'image_channels': limits.IMAGE_CHANNELS,
+  'width': limits.WIDTH,
+  'vocabulary': limits.WORDS,
+}
 _DRAWINGS = ('svg', 'png', 'pdf', 'dot')
 FLAGS = (
   Flag('genotype', None, GENOTYPE_HELP),
@@ -62,7 +74,8 @@ def run(genotype: str | None, draw: str | None, **others: Any) -> int:
   require(USAGE, genotype=genotype)
   name = str(genotype)
   found = genotypes.resolve(name)
-  if draw is not None and pathlib.Path(draw).suffix.removeprefix('.').lower() not in _DRAWINGS:
+  drawing_path = None if draw is None else user_path(draw, '--draw')
+  if drawing_path is not None and drawing_path.suffix.removeprefix('.').lower() not in _DRAWINGS:
     raise ValueError(f'--draw: {draw} is no file name that ends with one of .{", .".join(_DRAWINGS)}')
   of_classifiers = (*_FIELDS, 'imagenet', 'auxiliary')
   if isinstance(found, RecurrentGenotype):
@@ -77,8 +90,8 @@ def run(genotype: str | None, draw: str | None, **others: Any) -> int:
     described = describe(found, auxiliary=auxiliary, imagenet=imagenet, **numbers)
     text = _as_text(described)
   print(json.dumps(described, indent=2) if others['json'] else f'{text}\n\n{genotypes.to_text(found)}')
-  if draw is not None:
-    _draw(found, pathlib.Path(draw))
+  if drawing_path is not None:
+    _draw(found, drawing_path)
   return 0
 
 
@@ -154,15 +167,8 @@ def _refuse(names: Sequence[str], given: Mapping[str, Any], why: str) -> None:
 
 
 def _numbers(given: Mapping[str, str | None], defaults: Mapping[str, int]) -> dict[str, int]:
-  return {name: _number(name, given[name], default) for name, default in defaults.items()}
-
-
-def _number(name: str, value: str | None, default: int) -> int:
-  if value is None:
-    return default
-  if not value.isdecimal() or int(value) < 1:
-    raise ValueError(f'--{name}: {value} is not allowed; it has to be a whole number ≥ 1')
-  return int(value)
+  said = {name: value for name in defaults if (value := given[name]) is not None}
+  return {**defaults, **{name: whole_number(name, value, _LARGEST[name]) for name, value in said.items()}}
 
 
 def _as_text(described: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict, config_flags
 from darts_jax import genotype as genotypes
 from darts_jax.genotype import Genotype
 from darts_jax.runtime import processes
+from darts_jax.runtime.files import one_line, user_path
 from darts_jax.runtime.platforms import check_devices
 from darts_jax.runtime.terminal import escape_what_cannot_be_shown
 
@@ -118,6 +119,14 @@ def require(usage: str, **values: str | None) -> None:
       raise ValueError(f'--{name}: missing; {usage}')
 
 
+def whole_number(name: str, value: str, most: int) -> int:
+  """The number that a flag is, from 1 to `most`; a ValueError if it is none."""
+  # More digits than any limit has are not worth reading.
+  if not value.isdecimal() or len(value) > 20 or not 1 <= int(value) <= most:
+    raise ValueError(f'--{name}: {one_line(value)} is not allowed; it has to be a whole number ≥ 1 and ≤ {most}')
+  return int(value)
+
+
 def convolutional(name_or_path: str) -> Genotype:
   """The architecture that `--genotype` names; a ValueError unless it is there and convolutional."""
   found = genotypes.resolve(name_or_path)
@@ -141,6 +150,10 @@ def _exit_with(parsed: Callable[[], int], usage: str) -> None:
     _complain(error)
     code = 2
     _leave_others(code)
+  except MemoryError as error:
+    _complain(f'out of memory ({error}); {_SMALLER}')
+    code = 2
+    _leave_others(code)
   except BrokenPipeError:
     # Whoever reads the output has enough of it, as `head` has; Python would complain once more at its end.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -150,6 +163,11 @@ def _exit_with(parsed: Callable[[], int], usage: str) -> None:
     _leave_others(130)
     raise
   except Exception as error:
+    if isinstance(error, jax.errors.JaxRuntimeError) and 'RESOURCE_EXHAUSTED' in str(error):
+      _complain(f'out of memory ({next(iter(str(error).splitlines()))}); {_SMALLER}')
+      code = 2
+      _leave_others(code)
+      sys.exit(code)
     if not jax.distributed.is_initialized():
       raise
     # By itself Python would wait at its end, for minutes, for processes that wait for this one.
@@ -161,6 +179,8 @@ def _exit_with(parsed: Callable[[], int], usage: str) -> None:
     _leave_others(code)
   sys.exit(code)
 
+
+_SMALLER = 'smaller are config.batch_size, config.network, or with config.remat what gradients keep'
 
 # Of errors of the runtime, those that are about other processes.
 _LOST = ('Gloo', 'NCCL', 'UNAVAILABLE', 'DEADLINE_EXCEEDED', 'Connection')
@@ -214,7 +234,7 @@ def _parse(argv: list[str], usage: str, extra: Sequence[Flag] = ()) -> tuple[Con
   if len(rest) > 1:
     raise ValueError(f'{rest[1]}: unexpected argument; {usage}')
   values = {flag.name: known[flag.name].value for flag in extra}
-  return config, pathlib.Path(workdir.value or f'runs/{pathlib.Path(path).stem}'), values
+  return config, user_path(workdir.value or f'runs/{pathlib.Path(path).stem}', '--workdir'), values
 
 
 def _overridden(path: str, overrides: list[str]) -> tuple[ConfigDict, list[str]]:
@@ -239,6 +259,7 @@ def _overridden(path: str, overrides: list[str]) -> tuple[ConfigDict, list[str]]
 
 def _load(path: str) -> ConfigDict:
   """What `get_config()` of a file returns."""
+  path = str(user_path(path, '--config'))
   if not pathlib.Path(path).is_file():
     raise ValueError(f'--config: {path}: no such file')
   try:

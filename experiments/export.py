@@ -11,6 +11,7 @@ if not __package__:
   sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 from darts_jax.interop import export
+from darts_jax.runtime.files import user_path
 from darts_jax.training import Model, load
 from experiments.entry import Flag, launch_flags, require
 
@@ -25,11 +26,11 @@ FLAGS = (
 def run(workdir: str | None, output: str | None, format: str | None) -> int:
   """Exports and says how far the file is from the network; returns the exit code."""
   require(USAGE, workdir=workdir, output=output)
-  path = pathlib.Path(str(output)).expanduser()
+  path = user_path(str(output), '--output')
   kind = (format or path.suffix.removeprefix('.')).lower()
   if kind not in export.FORMATS:
     raise ValueError(f'--format: {kind!r} is not known; allowed are {", ".join(export.FORMATS)}')
-  folder = pathlib.Path(str(workdir)).expanduser()
+  folder = user_path(str(workdir), '--workdir')
   difference = export.export(Model.read(folder), load(folder).variables, path, kind)
   print(f'{path}: {kind}, {path.stat().st_size:,} bytes')
   if kind != 'safetensors':

@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from darts_jax import genotype as genotypes
-from darts_jax import training
+from darts_jax import limits, training
 from darts_jax.genotype import AnyGenotype
 from darts_jax.runtime import processes
-from experiments.entry import DISTRIBUTED_USAGE, GENOTYPE_HELP, Flag, launch, require
+from experiments.entry import DISTRIBUTED_USAGE, GENOTYPE_HELP, Flag, launch, require, whole_number
 
 USAGE = (
   'usage: python -m experiments.train --config=configs/digits_eval.py --genotype=NAME|PATH [--seeds=N] [--workdir=DIR]'
@@ -36,8 +36,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, genotype: str | None, 
 
   def resolve() -> AnyGenotype:
     require(USAGE, genotype=genotype)
-    if not seeds.isdecimal() or int(seeds) < 1:
-      raise ValueError(f'--seeds: {seeds} is not allowed; it has to be a whole number ≥ 1')
+    whole_number('seeds', seeds, limits.RUNS)
     found = genotypes.resolve(str(genotype))
     training.check_genotype(config, found, f'--genotype: {genotype}')
     return found

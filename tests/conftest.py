@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 CACHE = pathlib.Path('~/.cache/darts_jax/tests').expanduser()
@@ -82,6 +83,46 @@ def tiny_search() -> Callable[..., dict[str, Any]]:
     }
 
   return make
+
+
+def _mutants(content: bytes, number: int) -> Iterator[bytes]:
+  rng = np.random.default_rng(0)
+  for _ in range(number):
+    mutant = bytearray(content)
+    for _ in range(rng.integers(1, 4)):
+      place, length = int(rng.integers(len(mutant))), int(rng.integers(1, 40))
+      match rng.integers(5):
+        case 0:
+          mutant[place] ^= 1 << rng.integers(8)
+        case 1:
+          del mutant[place : place + length]
+        case 2:
+          del mutant[place:]
+        case 3:
+          mutant[place:place] = rng.bytes(length)
+        case _:
+          mutant[place:place] = mutant[max(place - length, 0) : place]
+      mutant = mutant or bytearray(b'0')
+    yield bytes(mutant)
+
+
+@pytest.fixture(scope='session')
+def complaints() -> Callable[..., list[str]]:
+  """What a reader says of mutants of a file: bytes changed, cut out, put in or repeated, or the end cut off."""
+
+  def collect(read: Callable[[pathlib.Path], Any], path: pathlib.Path, number: int = 400) -> list[str]:
+    found = []
+    for mutant in _mutants(path.read_bytes(), number):
+      path.write_bytes(mutant)
+      try:
+        read(path)
+      except ValueError as error:
+        found.append(str(error))
+    # All that is wrong with a file is told in one line that names it.
+    assert [line for line in found if str(path) not in line or '\n' in line or len(line) > 1000] == []
+    return found
+
+  return collect
 
 
 @pytest.fixture

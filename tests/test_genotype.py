@@ -316,8 +316,11 @@ def test_file_that_is_not_json_is_named_in_one_line(tmp_path, content):
 
 
 def test_file_that_cannot_be_read_is_named_in_one_line(tmp_path):
-  for path, reason in ((tmp_path / 'none.json', 'No such file or directory'), (tmp_path, 'Is a directory')):
-    with pytest.raises(ValueError, match=f'^{re.escape(f"{path}: cannot be read ({reason})")}$'):
+  for path, reason in (
+    (tmp_path / 'none.json', 'cannot be read (No such file or directory)'),
+    (tmp_path, 'not a file, but a folder'),
+  ):
+    with pytest.raises(ValueError, match=f'^{re.escape(f"{path}: {reason}")}$'):
       load(path)
 
 
@@ -486,3 +489,22 @@ def test_invalid_recurrent_cells_are_refused(make, message):
 def test_recurrent_node_without_an_activation_is_refused():
   with pytest.raises(ValueError, match="^recurrent: node 1: 'none' is not an operation; "):
     RecurrentGenotype((('none', 0), ('tanh', 0)), (1, 2))
+
+
+def test_genotype_file_is_read_or_refused(tmp_path, complaints):
+  path = tmp_path / 'genotype.json'
+  save(published()['DARTS_V2'], path)
+  assert 200 < len(complaints(load, path)) < 400
+
+
+def test_device_is_no_genotype():
+  with pytest.raises(ValueError, match='^/dev/zero: not a file, but a device$'):
+    resolve('/dev/zero')
+
+
+def test_cell_of_too_many_nodes():
+  pairs = (('none', 0),) * 42
+  with pytest.raises(ValueError, match='^normal: 21 nodes; allowed are up to 20$'):
+    Genotype(pairs, (2,), pairs, (2,))
+  with pytest.raises(ValueError, match='^num_nodes: 1000 is not allowed; a cell has up to 20 intermediate nodes$'):
+    search_space(num_nodes=1000)

@@ -14,6 +14,7 @@ from darts_jax.data import unpickling
 from darts_jax.data.arrays import Arrays
 from darts_jax.data.download import check_sha256
 from darts_jax.data.official import Official
+from darts_jax.runtime.files import read_bytes
 
 _Part = tuple[np.ndarray, np.ndarray]
 
@@ -76,7 +77,7 @@ def _archive_members(archive: pathlib.Path, packaging: _Packaging, dataset: Offi
 def _folder_files(folder: pathlib.Path, packaging: _Packaging) -> Iterator[tuple[str, bytes]]:
   for name in (*packaging.train, packaging.test):
     if (folder / name).is_file():
-      yield name, (folder / name).read_bytes()
+      yield name, read_bytes(folder / name)
 
 
 def _assemble(

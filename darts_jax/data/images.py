@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import math
-import pathlib
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from darts_jax.data import npz, sources
 from darts_jax.data.arrays import Arrays, check_range, validate
 from darts_jax.data.official import OFFICIAL
+from darts_jax.runtime.files import user_path
 
 NAMES = ('digits', *OFFICIAL, 'npz')
 
@@ -69,7 +69,7 @@ def load(name: str, *, directory: str = '', path: str = '', download: bool = Fal
   if name == 'npz':
     if not path:
       raise ValueError("config.data.path is not set; config.data.name = 'npz' needs the path of an npz file")
-    return _own(name, npz.read(pathlib.Path(path).expanduser()), path)
+    return _own(name, npz.read(user_path(path, 'config.data.path')), path)
   if name == 'digits':
     return _own(name, _digits(), 'digits')
   dataset = OFFICIAL[name]

@@ -11,6 +11,7 @@ import numpy as np
 from darts_jax.data.arrays import Arrays
 from darts_jax.data.download import check_sha256
 from darts_jax.data.official import Official
+from darts_jax.runtime.files import read_bytes
 
 #: Training images and labels, test images and labels.
 FILES = ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte', 't10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte')
@@ -60,7 +61,7 @@ def _read_idx(path: pathlib.Path, shape: tuple[int, ...], dataset: Official) -> 
 
 def _content(path: pathlib.Path, dataset: Official) -> bytes:
   if path.suffix != '.gz':
-    return path.read_bytes()
+    return read_bytes(path)
   with path.open('rb') as file:
     check_sha256(file, str(path), dataset.sha256[path.name])
     try:

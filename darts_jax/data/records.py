@@ -9,10 +9,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from darts_jax.data import tfds
+from darts_jax.runtime.files import read_bytes, user_path
 
 ENDINGS = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
 EVALUATION = ('val', 'validation', 'valid', 'test')
 TRAIN = 'train'
+# Bytes of an encoded image.
+_MAX_ENCODED = 2**28
 
 
 class Records(Protocol):
@@ -47,11 +50,7 @@ class _Folder:
     return len(self.paths)
 
   def load(self, index: int) -> tuple[bytes, int]:
-    path = pathlib.Path(self.name(index))
-    try:
-      return path.read_bytes(), int(self.labels[index])
-    except OSError as error:
-      raise ValueError(f'{path}: cannot be read: {error.strerror}') from error
+    return read_bytes(pathlib.Path(self.name(index)), _MAX_ENCODED), int(self.labels[index])
 
   def name(self, index: int) -> str:
     return str(self.root / os.fsdecode(self.paths[index]))
@@ -76,7 +75,7 @@ def image_folder(path: str | os.PathLike[str], split_names: str | Sequence[str] 
     ValueError: naming the path, if it or the split is not a folder, there is only one class or one without images,
       two classes are the same folder, the split has a class that the training images lack, or a folder cannot be read.
   """
-  root = pathlib.Path(path).expanduser()
+  root = user_path(path, 'config.data.dir')
   try:
     if not root.is_dir():
       raise ValueError(f'{root}: not a folder')
@@ -203,7 +202,7 @@ def tfds_directory(path: str | os.PathLike[str], name: str, split: str | Sequenc
     ValueError: naming the folder, if there is no such dataset or split, it has other features, it is damaged, or
       the packages that read it are not installed; or it has one class only.
   """
-  directory = pathlib.Path(path).expanduser()
+  directory = user_path(path, 'config.data.dir')
   folder = tfds.find(name, directory)
   if folder is None:
     raise ValueError(f'{directory}: holds no tensorflow-datasets array_record folder {name}/<version>/')

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from darts_jax import limits
 from darts_jax.data import images, text
 from darts_jax.data.corpus import Corpus
 from darts_jax.settings import setting
@@ -49,6 +50,6 @@ class TextSource:
 class Augment:
   """Augmentation in training: pixels of padding before a crop, mirroring, side of the cutout square (0: none)."""
 
-  crop_padding: int = setting(4, at_least=0)
+  crop_padding: int = setting(4, at_least=0, at_most=limits.CROP_PADDING)
   flip: bool = setting(True)
-  cutout: int = setting(0, at_least=0)
+  cutout: int = setting(0, at_least=0, at_most=limits.CUTOUT)

@@ -7,6 +7,7 @@ from darts_jax.data import cifar, mnist, tfds
 from darts_jax.data.arrays import Arrays
 from darts_jax.data.download import fetch
 from darts_jax.data.official import Official
+from darts_jax.runtime.files import user_path
 
 _READERS: dict[str, Callable[[Official, pathlib.Path], Arrays | None]] = {
   'mnist': mnist.read,
@@ -40,7 +41,7 @@ def read(dataset: Official, directory: str, download: bool) -> Arrays:
       f'config.data.dir is not set: name the folder in which {dataset.name} lies or is to be downloaded '
       '(config.data.download)'
     )
-  root = pathlib.Path(directory).expanduser()
+  root = user_path(directory, 'config.data.dir')
   try:
     arrays = _find(dataset, root)
     if arrays is None and download:

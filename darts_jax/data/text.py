@@ -7,6 +7,7 @@ import numpy as np
 
 from darts_jax.data import pydoc
 from darts_jax.data.corpus import END, UNKNOWN, Corpus
+from darts_jax.runtime.files import read_bytes, user_path
 
 NAMES = ('pydoc', 'ptb', 'wikitext2', 'files')
 
@@ -59,7 +60,7 @@ def _files(name: str, directory: str) -> Corpus:
 
 def _find(name: str, directory: str) -> list[pathlib.Path]:
   """The files of the first complete naming."""
-  root = pathlib.Path(directory).expanduser()
+  root = user_path(directory, 'config.data.dir')
   if not root.is_dir():
     raise ValueError(f'config.data.dir {directory!r} is not a folder: name the one with the text of {name}')
   incomplete = []
@@ -82,10 +83,7 @@ def _tokens(path: pathlib.Path) -> list[str]:
 
 def _read(path: pathlib.Path) -> str:
   """A text whose last line is ended, too."""
-  try:
-    content = path.read_bytes()
-  except OSError as error:
-    raise ValueError(f'{path}: cannot be read: {error}') from error
+  content = read_bytes(path)
   null = content.find(b'\0')
   if null >= 0:
     raise ValueError(f'{path}:{_line(content, null)}: a zero byte; the file has to be plain text in UTF-8')

@@ -1,7 +1,7 @@
 """Reads datasets that TensorFlow Datasets has prepared in its `array_record` format, without TensorFlow."""
 
-import json
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from darts_jax.data.arrays import Arrays
 from darts_jax.data.decoding import open_image
 from darts_jax.data.official import Official
+from darts_jax.runtime.files import one_line, read_object
 
 FORMAT = 'array_record'
 
@@ -63,15 +64,17 @@ def find(name: str, directory: pathlib.Path) -> pathlib.Path | None:
   Raises:
     ValueError: naming the file, if a description cannot be read.
   """
+  if not re.fullmatch(r'\w[\w.-]*', name):
+    raise ValueError(f'config.data.dataset: {one_line(repr(name))} is no name of a dataset, such as imagenet2012')
   found = []
   for pattern in ('dataset_info.json', '*/dataset_info.json', f'{name}/*/dataset_info.json'):
     for path in directory.glob(pattern):
       try:
-        info = json.loads(path.read_text())
+        info = read_object(path)
         formats = {info.get('fileFormat'), *info.get('alternativeFileFormats', ())}
         version = tuple(int(number) for number in info.get('version', '0').split('.'))
-      except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f'{path}: not the description of a prepared dataset: {error}') from error
+      except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f'{path}: not the description of a prepared dataset: {one_line(error)}') from error
       if info.get('name') == name and FORMAT in formats:
         found.append((version, path.parent))
   return max(found)[1] if found else None

@@ -1,70 +1,166 @@
 """Reads the pickled batches of the CIFAR archives without unpickling anything but plain values and byte arrays.
 
-A pickle may name any importable function and have it called. Here the five names that a pickled array of bytes
-consists of stand for inert classes of this module, and every other name is refused; NumPy, whose own
-reconstruction trusts its input, never sees the pickle.
+A pickle may name any importable function and have it called, and Python's unpickler allocates what an operand says:
+nine bytes can take 32 GB. Here the instructions that batches need are followed one by one. The five names that a
+pickled array of bytes consists of stand for inert functions of this module, and every other name is refused; NumPy,
+whose own reconstruction trusts its input, never sees the pickle.
 """
 
+import dataclasses
 import io
-import pickle
+import pickletools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from darts_jax.runtime.files import UnfitFile, one_line
 
+# An instruction of one byte can make an object of seventy. The largest batch takes half a million.
+_MAX_INSTRUCTIONS = 2**22
+
+_PLAIN = {'INT', 'LONG', 'BININT', 'BININT1', 'BININT2', 'LONG1', 'FLOAT', 'BINFLOAT'}
+_TEXTS = {'UNICODE', 'BINUNICODE', 'SHORT_BINUNICODE'}
+_STRINGS = {'STRING', 'BINSTRING', 'SHORT_BINSTRING'}  # Of bytes, in Python 2.
+_BYTES = {'BINBYTES', 'SHORT_BINBYTES', 'BINBYTES8'}
+_CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False, 'EMPTY_TUPLE': ()}
+
+
+@dataclasses.dataclass
 class _Dtype:
-  def __init__(self, code: str | bytes, *_: object) -> None:
-    self.code = code.decode('latin1') if isinstance(code, bytes) else code
-
-  def __setstate__(self, state: object) -> None:
-    pass  # Byte order and alignment, which unsigned bytes have no need of.
+  code: Any
 
 
+@dataclasses.dataclass
 class _Array:
-  def __init__(self, *_: object) -> None:
-    pass
-
-  def __setstate__(self, state: tuple[Any, ...]) -> None:
-    _, self.shape, self.dtype, self.column_major, self.content = state
+  state: Any = None
 
   def to_numpy(self) -> np.ndarray:
-    if self.dtype.code != 'u1':
-      raise ValueError(f'array of dtype {self.dtype.code!r} instead of unsigned bytes')
-    return np.frombuffer(self.content, np.uint8).reshape(self.shape, order='F' if self.column_major else 'C')
+    match self.state:
+      case (_, tuple(shape), _Dtype(code), bool() | int() as column_major, content):
+        pass
+      case _:
+        raise UnfitFile('an array without its state')
+    if _text(code) != 'u1':
+      raise UnfitFile(f'array of dtype {code!r} instead of unsigned bytes')
+    if not all(type(size) is int and size >= 0 for size in shape) or not isinstance(content, bytes):
+      raise UnfitFile('an array without a shape or content')
+    return np.frombuffer(content, np.uint8).reshape(shape, order='F' if column_major else 'C')
 
 
-def _reconstruct(*_: object) -> _Array:
-  return _Array()
+def _text(value: Any) -> Any:
+  return value.decode('latin1') if isinstance(value, bytes) else value
 
 
-def _encode(text: str, encoding: str) -> bytes:
-  # How Python 3 writes bytes in the protocols of Python 2.
-  if encoding != 'latin1':
-    raise pickle.UnpicklingError(f'it asks for the encoding {encoding!r}; allowed: latin1')
-  return text.encode('latin1')
+class _Machine:
+  """Follows the instructions of one pickle."""
+
+  def __init__(self) -> None:
+    self._stacks: list[list[Any]] = [[]]  # One more for every mark.
+    self._memo: dict[Any, Any] = {}
+    # Texts and their bytes by identity: a few instructions could have a long one encoded again and again.
+    self._encoded: dict[int, tuple[str, bytes]] = {}
+    self._allowed: dict[str, Callable[..., Any]] = {
+      'numpy.ndarray': _Array,
+      'numpy.dtype': lambda code, *_: _Dtype(_text(code)),
+      'numpy.core.multiarray._reconstruct': lambda *_: _Array(),
+      'numpy._core.multiarray._reconstruct': lambda *_: _Array(),
+      '_codecs.encode': self._encode,
+    }
+
+  def run(self, content: bytes) -> Any:
+    for count, (opcode, operand, _) in enumerate(pickletools.genops(io.BytesIO(content))):
+      if count == _MAX_INSTRUCTIONS:
+        raise UnfitFile(f'more than {_MAX_INSTRUCTIONS:,} instructions')
+      if opcode.name == 'STOP':
+        return self._stacks[-1].pop()
+      self._follow(opcode.name, operand)
+    raise UnfitFile('it has no end')
+
+  def _follow(self, name: str, operand: Any) -> None:
+    stack = self._stacks[-1]
+    match name:
+      case _ if name in _PLAIN or name in _TEXTS or name in _BYTES:
+        stack.append(operand)
+      case _ if name in _STRINGS:
+        stack.append(operand.encode('latin1'))
+      case _ if name in _CONSTANTS:
+        stack.append(_CONSTANTS[name])
+      case 'EMPTY_DICT' | 'EMPTY_LIST':
+        stack.append({} if name == 'EMPTY_DICT' else [])
+      case 'MARK':
+        self._stacks.append([])
+      case 'DICT' | 'LIST' | 'TUPLE':
+        items = self._stacks.pop()
+        value: Any = {} if name == 'DICT' else items if name == 'LIST' else tuple(items)
+        if name == 'DICT':
+          _set_items(value, items)
+        self._stacks[-1].append(value)
+      case 'TUPLE1' | 'TUPLE2' | 'TUPLE3':
+        stack.append(tuple(_pop(stack, int(name[-1]))))
+      case 'APPEND' | 'APPENDS':
+        items = _pop(stack, 1) if name == 'APPEND' else self._stacks.pop()
+        if type(self._stacks[-1][-1]) is not list:
+          raise UnfitFile('items without a list')
+        self._stacks[-1][-1].extend(items)
+      case 'SETITEM' | 'SETITEMS':
+        items = _pop(stack, 2) if name == 'SETITEM' else self._stacks.pop()
+        _set_items(self._stacks[-1][-1], items)
+      case 'PUT' | 'BINPUT' | 'LONG_BINPUT':
+        self._memo[operand] = stack[-1]
+      case 'MEMOIZE':
+        self._memo[len(self._memo)] = stack[-1]
+      case 'GET' | 'BINGET' | 'LONG_BINGET':
+        stack.append(self._memo[operand])
+      case 'GLOBAL' | 'STACK_GLOBAL':
+        wanted = str(operand).replace(' ', '.') if name == 'GLOBAL' else '.'.join(_pop(stack, 2))
+        if wanted not in self._allowed:
+          raise UnfitFile(f'it asks for {wanted}; allowed: lists, numbers, bytes and arrays of bytes')
+        stack.append(self._allowed[wanted])
+      case 'REDUCE':
+        function, arguments = _pop(stack, 2)
+        if not any(function == allowed for allowed in self._allowed.values()) or type(arguments) is not tuple:
+          raise UnfitFile('a call that no array needs')
+        stack.append(function(*arguments[:3]))
+      case 'BUILD':
+        state = stack.pop()
+        if type(stack[-1]) is _Array:
+          stack[-1].state = state
+        elif type(stack[-1]) is not _Dtype:  # Byte order and alignment, which unsigned bytes have no need of.
+          raise UnfitFile('a state that no array has')
+      case 'PROTO' | 'FRAME':
+        pass
+      case _:
+        raise UnfitFile(f'it uses the instruction {name}, which no batch needs')
+
+  def _encode(self, text: Any, encoding: Any) -> bytes:
+    # How Python 3 writes bytes in the protocols of Python 2.
+    if encoding != 'latin1':
+      raise UnfitFile(f'it asks for the encoding {encoding!r}; allowed: latin1')
+    if type(text) is not str:
+      raise UnfitFile('an encoding of something else than a text')
+    if id(text) not in self._encoded:
+      self._encoded[id(text)] = (text, text.encode('latin1'))
+    return self._encoded[id(text)][1]
 
 
-_ALLOWED = {
-  ('numpy', 'ndarray'): _Array,
-  ('numpy', 'dtype'): _Dtype,
-  ('numpy.core.multiarray', '_reconstruct'): _reconstruct,
-  ('numpy._core.multiarray', '_reconstruct'): _reconstruct,
-  ('_codecs', 'encode'): _encode,
-}
+def _set_items(dictionary: Any, items: list[Any]) -> None:
+  for key, value in zip(items[::2], items[1::2], strict=True):
+    # The hash of nested tuples, for one, can take exponential time.
+    if type(dictionary) is not dict or type(key) not in (str, bytes, int):
+      raise UnfitFile(f'a key of type {type(key).__name__}')
+    dictionary[key] = value
 
 
-class _Unpickler(pickle.Unpickler):
-  def find_class(self, module: str, name: str) -> Any:
-    if (module, name) not in _ALLOWED:
-      raise pickle.UnpicklingError(f'it asks for {module}.{name}; allowed: lists, numbers, bytes and arrays of bytes')
-    return _ALLOWED[module, name]
+def _pop(stack: list[Any], count: int) -> list[Any]:
+  return [stack.pop() for _ in range(count)][::-1]
 
 
 def loads(content: bytes, source: str) -> dict[str, Any]:
   """Reads a pickled dictionary of plain values and uint8 arrays.
 
   Args:
-    content: the pickle, in any protocol up to 4, as written by Python 2 or 3.
+    content: the pickle, in a protocol up to 4, as written by Python 2 or 3.
     source: the file it comes from, which errors name.
 
   Returns:
@@ -74,14 +170,9 @@ def loads(content: bytes, source: str) -> dict[str, Any]:
     ValueError: if the pickle asks for anything else, is damaged, or holds no dictionary.
   """
   try:
-    batch = _Unpickler(io.BytesIO(content), encoding='bytes').load()
+    batch = _Machine().run(content)
     if not isinstance(batch, dict):
-      raise ValueError(f'it holds a {type(batch).__name__} instead of a dictionary')
-    return {
-      key.decode('latin1') if isinstance(key, bytes) else str(key): (
-        value.to_numpy() if isinstance(value, _Array) else value
-      )
-      for key, value in batch.items()
-    }
-  except Exception as error:  # The bytes of a damaged or hostile pickle can make its reader raise anything.
-    raise ValueError(f'{source}: refused or damaged pickle: {error}') from error
+      raise UnfitFile(f'it holds a {type(batch).__name__} instead of a dictionary')
+    return {str(_text(key)): value.to_numpy() if isinstance(value, _Array) else value for key, value in batch.items()}
+  except Exception as error:  # The bytes of a damaged or hostile pickle can make what reads them raise anything.
+    raise ValueError(f'{source}: refused or damaged pickle: {one_line(error)}') from error

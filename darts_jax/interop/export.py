@@ -12,6 +12,7 @@ from darts_jax.data.augment import normalise
 from darts_jax.interop import onnx_file
 from darts_jax.nets.bilinear import in_plain_operations
 from darts_jax.runtime import weights
+from darts_jax.runtime.files import one_line, read_bytes
 from darts_jax.runtime.precision import precisely
 from darts_jax.runtime.workdir import write_whole
 from darts_jax.training.model import Model
@@ -73,10 +74,18 @@ def export(model: Model, variables: PyTree, path: pathlib.Path, kind: str) -> fl
 
 
 def load_stablehlo(path: pathlib.Path) -> Any:
-  """A network that `export` wrote as `stablehlo`; its `call(images)` gives logits."""
+  """A network that `export` wrote as `stablehlo`; its `call(images)` gives logits.
+
+  Raises:
+    ValueError: the file cannot be read, or holds no such network.
+  """
   from jax import export as jax_export
 
-  return jax_export.deserialize(bytearray(path.read_bytes()))
+  content = read_bytes(path)
+  try:
+    return jax_export.deserialize(bytearray(content))
+  except Exception as error:  # Its parser trusts what it reads.
+    raise ValueError(f'{path}: not a network that was exported as stablehlo ({one_line(error)})') from error
 
 
 def _stablehlo(model: Model, variables: PyTree) -> bytes:

@@ -1,22 +1,18 @@
 """Reads the named arrays of a file of weights: PyTorch's two formats, NumPy's `.npz` and `.safetensors`."""
 
 import io
-import math
 import os
-import pathlib
-import zipfile
 
 import numpy as np
 import safetensors
 
 from darts_jax.interop import torch_files
-from darts_jax.interop.torch_files import UnfitFile
+from darts_jax.runtime.files import Archive, UnfitFile, one_line, read_bytes, user_path
 
 #: What `torch.nn.DataParallel` puts before every name.
 _PARALLEL_PREFIX = 'module.'
-# A zip archive may be of any size, but an archive of weights larger than this does not shrink to a hundredth.
-_MAX_UNPACKED, _MAX_RATIO = 2**26, 100
-_MAX_MESSAGE = 400
+# Of a file of weights, which is read as a whole.
+_MAX_BYTES = 2**36
 _SAFETENSORS_DTYPES = {
   'F64': 'f8',
   'F32': 'f4',
@@ -55,31 +51,21 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
       its pickle asks for anything but tensors and plain values; it has no arrays, or something else where an array
       is expected.
   """
-  path = pathlib.Path(path)
+  path = user_path(path, 'weights')
+  content = read_bytes(path, _MAX_BYTES)
   try:
-    # A device or a pipe might never end.
-    if path.exists() and not path.is_file():
-      raise UnfitFile('not a file')
-    arrays = _read(path.read_bytes())
+    arrays = _read(content)
     if not arrays:
       raise UnfitFile('it holds no arrays')
-  except OSError as error:
-    raise ValueError(f'{path}: cannot be read: {error.strerror or _one_line(error)}') from error
   except UnfitFile as error:
-    raise ValueError(f'{path}: {_one_line(error)}') from error
+    raise ValueError(f'{path}: {one_line(error)}') from error
   except Exception as error:  # The bytes of a damaged or hostile file can make their readers raise anything.
-    raise ValueError(f'{path}: damaged or truncated: {type(error).__name__}: {_one_line(error)}') from error
+    raise ValueError(f'{path}: damaged or truncated: {type(error).__name__}: {one_line(error)}') from error
   for array in arrays.values():
     array.flags.writeable = False
   if all(name.startswith(_PARALLEL_PREFIX) for name in arrays):
     return {name.removeprefix(_PARALLEL_PREFIX): array for name, array in arrays.items()}
   return arrays
-
-
-def _one_line(error: Exception) -> str:
-  # A message may quote the file.
-  text = ' '.join(''.join(letter if letter.isprintable() else ' ' for letter in str(error)).split())
-  return text if len(text) <= _MAX_MESSAGE else f'{text[:_MAX_MESSAGE]}…'
 
 
 def _read(content: bytes) -> dict[str, np.ndarray]:
@@ -106,36 +92,16 @@ def _read_safetensors(content: bytes) -> dict[str, np.ndarray]:
 
 
 def _read_zip(content: bytes) -> dict[str, np.ndarray]:
-  with zipfile.ZipFile(io.BytesIO(content)) as archive:
-    infos = {info.filename: info for info in archive.infolist()}
-    unpacked = sum(info.file_size for info in infos.values())
-    if unpacked > max(_MAX_UNPACKED, _MAX_RATIO * len(content)):
-      raise UnfitFile(f'refused: {len(content)} bytes that unpack to {unpacked}')
-
-    def member(name: str) -> bytes:
-      if infos[name].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise UnfitFile(f'member {name}: unsupported compression')
-      with archive.open(infos[name]) as file:
-        # Without a limit, it would unpack more than the directory says before it notices.
-        return file.read(infos[name].file_size + 1)
-
-    if any(name.endswith('/data.pkl') for name in infos):
-      return torch_files.read_zip(infos.keys(), member)
-    if all(name.endswith('.npy') for name in infos):
-      return {name.removesuffix('.npy'): _read_npy(name, member(name)) for name in infos}
-    raise UnfitFile("a zip archive, but neither PyTorch's nor NumPy's")
+  archive = Archive(io.BytesIO(content))
+  if any(name.endswith('/data.pkl') for name in archive.names):
+    return torch_files.read_zip(archive.names, archive.read)
+  if all(name.endswith('.npy') for name in archive.names):
+    return {name.removesuffix('.npy'): _numbers(archive, name.removesuffix('.npy')) for name in archive.names}
+  raise UnfitFile("a zip archive, but neither PyTorch's nor NumPy's")
 
 
-def _read_npy(name: str, content: bytes) -> np.ndarray:
-  stream = io.BytesIO(content)
-  version = np.lib.format.read_magic(stream)
-  read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-  shape, _, dtype = read_header(stream)
-  if dtype.kind not in 'biuf':
-    raise UnfitFile(f'array {name}: unsupported dtype {dtype}')
-  # NumPy allocates what the header says before it reads.
-  if len(content) - stream.tell() != math.prod(shape) * dtype.itemsize:
-    raise UnfitFile(f'array {name}: its shape {shape} and its size do not fit')
-  stream.seek(0)
-  array = np.lib.format.read_array(stream, allow_pickle=False)
+def _numbers(archive: Archive, name: str) -> np.ndarray:
+  array = archive.array(name)
+  if array.dtype.kind not in 'biuf':
+    raise UnfitFile(f'array {name}: unsupported dtype {array.dtype}')
   return array.astype(array.dtype.newbyteorder('='), copy=False)

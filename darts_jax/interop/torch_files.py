@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from darts_jax.runtime.files import UnfitFile
+
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL_VERSION = 1001
 #: Where training programs keep the state dict of a checkpoint, beside the epoch and the optimizer's state.
@@ -27,10 +29,8 @@ _OTHER_STATES = ('optim', 'sched', 'scaler')
 _MAX_NESTING = 5
 _MAX_DIMENSIONS = 64  # NumPy's limit.
 _MAX_ARGUMENTS = 8  # No allowed function takes more.
-
-
-class UnfitFile(ValueError):
-  """A file does not hold what it should; the message says what is wrong, without the file's name."""
+# An instruction of one byte can make an object of seventy. A thousand tensors take fifty thousand.
+_MAX_INSTRUCTIONS = 2**22
 
 
 def read_zip(names: Collection[str], member: Callable[[str], bytes]) -> dict[str, np.ndarray]:
@@ -375,7 +375,9 @@ def _unpickle(stream: io.BytesIO, storages: dict[str, _Storage]) -> Any:
   """
   stacks: list[list[Any]] = [[]]  # One more for every mark.
   memo: dict[Any, Any] = {}
-  for opcode, operand, _ in pickletools.genops(stream):
+  for count, (opcode, operand, _) in enumerate(pickletools.genops(stream)):
+    if count == _MAX_INSTRUCTIONS:
+      raise UnfitFile(f'refused: a pickle of more than {_MAX_INSTRUCTIONS:,} instructions')
     stack = stacks[-1]
     match opcode.name:
       case name if name in _NUMBERS or name in _TEXTS:

@@ -18,6 +18,7 @@ from darts_jax.laboratory import page, studies
 from darts_jax.laboratory.settings import Laboratory
 from darts_jax.runtime import metrics
 from darts_jax.runtime.compilation import enable_cache
+from darts_jax.runtime.files import one_line, read_object, user_path
 from darts_jax.runtime.workdir import named_errors
 from darts_jax.search.settings import Search
 from darts_jax.settings import build
@@ -49,7 +50,7 @@ def run(
   """
   start = time.monotonic()
   settings = build(Laboratory, config)
-  workdir = pathlib.Path(workdir).expanduser()
+  workdir = user_path(workdir, '--workdir')
   if (workdir / 'metrics.jsonl').exists():
     raise ValueError(f'--workdir: {workdir} holds a search; choose another')
   if checkpoint is not None:
@@ -109,13 +110,11 @@ def _write(results: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
 
 def _search_of(checkpoint: str, own: Search) -> Search:
   """The settings of the search in a directory; the estimators' fields, and where the data lie, may be this run's."""
-  path = pathlib.Path(checkpoint).expanduser() / 'config.json'
+  path = user_path(checkpoint, '--checkpoint') / 'config.json'
   try:
-    saved = build(Search, json.loads(path.read_text()))
-  except OSError as error:
-    raise ValueError(f'--checkpoint: {checkpoint} holds no search ({path.name}: {error.strerror})') from error
+    saved = build(Search, read_object(path, f'{checkpoint} holds no search'))
   except ValueError as error:
-    raise ValueError(f'--checkpoint: {path}: {error}') from error
+    raise ValueError(f'--checkpoint: {one_line(error)}') from error
   hypergradient = dataclasses.replace(own.hypergradient, clipping=saved.hypergradient.clipping)
   folder = saved.data.dir if own.data.dir == Search().data.dir else own.data.dir
   return dataclasses.replace(saved, hypergradient=hypergradient, data=dataclasses.replace(saved.data, dir=folder))

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from darts_jax import limits
 from darts_jax.hypergradient import ESTIMATORS
 from darts_jax.search.settings import Search, check_alone
 from darts_jax.settings import rename, setting
@@ -16,7 +17,7 @@ class Quadratic:
 
   weights: int = setting(20, at_least=1, at_most=1000)
   alphas: int = setting(6, at_least=1, at_most=1000)
-  condition: float = setting(100.0, at_least=1)
+  condition: float = setting(100.0, at_least=1, at_most=1e12)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +43,14 @@ class Laboratory:
   problems: tuple[str, ...] = setting(PROBLEMS)
   estimators: tuple[str, ...] = setting(tuple(ESTIMATORS))
   precisions: tuple[str, ...] = setting(PRECISIONS)
-  reference_steps: int = setting(4, at_least=1)
-  repeats: int = setting(3, at_least=1)
-  radii: int = setting(22, at_least=2)
-  batch_sizes: tuple[int, ...] = setting((128,))
-  images: int = setting(512, at_least=1)
-  search_steps: int = setting(40, at_least=1)
-  compare_every: int = setting(8, at_least=1)
-  unrolled_steps: tuple[int, ...] = setting((1, 2, 4, 8))
+  reference_steps: int = setting(4, at_least=1, at_most=limits.INNER_STEPS)
+  repeats: int = setting(3, at_least=1, at_most=limits.STEPS)
+  radii: int = setting(22, at_least=2, at_most=limits.RUNS)
+  batch_sizes: tuple[int, ...] = setting((128,), at_least=1, at_most=limits.BATCH)
+  images: int = setting(512, at_least=1, at_most=limits.STEPS)
+  search_steps: int = setting(40, at_least=1, at_most=limits.STEPS)
+  compare_every: int = setting(8, at_least=1, at_most=limits.STEPS)
+  unrolled_steps: tuple[int, ...] = setting((1, 2, 4, 8), at_least=1, at_most=limits.INNER_STEPS)
   quadratic: Quadratic = setting(Quadratic())
   search: Search = setting(Search())
 
@@ -68,10 +69,6 @@ class Laboratory:
         self.search.hypergradient.estimator(name)
       except ValueError as error:
         raise ValueError(rename(str(error), 'config.search')) from error
-    for field in ('batch_sizes', 'unrolled_steps'):
-      small = [value for value in getattr(self, field) if value < 1]
-      if small:
-        raise ValueError(f'config.{field}: {small[0]} is not allowed; it has to be ≥ 1')
     largest = max((*self.batch_sizes, self.search.batch_size))
     if self.images < largest:
       raise ValueError(f'config.images: {self.images} is not allowed; the largest batch has {largest} images')

@@ -4,6 +4,7 @@ import os
 import pathlib
 
 from darts_jax.report import page, random_search, training, workdir
+from darts_jax.runtime.files import user_path
 
 
 def write(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -22,7 +23,7 @@ def write(path: str | os.PathLike[str]) -> pathlib.Path:
   Raises:
     ValueError: the working directory does not exist.
   """
-  folder = pathlib.Path(path)
+  folder = user_path(path, 'workdir')
   if not folder.is_dir():
     raise ValueError(f'workdir: {str(folder)!r} is not a folder; name the working directory of a run')
   report = folder / 'report.html'

@@ -3,11 +3,12 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from darts_jax import genotype as genotypes
 from darts_jax.genotype import Genotype
+from darts_jax.runtime.files import one_line, read_json
 from darts_jax.runtime.workdir import write_whole
 
 FILE = 'architectures.json'
@@ -53,23 +54,30 @@ def read(workdir: pathlib.Path) -> list[Architecture]:
     ValueError: the file is there and cannot be read.
   """
   path = workdir / FILE
-  try:
-    return [_from_dict(values) for values in json.loads(path.read_text())]
-  except FileNotFoundError:
+  if not path.exists():
     return []
-  except (KeyError, OSError, TypeError, ValueError) as error:
-    raise ValueError(f'{path}: cannot be read ({error})') from error
+  values = read_json(path)
+  if not isinstance(values, list):
+    raise ValueError(f'{path}: cannot be read (not a list of architectures)')
+  try:
+    return [_from_dict(each) for each in values]
+  except ValueError as error:
+    raise ValueError(f'{path}: cannot be read ({one_line(error)})') from error
 
 
-def _from_dict(values: Mapping[str, Any]) -> Architecture:
+def _from_dict(values: Any) -> Architecture:
+  names = {field.name for field in dataclasses.fields(Architecture)}
+  if not isinstance(values, dict) or set(values) != names:
+    raise ValueError(f'an architecture has the fields {", ".join(sorted(names))}')
   genotype = genotypes.from_dict(values['genotype'])
   if not isinstance(genotype, Genotype):
     raise ValueError('genotype: a recurrent architecture')
-  return Architecture(
-    int(values['number']),
-    genotype,
-    int(values['parameters']),
-    float(values['valid_accuracy']),
-    float(values['seconds']),
-    bool(values['diverged']),
-  )
+  # They are about trainings that have ended; 2⁵³ is the first whole number that a float cannot tell from the next.
+  for name, most in (('number', 2**53), ('parameters', 2**53), ('valid_accuracy', 1.0), ('seconds', 2.0**53)):
+    value = values[name]
+    kinds = int | float if isinstance(most, float) else int
+    if isinstance(value, bool) or not isinstance(value, kinds) or not 0 <= value <= most:
+      raise ValueError(f'{name}: {value!r} is no such number')
+  if not isinstance(values['diverged'], bool):
+    raise ValueError(f'diverged: {values["diverged"]!r} is neither true nor false')
+  return Architecture(**{**values, 'genotype': genotype})

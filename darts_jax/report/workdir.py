@@ -2,24 +2,28 @@
 
 import dataclasses
 import itertools
-import json
 import math
 import pathlib
-import zipfile
-import zlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from darts_jax import derive
 from darts_jax import genotype as genotypes
 from darts_jax.genotype import NUM_INPUTS, AnyGenotype, CellSpec, Edge, Genotype, RecurrentGenotype
+from darts_jax.runtime.files import read_json_lines, read_npz, read_object
 
 Record = Mapping[str, Any]
 
 #: What an edge is (see `Alphas.decided`) that no operation was decided for.
 UNDECIDED, REMOVED = -1, -2
+#: Steps and epochs are below the first whole number that a float cannot tell from the next.
+_MAX_COUNT = 2**53
+#: Metrics that are larger are shown as infinite.
+_MAX_SHOWN = 1e100
+#: What dtypes of some kinds are called.
+_DTYPES = {'iu': 'whole numbers', 'f': 'floats', 'U': 'texts'}
 #: What edges are decided by [SGAS §3]: the score, and the criteria that it is the product of.
 SCORES = ('score', 'importance', 'certainty', 'stability')
 
@@ -233,7 +237,7 @@ class Run:
   def num_epochs(self) -> int | None:
     """The number of epochs the run is meant to have."""
     value = self.setting('num_epochs', 'epochs')
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    return value if _is_count(value) else None
 
   @property
   def time_unit(self) -> str:
@@ -256,9 +260,11 @@ def number(value: Any) -> float | None:
   if isinstance(value, bool) or not isinstance(value, int | float | str):
     return None
   try:
-    return float(value)
+    found = float(value)
   except (ValueError, OverflowError):
     return None
+  # Axes cannot be divided into steps up there.
+  return math.copysign(math.inf, found) if abs(found) > _MAX_SHOWN else found
 
 
 def series(records: Sequence[Record], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -289,8 +295,8 @@ def kept_edges(genotype: AnyGenotype | None, cell: str) -> set[tuple[int, int, s
 def read(path: pathlib.Path) -> Run:
   """Reads what is there of `config.json`, `metrics.jsonl`, `genotype.json` and `alphas.npz`; raises for none of it."""
   problems: dict[str, str] = {}
-  readers = {
-    'config.json': _read_config,
+  readers: dict[str, Callable[[pathlib.Path], Any]] = {
+    'config.json': read_object,
     'metrics.jsonl': _read_metrics,
     'genotype.json': genotypes.load,
     'alphas.npz': _read_alphas,
@@ -303,8 +309,8 @@ def read(path: pathlib.Path) -> Run:
         contents[name] = reader(path / name)
       else:
         problems[name] = f'{name} is not there (yet).'
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-      problems[name] = f'{name} cannot be read: {error}'
+    except (OSError, ValueError) as error:
+      problems[name] = f'{name} cannot be read: {str(error).removeprefix(f"{path / name}: ")}'
   records, num_broken = contents['metrics.jsonl'] or ([], 0)
   if num_broken:
     problems['metrics.jsonl'] = f'{num_broken} broken lines of metrics.jsonl are left out.'
@@ -322,22 +328,11 @@ def read(path: pathlib.Path) -> Run:
   )
 
 
-def _read_config(path: pathlib.Path) -> Mapping[str, Any]:
-  config = json.loads(path.read_text())
-  if not isinstance(config, Mapping):
-    raise ValueError(f'it holds a {type(config).__name__}, not an object')
-  return config
-
-
 def _read_metrics(path: pathlib.Path) -> tuple[list[Record], int]:
-  lines = [line for line in path.read_text(errors='replace').splitlines() if line.strip()]
+  lines = read_json_lines(path)
   records: list[Record] = []
   num_broken = 0
-  for i, line in enumerate(lines):
-    try:
-      record = json.loads(line)
-    except ValueError:
-      record = None
+  for i, record in enumerate(lines):
     if _is_record(record):
       records.append(record)
     # A crash cuts the line it is writing; that is no news. Anywhere else it is.
@@ -346,11 +341,18 @@ def _read_metrics(path: pathlib.Path) -> tuple[list[Record], int]:
   return records, num_broken
 
 
-def _is_record(record: Any) -> bool:
+def _is_record(record: Any) -> TypeGuard[Record]:
   needed = {'step': ('step',), 'epoch': ('step', 'epoch'), 'event': ('step', 'event'), 'test': ('step',)}
-  if not isinstance(record, dict) or record.get('kind') not in needed:
+  if not isinstance(record, dict) or not isinstance(record.get('kind'), str) or record['kind'] not in needed:
     return False
-  return all(isinstance(record.get(name), str if name == 'event' else int) for name in needed[record['kind']])
+  return all(
+    isinstance(record.get(name), str) if name == 'event' else _is_count(record.get(name))
+    for name in needed[record['kind']]
+  )
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+  return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_COUNT
 
 
 def _latest(records: Sequence[Record], kind: str) -> tuple[Record, ...]:
@@ -368,33 +370,43 @@ def _status(records: Sequence[Record]) -> str:
   }
   status = 'not started'
   for record in records:
-    status = after.get(record.get('event', ''), 'running') or status
+    status = after.get(record['event'] if record['kind'] == 'event' else '', 'running') or status
   return status
 
 
 def _read_alphas(path: pathlib.Path) -> Alphas:
-  if not zipfile.is_zipfile(path):
-    raise ValueError('it is not an npz archive')
-  with np.load(path, allow_pickle=False) as file:
-    arrays = {name: file[name] for name in file.files}
-  operations = tuple(str(name) for name in arrays['operations'])
+  arrays = read_npz(path)
+
+  def array(name: str, kinds: str, shape: tuple[int | None, ...]) -> np.ndarray:
+    """One of them; `kinds` of dtypes and a shape, where None is any positive number, are what it has to have."""
+    found = arrays.get(name)
+    if found is None:
+      raise ValueError(f'array {name} is missing')
+    is_fit = len(found.shape) == len(shape) and all(
+      length == size or (size is None and length) for length, size in zip(found.shape, shape, strict=True)
+    )
+    if found.dtype.kind not in kinds or not is_fit:
+      wanted = f'[{", ".join("N" if size is None else str(size) for size in shape)}]'
+      raise ValueError(f'{name} is {found.dtype}{list(found.shape)}; the other arrays ask for {_DTYPES[kinds]}{wanted}')
+    return found
+
+  steps = array('step', 'iu', (None,))
+  if steps[0] < 0 or steps[-1] >= _MAX_COUNT or (np.diff(steps.astype(np.int64)) < 0).any():
+    raise ValueError('step: not the ascending steps of snapshots')
+  operations = tuple(str(name) for name in array('operations', 'U', (None,)))
   cells = [name.removeprefix('edges_') for name in arrays if name.startswith('edges_')]
-  steps = arrays['step'].astype(int)
-  alphas = {cell: arrays[cell].astype(float) for cell in cells}
-  edges = {cell: tuple((int(s), int(t)) for s, t in arrays[f'edges_{cell}']) for cell in cells}
-  if not cells or not len(steps):
+  if not cells:
     raise ValueError('it holds no snapshot of a cell')
-  for cell in cells:
-    expected = (len(steps), len(edges[cell]), len(operations))
-    if alphas[cell].shape != expected or 0 in expected:
-      raise ValueError(f'{cell} has shape {alphas[cell].shape}; step, edges_{cell} and operations ask for {expected}')
+  edges = {cell: tuple((int(s), int(t)) for s, t in array(f'edges_{cell}', 'iu', (None, 2))) for cell in cells}
+  for cell, pairs in edges.items():
+    # As many nodes as there are edges would be very many already.
+    if not all(0 <= source < target < NUM_INPUTS + len(pairs) for source, target in pairs):
+      raise ValueError(f'edges_{cell}: not the edges of a cell')
+  shapes = {cell: (len(steps), len(edges[cell])) for cell in cells}
+  alphas = {cell: array(cell, 'f', (*shapes[cell], len(operations))).astype(float) for cell in cells}
   scores: dict[str, dict[str, np.ndarray]] = {}
   for score, cell in itertools.product(SCORES, cells):
     name = f'{score}_{cell}'
     if name in arrays:
-      if arrays[name].shape != alphas[cell].shape[:2]:
-        raise ValueError(
-          f'{name} has shape {arrays[name].shape}; step and edges_{cell} ask for {alphas[cell].shape[:2]}'
-        )
-      scores.setdefault(score, {})[cell] = arrays[name].astype(float)
-  return Alphas(steps, operations, alphas, edges, scores)
+      scores.setdefault(score, {})[cell] = array(name, 'f', shapes[cell]).astype(float)
+  return Alphas(steps.astype(int), operations, alphas, edges, scores)

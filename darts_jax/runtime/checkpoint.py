@@ -28,6 +28,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from darts_jax.runtime import processes
+from darts_jax.runtime.files import read_object, user_path
 from darts_jax.runtime.mesh import put
 
 PyTree = Any
@@ -80,7 +81,7 @@ class Checkpoints:
     """
     if keep < 1:
       raise ValueError(f'keep: {keep} checkpoints; at least 1 has to be kept')
-    self._directory = pathlib.Path(directory).expanduser().absolute()
+    self._directory = user_path(directory, 'directory').absolute()
     self._keep = keep
 
   def steps(self) -> list[int]:
@@ -255,7 +256,7 @@ def _leaves_digest(manifest: dict[str, Any], arrays: dict[str, np.ndarray]) -> s
 def _verified(path: pathlib.Path) -> dict[str, Any]:
   """The manifest of a checkpoint; a ValueError unless its files are those that were saved."""
   try:
-    manifest: dict[str, Any] = json.loads((path / 'manifest.json').read_bytes())
+    manifest = read_object(path / 'manifest.json')
     if _files_digest(path / 'state') != manifest['files_sha256']:
       raise ValueError('its files are not those that were saved (SHA-256 differs)')
   except Exception as error:  # Damage can surface as any exception of any layer below: JSON, file system.

@@ -15,6 +15,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from darts_jax.runtime.files import user_path
 from darts_jax.runtime.platforms import GPUS
 
 _COMPILE_EVENT = '/jax/core/compile/backend_compile_duration'
@@ -32,13 +33,14 @@ def enable_cache(directory: str | pathlib.Path | None = None) -> None:
       `~/.cache/darts_jax/xla`. Cached programs are run as they are, so others must not be able to write there.
   """
   directory = directory or jax.config.values['jax_compilation_cache_dir'] or '~/.cache/darts_jax/xla'
-  folder = pathlib.Path(directory).expanduser()
   try:
+    folder = user_path(directory, 'JAX_COMPILATION_CACHE_DIR')
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
       pass
-  except OSError as error:
-    logging.getLogger(__name__).warning('%s: no compilation cache there: %s', folder, error.strerror)
+  except (OSError, ValueError) as error:
+    reason = error.strerror if isinstance(error, OSError) else error
+    logging.getLogger(__name__).warning('%s: no compilation cache there: %s', directory, reason)
     jax.config.update('jax_compilation_cache_dir', None)
   else:
     jax.config.update('jax_compilation_cache_dir', str(folder))

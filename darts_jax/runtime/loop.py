@@ -16,6 +16,7 @@ from typing import Any, Generic, NamedTuple, NoReturn, Self, TypeVar
 import jax
 import numpy as np
 
+from darts_jax import limits
 from darts_jax.runtime import metrics, processes
 from darts_jax.runtime.checkpoint import Checkpoints
 from darts_jax.runtime.compilation import compile_with_report
@@ -38,8 +39,8 @@ class Diverged(RuntimeError):
 class Checkpoint:
   """Epochs from one checkpoint to the next, and how many are kept."""
 
-  every: int = setting(1, at_least=1)
-  keep: int = setting(3, at_least=1)
+  every: int = setting(1, at_least=1, at_most=limits.EPOCHS)
+  keep: int = setting(3, at_least=1, at_most=limits.COUNT)
 
 
 class Plan(NamedTuple):

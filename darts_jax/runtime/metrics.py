@@ -13,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from darts_jax.runtime.events import EventFile
+from darts_jax.runtime.files import UnfitFile, read_json_lines, user_path
 
 _NON_FINITE = {'nan': math.nan, 'inf': math.inf, '-inf': -math.inf}
 # Seconds; writing to the disk takes about as long as a small search step.
@@ -125,25 +126,26 @@ def read(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _path(workdir: str | pathlib.Path) -> pathlib.Path:
-  return pathlib.Path(workdir).expanduser() / 'metrics.jsonl'
+  return user_path(workdir, 'workdir') / 'metrics.jsonl'
 
 
 def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
   if not path.is_file():
     return []
-  rows = path.read_bytes().splitlines()
+  rows = read_json_lines(path)
   lines = []
-  for i, row in enumerate(rows):
-    try:
-      line = json.loads(row)
-      if not isinstance(line, dict) or not isinstance(line.get('step'), int):
-        raise ValueError('not a JSON object with a step')
-    except ValueError as error:
+  for i, line in enumerate(rows):
+    if isinstance(line, UnfitFile) or not _is_line(line):
       if i == len(rows) - 1:
         break
-      raise ValueError(f'{path}: line {i + 1} is damaged: {error}') from error
+      reason = line if isinstance(line, UnfitFile) else 'not a JSON object with a kind and a step'
+      raise ValueError(f'{path}: line {i + 1} is damaged: {reason}')
     lines.append(line)
   return lines
+
+
+def _is_line(line: Any) -> bool:
+  return isinstance(line, dict) and isinstance(line.get('kind'), str) and type(line.get('step')) is int
 
 
 def _replace(path: pathlib.Path, lines: list[dict[str, Any]]) -> None:

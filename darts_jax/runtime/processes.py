@@ -24,6 +24,9 @@ T = TypeVar('T')
 #: Seconds after which a process that is not heard of is taken for dead, and the others end.
 HEARTBEAT_TIMEOUT = 60
 
+# Processes, and seconds to wait for them: eleven days.
+_MAX_GIVEN = 10**6
+
 # Seconds between two attempts to reach the first process.
 _RETRY = 0.5
 
@@ -59,11 +62,10 @@ def initialize(
   """
   given = {'--coordinator': coordinator, '--num_processes': num_processes, '--process_id': process_id}
   missing = [name for name, value in given.items() if value is None]
-  if timeout < 1:
-    raise ValueError(f'--timeout: {timeout} is not allowed; it has to be ≥ 1')
-  if num_processes is not None and num_processes < 1:
-    raise ValueError(f'--num_processes: {num_processes} is not allowed; it has to be ≥ 1')
-  if process_id is not None and not 0 <= process_id < (num_processes or sys.maxsize):
+  for name, value in (('timeout', timeout), ('num_processes', num_processes)):
+    if value is not None and not 1 <= value <= _MAX_GIVEN:
+      raise ValueError(f'--{name}: {value} is not allowed; it has to be ≥ 1 and ≤ {_MAX_GIVEN}')
+  if process_id is not None and not 0 <= process_id < (num_processes or _MAX_GIVEN):
     last = 'the number of processes less one' if num_processes is None else num_processes - 1
     raise ValueError(f'--process_id: {process_id} is not allowed; it has to be one of 0 to {last}')
   start = time.monotonic()

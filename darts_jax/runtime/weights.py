@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 
+from darts_jax.runtime.files import one_line, read_bytes
 from darts_jax.runtime.workdir import write_whole
 
 PyTree = Any
@@ -28,12 +29,11 @@ def load(path: pathlib.Path, template: PyTree) -> PyTree:
   Raises:
     ValueError: the file cannot be read, or holds other variables.
   """
+  content = read_bytes(path)
   try:
-    found = safetensors.numpy.load(path.read_bytes())
-  except OSError as error:
-    raise ValueError(f'{path}: cannot be read ({error.strerror})') from error
-  except safetensors.SafetensorError as error:
-    raise ValueError(f'{path}: not a whole safetensors file ({error})') from error
+    found = safetensors.numpy.load(content)
+  except Exception as error:  # The library raises its own kind, and others of dtypes that NumPy lacks.
+    raise ValueError(f'{path}: not a whole safetensors file ({one_line(error)})') from error
   expected = {_name(place): leaf for place, leaf in jax.tree.leaves_with_path(template)}
   for name in sorted(found.keys() ^ expected.keys()):
     raise ValueError(f'{path}: tensor {name}: {"not part of the network" if name in found else "missing"}')

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from darts_jax.runtime import processes
+from darts_jax.runtime.files import read_object
 from darts_jax.settings import differences
 
 #: Differing fields that a message lists.
@@ -46,10 +47,10 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any], kind: str) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     if path.exists():
       try:
-        old = json.loads(path.read_text())
+        old = read_object(path)
       except ValueError as error:
-        raise ValueError(f'{path}: not JSON ({error}); choose another --workdir') from error
-      if not isinstance(old, Mapping) or set(old) != set(config):
+        raise ValueError(f'{error}; choose another --workdir') from error
+      if set(old) != set(config):
         raise ValueError(f'--workdir: {workdir} holds another run than a {kind} of this kind; choose another --workdir')
       changed = differences(old, config)
       if changed:

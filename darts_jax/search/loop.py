@@ -16,6 +16,7 @@ from darts_jax.genotype import AnyGenotype, Genotype, recurrent_search_space, se
 from darts_jax.relaxation import Annealing, softmax
 from darts_jax.runtime import processes
 from darts_jax.runtime.compilation import enable_cache
+from darts_jax.runtime.files import user_path
 from darts_jax.runtime.interrupts import InterruptGuard
 from darts_jax.runtime.loop import Loop, Plan, Sums
 from darts_jax.runtime.mesh import check_batch, make_mesh
@@ -108,7 +109,7 @@ def run_side_by_side(config: Mapping[str, Any], workdir: str | pathlib.Path) -> 
     Diverged: a loss or gradient was not finite.
   """
   settings = processes.together(lambda: read(config))
-  workdir = pathlib.Path(workdir).expanduser()
+  workdir = user_path(workdir, '--workdir')
   searcher, data, fingerprint = processes.together(lambda: _open(settings))
   folders = _folders(settings, workdir)
   claim_together(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from darts_jax.genotype import CellSpec
+from darts_jax.runtime.files import read_npz
 from darts_jax.search.strategy import Scores, Strategy
 
 
@@ -26,10 +27,9 @@ class AlphaHistory:
       self._constants[f'edges_{name}'] = np.array([(edge.source, target) for target, edge in spec.edges], np.int32)
     self._series: dict[str, list[Any]] = {name: [] for name in ('step', 'epoch', *specs)}
     if resume_step is not None and self._path.exists():
-      with np.load(self._path) as saved:
-        kept = saved['step'] <= resume_step
-        series = [name for name in saved.files if name not in self._constants]
-        self._series = {name: list(saved[name][kept]) for name in series}
+      saved = read_npz(self._path)
+      kept = saved['step'] <= resume_step
+      self._series = {name: list(values[kept]) for name, values in saved.items() if name not in self._constants}
 
   def append(self, step: int, epoch: int, alphas: Mapping[str, np.ndarray], strategy: Strategy, scores: Scores) -> None:
     """Adds the α after `step` steps and `epoch` epochs, and writes the file.

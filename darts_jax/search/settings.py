@@ -4,12 +4,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from darts_jax import limits
 from darts_jax.data.settings import Augment, Source, TextSource
 from darts_jax.genotype import ACTIVATIONS, CANDIDATES, recurrent_search_space, search_space
 from darts_jax.hypergradient import ESTIMATORS, Estimator, fields_of, make
 from darts_jax.nets.recurrent import Dropout
 from darts_jax.runtime.loop import Checkpoint
-from darts_jax.settings import build_by_space, setting
+from darts_jax.settings import build_by_space, check_seeds, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +33,11 @@ class Network:
     operations: candidate operations, the columns of α.
   """
 
-  channels: int = setting(16, at_least=2)
-  layers: int = setting(8, at_least=3)
-  nodes: int = setting(4, at_least=1)
+  channels: int = setting(16, at_least=2, at_most=limits.CHANNELS)
+  layers: int = setting(8, at_least=3, at_most=limits.LAYERS)
+  nodes: int = setting(4, at_least=1, at_most=limits.NODES)
   stem: str = setting('cifar', choices=('cifar', 'imagenet'))
-  stem_multiplier: int = setting(3, at_least=1)
+  stem_multiplier: int = setting(3, at_least=1, at_most=limits.STEM_MULTIPLIER)
   operations: tuple[str, ...] = setting(CANDIDATES)
 
 
@@ -55,13 +56,13 @@ class Weights:
       divided by it [Goyal et al. 2017, arXiv 1706.02677].
   """
 
-  learning_rate: float = setting(0.025, above=0)
-  final_learning_rate: float = setting(0.001, at_least=0)
+  learning_rate: float = setting(0.025, above=0, at_most=limits.FACTOR)
+  final_learning_rate: float = setting(0.001, at_least=0, at_most=limits.FACTOR)
   momentum: float = setting(0.9, at_least=0, below=1)
-  weight_decay: float = setting(3e-4, at_least=0)
-  clip_norm: float = setting(5.0, above=0)
-  warmup_epochs: float = setting(0.0, at_least=0)
-  reference_batch_size: int = setting(0, at_least=0)
+  weight_decay: float = setting(3e-4, at_least=0, at_most=limits.FACTOR)
+  clip_norm: float = setting(5.0, above=0, at_most=limits.FACTOR)
+  warmup_epochs: float = setting(0.0, at_least=0, at_most=limits.EPOCHS)
+  reference_batch_size: int = setting(0, at_least=0, at_most=limits.BATCH)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,13 +79,13 @@ class Alphas:
     reference_batch_size: likewise.
   """
 
-  learning_rate: float = setting(3e-4, above=0)
+  learning_rate: float = setting(3e-4, above=0, at_most=limits.FACTOR)
   beta1: float = setting(0.5, at_least=0, below=1)
   beta2: float = setting(0.999, at_least=0, below=1)
-  weight_decay: float = setting(1e-3, at_least=0)
-  init_scale: float = setting(1e-3, at_least=0)
-  warmup_epochs: float = setting(0.0, at_least=0)
-  reference_batch_size: int = setting(0, at_least=0)
+  weight_decay: float = setting(1e-3, at_least=0, at_most=limits.FACTOR)
+  init_scale: float = setting(1e-3, at_least=0, at_most=limits.FACTOR)
+  warmup_epochs: float = setting(0.0, at_least=0, at_most=limits.EPOCHS)
+  reference_batch_size: int = setting(0, at_least=0, at_most=limits.BATCH)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +97,7 @@ class BatchNorm:
       two devices share need no communication.
   """
 
-  group_size: int = setting(0, at_least=0)
+  group_size: int = setting(0, at_least=0, at_most=limits.BATCH)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,15 +108,15 @@ class Mesh:
     seed: searches side by side, with this and as many following values of `config.seed` less one.
   """
 
-  seed: int = setting(1, at_least=1)
+  seed: int = setting(1, at_least=1, at_most=limits.RUNS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Temperature:
   """Of the relaxation, which α are divided by; from first to last step by the same factor every step."""
 
-  initial: float = setting(1.0, above=0)
-  final: float = setting(1.0, above=0)
+  initial: float = setting(1.0, at_least=1e-6, at_most=1e6)
+  final: float = setting(1.0, at_least=1e-6, at_most=1e6)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,11 +133,11 @@ class Greed:
   """
 
   criterion: int = setting(1, choices=(1, 2))
-  warmup_epochs: int = setting(9, at_least=0)
-  decision_frequency: int = setting(5, at_least=1)
-  history: int = setting(4, at_least=1)
-  batch_growth: int = setting(8, at_least=0)
-  decisions: int = setting(0, at_least=0)
+  warmup_epochs: int = setting(9, at_least=0, at_most=limits.EPOCHS)
+  decision_frequency: int = setting(5, at_least=1, at_most=limits.EPOCHS)
+  history: int = setting(4, at_least=1, at_most=limits.EPOCHS)
+  batch_growth: int = setting(8, at_least=0, at_most=limits.BATCH)
+  decisions: int = setting(0, at_least=0, at_most=limits.EDGES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,15 +163,15 @@ class Hypergradient:
 
   name: str = setting('finite_difference', choices=tuple(ESTIMATORS))
   clipping: str = setting('none', choices=('none', 'differentiated', 'constant'))
-  radius: float = setting(0.01, above=0)
+  radius: float = setting(0.01, above=0, at_most=limits.FACTOR)
   one_sided: bool = setting(False)
-  steps: int = setting(4, at_least=1)
-  backward_steps: int = setting(2, at_least=1)
-  terms: int = setting(5, at_least=0)
-  step_size: float = setting(0.01, above=0)
-  iterations: int = setting(5, at_least=1)
-  damping: float = setting(10.0, above=0)
-  amending: float = setting(0.1, above=0)
+  steps: int = setting(4, at_least=1, at_most=limits.INNER_STEPS)
+  backward_steps: int = setting(2, at_least=1, at_most=limits.INNER_STEPS)
+  terms: int = setting(5, at_least=0, at_most=limits.INNER_STEPS)
+  step_size: float = setting(0.01, above=0, at_most=limits.FACTOR)
+  iterations: int = setting(5, at_least=1, at_most=limits.INNER_STEPS)
+  damping: float = setting(10.0, above=0, at_most=limits.FACTOR)
+  amending: float = setting(0.1, above=0, at_most=limits.FACTOR)
   clip_outer: bool = setting(False)
 
   def fields(self, name: str) -> dict[str, Any]:
@@ -205,11 +206,11 @@ class Settings:
     temperature: see `Temperature`; and so on.
   """
 
-  seed: int = setting(0, at_least=0, at_most=2**32 - 1)
+  seed: int = setting(0, at_least=0, at_most=limits.SEEDS - 1)
   strategy: str = setting('darts', choices=('darts', 'sgas'))
-  epochs: int = setting(50, at_least=1)
-  batch_size: int = setting(64, at_least=1)
-  log_every: int = setting(50, at_least=1)
+  epochs: int = setting(50, at_least=1, at_most=limits.EPOCHS)
+  batch_size: int = setting(64, at_least=1, at_most=limits.BATCH)
+  log_every: int = setting(50, at_least=1, at_most=limits.COUNT)
   precision: str = setting('float32', choices=('float32', 'bfloat16'))
   remat: bool = setting(False)
   temperature: Temperature = setting(Temperature())
@@ -228,6 +229,7 @@ class Settings:
         raise ValueError(
           f'config.{name}.warmup_epochs: {rates.warmup_epochs} is not allowed; there are {self.epochs} epochs'
         )
+    check_seeds(self.seed, self.mesh.seed, 'searches', 'config.seed')
     if self.mesh.seed > 1 and self.strategy == 'sgas':
       raise ValueError(
         f'config.mesh.seed: {self.mesh.seed} is not allowed; with sgas it has to be 1, since the supernets of different'
@@ -270,8 +272,8 @@ class RecurrentNetwork:
     dropout: see `darts_jax.nets.recurrent.Dropout`.
   """
 
-  width: int = setting(300, at_least=1)
-  nodes: int = setting(8, at_least=1)
+  width: int = setting(300, at_least=1, at_most=limits.WIDTH)
+  nodes: int = setting(8, at_least=1, at_most=limits.NODES)
   operations: tuple[str, ...] = setting(ACTIVATIONS)
   dropout: Dropout = setting(Dropout())
 
@@ -289,15 +291,15 @@ class RecurrentSearch(Settings):
     network: see `RecurrentNetwork`.
   """
 
-  batch_size: int = setting(256, at_least=2)
+  batch_size: int = setting(256, at_least=2, at_most=limits.BATCH)
   weights: Weights = setting(Weights(20.0, 20.0, 0.0, 5e-7, 0.25))
   alphas: Alphas = setting(Alphas(3e-3, 0.9))
   hypergradient: Hypergradient = setting(Hypergradient(clipping='constant', clip_outer=True))
   sgas: Greed = setting(Greed(batch_growth=0))
   space: str = setting('recurrent', choices=('recurrent',))
-  bptt: int = setting(35, at_least=2)
+  bptt: int = setting(35, at_least=2, at_most=limits.BPTT)
   short_fraction: float = setting(0.05, at_least=0, at_most=1)
-  temporal_activation: float = setting(1e-3, at_least=0)
+  temporal_activation: float = setting(1e-3, at_least=0, at_most=limits.FACTOR)
   data: TextSource = setting(TextSource())
   network: RecurrentNetwork = setting(RecurrentNetwork())
 

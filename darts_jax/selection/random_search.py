@@ -12,6 +12,7 @@ from darts_jax.genotype import Genotype
 from darts_jax.report import architectures
 from darts_jax.report.architectures import Architecture
 from darts_jax.runtime import metrics
+from darts_jax.runtime.files import user_path
 from darts_jax.runtime.interrupts import InterruptGuard
 from darts_jax.runtime.metrics import MetricsLog
 from darts_jax.runtime.workdir import claim, named_errors
@@ -60,7 +61,7 @@ def run(
     Diverged: not one of the trainings stayed finite.
   """
   settings = RandomSearch.read(config)
-  workdir = pathlib.Path(workdir).expanduser()
+  workdir = user_path(workdir, '--workdir')
   parts = checked('config.training', training.check, settings.training)
   claim(workdir, dataclasses.asdict(settings), 'random search')
   with InterruptGuard() as guard:

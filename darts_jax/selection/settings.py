@@ -4,10 +4,11 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from darts_jax import limits
 from darts_jax.genotype import CANDIDATES, search_space
 from darts_jax.search.settings import Search, check_alone
 from darts_jax.selection.trials import without_test
-from darts_jax.settings import build, rename, setting
+from darts_jax.settings import build, check_seeds, rename, setting
 from darts_jax.training.settings import Training
 
 S = TypeVar('S')
@@ -30,17 +31,19 @@ class Selection:
     training: see `Training`; of full trainings. Its seed is also that of random cells.
   """
 
-  searches: int = setting(4, at_least=1)
-  selection_epochs: int = setting(100, at_least=1)
-  trainings: int = setting(3, at_least=1)
-  random_architectures: int = setting(3, at_least=0)
+  searches: int = setting(4, at_least=1, at_most=limits.RUNS)
+  selection_epochs: int = setting(100, at_least=1, at_most=limits.EPOCHS)
+  trainings: int = setting(3, at_least=1, at_most=limits.RUNS)
+  random_architectures: int = setting(3, at_least=0, at_most=limits.RUNS)
   random_search: bool = setting(True)
-  random_candidates: int = setting(24, at_least=1)
+  random_candidates: int = setting(24, at_least=1, at_most=limits.RUNS)
   search: Search = setting(Search())
   training: Training = setting(Training())
 
   def __post_init__(self) -> None:
     check_alone(self.search, 'config.search')
+    check_seeds(self.search.seed, self.searches, 'searches', 'config.search.seed')
+    check_seeds(self.training.seed, self.trainings, 'trainings', 'config.training.seed')
     if not self.training.data.validation_fraction:
       raise ValueError(
         'config.training.data.validation_fraction: 0.0 is not allowed; candidates are compared by images held out'
@@ -73,7 +76,7 @@ class Cells:
     operations: candidate operations of every edge; `none` is not drawn.
   """
 
-  nodes: int = setting(4, at_least=1)
+  nodes: int = setting(4, at_least=1, at_most=limits.NODES)
   operations: tuple[str, ...] = setting(CANDIDATES)
 
 
@@ -90,10 +93,10 @@ class RandomSearch:
     training: see `Training`; of every architecture. Its seed is that of the search, and need not be set.
   """
 
-  seed: int = setting(0, at_least=0, at_most=2**32 - 1)
+  seed: int = setting(0, at_least=0, at_most=limits.SEEDS - 1)
   strategy: str = setting('random', choices=('random',))
   space: str = setting('convolutional', choices=('convolutional',))
-  architectures: int = setting(24, at_least=1)
+  architectures: int = setting(24, at_least=1, at_most=limits.RUNS)
   network: Cells = setting(Cells())
   training: Training = setting(Training())
 

@@ -10,6 +10,7 @@ from darts_jax import genotype as genotypes
 from darts_jax import search as searches
 from darts_jax import training
 from darts_jax.genotype import Genotype
+from darts_jax.runtime.files import one_line, read_object, user_path
 from darts_jax.runtime.workdir import claim, named_errors, write_whole
 from darts_jax.selection import page, trials
 from darts_jax.selection.random_cells import random_genotype
@@ -50,7 +51,7 @@ def run(
     Diverged: a loss or gradient was not finite.
   """
   settings = build(Selection, config)
-  workdir = pathlib.Path(workdir).expanduser()
+  workdir = user_path(workdir, '--workdir')
   # What a later stage would stumble over is found before the first.
   checked('config.search', searches.check, settings.search)
   parts = checked('config.training', training.check, settings.training)
@@ -74,7 +75,7 @@ def run(
   }
   if (workdir / 'results.json').exists():
     # Renewed one after the other: what has been found before is shown until then.
-    results['methods'] = json.loads((workdir / 'results.json').read_text())['methods']
+    results['methods'] = known_methods(workdir / 'results.json', results, note)
 
   def add(method: Json) -> None:
     names = [known['name'] for known in results['methods']]
@@ -93,6 +94,19 @@ def run(
   if settings.random_architectures:
     add(selection.random_architectures())
   return results
+
+
+def known_methods(path: pathlib.Path, results: Json, note: Callable[[str], None]) -> list[Json]:
+  """Methods that have been compared before; none if that file is damaged, since the runs say it all again."""
+  names = (results['settings']['strategy'], 'random search', 'random architectures')
+  try:
+    methods = [method for method in read_object(path)['methods'] if method['name'] in names]
+    page.render({**results, 'methods': methods})
+    page.markdown({**results, 'methods': methods})
+  except Exception as error:  # What is no method fails in many ways.
+    note(f'{path.name} is damaged ({one_line(error)}) and written again')
+    return []
+  return methods
 
 
 def write(results: Json, workdir: pathlib.Path) -> None:

@@ -16,6 +16,7 @@ from darts_jax.genotype import Genotype
 from darts_jax.nets.conv import check_image_size
 from darts_jax.runtime import metrics, processes
 from darts_jax.runtime.compilation import enable_cache
+from darts_jax.runtime.files import user_path
 from darts_jax.runtime.interrupts import InterruptGuard
 from darts_jax.runtime.loop import Loop, Plan, Sums
 from darts_jax.runtime.mesh import check_batch, make_mesh
@@ -67,7 +68,7 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genoty
     Diverged: a loss or gradient was not finite.
   """
   settings = processes.together(lambda: build(Training, config))
-  workdir = pathlib.Path(workdir).expanduser()
+  workdir = user_path(workdir, '--workdir')
 
   def open_all() -> tuple[Feed, Model, Trainer]:
     mesh = make_mesh()

@@ -8,10 +8,21 @@ import jax
 import jax.numpy as jnp
 
 from darts_jax import genotype as genotypes
+from darts_jax import limits
 from darts_jax.data.arrays import LARGEST, SMALLEST
 from darts_jax.genotype import Genotype
 from darts_jax.nets.conv import Network
-from darts_jax.training.workdir import SPACE, Described
+from darts_jax.training.workdir import SPACE, Described, check_numbers
+
+_LIMITS = {
+  'channels': limits.CHANNELS,
+  'layers': limits.LAYERS,
+  'num_classes': limits.CLASSES,
+  'stem_multiplier': limits.STEM_MULTIPLIER,
+  'height': limits.IMAGE_SIZE,
+  'width': limits.IMAGE_SIZE,
+  'image channels': limits.IMAGE_CHANNELS,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,15 +93,26 @@ class Model(Described):
     found = genotypes.from_dict(fields['genotype'])
     if not isinstance(found, Genotype):
       raise ValueError('genotype: a recurrent architecture; a convolutional one is needed')
-    tuples = {name: tuple(fields[name]) for name in ('image_shape', 'mean', 'std')}
-    model = cls(**{**fields, **tuples, 'genotype': found})
-    numbers = (model.channels, model.layers, model.num_classes, model.stem_multiplier, *model.image_shape)
-    if not all(isinstance(number, int) and number > 0 for number in numbers):
-      raise ValueError('channels, layers, num_classes, stem_multiplier and image_shape are positive integers')
+    tuples: dict[str, tuple[Any, ...]] = {}
+    for name in ('image_shape', 'mean', 'std'):
+      if not isinstance(fields[name], list | tuple):
+        raise ValueError(f'{name}: {fields[name]!r} is not a list of numbers')
+      tuples[name] = tuple(fields[name])
+    if len(tuples['image_shape']) != 3:
+      raise ValueError(f'image_shape: {fields["image_shape"]!r} is not height, width and channels')
+    sizes = dict(zip(('height', 'width', 'image channels'), tuples['image_shape'], strict=True))
+    check_numbers({**fields, **sizes}, 1, _LIMITS)
+    if fields['channels'] % 2:
+      raise ValueError(f'channels: {fields["channels"]} is not allowed; it is even')
+    if fields['stem'] not in ('cifar', 'imagenet'):
+      raise ValueError(f'stem: {fields["stem"]!r} is not known; allowed are cifar, imagenet')
+    for name in ('auxiliary', 'auxiliary_norm'):
+      if not isinstance(fields[name], bool):
+        raise ValueError(f'{name}: {fields[name]!r} is neither true nor false')
     for name, least in (('mean', -LARGEST), ('std', SMALLEST)):
-      values_of = tuples[name]
-      if len(values_of) != model.image_shape[-1] or not all(
-        isinstance(value, int | float) and least <= value <= LARGEST for value in values_of
-      ):
-        raise ValueError(f'{name}: one number in {least}..{LARGEST} for each channel of image_shape')
-    return model
+      numbers = [value for value in tuples[name] if isinstance(value, int | float) and not isinstance(value, bool)]
+      if len(numbers) != len(tuples[name]) or len(numbers) != sizes['image channels']:
+        raise ValueError(f'{name}: {fields[name]!r} is not a number for each of {sizes["image channels"]} channels')
+      if not all(least <= value <= LARGEST for value in numbers):
+        raise ValueError(f'{name}: {fields[name]!r} is not allowed; it is ≥ {least:g} and ≤ {LARGEST:g}')
+    return cls(**{**fields, **tuples, 'genotype': found})

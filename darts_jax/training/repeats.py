@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from darts_jax.genotype import AnyGenotype
+from darts_jax.settings import check_seeds
 from darts_jax.training.language import LanguageResult
 from darts_jax.training.loop import Result
 from darts_jax.training.spaces import read, run
@@ -26,6 +27,7 @@ def run_seeds(
     num_seeds: at least 1.
   """
   first = read(config).seed
+  check_seeds(first, num_seeds, 'trainings', 'config.seed')
   results: list[AnyResult] = []
   for seed in range(first, first + num_seeds):
     folder = pathlib.Path(workdir) / f'seed_{seed}' if num_seeds > 1 else workdir

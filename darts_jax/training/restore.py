@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from darts_jax.data.augment import normalise
 from darts_jax.runtime import weights
+from darts_jax.runtime.files import user_path
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.runtime.precision import precisely
 from darts_jax.runtime.workdir import named_errors
@@ -43,7 +44,7 @@ def load(workdir: str | os.PathLike[str]) -> Trained:
   Raises:
     ValueError: there is no network, or no checkpoint of it that can be read.
   """
-  folder = pathlib.Path(workdir).expanduser()
+  folder = user_path(workdir, 'workdir')
   model = Model.read(folder)
   if (folder / WEIGHTS).exists():
     images = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)

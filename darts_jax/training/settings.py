@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from darts_jax import limits
 from darts_jax.data import images
 from darts_jax.data import settings as augmentation
 from darts_jax.data.settings import Source
@@ -32,9 +33,9 @@ class Data(Source):
   name: str = setting('cifar10', choices=(*images.NAMES, *STREAMED))
   dataset: str = setting('')
   test_split: str = setting('')
-  image_size: int = setting(32, at_least=1)
-  num_threads: int = setting(8, at_least=0)
-  num_workers: int = setting(0, at_least=0)
+  image_size: int = setting(32, at_least=1, at_most=limits.IMAGE_SIZE)
+  num_threads: int = setting(8, at_least=0, at_most=limits.WORKERS)
+  num_workers: int = setting(0, at_least=0, at_most=limits.WORKERS)
   validation_fraction: float = setting(0.1, at_least=0, below=1)
   test: bool = setting(True)
 
@@ -50,9 +51,9 @@ class Augment(augmentation.Augment):
     hue: it is shifted by up to this part of the colour circle.
   """
 
-  brightness: float = setting(0.0, at_least=0)
-  contrast: float = setting(0.0, at_least=0)
-  saturation: float = setting(0.0, at_least=0)
+  brightness: float = setting(0.0, at_least=0, at_most=limits.FACTOR)
+  contrast: float = setting(0.0, at_least=0, at_most=limits.FACTOR)
+  saturation: float = setting(0.0, at_least=0, at_most=limits.FACTOR)
   hue: float = setting(0.0, at_least=0, at_most=0.5)
 
   @property
@@ -75,10 +76,10 @@ class Network:
     drop_path: probability to drop an edge that the last epoch would come to if it grew linearly from 0 on.
   """
 
-  channels: int = setting(36, at_least=2)
-  layers: int = setting(20, at_least=1)
+  channels: int = setting(36, at_least=2, at_most=limits.CHANNELS)
+  layers: int = setting(20, at_least=1, at_most=limits.LAYERS)
   stem: str = setting('cifar', choices=('cifar', 'imagenet'))
-  stem_multiplier: int = setting(3, at_least=1)
+  stem_multiplier: int = setting(3, at_least=1, at_most=limits.STEM_MULTIPLIER)
   auxiliary: bool = setting(True)
   auxiliary_norm: bool = setting(True)
   drop_path: float = setting(0.2, at_least=0, below=1)
@@ -101,15 +102,15 @@ class Weights:
     clip_norm: of the gradient, over all weights.
   """
 
-  learning_rate: float = setting(0.025, above=0)
+  learning_rate: float = setting(0.025, above=0, at_most=limits.FACTOR)
   schedule: str = setting('cosine', choices=('cosine', 'linear', 'exponential'))
-  final_learning_rate: float = setting(0.0, at_least=0)
+  final_learning_rate: float = setting(0.0, at_least=0, at_most=limits.FACTOR)
   decay: float = setting(0.97, above=0, at_most=1)
-  warmup_epochs: float = setting(0.0, at_least=0)
-  reference_batch_size: int = setting(0, at_least=0)
+  warmup_epochs: float = setting(0.0, at_least=0, at_most=limits.EPOCHS)
+  reference_batch_size: int = setting(0, at_least=0, at_most=limits.BATCH)
   momentum: float = setting(0.9, at_least=0, below=1)
-  weight_decay: float = setting(3e-4, at_least=0)
-  clip_norm: float = setting(5.0, above=0)
+  weight_decay: float = setting(3e-4, at_least=0, at_most=limits.FACTOR)
+  clip_norm: float = setting(5.0, above=0, at_most=limits.FACTOR)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,14 +131,14 @@ class Training:
   """
 
   space: str = setting('convolutional', choices=('convolutional',))
-  seed: int = setting(0, at_least=0, at_most=2**32 - 1)
-  epochs: int = setting(600, at_least=1)
-  batch_size: int = setting(96, at_least=1)
-  log_every: int = setting(50, at_least=1)
+  seed: int = setting(0, at_least=0, at_most=limits.SEEDS - 1)
+  epochs: int = setting(600, at_least=1, at_most=limits.EPOCHS)
+  batch_size: int = setting(96, at_least=1, at_most=limits.BATCH)
+  log_every: int = setting(50, at_least=1, at_most=limits.COUNT)
   precision: str = setting('float32', choices=('float32', 'bfloat16'))
   remat: bool = setting(False)
   label_smoothing: float = setting(0.0, at_least=0, below=1)
-  auxiliary_weight: float = setting(0.4, at_least=0)
+  auxiliary_weight: float = setting(0.4, at_least=0, at_most=limits.FACTOR)
   data: Data = setting(Data())
   augment: Augment = setting(Augment(cutout=16))
   network: Network = setting(Network())

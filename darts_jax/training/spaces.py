@@ -1,6 +1,5 @@
 """Either kind of training, by the kind of architecture: the convolutional space has images, the recurrent one text."""
 
-import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ import jax
 
 from darts_jax.genotype import AnyGenotype, Genotype, RecurrentGenotype
 from darts_jax.runtime import processes
+from darts_jax.runtime.files import read_object, user_path
 from darts_jax.settings import build_by_space
 from darts_jax.training import language, loop, restore
 from darts_jax.training.language import LanguageResult, LanguageTraining
@@ -78,9 +78,6 @@ def load(workdir: str | os.PathLike[str]) -> Trained:
   Raises:
     ValueError: there is no network, or no checkpoint of it that can be read.
   """
-  try:
-    values = json.loads((pathlib.Path(workdir).expanduser() / FILE).read_text())
-  except (OSError, ValueError):
-    values = {}  # What is wrong is for those to say who need it.
-  is_text = isinstance(values, Mapping) and values.get(SPACE) == 'recurrent'
-  return language.load(workdir) if is_text else restore.load(workdir)
+  folder = user_path(workdir, 'workdir')
+  values = read_object(folder / FILE, 'a training writes it into its workdir')
+  return language.load(folder) if values.get(SPACE) == 'recurrent' else restore.load(folder)

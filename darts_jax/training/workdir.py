@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self, TypeVar
 from darts_jax import genotype as genotypes
 from darts_jax.genotype import AnyGenotype
 from darts_jax.runtime.checkpoint import Checkpoints
+from darts_jax.runtime.files import one_line, read_object
 from darts_jax.runtime.workdir import claim, named_errors, write_whole
 from darts_jax.settings import build
 
@@ -65,12 +66,11 @@ class Described(abc.ABC):
       ValueError: there is none, or it cannot be read.
     """
     path = workdir / FILE
+    values = read_object(path, 'a training writes it into its workdir')
     try:
-      return cls.from_dict(json.loads(path.read_text()))
-    except OSError as error:
-      raise ValueError(f'{path}: cannot be read ({error.strerror}); a training writes it into its workdir') from error
-    except (TypeError, ValueError) as error:
-      raise ValueError(f'{path}: no {cls.kind} ({error})') from error
+      return cls.from_dict(values)
+    except ValueError as error:
+      raise ValueError(f'{path}: no {cls.kind} ({one_line(error)})') from error
 
   @classmethod
   def fields(cls, values: Mapping[str, Any], *more: str) -> dict[str, Any]:
@@ -80,6 +80,13 @@ class Described(abc.ABC):
     if wrong:
       raise ValueError(f'{wrong[0]}: missing or unknown; a {cls.kind} has the fields {", ".join([*more, *names])}')
     return {name: values[name] for name in names}
+
+
+def check_numbers(values: Mapping[str, Any], least: int, most: Mapping[str, int]) -> None:
+  """Raises a ValueError for a field that is not a whole number from `least` to what `most` says."""
+  for name, limit in most.items():
+    if type(values[name]) is not int or not least <= values[name] <= limit:
+      raise ValueError(f'{name}: {values[name]!r} is not allowed; it is a whole number from {least} to {limit}')
 
 
 def claim_training(workdir: pathlib.Path, settings: Any, model: Described, fingerprint: Any) -> None:
@@ -109,15 +116,13 @@ def read_settings(kind: type[S], workdir: pathlib.Path) -> S:
     ValueError: there is no training, or its config cannot be read.
   """
   path = workdir / 'config.json'
+  config = read_object(path, f'{workdir} holds no training')
+  for name in ('genotype', 'dataset'):
+    config.pop(name, None)
   try:
-    config = json.loads(path.read_text())
-    for name in ('genotype', 'dataset'):
-      config.pop(name, None)
     return build(kind, config)
-  except OSError as error:
-    raise ValueError(f'{path}: cannot be read ({error.strerror}); {workdir} holds no training') from error
   except ValueError as error:
-    raise ValueError(f'{path}: {error}') from error
+    raise ValueError(f'{path}: {one_line(error)}') from error
 
 
 def read_state(checkpoints: pathlib.Path, template: S) -> S:

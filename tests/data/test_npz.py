@@ -3,7 +3,7 @@ import pickle
 import numpy as np
 import pytest
 
-from darts_jax.data import images
+from darts_jax.data import images, npz
 
 
 def dataset(dtype=np.uint8, **changes):
@@ -125,7 +125,7 @@ def with_value(value, dtype=np.float32):
   ],
 )
 def test_unfit_arrays(tmp_path, changes, message):
-  with pytest.raises(ValueError, match=f'^[^\n]*own.npz: [^\n]*{message}[^\n]*$'):
+  with pytest.raises(ValueError, match=rf'^[^\n]*own.npz( \(config.data.path\))?: [^\n]*{message}[^\n]*$'):
     load(tmp_path / 'own.npz', dataset(**changes))
 
 
@@ -212,5 +212,20 @@ def test_damaged_array(tmp_path):
   np.savez(path, **arrays)
   damaged = path.read_bytes().replace(arrays['x_test'].tobytes(), bytes(arrays['x_test'].nbytes))
   path.write_bytes(damaged)
-  with pytest.raises(ValueError, match=r'own.npz: array x_test cannot be read: Bad CRC-32'):
+  with pytest.raises(ValueError, match=r'own.npz \(config.data.path\): array x_test cannot be read: Bad CRC-32'):
     images.load('npz', path=str(path))
+
+
+def test_images_that_are_almost_blank(tmp_path):
+  x = np.zeros((100, 400, 400, 1), np.float64)
+  x[0, 0, 0, 0] = 1
+  np.savez_compressed(tmp_path / 'own.npz', x_train=x, y_train=np.arange(100) % 2)
+  assert (tmp_path / 'own.npz').stat().st_size < x.nbytes / 500
+  assert npz.read(tmp_path / 'own.npz').x_train.sum() == 1
+
+
+def test_archive_that_unpacks_to_much_more(tmp_path, monkeypatch):
+  monkeypatch.setattr(npz, '_UNPACKED', 2**20)
+  np.savez_compressed(tmp_path / 'own.npz', x_train=np.zeros((100, 400, 400, 1), np.uint8), y_train=np.arange(100) % 2)
+  with pytest.raises(ValueError, match=r'^[^\n]*: refused: [0-9]+ bytes that unpack to [0-9]+; written without'):
+    images.load('npz', path=str(tmp_path / 'own.npz'))

@@ -143,7 +143,7 @@ def test_a_file_that_vanished(folder):
   records = image_folder(folder)
   (folder / 'train' / 'ant' / '9.webp').unlink()
 
-  with pytest.raises(ValueError, match=r'^[^\n]*train/ant/9.webp: cannot be read: No such file or directory$'):
+  with pytest.raises(ValueError, match=r'^[^\n]*train/ant/9.webp: cannot be read \(No such file or directory\)$'):
     records.load(2)
 
 

@@ -3,6 +3,7 @@ import os
 import pathlib
 import pickle
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -121,3 +122,47 @@ def test_no_dictionary():
 def test_truncated_pickle(length):
   with pytest.raises(ValueError, match='batch: refused or damaged pickle'):
     unpickling.loads(python2_pickle(DATA, [4, 0, 9])[:length], 'batch')
+
+
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [
+    # The memo of Python's unpickler would have 2³² places.
+    (b'\x80\x02}r\xff\xff\xff\x7f.', None),
+    # So many bytes are not there.
+    (b'\x80\x04\x8e' + struct.pack('<Q', 2**40) + b'.', 'expected 1099511627776 bytes'),
+    (b'\x80\x04B' + struct.pack('<I', 2**32 - 1) + b'.', 'expected 4294967295 bytes'),
+    (b'\x80\x04\x8f.', 'the instruction EMPTY_SET'),
+    # A key whose hash takes 2⁴⁰ steps.
+    (b'\x80\x02}K\x01' + b'q\x00h\x00\x86' * 40 + b'K\x01s.', 'a key of type tuple'),
+    (pickle.dumps({'data': [1, 2, 3]}, 2).replace(b']', b'}'), 'items without a list'),
+    (b'\x80\x02c_codecs\nencode\nK\x01X\x06\x00\x00\x00latin1\x86R.', 'encoding of something else'),
+    (b'\x80\x02}}R.', 'a call that no array needs'),
+    (b'\x80\x02}}b.', 'a state that no array has'),
+    (b'\x80\x02}U\x04datacnumpy\nndarray\n)Rs.', 'an array without its state'),
+  ],
+  ids=range(10),
+)
+def test_pickle_that_asks_for_too_much(content, message):
+  tracemalloc.start()
+  try:
+    if message is None:
+      assert unpickling.loads(content, 'batch') == {}
+    else:
+      with pytest.raises(ValueError, match=f'^batch: refused or damaged pickle: [^\n]*({message})'):
+        unpickling.loads(content, 'batch')
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+  finally:
+    tracemalloc.stop()
+
+
+def test_pickle_of_too_many_instructions(monkeypatch):
+  monkeypatch.setattr(unpickling, '_MAX_INSTRUCTIONS', 100)
+  with pytest.raises(ValueError, match='batch: refused or damaged pickle: more than 100 instructions'):
+    unpickling.loads(b'\x80\x02' + b']' * 100 + b'.', 'batch')
+
+
+def test_mutants_are_read_or_refused(tmp_path, complaints):
+  path = tmp_path / 'data_batch_1'
+  path.write_bytes(python2_pickle(DATA[:, :9], [4, 0, 9]))
+  assert 100 < len(complaints(lambda path: unpickling.loads(path.read_bytes(), str(path)), path)) < 400

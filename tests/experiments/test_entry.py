@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import pytest
 
@@ -117,6 +118,24 @@ def check_refused(answer: Answer, *parts: str) -> None:
     ([DIGITS, '--config.data.name=npz', '--config.data.path=no.npz'], ['no.npz (config.data.path): cannot be read']),
     ([DIGITS, '--config.data.name=cifar10', '--config.data.dir=no'], ["config.data.dir 'no' holds no cifar10", '.gz']),
     ([DIGITS, '--config.data.name=mnist', '--config.data.dir=no'], ["config.data.dir 'no' holds no mnist", '.gz']),
+    ([DIGITS, '--workdir=~nosuchuser/run'], ['--workdir: ~nosuchuser/run: no home folder is known of that user']),
+    ([DIGITS, '--workdir=gs://bucket/run'], ['--workdir: gs://bucket/run is a URL; allowed are paths']),
+    ([DIGITS, f'--workdir={"x" * 300}'], ['is no usable path (File name too long)']),
+    (['--config=~nosuchuser/digits.py'], ['--config: ~nosuchuser/digits.py: no home folder is known']),
+    (
+      [DIGITS, '--config.data.name=npz', '--config.data.path=~nosuchuser/x.npz'],
+      ['config.data.path: ~nosuchuser'],
+    ),
+    ([DIGITS, '--config.data.name=mnist', '--config.data.dir=s3://bucket'], ['config.data.dir: s3://bucket is a URL']),
+    ([DIGITS, '--config.data.name=npz', '--config.data.path=/dev/zero'], ['not a file, but a device']),
+    ([DIGITS, '--config.epochs=2147483648'], ['config.epochs: 2147483648 is not allowed; it has to be ≤ 20000']),
+    ([DIGITS, '--config.network.layers=1000000000000'], ['config.network.layers: 1000000000000 is not allowed']),
+    ([DIGITS, '--config.network.channels=1000000000000'], ['config.network.channels: 1000000000000 is not allowed']),
+    ([DIGITS, '--config.augment.crop_padding=1000000'], ['config.augment.crop_padding: 1000000 is not allowed']),
+    ([DIGITS, '--config.augment.cutout=4294967296'], ['config.augment.cutout: 4294967296 is not allowed']),
+    ([DIGITS, '--config.hypergradient.steps=1000000'], ['config.hypergradient.steps: 1000000 is not allowed']),
+    ([DIGITS, '--config.weights.learning_rate=1e300'], ['config.weights.learning_rate: 1e+300 is not allowed']),
+    ([DIGITS, '--distributed', '--timeout=99999999999'], ['--timeout: 99999999999 is not allowed; it has to be ≥ 1']),
     ([RANDOM, '--config.architectures=0'], ['config.architectures: 0 is not allowed; it has to be ≥ 1']),
     ([RANDOM, '--config.epochs=3'], ['config.epochs: unknown field; allowed are seed, strategy, space, architectures']),
     ([RANDOM, '--config.training.data.validation_fraction=0.0'], ['config.training.data.validation_fraction: 0.0']),
@@ -152,6 +171,10 @@ def get_config():
     (GOOD.format('config.epochs = "many"'), ['mine.py, line 6: TypeError', 'epochs', 'many', 'int']),
     (GOOD.format('config = config.copy_and_resolve_references(); del config["epochs"]; config.epochs = "many"'),
       ["config.epochs: 'many' is not of type int"]),
+    (GOOD.format('config = config.copy_and_resolve_references(); del config["space"]; config.space = []'),
+      ['config.space: [] is not known; allowed are convolutional, recurrent']),
+    (GOOD.format('config.data.name = "npz"; config.data.path = "a\\0b.npz"'),
+      ["config.data.path: 'a\\x00b.npz' has a zero byte"]),
     (GOOD.format('config.network = None'), ['config.network: None is not a group of fields']),
   ],
 )  # fmt: skip
@@ -352,3 +375,16 @@ def test_plugin_that_is_missing_is_a_platform_without_devices(monkeypatch):
   monkeypatch.setattr(platforms.jax, 'devices', devices)
   with pytest.raises(ValueError, match='JAX_PLATFORMS: there are no devices of '):
     platforms.check_devices()
+
+
+@pytest.mark.parametrize('value', ['0', '-1', '1e3', '٣٤٥٦', '99999999999', '9' * 5000])
+def test_flags_are_numbers_within_limits(value):
+  with pytest.raises(ValueError, match=r'^--layers: .* is not allowed; it has to be a whole number ≥ 1 and ≤ 200$'):
+    entry.whole_number('layers', value, 200)
+
+
+def test_memory_that_is_not_enough_is_one_line(ask):
+  def run(config, workdir):
+    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.\nand more')
+
+  check_refused(ask(DIGITS, run=run), 'out of memory (RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.)')

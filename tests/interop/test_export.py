@@ -68,6 +68,14 @@ def test_stablehlo_takes_batches_of_any_size_on_all_platforms(tmp_path, small):
     np.testing.assert_allclose(loaded.call(images), expected, atol=1e-4 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize('content', [b'', b'abc', bytes(99)])
+def test_what_is_no_exported_network_is_refused(tmp_path, content):
+  path = tmp_path / 'net.stablehlo'
+  path.write_bytes(content)
+  with pytest.raises(ValueError, match='^[^\n]*net.stablehlo: not a network that was exported as stablehlo'):
+    export.load_stablehlo(path)
+
+
 @pytest.mark.parametrize('kind', ['onnx', 'stablehlo'])
 def test_what_differs_is_not_written(tmp_path, small, monkeypatch, kind):
   model, variables = small

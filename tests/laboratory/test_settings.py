@@ -46,7 +46,9 @@ def test_directory_of_a_search_is_not_written_to(tmp_path):
 
 
 def test_checkpoint_that_is_none(tmp_path):
-  with pytest.raises(ValueError, match=f'^--checkpoint: {tmp_path} holds no search \\(config.json: No such file'):
+  with pytest.raises(
+    ValueError, match=f'^--checkpoint: {tmp_path}/config.json: cannot be read .*; {tmp_path} holds no search$'
+  ):
     run({}, tmp_path / 'new', checkpoint=str(tmp_path))
   (tmp_path / 'config.json').write_text('{"data": {"name": "digits"}, "batch_size": 32}')
   with pytest.raises(ValueError, match=f'^--checkpoint: {tmp_path} has no checkpoint that can be read;'):

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -133,7 +135,7 @@ def test_alphas_of_another_shape_are_told(search_folder):
   with np.load(search_folder / 'alphas.npz') as file:
     arrays = dict(file)
   np.savez(search_folder / 'alphas.npz', **{**arrays, 'normal': arrays['normal'][:, :13]})
-  assert '(4, 13, 8)' in workdir.read(search_folder).problems['alphas.npz']
+  assert '[4, 13, 8]' in workdir.read(search_folder).problems['alphas.npz']
 
 
 def _alphas(values):
@@ -279,7 +281,7 @@ def test_scores_of_another_shape_are_told(deciding_search_folder, deciding_searc
   arrays = deciding_search[0]
   np.savez(deciding_search_folder / 'alphas.npz', **{**arrays, name: arrays[name][:, 1:]})
   problem = workdir.read(deciding_search_folder).problems['alphas.npz']
-  assert problem.endswith(f'{name} has shape (18, 13); step and edges_{name[-6:]} ask for (18, 14)')
+  assert problem.endswith(f'{name} is float64[18, 13]; the other arrays ask for floats[18, 14]')
 
 
 @pytest.mark.parametrize(('cell', 'edges'), [('normal', ((0, 1), (1, 2))), ('recurrent', ((0, 0), (0, 1)))])
@@ -330,3 +332,59 @@ def test_kept_edges_of_the_normal_cell_of_darts_v1():
   }
   assert workdir.kept_edges(genotype.published()['DARTS_V1'], 'recurrent') == set()
   assert (5, 8, 'relu') in workdir.kept_edges(genotype.published()['RNN_DARTS_V2'], 'recurrent')
+
+
+@pytest.mark.parametrize('name', ['config.json', 'metrics.jsonl', 'genotype.json', 'alphas.npz'])
+def test_no_damage_is_raised(search_folder, complaints, name):
+  assert complaints(lambda path: workdir.read(path.parent), search_folder / name, 150) == []
+
+
+def test_records_with_values_of_other_types_are_left_out(tmp_path):
+  huge = 10**400
+  _write(
+    tmp_path,
+    {'kind': [], 'step': 1},
+    {'kind': 'step', 'step': huge},
+    {'kind': 'epoch', 'step': 1, 'epoch': -1},
+    {'kind': 'event', 'step': 1, 'event': {}},
+    {'kind': 'step', 'step': 2, 'event': [], 'x': 1e308, 'y': huge},
+    '[' * 5000,
+    _step(3, x=1.0),
+  )
+  (tmp_path / 'config.json').write_text(json.dumps({'epochs': huge}))
+  run = workdir.read(tmp_path)
+  assert [record['step'] for record in run.steps] == [2, 3]
+  assert run.problems['metrics.jsonl'].startswith('5 broken lines')
+  assert (run.status, run.num_epochs) == ('running', None)
+  np.testing.assert_array_equal(workdir.series(run.steps, 'x')[1], [math.inf, 1.0])
+  np.testing.assert_array_equal(workdir.series(run.steps, 'y')[0], [])
+
+
+@pytest.mark.parametrize(
+  ('name', 'change'),
+  [
+    ('step', lambda steps: steps[::-1]),
+    ('step', lambda steps: steps.astype(float)),
+    ('step', lambda steps: steps.astype(np.uint64) + 2**63),
+    ('operations', lambda names: np.arange(len(names))),
+    ('normal', lambda alphas: alphas.astype(complex)),
+    ('reduce', lambda alphas: alphas[..., :-1]),
+    ('edges_normal', lambda edges: edges + 2**31),
+    ('edges_normal', lambda edges: edges[:, ::-1]),
+    ('edges_reduce', lambda edges: edges[:0]),
+  ],
+  ids=range(9),
+)
+def test_alphas_that_are_none(deciding_search_folder, deciding_search, name, change):
+  arrays = deciding_search[0]
+  np.savez(deciding_search_folder / 'alphas.npz', **{**arrays, name: change(arrays[name])})
+  run = workdir.read(deciding_search_folder)
+  assert run.alphas is None
+  assert name in run.problems['alphas.npz']
+
+
+def test_alphas_that_were_cut_are_told(tmp_path):
+  shutil.copy(pathlib.Path(__file__).parents[1] / 'cases' / 'alphas_truncated.npz', tmp_path / 'alphas.npz')
+  run = workdir.read(tmp_path)
+  assert run.alphas is None
+  assert run.problems['alphas.npz'].startswith('alphas.npz cannot be read: not a whole npz file: ')

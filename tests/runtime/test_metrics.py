@@ -202,3 +202,10 @@ assert not [name for name in sys.modules if name.partition('.')[0] in ('torch', 
   done = subprocess.run([sys.executable, '-c', program], cwd=root, capture_output=True, text=True, check=False)
   assert (done.returncode, done.stderr) == (0, '')
   assert tensorboard_scalars(tmp_path / 'run') == [('train/loss', 1, 0.5)]
+
+
+def test_damaged_logs_are_read_or_refused(tmp_path, complaints):
+  with MetricsLog(tmp_path, resume_step=None) as log:
+    for step in range(8):
+      log.write('step', step, {'loss': math.nan if step == 3 else 1 / (1 + step), 'said': 'é'})
+  assert 100 < len(complaints(lambda path: metrics.read(path.parent), tmp_path / 'metrics.jsonl')) < 400

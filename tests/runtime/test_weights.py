@@ -24,3 +24,13 @@ def test_saved_weights_come_back_and_others_are_refused(tmp_path):
     weights.load(path, tree)
   with pytest.raises(ValueError, match='nothing.safetensors: cannot be read'):
     weights.load(tmp_path / 'nothing.safetensors', tree)
+
+
+def test_damaged_weights_are_read_or_refused(tmp_path, complaints):
+  tree = {'params': {'a': np.arange(6.0, dtype=np.float32)}}
+  path = tmp_path / 'weights.safetensors'
+  weights.save(tree, path)
+  assert 100 < len(complaints(lambda path: weights.load(path, tree), path)) < 400
+  path.write_bytes(path.read_bytes().replace(b'"F32"', b'"BF1"'))
+  with pytest.raises(ValueError, match='^[^\n]*weights.safetensors: not a whole safetensors file'):
+    weights.load(path, tree)

@@ -1,15 +1,21 @@
 import dataclasses
 import math
 import re
+import typing
 
 import pytest
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from configs import cifar, digits, mnist, ptb, text
 from darts_jax.data.settings import TextSource
 from darts_jax.genotype import ACTIVATIONS, CANDIDATES
+from darts_jax.laboratory.settings import Laboratory
 from darts_jax.search.settings import Alphas, Data, Network, RecurrentSearch, Search, Weights, read
+from darts_jax.selection.settings import RandomSearch, Selection
 from darts_jax.settings import build, differences, setting
+from darts_jax.training.language.settings import LanguageTraining
+from darts_jax.training.settings import Training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,3 +312,75 @@ def test_ptb_config_is_the_published_protocol():
   assert (hypergradient.clipping, hypergradient.clip_outer) == ('constant', True)
   # The defaults of a recurrent search are the same.
   assert config == RecurrentSearch()
+
+
+ROOTS = (Search, RecurrentSearch, Training, LanguageTraining, Selection, RandomSearch, Laboratory)
+
+
+def numbers(kind, path=()):
+  """(names of the fields on the way, type, limits) of every number of a settings dataclass."""
+  types = typing.get_type_hints(kind)
+  for field in dataclasses.fields(kind):
+    found = types[field.name]
+    if dataclasses.is_dataclass(found):
+      yield from numbers(found, (*path, field.name))
+    found = (*typing.get_args(found), found)[0]
+    if found in (int, float):
+      yield (*path, field.name), types[field.name], field.metadata
+
+
+def nested(names, value):
+  for name in reversed(names):
+    value = {name: value}
+  return value
+
+
+@pytest.mark.parametrize('root', ROOTS)
+def test_every_number_has_limits_at_both_ends(root):
+  found = list(numbers(root))
+  assert len(found) > 20
+  for names, kind, limits in found:
+    path = '.'.join(('config', *names))
+    ends = limits.keys() & {'above', 'at_least'}, limits.keys() & {'below', 'at_most'}
+    assert 'choices' in limits or all(ends), path
+    for value in (2**31, 10**12, 10**400, -1, 1e300, -1e300, math.inf):
+      if limits.get('at_most', 0) < abs(value) or value < 0:
+        with pytest.raises(ValueError, match=f'^{path}: [^\n]{{1,200}}$'):
+          build(root, nested(names, (value,) if typing.get_origin(kind) is tuple else value))
+
+
+@pytest.mark.parametrize(
+  ('kind', 'config', 'message'),
+  [
+    (Search, {'epochs': 2**31}, 'config.epochs: 2147483648 is not allowed; it has to be ≤ 20000'),
+    (Search, {'network': {'layers': 10**12}}, 'config.network.layers: 1000000000000 is not allowed; it'),
+    (Search, {'network': {'nodes': 1000}}, 'config.network.nodes: 1000 is not allowed; it has to be ≤ 20'),
+    (Search, {'network': {'operations': ('none',) * 10**6}}, 'config.network.operations: 1000000 values are'),
+    (Search, {'epochs': 10**5000}, 'config.epochs: 0x'),
+    (Search, {'epochs': 'x' * 10**6}, "config.epochs: 'xxx"),
+    (Search, {3: 1}, 'config.3: unknown field; allowed are seed, '),
+    (Search, {'hypergradient': {'radius': 1e-60}}, 'config.hypergradient.radius: 1e-60 is not allowed'),
+    (Search, {'weights': {'momentum': 1 - 1e-12}}, 'config.weights.momentum: 0.999999999999 is not'),
+    (Search, {'weights': {'learning_rate': 10**400}}, 'config.weights.learning_rate: inf is not a finite number'),
+    (Laboratory, {'batch_sizes': (64, 2**40)}, 'config.batch_sizes: 1099511627776 is not allowed'),
+    (Search, {'seed': 2**32 - 1, 'mesh': {'seed': 2}}, 'config.seed: 4294967295 is not allowed; with the 2 searches'),
+    (Selection, {'search': {'seed': 2**32 - 3}}, 'config.search.seed: 4294967293 is not allowed; with the 4 searches'),
+    (Selection, {'training': {'seed': 2**32 - 2}}, 'config.training.seed: 4294967294 is not allowed; with'),
+  ],
+)
+def test_what_no_device_could_do_is_refused_at_once(kind, config, message):
+  with pytest.raises(ValueError, match=f'^{re.escape(message)}[^\n]{{0,200}}$'):
+    build(kind, config)
+
+
+@pytest.mark.parametrize('space', [[], {}, None, 3, 'recurent'])
+def test_space_that_is_none(space):
+  with pytest.raises(ValueError, match=r'^config\.space: .* is not known; allowed are convolutional, recurrent$'):
+    read({'space': space})
+
+
+def test_config_that_cannot_be_computed():
+  config = ConfigDict({'epochs': 2})
+  config.batch_size = placeholder(int, required=True)
+  with pytest.raises(ValueError, match='^config: [^\n]*required'):
+    read(config)

@@ -231,3 +231,27 @@ def test_wrong_settings_are_one_line_and_nothing_is_written(tmp_path, changes, s
   with pytest.raises(ValueError, match=said):
     selection.run(config(**changes), tmp_path / 'run')
   assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_results_are_found_again(tmp_path):
+  settings = {'strategy': 'darts', 'hypergradient': 'exact', 'searches': 1, 'trainings': 1, 'data': 'digits'}
+  results = {'settings': {**settings, 'selection_epochs': 1, 'epochs': 2, 'validation_fraction': 0.1}, 'methods': []}
+  method = {
+    'name': 'darts',
+    'candidates': [{'name': 'seed_0', 'valid_accuracy': 0.5}],
+    'pick': 'seed_0',
+    'genotype': genotypes.to_dict(genotypes.published()['DARTS_V2']),
+    'parameters': 3,
+    'test_accuracies': [0.5],
+    'seconds': {'search': 1.0, 'selection': 1.0, 'evaluation': 1.0},
+  }
+  stages.write({**results, 'methods': [method]}, tmp_path)
+  path = tmp_path / 'results.json'
+  assert stages.known_methods(path, results, pytest.fail) == [method]
+  for content in (b'', b'[]', b'{"methods": [{"name": []}, 3]}', path.read_bytes()[:-9], b'{"methods": ' + b'[' * 9999):
+    path.write_bytes(content)
+    told = []
+    assert stages.known_methods(path, results, told.append) == []
+    assert [line for line in told if 'results.json is damaged' in line and '\n' not in line] == told != []
+  path.write_text(json.dumps({'methods': [{**method, 'parameters': 'many'}, {**method, 'name': 'mine'}]}))
+  assert stages.known_methods(path, results, told.append) == []

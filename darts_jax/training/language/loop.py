@@ -18,6 +18,7 @@ from darts_jax.optimizers import stagnates
 from darts_jax.runtime import metrics
 from darts_jax.runtime.checkpoint import Checkpoints
 from darts_jax.runtime.compilation import enable_cache
+from darts_jax.runtime.files import user_path
 from darts_jax.runtime.interrupts import InterruptGuard
 from darts_jax.runtime.loop import Loop, Plan, Sums
 from darts_jax.runtime.mesh import check_batch, make_mesh, replicated
@@ -70,7 +71,7 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Recurr
     Diverged: a loss or gradient was not finite, before there were weights to go back to or once too often.
   """
   settings = build(LanguageTraining, config)
-  workdir = pathlib.Path(workdir).expanduser()
+  workdir = user_path(workdir, '--workdir')
   mesh, texts = _open(settings)
   model = RecurrentModel(genotype, settings.network.width, texts.corpus.vocabulary)
   claim_training(workdir, settings, model, texts.corpus.fingerprint)

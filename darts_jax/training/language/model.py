@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 from darts_jax import genotype as genotypes
+from darts_jax import limits
 from darts_jax.genotype import RecurrentGenotype
 from darts_jax.nets.cost import language_parts_of
 from darts_jax.nets.recurrent import LanguageModel
-from darts_jax.training.workdir import SPACE, Described
+from darts_jax.training.workdir import SPACE, Described, check_numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +49,7 @@ class RecurrentModel(Described):
     if not isinstance(found, RecurrentGenotype):
       raise ValueError('genotype: a convolutional architecture; a recurrent one is needed')
     width, vocabulary = fields['width'], fields['vocabulary']
-    if not isinstance(width, int) or width < 1:
-      raise ValueError(f'width: {width!r} is not a positive integer')
+    check_numbers({'width': width}, 1, {'width': limits.WIDTH})
     if not isinstance(vocabulary, list) or not vocabulary or not all(isinstance(word, str) for word in vocabulary):
       raise ValueError('vocabulary: not a list of words')
     return cls(found, width, tuple(vocabulary))

@@ -1,7 +1,6 @@
 """A trained language model, ready to be used."""
 
 import os
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from darts_jax.nets.recurrent import initial_hidden
+from darts_jax.runtime.files import user_path
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.runtime.precision import precisely
 from darts_jax.training.language.model import RecurrentModel
@@ -36,7 +36,7 @@ def load(workdir: str | os.PathLike[str]) -> Trained:
   Raises:
     ValueError: there is no language model, or no checkpoint of it that can be read.
   """
-  folder = pathlib.Path(workdir).expanduser()
+  folder = user_path(workdir, 'workdir')
   model = RecurrentModel.read(folder)
   trainer = LanguageTrainer(read_settings(LanguageTraining, folder), model, make_mesh(1))
   state = read_state(folder / BEST, trainer.template())

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from darts_jax import limits
 from darts_jax.data.settings import TextSource
 from darts_jax.nets.recurrent import Dropout
 from darts_jax.runtime.loop import Checkpoint
@@ -28,7 +29,7 @@ class Network:
     dropout: see `darts_jax.nets.recurrent.Dropout`.
   """
 
-  width: int = setting(850, at_least=1)
+  width: int = setting(850, at_least=1, at_most=limits.WIDTH)
   dropout: Dropout = setting(Dropout(words=0.1))
 
 
@@ -44,10 +45,10 @@ class Weights:
       epochs old.
   """
 
-  learning_rate: float = setting(20.0, above=0)
-  weight_decay: float = setting(8e-7, at_least=0)
-  clip_norm: float = setting(0.25, above=0)
-  nonmonotone_interval: int = setting(5, at_least=0)
+  learning_rate: float = setting(20.0, above=0, at_most=limits.FACTOR)
+  weight_decay: float = setting(8e-7, at_least=0, at_most=limits.FACTOR)
+  clip_norm: float = setting(0.25, above=0, at_most=limits.FACTOR)
+  nonmonotone_interval: int = setting(5, at_least=0, at_most=limits.EPOCHS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,18 +77,18 @@ class LanguageTraining:
   """
 
   space: str = setting('recurrent', choices=('recurrent',))
-  seed: int = setting(0, at_least=0, at_most=2**32 - 1)
-  epochs: int = setting(1600, at_least=1)
-  batch_size: int = setting(64, at_least=1)
-  small_batch_size: int = setting(0, at_least=0)
-  valid_batch_size: int = setting(10, at_least=1)
-  test_batch_size: int = setting(1, at_least=1)
-  bptt: int = setting(35, at_least=2)
+  seed: int = setting(0, at_least=0, at_most=limits.SEEDS - 1)
+  epochs: int = setting(1600, at_least=1, at_most=limits.EPOCHS)
+  batch_size: int = setting(64, at_least=1, at_most=limits.BATCH)
+  small_batch_size: int = setting(0, at_least=0, at_most=limits.BATCH)
+  valid_batch_size: int = setting(10, at_least=1, at_most=limits.BATCH)
+  test_batch_size: int = setting(1, at_least=1, at_most=limits.BATCH)
+  bptt: int = setting(35, at_least=2, at_most=limits.BPTT)
   short_fraction: float = setting(0.05, at_least=0, at_most=1)
-  spread: float = setting(5.0, at_least=0)
-  temporal_activation: float = setting(1e-3, at_least=0)
-  max_rollbacks: int = setting(5, at_least=0)
-  log_every: int = setting(50, at_least=1)
+  spread: float = setting(5.0, at_least=0, at_most=limits.BPTT)
+  temporal_activation: float = setting(1e-3, at_least=0, at_most=limits.FACTOR)
+  max_rollbacks: int = setting(5, at_least=0, at_most=limits.COUNT)
+  log_every: int = setting(50, at_least=1, at_most=limits.COUNT)
   precision: str = setting('float32', choices=('float32', 'bfloat16'))
   remat: bool = setting(False)
   data: Data = setting(Data())
