@@ -399,7 +399,7 @@ def test_what_is_no_printed_genotype_is_one_line(tmp_path, text, message):
 
 
 def test_what_is_no_file_is_not_read():
-  with pytest.raises(ValueError, match=f'^{os.devnull}: not a file$'):
+  with pytest.raises(ValueError, match=f'^{os.devnull}: not a file, but a device$'):
     load(os.devnull)
 
 

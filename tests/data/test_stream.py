@@ -614,7 +614,7 @@ def test_a_file_that_vanished_ends_the_stream(tmp_path, train, fields):
 
   with pytest.raises(ValueError) as error:  # noqa: PT011
     take(stream(records, batch_size=9, train=train, **fields), 1)
-  assert str(error.value) == f'{records.name(7)}: cannot be read: No such file or directory'
+  assert str(error.value) == f'{records.name(7)}: cannot be read (No such file or directory)'
 
 
 @pytest.mark.parametrize(

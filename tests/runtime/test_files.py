@@ -1,4 +1,5 @@
 import io
+import itertools
 import json
 import os
 import struct
@@ -64,6 +65,7 @@ def member(header, content=b'', version=b'\1\0'):
     (b'\x93NUMPY\1\0', 'a single array'),
     (b'', 'not a whole npz file'),
   ],
+  ids=itertools.count(),
 )
 def test_npz_that_asks_for_too_much(tmp_path, content, message):
   path = tmp_path / 'a.npz'
