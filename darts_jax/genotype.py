@@ -23,6 +23,8 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
+from darts_jax.runtime.durable import write_whole
+
 NUM_INPUTS = 2
 
 #: The candidate operations of the convolutional search space, in the order of the columns of α [DARTS §3.1.1].
@@ -245,10 +247,7 @@ def from_dict(values: Any) -> AnyGenotype:
 
 def save(genotype: AnyGenotype, path: str | os.PathLike[str]) -> None:
   """Writes a genotype as JSON; the file is complete or absent, never half-written."""
-  path = pathlib.Path(path)
-  partial = path.with_name(path.name + '.partial')
-  partial.write_text(json.dumps(to_dict(genotype)) + '\n')
-  partial.replace(path)
+  write_whole(pathlib.Path(path), (json.dumps(to_dict(genotype)) + '\n').encode())
 
 
 def load(path: str | os.PathLike[str]) -> AnyGenotype:

@@ -134,8 +134,9 @@ def _exit_with(parsed: Callable[[], int], usage: str) -> None:
     code = 0
     _leave_others(code)
   except KeyboardInterrupt:
-    _leave_others(130)
-    raise
+    print('stopped; start again to go on from the last checkpoint, if there is one', file=sys.stderr, flush=True)
+    code = 130
+    _leave_others(code)
   except Exception as error:
     if not jax.distributed.is_initialized():
       raise

@@ -1,6 +1,7 @@
 """Image datasets that stay in files, read one record at a time in any order: image folders and `array_record`."""
 
 import dataclasses
+import hashlib
 import os
 import pathlib
 from collections.abc import Sequence
@@ -13,6 +14,9 @@ from darts_jax.data import tfds
 ENDINGS = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
 EVALUATION = ('val', 'validation', 'valid', 'test')
 TRAIN = 'train'
+
+# Records whose content tells them from others.
+_SAMPLE = 256
 
 
 class Records(Protocol):
@@ -124,6 +128,26 @@ def _images_below(folder: pathlib.Path, name: str) -> list[str]:
     below = parent.removeprefix(f'{folder}/')
     found += [f'{below}/{file}' for file in files if file.lower().endswith(ENDINGS) and not file.startswith('.')]
   return sorted(found)
+
+
+def fingerprint(records: Records) -> dict[str, Any]:
+  """JSON values that tell records from others: their number, paths and labels, and the content of some of them.
+
+  Of more than `_SAMPLE` records the content of so many is read, evenly spread, since all of it can take an hour.
+
+  Raises:
+    ValueError: a record cannot be read.
+  """
+  listing, content = hashlib.sha256(), hashlib.sha256()
+  if isinstance(records, _Folder):
+    listing.update(records.paths.tobytes())
+    listing.update(records.labels.tobytes())
+  for index in np.unique(np.linspace(0, len(records) - 1, _SAMPLE, dtype=np.int64)):
+    image, label = records.load(int(index))
+    content.update(f'{label} {len(image)} '.encode())
+    content.update(image)
+  found = {'images': len(records), 'content': content.hexdigest()[:16]}
+  return {**found, 'paths': listing.hexdigest()[:16]} if isinstance(records, _Folder) else found
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from darts_jax.runtime.workdir import write_whole
+from darts_jax.runtime.durable import write_whole
 
 PyTree = Any
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from darts_jax.genotype import AnyGenotype
+from darts_jax.runtime.lock import locked
 from darts_jax.training.language import LanguageResult
 from darts_jax.training.loop import Result
 from darts_jax.training.spaces import read, run
@@ -26,12 +27,15 @@ def run_seeds(
     num_seeds: at least 1.
   """
   first = read(config).seed
+  if num_seeds == 1:
+    return [run(config, workdir, genotype)]
+  workdir = pathlib.Path(workdir).expanduser()
   results: list[AnyResult] = []
-  for seed in range(first, first + num_seeds):
-    folder = pathlib.Path(workdir) / f'seed_{seed}' if num_seeds > 1 else workdir
-    results.append(run({**dict(config.items()), 'seed': seed}, folder, genotype))
-    if results[-1].interrupted or not results[-1].finished:
-      break
+  with locked(workdir):
+    for seed in range(first, first + num_seeds):
+      results.append(run({**dict(config.items()), 'seed': seed}, workdir / f'seed_{seed}', genotype))
+      if results[-1].interrupted or not results[-1].finished:
+        break
   return results
 
 
