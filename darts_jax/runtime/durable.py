@@ -16,7 +16,7 @@ def write_whole(path: pathlib.Path, content: bytes, *, sync: bool = True) -> Non
     content: of it.
     sync: whether it has to be on the disk when this returns; not so for what can be made again.
   """
-  if _holds(path, content):
+  if holds(path, content):
     return
   partial = path.with_name(path.name + PARTIAL)
   with partial.open('wb') as file:
@@ -43,7 +43,8 @@ def sync_to_disk(paths: Iterable[pathlib.Path]) -> None:
       os.close(number)
 
 
-def _holds(path: pathlib.Path, content: bytes) -> bool:
+def holds(path: pathlib.Path, content: bytes) -> bool:
+  """Whether a file is there and has this content."""
   try:
     return path.stat().st_size == len(content) and path.read_bytes() == content
   except OSError:

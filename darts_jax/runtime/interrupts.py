@@ -88,8 +88,9 @@ class InterruptGuard:
         continue
       count += 1
       name = signal.Signals(received[0]).name
-      if count == 1 and (_busy or not self._seen.wait(_PATIENCE)):
-        what = f'the {_busy[-1]} is' if _busy else 'the steps that are being taken are'
+      innermost = _busy[-1:]
+      if count == 1 and (innermost or not self._seen.wait(_PATIENCE)):
+        what = f'the {innermost[0]} is' if innermost else 'the steps that are being taken are'
         _say(f'{name}: stops when {what} done; again to stop now')
       elif count > 1 and not self._interrupted.wait(_PATIENCE):
         _say(f'{name}: stopped; start again to go on from the last checkpoint')

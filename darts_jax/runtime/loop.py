@@ -19,7 +19,7 @@ import numpy as np
 from darts_jax.runtime import metrics, processes
 from darts_jax.runtime.checkpoint import Checkpoints, Restored
 from darts_jax.runtime.compilation import compile_with_report
-from darts_jax.runtime.durable import sync_to_disk, write_whole
+from darts_jax.runtime.durable import holds, sync_to_disk, write_whole
 from darts_jax.runtime.interrupts import SIGNALS, InterruptGuard, busy
 from darts_jax.runtime.metrics import MetricsLogs
 from darts_jax.runtime.progress import NoProgress, Progress
@@ -406,7 +406,7 @@ class Loop(abc.ABC, Generic[State]):
         self.note(step, 'incomplete_log', message)
       for path in (folder / name for name in self.derived):
         content = restored.files.get(path.relative_to(self.workdir).as_posix())
-        if content is None:
+        if content is None or holds(path, content):
           continue
         lost = not self.is_readable(path)
         with named_errors(self.workdir):

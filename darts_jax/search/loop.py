@@ -327,7 +327,13 @@ class _Loop(Loop[SearchState]):
         genotypes.save(self.strategy.derive(alphas), folder / GENOTYPE)
 
   def is_readable(self, path: pathlib.Path) -> bool:
-    return path.name not in report.workdir.read(path.parent).problems
+    if path.name != GENOTYPE:
+      return path.name not in report.workdir.read(path.parent).problems
+    try:
+      genotypes.load(path)
+    except ValueError:
+      return False
+    return True
 
   def _write_again(self, state: SearchState, step: int) -> None:
     """Writes what is derived from α again; what no checkpoint keeps of its history is lost."""

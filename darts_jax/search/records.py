@@ -42,7 +42,7 @@ class AlphaHistory:
     return [int(step) for step in self._series['step']]
 
   def _read(self, resume_step: int) -> dict[str, list[Any]]:
-    with np.load(self._path) as saved:
+    with np.load(io.BytesIO(self._path.read_bytes())) as saved:
       kept = saved['step'] <= resume_step
       series = {name: list(saved[name][kept]) for name in saved.files if name not in self._constants}
     missing = self._series.keys() - series.keys()

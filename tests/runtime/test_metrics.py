@@ -163,3 +163,31 @@ def test_full_disk_is_one_clear_error(tmp_path):
     log.close()
   assert str(caught.value).startswith(f'{tmp_path}: ')
   assert metrics.read(tmp_path)[0] == {'kind': 'train', 'step': 1, 'loss': 1.0}
+
+
+@pytest.mark.parametrize(
+  'content',
+  [
+    b'',
+    b'[\n\xff\n' * 9,
+    b'{"kind": "epoch", "step": 1, "loss": NaN}\n',
+    b'[' * 100_000,
+    b'{"step": 1}\n{"kind": 1}\n',
+  ],
+  ids=['empty', 'no JSON', 'not a number', 'deep', 'no kind'],
+)
+def test_lines_that_were_lost_are_those_of_the_copy(tmp_path, content):
+  path = tmp_path / 'metrics.jsonl'
+  with MetricsLog(tmp_path, resume_step=None) as log:
+    for step in (1, 2):
+      log.write('epoch', step, {'epoch': step - 1})
+    saved = path.read_bytes()
+    log.write('event', 2, {'event': 'finished'})
+  end = path.read_bytes()[len(saved) :]
+  path.write_bytes(content + b'\n' + end + b'{"kind": "epoch", "step": 3, "epoch": 2}\n')
+  with MetricsLog(tmp_path, resume_step=2, saved=saved) as log:
+    assert log.opened.brought_back == 2
+    assert path.read_bytes() == saved + end
+    assert log.opened.lines == metrics.read(tmp_path)
+  with MetricsLog(tmp_path, resume_step=2, saved=saved) as log:
+    assert log.opened.brought_back == 0
