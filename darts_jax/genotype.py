@@ -25,6 +25,7 @@ from importlib import resources
 from typing import Any
 
 from darts_jax import limits, notation
+from darts_jax.runtime.durable import write_whole
 from darts_jax.runtime.files import one_line, parse_json, read_bytes, user_path
 
 NUM_INPUTS = 2
@@ -254,10 +255,7 @@ def from_dict(values: Any) -> AnyGenotype:
 
 def save(genotype: AnyGenotype, path: str | os.PathLike[str]) -> None:
   """Writes a genotype as JSON; the file is complete or absent, never half-written."""
-  path = pathlib.Path(path)
-  partial = path.with_name(path.name + '.partial')
-  partial.write_text(json.dumps(to_dict(genotype)) + '\n')
-  partial.replace(path)
+  write_whole(pathlib.Path(path), (json.dumps(to_dict(genotype)) + '\n').encode())
 
 
 def to_text(genotype: AnyGenotype) -> str:

@@ -160,8 +160,9 @@ def _exit_with(parsed: Callable[[], int], usage: str) -> None:
     code = 0
     _leave_others(code)
   except KeyboardInterrupt:
-    _leave_others(130)
-    raise
+    print('stopped; start again to go on from the last checkpoint, if there is one', file=sys.stderr, flush=True)
+    code = 130
+    _leave_others(code)
   except Exception as error:
     if isinstance(error, jax.errors.JaxRuntimeError) and 'RESOURCE_EXHAUSTED' in str(error):
       _complain(f'out of memory ({next(iter(str(error).splitlines()))}); {_SMALLER}')

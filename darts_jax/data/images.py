@@ -141,7 +141,7 @@ def _statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...
 
 
 def digest(images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-  """The number of images, and a digest of all pixels and labels, as JSON values."""
-  content = hashlib.sha256(np.ascontiguousarray(images).data)
-  content.update(np.ascontiguousarray(labels).data)
-  return {'images': len(labels), 'sha256': content.hexdigest()[:16]}
+  """The number of images, their shape and dtype, and digests of all pixels and of all labels, as JSON values."""
+  pixels, classes = (hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()[:16] for array in (images, labels))
+  kind = f'{list(images.shape[1:])} {images.dtype}'
+  return {'images': len(labels), 'kind': kind, 'pixels': pixels, 'labels': classes}

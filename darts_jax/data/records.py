@@ -1,6 +1,7 @@
 """Image datasets that stay in files, read one record at a time in any order: image folders and `array_record`."""
 
 import dataclasses
+import hashlib
 import os
 import pathlib
 from collections.abc import Sequence
@@ -16,6 +17,9 @@ EVALUATION = ('val', 'validation', 'valid', 'test')
 TRAIN = 'train'
 # Bytes of an encoded image.
 _MAX_ENCODED = 2**28
+
+# Records whose content tells them from others.
+_SAMPLE = 256
 
 
 class Records(Protocol):
@@ -158,6 +162,26 @@ def _walk(top: str, seen: set[str]) -> tuple[list[str], list[str]]:
     seen.update(real.values())
     images += [f'{parent}/{file}' for file in files if file.lower().endswith(ENDINGS) and not file.startswith('.')]
   return images, links
+
+
+def fingerprint(records: Records) -> dict[str, Any]:
+  """JSON values that tell records from others: their number, paths and labels, and the content of some of them.
+
+  Of more than `_SAMPLE` records the content of so many is read, evenly spread, since all of it can take an hour.
+
+  Raises:
+    ValueError: a record cannot be read.
+  """
+  listing, content = hashlib.sha256(), hashlib.sha256()
+  if isinstance(records, _Folder):
+    listing.update(records.paths.tobytes())
+    listing.update(records.labels.tobytes())
+  for index in np.unique(np.linspace(0, len(records) - 1, _SAMPLE, dtype=np.int64)):
+    image, label = records.load(int(index))
+    content.update(f'{label} {len(image)} '.encode())
+    content.update(image)
+  found = {'images': len(records), 'content': content.hexdigest()[:16]}
+  return {**found, 'paths': listing.hexdigest()[:16]} if isinstance(records, _Folder) else found
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

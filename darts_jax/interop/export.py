@@ -12,9 +12,9 @@ from darts_jax.data.augment import normalise
 from darts_jax.interop import onnx_file
 from darts_jax.nets.bilinear import in_plain_operations
 from darts_jax.runtime import weights
+from darts_jax.runtime.durable import write_whole
 from darts_jax.runtime.files import one_line, read_bytes
 from darts_jax.runtime.precision import precisely
-from darts_jax.runtime.workdir import write_whole
 from darts_jax.training.model import Model
 from darts_jax.training.restore import make_apply
 

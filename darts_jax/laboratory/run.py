@@ -1,6 +1,7 @@
 """A run of the laboratory: from a config to results, a table and a report page."""
 
 import dataclasses
+import io
 import json
 import math
 import os
@@ -18,7 +19,9 @@ from darts_jax.laboratory import page, studies
 from darts_jax.laboratory.settings import Laboratory
 from darts_jax.runtime import metrics
 from darts_jax.runtime.compilation import enable_cache
+from darts_jax.runtime.durable import write_whole
 from darts_jax.runtime.files import one_line, read_object, user_path
+from darts_jax.runtime.lock import locked
 from darts_jax.runtime.workdir import named_errors
 from darts_jax.search.settings import Search
 from darts_jax.settings import build
@@ -48,9 +51,14 @@ def run(
     ValueError: a setting, the data or a directory is unfit; nothing has been written then.
     Interrupted: in one of the searches.
   """
+  workdir = user_path(workdir, '--workdir')
+  with locked(workdir):
+    return _run(config, workdir, checkpoint, search)
+
+
+def _run(config: Mapping[str, Any], workdir: pathlib.Path, checkpoint: str | None, search: bool) -> dict[str, Any]:
   start = time.monotonic()
   settings = build(Laboratory, config)
-  workdir = user_path(workdir, '--workdir')
   if (workdir / 'metrics.jsonl').exists():
     raise ValueError(f'--workdir: {workdir} holds a search; choose another')
   if checkpoint is not None:
@@ -98,13 +106,11 @@ def _write(results: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
   }
   with named_errors(workdir):
     for name, text in files.items():
-      partial = workdir / f'{name}.partial'
-      partial.write_text(text, encoding='utf-8')
-      partial.replace(workdir / name)
+      write_whole(workdir / name, text.encode())
     for name, figure in page.pictures(values).items():
-      partial = workdir / f'{name}.partial'
-      figure.savefig(partial, format='png', dpi=144)
-      partial.replace(workdir / name)
+      drawn = io.BytesIO()
+      figure.savefig(drawn, format='png', dpi=144)
+      write_whole(workdir / name, drawn.getvalue())
   return values
 
 
@@ -112,7 +118,9 @@ def _search_of(checkpoint: str, own: Search) -> Search:
   """The settings of the search in a directory; the estimators' fields, and where the data lie, may be this run's."""
   path = user_path(checkpoint, '--checkpoint') / 'config.json'
   try:
-    saved = build(Search, read_object(path, f'{checkpoint} holds no search'))
+    fields = read_object(path, f'{checkpoint} holds no search')
+    fields.pop('dataset', None)
+    saved = build(Search, fields)
   except ValueError as error:
     raise ValueError(f'--checkpoint: {one_line(error)}') from error
   hypergradient = dataclasses.replace(own.hypergradient, clipping=saved.hypergradient.clipping)

@@ -14,8 +14,10 @@ from darts_jax.hypergradient import make, unrolled
 from darts_jax.laboratory import problems
 from darts_jax.laboratory.bench import Bench, Frozen, Gradient, Outcome, compare, to_host
 from darts_jax.laboratory.settings import Laboratory
-from darts_jax.runtime.checkpoint import Checkpoints
+from darts_jax.runtime.checkpoint import Checkpoints, claims
+from darts_jax.runtime.files import user_path
 from darts_jax.runtime.mesh import make_mesh
+from darts_jax.runtime.workdir import CHECKPOINTS
 from darts_jax.search.images import ImageSearcher, check_images, divide
 from darts_jax.search.loop import make_strategy
 from darts_jax.search.state import Halves, SearchState
@@ -142,7 +144,12 @@ class SupernetLab:
       self.states[0] = searcher.init(jax.random.key(search.seed))
     else:
       template = searcher.template()
-      saved = Checkpoints(f'{checkpoint}/checkpoints')
+      folder = user_path(checkpoint, '--checkpoint') / CHECKPOINTS
+      if any(claim.get('dataset', searcher.fingerprint) != searcher.fingerprint for claim in claims(folder)):
+        raise ValueError(
+          f'--checkpoint: {checkpoint} was searched on other data than those of config.search.data ({images.name})'
+        )
+      saved = Checkpoints(folder)
       for step in saved.steps():
         try:
           restored = saved.restore(template, at=step)

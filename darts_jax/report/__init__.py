@@ -4,6 +4,7 @@ import os
 import pathlib
 
 from darts_jax.report import page, random_search, training, workdir
+from darts_jax.runtime.durable import write_whole
 from darts_jax.runtime.files import user_path
 
 
@@ -27,7 +28,6 @@ def write(path: str | os.PathLike[str]) -> pathlib.Path:
   if not folder.is_dir():
     raise ValueError(f'workdir: {str(folder)!r} is not a folder; name the working directory of a run')
   report = folder / 'report.html'
-  partial = folder / 'report.html.partial'
   run = workdir.read(folder)
   if run.is_training:
     text = training.render(run)
@@ -35,6 +35,5 @@ def write(path: str | os.PathLike[str]) -> pathlib.Path:
     text = random_search.render(run)
   else:
     text = page.render(run)
-  partial.write_text(text, encoding='utf-8')
-  partial.replace(report)
+  write_whole(report, text.encode(), sync=False)
   return report

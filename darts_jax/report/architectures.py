@@ -8,8 +8,8 @@ from typing import Any
 
 from darts_jax import genotype as genotypes
 from darts_jax.genotype import Genotype
+from darts_jax.runtime.durable import write_whole
 from darts_jax.runtime.files import one_line, read_json
-from darts_jax.runtime.workdir import write_whole
 
 FILE = 'architectures.json'
 

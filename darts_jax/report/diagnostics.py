@@ -39,7 +39,7 @@ def warnings(
   - The training accuracy exceeds that of validation by more than `MAX_ACCURACY_GAP` at the last epoch.
   - Half the radius changed the second-order term of the finite difference by more than `MAX_DISAGREEMENT`, in the
     median of the steps that were checked.
-  - A checkpoint was damaged.
+  - A checkpoint was damaged, or the log falls short of it.
 
   Args:
     records: all records of `metrics.jsonl`, of any kind.
@@ -68,8 +68,8 @@ def warnings(
 def training_warnings(records: Sequence[Record]) -> list[str]:
   """One line for each sign that the training of an architecture went wrong, from all records of `metrics.jsonl`.
 
-  A metric was not finite, the training went back to its best weights, a checkpoint was damaged, or images could not be
-  read.
+  A metric was not finite, the training went back to its best weights, a checkpoint was damaged or the log falls short
+  of it, or images could not be read.
   """
   # A resumed run comes across an image again.
   messages = [str(record.get('message')) for record in records if record.get('event') == 'damaged_image']
@@ -173,9 +173,10 @@ def _rollbacks(records: Sequence[Record]) -> list[str]:
 
 def _damaged(records: Sequence[Record]) -> list[str]:
   damaged = [record for record in records if record.get('event') == 'damaged_checkpoint']
-  if not damaged:
-    return []
-  return [f'{_count(len(damaged), "checkpoint was", "checkpoints were")} damaged; see the log of events.']
+  found = [f'{record.get("message")}.' for record in records if record.get('event') == 'incomplete_log']
+  if damaged:
+    found.append(f'{_count(len(damaged), "checkpoint was", "checkpoints were")} damaged; see the log of events.')
+  return found
 
 
 def _kinks(records: Sequence[Record]) -> list[str]:

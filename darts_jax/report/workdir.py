@@ -367,6 +367,8 @@ def _status(records: Sequence[Record]) -> str:
     'non_finite': 'stopped',
     'failed': 'stopped',
     'damaged_checkpoint': None,
+    'brought_back': None,
+    'incomplete_log': None,
   }
   status = 'not started'
   for record in records:

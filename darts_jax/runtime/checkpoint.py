@@ -6,10 +6,12 @@ over the files, verified before Orbax reads them because its decoders take damag
 dtypes, shapes and bytes of the leaves, verified on what Orbax has read.
 
 Layout: `<directory>/<step>/state` is an Orbax checkpoint of the leaves, a flat dictionary from their path in the
-pytree to an array, and `<directory>/<step>/manifest.json` describes them. A step that is saved again becomes
+pytree to an array, `<directory>/<step>/files` holds copies of files of the run (zlib), and
+`<directory>/<step>/manifest.json` describes them and says whose run it is. A step that is saved again becomes
 `<step>-1`, `<step>-2`, …, so that the checkpoint it replaces stays until the new one is complete.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -19,7 +21,8 @@ import pathlib
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -28,14 +31,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from darts_jax.runtime import processes
+from darts_jax.runtime.durable import PARTIAL, sync_to_disk
 from darts_jax.runtime.files import read_object, user_path
 from darts_jax.runtime.mesh import put
 
 PyTree = Any
 
 _NAME = re.compile(r'(\d+)(?:-(\d+))?')
-# Of a folder that is not complete yet, or not any more.
-_PARTIAL = '.partial'
+# Ends the name of a copy, so that nobody takes it for the file.
+_COPY = '.zlib'
 
 
 def _is_worth_showing(record: logging.LogRecord) -> bool:
@@ -55,12 +59,14 @@ class Restored(NamedTuple):
     state: a pytree with the structure of the template.
     metadata: the JSON values saved beside the state; tuples come back as lists.
     damaged: one line for each newer checkpoint that could not be used, newest first: its path and what is wrong.
+    files: the content of files saved beside the state, by name; those that are damaged are left out.
   """
 
   step: int
   state: PyTree
   metadata: dict[str, Any]
   damaged: tuple[str, ...]
+  files: dict[str, bytes]
 
 
 class Checkpoints:
@@ -86,9 +92,17 @@ class Checkpoints:
 
   def steps(self) -> list[int]:
     """The steps of all complete checkpoints, ascending. Their content is not verified."""
-    return sorted({step for step, _, _ in self._complete()})
+    return sorted({step for step, _, _ in _complete(self._directory)})
 
-  def save(self, step: int, state: PyTree, metadata: dict[str, Any]) -> None:
+  def save(
+    self,
+    step: int,
+    state: PyTree,
+    metadata: dict[str, Any],
+    *,
+    claim: Mapping[str, Any] | None = None,
+    files: Mapping[str, bytes] | None = None,
+  ) -> None:
     """Writes a checkpoint; it is complete when this returns.
 
     Afterwards this checkpoint is the latest: an older one of the same step is replaced, and later ones, which the
@@ -98,6 +112,8 @@ class Checkpoints:
       step: 0 or more.
       state: a pytree of arrays (JAX, NumPy, or typed PRNG keys) of any shape.
       metadata: JSON values.
+      claim: JSON values that say whose run this is: its config, and what tells its data from others.
+      files: contents of files to keep, by name, in which `/` separates folders; those of the first process count.
 
     Raises:
       ValueError: `step` is negative, a leaf is not an array, `metadata` is not JSON, or the checkpoint could not be
@@ -117,13 +133,14 @@ class Checkpoints:
         values[name] = leaf
     arrays = {name: np.asarray(value) for name, value in processes.fetch(values).items()}
     try:
-      manifest = json.loads(json.dumps({'step': step, 'metadata': metadata, 'leaves': leaves}))
+      manifest = json.loads(json.dumps({'step': step, 'metadata': metadata, 'leaves': leaves, 'claim': claim}))
     except TypeError as error:
       raise ValueError(f'metadata: {_one_line(error)}; only JSON values can be saved') from error
+    manifest['claim_sha256'] = _json_digest(manifest['claim'])
     try:
-      self._write(step, arrays, manifest)
+      self._write(step, arrays, manifest, files or {})
     except (OSError, RuntimeError, ValueError) as error:
-      self._remove_leftovers()
+      self.remove_leftovers()
       kind = processes.AgreedError if isinstance(error, processes.AgreedError) else ValueError
       reason = _one_line(error)
       raise kind(f'{self._directory}: the checkpoint of step {step} could not be written: {reason}') from error
@@ -141,7 +158,7 @@ class Checkpoints:
       ValueError: there are checkpoints but all are damaged, or the latest undamaged one does not fit the template.
     """
     damaged: list[str] = []
-    for step, _, path in reversed(self._complete()):
+    for step, _, path in reversed(_complete(self._directory)):
       if at is not None and step != at:
         continue
       try:
@@ -157,20 +174,21 @@ class Checkpoints:
         continue
       wanted = template(manifest['metadata']) if callable(template) else template
       state = _fit(manifest, arrays, wanted, path)
-      return Restored(manifest['step'], state, manifest['metadata'], tuple(damaged))
+      return Restored(manifest['step'], state, manifest['metadata'], tuple(damaged), _read_files(path, manifest))
     if damaged:
       raise ValueError(f'{self._directory}: every checkpoint is damaged: ' + '; '.join(damaged))
     return None
 
-  def _complete(self) -> list[tuple[int, int, pathlib.Path]]:
-    """(step, revision, path) of complete checkpoints, oldest first."""
-    if not self._directory.is_dir():
-      return []
-    matches = [(_NAME.fullmatch(path.name), path) for path in self._directory.iterdir()]
-    return sorted((int(match[1]), int(match[2] or 0), path) for match, path in matches if match)
+  def remove_leftovers(self) -> None:
+    """Removes what kills have left of checkpoints that were being written or removed; the first process does."""
+    if processes.is_first() and self._directory.is_dir():
+      for path in self._directory.glob(f'*{PARTIAL}'):
+        shutil.rmtree(path, ignore_errors=True)
 
-  def _write(self, step: int, arrays: dict[str, np.ndarray], manifest: dict[str, Any]) -> None:
-    revisions = [revision for other, revision, _ in self._complete() if other == step]
+  def _write(
+    self, step: int, arrays: dict[str, np.ndarray], manifest: dict[str, Any], files: Mapping[str, bytes]
+  ) -> None:
+    revisions = [revision for other, revision, _ in _complete(self._directory) if other == step]
     # What a process sees of a shared folder may be old.
     revision = int(processes.gather([max(revisions, default=-1) + 1])[0, 0])
     path = self._directory / (f'{step}-{revision}' if revision else str(step))
@@ -179,9 +197,10 @@ class Checkpoints:
     def make_room() -> None:
       try:
         self._directory.mkdir(parents=True, exist_ok=True)
-        self._remove_leftovers()
+        self.remove_leftovers()
         partial.mkdir()
-        _check_room(partial, sum(array.nbytes for array in arrays.values()) + 1024 * (len(arrays) + 1))
+        num_bytes = sum(array.nbytes for array in arrays.values()) + sum(map(len, files.values()))
+        _check_room(partial, num_bytes + 1024 * (len(arrays) + len(files) + 1))
       except OSError as error:
         raise ValueError(_one_line(error)) from error
 
@@ -190,28 +209,76 @@ class Checkpoints:
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
       checkpointer.save(partial / 'state', args=ocp.args.StandardSave(arrays))
     if processes.is_first():
-      manifest = manifest | {'files_sha256': _files_digest(partial / 'state')}
-      manifest = manifest | {'sha256': _leaves_digest(manifest, arrays)}
+      manifest['kept_files'] = _write_files(partial, files)
+      manifest['files_sha256'] = _files_digest(partial / 'state')
+      manifest['sha256'] = _leaves_digest(manifest, arrays)
       (partial / 'manifest.json').write_text(json.dumps(manifest), encoding='utf-8')
+      # A folder after what is in it.
+      sync_to_disk([*sorted(partial.rglob('*'), reverse=True), partial])
       partial.rename(path)
+      sync_to_disk([self._directory])
       self._prune(step, path)
     ocp.multihost.sync_global_processes('darts_jax:checkpoint:written')
 
   def _prune(self, step: int, latest: pathlib.Path) -> None:
-    others = [(other, path) for other, _, path in self._complete() if path != latest]
+    others = [(other, path) for other, _, path in _complete(self._directory) if path != latest]
     earlier = [path for other, path in others if other < step]
     for path in [path for other, path in others if other >= step] + earlier[: len(earlier) - self._keep + 1]:
       # Half deleted, it must not look like a damaged checkpoint.
       shutil.rmtree(path.rename(_partial(path)), ignore_errors=True)
 
-  def _remove_leftovers(self) -> None:
-    if processes.is_first() and self._directory.is_dir():
-      for path in self._directory.glob(f'*{_PARTIAL}'):
-        shutil.rmtree(path, ignore_errors=True)
+
+def claims(directory: pathlib.Path) -> list[Mapping[str, Any]]:
+  """Whose run the checkpoints in a directory are of, as they were saved; of those that say so and are not damaged."""
+  found = []
+  for _, _, path in reversed(_complete(directory)):
+    try:
+      manifest = json.loads((path / 'manifest.json').read_bytes())
+      if manifest['claim'] is not None and manifest['claim_sha256'] == _json_digest(manifest['claim']):
+        found.append(manifest['claim'])
+    except Exception:  # Whether a checkpoint is damaged, and in which way, is found out by who restores it.
+      continue
+  return found
+
+
+def _complete(directory: pathlib.Path) -> list[tuple[int, int, pathlib.Path]]:
+  """(step, revision, path) of complete checkpoints, oldest first."""
+  if not directory.is_dir():
+    return []
+  matches = [(_NAME.fullmatch(path.name), path) for path in directory.iterdir()]
+  return sorted((int(match[1]), int(match[2] or 0), path) for match, path in matches if match)
 
 
 def _partial(path: pathlib.Path) -> pathlib.Path:
-  return path.with_name(path.name + _PARTIAL)
+  return path.with_name(path.name + PARTIAL)
+
+
+def _write_files(checkpoint: pathlib.Path, files: Mapping[str, bytes]) -> dict[str, str]:
+  """Writes files into a checkpoint; returns their digests by name."""
+  digests = {}
+  for name, content in files.items():
+    path = checkpoint / 'files' / f'{name}{_COPY}'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    compressed = zlib.compress(content)
+    path.write_bytes(compressed)
+    digests[name] = hashlib.sha256(compressed).hexdigest()
+  return digests
+
+
+def _read_files(checkpoint: pathlib.Path, manifest: Mapping[str, Any]) -> dict[str, bytes]:
+  """Those files of a checkpoint that are what was written."""
+  found = {}
+  for name, digest in manifest.get('kept_files', {}).items():
+    # They are copies, of which the state needs none.
+    with contextlib.suppress(OSError):
+      compressed = (checkpoint / 'files' / f'{name}{_COPY}').read_bytes()
+      if hashlib.sha256(compressed).hexdigest() == digest:
+        found[name] = zlib.decompress(compressed)
+  return found
+
+
+def _json_digest(values: Any) -> str:
+  return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _check_room(folder: pathlib.Path, num_bytes: int) -> None:

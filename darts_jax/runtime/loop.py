@@ -18,11 +18,13 @@ import numpy as np
 
 from darts_jax import limits
 from darts_jax.runtime import metrics, processes
-from darts_jax.runtime.checkpoint import Checkpoints
+from darts_jax.runtime.checkpoint import Checkpoints, Restored
 from darts_jax.runtime.compilation import compile_with_report
-from darts_jax.runtime.interrupts import SIGNALS, InterruptGuard
+from darts_jax.runtime.durable import holds, sync_to_disk, write_whole
+from darts_jax.runtime.interrupts import SIGNALS, InterruptGuard, busy
 from darts_jax.runtime.metrics import MetricsLogs
 from darts_jax.runtime.progress import NoProgress, Progress
+from darts_jax.runtime.workdir import CHECKPOINTS, named_errors
 from darts_jax.settings import setting
 
 State = TypeVar('State')
@@ -77,6 +79,11 @@ class Sums:
     for name, value in sums.items():
       self.values[name] = self.values.get(name, 0.0) + value
 
+  def add_each(self, each: Mapping[str, np.ndarray], count: int) -> None:
+    """Adds those of further steps, `[…, n]`, of which the first ones count; one by one, so that only steps matter."""
+    for i in range(count):
+      self.add({'steps': 1.0, **_numbers({name: values[..., i] for name, values in each.items()})})
+
   def means(self) -> dict[str, Any]:
     """Means over the steps; what only some steps check is the mean over those, and left out if there were none."""
     if not self.values:
@@ -114,20 +121,32 @@ class Loop(abc.ABC, Generic[State]):
     plan: see `Plan`.
     total: steps of the whole run.
     shown: names of the metrics beside the progress.
+    derived: names of files, in all folders, that change with the epochs; a run that goes on brings them back as they
+      were at its checkpoint.
   """
 
   shown: tuple[str, ...] = ('train_loss',)
+  derived: tuple[str, ...] = ()
 
   def __init__(
-    self, workdir: pathlib.Path, plan: Plan, guard: InterruptGuard, folders: Sequence[pathlib.Path] = ()
+    self,
+    workdir: pathlib.Path,
+    plan: Plan,
+    guard: InterruptGuard,
+    folders: Sequence[pathlib.Path] = (),
+    claim: Mapping[str, Any] | None = None,
   ) -> None:
-    """Opens the checkpoints; the guard is asked between calls whether the run is to stop."""
+    """Opens the checkpoints, which say whose run this is, if that is given.
+
+    The guard is asked between calls whether the run is to stop.
+    """
     self.workdir = workdir
     self.folders = tuple(folders) or (workdir,)
+    self._claim = claim
     self.plan = plan
     self.total = plan.epoch_ends[-1]
     self._guard = guard
-    self._checkpoints = Checkpoints(workdir / 'checkpoints', keep=plan.checkpoint.keep)
+    self._checkpoints = Checkpoints(workdir / CHECKPOINTS, keep=plan.checkpoint.keep)
     self._log: MetricsLogs
     self._progress: Progress | NoProgress
 
@@ -145,7 +164,10 @@ class Loop(abc.ABC, Generic[State]):
 
   @abc.abstractmethod
   def advance(self, state: State, num_steps: int) -> tuple[State, Mapping[str, Any]]:
-    """Takes up to so many steps: the new state, and sums of metrics, among them `steps` and `finite`."""
+    """Takes up to so many steps: the new state, and sums of metrics, among them `steps` and `finite`.
+
+    With `each`, the metrics of every step, `[…, n]`, sums are made of these, and do not depend on where calls end.
+    """
 
   @abc.abstractmethod
   def evaluate(self, state: State, step: int) -> dict[str, Any]:
@@ -191,8 +213,13 @@ class Loop(abc.ABC, Generic[State]):
     """Starts, or goes on with what the working directory holds."""
     plan = self.plan
     self._check_shared(max(self._checkpoints.steps(), default=None))
+    self._checkpoints.remove_leftovers()
     restored = self._checkpoints.restore(self._template_of)
-    state = self.init() if restored is None else restored.state
+    if restored is None:
+      with busy('compilation'):
+        state = self.init()
+    else:
+      state = restored.state
     resume_step = None if restored is None else restored.step
     saved = {} if restored is None else restored.metadata
     epoch_sums, log_sums = (Sums(_numbers(saved.get(name, {}))) for name in ('epoch_sums', 'log_sums'))
@@ -200,9 +227,10 @@ class Loop(abc.ABC, Generic[State]):
     first = processes.is_first()
     step = resume_step or 0
     with (
-      MetricsLogs(self.folders if first else (), resume_step=resume_step) as self._log,
+      MetricsLogs(self.folders if first else (), resume_step=resume_step, saved=self._copies(restored)) as self._log,
       Progress(self.total, step, plan.name) if first else NoProgress() as self._progress,
     ):
+      self._bring_back(restored)
       self.opened(state, resume_step)
       for line in () if restored is None else restored.damaged:
         self.note(step, 'damaged_checkpoint', line)
@@ -232,16 +260,22 @@ class Loop(abc.ABC, Generic[State]):
           self.note(step, 'failed', f'{error}; saved at step {step} of {self.total}, start again to resume')
           self.reports()
           raise
-        sums = _numbers(processes.fetch(dict(found)))
+        fetched = processes.fetch(dict(found))
+        each = fetched.pop('each', None)
+        sums = _numbers(fetched)
         seconds = time.monotonic() - start
         taken = int(np.max(sums['steps']))
         seconds_a_step = seconds / taken
         step += taken
         finite = sums.pop('finite')
+        # The last step is the one that is not.
+        sound = taken if np.all(finite) else taken - 1
+        for totals in (epoch_sums, log_sums) if each is not None and sound else ():
+          totals.add_each(each, sound)
+          totals.add({'seconds': seconds})
         if np.all(finite):
-          sums['seconds'] = seconds
-          epoch_sums.add(sums)
-          log_sums.add(sums)
+          for totals in (epoch_sums, log_sums) if each is None else ():
+            totals.add({**sums, 'seconds': seconds})
           self._progress.update(step, {name: float(np.mean(sums[name])) / taken for name in self.shown})
         else:
           state = self._recovered(state, step, finite)
@@ -275,6 +309,7 @@ class Loop(abc.ABC, Generic[State]):
         self._save(step, state, epoch_sums, log_sums, last_epoch)
         message = f'{requested}: saved at step {step} of {self.total}; start again to resume'
         self.note(step, 'interrupted', message)
+      self._sync()
       # A signal that came when nothing was left to do ends a sequence of runs, in all processes.
       requested = requested or self._agree(1)[0]
     return Outcome(state, last_epoch, step == self.total, requested)
@@ -282,7 +317,8 @@ class Loop(abc.ABC, Generic[State]):
   def compile(self, step: int, name: str, function: Any, *args: Any, detail: str = '') -> Any:
     """A jitted function compiled for arguments, with an event that says how long that took."""
     self._progress.note(f'compiling the {name}{detail} ...')
-    compilation = compile_with_report(function, *args)
+    with busy('compilation'):
+      compilation = compile_with_report(function, *args)
     how = 'loaded from the compilation cache' if compilation.cached else 'compiled'
     self.note(step, 'compiled', f'{name} {how} in {compilation.seconds:.1f} s')
     return compilation.compiled
@@ -333,7 +369,62 @@ class Loop(abc.ABC, Generic[State]):
     }
     if self.memory is not None:
       metadata['memory'] = self.memory
-    self._checkpoints.save(step, state, metadata)
+    files = {name: path.read_bytes() for name, path in self._kept().items() if processes.is_first() and path.is_file()}
+    self._checkpoints.save(step, state, metadata, claim=self._claim, files=files)
+
+  def _kept(self) -> dict[str, pathlib.Path]:
+    """The files that checkpoints keep copies of, by name."""
+    paths = [folder / name for folder in self.folders for name in (metrics.FILE, *self.derived)]
+    return {path.relative_to(self.workdir).as_posix(): path for path in paths}
+
+  def _copies(self, restored: Restored | None) -> list[bytes] | None:
+    """Of the logs that the first process opens."""
+    if restored is None or not processes.is_first():
+      return None
+    names = [(folder / metrics.FILE).relative_to(self.workdir).as_posix() for folder in self.folders]
+    return [restored.files.get(name, b'') for name in names]
+
+  def _bring_back(self, restored: Restored | None) -> None:
+    """Makes files what they were at the checkpoint, and tells what had been lost."""
+    if not processes.is_first():
+      return
+    for folder, opened in zip(self.folders, self._log.opened, strict=True):
+      name = (folder / metrics.FILE).relative_to(self.workdir)
+      if restored is None:
+        if opened.last_step > 0:
+          self.note(
+            0, 'restarted', f'there is no checkpoint; steps that {name} had, up to {opened.last_step}, are taken again'
+          )
+        continue
+      step = restored.step
+      if opened.brought_back:
+        message = f'{name}: {opened.brought_back} lines were lost or damaged; they are back from the checkpoint'
+        self.note(step, 'brought_back', f'{message} of step {step}')
+      wanted = bisect.bisect_right(self.plan.epoch_ends, step)
+      there = len({line.get('epoch') for line in opened.lines if line['kind'] == 'epoch'})
+      message = f'{name} falls short of the checkpoint of step {step}: it holds {there} of {wanted} epochs'
+      if there < wanted and not any(line.get('message') == message for line in opened.lines):
+        self.note(step, 'incomplete_log', message)
+      for path in (folder / name for name in self.derived):
+        content = restored.files.get(path.relative_to(self.workdir).as_posix())
+        if content is None or holds(path, content):
+          continue
+        lost = not self.is_readable(path)
+        with named_errors(self.workdir):
+          write_whole(path, content)
+        if lost:
+          message = f'{path.relative_to(self.workdir)}: lost or damaged; it is back from the checkpoint of step {step}'
+          self.note(step, 'brought_back', message)
+
+  def is_readable(self, path: pathlib.Path) -> bool:
+    """Whether a derived file is there and undamaged."""
+    return path.is_file()
+
+  def _sync(self) -> None:
+    """Waits until what a run has written is on the disk."""
+    if processes.is_first():
+      with named_errors(self.workdir):
+        sync_to_disk([*(path for path in self._kept().values() if path.is_file()), *self.folders])
 
   def _template_of(self, metadata: Mapping[str, Any]) -> State:
     if 'memory' in metadata:

@@ -4,30 +4,57 @@ import contextlib
 import json
 import math
 import operator
-import os
 import pathlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from darts_jax.runtime.durable import write_whole
 from darts_jax.runtime.events import EventFile
-from darts_jax.runtime.files import UnfitFile, read_json_lines, user_path
+from darts_jax.runtime.files import UnfitFile, parse_json, read_bytes, user_path
 
 _NON_FINITE = {'nan': math.nan, 'inf': math.inf, '-inf': -math.inf}
+#: The log of a run.
+FILE = 'metrics.jsonl'
 # Seconds; writing to the disk takes about as long as a small search step.
 _TENSORBOARD_FLUSH = 10.0
+
+
+class Opened(NamedTuple):
+  """What became of a log when it was opened.
+
+  Attributes:
+    last_step: the last step of a line that was there before; −1 if there was none.
+    lines: those that are kept.
+    brought_back: how many of them were missing or damaged, and are from the copy.
+  """
+
+  last_step: int
+  lines: list[dict[str, Any]]
+  brought_back: int
 
 
 class MetricsLogs:
   """The logs of runs side by side, see `MetricsLog`, or of one; a context manager."""
 
-  def __init__(self, folders: Sequence[pathlib.Path], *, resume_step: int | None) -> None:
-    """Opens the logs, one in each folder. There may be none."""
+  def __init__(
+    self, folders: Sequence[pathlib.Path], *, resume_step: int | None, saved: Sequence[bytes] | None = None
+  ) -> None:
+    """Opens the logs, one in each folder, with a copy of each, if there are any. There may be none."""
+    copies = [None] * len(folders) if saved is None else saved
     with contextlib.ExitStack() as stack:
-      self._logs = [stack.enter_context(MetricsLog(folder, resume_step=resume_step)) for folder in folders]
+      self._logs = [
+        stack.enter_context(MetricsLog(folder, resume_step=resume_step, saved=copy))
+        for folder, copy in zip(folders, copies, strict=True)
+      ]
       self._stack = stack.pop_all()
+
+  @property
+  def opened(self) -> list[Opened]:
+    """What became of each log when it was opened."""
+    return [log.opened for log in self._logs]
 
   def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
     """Appends a line to every log; of values `[N]` each gets its own."""
@@ -42,22 +69,37 @@ class MetricsLogs:
 
 
 class MetricsLog:
-  """Writes `metrics.jsonl` and TensorBoard events; a context manager. One process of a run may have one."""
+  """Writes `metrics.jsonl` and TensorBoard events; a context manager. One process of a run may have one.
 
-  def __init__(self, workdir: str | pathlib.Path, *, resume_step: int | None) -> None:
+  Attributes:
+    opened: what became of the log when it was opened.
+  """
+
+  def __init__(self, workdir: str | pathlib.Path, *, resume_step: int | None, saved: bytes | None = None) -> None:
     """Opens the log.
 
     Args:
       workdir: gets `metrics.jsonl` and `tensorboard/`.
       resume_step: the step of the checkpoint that the run goes on from; what was logged after it is dropped, because
         it will be logged again. None: a run from the start, which drops all there is.
+      saved: the content of the log when that checkpoint was saved, empty if nobody knows; what the log lacks of it is
+        brought back, and damaged lines are dropped.
 
     Raises:
-      ValueError: `workdir` cannot be written, or its log is not one.
+      ValueError: `workdir` cannot be written; or its log is not one, and there is no copy.
     """
     self._path = _path(workdir)
     with _errors_named(self._path):
-      kept = [] if resume_step is None else [line for line in _lines(self._path) if line['step'] <= resume_step]
+      found = _lines(self._path, lenient=resume_step is None or saved is not None)
+      kept = [] if resume_step is None else [line for line in found if line['step'] <= resume_step]
+      wanted = _parsed(saved or b'', self._path, lenient=True)
+      brought_back = 0
+      if kept[: len(wanted)] != wanted:
+        known, there = ({json.dumps(line, sort_keys=True): line for line in lines} for lines in (wanted, kept))
+        brought_back = len(known.keys() - there.keys())
+        # Events can follow the checkpoint that they are about.
+        kept = [*wanted, *(line for text, line in there.items() if text not in known)]
+      self.opened = Opened(max((line['step'] for line in found), default=-1), kept, brought_back)
       tensorboard = self._path.parent / 'tensorboard'
       tensorboard.mkdir(parents=True, exist_ok=True)
       _replace(self._path, kept)
@@ -126,35 +168,39 @@ def read(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _path(workdir: str | pathlib.Path) -> pathlib.Path:
-  return user_path(workdir, 'workdir') / 'metrics.jsonl'
+  return user_path(workdir, 'workdir') / FILE
 
 
-def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
-  if not path.is_file():
-    return []
-  rows = read_json_lines(path)
+def _lines(path: pathlib.Path, *, lenient: bool = False) -> list[dict[str, Any]]:
+  return _parsed(read_bytes(path), path, lenient=lenient) if path.is_file() else []
+
+
+def _parsed(content: bytes, path: pathlib.Path, *, lenient: bool) -> list[dict[str, Any]]:
+  """The lines of a log; without those that are damaged if `lenient`, without the last one if that is."""
+  rows = content.splitlines()
   lines = []
-  for i, line in enumerate(rows):
-    if isinstance(line, UnfitFile) or not _is_line(line):
-      if i == len(rows) - 1:
-        break
-      reason = line if isinstance(line, UnfitFile) else 'not a JSON object with a kind and a step'
-      raise ValueError(f'{path}: line {i + 1} is damaged: {reason}')
+  for i, row in enumerate(rows):
+    try:
+      line = parse_json(row)
+      if not _is_line(line):
+        raise UnfitFile('not a JSON object of finite values with a kind and a step')
+    except UnfitFile as error:
+      if lenient or i == len(rows) - 1:
+        continue
+      raise ValueError(f'{path}: line {i + 1} is damaged: {error}') from error
     lines.append(line)
   return lines
 
 
 def _is_line(line: Any) -> bool:
-  return isinstance(line, dict) and isinstance(line.get('kind'), str) and type(line.get('step')) is int
+  if not isinstance(line, dict) or not isinstance(line.get('kind'), str) or type(line.get('step')) is not int:
+    return False
+  # What is not finite was written as a text.
+  return all(math.isfinite(value) for value in line.values() if isinstance(value, float))
 
 
 def _replace(path: pathlib.Path, lines: list[dict[str, Any]]) -> None:
-  temporary = path.with_name(path.name + '.tmp')
-  with temporary.open('w', encoding='utf-8') as file:
-    file.writelines(json.dumps(line, allow_nan=False) + '\n' for line in lines)
-    file.flush()
-    os.fsync(file.fileno())
-  temporary.replace(path)
+  write_whole(path, ''.join(json.dumps(line, allow_nan=False) + '\n' for line in lines).encode())
 
 
 def _plain(name: str, value: Any) -> float | int | str:

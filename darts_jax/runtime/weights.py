@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import safetensors.numpy
 
+from darts_jax.runtime.durable import write_whole
 from darts_jax.runtime.files import one_line, read_bytes
-from darts_jax.runtime.workdir import write_whole
 
 PyTree = Any
 

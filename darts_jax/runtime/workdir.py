@@ -1,8 +1,9 @@
-"""The working directory of a run: whose it is, and files that are whole or absent."""
+"""The working directory of a run: whose it is, and what may lie in it."""
 
 import contextlib
 import hashlib
 import json
+import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -10,12 +11,27 @@ from typing import Any
 
 import jax
 
-from darts_jax.runtime import processes
+from darts_jax.runtime import checkpoint, processes
+from darts_jax.runtime.durable import PARTIAL, write_whole
 from darts_jax.runtime.files import read_object
 from darts_jax.settings import differences
 
 #: Differing fields that a message lists.
 _MAX_LISTED = 6
+
+#: The folder of the checkpoints of a run.
+CHECKPOINTS = 'checkpoints'
+# What runs write, by what it has to be.
+_FOLDERS = (CHECKPOINTS, 'best', 'tensorboard')
+_FOLDERS_OF = {'selection': ('search', 'candidates', 'final'), 'random search': ('architectures', 'pick')}
+_FILES = (
+  *('config.json', 'metrics.jsonl', 'genotype.json', 'alphas.npz', 'model.json', 'report.html'),
+  *('architectures.json', 'results.json', 'results.md'),
+)
+# Data that come with packages.
+_INSTALLED = ('digits', 'pydoc')
+# The latter two of earlier versions.
+_LEFTOVERS = (f'*{PARTIAL}', '*.tmp', f'*{PARTIAL}.npz')
 
 # Seconds that a shared file system may take to show all hosts what one has written.
 _PATIENCE = 60.0
@@ -33,34 +49,87 @@ def named_errors(workdir: pathlib.Path) -> Iterator[None]:
 def claim(workdir: pathlib.Path, config: Mapping[str, Any], kind: str) -> None:
   """Makes `workdir` the directory of a run with this config, or finds that it is.
 
+  A `config.json` that is lost or damaged is written again if a checkpoint says that it was this one. What a kill left
+  half-written is removed.
+
   Args:
     workdir: is made if it is not there.
-    config: JSON values.
+    config: JSON values; `dataset`, if there is one, tells the data from others.
     kind: what the run is, for messages: a 'search', say.
 
   Raises:
     ValueError: it cannot be written, or belongs to a run with another config, whose differing fields are named.
   """
   path = workdir / 'config.json'
-  config = json.loads(json.dumps(config))
+  config = as_json(config)
   with named_errors(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
+    _check_places(workdir, kind)
+    # What a checkpoint says was not changed by hand.
+    known = checkpoint.claims(workdir / CHECKPOINTS)
     if path.exists():
       try:
         old = read_object(path)
       except ValueError as error:
-        raise ValueError(f'{error}; choose another --workdir') from error
-      if set(old) != set(config):
-        raise ValueError(f'--workdir: {workdir} holds another run than a {kind} of this kind; choose another --workdir')
-      changed = differences(old, config)
-      if changed:
-        more = f'; and {len(changed) - _MAX_LISTED} more' if len(changed) > _MAX_LISTED else ''
-        raise ValueError(
-          f'--workdir: {workdir} holds a {kind} with another config ({"; ".join(changed[:_MAX_LISTED])}{more});'
-          ' choose another --workdir or the same config'
-        )
-    else:
-      write_whole(path, (json.dumps(config, indent=2) + '\n').encode())
+        if not known:
+          raise ValueError(f'{error}; choose another --workdir') from error
+      else:
+        known = [old, *known]
+    for claimed in known:
+      _check_same(workdir, claimed, config, kind)
+    if known:
+      _remove_leftovers(workdir)
+    write_whole(path, (json.dumps(config, indent=2) + '\n').encode())
+
+
+def as_json(values: Mapping[str, Any]) -> dict[str, Any]:
+  """The values as they are once they have been written as JSON."""
+  found: dict[str, Any] = json.loads(json.dumps(values))
+  return found
+
+
+def _check_places(workdir: pathlib.Path, kind: str) -> None:
+  """Raises a ValueError if something that is no folder, or no file, is in the place of one."""
+  for name in (*_FOLDERS, *_FOLDERS_OF.get(kind, ())):
+    if os.path.lexists(workdir / name) and not (workdir / name).is_dir():
+      raise ValueError(f'--workdir: {workdir / name} is a file, in the place of a folder; remove it or choose another')
+  for name in _FILES:
+    if (workdir / name).is_dir():
+      raise ValueError(f'--workdir: {workdir / name} is a folder, in the place of a file; remove it or choose another')
+
+
+def _check_same(workdir: pathlib.Path, old: Any, new: Mapping[str, Any], kind: str) -> None:
+  if not isinstance(old, Mapping) or set(old) != set(new):
+    raise ValueError(f'--workdir: {workdir} holds another run than a {kind} of this kind; choose another --workdir')
+  changed = differences(old, new)
+  if not changed:
+    return
+  more = f'; and {len(changed) - _MAX_LISTED} more' if len(changed) > _MAX_LISTED else ''
+  message = f'--workdir: {workdir} holds a {kind} with another config ({"; ".join(changed[:_MAX_LISTED])}{more})'
+  if all(line.startswith('config.dataset') for line in changed):
+    named = f'the data of {_data(new)} are not those of before'
+    raise ValueError(f'{message}: {named}; choose another --workdir or the same data')
+  raise ValueError(f'{message}; choose another --workdir or the same config')
+
+
+def _data(config: Mapping[str, Any]) -> str:
+  """What the data of a config are called, of all groups of settings that name some."""
+  groups = [group for group in (config, *config.values()) if isinstance(group, Mapping)]
+  sources = [group['data'] for group in groups if isinstance(group.get('data'), Mapping)]
+  named = [' '.join(str(source[key]) for key in ('name', 'dataset', 'path') if source.get(key)) for source in sources]
+  named = [
+    name if source.get('path') or source['name'] in _INSTALLED else f'{name} in {source.get("dir")}'
+    for name, source in zip(named, sources, strict=True)
+  ]
+  return ' and '.join(dict.fromkeys(named)) or 'this config'
+
+
+def _remove_leftovers(workdir: pathlib.Path) -> None:
+  """Removes what kills left of files that were being written."""
+  for pattern in _LEFTOVERS:
+    for path in workdir.glob(pattern):
+      if path.is_file():
+        path.unlink()
 
 
 def claim_together(workdir: pathlib.Path, action: Callable[[], None], identity: Callable[[], Any]) -> None:
@@ -93,10 +162,3 @@ def _see(path: pathlib.Path) -> None:
         f'--workdir: {path.parent} has no {path.name}, which process 0 has written; all have to share it'
       )
     time.sleep(0.5)
-
-
-def write_whole(path: pathlib.Path, content: bytes) -> None:
-  """Writes a file that is never seen half-written."""
-  partial = path.with_name(path.name + '.partial')
-  partial.write_bytes(content)
-  partial.replace(path)

@@ -1,5 +1,6 @@
 """A whole search: from a config to a genotype, resumable at every moment."""
 
+import bisect
 import dataclasses
 import math
 import operator
@@ -18,9 +19,10 @@ from darts_jax.runtime import processes
 from darts_jax.runtime.compilation import enable_cache
 from darts_jax.runtime.files import user_path
 from darts_jax.runtime.interrupts import InterruptGuard
+from darts_jax.runtime.lock import locked
 from darts_jax.runtime.loop import Loop, Plan, Sums
 from darts_jax.runtime.mesh import check_batch, make_mesh
-from darts_jax.runtime.workdir import claim, claim_together, named_errors
+from darts_jax.runtime.workdir import as_json, claim, claim_together, named_errors
 from darts_jax.search import images, records, text
 from darts_jax.search.darts import Darts
 from darts_jax.search.searcher import Searcher
@@ -31,6 +33,8 @@ from darts_jax.search.strategy import Scores, Strategy, Turn
 
 if TYPE_CHECKING:
   from darts_jax.selection import RandomSearchResult
+#: The file of what has been derived from α.
+GENOTYPE = 'genotype.json'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,16 +114,18 @@ def run_side_by_side(config: Mapping[str, Any], workdir: str | pathlib.Path) -> 
   """
   settings = processes.together(lambda: read(config))
   workdir = user_path(workdir, '--workdir')
-  searcher, data, fingerprint = processes.together(lambda: _open(settings))
   folders = _folders(settings, workdir)
-  claim_together(
-    workdir,
-    lambda: _claim(settings, workdir, folders, fingerprint),
-    lambda: [dataclasses.asdict(settings), searcher.fingerprint],
-  )
+  with locked(workdir, folders):
+    return _run(settings, workdir, folders)
+
+
+def _run(settings: Search | RecurrentSearch, workdir: pathlib.Path, folders: Sequence[pathlib.Path]) -> list[Result]:
+  searcher, data, fingerprint = processes.together(lambda: _open(settings))
+  config = as_json({**dataclasses.asdict(settings), 'dataset': fingerprint})
+  claim_together(workdir, lambda: _claim(config, workdir, folders), lambda: config)
   enable_cache()
   with InterruptGuard() as guard:
-    loop = _Loop(settings, workdir, searcher, data, guard, folders)
+    loop = _Loop(settings, workdir, searcher, data, guard, folders, config)
     state, last_epoch, finished, requested = loop.run()
   alphas = loop.alphas(state)
   reports = loop.reports()
@@ -144,24 +150,25 @@ def _folders(settings: Settings, workdir: pathlib.Path) -> list[pathlib.Path]:
   return [workdir / f'seed_{settings.seed + i}' for i in range(settings.mesh.seed)]
 
 
-def _claim(
-  settings: Settings, workdir: pathlib.Path, folders: Sequence[pathlib.Path], fingerprint: Mapping[str, Any]
-) -> None:
+def _claim(config: Mapping[str, Any], workdir: pathlib.Path, folders: Sequence[pathlib.Path]) -> None:
   """See `claim`; folders of searches side by side get the config with their seed."""
-  config = {**dataclasses.asdict(settings), **fingerprint}
+  claim(workdir, config, 'search')
   if len(folders) > 1:
     for i, folder in enumerate(folders):
-      claim(folder, {**config, 'seed': settings.seed + i}, 'search')
-  claim(workdir, config, 'search')
+      claim(folder, {**config, 'seed': config['seed'] + i}, 'search')
 
 
-def check(settings: Search | RecurrentSearch) -> None:
-  """Raises the ValueError that `run` would, before anything is searched."""
-  _open(settings)
+def check(settings: Search | RecurrentSearch) -> Any:
+  """Raises the ValueError that `run` would, before anything is searched.
+
+  Returns:
+    JSON values that tell the data from others.
+  """
+  return _open(settings)[2]
 
 
-def _open(settings: Search | RecurrentSearch) -> tuple[Searcher[Any, Any], Any, dict[str, Any]]:
-  """The search, its data on the devices, and JSON values that a search goes on with only if they are the same."""
+def _open(settings: Search | RecurrentSearch) -> tuple[Searcher[Any, Any], Any, Any]:
+  """The search, its data on the devices, and JSON values of these, with which alone a search goes on."""
   mesh = make_mesh(seeds=settings.mesh.seed)
   check_batch(settings.batch_size, mesh)
   strategy = make_strategy(settings)
@@ -169,7 +176,7 @@ def _open(settings: Search | RecurrentSearch) -> tuple[Searcher[Any, Any], Any, 
     corpus = settings.data.load()
     texts = text.texts(corpus, settings)
     reader = text.TextSearcher(settings, strategy, corpus, mesh)
-    return reader, reader.place([texts]), {'dataset': corpus.fingerprint}
+    return reader, reader.place([texts]), corpus.fingerprint
   found = settings.data.load()
   images.check_images(found, settings.network.stem)
   seeds = range(settings.seed, settings.seed + settings.mesh.seed)
@@ -187,13 +194,14 @@ def _open(settings: Search | RecurrentSearch) -> tuple[Searcher[Any, Any], Any, 
         f'{grown} is more than half of the images ({least} images in the smaller half); see config.sgas.batch_growth'
       )
   searcher = images.ImageSearcher(settings, strategy, found, mesh)
-  return searcher, searcher.place(halves), {}
+  return searcher, searcher.place(halves), searcher.fingerprint
 
 
 class _Loop(Loop[SearchState]):
   """The loop over the epochs of a search."""
 
   shown = ('train_loss', 'valid_loss')
+  derived = (records.FILE, GENOTYPE)
 
   def __init__(
     self,
@@ -203,10 +211,11 @@ class _Loop(Loop[SearchState]):
     data: Any,
     guard: InterruptGuard,
     folders: Sequence[pathlib.Path],
+    config: Mapping[str, Any],
   ) -> None:
     name = searcher.settings.data.name
     plan = Plan(f'search {name}', searcher.epoch_ends, settings.log_every, settings.checkpoint)
-    super().__init__(workdir, plan, guard, folders)
+    super().__init__(workdir, plan, guard, folders, config)
     self._settings = settings
     self._searcher = searcher
     self._data = data
@@ -243,6 +252,8 @@ class _Loop(Loop[SearchState]):
       if stages > 1:
         self.note(0, 'stages', f'{stages} supernets will be compiled, each smaller than the one before')
       self._write_alphas(state, 0, 0, [self.strategy.scores(alphas) for alphas in self.alphas(state)])
+    else:
+      self._write_again(state, resume_step)
 
   def prepare(self, state: SearchState, step: int) -> None:
     detail = f' ({self._settings.hypergradient.name})'
@@ -323,4 +334,27 @@ class _Loop(Loop[SearchState]):
     for folder, history, alphas, score in zip(self.folders, self._histories, found, scores, strict=False):
       with named_errors(folder):
         history.append(step, epoch, alphas, self.strategy, score)
-        genotypes.save(self.strategy.derive(alphas), folder / 'genotype.json')
+        genotypes.save(self.strategy.derive(alphas), folder / GENOTYPE)
+
+  def is_readable(self, path: pathlib.Path) -> bool:
+    if path.name != GENOTYPE:
+      return path.name not in report.workdir.read(path.parent).problems
+    try:
+      genotypes.load(path)
+    except ValueError:
+      return False
+    return True
+
+  def _write_again(self, state: SearchState, step: int) -> None:
+    """Writes what is derived from α again; what no checkpoint keeps of its history is lost."""
+    epoch = bisect.bisect_right(self.plan.epoch_ends, step)
+    for folder, history, alphas in zip(self.folders, self._histories, self.alphas(state), strict=False):
+      with named_errors(folder):
+        if history.steps:
+          history.write()
+        else:
+          message = f'{(folder / records.FILE).relative_to(self.workdir)}: lost or damaged; α are known from here on'
+          self.note(step, 'incomplete_log', message)
+          history.append(step, epoch, alphas, self.strategy, self.strategy.scores(alphas))
+        if step == self.total or not self.is_readable(folder / GENOTYPE):
+          genotypes.save(self.strategy.derive(alphas), folder / GENOTYPE)

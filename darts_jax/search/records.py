@@ -1,5 +1,7 @@
 """The history of α, and of what a strategy scores edges by, in a search's working directory."""
 
+import contextlib
+import io
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -7,8 +9,12 @@ from typing import Any
 import numpy as np
 
 from darts_jax.genotype import CellSpec
+from darts_jax.runtime.durable import write_whole
 from darts_jax.runtime.files import read_npz
 from darts_jax.search.strategy import Scores, Strategy
+
+#: The file of the history.
+FILE = 'alphas.npz'
 
 
 class AlphaHistory:
@@ -21,15 +27,29 @@ class AlphaHistory:
   def __init__(self, workdir: pathlib.Path, strategy: Strategy, resume_step: int | None) -> None:
     """Reads what is there up to `resume_step`; None starts over."""
     specs = strategy.space
-    self._path = workdir / 'alphas.npz'
+    self._path = workdir / FILE
     self._constants: dict[str, np.ndarray] = {'operations': np.array(next(iter(specs.values())).operations)}
     for name, spec in specs.items():
       self._constants[f'edges_{name}'] = np.array([(edge.source, target) for target, edge in spec.edges], np.int32)
     self._series: dict[str, list[Any]] = {name: [] for name in ('step', 'epoch', *specs)}
     if resume_step is not None and self._path.exists():
-      saved = read_npz(self._path)
-      kept = saved['step'] <= resume_step
-      self._series = {name: list(values[kept]) for name, values in saved.items() if name not in self._constants}
+      # Damage can surface as any exception of any layer below; whoever resumes is told by `steps`.
+      with contextlib.suppress(Exception):
+        self._series = self._read(resume_step)
+
+  @property
+  def steps(self) -> list[int]:
+    """Of the snapshots that there are."""
+    return [int(step) for step in self._series['step']]
+
+  def _read(self, resume_step: int) -> dict[str, list[Any]]:
+    saved = read_npz(self._path)
+    kept = saved['step'] <= resume_step
+    series = {name: list(values[kept]) for name, values in saved.items() if name not in self._constants}
+    missing = self._series.keys() - series.keys()
+    if missing:
+      raise ValueError(f'{self._path}: lacks {min(missing)}')
+    return series
 
   def append(self, step: int, epoch: int, alphas: Mapping[str, np.ndarray], strategy: Strategy, scores: Scores) -> None:
     """Adds the α after `step` steps and `epoch` epochs, and writes the file.
@@ -46,9 +66,13 @@ class AlphaHistory:
     named = {f'{name}_{cell}': values for name, cells in scores.items() for cell, values in cells.items()}
     for name, value in {'step': step, 'epoch': epoch, **marked, **named}.items():
       self._series.setdefault(name, []).append(value)
-    partial = self._path.with_name('alphas.partial.npz')
-    np.savez(partial, allow_pickle=False, **self._constants, **{k: np.array(v) for k, v in self._series.items()})
-    partial.replace(self._path)
+    self.write()
+
+  def write(self) -> None:
+    """Writes the file. It need not be on the disk at once: checkpoints keep copies."""
+    content = io.BytesIO()
+    np.savez(content, allow_pickle=False, **self._constants, **{k: np.array(v) for k, v in self._series.items()})
+    write_whole(self._path, content.getvalue(), sync=False)
 
 
 def _left(space: CellSpec, spec: CellSpec) -> np.ndarray:

@@ -14,6 +14,7 @@ from darts_jax.report.architectures import Architecture
 from darts_jax.runtime import metrics
 from darts_jax.runtime.files import user_path
 from darts_jax.runtime.interrupts import InterruptGuard
+from darts_jax.runtime.lock import locked
 from darts_jax.runtime.metrics import MetricsLog
 from darts_jax.runtime.workdir import claim, named_errors
 from darts_jax.selection import trials
@@ -62,10 +63,11 @@ def run(
   """
   settings = RandomSearch.read(config)
   workdir = user_path(workdir, '--workdir')
-  parts = checked('config.training', training.check, settings.training)
-  claim(workdir, dataclasses.asdict(settings), 'random search')
-  with InterruptGuard() as guard:
-    return _RandomSearch(settings, workdir, note, guard).run('test' in parts)
+  with locked(workdir):
+    parts, dataset = checked('config.training', training.check, settings.training)
+    claim(workdir, {**dataclasses.asdict(settings), 'dataset': dataset}, 'random search')
+    with InterruptGuard() as guard:
+      return _RandomSearch(settings, workdir, note, guard).run('test' in parts)
 
 
 class _RandomSearch:
@@ -83,11 +85,14 @@ class _RandomSearch:
     total = self._settings.architectures
     try:
       self._done = architectures.read(self._workdir)
+      if [each.number for each in self._done] != list(range(len(self._done))):
+        raise ValueError(f'{self._workdir}: architectures are missing')
     except ValueError:
       # The trainings themselves are there, and say it all again.
       self._done = []
-    is_new = not (self._workdir / 'metrics.jsonl').exists()
-    with MetricsLog(self._workdir, resume_step=None if is_new else len(self._done)) as self._log:
+    is_new = not self._done and not (self._workdir / metrics.FILE).exists()
+    with MetricsLog(self._workdir, resume_step=None if is_new else len(self._done), saved=b'') as self._log:
+      self._log_again()
       has_ended = any(line.get('event') in ('finished', 'non_finite') for line in self._lines())
       if not is_new and not has_ended:
         self._event('resumed', f'resumed after {len(self._done)} of {total} architectures')
@@ -110,6 +115,31 @@ class _RandomSearch:
         self._event('finished', f'{total} architectures trained; the best by validation is {best.number}')
     return self._result(True)
 
+  def _log_again(self) -> None:
+    """Writes what follows from the architectures again, should a file have been lost or damaged."""
+    there = {line['step'] for line in self._lines() if line['kind'] == 'step'}
+    missing = [step for step in range(1, len(self._done) + 1) if step not in there]
+    if missing:
+      self._event('brought_back', f'metrics.jsonl lacked {len(missing)} architectures; they are back', missing[0])
+    for step in missing:
+      self._log.write('step', step, self._line(step))
+    self._save_best()
+
+  def _line(self, count: int) -> dict[str, float]:
+    """What the log says after so many architectures."""
+    done = self._done[count - 1]
+    best = architectures.best(self._done[:count])
+    values: dict[str, float] = {'parameters': done.parameters, 'seconds': done.seconds}
+    if best is not None:
+      values |= {'best_valid_accuracy': best.valid_accuracy}
+    return values if done.diverged else {**values, 'valid_accuracy': done.valid_accuracy}
+
+  def _save_best(self) -> None:
+    best = self._best()
+    if best is not None:
+      with named_errors(self._workdir):
+        genotypes.save(best.genotype, self._workdir / 'genotype.json')
+
   def _next(self) -> None:
     """Trains one more architecture, and writes what it came to."""
     settings, number = self._settings, len(self._done)
@@ -124,16 +154,10 @@ class _RandomSearch:
     trial = trials.compare(trials.without_test(settings.training), genotype, folder, diverged)
     parameters = training.Model.read(folder).num_weights
     self._done.append(Architecture(number, genotype, parameters, **trial._asdict()))
-    values: dict[str, float] = {'parameters': parameters, 'seconds': trial.seconds}
-    best = self._best()
-    if best is not None:
-      values |= {'best_valid_accuracy': best.valid_accuracy}
-      with named_errors(self._workdir):
-        genotypes.save(best.genotype, self._workdir / 'genotype.json')
+    self._save_best()
     if not trial.diverged:
-      values |= {'valid_accuracy': trial.valid_accuracy}
       self._note(f'architecture {number}: validation accuracy {trial.valid_accuracy:.2%}')
-    self._log.write('step', number + 1, values)
+    self._log.write('step', number + 1, self._line(number + 1))
     # Comes last: an architecture that is not in it is looked at again, and all of the above written again.
     with named_errors(self._workdir):
       architectures.write(self._done, self._workdir)

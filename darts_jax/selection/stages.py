@@ -10,8 +10,10 @@ from darts_jax import genotype as genotypes
 from darts_jax import search as searches
 from darts_jax import training
 from darts_jax.genotype import Genotype
+from darts_jax.runtime.durable import write_whole
 from darts_jax.runtime.files import one_line, read_object, user_path
-from darts_jax.runtime.workdir import claim, named_errors, write_whole
+from darts_jax.runtime.lock import locked
+from darts_jax.runtime.workdir import claim, named_errors
 from darts_jax.selection import page, trials
 from darts_jax.selection.random_cells import random_genotype
 from darts_jax.selection.settings import Selection, checked
@@ -52,12 +54,18 @@ def run(
   """
   settings = build(Selection, config)
   workdir = user_path(workdir, '--workdir')
+  with locked(workdir):
+    return _run(settings, workdir, note)
+
+
+def _run(settings: Selection, workdir: pathlib.Path, note: Callable[[str], None]) -> Json:
   # What a later stage would stumble over is found before the first.
-  checked('config.search', searches.check, settings.search)
-  parts = checked('config.training', training.check, settings.training)
+  searched = checked('config.search', searches.check, settings.search)
+  parts, trained = checked('config.training', training.check, settings.training)
   if 'test' not in parts:
     raise ValueError('config.training.data: has no test images; picks are compared by them in the end')
-  claim(workdir, dataclasses.asdict(settings), 'selection')
+  dataset = {'search': searched, 'training': trained}
+  claim(workdir, {**dataclasses.asdict(settings), 'dataset': dataset}, 'selection')
   selection = _Selection(settings, workdir, note)
   results: Json = {
     'settings': {

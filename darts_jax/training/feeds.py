@@ -14,7 +14,7 @@ from darts_jax.data import images as image_data
 from darts_jax.data.batches import Evaluation, Examples
 from darts_jax.data.images import Images
 from darts_jax.data.official import IMAGENET_MEAN, IMAGENET_STD
-from darts_jax.data.records import EVALUATION, TRAIN, Records, image_folder, tfds_directory
+from darts_jax.data.records import EVALUATION, TRAIN, Records, fingerprint, image_folder, tfds_directory
 from darts_jax.data.stream import Batch, Stream
 from darts_jax.runtime import processes
 from darts_jax.runtime.mesh import batch_sharding, put, replicated
@@ -187,7 +187,7 @@ class Streamed:
     self.num_train = len(chosen['train'])
     self.fingerprint = {
       'classes': list(train.classes),
-      **{name: {'images': len(records), 'first': records.name(0)} for name, records in self._records.items()},
+      **{name: fingerprint(records) for name, records in self._records.items() if name != 'valid'},
     }
     _check_batch_size(settings.batch_size, self.num_train, self.name)
     self.parts: tuple[str, ...] = tuple(name for name in ('valid', 'test') if name in chosen)
@@ -233,7 +233,7 @@ class Streamed:
     assert self._batches is not None
     if self._failure is not None:
       raise self._failure
-    totals: dict[str, Any] = {}
+    each: dict[str, list[Any]] = {}
     taken = 0
     while taken < num_steps:
       try:
@@ -247,11 +247,18 @@ class Streamed:
         break
       self._name_damaged('train', batch)
       state, metrics = self._step(state, Examples(*self._place(batch.images, batch.labels)))
-      totals = {name: totals.get(name, 0) + value for name, value in metrics.items()}
+      for name, value in metrics.items():
+        each.setdefault(name, []).append(value)
       taken += 1
       self._at += 1
-    finite = all(np.isfinite(jax.device_get(value)) for value in totals.values())
-    return state, {**totals, 'steps': taken, 'finite': finite}
+    rows = {name: np.array(values) for name, values in jax.device_get(each).items()}
+    finite = all(bool(np.isfinite(values).all()) for values in rows.values())
+    return state, {
+      **{name: values.sum() for name, values in rows.items()},
+      'steps': taken,
+      'finite': finite,
+      'each': rows,
+    }
 
   def measure(
     self, part: str, trainer: Trainer, state: TrainState, step: int, compile_: Compile, note: Note

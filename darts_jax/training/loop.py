@@ -18,6 +18,7 @@ from darts_jax.runtime import metrics, processes
 from darts_jax.runtime.compilation import enable_cache
 from darts_jax.runtime.files import user_path
 from darts_jax.runtime.interrupts import InterruptGuard
+from darts_jax.runtime.lock import locked
 from darts_jax.runtime.loop import Loop, Plan, Sums
 from darts_jax.runtime.mesh import check_batch, make_mesh
 from darts_jax.runtime.workdir import claim_together, named_errors
@@ -26,7 +27,7 @@ from darts_jax.training.feeds import Feed, open_feed
 from darts_jax.training.model import Model
 from darts_jax.training.settings import Training
 from darts_jax.training.trainer import Trainer, TrainState
-from darts_jax.training.workdir import claim_training
+from darts_jax.training.workdir import claim_training, training_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,11 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genoty
   """
   settings = processes.together(lambda: build(Training, config))
   workdir = user_path(workdir, '--workdir')
+  with locked(workdir):
+    return _run(settings, workdir, genotype)
 
+
+def _run(settings: Training, workdir: pathlib.Path, genotype: Genotype) -> Result:
   def open_all() -> tuple[Feed, Model, Trainer]:
     mesh = make_mesh()
     check_batch(settings.batch_size, mesh)
@@ -78,14 +83,11 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genoty
     return feed, model, Trainer(settings, model, feed.num_train, mesh)
 
   feed, model, trainer = processes.together(open_all)
-  claim_together(
-    workdir,
-    lambda: claim_training(workdir, settings, model, feed.fingerprint),
-    lambda: [dataclasses.asdict(settings), model.to_dict(), feed.fingerprint],
-  )
+  config = training_config(settings, model, feed.fingerprint)
+  claim_together(workdir, lambda: claim_training(workdir, config, model), lambda: [config, model.to_dict()])
   enable_cache()
   with InterruptGuard() as guard:
-    loop = _Loop(settings, workdir, trainer, feed, model, guard)
+    loop = _Loop(settings, workdir, trainer, feed, model, guard, config)
     try:
       _, last_epoch, finished, requested = loop.run()
     finally:
@@ -104,18 +106,18 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genoty
   )
 
 
-def check(settings: Training) -> tuple[str, ...]:
+def check(settings: Training) -> tuple[tuple[str, ...], Any]:
   """Raises the ValueError that `run` would, whatever the architecture, before anything is trained.
 
   Returns:
-    Which parts of the images can be measured: `valid`, `test`.
+    Which parts of the images can be measured: `valid`, `test`. And JSON values that tell the images from others.
   """
   mesh = make_mesh()
   check_batch(settings.batch_size, mesh)
   some = next(found for found in genotypes.published().values() if isinstance(found, Genotype))
   feed = open_feed(settings, mesh)
   make_model(settings, some, feed)
-  return feed.parts
+  return feed.parts, feed.fingerprint
 
 
 def make_model(settings: Training, genotype: Genotype, feed: Feed) -> Model:
@@ -159,6 +161,7 @@ class _Loop(Loop[TrainState]):
     feed: Feed,
     model: Model,
     guard: InterruptGuard,
+    config: Mapping[str, Any],
   ) -> None:
     plan = Plan.even(
       f'train on {feed.name}',
@@ -167,7 +170,7 @@ class _Loop(Loop[TrainState]):
       settings.log_every,
       settings.checkpoint,
     )
-    super().__init__(workdir, plan, guard)
+    super().__init__(workdir, plan, guard, claim=config)
     self._settings = settings
     self._trainer = trainer
     self._feed = feed

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from darts_jax.genotype import AnyGenotype
+from darts_jax.runtime.files import user_path
+from darts_jax.runtime.lock import locked
 from darts_jax.settings import check_seeds
 from darts_jax.training.language import LanguageResult
 from darts_jax.training.loop import Result
@@ -28,12 +30,15 @@ def run_seeds(
   """
   first = read(config).seed
   check_seeds(first, num_seeds, 'trainings', 'config.seed')
+  if num_seeds == 1:
+    return [run(config, workdir, genotype)]
+  workdir = user_path(workdir, '--workdir')
   results: list[AnyResult] = []
-  for seed in range(first, first + num_seeds):
-    folder = pathlib.Path(workdir) / f'seed_{seed}' if num_seeds > 1 else workdir
-    results.append(run({**dict(config.items()), 'seed': seed}, folder, genotype))
-    if results[-1].interrupted or not results[-1].finished:
-      break
+  with locked(workdir):
+    for seed in range(first, first + num_seeds):
+      results.append(run({**dict(config.items()), 'seed': seed}, workdir / f'seed_{seed}', genotype))
+      if results[-1].interrupted or not results[-1].finished:
+        break
   return results
 
 

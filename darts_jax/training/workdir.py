@@ -11,8 +11,9 @@ from typing import Any, ClassVar, Self, TypeVar
 from darts_jax import genotype as genotypes
 from darts_jax.genotype import AnyGenotype
 from darts_jax.runtime.checkpoint import Checkpoints
+from darts_jax.runtime.durable import write_whole
 from darts_jax.runtime.files import one_line, read_object
-from darts_jax.runtime.workdir import claim, named_errors, write_whole
+from darts_jax.runtime.workdir import as_json, claim, named_errors
 from darts_jax.settings import build
 
 S = TypeVar('S')
@@ -89,22 +90,32 @@ def check_numbers(values: Mapping[str, Any], least: int, most: Mapping[str, int]
       raise ValueError(f'{name}: {values[name]!r} is not allowed; it is a whole number from {least} to {limit}')
 
 
-def claim_training(workdir: pathlib.Path, settings: Any, model: Described, fingerprint: Any) -> None:
+def training_config(settings: Any, model: Described, fingerprint: Any) -> dict[str, Any]:
+  """What a training is, as JSON values.
+
+  Args:
+    settings: of the training, a dataclass.
+    model: the network.
+    fingerprint: JSON values of the dataset, with which alone the training may go on.
+  """
+  what = {'genotype': genotypes.to_dict(model.genotype), 'dataset': fingerprint}
+  return as_json({**dataclasses.asdict(settings), **what})
+
+
+def claim_training(workdir: pathlib.Path, config: Mapping[str, Any], model: Described) -> None:
   """Makes `workdir` that of a training, or finds that it is; then it says what the network is.
 
   Args:
     workdir: is made if it is not there.
-    settings: of the training, a dataclass.
+    config: see `training_config`.
     model: the network.
-    fingerprint: JSON values of the dataset, with which alone the training may go on.
 
   Raises:
     ValueError: it cannot be written, or holds something else.
   """
   if (workdir / WEIGHTS).exists():
     raise ValueError(f'--workdir: {workdir} holds the weights of another network; choose another')
-  what = {'genotype': genotypes.to_dict(model.genotype), 'dataset': fingerprint}
-  claim(workdir, {**dataclasses.asdict(settings), **what}, 'training')
+  claim(workdir, config, 'training')
   with named_errors(workdir):
     model.write(workdir)
 

@@ -77,3 +77,15 @@ def test_split_leaves_no_part_empty(fraction):
 def test_split_refuses_a_negative_seed():
   with pytest.raises(ValueError, match='seed of the split is -1'):
     images.split(100, 0.5, seed=-1)
+
+
+def test_digest_tells_pixels_labels_and_shapes_apart():
+  pixels, labels = np.arange(32, dtype=np.uint8).reshape(2, 4, 4, 1), np.array([0, 1], np.int32)
+  found = images.digest(pixels, labels)
+  changed = {
+    'pixels': images.digest(pixels[::-1], labels),
+    'labels': images.digest(pixels, labels[::-1]),
+    'kind': images.digest(pixels.reshape(2, 2, 8, 1), labels),
+  }
+  for name, other in changed.items():
+    assert {key for key in found if found[key] != other[key]} == {name}

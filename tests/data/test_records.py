@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from darts_jax.data.records import EVALUATION, image_folder, tfds_directory
+from darts_jax.data.records import EVALUATION, fingerprint, image_folder, tfds_directory
 
 
 @pytest.fixture
@@ -369,3 +369,22 @@ def test_prepared_records_are_streamed_in_parts_and_from_any_step(tmp_path):
   for step in range(2):
     joined = np.concatenate([half[step].images for half in halves])
     np.testing.assert_array_equal(joined, whole[3 + step].images)
+
+
+def test_a_folder_is_known_by_its_paths_labels_and_content(folder):
+  before = fingerprint(image_folder(folder))
+  assert json.loads(json.dumps(before)) == before
+  assert before['images'] == 7
+  assert fingerprint(image_folder(folder)) == before
+  # An image of another class, of another name, with other content; one more.
+  for source, target in (('train/wolf/a.png', 'train/ant/a.png'), ('train/ant/9.webp', 'train/ant/8.webp')):
+    (folder / source).rename(folder / target)
+    assert fingerprint(image_folder(folder)) != before
+    (folder / target).rename(folder / source)
+  (folder / 'train/wolf/a.png').write_bytes(b'another')
+  assert fingerprint(image_folder(folder)) != before
+  (folder / 'train/wolf/a.png').write_bytes(b'train/wolf/a.png')
+  (folder / 'train/wolf/c.png').write_bytes(b'')
+  assert fingerprint(image_folder(folder)) != before
+  (folder / 'train/wolf/c.png').unlink()
+  assert fingerprint(image_folder(folder)) == before

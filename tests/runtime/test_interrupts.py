@@ -1,10 +1,16 @@
 import os
+import pathlib
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
 
-from darts_jax.runtime.interrupts import InterruptGuard
+from darts_jax.runtime import interrupts
+from darts_jax.runtime.interrupts import InterruptGuard, busy
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -65,3 +71,43 @@ def test_other_threads_leave_signals_alone(received):
   thread.join()
   assert guards[0].requested is None
   assert received == [signal.SIGTERM]
+
+
+def test_first_signal_says_at_once_what_it_waits_for(monkeypatch):
+  told, said = [], threading.Event()
+  monkeypatch.setattr(interrupts, '_say', lambda message: (told.append(message), said.set()))
+  with InterruptGuard() as guard, busy('compilation'):
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert guard.requested == 'SIGTERM'
+    assert said.wait(60)
+  # Where nothing has to be waited for, nothing is said.
+  with InterruptGuard():
+    os.kill(os.getpid(), signal.SIGTERM)
+  assert told == ['SIGTERM: stops when the compilation is done; again to stop now']
+
+
+# Python's handlers do not come to their turn in a call of C that goes on after a signal, as a compiler does.
+INSIDE = """
+import ctypes, os, signal
+from darts_jax.runtime import interrupts
+with interrupts.InterruptGuard() as guard, interrupts.busy('compilation'):
+  signal.siginterrupt(signal.SIGTERM, False)
+  signal.siginterrupt(signal.SIGINT, False)
+  print('inside', flush=True)
+  ctypes.CDLL(None).read(os.pipe()[0], ctypes.create_string_buffer(1), 1)
+"""
+
+
+def test_second_signal_ends_a_process_that_is_inside_a_library():
+  environment = os.environ | {'PYTHONPATH': str(ROOT)}
+  command = [sys.executable, '-c', INSIDE]
+  with subprocess.Popen(command, env=environment, text=True, stdout=-1, stderr=-1) as process:
+    try:
+      assert process.stdout.readline() == 'inside\n'
+      process.send_signal(signal.SIGTERM)
+      assert process.stderr.readline() == 'SIGTERM: stops when the compilation is done; again to stop now\n'
+      process.send_signal(signal.SIGINT)
+      assert process.stderr.read() == 'SIGINT: stopped; start again to go on from the last checkpoint\n'
+      assert process.wait(60) == 130
+    finally:
+      process.kill()

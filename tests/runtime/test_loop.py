@@ -1,7 +1,10 @@
 """The loop of a run; whole runs that are stopped, killed and resumed are among the tests of searches."""
 
 import math
+import os
+import pathlib
 import re
+import shutil
 import types
 from typing import Any
 
@@ -9,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from darts_jax import report
+from darts_jax.report import workdir as workdirs
 from darts_jax.runtime import metrics, processes
 from darts_jax.runtime.checkpoint import Checkpoints
 from darts_jax.runtime.loop import Checkpoint, Diverged, Loop, Plan, Sums
@@ -280,3 +285,143 @@ def test_runs_side_by_side_have_logs_of_their_own_and_one_that_diverges_is_named
   assert [line['train_loss'] for line in first] == [2.0, 4.5]
   assert [line['train_loss'] for line in second] == [4.0, 9.0]
   assert [line['valid_loss'] for line in second] == [2 * line['valid_loss'] for line in first]
+
+
+class Rounding(Counting):
+  """Losses whose sums depend on how they are grouped, in calls that end where a clock or somebody else says."""
+
+  derived = ('derived.txt',)
+
+  def __init__(self, workdir, call, **arguments):
+    super().__init__(workdir, **arguments)
+    self.call = call
+
+  def advance(self, state, num_steps):
+    num_steps = min(num_steps, self.call)
+    state, found = super().advance(state, num_steps)
+    steps = np.arange(int(state['step']) - num_steps + 1, int(state['step']) + 1)
+    losses = np.zeros(8, np.float32)
+    losses[:num_steps] = np.float32(1) / steps.astype(np.float32) ** 7
+    return state, {**found, 'train_loss': losses.sum(), 'each': {'train_loss': losses}}
+
+  def epoch_done(self, state, step, epoch):
+    (self.workdir / 'derived.txt').write_text(f'epoch {epoch}')
+
+
+def untimed(workdir):
+  return [{**line, 'seconds': 0} for kind in ('epoch', 'step') for line in lines(workdir, kind)]
+
+
+@pytest.mark.parametrize('call', [1, 2, 3])
+def test_logs_repeat_exactly_whatever_the_calls_and_the_stops(tmp_path, call):
+  Rounding(tmp_path / 'whole', 8, ends=(7, 16), log_every=5).run()
+  for stop in (2, 9, 12):
+    stopped = Rounding(tmp_path / 'stopped', call, ends=(7, 16), log_every=5)
+    stopped.stop_at = stop
+    assert not stopped.run().finished
+  assert Rounding(tmp_path / 'stopped', 8, ends=(7, 16), log_every=5).run().finished
+  assert untimed(tmp_path / 'stopped') == untimed(tmp_path / 'whole')
+  losses = [float(np.float32(1) / np.float32(step) ** 7) for step in range(1, 8)]
+  assert lines(tmp_path / 'whole', 'epoch')[0]['train_loss'] == sum(losses) / 7
+
+
+def test_steps_before_one_that_is_not_finite_count(tmp_path):
+  for name, call in (('one', 1), ('many', 8)):
+    loop = Rounding(tmp_path / name, call, ends=(4, 8))
+    loop.bad = {4}
+    assert loop.run().finished
+  assert untimed(tmp_path / 'one') == untimed(tmp_path / 'many')
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('finished')
+  Rounding(workdir, 8, ends=(3, 6)).run()
+  return workdir
+
+
+def cut(path):
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize('damage', [pathlib.Path.unlink, lambda path: path.write_bytes(b''), cut])
+def test_log_that_was_lost_comes_back_from_the_checkpoint(finished, tmp_path, damage):
+  workdir = shutil.copytree(finished, tmp_path / 'run')
+  damage(workdir / 'metrics.jsonl')
+  (workdir / 'derived.txt').unlink()
+  assert Rounding(workdir, 8, ends=(3, 6)).run().finished
+  assert untimed(workdir) == untimed(finished)
+  assert (workdir / 'derived.txt').read_text() == 'epoch 2'
+  events = {line['event']: line['message'] for line in lines(workdir, 'event')}
+  assert re.fullmatch(r'derived.txt: lost .* the checkpoint of step 6', events['brought_back'])
+  [told, _] = [line['message'] for line in lines(workdir, 'event') if line['event'] == 'brought_back']
+  assert re.fullmatch(r'metrics.jsonl: \d lines were lost or damaged; they are back .* of step 6', told)
+  assert 'finished' in events
+  found = workdirs.read(workdir)
+  assert found.status == 'finished'
+  # Nothing is told twice.
+  before = (workdir / 'metrics.jsonl').read_bytes()
+  assert Rounding(workdir, 8, ends=(3, 6)).run().finished
+  assert (workdir / 'metrics.jsonl').read_bytes() == before
+
+
+def test_log_that_falls_short_of_its_checkpoint_is_an_event_that_the_report_shows(finished, tmp_path):
+  workdir = shutil.copytree(finished, tmp_path / 'run')
+  for path in (workdir / 'checkpoints').rglob('metrics.jsonl*'):
+    path.unlink()
+  (workdir / 'metrics.jsonl').write_text(
+    '{"kind": "epoch", "step": 3, "epoch": 0, "train_loss": 1}\n{"kind": "ep\n{}\n'
+  )
+  for _ in range(2):
+    assert Rounding(workdir, 8, ends=(3, 6)).run().finished
+    message = 'metrics.jsonl falls short of the checkpoint of step 6: it holds 1 of 2 epochs'
+    assert [line['message'] for line in lines(workdir, 'event') if line['event'] == 'incomplete_log'] == [message]
+    text = report.write(workdir).read_text()
+    assert text.count(message) == 2  # Among the warnings and the events.
+
+
+def test_lost_checkpoints_are_told_and_what_a_kill_left_of_one_is_removed(finished, tmp_path):
+  workdir = shutil.copytree(finished, tmp_path / 'run')
+  shutil.rmtree(workdir / 'checkpoints')
+  (workdir / 'checkpoints' / '6.partial' / 'state').mkdir(parents=True)
+  loop = Rounding(workdir, 8, ends=(3, 6))
+  loop.stop_at = 1
+  loop.prepare = lambda state, step: loop.calls.append(sorted(path.name for path in loop.workdir.rglob('*.partial')))
+  loop.run()
+  assert loop.calls[0] == []
+  message = 'there is no checkpoint; steps that metrics.jsonl had, up to 6, are taken again'
+  assert [line['message'] for line in lines(workdir, 'event') if line['event'] == 'restarted'] == [message]
+
+
+def test_checkpoint_and_what_is_in_it_are_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+  synced, names = set(), []
+  fsync, rename = os.fsync, pathlib.Path.rename
+
+  def record(number):
+    synced.add((os.fstat(number).st_dev, os.fstat(number).st_ino))
+    fsync(number)
+
+  def renamed(path, target):
+    if path.name.endswith('.partial') and not names:
+      inside = [path, *path.rglob('*')]
+      names.extend(inner.relative_to(path).as_posix() for inner in inside if identity(inner) not in synced)
+      names.append('looked at')
+    return rename(path, target)
+
+  def identity(path):
+    return path.stat().st_dev, path.stat().st_ino
+
+  monkeypatch.setattr(os, 'fsync', record)
+  monkeypatch.setattr(pathlib.Path, 'rename', renamed)
+  Checkpoints(tmp_path).save(1, {'weights': np.ones(3)}, {}, files={'a/metrics.jsonl': b'{}'})
+  assert names == ['looked at']
+  assert identity(tmp_path) in synced
+  assert Checkpoints(tmp_path).restore({'weights': np.ones(3)}).files == {'a/metrics.jsonl': b'{}'}
+
+
+def test_copy_that_is_damaged_is_no_damage_to_the_checkpoint(tmp_path):
+  Checkpoints(tmp_path).save(1, {'weights': np.ones(3)}, {}, files={'a': b'12', 'b': b'34'})
+  [path] = tmp_path.rglob('a.*')
+  path.write_bytes(b'other')
+  restored = Checkpoints(tmp_path).restore({'weights': np.ones(3)})
+  assert (restored.step, restored.files, restored.damaged) == (1, {'b': b'34'}, ())

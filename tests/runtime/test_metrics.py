@@ -209,3 +209,31 @@ def test_damaged_logs_are_read_or_refused(tmp_path, complaints):
     for step in range(8):
       log.write('step', step, {'loss': math.nan if step == 3 else 1 / (1 + step), 'said': 'é'})
   assert 100 < len(complaints(lambda path: metrics.read(path.parent), tmp_path / 'metrics.jsonl')) < 400
+
+
+@pytest.mark.parametrize(
+  'content',
+  [
+    b'',
+    b'[\n\xff\n' * 9,
+    b'{"kind": "epoch", "step": 1, "loss": NaN}\n',
+    b'[' * 100_000,
+    b'{"step": 1}\n{"kind": 1}\n',
+  ],
+  ids=['empty', 'no JSON', 'not a number', 'deep', 'no kind'],
+)
+def test_lines_that_were_lost_are_those_of_the_copy(tmp_path, content):
+  path = tmp_path / 'metrics.jsonl'
+  with MetricsLog(tmp_path, resume_step=None) as log:
+    for step in (1, 2):
+      log.write('epoch', step, {'epoch': step - 1})
+    saved = path.read_bytes()
+    log.write('event', 2, {'event': 'finished'})
+  end = path.read_bytes()[len(saved) :]
+  path.write_bytes(content + b'\n' + end + b'{"kind": "epoch", "step": 3, "epoch": 2}\n')
+  with MetricsLog(tmp_path, resume_step=2, saved=saved) as log:
+    assert log.opened.brought_back == 2
+    assert path.read_bytes() == saved + end
+    assert log.opened.lines == metrics.read(tmp_path)
+  with MetricsLog(tmp_path, resume_step=2, saved=saved) as log:
+    assert log.opened.brought_back == 0

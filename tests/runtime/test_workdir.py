@@ -1,9 +1,11 @@
 import json
 import re
 
+import numpy as np
 import pytest
 
 from darts_jax.runtime import workdir as workdir_module
+from darts_jax.runtime.checkpoint import Checkpoints
 from darts_jax.runtime.workdir import claim, claim_together
 
 CONFIG = {'seed': 0, 'network': {'channels': 16, 'operations': ('none', 'skip_connect')}}
@@ -66,3 +68,80 @@ def test_a_shared_file_system_may_take_its_time(tmp_path, monkeypatch):
   monkeypatch.setattr(workdir_module.time, 'sleep', sleep)
   claim_together(tmp_path, lambda: None, dict)
   assert len(waits) == 1
+
+
+def save(workdir, config):
+  Checkpoints(workdir / 'checkpoints').save(1, {'weights': np.zeros(2)}, {}, claim=config)
+
+
+@pytest.mark.parametrize('content', [None, b'', b'{"seed": 0', b'\xff\xfe'])
+def test_config_that_is_lost_comes_back_from_the_checkpoint(tmp_path, content):
+  claim(tmp_path, CONFIG, 'search')
+  save(tmp_path, CONFIG)
+  path = tmp_path / 'config.json'
+  before = path.read_bytes()
+  path.unlink() if content is None else path.write_bytes(content)
+  # Nobody else has the checkpoint.
+  with pytest.raises(ValueError, match=r'holds a search with another config \(config.seed: 0 → 1\)'):
+    claim(tmp_path, CONFIG | {'seed': 1}, 'search')
+  with pytest.raises(ValueError, match='holds another run than a training of this kind'):
+    claim(tmp_path, CONFIG | {'genotype': {}}, 'training')
+  assert not path.exists() if content is None else path.read_bytes() == content
+  claim(tmp_path, CONFIG, 'search')
+  assert path.read_bytes() == before
+
+
+def test_config_that_was_changed_is_not_that_of_the_checkpoint(tmp_path):
+  claim(tmp_path, CONFIG, 'search')
+  save(tmp_path, CONFIG)
+  other = CONFIG | {'seed': 1}
+  (tmp_path / 'config.json').write_text(json.dumps(other))
+  with pytest.raises(ValueError, match=r'\(config.seed: 0 → 1\)'):
+    claim(tmp_path, other, 'search')
+
+
+def test_damaged_checkpoint_says_nothing_of_the_config(tmp_path):
+  save(tmp_path, CONFIG)
+  path = tmp_path / 'checkpoints' / '1' / 'manifest.json'
+  path.write_text(path.read_text().replace('"seed": 0', '"seed": 7'))
+  claim(tmp_path, CONFIG, 'search')
+
+
+def test_other_data_are_named_with_what_differs(tmp_path):
+  config = CONFIG | {
+    'data': {'name': 'npz', 'path': 'mine.npz', 'dir': 'data'},
+    'dataset': {'images': 3, 'labels': 'a'},
+  }
+  claim(tmp_path, config, 'search')
+  message = (
+    f"--workdir: {tmp_path} holds a search with another config (config.dataset.labels: 'a' → 'b'):"
+    ' the data of npz mine.npz are not those of before; choose another --workdir or the same data'
+  )
+  with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
+    claim(tmp_path, config | {'dataset': {'images': 3, 'labels': 'b'}}, 'search')
+
+
+def test_leftovers_of_kills_go_and_other_files_stay(tmp_path):
+  names = ('metrics.jsonl.tmp', 'config.json.partial', 'alphas.partial.npz', 'report.html.partial')
+  for name in (*names, 'notes.txt'):
+    (tmp_path / name).write_text('half')
+  # A folder that is no run's yet is left as it is, but for what is written now.
+  claim(tmp_path, CONFIG, 'search')
+  assert (tmp_path / 'metrics.jsonl.tmp').exists()
+  claim(tmp_path, CONFIG, 'search')
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['config.json', 'notes.txt']
+
+
+@pytest.mark.parametrize(('name', 'kind'), [('checkpoints', 'search'), ('best', 'training'), ('final', 'selection')])
+def test_file_in_the_place_of_a_folder_is_noticed_at_once(tmp_path, name, kind):
+  (tmp_path / name).write_text('mine')
+  message = f'--workdir: {tmp_path / name} is a file, in the place of a folder; remove it or choose another'
+  with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
+    claim(tmp_path, CONFIG, kind)
+  assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_folder_in_the_place_of_a_file_is_noticed_at_once(tmp_path):
+  (tmp_path / 'metrics.jsonl').mkdir()
+  with pytest.raises(ValueError, match='metrics.jsonl is a folder, in the place of a file; remove it'):
+    claim(tmp_path, CONFIG, 'search')

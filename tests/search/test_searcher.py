@@ -98,7 +98,10 @@ def walk(lab: Lab, num_steps: int) -> Trajectory:
     with count_compilations() as counter:
       state, metrics = lab.searcher.run(state, lab.data, jnp.int32(1))
     trajectory.states.append(jax.device_get(state))
-    trajectory.metrics.append({name: value.item() for name, value in jax.device_get(metrics).items()})
+    found = jax.device_get(metrics)
+    each = found.pop('each')
+    trajectory.metrics.append({name: value.item() for name, value in found.items()})
+    assert {name: values[0] for name, values in each.items()}.items() <= trajectory.metrics[-1].items()
     trajectory.compilations.append(counter)
   return trajectory
 

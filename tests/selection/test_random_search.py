@@ -1,6 +1,7 @@
 """Random search: what is drawn, who wins, who reads which images, and that it goes on after any end."""
 
 import json
+import re
 import shutil
 
 import jax
@@ -408,3 +409,34 @@ def test_the_directory_of_another_run_is_refused(finished, config, tmp_path):
   with pytest.raises(ValueError, match='holds another run than a random search of this kind; choose another'):
     random_search.run(config(), tmp_path)
   assert [path.name for path in tmp_path.iterdir()] == ['config.json']
+
+
+def test_what_follows_from_the_architectures_is_written_again(config, scripted, tmp_path):
+  scripted(0.5, 0.75)
+  workdir = tmp_path / 'run'
+  result = random_search.run(config(), workdir)
+  before = recorded(workdir)
+  (workdir / 'metrics.jsonl').unlink()
+  (workdir / 'genotype.json').write_text('{')
+  assert random_search.run(config(), workdir) == result
+  assert recorded(workdir) == before
+  assert genotypes.load(workdir / 'genotype.json') == result.genotype
+  assert events(workdir).count('brought_back') == 1
+  (workdir / 'metrics.jsonl').write_text('[\n')
+  (workdir / architectures.FILE).write_text('[]')
+  assert random_search.run(config(), workdir) == result
+  assert recorded(workdir) == before
+
+
+def test_other_images_are_refused(config, images, scripted, tmp_path):
+  scripted(0.5, 0.75)
+  path = tmp_path / 'images.npz'
+  with np.load(images) as file:
+    arrays = dict(file)
+  for labels in (arrays['y_train'], arrays['y_train'][::-1]):
+    np.savez(path, **arrays | {'y_train': labels})
+    if labels is arrays['y_train']:
+      random_search.run(config(**{'training.data.path': str(path)}), tmp_path / 'run')
+  message = f'the data of npz {path} are not those of before; choose another --workdir or the same data'
+  with pytest.raises(ValueError, match=rf'\(config.dataset.train.labels: .* → .*\): {re.escape(message)}$'):
+    random_search.run(config(**{'training.data.path': str(path)}), tmp_path / 'run')

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from configs import digits_select
@@ -255,3 +256,26 @@ def test_damaged_results_are_found_again(tmp_path):
     assert [line for line in told if 'results.json is damaged' in line and '\n' not in line] == told != []
   path.write_text(json.dumps({'methods': [{**method, 'parameters': 'many'}, {**method, 'name': 'mine'}]}))
   assert stages.known_methods(path, results, told.append) == []
+
+
+def test_a_selection_goes_on_with_the_same_images_only(monkeypatch, tmp_path):
+  class Begun(BaseException):
+    pass
+
+  def searched(self):
+    raise Begun
+
+  monkeypatch.setattr(stages._Selection, 'searched', searched)
+  labels = np.arange(200) % 10
+  images = {'x_train': np.random.default_rng(0).integers(0, 256, (200, 8, 8), np.uint8), 'y_train': labels}
+  path = str(tmp_path / 'mine.npz')
+  data = {'search.data.name': 'npz', 'search.data.path': path, 'search.batch_size': 16, 'training.batch_size': 16}
+  changed = config(**data, **{'training.data.name': 'npz', 'training.data.path': path})
+  np.savez(path, **images, x_test=images['x_train'], y_test=labels)
+  for _ in range(2):
+    with pytest.raises(Begun):
+      selection.run(changed, tmp_path / 'run')
+  # Test images are a part of what picks are compared by.
+  np.savez(path, **images, x_test=images['x_train'], y_test=labels[::-1])
+  with pytest.raises(ValueError, match=r'holds a selection .*config.dataset.training.test.labels: .*: the data of npz'):
+    selection.run(changed, tmp_path / 'run')

@@ -142,7 +142,8 @@ def test_an_error_waits_for_the_steps_before_it_unless_others_would_wait_too(fol
   monkeypatch.setattr(feed, '_place', lambda *arrays: arrays)
   monkeypatch.setattr(jax, 'process_count', lambda: num_processes)
   if num_processes == 1:
-    assert feed.advance('state', 3) == ('state', {'train_loss': 1.0, 'steps': 1, 'finite': True})
+    each = {'train_loss': np.ones(1, np.float32)}
+    assert feed.advance('state', 3) == ('state', {'train_loss': 1.0, 'steps': 1, 'finite': True, 'each': each})
   with pytest.raises(ValueError, match=r'^00.jpg: cannot be read$'):
     feed.advance('state', 2)
 

@@ -20,6 +20,7 @@ from darts_jax.runtime.checkpoint import Checkpoints
 from darts_jax.runtime.compilation import enable_cache
 from darts_jax.runtime.files import user_path
 from darts_jax.runtime.interrupts import InterruptGuard
+from darts_jax.runtime.lock import locked
 from darts_jax.runtime.loop import Loop, Plan, Sums
 from darts_jax.runtime.mesh import check_batch, make_mesh, replicated
 from darts_jax.runtime.workdir import named_errors
@@ -29,7 +30,7 @@ from darts_jax.training.language.restore import BEST
 from darts_jax.training.language.settings import LanguageTraining
 from darts_jax.training.language.texts import Texts, divide, mean_loss
 from darts_jax.training.language.trainer import LanguageState, LanguageTrainer
-from darts_jax.training.workdir import claim_training
+from darts_jax.training.workdir import claim_training, training_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,12 +73,18 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Recurr
   """
   settings = build(LanguageTraining, config)
   workdir = user_path(workdir, '--workdir')
+  with locked(workdir):
+    return _run(settings, workdir, genotype)
+
+
+def _run(settings: LanguageTraining, workdir: pathlib.Path, genotype: RecurrentGenotype) -> LanguageResult:
   mesh, texts = _open(settings)
   model = RecurrentModel(genotype, settings.network.width, texts.corpus.vocabulary)
-  claim_training(workdir, settings, model, texts.corpus.fingerprint)
+  config = training_config(settings, model, texts.corpus.fingerprint)
+  claim_training(workdir, config, model)
   enable_cache()
   with InterruptGuard() as guard:
-    loop = _Loop(settings, workdir, model, texts, mesh, guard)
+    loop = _Loop(settings, workdir, model, texts, mesh, guard, config)
     state, _, finished, requested = loop.run()
   tested = next((line for line in metrics.read(workdir) if line['kind'] == 'test'), {})
   best = float(jnp.min(state.valid_losses))
@@ -124,11 +131,11 @@ class _Loop(Loop[LanguageState]):
     texts: Texts,
     mesh: Mesh,
     guard: InterruptGuard,
+    config: Mapping[str, Any],
   ) -> None:
     ends = texts.windows['train'].epoch_ends
-    super().__init__(
-      workdir, Plan(f'train on {texts.corpus.name}', ends, settings.log_every, settings.checkpoint), guard
-    )
+    plan = Plan(f'train on {texts.corpus.name}', ends, settings.log_every, settings.checkpoint)
+    super().__init__(workdir, plan, guard, claim=config)
     self._settings = settings
     self._trainer = LanguageTrainer(settings, model, mesh)
     self._model = model

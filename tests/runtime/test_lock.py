@@ -1,0 +1,121 @@
+"""One run at a time in a working directory, whatever became of the run before."""
+
+import errno
+import fcntl
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from darts_jax.runtime import lock
+from darts_jax.runtime.lock import locked
+
+ROOT = pathlib.Path(__file__).parents[2]
+HOLD = """
+import pathlib, sys
+from darts_jax.runtime.lock import locked
+with locked(pathlib.Path(sys.argv[1])):
+  print('locked', flush=True)
+  sys.stdin.read()
+"""
+
+
+@pytest.fixture(autouse=True)
+def short_pause(monkeypatch):
+  monkeypatch.setattr(lock, '_PAUSE', 0.001)
+
+
+def test_another_process_is_named_and_a_killed_one_leaves_no_lock(tmp_path):
+  workdir = tmp_path / 'run'
+  command = [sys.executable, '-c', HOLD, str(workdir)]
+  environment = os.environ | {'PYTHONPATH': str(ROOT)}
+  with subprocess.Popen(command, env=environment, text=True, stdin=-1, stdout=-1) as process:
+    try:
+      assert process.stdout.readline() == 'locked\n'
+      who = f'in use by process {process.pid} on {re.escape(socket.gethostname())} since \\d{{4}}-\\d\\d-\\d\\d [^\n]*$'
+      with pytest.raises(ValueError, match=f'^--workdir: {re.escape(str(workdir))} is {who}'), locked(workdir):
+        raise AssertionError
+      # Runs below it write into it, too.
+      inside = workdir / 'search' / 'seed_0'
+      message = f'^--workdir: {re.escape(str(inside))} lies in {re.escape(str(workdir))}, which is {who}'
+      with pytest.raises(ValueError, match=message), locked(inside):
+        raise AssertionError
+      assert [path.name for path in workdir.iterdir()] == [lock.FILE]
+      # One beside it is another run's.
+      with locked(tmp_path / 'other'):
+        pass
+    finally:
+      process.send_signal(signal.SIGKILL)
+  assert [path.name for path in workdir.iterdir()] == [lock.FILE]
+  with locked(workdir):
+    assert json.loads((workdir / lock.FILE).read_text())['pid'] == os.getpid()
+  assert list(workdir.iterdir()) == []
+
+
+def test_a_run_locks_directories_inside_its_own_but_none_twice(tmp_path):
+  seeds = [tmp_path / 'run' / name for name in ('seed_0', 'seed_1')]
+  with locked(tmp_path / 'run', seeds):
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob('*.lock')} == {
+      *(f'run/{name}' for name in ('run.lock', 'seed_0/run.lock', 'seed_1/run.lock'))
+    }
+    with locked(tmp_path / 'run' / 'final' / 'seed_0'):
+      pass
+    with pytest.raises(ValueError, match='seed_1 is in use by this process already$'), locked(seeds[1]):
+      raise AssertionError
+  # What was made for nothing is gone.
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_run_has_written_stays(tmp_path):
+  with locked(tmp_path / 'a' / 'b'):
+    (tmp_path / 'a' / 'b' / 'config.json').write_text('{}')
+  assert [path.name for path in (tmp_path / 'a' / 'b').iterdir()] == ['config.json']
+
+
+@pytest.fixture
+def without_locks(monkeypatch):
+  def lockf(*arguments):
+    raise OSError(errno.ENOLCK, 'No locks available')
+
+  monkeypatch.setattr(fcntl, 'lockf', lockf)
+
+
+def write_owner(workdir, **changes):
+  owner = {'host': socket.gethostname(), 'pid': os.getppid(), 'since': 'noon', 'begun': lock._begun(os.getppid())}
+  (workdir / lock.FILE).write_text(json.dumps(owner | changes))
+
+
+def test_file_system_without_locks_goes_by_what_the_file_says(tmp_path, without_locks):
+  write_owner(tmp_path)
+  message = f'in use by process {os.getppid()} on {re.escape(socket.gethostname())} since noon; wait for it'
+  with pytest.raises(ValueError, match=message), locked(tmp_path):
+    raise AssertionError
+  # Nobody here knows of processes elsewhere.
+  write_owner(tmp_path, host='elsewhere')
+  message = f'on elsewhere since noon .if it has ended, remove {re.escape(str(tmp_path / lock.FILE))}.; wait'
+  with pytest.raises(ValueError, match=message), locked(tmp_path):
+    raise AssertionError
+
+
+@pytest.mark.parametrize('changes', [{'pid': 2**22 + 1}, {'begun': 'long ago'}, {'pid': os.getpid()}])
+def test_owner_that_is_gone_has_no_lock(tmp_path, without_locks, changes):
+  write_owner(tmp_path, **changes)
+  with locked(tmp_path):
+    assert json.loads((tmp_path / lock.FILE).read_text())['pid'] == os.getpid()
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+  'content', [b'', b'{"pid": 1', b'\xff', b'[]', b'{"pid": "x", "host": 1, "since": [], "begun": 0}']
+)
+def test_what_the_file_says_may_be_damaged(tmp_path, content):
+  (tmp_path / lock.FILE).write_bytes(content)
+  with locked(tmp_path):
+    pass
+  assert list(tmp_path.iterdir()) == []
