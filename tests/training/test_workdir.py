@@ -38,7 +38,7 @@ def test_model_is_read_or_refused(tmp_path, complaints, model):
     ('image_shape', None, 'image_shape: None is not a list of numbers'),
     ('mean', [1.0], 'mean: [1.0] is not a number for each of 3 channels'),
     ('mean', ['a', 1.0, 1.0], "mean: ['a', 1.0, 1.0] is not a number for each of 3 channels"),
-    ('std', [1.0, 0.0, 1.0], 'std: [1.0, 0.0, 1.0] is not allowed; it is > 0'),
+    ('std', [1.0, 0.0, 1.0], 'std: [1.0, 0.0, 1.0] is not allowed; it is ≥ 1e-30'),
     ('std', [1.0, 1e39, 1.0], 'std: [1.0, 1e+39, 1.0] is not allowed'),
     ('stem', [], 'stem: [] is not known; allowed are cifar, imagenet'),
     ('auxiliary', 'yes', "auxiliary: 'yes' is neither true nor false"),

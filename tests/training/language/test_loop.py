@@ -442,7 +442,7 @@ def test_a_model_of_the_other_kind_is_named(tmp_path, finished):
     training.Model.read(workdir)
   values = json.loads((workdir / 'model.json').read_text())
   for name, value, said in (
-    ('width', 0, 'width: 0 is not a positive integer'),
+    ('width', 0, 'width: 0 is not allowed'),
     ('vocabulary', 'abc', 'vocabulary: not a list of words'),
     ('genotype', genotypes.to_dict(genotypes.published()['DARTS_V2']), 'genotype: a convolutional architecture'),
     ('more', 1, 'more: missing or unknown; a language model has the fields space, genotype, width, vocabulary'),
