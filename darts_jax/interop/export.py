@@ -12,7 +12,7 @@ from darts_jax.data.augment import normalise
 from darts_jax.interop import onnx_file
 from darts_jax.nets.bilinear import in_plain_operations
 from darts_jax.runtime import weights
-from darts_jax.runtime.precision import precisely
+from darts_jax.runtime.precision import in_float32, precisely
 from darts_jax.runtime.workdir import write_whole
 from darts_jax.training.model import Model
 from darts_jax.training.restore import make_apply
@@ -26,6 +26,7 @@ TOLERANCE = 1e-3
 PyTree = Any
 
 
+@in_float32
 def export(model: Model, variables: PyTree, path: pathlib.Path, kind: str) -> float:
   """Writes a network to a file, unless what was written gives other logits than the network.
 

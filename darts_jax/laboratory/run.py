@@ -18,6 +18,7 @@ from darts_jax.laboratory import page, studies
 from darts_jax.laboratory.settings import Laboratory
 from darts_jax.runtime import metrics
 from darts_jax.runtime.compilation import enable_cache
+from darts_jax.runtime.precision import in_float32
 from darts_jax.runtime.workdir import named_errors
 from darts_jax.search.settings import Search
 from darts_jax.settings import build
@@ -27,6 +28,7 @@ class Interrupted(RuntimeError):
   """A search was interrupted and saved."""
 
 
+@in_float32
 def run(
   config: Mapping[str, Any], workdir: str | os.PathLike[str], *, checkpoint: str | None = None, search: bool = False
 ) -> dict[str, Any]:

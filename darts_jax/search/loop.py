@@ -19,6 +19,7 @@ from darts_jax.runtime.compilation import enable_cache
 from darts_jax.runtime.interrupts import InterruptGuard
 from darts_jax.runtime.loop import Loop, Plan, Sums
 from darts_jax.runtime.mesh import check_batch, make_mesh
+from darts_jax.runtime.precision import in_float32
 from darts_jax.runtime.workdir import claim, claim_together, named_errors
 from darts_jax.search import images, records, text
 from darts_jax.search.darts import Darts
@@ -79,6 +80,7 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path) -> Result:
   return result
 
 
+@in_float32
 def run_side_by_side(config: Mapping[str, Any], workdir: str | pathlib.Path) -> list[Result]:
   """Searches, or goes on with the search or the searches that `workdir` holds.
 
@@ -144,6 +146,7 @@ def _claim(
   claim(workdir, config, 'search')
 
 
+@in_float32
 def check(settings: Search | RecurrentSearch) -> None:
   """Raises the ValueError that `run` would, before anything is searched."""
   _open(settings)

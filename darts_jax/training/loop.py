@@ -19,6 +19,7 @@ from darts_jax.runtime.compilation import enable_cache
 from darts_jax.runtime.interrupts import InterruptGuard
 from darts_jax.runtime.loop import Loop, Plan, Sums
 from darts_jax.runtime.mesh import check_batch, make_mesh
+from darts_jax.runtime.precision import in_float32
 from darts_jax.runtime.workdir import claim_together, named_errors
 from darts_jax.settings import build
 from darts_jax.training.feeds import Feed, open_feed
@@ -53,6 +54,7 @@ class Result:
   report: pathlib.Path
 
 
+@in_float32
 def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genotype) -> Result:
   """Trains the network of an architecture from scratch, or goes on with the training that `workdir` holds.
 
@@ -103,6 +105,7 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genoty
   )
 
 
+@in_float32
 def check(settings: Training) -> tuple[str, ...]:
   """Raises the ValueError that `run` would, whatever the architecture, before anything is trained.
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from darts_jax.data.augment import normalise
 from darts_jax.runtime import weights
 from darts_jax.runtime.mesh import make_mesh
-from darts_jax.runtime.precision import precisely
+from darts_jax.runtime.precision import in_float32, precisely
 from darts_jax.runtime.workdir import named_errors
 from darts_jax.training.model import Model
 from darts_jax.training.settings import Training
@@ -34,6 +34,7 @@ class Trained(NamedTuple):
   variables: Any
 
 
+@in_float32
 def load(workdir: str | os.PathLike[str]) -> Trained:
   """The network of a training, with the weights of its latest checkpoint; or one that `write` has written.
 
