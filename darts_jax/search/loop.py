@@ -163,7 +163,6 @@ def _open(settings: Search | RecurrentSearch) -> tuple[Searcher[Any, Any], Any, 
     reader = text.TextSearcher(settings, strategy, corpus, mesh)
     return reader, reader.place([texts]), {'dataset': corpus.fingerprint}
   found = settings.data.load()
-  images.check_images(found, settings.network.stem)
   seeds = range(settings.seed, settings.seed + settings.mesh.seed)
   halves = [images.divide(found, settings, seed) for seed in seeds]
   least = min(len(half.labels) for half in halves[0])

@@ -13,7 +13,7 @@ from darts_jax import genotype as genotypes
 from darts_jax import report
 from darts_jax.data.batches import Evaluation
 from darts_jax.genotype import Genotype
-from darts_jax.nets.conv import check_image_size
+from darts_jax.nets.conv import check_image_size, check_statistics
 from darts_jax.runtime import metrics, processes
 from darts_jax.runtime.compilation import enable_cache
 from darts_jax.runtime.interrupts import InterruptGuard
@@ -124,7 +124,7 @@ def make_model(settings: Training, genotype: Genotype, feed: Feed) -> Model:
   """The network that the settings describe, for a dataset.
 
   Raises:
-    ValueError: it cannot be built for images of this size.
+    ValueError: it cannot be built for images of this size, or not trained on such batches of them.
   """
   network = settings.network
   height, width, _ = feed.image_shape
@@ -133,6 +133,16 @@ def make_model(settings: Training, genotype: Genotype, feed: Feed) -> Model:
   except ValueError as error:
     hint = ' (config.network.auxiliary=False)' if 'auxiliary' in str(error) else ''
     raise ValueError(f'config.data.name: {feed.name}: {error}{hint}') from error
+  normalised = network.auxiliary and network.auxiliary_norm
+  check_statistics(
+    'config.batch_size',
+    settings.batch_size,
+    height,
+    width,
+    network.layers,
+    stem=network.stem,
+    auxiliary=normalised,
+  )
   return Model(
     genotype,
     network.channels,

@@ -23,7 +23,7 @@ from darts_jax.runtime.mesh import make_mesh
 from darts_jax.search import ImageSearcher, Search
 from darts_jax.search.images import ImageLoss, divide
 from darts_jax.search.loop import make_strategy
-from darts_jax.search.settings import Data
+from darts_jax.search.settings import BatchNorm, Data
 from darts_jax.search.state import Halves
 from darts_jax.search.step import Optimizers, search_step
 from darts_jax.settings import build
@@ -510,3 +510,13 @@ def test_remat_changes_nothing_but_rounding(take_step, tiny_step):
   assert_trees_close(info.metrics, expected.metrics, rtol=1e-4)
   assert_trees_close((state.weights, state.statistics), (expected_state.weights, expected_state.statistics), 1e-4, 1e-5)
   assert relative_error(info.hypergradient, expected.hypergradient) < 1e-2
+
+
+@pytest.mark.parametrize(('batch_size', 'group_size', 'field'), [(1, 0, 'batch_size'), (2, 1, 'batch_norm.group_size')])
+def test_statistics_of_single_numbers_are_refused(digits, batch_size, group_size, field):
+  settings = dataclasses.replace(SEARCH, batch_size=batch_size, batch_norm=BatchNorm(group_size))
+  images = dataclasses.replace(digits, x_train=digits.x_train[:, :4, :4])
+  with pytest.raises(
+    ValueError, match=f'^config.{field}: 1 is not allowed with images of 4×4 pixels, of which the netw'
+  ):
+    ImageSearcher(settings, make_strategy(settings), images, make_mesh(1))
