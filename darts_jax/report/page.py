@@ -126,6 +126,12 @@ def _mixing(run: Run, genotype: AnyGenotype | None, mixing: Mapping[str, np.ndar
     ' candidate operation, darker where its weight (softmax of α) is larger. Bold titles and red arrows mark what'
     ' the architecture at the top keeps.'
   )
+  if run.alphas.temperatures is not None:
+    first, latest = run.alphas.temperatures[[0, -1]]
+    lead += (
+      f' Weights are those of the supernet, whose softmax has a temperature of {first:.3g} at first and of {latest:.3g}'
+      ' in the end; architectures are derived at 1.'
+    )
   if run.alphas.decides:
     lead += (
       ' A decided edge has its operation alone, in the darkest colour, which otherwise stands for the largest weight on'

@@ -268,15 +268,16 @@ class _Loop(Loop[SearchState]):
     return {name: np.array([each[name] for each in values]) for name in values[0]}
 
   def summary(self, state: SearchState, sums: Sums) -> dict[str, Any]:
-    details = self._joined([self._describe(alphas) for alphas in self.alphas(state)])
+    temperature = self.strategy.temperature_at(int(np.ravel(processes.fetch(state.step))[0]))
+    details = self._joined([self._describe(alphas, temperature) for alphas in self.alphas(state)])
     return {**details, **self._searcher.summary(sums.means(), sums.values), **super().summary(state, sums)}
 
-  def _describe(self, alphas: Mapping[str, Any]) -> dict[str, float | int]:
-    """What a line of the log says of α."""
+  def _describe(self, alphas: Mapping[str, Any], temperature: float) -> dict[str, float | int]:
+    """What a line of the log says of α, whose softmax the supernet has at a temperature."""
     values: dict[str, float | int] = {}
     for name in sorted(alphas):
       # Of the edges that there is something to choose on.
-      mixing = np.asarray(softmax(alphas[name]), np.float64)[self.strategy.active[name]]
+      mixing = np.asarray(softmax(alphas[name], temperature), np.float64)[self.strategy.active[name]]
       entropies = -np.sum(mixing * np.log(np.maximum(mixing, 1e-300)), axis=-1)
       values[f'entropy_{name}'] = float(np.mean(entropies)) if len(entropies) else 0.0
     derived = self.strategy.derive(alphas)

@@ -14,7 +14,8 @@ class AlphaHistory:
   """α over the search, in `alphas.npz`: `step` and `epoch` `[T]`, and `[T, E, O]` for every kind of cell.
 
   α of pruned operations are −∞. If the strategy has scores, there are `[T, E]` for every score and kind of cell,
-  `importance_normal` for one, as they were before what was decided at that time.
+  `importance_normal` for one, as they were before what was decided at that time. `temperature` `[T]`, unless it is 1
+  throughout, is what the supernet divides α by from that time on.
   """
 
   def __init__(self, workdir: pathlib.Path, strategy: Strategy, resume_step: int | None) -> None:
@@ -28,7 +29,8 @@ class AlphaHistory:
     if resume_step is not None and self._path.exists():
       with np.load(self._path) as saved:
         kept = saved['step'] <= resume_step
-        series = [name for name in saved.files if name not in self._constants]
+        # Temperatures follow from steps.
+        series = [name for name in saved.files if name not in (*self._constants, 'temperature')]
         self._series = {name: list(saved[name][kept]) for name in series}
 
   def append(self, step: int, epoch: int, alphas: Mapping[str, np.ndarray], strategy: Strategy, scores: Scores) -> None:
@@ -46,8 +48,12 @@ class AlphaHistory:
     named = {f'{name}_{cell}': values for name, cells in scores.items() for cell, values in cells.items()}
     for name, value in {'step': step, 'epoch': epoch, **marked, **named}.items():
       self._series.setdefault(name, []).append(value)
+    arrays = {**self._constants, **{k: np.array(v) for k, v in self._series.items()}}
+    temperatures = np.array([strategy.temperature_at(int(each)) for each in self._series['step']])
+    if np.any(temperatures != 1):
+      arrays['temperature'] = temperatures
     partial = self._path.with_name('alphas.partial.npz')
-    np.savez(partial, allow_pickle=False, **self._constants, **{k: np.array(v) for k, v in self._series.items()})
+    np.savez(partial, allow_pickle=False, **arrays)
     partial.replace(self._path)
 
 

@@ -64,6 +64,11 @@ class Strategy(abc.ABC):
   def derive(self, alphas: Mapping[str, ArrayLike]) -> AnyGenotype:
     """The genotype that α and what has been decided stand for; after any epoch."""
 
+  def temperature_at(self, step: int) -> float:
+    """What α of a step are divided by before the softmax that `relax` makes of them; for logs and reports."""
+    del step
+    return 1.0
+
   def over(self, num_steps: int) -> Self:
     """The same for a search of so many steps, which is what schedules are relative to."""
     del num_steps

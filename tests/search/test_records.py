@@ -1,6 +1,13 @@
+import types
+
+import jax
 import numpy as np
+import pytest
 
 from darts_jax.genotype import search_space
+from darts_jax.relaxation import Annealing
+from darts_jax.report import workdir
+from darts_jax.search import loop
 from darts_jax.search.darts import Darts
 from darts_jax.search.records import AlphaHistory
 from darts_jax.search.sgas import Decision, Sgas
@@ -67,3 +74,23 @@ def test_pruned_operations_are_minus_infinity_and_scores_are_kept(tmp_path):
   # All operations weigh the same.
   np.testing.assert_allclose(found['importance_normal'], np.full((3, 5), 2 / 3), rtol=1e-14)
   assert found['score_reduce'].tolist() == [[0] * 5] * 3
+
+
+@pytest.mark.parametrize('kind', [Darts, Sgas])
+def test_weights_and_entropies_that_are_shown_are_those_of_the_supernet(tmp_path, kind):
+  strategy = kind(SPECS, temperature=Annealing(4.0, 0.25)).over(22)
+  rng = np.random.default_rng(0)
+  snapshots = {step: {name: rng.normal(size=(5, 3)).astype(np.float32) for name in SPECS} for step in (0, 11, 22)}
+  for epoch, (step, values) in enumerate(snapshots.items()):
+    # By a search that is resumed each time.
+    AlphaHistory(tmp_path, strategy, step).append(step, epoch, values, strategy, strategy.scores(values))
+  shown = workdir.read(tmp_path).alphas
+  for i, (step, values) in enumerate(snapshots.items()):
+    used = strategy.relax(values, jax.random.key(0), np.int32(step))
+    logged = loop._Loop._describe(types.SimpleNamespace(strategy=strategy), values, strategy.temperature_at(step))
+    for name in SPECS:
+      np.testing.assert_allclose(shown.mixing(name)[i], used[name], rtol=1e-5)
+      entropies = -np.sum(used[name] * np.log(used[name]), axis=-1)
+      assert logged[f'entropy_{name}'] == pytest.approx(float(np.mean(entropies)), rel=1e-5)
+    # An architecture is derived at a temperature of 1.
+    assert shown.genotype(i) == strategy.derive(values)
