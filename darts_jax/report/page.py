@@ -23,6 +23,9 @@ def render(run: Run) -> str:
   times = run.times(run.alphas.steps) if run.alphas else np.zeros(0)
   epochs = times if run.epochs else np.zeros(len(times))
   warnings = diagnostics.warnings(records, genotype, mixing, epochs, run.num_epochs)
+  doubts = run.alphas.doubts() if run.alphas else None
+  if doubts is not None and doubts.message is not None:
+    warnings.append(f'{doubts.message[0].upper()}{doubts.message[1:]}.')
   dataset = html.text(run.dataset or run.setting('dataset') or 'Unnamed dataset')
   body = ''.join(
     [

@@ -168,6 +168,19 @@ class Alphas:
     mixing = {cell: self.preferences(cell)[snapshot] for cell in cells}
     return derive.derive_genotype(mixing, {cell: self.spec(cell) for cell in mixing})
 
+  def doubts(self) -> derive.Doubts | None:
+    """What of the latest architecture is in doubt by how far α moved since the snapshot before.
+
+    None if edges are decided one after the other, there is one snapshot alone, or no architecture can be derived.
+    """
+    if self.decides or len(self.steps) < 2:
+      return None
+    before, after = ({cell: self.preferences(cell)[i] for cell in self.alphas} for i in (-2, -1))
+    try:
+      return derive.doubts(before, after, {cell: self.spec(cell) for cell in self.alphas})
+    except ValueError:
+      return None
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:

@@ -42,6 +42,8 @@ class Result:
     finished: whether all epochs were done; not so after an interruption.
     interrupted: whether a signal asked for an end, which ends a sequence of searches even if this one is finished.
     report: path of the report page.
+    warning: one line if the genotype would be another one if α moved once more as far as in the last epoch (see
+      `darts_jax.derive.doubts`); None in other processes than the first.
   """
 
   genotype: AnyGenotype
@@ -51,6 +53,7 @@ class Result:
   finished: bool
   interrupted: bool
   report: pathlib.Path
+  warning: str | None = None
 
 
 def make_strategy(settings: Search | RecurrentSearch) -> Strategy:
@@ -113,7 +116,7 @@ def run_side_by_side(config: Mapping[str, Any], workdir: str | pathlib.Path) -> 
     loop = _Loop(settings, workdir, searcher, data, guard, folders)
     state, last_epoch, finished, requested = loop.run()
   alphas = loop.alphas(state)
-  reports = loop.reports()
+  reports, warnings = loop.reports(), loop.warnings()
   return [
     Result(
       loop.strategy.derive(alphas[i]),
@@ -123,6 +126,7 @@ def run_side_by_side(config: Mapping[str, Any], workdir: str | pathlib.Path) -> 
       finished,
       requested is not None,
       reports[i],
+      warnings[i],
     )
     for i in range(len(folders))
   ]
@@ -304,6 +308,22 @@ class _Loop(Loop[SearchState]):
 
   def epoch_done(self, state: SearchState, step: int, epoch: int) -> None:
     self._write_alphas(state, step, epoch, [turned.scores for turned in self._turned])
+
+  def finish(self, state: SearchState) -> None:
+    alone = len(self.folders) == 1
+    found = [
+      warning if alone else f'{folder.name}: {warning}'
+      for folder, warning in zip(self.folders, self.warnings(), strict=True)
+      if warning is not None
+    ]
+    if found:
+      self.write('event', self.total, {'event': 'not_settled', 'message': '; '.join(found)})
+
+  def warnings(self) -> list[str | None]:
+    """For each search a line if its genotype is not settled; of other processes than the first, none."""
+    moves = [history.last_epoch(self.strategy.space) for history in self._histories] or [None] * len(self.folders)
+    found = [None if move is None else self.strategy.doubts(*move) for move in moves]
+    return [None if doubts is None else doubts.message for doubts in found]
 
   def report(self, folder: pathlib.Path) -> pathlib.Path:
     with named_errors(folder):

@@ -1,7 +1,7 @@
 """The history of α, and of what a strategy scores edges by, in a search's working directory."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,13 @@ class AlphaHistory:
     partial = self._path.with_name('alphas.partial.npz')
     np.savez(partial, allow_pickle=False, **arrays)
     partial.replace(self._path)
+
+  def last_epoch(self, specs: Collection[str]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]] | None:
+    """α of the kinds of cells before and after the last epoch that was done; None before there is one."""
+    if len(self._series['step']) < 2:
+      return None
+    before, after = ({name: np.asarray(self._series[name][i]) for name in specs} for i in (-2, -1))
+    return before, after
 
 
 def _left(space: CellSpec, spec: CellSpec) -> np.ndarray:

@@ -6,7 +6,7 @@ import pytest
 
 from darts_jax.genotype import search_space
 from darts_jax.relaxation import Annealing
-from darts_jax.report import workdir
+from darts_jax.report import page, workdir
 from darts_jax.search import loop
 from darts_jax.search.darts import Darts
 from darts_jax.search.records import AlphaHistory
@@ -94,3 +94,38 @@ def test_weights_and_entropies_that_are_shown_are_those_of_the_supernet(tmp_path
       assert logged[f'entropy_{name}'] == pytest.approx(float(np.mean(entropies)), rel=1e-5)
     # An architecture is derived at a temperature of 1.
     assert shown.genotype(i) == strategy.derive(values)
+
+
+@pytest.mark.parametrize(('resumed', 'said'), [(False, True), (True, True), (False, False)])
+def test_a_search_that_hardly_moved_says_so_in_log_and_result(tmp_path, resumed, said):
+  """Of the three edges into node 3 two are kept; operations lead by less, or more, than the last epoch moved them."""
+  before = {name: np.tile(np.float32([0, 0.01, 0]), (SPEC.num_edges, 1)) for name in SPECS}
+  after = {name: np.tile(np.float32([0, 0, 0.001]), (SPEC.num_edges, 1)) for name in SPECS}
+  history = AlphaHistory(tmp_path, DARTS, None)
+  history.append(0, 0, before, DARTS, {})
+  if not said:
+    before = {name: value + [[0, 0, 1 + row] for row in range(5)] for name, value in after.items()}
+    history.append(11, 1, before, DARTS, {})
+    after = {name: value + np.array([0, 1e-3, 0]) for name, value in before.items()}
+  history.append(22, 2, after, DARTS, {})
+  noted = []
+  search = object.__new__(loop._Loop)
+  search.folders, search.strategy, search.total = [tmp_path], DARTS, 22
+  search._histories = [AlphaHistory(tmp_path, DARTS, 22) if resumed else history]
+  search.write = lambda *args: noted.append(args)
+  search.finish(None)
+  if not said:
+    assert (noted, search.warnings()) == ([], [None])
+    return
+  [warning] = search.warnings()
+  assert noted == [('event', 22, {'event': 'not_settled', 'message': warning})]
+  assert warning.startswith('the genotype is not settled: 4 of its 8 edges and 8 of their operations would be others')
+  # Node 2 keeps both of its edges whatever happens.
+  shown = page.render(workdir.read(tmp_path))
+  assert f'{warning[1:]}.' in shown
+
+
+def test_a_first_epoch_is_nothing_to_go_by(tmp_path):
+  history = AlphaHistory(tmp_path, DARTS, None)
+  history.append(0, 0, alphas(0), DARTS, {})
+  assert history.last_epoch(SPECS) is None
