@@ -103,7 +103,8 @@ def _norm(name: str, affine: bool = False) -> nn.BatchNorm:
 
 
 def _factorized(name: str, x: Array, features: int) -> Array:
-  x = nn.relu(x)
+  # An odd side is followed by zeros.
+  x = jnp.pad(nn.relu(x), [(0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)])
   halves = [_conv(f'{name}_{i}', features // 2, stride=2)(x[:, i:, i:]) for i in range(2)]
   return jnp.concatenate(halves, axis=-1)
 

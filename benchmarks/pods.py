@@ -59,7 +59,7 @@ from darts_jax.hypergradient import Pass
 from darts_jax.runtime.compilation import compile_with_report
 from darts_jax.runtime.files import user_path
 from darts_jax.runtime.mesh import replicated
-from darts_jax.search.images import ImageSearcher, check_images
+from darts_jax.search.images import ImageSearcher
 from darts_jax.search.loop import make_strategy
 from darts_jax.search.settings import Search, check_alone, read
 from darts_jax.search.state import Halves
@@ -200,7 +200,6 @@ def shapes_only(settings: Search, image: str | None, classes: int, num_images: i
     noise = np.zeros((1, *shape), np.uint8)
     mean, std = (127.5,) * shape[-1], (73.6,) * shape[-1]
     found = Images(image, noise, np.zeros(1, np.int32), None, None, classes, mean, std)
-  check_images(found, settings.network.stem)
   images = np.broadcast_to(np.uint8(0), (num_images, *found.x_train.shape[1:]))
   return dataclasses.replace(found, x_train=images, y_train=np.broadcast_to(np.int32(0), num_images))
 

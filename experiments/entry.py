@@ -140,6 +140,8 @@ def _exit_with(parsed: Callable[[], int], usage: str) -> None:
   if {'-h', '-help', '--help'}.intersection(sys.argv):
     print(usage)
     sys.exit()
+  # What a config calls float32 is float32, whatever `JAX_ENABLE_X64` says.
+  jax.config.update('jax_enable_x64', False)
   try:
     code = parsed()
   except processes.AgreedError as error:

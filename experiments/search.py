@@ -40,6 +40,8 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path) -> int:
     return 130
   for result in results if processes.is_first() else ():
     print(f'genotype: {genotype.to_dict(result.genotype)}')
+    if result.warning is not None:
+      print(f'warning: {result.warning}', file=sys.stderr)
     if math.isnan(result.valid_accuracy):
       print(f'validation perplexity of the supernet: {perplexity(result.valid_loss):.2f}')
     else:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from darts_jax.derive import derive_cell, derive_genotype
+from darts_jax.derive import Doubts, derive_cell, derive_genotype, doubts
 from darts_jax.genotype import CellSpec, Edge, RecurrentGenotype, from_dict, recurrent_search_space, search_space
 
 FOLDER = pathlib.Path(__file__).parent / 'goldens'
@@ -146,3 +146,45 @@ def test_mixing_weights_that_stand_for_no_cell_are_refused(mixing, spec, message
   with pytest.raises(ValueError, match=f'^{re.escape(message)}') as error:
     derive_cell(mixing, spec)
   assert '\n' not in str(error.value)
+
+
+# Of every edge none, max_pool_3x3, skip_connect and sep_conv_3x3; the edges into node 2, then those into node 3.
+FIRM = np.array(
+  [[0.1, 0.5, 0.2, 0.2], [0.5, 0.1, 0.3, 0.1], [0.1, 0.2, 0.1, 0.6], [0.1, 0.2, 0.3, 0.4], [0.2, 0.5, 0.2, 0.1]]
+)
+
+
+@pytest.mark.parametrize(
+  ('moved', 'edges', 'operations'),
+  [
+    # The least leads: of operations 0.1, on the edge that is not kept, and 0.2; of edges 0.5 over 0.4.
+    ({}, 0, 0),
+    ({(0, 1): 0.29}, 0, 0),
+    # A leader that came from as far behind as it is ahead.
+    ({(0, 1): 0.31}, 0, 1),
+    # The runner-up has moved as much as it is behind, in whatever direction.
+    ({(1, 2): -0.09, (1, 1): 0.12}, 0, 1),
+    # `none` counts for nothing, nor does an operation on an edge that is not kept.
+    ({(1, 0): 0.9, (3, 2): 0.09}, 0, 0),
+    # The edge that is not kept comes up to the weaker of the others, or to both.
+    ({(3, 3): 0.11}, 1, 0),
+    ({(3, 3): 0.21}, 2, 0),
+    ({(4, 1): 0.11}, 1, 0),
+  ],
+)
+def test_choices_are_in_doubt_within_what_weights_moved(moved, edges, operations):
+  before = FIRM.copy()
+  for place, change in moved.items():
+    before[place] -= change
+  assert doubts({'normal': before}, {'normal': FIRM}, {'normal': SMALL}) == Doubts(4, edges, operations)
+  message = Doubts(4, edges, operations).message
+  assert (message is None) == (not edges and not operations)
+
+
+def test_ties_and_recurrent_cells_are_in_doubt_too():
+  """Nodes of a recurrent cell keep one edge; the first has no other."""
+  spec = recurrent_search_space(('none', 'tanh', 'relu'), num_nodes=2)
+  same = {'recurrent': np.full((3, 3), 1 / 3)}
+  found = doubts(same, same, {'recurrent': spec})
+  assert found == Doubts(2, 1, 2)
+  assert found.message.startswith('the genotype is not settled: 1 of its 2 edges and 2 of their operations would be')

@@ -14,7 +14,7 @@ from darts_jax.nets.bilinear import in_plain_operations
 from darts_jax.runtime import weights
 from darts_jax.runtime.durable import write_whole
 from darts_jax.runtime.files import one_line, read_bytes
-from darts_jax.runtime.precision import precisely
+from darts_jax.runtime.precision import in_float32, precisely
 from darts_jax.training.model import Model
 from darts_jax.training.restore import make_apply
 
@@ -27,6 +27,7 @@ TOLERANCE = 1e-3
 PyTree = Any
 
 
+@in_float32
 def export(model: Model, variables: PyTree, path: pathlib.Path, kind: str) -> float:
   """Writes a network to a file, unless what was written gives other logits than the network.
 

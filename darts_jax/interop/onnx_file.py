@@ -20,6 +20,8 @@ from darts_jax.training.model import Model
 #: Of the operators; runtimes from 2022 on know it.
 _OPSET, _IR_VERSION = 17, 8
 Tree = Mapping[str, Any]
+#: Height and width.
+Size = tuple[int, int]
 
 
 def build(model: Model, variables: Tree) -> Any:
@@ -72,6 +74,11 @@ def run(path: pathlib.Path, images: np.ndarray) -> np.ndarray:
   return logits
 
 
+def _halved(size: Size, times: int) -> Size:
+  """Height and width after so many strides of two, rounded up."""
+  return -(-size[0] // 2**times), -(-size[1] // 2**times)
+
+
 class _Graph:
   """Nodes and constants; a value is known by its name."""
 
@@ -115,12 +122,20 @@ class _Writer:
       last = stem('stem1', self._graph.add('Relu', before_last), 2)
     else:
       before_last = last = stem('stem', images, 1)
+    # Of the images that a cell reads.
+    size = _halved(model.image_shape[:2], 3 if model.stem == 'imagenet' else 0)
+    before = _halved(model.image_shape[:2], 2 if model.stem == 'imagenet' else 0)
     channels, reduction_before = model.channels, model.stem == 'imagenet'
     for layer in range(model.layers):
       reduction = layer in reduction_cells(model.layers)
       channels *= 2 if reduction else 1
       spec = model.genotype.cell('reduce' if reduction else 'normal')
-      before_last, last = last, self._cell(layer, spec, (before_last, last), channels, reduction, reduction_before)
+      sizes = before, size
+      before_last, last = (
+        last,
+        self._cell(layer, spec, (before_last, last), sizes, channels, reduction, reduction_before),
+      )
+      before, size = size, _halved(size, int(reduction))
       reduction_before = reduction
     pooled = self._graph.add('Flatten', self._graph.add('GlobalAveragePool', last))
     weights = self._graph.constant('classifier/weights', params['classifier'])
@@ -131,6 +146,7 @@ class _Writer:
     layer: int,
     spec: CellSpec,
     inputs: tuple[str, str],
+    sizes: tuple[Size, Size],
     channels: int,
     reduction: bool,
     reduction_before: bool,
@@ -142,7 +158,7 @@ class _Writer:
       kernel = params[f'preprocess{i}']['kernel']
       name = f'{scope}/preprocess{i}'
       if i == 0 and reduction_before:
-        y = self._factorized_reduce(x, kernel[:, :, 0], name)
+        y = self._factorized_reduce(x, kernel[:, :, 0], name, sizes[0])
       else:
         y = self._conv(self._graph.add('Relu', x), kernel[0][None, None], name)
       norm = params['preprocess_bn'], stats['preprocess_bn']
@@ -155,7 +171,8 @@ class _Writer:
         member = used.get((edge.source, operation), 0)
         used[edge.source, operation] = member + 1
         stride = 2 if reduction and edge.source < NUM_INPUTS else 1
-        writer = _Edges(self, spec, edge.source, f'{scope}/node{edge.source}', params, stats, channels, stride)
+        node = f'{scope}/node{edge.source}'
+        writer = _Edges(self, spec, edge.source, node, params, stats, channels, stride, sizes[1])
         arriving.append(writer.operation(states[edge.source], operation, member))
       states.append(self._graph.add('Sum', *arriving) if len(arriving) > 1 else arriving[0])
     return self._graph.add('Concat', *(states[node] for node in spec.concat), axis=1)
@@ -185,10 +202,13 @@ class _Writer:
     names = [self._graph.constant(f'{name}/{kind}', a[own]) for kind, a in zip(kinds, arrays, strict=True)]
     return self._graph.add('BatchNormalization', x, *names, epsilon=BN_EPSILON)
 
-  def _factorized_reduce(self, x: str, kernel: Any, name: str) -> str:
+  def _factorized_reduce(self, x: str, kernel: Any, name: str, size: Size) -> str:
     """With `[2, C, D/2]`."""
     graph = self._graph
     x = graph.add('Relu', x)
+    if size[0] % 2 or size[1] % 2:
+      margins = [0, 0, 0, 0, 0, 0, size[0] % 2, size[1] % 2]
+      x = graph.add('Pad', x, graph.constant(f'{name}/margins', np.array(margins), np.int64))
     bounds = [graph.constant(f'{name}/{kind}', np.array(v), np.int64) for kind, v in _SHIFT.items()]
     shifted = graph.add('Slice', x, *bounds)
     halves = [
@@ -214,6 +234,7 @@ class _Edges:
     stats: Tree,
     channels: int,
     stride: int,
+    size: Size,
   ) -> None:
     self._writer = writer
     self._graph = writer._graph
@@ -222,6 +243,7 @@ class _Edges:
     self._stats: Tree = stats.get(f'node{source}', {})
     self._channels = channels
     self._stride = stride
+    self._size = size
     counts = {operation: len(members) for operation, members in operation_groups(spec, source).items()}
     twice, once = separable_filters(tuple(counts.items()))
     others = [name for name in counts if name == 'conv_7x1_1x7' or (name == 'skip_connect' and stride == 2)]
@@ -241,7 +263,7 @@ class _Edges:
       if self._stride == 1:
         return x
       kernel = self._params[name]['kernel'][:, :, member]
-      return self._norm(writer._factorized_reduce(x, kernel, scope), 'bn0', name, member)
+      return self._norm(writer._factorized_reduce(x, kernel, scope, self._size), 'bn0', name, member)
     if name == 'conv_7x1_1x7':
       kernels = self._params[name]
       x = graph.add('Relu', x)

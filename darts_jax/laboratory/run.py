@@ -22,6 +22,7 @@ from darts_jax.runtime.compilation import enable_cache
 from darts_jax.runtime.durable import write_whole
 from darts_jax.runtime.files import one_line, read_object, user_path
 from darts_jax.runtime.lock import locked
+from darts_jax.runtime.precision import in_float32
 from darts_jax.runtime.workdir import named_errors
 from darts_jax.search.settings import Search
 from darts_jax.settings import build
@@ -31,6 +32,7 @@ class Interrupted(RuntimeError):
   """A search was interrupted and saved."""
 
 
+@in_float32
 def run(
   config: Mapping[str, Any], workdir: str | os.PathLike[str], *, checkpoint: str | None = None, search: bool = False
 ) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from darts_jax.runtime.checkpoint import Checkpoints, claims
 from darts_jax.runtime.files import user_path
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.runtime.workdir import CHECKPOINTS
-from darts_jax.search.images import ImageSearcher, check_images, divide
+from darts_jax.search.images import ImageSearcher, divide
 from darts_jax.search.loop import make_strategy
 from darts_jax.search.state import Halves, SearchState
 from darts_jax.search.step import Optimizers
@@ -112,7 +112,6 @@ class SupernetLab:
     search = settings.search
     try:
       images = search.data.load()
-      check_images(images, search.network.stem)
     except ValueError as error:
       # Data name the fields of a search, which are a part of the laboratory's.
       raise ValueError(rename(str(error), 'config.search')) from error

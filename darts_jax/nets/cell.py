@@ -95,7 +95,8 @@ class Cell(nn.Module):
     """Computes the cell.
 
     Args:
-      before_last: `[N, H, W, ·]`, output of the cell before the last one (`[N, 2H, 2W, ·]` after a reduction).
+      before_last: `[N, H, W, ·]`, output of the cell before the last one; after a reduction, of an image that has
+        become this size by it.
       last: `[N, H, W, ·]`, output of the last cell.
       mixing: `[E, O]` mixing weights, rows and columns as `spec` says; none for a discrete cell.
       drop_path: `[E, N]`, what the edges of a discrete cell are multiplied with for every image, but for identities;
@@ -103,10 +104,7 @@ class Cell(nn.Module):
       train: whether BN uses the statistics of the batch.
 
     Returns:
-      `[N, H', W', len(spec.concat) · C]`, with H' = H/2 in a reduction cell.
-
-    Raises:
-      ValueError: the height or width is odd where it has to be halved.
+      `[N, H', W', len(spec.concat) · C]`, with H' = ⌈H/2⌉ in a reduction cell.
     """
     if self.reduction_before:
       first = FactorizedReduce(self.channels, 1, self.smooth, name='preprocess0')(before_last)[0]

@@ -72,6 +72,25 @@ def sum_pixels(images: Sequence[Array], shape: Shape) -> Array:
   return sum_pixels_p.bind(*images, shape=shape)[0]
 
 
+def middle_pixels(images: Sequence[Array], shape: Shape) -> Array:
+  """`[K, *shape]`: a pixel of each image for every sum over pixels; a constant to derivatives."""
+  return lax.stop_gradient(middle_pixels_p.bind(*map(lax.stop_gradient, images), shape=shape)[0])
+
+
+def shifted_sums(images: Sequence[Array], shifts: Array) -> tuple[Array, Array]:
+  """Sums over pixels of `x − s` and of `(x − s)²`, in one pass over the images.
+
+  Args:
+    images: of one shape and dtype.
+    shifts: of the same dtype, as factors of each image; constants to derivatives.
+
+  Returns:
+    Both sums, of the shape of the shifts.
+  """
+  sums, squares = shifted_sums_p.bind(*images, lax.stop_gradient(shifts))
+  return sums, squares
+
+
 def sum_rows(stacks: Sequence[Array]) -> Array:
   """Sums over `P` of `K` stacks `[L, P, C]`, for lowerings on CPU.
 
@@ -231,6 +250,51 @@ def _pixel_sums(*images: Array, shape: Shape) -> Array:
   return sum_rows([_rows(x, shape) for x in images])
 
 
+def _middle_pixels(*images: Array, shape: Shape) -> list[Array]:
+  kept = (1,) * (images[0].ndim - len(shape)) + shape
+  starts = [(size - left) // 2 for size, left in zip(images[0].shape, kept, strict=True)]
+  ends = [start + left for start, left in zip(starts, kept, strict=True)]
+  return [jnp.stack([lax.slice(x, starts, ends).reshape(shape) for x in images])]
+
+
+def _middle_pixels_on_cpu(*images: Array, shape: Shape) -> list[Array]:
+  found: list[Array] = computed_once(_middle_pixels, *images, shape=shape)
+  return found
+
+
+def _shifted(*args: Array) -> list[Array]:
+  *images, shifts = args
+  return [wide(x) - wide(s) for x, s in zip(images, shifts, strict=True)]
+
+
+def _shifted_sums(*args: Array, add: Callable[[Sequence[Array], Shape], Array] = _summed) -> list[Array]:
+  shape, left = args[-1].shape[1:], _shifted(*args)
+  return [add(parts, shape).astype(args[-1].dtype) for parts in (left, [x * x for x in left])]
+
+
+def _shifted_sums_on_cpu(*args: Array) -> list[Array]:
+  sums = computed_once(_shifted_rows, *args).astype(args[-1].dtype)
+  return list(sums.reshape(2, *args[-1].shape))
+
+
+def _shifted_rows(*args: Array) -> Array:
+  *images, shifts = args
+  shape = shifts.shape[1:]
+  rows = [(_rows(x, shape), _rows(s, shape)) for x, s in zip(images, shifts, strict=True)]
+  parts = [computed_once(_some_shifted, *pair) for pair in rows]
+  return sum_rows([_joined(each) for each in zip(*parts, strict=True)])
+
+
+def _some_shifted(x: Array, s: Array) -> tuple[Array, Array]:
+  """`[L, P, C]` and `[L, 1, C]` → `[L, P / some, C]`, of `x − s` and its square."""
+  sums, pixels, channels = x.shape
+  some = max(n for n in range(1, _PIXELS + 1) if pixels % n == 0)
+  left, zero = (x - s).reshape(sums, -1, some, channels), jnp.zeros((), x.dtype)
+  # Both in one kernel, which is twice as fast as one for each.
+  first, second = lax.reduce((left, left * left), (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), (2,))
+  return first, second
+
+
 def _joined(parts: Sequence[Array]) -> Array:
   """As columns of one matrix, or in a longer stack of matrices, so that what comes of them is in their order."""
   return lax.concatenate(parts, 2 if len(parts[0]) == 1 else 0)
@@ -293,21 +357,24 @@ def _linear(
       return [ad.Zero(x.aval) for x in args]
     return transpose([ad.instantiate_zeros(ct) for ct in cotangents], args)
 
-  def batch(args: Sequence[Array], axes: Sequence[Any], *, shape: Shape) -> tuple[list[Array], list[int]]:
-    # One after the other, as in `darts_jax.nets.bilinear`.
-    stacked = [
-      jnp.moveaxis(x, axis, 0)
-      if axis is not None
-      else jnp.broadcast_to(x, (next(a.shape[i] for a, i in zip(args, axes, strict=True) if i is not None), *x.shape))
-      for x, axis in zip(args, axes, strict=True)
-    ]
-    results = lax.map(lambda each: primitive.bind(*each, shape=shape), stacked)
-    return results, [0] * len(results)
-
   ad.primitive_jvps[primitive] = jvp
   ad.primitive_transposes[primitive] = transposed
-  batching.primitive_batchers[primitive] = batch
+  batching.primitive_batchers[primitive] = functools.partial(_batch, primitive)
   return primitive
+
+
+def _batch(
+  primitive: Primitive, args: Sequence[Array], axes: Sequence[Any], **params: Any
+) -> tuple[list[Array], list[int]]:
+  # One after the other, as in `darts_jax.nets.bilinear`.
+  stacked = [
+    jnp.moveaxis(x, axis, 0)
+    if axis is not None
+    else jnp.broadcast_to(x, (next(a.shape[i] for a, i in zip(args, axes, strict=True) if i is not None), *x.shape))
+    for x, axis in zip(args, axes, strict=True)
+  ]
+  results = lax.map(lambda each: primitive.bind(*each, **params), stacked)
+  return results, [0] * len(results)
 
 
 def _laid_out(context: Any, x: Any) -> Any:
@@ -342,3 +409,37 @@ sum_pixels_p = _linear(
   on_cpu=_sum_pixels_on_cpu,
   on_gpu=_sum_pixels_on_gpu,
 )
+
+
+middle_pixels_p = Primitive('middle_pixels')
+middle_pixels_p.multiple_results = True
+middle_pixels_p.def_impl(jax.jit(middle_pixels_p.bind, static_argnames='shape'))
+middle_pixels_p.def_abstract_eval(_sum_pixels_aval)
+lower_as(middle_pixels_p, _middle_pixels, cpu=_middle_pixels_on_cpu)
+batching.primitive_batchers[middle_pixels_p] = functools.partial(_batch, middle_pixels_p)
+
+shifted_sums_p = Primitive('shifted_sums')
+shifted_sums_p.multiple_results = True
+shifted_sums_p.def_impl(jax.jit(shifted_sums_p.bind))
+
+
+@shifted_sums_p.def_abstract_eval
+def _shifted_sums_aval(*args: Any) -> list[jax.core.ShapedArray]:
+  return [jax.core.ShapedArray(args[-1].shape, args[-1].dtype)] * 2
+
+
+def _shifted_sums_jvp(primals: Sequence[Array], tangents: Sequence[Any]) -> tuple[list[Array], list[Array]]:
+  *images, shifts = primals
+  shape = shifts.shape[1:]
+  moving = [ad.instantiate_zeros(t) for t in tangents[:-1]]
+  sums = sum_pixels(moving, shape)
+  # Linear maps that there are for other reasons, too.
+  squares = 2 * (sum_products(images, moving, shape) - shifts * sums)
+  return shifted_sums_p.bind(*primals), [sums, squares]
+
+
+lower_as(
+  shifted_sums_p, _shifted_sums, cpu=_shifted_sums_on_cpu, gpu=functools.partial(_shifted_sums, add=_sums_of_stack)
+)
+ad.primitive_jvps[shifted_sums_p] = _shifted_sums_jvp
+batching.primitive_batchers[shifted_sums_p] = functools.partial(_batch, shifted_sums_p)

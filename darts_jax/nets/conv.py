@@ -1,5 +1,6 @@
 """The convolutional networks: the supernet of a search, and the network of a found architecture [DARTS §3.1]."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -13,9 +14,6 @@ from darts_jax.nets.dense import dense_conv
 from darts_jax.nets.layers import WHOLE_BATCH, BatchNorm, NormGroups, activate, uniform_fan_in
 
 Array = jax.Array
-
-#: Sides of the images that a cell can halve have to be divisible by this much after the stem: there are two such cells.
-_HALVINGS = 4
 
 
 def reduction_cells(num_layers: int) -> tuple[int, ...]:
@@ -163,7 +161,7 @@ class Network(nn.Module):
     for layer, (_, cell) in enumerate(cells):
       before_last, last = last, compute_cell(cell, before_last, last, None if factors is None else factors[layer])
       if self.auxiliary and layer == 2 * self.num_layers // 3 and (train or self.is_initializing()):
-        head = AuxiliaryHead(self.num_classes, 2 if imagenet else 3, self.auxiliary_norm, name='auxiliary')
+        head = AuxiliaryHead(self.num_classes, _auxiliary_stride(self.stem), self.auxiliary_norm, name='auxiliary')
         auxiliary = head(last, train=train)
     return Logits(_classify(self, 'classifier', last, self.num_classes), auxiliary)
 
@@ -210,6 +208,10 @@ def drop_path_factors(key: Array, rate: Array | float, shape: tuple[int, ...]) -
   return jax.random.bernoulli(key, kept, shape) / kept
 
 
+def _auxiliary_stride(stem: str) -> int:
+  return 2 if stem == 'imagenet' else 3
+
+
 def auxiliary_size(stride: int) -> int:
   """The smallest image, in pixels a side, that an auxiliary head can read: a 2×2 convolution after a pool of 5×5."""
   return 5 + stride
@@ -217,18 +219,40 @@ def auxiliary_size(stride: int) -> int:
 
 def check_image_size(height: int, width: int, *, stem: str = 'cifar', auxiliary: bool = False) -> None:
   """Raises a ValueError, which names `image_size`, unless a network can be built for images of this size."""
-  shrinking = 8 if stem == 'imagenet' else 1
-  factor = shrinking * _HALVINGS
-  if height % factor or width % factor:
-    raise ValueError(
-      f'image_size: {height}×{width} is not allowed; the stem {stem!r} and two reduction cells need sides divisible'
-      f' by {factor}'
-    )
   # The head reads the output of the second reduction cell.
-  needed = auxiliary_size(2 if stem == 'imagenet' else 3) * factor
+  factor = 4 * (8 if stem == 'imagenet' else 1)
+  needed = (auxiliary_size(_auxiliary_stride(stem)) - 1) * factor + 1
   if auxiliary and min(height, width) < needed:
     raise ValueError(
       f'image_size: {height}×{width} is too small for an auxiliary head; it needs sides of {needed} pixels'
+    )
+
+
+def check_statistics(
+  field: str, examples: int, height: int, width: int, num_layers: int, *, stem: str = 'cifar', auxiliary: bool = False
+) -> None:
+  """Raises a ValueError unless BN, in training, sees more than one number of every channel, which it would make zero.
+
+  Args:
+    field: the setting that says how many examples share statistics.
+    examples: their number.
+    height: of images.
+    width: likewise.
+    num_layers: of the network.
+    stem: of the network.
+    auxiliary: whether the network has an auxiliary head whose last convolution is followed by BN.
+  """
+  halvings = len(reduction_cells(num_layers)) + (3 if stem == 'imagenet' else 0)
+  # Rounded up at each.
+  sides = [-(-side // 2**halvings) for side in (height, width)]
+  pixels = math.prod(sides)
+  if auxiliary:
+    stride = _auxiliary_stride(stem)
+    pixels = min(pixels, math.prod((side - 5) // stride for side in sides))
+  if examples * pixels == 1:
+    raise ValueError(
+      f'{field}: {examples} is not allowed with images of {height}×{width} pixels, of which the network leaves 1×1:'
+      ' batch normalisation would make a single number of every channel zero; larger batches or images are needed'
     )
 
 

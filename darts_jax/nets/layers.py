@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 
 from darts_jax.nets.bilinear import Bilinear, DirectSum
-from darts_jax.nets.channels import scale_channels, spread, stack_rows, sum_pixels, sum_products
+from darts_jax.nets.channels import middle_pixels, scale_channels, shifted_sums, spread, stack_rows
 from darts_jax.runtime.mesh import UNSHARED, Shards
 
 Array = jax.Array
@@ -138,7 +138,10 @@ class NormGroups:
     return local, devices
 
   def moments(self, *images: Array) -> tuple[Array, Array]:
-    """Means of `x` and `x²` over all but the first and last axes of stacks `[Mₖ, N, …, Cₖ]`, side by side.
+    """Means and variances over all but the first and last axes of stacks `[Mₖ, N, …, Cₖ]`, side by side.
+
+    In one pass, of the difference to a number that is about as large as the mean: E[x²] − E[x]² would be nothing but
+    rounding where the mean is a thousand standard deviations from zero.
 
     Returns:
       `[ΣMC]` each, of the group that these examples belong to; or `[G, ΣMC]`, if they are several groups.
@@ -146,19 +149,44 @@ class NormGroups:
     local, devices = self.divide(images[0].shape[1])
     parts = [x if local == 1 else x.reshape(x.shape[0], local, -1, x.shape[-1]) for x in images]
     pixels = parts[0].size // (parts[0].shape[0] * local * parts[0].shape[-1])
-    found: list[tuple[Array, Array]] = []
+    found: list[tuple[Array, Array, Array]] = []
     for shape, group in itertools.groupby(parts, lambda x: x.shape):
       some = list(group)
       each = (shape[0], local, *[1] * (len(shape) - 3), shape[-1])
-      found.append((sum_pixels(some, each), sum_products(some, some, each)))
+      shifts = _rounded(middle_pixels(some, each))
+      found.append((shifts, *shifted_sums(some, shifts)))
 
-    def mean_of(sums: Sequence[Array]) -> Array:
+    def in_order(values: Sequence[Array]) -> Array:
       # From `[K, M, G, 1, C]` to `[G, K·M·C]`.
-      ordered = [x.reshape(-1) if local == 1 else jnp.moveaxis(x[:, :, :, 0], 2, 0).reshape(local, -1) for x in sums]
-      return jnp.concatenate(ordered, axis=-1) / pixels
+      ordered = [x.reshape(-1) if local == 1 else jnp.moveaxis(x[:, :, :, 0], 2, 0).reshape(local, -1) for x in values]
+      return jnp.concatenate(ordered, axis=-1)
 
-    mean, square = (mean_of(sums) for sums in zip(*found, strict=True))
-    return self.shards.mean((mean, square), devices)
+    shift, first, second = (in_order(values) for values in zip(*found, strict=True))
+    first, second = first / pixels, second / pixels
+    if devices > 1:
+      shift, first, second = self._of_all(shift, first, second, devices)
+    return shift + first, jnp.maximum(second - first * first, 0)
+
+  def _of_all(self, shift: Array, first: Array, second: Array, devices: int) -> tuple[Array, Array, Array]:
+    """Means of `x − s` and `(x − s)²` over devices, for one `s`, from those for a shift of each; in one all-reduce.
+
+    What is large has a third of the digits of a number, so that products of two, and sums of these, are not rounded.
+    """
+    large = lax.stop_gradient(_rounded(first))
+    small = first - large
+    whole = (shift, shift * shift, large, shift * large, small, second + 2 * shift * small)
+    shifts, squares, larges, products, smalls, seconds = self.shards.total(whole, devices)
+    common = _rounded(shifts / devices)
+    apart = shifts - devices * common
+    between = (squares - common * shifts) - common * apart
+    across = 2 * (products - common * larges) - 2 * common * smalls
+    return common, (apart + larges + smalls) / devices, (seconds + across + between) / devices
+
+
+def _rounded(x: Array) -> Array:
+  """`x` to a third of its binary digits."""
+  kinds = jnp.finfo(x.dtype)
+  return lax.reduce_precision(x, kinds.nexp, kinds.nmant // 3)
 
 
 #: Statistics of the whole batch.
@@ -168,10 +196,10 @@ WHOLE_BATCH = NormGroups()
 class BatchNorm(nn.Module):
   """Batch normalisation over all but the last axis [DARTS §A]: ε = 1e-5, running statistics with decay 0.9.
 
-  In training the statistics of the batch are used, computed in one pass as E[x] and E[x²]. Running statistics are
-  updated when the collection `batch_stats` is mutable, the variance with the unbiased estimate. A caller who makes
-  `moments` mutable instead gets what they are updated with, at the same places, and can apply `running_average` to all
-  layers at once. Of several groups of examples these are means over those on this device.
+  In training the statistics of the batch are used (see `NormGroups.moments`). Running statistics are updated when the
+  collection `batch_stats` is mutable, the variance with the unbiased estimate. A caller who makes `moments` mutable
+  instead gets what they are updated with, at the same places, and can apply `running_average` to all layers at once. Of
+  several groups of examples these are means over those on this device.
 
   Attributes:
     affine: whether a learned scale and bias follow.
@@ -194,8 +222,7 @@ class BatchNorm(nn.Module):
       for name, initial in (('mean', jnp.zeros), ('var', jnp.ones)):
         running[name] = self.variable('batch_stats', name, initial, (sum(sizes),))
     if train:
-      mean, square = self.groups.moments(*[x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in images])
-      var = jnp.maximum(square - mean * mean, 0)
+      mean, var = self.groups.moments(*[x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in images])
       local, devices = self.groups.divide(images[0].shape[1])
       count = images[0].size * devices // (sizes[0] * local)
       for name, value in (('mean', mean), ('var', var * (count / max(count - 1, 1)))):

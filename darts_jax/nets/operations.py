@@ -33,6 +33,7 @@ from darts_jax.nets.layers import (
   pointwise_convs_of_channels,
   uniform_fan_in,
 )
+from darts_jax.nets.padding import pad_images
 from darts_jax.nets.pooling import avg_pool, max_pool
 
 Array = jax.Array
@@ -56,6 +57,8 @@ class ReluConv(nn.Module):
 class FactorizedReduce(nn.Module):
   """Halves the image: ReLU and two 1×1 stride-2 convolutions, the second one pixel further down and right.
 
+  An image with an odd side is followed by zeros, below or on the right, so that both have ⌈H/2⌉ × ⌈W/2⌉ pixels.
+
   Attributes:
     features: channels of an edge's output, half of them from each convolution.
     edges: number of edges `M`.
@@ -69,12 +72,10 @@ class FactorizedReduce(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     channels, half = x.shape[-1], self.features // 2
-    if x.shape[1] % 2 or x.shape[2] % 2:
-      raise ValueError(
-        f'image size: {x.shape[1]}×{x.shape[2]} cannot be halved at a reduction cell; both have to be even'
-      )
     kernel = self.param('kernel', uniform_fan_in(channels), (2, channels, self.edges, half))
     x = activate(x, self.smooth)
+    if x.shape[1] % 2 or x.shape[2] % 2:
+      x = pad_images(x, (0, x.shape[1] % 2), (0, x.shape[2] % 2))
     # All edges as one product, whose columns are channels of each.
     pixels = [x[None, :, i::2, i::2] for i in range(2)]
     # For their gradients a conditional costs more than it saves.
@@ -199,8 +200,7 @@ class Operations(nn.Module):
       train: whether BN uses the statistics of the batch.
 
     Returns:
-      For every operation `[M, N, H/stride, W/stride, C]`, or `[1, N, H/stride, W/stride, C]` if its edges share it; as
-      channels `[1, N, H/stride, W/stride, M·C]`.
+      For every operation `[M, N, ⌈H/stride⌉, ⌈W/stride⌉, C]`; 1 for M if its edges share it; `[1, …, M·C]` as channels.
     """
     return self._traced_once(x, weights_gradient_wanted(), train=train, traced=(in_plain(), as_channels()))
 

@@ -23,6 +23,9 @@ def render(run: Run) -> str:
   times = run.times(run.alphas.steps) if run.alphas else np.zeros(0)
   epochs = times if run.epochs else np.zeros(len(times))
   warnings = diagnostics.warnings(records, genotype, mixing, epochs, run.num_epochs)
+  doubts = run.alphas.doubts() if run.alphas else None
+  if doubts is not None and doubts.message is not None:
+    warnings.append(f'{doubts.message[0].upper()}{doubts.message[1:]}.')
   dataset = html.text(run.dataset or run.setting('dataset') or 'Unnamed dataset')
   body = ''.join(
     [
@@ -126,6 +129,12 @@ def _mixing(run: Run, genotype: AnyGenotype | None, mixing: Mapping[str, np.ndar
     ' candidate operation, darker where its weight (softmax of α) is larger. Bold titles and red arrows mark what'
     ' the architecture at the top keeps.'
   )
+  if run.alphas.temperatures is not None:
+    first, latest = run.alphas.temperatures[[0, -1]]
+    lead += (
+      f' Weights are those of the supernet, whose softmax has a temperature of {first:.3g} at first and of {latest:.3g}'
+      ' in the end; architectures are derived at 1.'
+    )
   if run.alphas.decides:
     lead += (
       ' A decided edge has its operation alone, in the darkest colour, which otherwise stands for the largest weight on'

@@ -62,6 +62,7 @@ class Alphas:
       first state of a recurrent one is node 0.
     scores: by name, of `SCORES`, and cell type, `[T, E]` float: what the decision of a snapshot, if it had one, was
       made by. It means nothing on edges decided or removed at an earlier one. Empty for a search that does not decide.
+    temperatures: `[T]`, what the supernet divides α by before it takes the softmax; None for 1 throughout.
   """
 
   steps: np.ndarray
@@ -69,6 +70,7 @@ class Alphas:
   alphas: Mapping[str, np.ndarray]
   edges: Mapping[str, tuple[tuple[int, int], ...]]
   scores: Mapping[str, Mapping[str, np.ndarray]] = dataclasses.field(default_factory=dict)
+  temperatures: np.ndarray | None = None
 
   @property
   def decides(self) -> bool:
@@ -103,13 +105,17 @@ class Alphas:
     return tuple(sorted(found, key=lambda decision: decision.snapshot))
 
   def mixing(self, cell: str) -> np.ndarray:
-    """`[T, E, O]` mixing weights, the softmax of each edge's α; zeros on an edge whose operations are all pruned."""
-    alphas = self.alphas[cell]
-    largest = alphas.max(axis=-1, keepdims=True)
-    with np.errstate(invalid='ignore'):  # +∞ gives NaN, which is what it means
-      weights = np.exp(alphas - np.where(np.isneginf(largest), 0.0, largest))
-    total = weights.sum(axis=-1, keepdims=True)
-    return weights / np.where(total == 0.0, 1.0, total)
+    """`[T, E, O]` mixing weights of the supernet, the softmax of each edge's α at the temperature of the snapshot.
+
+    They are zero on an edge whose operations are all pruned.
+    """
+    if self.temperatures is None:
+      return self.preferences(cell)
+    return _softmax(self.alphas[cell] / self.temperatures[:, None, None])
+
+  def preferences(self, cell: str) -> np.ndarray:
+    """The same at a temperature of 1, at which architectures are derived and edges decided."""
+    return _softmax(self.alphas[cell])
 
   def spec(self, cell: str) -> CellSpec:
     """The searched cell.
@@ -161,10 +167,23 @@ class Alphas:
       for cell, spec in specs.items():
         states = self.decided(cell)[snapshot]
         decided = {row: self.operations[state] for row, state in enumerate(states) if state >= 0}
-        pairs[cell] = derive.complete_cell(self.mixing(cell)[snapshot], spec, decided)
+        pairs[cell] = derive.complete_cell(self.preferences(cell)[snapshot], spec, decided)
       return derive.make_genotype(pairs, specs)
-    mixing = {cell: self.mixing(cell)[snapshot] for cell in cells}
+    mixing = {cell: self.preferences(cell)[snapshot] for cell in cells}
     return derive.derive_genotype(mixing, {cell: self.spec(cell) for cell in mixing})
+
+  def doubts(self) -> derive.Doubts | None:
+    """What of the latest architecture is in doubt by how far α moved since the snapshot before.
+
+    None if edges are decided one after the other, there is one snapshot alone, or no architecture can be derived.
+    """
+    if self.decides or len(self.steps) < 2:
+      return None
+    before, after = ({cell: self.preferences(cell)[i] for cell in self.alphas} for i in (-2, -1))
+    try:
+      return derive.doubts(before, after, {cell: self.spec(cell) for cell in self.alphas})
+    except ValueError:
+      return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -328,6 +347,15 @@ def read(path: pathlib.Path) -> Run:
   )
 
 
+def _softmax(alphas: np.ndarray) -> np.ndarray:
+  """Over the last axis; zeros where all are −∞."""
+  largest = alphas.max(axis=-1, keepdims=True)
+  with np.errstate(invalid='ignore'):  # +∞ gives NaN, which is what it means
+    weights = np.exp(alphas - np.where(np.isneginf(largest), 0.0, largest))
+  total = weights.sum(axis=-1, keepdims=True)
+  return weights / np.where(total == 0.0, 1.0, total)
+
+
 def _read_metrics(path: pathlib.Path) -> tuple[list[Record], int]:
   lines = read_json_lines(path)
   records: list[Record] = []
@@ -411,4 +439,7 @@ def _read_alphas(path: pathlib.Path) -> Alphas:
     name = f'{score}_{cell}'
     if name in arrays:
       scores.setdefault(score, {})[cell] = array(name, 'f', shapes[cell]).astype(float)
-  return Alphas(steps.astype(int), operations, alphas, edges, scores)
+  temperatures = array('temperature', 'f', (len(steps),)).astype(float) if 'temperature' in arrays else None
+  if temperatures is not None and not np.all(temperatures > 0):
+    raise ValueError('temperature: not a positive number for each step')
+  return Alphas(steps.astype(int), operations, alphas, edges, scores, temperatures)

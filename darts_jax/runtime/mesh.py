@@ -129,10 +129,15 @@ class Shards:
     devices = devices or self.size
     if devices == 1:
       return tree
+    found: T = jax.tree.map(lambda x: x / devices, self.total(tree, devices))
+    return found
+
+  def total(self, tree: T, devices: int) -> T:
+    """Likewise, the sum."""
     assert self.size % devices == 0
     groups = None if devices == self.size else np.arange(self.size).reshape(-1, devices).tolist()
     vector, unravel = ravel_pytree(tree)
-    total: T = unravel(lax.psum(vector, 'data', axis_index_groups=groups) / devices)
+    total: T = unravel(lax.psum(vector, 'data', axis_index_groups=groups))
     return total
 
 

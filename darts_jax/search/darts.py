@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from numpy.typing import ArrayLike
 
 from darts_jax import relaxation
-from darts_jax.derive import derive_genotype
+from darts_jax.derive import Doubts, derive_genotype, doubts
 from darts_jax.genotype import AnyGenotype, CellSpec
 from darts_jax.relaxation import Annealing
 from darts_jax.search.strategy import Alphas, Strategy, normal_alphas
@@ -35,6 +35,10 @@ class Darts(Strategy):
     """See `Strategy`."""
     return normal_alphas(key, self.space, self.init_scale)
 
+  def temperature_at(self, step: int) -> float:
+    """See `Strategy`."""
+    return float(self.temperature.at(step))
+
   def over(self, num_steps: int) -> Self:
     """See `Strategy`."""
     return dataclasses.replace(self, temperature=self.temperature.over(num_steps))
@@ -46,5 +50,11 @@ class Darts(Strategy):
 
   def derive(self, alphas: Mapping[str, ArrayLike]) -> AnyGenotype:
     """The two strongest edges of every node, or in a recurrent cell the strongest, with their best operations."""
-    mixing = {name: relaxation.softmax(jnp.asarray(alphas[name])) for name in self.space}
-    return derive_genotype(mixing, self.space)
+    return derive_genotype(self._preferences(alphas), self.space)
+
+  def doubts(self, before: Mapping[str, ArrayLike], after: Mapping[str, ArrayLike]) -> Doubts:
+    """See `Strategy`."""
+    return doubts(self._preferences(before), self._preferences(after), self.space)
+
+  def _preferences(self, alphas: Mapping[str, ArrayLike]) -> Alphas:
+    return {name: relaxation.softmax(jnp.asarray(alphas[name])) for name in self.space}

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from darts_jax.data.augment import augment
 from darts_jax.data.batches import Evaluation, Examples, epoch_indices, evaluate
 from darts_jax.data.images import Images, digest, split
-from darts_jax.nets.conv import Supernet, prune_supernet
+from darts_jax.nets.conv import Supernet, check_statistics, prune_supernet
 from darts_jax.nets.layers import NormGroups, init_variables, running_average
 from darts_jax.runtime.packed import Packed
 from darts_jax.search.searcher import FIRST_PURPOSE, Searcher
@@ -28,17 +28,6 @@ PyTree = Any
 
 # What the random key of a step is folded with for each purpose.
 _ORDER, _VALID, _AUGMENT_TRAIN, _AUGMENT_VALID = range(FIRST_PURPOSE, FIRST_PURPOSE + 4)
-
-
-def check_images(images: Images, stem: str) -> None:
-  """Raises a ValueError unless both reduction cells can halve the images, after the stem."""
-  height, width = images.x_train.shape[1:3]
-  factor = 32 if stem == 'imagenet' else 4
-  if height % factor or width % factor:
-    raise ValueError(
-      f'config.data.name: images of {images.name} are {height}×{width} pixels, odd at a reduction cell;'
-      f' both sides have to be divisible by {factor}'
-    )
 
 
 def divide(images: Images, settings: Search, seed: int) -> Halves:
@@ -109,7 +98,7 @@ class ImageSearcher(Searcher[Search, Halves]):
       first_epoch: from which on this supernet is trained, with batches of one size.
 
     Raises:
-      ValueError: groups of BN and batches do not fit into each other.
+      ValueError: groups of BN and batches do not fit into each other, or are too small for the images.
     """
     num_train, num_valid = (len(part) for part in split(len(images.y_train), settings.data.validation_fraction, 0))
     sizes = [settings.batch_size + strategy.growth(epoch) for epoch in range(settings.epochs)]
@@ -123,6 +112,11 @@ class ImageSearcher(Searcher[Search, Halves]):
     groups = NormGroups(settings.batch_norm.group_size, self.shards)
     for size in sizes:
       groups.divide(size // self.shards.size)
+    shared = ('batch_norm.group_size', groups.size) if groups.size else ('batch_size', sizes[0])
+    height, width = images.x_train.shape[1:3]
+    check_statistics(
+      f'config.{shared[0]}', shared[1], height, width, settings.network.layers, stem=settings.network.stem
+    )
     self.net = Supernet(
       self.strategy.specs['normal'],
       self.strategy.specs['reduce'],

@@ -22,6 +22,7 @@ from darts_jax.runtime.interrupts import InterruptGuard
 from darts_jax.runtime.lock import locked
 from darts_jax.runtime.loop import Loop, Plan, Sums
 from darts_jax.runtime.mesh import check_batch, make_mesh
+from darts_jax.runtime.precision import in_float32
 from darts_jax.runtime.workdir import as_json, claim, claim_together, named_errors
 from darts_jax.search import images, records, text
 from darts_jax.search.darts import Darts
@@ -49,6 +50,8 @@ class Result:
     finished: whether all epochs were done; not so after an interruption.
     interrupted: whether a signal asked for an end, which ends a sequence of searches even if this one is finished.
     report: path of the report page.
+    warning: one line if the genotype would be another one if α moved once more as far as in the last epoch (see
+      `darts_jax.derive.doubts`); None in other processes than the first.
   """
 
   genotype: AnyGenotype
@@ -58,6 +61,7 @@ class Result:
   finished: bool
   interrupted: bool
   report: pathlib.Path
+  warning: str | None = None
 
 
 def make_strategy(settings: Search | RecurrentSearch) -> Strategy:
@@ -94,6 +98,7 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path) -> 'Result | Ran
   return result
 
 
+@in_float32
 def run_side_by_side(config: Mapping[str, Any], workdir: str | pathlib.Path) -> list[Result]:
   """Searches, or goes on with the search or the searches that `workdir` holds.
 
@@ -128,7 +133,7 @@ def _run(settings: Search | RecurrentSearch, workdir: pathlib.Path, folders: Seq
     loop = _Loop(settings, workdir, searcher, data, guard, folders, config)
     state, last_epoch, finished, requested = loop.run()
   alphas = loop.alphas(state)
-  reports = loop.reports()
+  reports, warnings = loop.reports(), loop.warnings()
   return [
     Result(
       loop.strategy.derive(alphas[i]),
@@ -138,6 +143,7 @@ def _run(settings: Search | RecurrentSearch, workdir: pathlib.Path, folders: Seq
       finished,
       requested is not None,
       reports[i],
+      warnings[i],
     )
     for i in range(len(folders))
   ]
@@ -158,6 +164,7 @@ def _claim(config: Mapping[str, Any], workdir: pathlib.Path, folders: Sequence[p
       claim(folder, {**config, 'seed': config['seed'] + i}, 'search')
 
 
+@in_float32
 def check(settings: Search | RecurrentSearch) -> Any:
   """Raises the ValueError that `run` would, before anything is searched.
 
@@ -178,7 +185,6 @@ def _open(settings: Search | RecurrentSearch) -> tuple[Searcher[Any, Any], Any, 
     reader = text.TextSearcher(settings, strategy, corpus, mesh)
     return reader, reader.place([texts]), corpus.fingerprint
   found = settings.data.load()
-  images.check_images(found, settings.network.stem)
   seeds = range(settings.seed, settings.seed + settings.mesh.seed)
   halves = [images.divide(found, settings, seed) for seed in seeds]
   least = min(len(half.labels) for half in halves[0])
@@ -288,15 +294,16 @@ class _Loop(Loop[SearchState]):
     return {name: np.array([each[name] for each in values]) for name in values[0]}
 
   def summary(self, state: SearchState, sums: Sums) -> dict[str, Any]:
-    details = self._joined([self._describe(alphas) for alphas in self.alphas(state)])
+    temperature = self.strategy.temperature_at(int(np.ravel(processes.fetch(state.step))[0]))
+    details = self._joined([self._describe(alphas, temperature) for alphas in self.alphas(state)])
     return {**details, **self._searcher.summary(sums.means(), sums.values), **super().summary(state, sums)}
 
-  def _describe(self, alphas: Mapping[str, Any]) -> dict[str, float | int]:
-    """What a line of the log says of α."""
+  def _describe(self, alphas: Mapping[str, Any], temperature: float) -> dict[str, float | int]:
+    """What a line of the log says of α, whose softmax the supernet has at a temperature."""
     values: dict[str, float | int] = {}
     for name in sorted(alphas):
       # Of the edges that there is something to choose on.
-      mixing = np.asarray(softmax(alphas[name]), np.float64)[self.strategy.active[name]]
+      mixing = np.asarray(softmax(alphas[name], temperature), np.float64)[self.strategy.active[name]]
       entropies = -np.sum(mixing * np.log(np.maximum(mixing, 1e-300)), axis=-1)
       values[f'entropy_{name}'] = float(np.mean(entropies)) if len(entropies) else 0.0
     derived = self.strategy.derive(alphas)
@@ -323,6 +330,22 @@ class _Loop(Loop[SearchState]):
 
   def epoch_done(self, state: SearchState, step: int, epoch: int) -> None:
     self._write_alphas(state, step, epoch, [turned.scores for turned in self._turned])
+
+  def finish(self, state: SearchState) -> None:
+    alone = len(self.folders) == 1
+    found = [
+      warning if alone else f'{folder.name}: {warning}'
+      for folder, warning in zip(self.folders, self.warnings(), strict=True)
+      if warning is not None
+    ]
+    if found:
+      self.write('event', self.total, {'event': 'not_settled', 'message': '; '.join(found)})
+
+  def warnings(self) -> list[str | None]:
+    """For each search a line if its genotype is not settled; of other processes than the first, none."""
+    moves = [history.last_epoch(self.strategy.space) for history in self._histories] or [None] * len(self.folders)
+    found = [None if move is None else self.strategy.doubts(*move) for move in moves]
+    return [None if doubts is None else doubts.message for doubts in found]
 
   def report(self, folder: pathlib.Path) -> pathlib.Path:
     with named_errors(folder):

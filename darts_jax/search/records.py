@@ -3,7 +3,7 @@
 import contextlib
 import io
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,13 +21,15 @@ class AlphaHistory:
   """α over the search, in `alphas.npz`: `step` and `epoch` `[T]`, and `[T, E, O]` for every kind of cell.
 
   α of pruned operations are −∞. If the strategy has scores, there are `[T, E]` for every score and kind of cell,
-  `importance_normal` for one, as they were before what was decided at that time.
+  `importance_normal` for one, as they were before what was decided at that time. `temperature` `[T]`, unless it is 1
+  throughout, is what the supernet divides α by from that time on.
   """
 
   def __init__(self, workdir: pathlib.Path, strategy: Strategy, resume_step: int | None) -> None:
     """Reads what is there up to `resume_step`; None starts over."""
     specs = strategy.space
     self._path = workdir / FILE
+    self._temperature_at = strategy.temperature_at
     self._constants: dict[str, np.ndarray] = {'operations': np.array(next(iter(specs.values())).operations)}
     for name, spec in specs.items():
       self._constants[f'edges_{name}'] = np.array([(edge.source, target) for target, edge in spec.edges], np.int32)
@@ -45,7 +47,9 @@ class AlphaHistory:
   def _read(self, resume_step: int) -> dict[str, list[Any]]:
     saved = read_npz(self._path)
     kept = saved['step'] <= resume_step
-    series = {name: list(values[kept]) for name, values in saved.items() if name not in self._constants}
+    # Temperatures follow from steps.
+    unkept = (*self._constants, 'temperature')
+    series = {name: list(values[kept]) for name, values in saved.items() if name not in unkept}
     missing = self._series.keys() - series.keys()
     if missing:
       raise ValueError(f'{self._path}: lacks {min(missing)}')
@@ -70,9 +74,20 @@ class AlphaHistory:
 
   def write(self) -> None:
     """Writes the file. It need not be on the disk at once: checkpoints keep copies."""
+    arrays = {**self._constants, **{k: np.array(v) for k, v in self._series.items()}}
+    temperatures = np.array([self._temperature_at(int(each)) for each in self._series['step']])
+    if np.any(temperatures != 1):
+      arrays['temperature'] = temperatures
     content = io.BytesIO()
-    np.savez(content, allow_pickle=False, **self._constants, **{k: np.array(v) for k, v in self._series.items()})
+    np.savez(content, allow_pickle=False, **arrays)
     write_whole(self._path, content.getvalue(), sync=False)
+
+  def last_epoch(self, specs: Collection[str]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]] | None:
+    """α of the kinds of cells before and after the last epoch that was done; None before there is one."""
+    if len(self._series['step']) < 2:
+      return None
+    before, after = ({name: np.asarray(self._series[name][i]) for name in specs} for i in (-2, -1))
+    return before, after
 
 
 def _left(space: CellSpec, spec: CellSpec) -> np.ndarray:

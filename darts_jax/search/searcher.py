@@ -28,6 +28,8 @@ AnySettings = TypeVar('AnySettings', bound=Settings)
 
 #: The random key of a step is folded with these and further numbers for every other purpose.
 FIRST_PURPOSE = RELAX + 1
+#: The last of these purposes: to relax α where no step is taken.
+_LOOK = 2**16
 
 # What a batch hands to the next is of its examples; all else is the same on all devices.
 _STATE_AXES: dict[str, Any] = {field.name: PartitionSpec() for field in dataclasses.fields(SearchState)} | {
@@ -204,11 +206,11 @@ class Searcher(abc.ABC, Generic[AnySettings, Data]):
     """The state before the first step, from the typed key of the run."""
     run_key, weights_key, alphas_key = jax.random.split(key, 3)
     alphas = self.strategy.init(alphas_key)
-    mixing = self.strategy.relax(alphas, alphas_key, jnp.zeros((), jnp.int32))
-    variables = self.variables(weights_key, mixing)
+    step = jnp.zeros((), jnp.int32)
+    variables = self.variables(weights_key, self._mixing(alphas, run_key, step))
     weights = Packed.pack(variables['params'])
     return SearchState(
-      step=jnp.zeros((), jnp.int32),
+      step=step,
       key=run_key,
       weights=weights,
       statistics=Packed.pack(variables['batch_stats']),
@@ -252,4 +254,8 @@ class Searcher(abc.ABC, Generic[AnySettings, Data]):
     return state, {**info.metrics, **metrics}
 
   def _evaluate(self, state: SearchState, data: Data) -> NamedTuple:
-    return self.measure(state, self.strategy.relax(state.alphas, state.key, state.step), data)
+    return self.measure(state, self._mixing(state.alphas, state.key, state.step), data)
+
+  def _mixing(self, alphas: Alphas, key: Array, step: Array) -> Alphas:
+    """Mixing weights before a step, for what is no part of it; from the key of the run."""
+    return self.strategy.relax(alphas, jax.random.fold_in(jax.random.fold_in(key, step), _LOOK), step)

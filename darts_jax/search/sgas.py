@@ -78,6 +78,10 @@ class Sgas(Strategy):
     """See `Strategy`."""
     return normal_alphas(key, self.space, self.init_scale)
 
+  def temperature_at(self, step: int) -> float:
+    """See `Strategy`."""
+    return float(self.temperature.at(step))
+
   def over(self, num_steps: int) -> Self:
     """See `Strategy`."""
     return dataclasses.replace(self, temperature=self.temperature.over(num_steps))

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
+from darts_jax.derive import Doubts
 from darts_jax.genotype import AnyGenotype, CellSpec
 
 Array = jax.Array
@@ -64,6 +65,19 @@ class Strategy(abc.ABC):
   @abc.abstractmethod
   def derive(self, alphas: Mapping[str, ArrayLike]) -> AnyGenotype:
     """The genotype that α and what has been decided stand for; after any epoch."""
+
+  def temperature_at(self, step: int) -> float:
+    """What α of a step are divided by before the softmax that `relax` makes of them; for logs and reports."""
+    del step
+    return 1.0
+
+  def doubts(self, before: Mapping[str, ArrayLike], after: Mapping[str, ArrayLike]) -> Doubts | None:
+    """What of the architecture that α stand for is in doubt by how far they moved from `before` to `after`.
+
+    None for a strategy whose architecture does not depend on the α of the end.
+    """
+    del before, after
+    return None
 
   def over(self, num_steps: int) -> Self:
     """The same for a search of so many steps, which is what schedules are relative to."""

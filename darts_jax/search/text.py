@@ -126,7 +126,7 @@ class TextSearcher(Searcher[RecurrentSearch, Halves]):
       mesh: devices with the axes `seed` and `data`.
 
     Raises:
-      ValueError: groups of BN and batches do not fit into each other.
+      ValueError: groups of BN and batches do not fit into each other, or are of one column.
     """
     plan = draw_windows(settings, len(corpus.train) // settings.batch_size)
     axes = Text(PartitionSpec(None, 'data'), PartitionSpec(), PartitionSpec(), plan.capacity)
@@ -136,6 +136,11 @@ class TextSearcher(Searcher[RecurrentSearch, Halves]):
     self._corpus = corpus
     groups = NormGroups(settings.batch_norm.group_size, self.shards)
     groups.divide(settings.batch_size // self.shards.size)
+    field, shared = ('batch_norm.group_size', groups.size) if groups.size else ('batch_size', settings.batch_size)
+    if shared == 1:
+      raise ValueError(
+        f'config.{field}: 1 is not allowed; batch normalisation would make a single number of every channel zero'
+      )
     spec = self.strategy.specs['recurrent']
     self.net = LanguageModel(spec, len(corpus.vocabulary), network.width, norm=True, groups=groups)
     self.objective = TextLoss(self.net, settings.temporal_activation, settings.remat)

@@ -13,7 +13,7 @@ from darts_jax import genotype as genotypes
 from darts_jax import report
 from darts_jax.data.batches import Evaluation
 from darts_jax.genotype import Genotype
-from darts_jax.nets.conv import check_image_size
+from darts_jax.nets.conv import check_image_size, check_statistics
 from darts_jax.runtime import metrics, processes
 from darts_jax.runtime.compilation import enable_cache
 from darts_jax.runtime.files import user_path
@@ -21,6 +21,7 @@ from darts_jax.runtime.interrupts import InterruptGuard
 from darts_jax.runtime.lock import locked
 from darts_jax.runtime.loop import Loop, Plan, Sums
 from darts_jax.runtime.mesh import check_batch, make_mesh
+from darts_jax.runtime.precision import in_float32
 from darts_jax.runtime.workdir import claim_together, named_errors
 from darts_jax.settings import build
 from darts_jax.training.feeds import Feed, open_feed
@@ -55,6 +56,7 @@ class Result:
   report: pathlib.Path
 
 
+@in_float32
 def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genotype) -> Result:
   """Trains the network of an architecture from scratch, or goes on with the training that `workdir` holds.
 
@@ -106,6 +108,7 @@ def _run(settings: Training, workdir: pathlib.Path, genotype: Genotype) -> Resul
   )
 
 
+@in_float32
 def check(settings: Training) -> tuple[tuple[str, ...], Any]:
   """Raises the ValueError that `run` would, whatever the architecture, before anything is trained.
 
@@ -124,7 +127,7 @@ def make_model(settings: Training, genotype: Genotype, feed: Feed) -> Model:
   """The network that the settings describe, for a dataset.
 
   Raises:
-    ValueError: it cannot be built for images of this size.
+    ValueError: it cannot be built for images of this size, or not trained on such batches of them.
   """
   network = settings.network
   height, width, _ = feed.image_shape
@@ -133,6 +136,16 @@ def make_model(settings: Training, genotype: Genotype, feed: Feed) -> Model:
   except ValueError as error:
     hint = ' (config.network.auxiliary=False)' if 'auxiliary' in str(error) else ''
     raise ValueError(f'config.data.name: {feed.name}: {error}{hint}') from error
+  normalised = network.auxiliary and network.auxiliary_norm
+  check_statistics(
+    'config.batch_size',
+    settings.batch_size,
+    height,
+    width,
+    network.layers,
+    stem=network.stem,
+    auxiliary=normalised,
+  )
   return Model(
     genotype,
     network.channels,

@@ -12,7 +12,7 @@ from darts_jax.data.augment import normalise
 from darts_jax.runtime import weights
 from darts_jax.runtime.files import user_path
 from darts_jax.runtime.mesh import make_mesh
-from darts_jax.runtime.precision import precisely
+from darts_jax.runtime.precision import in_float32, precisely
 from darts_jax.runtime.workdir import named_errors
 from darts_jax.training.model import Model
 from darts_jax.training.settings import Training
@@ -35,6 +35,7 @@ class Trained(NamedTuple):
   variables: Any
 
 
+@in_float32
 def load(workdir: str | os.PathLike[str]) -> Trained:
   """The network of a training, with the weights of its latest checkpoint; or one that `write` has written.
 

@@ -192,7 +192,6 @@ def write_npz(path: str, **changes: np.ndarray) -> None:
 @pytest.mark.parametrize(
   ('changes', 'parts'),
   [
-    ({'x_train': np.zeros((64, 9, 9, 1), np.uint8) + np.arange(9, dtype=np.uint8)[:, None]}, ['9×9', 'divisible by 4']),
     ({'y_train': np.arange(64) - 1}, ['y_train[0] is -1', '0..']),
     ({'y_train': np.arange(63) % 4}, ['y_train', '(63,)', '64 images']),
     ({'y_train': np.arange(64) / 4}, ['y_train', 'float64', 'integers']),
@@ -204,8 +203,7 @@ def write_npz(path: str, **changes: np.ndarray) -> None:
 )
 def test_unfit_images_are_one_line_that_names_the_file(ask, changes, parts):
   write_npz('mine.npz', **changes)
-  name = [] if 'divisible by 4' in parts else ['mine.npz']
-  check_refused(ask(DIGITS, '--config.data.name=npz', '--config.data.path=mine.npz'), *name, *parts)
+  check_refused(ask(DIGITS, '--config.data.name=npz', '--config.data.path=mine.npz'), 'mine.npz', *parts)
 
 
 def test_truncated_npz_is_one_line_that_names_it(ask):

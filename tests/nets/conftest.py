@@ -95,7 +95,9 @@ class Variables:
 
   def factorized_reduce(self, x, member=0):
     kernel = self.params['kernel'][:, :, member]
-    return np.concatenate([relu(x)[:, shift::2, shift::2] @ kernel[shift] for shift in (0, 1)], axis=-1)
+    # The convolution of an odd image that begins one pixel further reads zeros where it ends.
+    x = np.pad(relu(x), [(0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)])
+    return np.concatenate([x[:, shift::2, shift::2] @ kernel[shift] for shift in (0, 1)], axis=-1)
 
   def separable_stage(self, x, name, member, stride):
     filters = self.params[f'{name}_depthwise'][:, :, [member]]

@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from darts_jax.nets.channels import scale_channels, spread, sum_pixels, sum_products, weighted_sums
+from darts_jax.nets.channels import (
+  middle_pixels,
+  scale_channels,
+  shifted_sums,
+  spread,
+  sum_pixels,
+  sum_products,
+  weighted_sums,
+)
 from darts_jax.runtime.compilation import compiler_options
 
 SHAPE = (3, 4, 6, 5)
@@ -21,6 +29,12 @@ def plain_sums(images, factors):
 def plain_total(images, shape):
   axes = tuple(i for i, size in enumerate((1,) * (4 - len(shape)) + shape) if size == 1)
   return jnp.stack([jnp.sum(x, axes).reshape(shape) for x in images])
+
+
+def plain_shifted_sums(images, factors):
+  left = [x - jax.lax.stop_gradient(s) for x, s in zip(images, factors, strict=False)]
+  shape = factors.shape[1:]
+  return plain_total(left, shape) * factors[2:], plain_total([x * x for x in left], shape) * factors[2:]
 
 
 MAPS = {
@@ -41,6 +55,10 @@ MAPS = {
   'sums of products': (
     lambda images, factors: sum_products(images, images[::-1], factors.shape[1:]) * factors[:2],
     lambda images, factors: plain_total([images[0] * images[1]] * 2, factors.shape[1:]) * factors[:2],
+  ),
+  'shifted sums': (
+    lambda images, factors: [x * factors[2:] for x in shifted_sums(images, factors[:2])],
+    plain_shifted_sums,
   ),
 }
 
@@ -97,6 +115,18 @@ def test_accelerators_have_no_products_with_ones(program_for, two_orders, assert
     assert_close(found.call(*values), two_orders(plain, *values))
 
 
+@pytest.mark.parametrize(
+  ('shape', 'where'),
+  [((5,), np.s_[:, 1, 1, 2]), ((3, 1, 1, 5), np.s_[:, :, 1:2, 2:3]), ((3, 4, 1, 5), np.s_[:, :, :, 2:3])],
+  ids=FACTORS,
+)
+def test_one_pixel_of_every_sum_is_taken_which_no_derivative_sees(shape, where):
+  images = np.arange(720, dtype=np.float32).reshape(2, *SHAPE)
+  np.testing.assert_array_equal(middle_pixels(list(images), shape), images[where])
+  gradient = jax.grad(lambda x: jnp.sum(middle_pixels([x], shape) * jnp.sum(x)))(images[0])
+  np.testing.assert_allclose(gradient, np.full(SHAPE, images[:1][where].sum()), rtol=1e-6)
+
+
 def test_sums_of_bfloat16_are_those_of_float32():
   images = [jnp.full((8, 16, 16, 3), 1.0, jnp.bfloat16)]
   # Added up in bfloat16, ones come to 256.
@@ -117,7 +147,8 @@ def test_sums_round_as_little_as_sums_of_parts():
 def test_what_is_summed_up_is_computed_once_and_by_no_library():
   def function(x, a):
     y = jnp.tanh(x)
-    return sum_pixels([y], (8,)), sum_products([y], [y], (8,)), scale_channels([y], a)
+    shifts = middle_pixels([y], (8,))
+    return sum_pixels([y], (8,)), sum_products([y], [y], (8,)), shifted_sums([y], shifts), scale_channels([y], a)
 
   x, a = jnp.ones((2, 8, 8, 8)), jnp.ones((1, 8))
   text = jax.jit(function, compiler_options=compiler_options()).lower(x, a).compile().as_text()

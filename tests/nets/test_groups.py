@@ -69,6 +69,23 @@ def test_batch_norm_in_groups_is_that_of_every_group_by_itself(size, devices):
   assert_close(moments['var'], parts.reshape(len(parts), -1, 2).var(1, ddof=1).mean(0))
 
 
+@pytest.mark.parametrize(('size', 'devices'), [(0, 1), (2, 1), (0, 8), (4, 8), (0, 3)])
+def test_means_far_from_zero_leave_the_variance_of_a_group_exact(size, devices):
+  """Also if the images of each device have a mean of their own."""
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(24, 4, 4, 3)) + np.arange(24).reshape(-1, 1, 1, 1) // 8 + 3000 * np.array([1, -0.7, 0])
+  x = x.astype(np.float32)
+  layer = BatchNorm(False, NormGroups(3 * size, Shards(devices)))
+
+  def ours(x):
+    return layer.apply({}, x, train=True, mutable=['moments'])[0]
+
+  spread = jax.shard_map(ours, mesh=make_mesh(devices), in_specs=SHARED, out_specs=SHARED, check_vma=False)
+  parts = x.astype(np.float64).reshape(-1, 3 * size or 24, 4, 4, 3)
+  expected = (parts - parts.mean((1, 2, 3), keepdims=True)) / np.sqrt(parts.var((1, 2, 3), keepdims=True) + 1e-5)
+  np.testing.assert_allclose(jax.jit(spread)(x), expected.reshape(x.shape), rtol=0, atol=1e-3)
+
+
 @pytest.mark.parametrize(('size', 'devices', 'examples'), [(3, 1, 8), (16, 1, 8), (3, 2, 4), (6, 2, 4), (24, 4, 8)])
 def test_groups_that_do_not_fit_are_refused(size, devices, examples):
   message = (

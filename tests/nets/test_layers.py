@@ -74,6 +74,30 @@ def test_batch_norm_normalises_several_stacks_with_variables_as_channels():
   np.testing.assert_allclose(side_by_side([x.evaluate() for x in found]), whole, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize('ratio', [0, 1000, 3000])
+def test_batch_norm_in_float32_is_that_in_float64_however_far_the_mean_is_from_zero(ratio):
+  """To second order; of channels at once whose means are so many standard deviations from zero, on either side."""
+  rng = np.random.default_rng(0)
+  x = (rng.normal(size=(8, 8, 8, 3)) + ratio * np.array([1, -0.7, 0])).astype(np.float32)
+  direction, weights = rng.normal(size=(2, *x.shape)).astype(np.float32)
+  layer = BatchNorm(affine=False)
+
+  def found(x, direction, weights):
+    def loss(x):
+      y, moments = layer.apply({}, x, train=True, mutable=['moments'])
+      return jnp.sum(jnp.sin(y + 0.3) * weights), (y, moments['moments'])
+
+    (gradient, (y, moments)), (product, _) = jax.jvp(jax.grad(loss, has_aux=True), (x,), (direction,))
+    return y, moments['var'], gradient, product
+
+  rough = jax.jit(found)(x, direction, weights)
+  with jax.enable_x64(True):
+    exact = jax.jit(found)(*(a.astype(np.float64) for a in (x, direction, weights)))
+  for ours, expected in zip(rough, exact, strict=True):
+    # Images themselves are rounded by 6e-8 of the mean.
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=(1e-5 + 3e-7 * ratio) * np.abs(expected).max())
+
+
 def test_batch_norm_computes_statistics_of_bfloat16_in_float32():
   # In bfloat16 the difference of E[x²] = 102.53 and E[x]² = 102.52 would be lost.
   x = jnp.where(jnp.arange(64).reshape(1, 8, 8, 1) % 2 == 0, 10.0, 10.25).astype(jnp.bfloat16)

@@ -7,7 +7,7 @@ import pytest
 
 from darts_jax.genotype import CellSpec, Edge, published
 from darts_jax.nets.cell import Cell
-from darts_jax.nets.conv import Network, check_image_size, drop_path_factors
+from darts_jax.nets.conv import Network, check_image_size, check_statistics, drop_path_factors
 
 
 def build(name, channels, num_layers, num_classes, **attributes):
@@ -179,12 +179,13 @@ def test_auxiliary_head_by_its_definition(small, plain):
   [
     ((32, 32), 'cifar', True, None),
     ((28, 28), 'cifar', False, None),
-    ((28, 28), 'cifar', True, 'image_size: 28×28 is too small for an auxiliary head; it needs sides of 32 pixels'),
-    ((8, 10), 'cifar', False, 'image_size: 8×10 is not allowed; .* divisible by 4'),
+    ((29, 30), 'cifar', True, None),
+    ((28, 40), 'cifar', True, 'image_size: 28×40 is too small for an auxiliary head; it needs sides of 29 pixels'),
     ((224, 224), 'imagenet', True, None),
-    ((192, 192), 'imagenet', True, 'image_size: 192×192 is too small .* 224 pixels'),
-    ((192, 192), 'imagenet', False, None),
-    ((100, 96), 'imagenet', False, 'image_size: 100×96 is not allowed; .* divisible by 32'),
+    ((193, 193), 'imagenet', True, None),
+    ((192, 192), 'imagenet', True, 'image_size: 192×192 is too small .* 193 pixels'),
+    ((101, 7), 'imagenet', False, None),
+    ((1, 1), 'cifar', False, None),
   ],
 )
 def test_image_sizes_are_refused_where_the_network_cannot_be_built(size, stem, auxiliary, said):
@@ -198,3 +199,28 @@ def test_image_sizes_are_refused_where_the_network_cannot_be_built(size, stem, a
     return
   with pytest.raises(ValueError, match=said):
     check_and_build()
+
+
+@pytest.mark.parametrize(
+  ('examples', 'size', 'layers', 'options', 'alone'),
+  [
+    (1, (4, 4), 3, {}, True),
+    (1, (4, 3), 8, {}, True),
+    (1, (5, 4), 3, {}, False),
+    (2, (4, 4), 3, {}, False),
+    (1, (2, 2), 1, {}, True),
+    (1, (4, 4), 1, {}, False),
+    (1, (32, 32), 3, {'stem': 'imagenet'}, True),
+    (1, (33, 32), 3, {'stem': 'imagenet'}, False),
+    (1, (32, 32), 3, {'auxiliary': True}, True),
+    (1, (48, 48), 3, {'auxiliary': True}, False),
+    (1, (224, 224), 3, {'stem': 'imagenet', 'auxiliary': True}, True),
+  ],
+)
+def test_batches_of_which_bn_sees_single_numbers_are_refused(examples, size, layers, options, alone):
+  if not alone:
+    check_statistics('config.batch_size', examples, *size, layers, **options)
+    return
+  said = rf'^config.batch_size: 1 is not allowed with images of {size[0]}×{size[1]} pixels, .* larger batches or images'
+  with pytest.raises(ValueError, match=said):
+    check_statistics('config.batch_size', examples, *size, layers, **options)

@@ -138,6 +138,14 @@ def test_alphas_of_another_shape_are_told(search_folder):
   assert '[4, 13, 8]' in workdir.read(search_folder).problems['alphas.npz']
 
 
+@pytest.mark.parametrize('temperature', [np.ones(3), np.array([1, 1, 1, 0.0]), np.array([1, 1, np.nan, 1])])
+def test_temperatures_that_are_none_are_told(search_folder, temperature):
+  with np.load(search_folder / 'alphas.npz') as file:
+    arrays = dict(file)
+  np.savez(search_folder / 'alphas.npz', **arrays, temperature=temperature)
+  assert 'temperature does not hold 4 positive numbers' in workdir.read(search_folder).problems['alphas.npz']
+
+
 def _alphas(values):
   values = np.asarray(values, float)[None]
   edges = {'normal': tuple((row, 9) for row in range(values.shape[1]))}

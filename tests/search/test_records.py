@@ -1,6 +1,13 @@
+import types
+
+import jax
 import numpy as np
+import pytest
 
 from darts_jax.genotype import search_space
+from darts_jax.relaxation import Annealing
+from darts_jax.report import page, workdir
+from darts_jax.search import loop
 from darts_jax.search.darts import Darts
 from darts_jax.search.records import AlphaHistory
 from darts_jax.search.sgas import Decision, Sgas
@@ -67,3 +74,58 @@ def test_pruned_operations_are_minus_infinity_and_scores_are_kept(tmp_path):
   # All operations weigh the same.
   np.testing.assert_allclose(found['importance_normal'], np.full((3, 5), 2 / 3), rtol=1e-14)
   assert found['score_reduce'].tolist() == [[0] * 5] * 3
+
+
+@pytest.mark.parametrize('kind', [Darts, Sgas])
+def test_weights_and_entropies_that_are_shown_are_those_of_the_supernet(tmp_path, kind):
+  strategy = kind(SPECS, temperature=Annealing(4.0, 0.25)).over(22)
+  rng = np.random.default_rng(0)
+  snapshots = {step: {name: rng.normal(size=(5, 3)).astype(np.float32) for name in SPECS} for step in (0, 11, 22)}
+  for epoch, (step, values) in enumerate(snapshots.items()):
+    # By a search that is resumed each time.
+    AlphaHistory(tmp_path, strategy, step).append(step, epoch, values, strategy, strategy.scores(values))
+  shown = workdir.read(tmp_path).alphas
+  for i, (step, values) in enumerate(snapshots.items()):
+    used = strategy.relax(values, jax.random.key(0), np.int32(step))
+    logged = loop._Loop._describe(types.SimpleNamespace(strategy=strategy), values, strategy.temperature_at(step))
+    for name in SPECS:
+      np.testing.assert_allclose(shown.mixing(name)[i], used[name], rtol=1e-5)
+      entropies = -np.sum(used[name] * np.log(used[name]), axis=-1)
+      assert logged[f'entropy_{name}'] == pytest.approx(float(np.mean(entropies)), rel=1e-5)
+    # An architecture is derived at a temperature of 1.
+    assert shown.genotype(i) == strategy.derive(values)
+
+
+@pytest.mark.parametrize(('resumed', 'said'), [(False, True), (True, True), (False, False)])
+def test_a_search_that_hardly_moved_says_so_in_log_and_result(tmp_path, resumed, said):
+  """Of the three edges into node 3 two are kept; operations lead by less, or more, than the last epoch moved them."""
+  before = {name: np.tile(np.float32([0, 0.01, 0]), (SPEC.num_edges, 1)) for name in SPECS}
+  after = {name: np.tile(np.float32([0, 0, 0.001]), (SPEC.num_edges, 1)) for name in SPECS}
+  history = AlphaHistory(tmp_path, DARTS, None)
+  history.append(0, 0, before, DARTS, {})
+  if not said:
+    before = {name: value + [[0, 0, 1 + row] for row in range(5)] for name, value in after.items()}
+    history.append(11, 1, before, DARTS, {})
+    after = {name: value + np.array([0, 1e-3, 0]) for name, value in before.items()}
+  history.append(22, 2, after, DARTS, {})
+  noted = []
+  search = object.__new__(loop._Loop)
+  search.folders, search.strategy, search.total = [tmp_path], DARTS, 22
+  search._histories = [AlphaHistory(tmp_path, DARTS, 22) if resumed else history]
+  search.write = lambda *args: noted.append(args)
+  search.finish(None)
+  if not said:
+    assert (noted, search.warnings()) == ([], [None])
+    return
+  [warning] = search.warnings()
+  assert noted == [('event', 22, {'event': 'not_settled', 'message': warning})]
+  assert warning.startswith('the genotype is not settled: 4 of its 8 edges and 8 of their operations would be others')
+  # Node 2 keeps both of its edges whatever happens.
+  shown = page.render(workdir.read(tmp_path))
+  assert f'{warning[1:]}.' in shown
+
+
+def test_a_first_epoch_is_nothing_to_go_by(tmp_path):
+  history = AlphaHistory(tmp_path, DARTS, None)
+  history.append(0, 0, alphas(0), DARTS, {})
+  assert history.last_epoch(SPECS) is None

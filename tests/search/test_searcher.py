@@ -21,11 +21,12 @@ from darts_jax.data.settings import Augment
 from darts_jax.runtime.compilation import CompilationCounter, count_compilations
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.search import ImageSearcher, Search
+from darts_jax.search.darts import Darts
 from darts_jax.search.images import ImageLoss, divide
 from darts_jax.search.loop import make_strategy
-from darts_jax.search.settings import Data
+from darts_jax.search.settings import BatchNorm, Data
 from darts_jax.search.state import Halves
-from darts_jax.search.step import Optimizers, search_step
+from darts_jax.search.step import BatchLoss, Optimizers, search_step
 from darts_jax.settings import build
 
 EPOCHS, BATCH = 4, 128
@@ -513,3 +514,52 @@ def test_remat_changes_nothing_but_rounding(take_step, tiny_step):
   assert_trees_close(info.metrics, expected.metrics, rtol=1e-4)
   assert_trees_close((state.weights, state.statistics), (expected_state.weights, expected_state.statistics), 1e-4, 1e-5)
   assert relative_error(info.hypergradient, expected.hypergradient) < 1e-2
+
+
+@pytest.mark.parametrize(('batch_size', 'group_size', 'field'), [(1, 0, 'batch_size'), (2, 1, 'batch_norm.group_size')])
+def test_statistics_of_single_numbers_are_refused(digits, batch_size, group_size, field):
+  settings = dataclasses.replace(SEARCH, batch_size=batch_size, batch_norm=BatchNorm(group_size))
+  images = dataclasses.replace(digits, x_train=digits.x_train[:, :4, :4])
+  with pytest.raises(
+    ValueError, match=f'^config.{field}: 1 is not allowed with images of 4×4 pixels, of which the netw'
+  ):
+    ImageSearcher(settings, make_strategy(settings), images, make_mesh(1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Watched(Darts):
+  """Writes down which keys it consumes."""
+
+  consumed: list[tuple[int, ...]] = dataclasses.field(default_factory=list)
+
+  def init(self, key):
+    self.consumed.append(tuple(jax.random.key_data(key).tolist()))
+    return super().init(key)
+
+  def relax(self, alphas, key, step):
+    self.consumed.append(tuple(jax.random.key_data(key).tolist()))
+    return super().relax(alphas, key, step)
+
+
+def test_no_key_is_consumed_twice(digits, monkeypatch):
+  watched = Watched(make_strategy(SEARCH).space)
+  searcher = ImageSearcher(SEARCH, watched, digits, make_mesh(1))
+  drawn = []
+
+  def variables(key, mixing):
+    drawn.append(tuple(jax.random.key_data(key).tolist()))
+    return {name: {'none': jnp.zeros(1)} for name in ('params', 'batch_stats')}
+
+  monkeypatch.setattr(searcher, 'variables', variables)
+  monkeypatch.setattr(searcher, 'measure', lambda state, mixing, data: None)
+  state = searcher._init(searcher.keys())
+  for step in range(3):
+    now = state.replace(step=jnp.int32(step))
+    if step:
+      searcher._evaluate(now, None)
+    loss = BatchLoss.at(now, lambda *args: None, watched, 'float32')
+    loss(now.weights.vector, now.alphas, None)
+  root = tuple(jax.random.key_data(state.key).tolist())
+  keys = [root, *drawn, *watched.consumed]
+  assert len(keys) == 2 + 2 + 2 + 3
+  assert len(set(keys)) == len(keys)

@@ -85,8 +85,8 @@ def test_gradients_cross_devices_once_a_pass_and_statistics_once_each_way(digits
   assert {(each.kind, each.purpose, each.place, each.group) for each in others} == {
     ('all-reduce', 'BN statistics', 'in a pass', DEVICES)
   }
-  # Mean and mean square of every channel, and in the backward pass their gradients.
-  assert sum(each.bytes for each in others) == 2 * 4 * state.statistics.vector.size
+  # Six numbers for every channel (see `NormGroups.moments`), and in the backward pass their gradients.
+  assert sum(each.bytes for each in others) == 2 * 4 * 6 * state.statistics.vector.size // 2
   assert all(each.executions == 2 for each in others)
 
 

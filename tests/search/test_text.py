@@ -22,6 +22,7 @@ from darts_jax.hypergradient import ESTIMATORS, Estimator, make
 from darts_jax.nets.recurrent import Dropout, Masks
 from darts_jax.runtime.mesh import make_mesh, replicated
 from darts_jax.search import RecurrentSearch, Search, TextSearcher, loop
+from darts_jax.search.settings import BatchNorm
 from darts_jax.search.state import Halves, SearchState
 from darts_jax.search.step import Optimizers, search_step
 from darts_jax.search.text import TextBatch, texts
@@ -566,3 +567,12 @@ def test_search_on_the_help_texts_learns_more_than_how_frequent_words_are():
   assert sums['finite']
   found = lab.searcher.metrics(jax.device_get(lab.searcher.evaluate(state, lab.data)))['perplexity']
   assert 1 < found < 0.75 * unigram
+
+
+@pytest.mark.parametrize(('batch_size', 'group_size', 'field'), [(1, 0, 'batch_size'), (2, 1, 'batch_norm.group_size')])
+def test_statistics_of_single_columns_are_refused(corpus, batch_size, group_size, field):
+  settings = dataclasses.replace(SEARCH, batch_size=batch_size, batch_norm=BatchNorm(group_size))
+  with pytest.raises(
+    ValueError, match=f'^config.{field}: 1 is not allowed; batch normalisation would make a single num'
+  ):
+    make_lab(settings, corpus)

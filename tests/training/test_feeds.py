@@ -232,7 +232,6 @@ def test_colours_are_jittered_before_normalisation():
   [
     ({'batch_size': 64}, 'config.batch_size: 64 is larger than the training part of .*, which has 48 images'),
     ({'data.dir': '/nowhere'}, 'config.data.dir: /nowhere: not a folder'),
-    ({'data.image_size': 48}, 'image_size: 48×48 is not allowed; .* divisible by 32'),
     ({'network.auxiliary': True}, 'too small for an auxiliary head; .* .config.network.auxiliary=False.'),
     ({'data.name': 'tfds'}, 'config.data.dir: .*: holds no tensorflow-datasets array_record folder imagenet2012/'),
     ({'data.name': 'image_folders'}, "config.data.name: 'image_folders' is not known; did you mean 'image_folder'?"),
@@ -267,3 +266,10 @@ def test_config_names_every_field():
   assert fields.weights.schedule == 'exponential'
   assert set(imagenet_eval.get_config().data) == {field.name for field in dataclasses.fields(fields.data)}
   assert fields.augment.jitters
+
+
+def test_batches_of_single_numbers_are_refused(folder):
+  settings = build(training.Training, config(folder, batch_size=1, **{'data.image_size': 32}))
+  feed = feeds.open_feed(settings, make_mesh(1))
+  with pytest.raises(ValueError, match='^config.batch_size: 1 is not allowed with images of 32×32 pixels'):
+    training_loop.make_model(settings, GENOTYPE, feed)

@@ -23,6 +23,7 @@ from darts_jax.runtime.interrupts import InterruptGuard
 from darts_jax.runtime.lock import locked
 from darts_jax.runtime.loop import Loop, Plan, Sums
 from darts_jax.runtime.mesh import check_batch, make_mesh, replicated
+from darts_jax.runtime.precision import in_float32
 from darts_jax.runtime.workdir import named_errors
 from darts_jax.settings import build
 from darts_jax.training.language.model import RecurrentModel
@@ -58,6 +59,7 @@ class LanguageResult:
   report: pathlib.Path
 
 
+@in_float32
 def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: RecurrentGenotype) -> LanguageResult:
   """Trains the language model of an architecture from scratch, or goes on with the training that `workdir` holds.
 
@@ -101,6 +103,7 @@ def _run(settings: LanguageTraining, workdir: pathlib.Path, genotype: RecurrentG
   )
 
 
+@in_float32
 def check(settings: LanguageTraining) -> tuple[str, ...]:
   """Raises the ValueError that `run` would, whatever the architecture, before anything is trained.
 

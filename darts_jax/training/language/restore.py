@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from darts_jax.nets.recurrent import initial_hidden
 from darts_jax.runtime.files import user_path
 from darts_jax.runtime.mesh import make_mesh
-from darts_jax.runtime.precision import precisely
+from darts_jax.runtime.precision import in_float32, precisely
 from darts_jax.training.language.model import RecurrentModel
 from darts_jax.training.language.settings import LanguageTraining
 from darts_jax.training.language.trainer import LanguageTrainer
@@ -23,6 +23,7 @@ Array = jax.Array
 BEST = 'best'
 
 
+@in_float32
 def load(workdir: str | os.PathLike[str]) -> Trained:
   """The language model of a training, with the best weights so far: those that it tests in the end.
 

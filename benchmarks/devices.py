@@ -1,0 +1,94 @@
+"""Measures how far a search on several devices is from the same search on one, step by step.
+
+XLA_FLAGS=--xla_force_host_platform_device_count=4 python -m benchmarks.devices --config=configs/digits.py
+    [--config.FIELD=VALUE] [--devices=4] [--steps=44]
+
+Both begin with the same state and read the same batches; what differs is the order in which sums are made. So do the
+searches of the smooth twin of the supernet, which has SiLU for ReLU and average for maximum pooling: it has no kink,
+where a gradient jumps. For some steps the table gives: how far the farthest α is from where it began, on one device;
+the largest difference in α between one device and several; that of the losses of the step, in nats; and both
+differences of the twins.
+"""
+
+import sys
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+from benchmarks.command import exit_code
+from darts_jax.data.images import Images
+from darts_jax.runtime.mesh import check_batch, make_mesh
+from darts_jax.search.images import ImageLoss, ImageSearcher, divide
+from darts_jax.search.loop import make_strategy
+from darts_jax.search.settings import Search, check_alone, read
+
+TITLES = ('step', 'α moved', 'α differ', 'losses differ', 'α differ, smooth', 'losses differ, smooth')
+
+
+class Walk(NamedTuple):
+  """A search, by steps.
+
+  Attributes:
+    alphas: `[T + 1, n]`, before the first step and after each.
+    losses: `[T, 2]` nats, those of both batches.
+  """
+
+  alphas: np.ndarray
+  losses: np.ndarray
+
+
+def walk(settings: Search, images: Images, num_devices: int, steps: int, smooth: bool) -> Walk:
+  """Searches on so many devices, with the supernet or its smooth twin."""
+  mesh = make_mesh(num_devices)
+  check_batch(settings.batch_size, mesh)
+  searcher = ImageSearcher(settings, make_strategy(settings), images, mesh)
+  searcher.net = searcher.net.clone(smooth=smooth)
+  searcher.objective = ImageLoss(searcher.net)
+  data = searcher.place([divide(images, settings, settings.seed)])
+  state = searcher.init(searcher.keys())
+  alphas, losses = [jax.device_get(state.alphas)], []
+  for _ in range(steps):
+    state, sums = searcher.run(state, data, jnp.int32(1))
+    alphas.append(jax.device_get(state.alphas))
+    losses.append([float(sums['train_loss']), float(sums['valid_loss'])])
+  flat = [np.concatenate([each[name].ravel() for name in sorted(each)]) for each in alphas]
+  return Walk(np.array(flat), np.array(losses))
+
+
+def run(settings: Search, num_devices: int, steps: int) -> None:
+  """Measures and prints the table."""
+  images = settings.data.load()
+  pairs = [[walk(settings, images, count, steps, smooth) for count in (1, num_devices)] for smooth in (False, True)]
+  print('| ' + ' | '.join(TITLES) + ' |\n|' + ' --- |' * len(TITLES))
+  for step in sorted({1, 3, 10, 20, 30, steps} & {*range(1, steps + 1)}):
+    moved = np.abs(pairs[0][0].alphas[step] - pairs[0][0].alphas[0]).max()
+    cells = [f'{step}', f'{moved:.3f}']
+    for one, several in pairs:
+      cells.append(f'{np.abs(one.alphas[step] - several.alphas[step]).max():.1e}')
+      cells.append(f'{np.abs(one.losses[step - 1] - several.losses[step - 1]).max():.1e}')
+    print('| ' + ' | '.join(cells) + ' |')
+
+
+def main() -> int:
+  """Parses the command line; returns the exit code."""
+  config = config_flags.DEFINE_config_file('config', 'configs/digits.py', 'Path of the config file.')
+  devices = flags.DEFINE_integer('devices', 4, 'Devices that are compared with one.', lower_bound=2)
+  steps = flags.DEFINE_integer('steps', 44, 'Steps of each search.', lower_bound=1)
+
+  def measured() -> None:
+    flags.FLAGS(sys.argv)
+    settings = read(config.value)
+    if not isinstance(settings, Search):
+      raise ValueError('--config: a search for recurrent cells; one for convolutional cells is measured')
+    check_alone(settings)
+    run(settings, devices.value, steps.value)
+
+  return exit_code(measured, __doc__)
+
+
+if __name__ == '__main__':
+  sys.exit(main())

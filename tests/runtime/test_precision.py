@@ -1,0 +1,68 @@
+"""Runs are float32 whatever JAX's own default is; exact tests of what they are made of say `enable_x64` themselves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from darts_jax import genotype as genotypes
+from darts_jax import search, training
+from darts_jax.search import loop as search_loop
+from darts_jax.training import loop as training_loop
+from darts_jax.training.language import loop as language_loop
+
+NETWORK = {'channels': 2, 'layers': 3}
+SEARCH = {
+  'epochs': 1,
+  'batch_size': 8,
+  'data': {'name': 'digits'},
+  'network': {**NETWORK, 'nodes': 1, 'operations': ('none', 'skip_connect')},
+}
+TRAINING = {'epochs': 1, 'batch_size': 8, 'data': {'name': 'digits'}, 'network': {**NETWORK, 'auxiliary': False}}
+TEXT = {'space': 'recurrent', 'epochs': 1, 'batch_size': 8, 'network': {'width': 4}}
+
+
+class Opened(Exception):
+  """Instead of a run."""
+
+
+def words(folder):
+  """Text files, as a setting."""
+  for name in ('train', 'valid', 'test'):
+    (folder / f'{name}.txt').write_text('one two three four five\n' * 200)
+  return {'name': 'files', 'dir': str(folder)}
+
+
+def dtypes(tree):
+  return {leaf.dtype for leaf in jax.tree.leaves(tree) if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)}
+
+
+@pytest.mark.parametrize(
+  ('loops', 'run'),
+  [
+    (search_loop, lambda folder: search.run(SEARCH, folder / 'run')),
+    (search_loop, lambda folder: search.run({**TEXT, 'data': words(folder)}, folder / 'run')),
+    (training_loop, lambda folder: training.run(TRAINING, folder / 'run', genotypes.published()['DARTS_V2'])),
+    (
+      language_loop,
+      lambda folder: training.run(
+        {**TEXT, 'data': words(folder)}, folder / 'run', genotypes.published()['RNN_DARTS_V2']
+      ),
+    ),
+  ],
+  ids=['search', 'search on text', 'training', 'training on text'],
+)
+@pytest.mark.usefixtures('x64')
+def test_the_state_of_a_run_is_float32(monkeypatch, tmp_path, loops, run):
+  found = []
+
+  def opened(self):
+    found.append((self.template(), jnp.asarray(np.ones(1)), jnp.ones(())))
+    raise Opened
+
+  monkeypatch.setattr(loops, 'enable_cache', lambda: None)
+  monkeypatch.setattr(loops._Loop, 'run', opened)
+  with pytest.raises(Opened):
+    run(tmp_path)
+  assert dtypes(found) <= {np.dtype(name) for name in ('float32', 'int32', 'uint32', 'bool')}
+  assert jnp.ones(()).dtype == np.float64
