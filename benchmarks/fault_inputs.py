@@ -669,16 +669,16 @@ def _try_checkpoint(folder: pathlib.Path, draw: np.random.Generator) -> Fault | 
   return judge_read(restore, (str(folder),)) or next(iter(faults), None)
 
 
+# What users give, or are given, in the place of a file or folder: some made for that, and others.
+_MADE = ('pipe', 'loop', 'deep.json', '.', 'missing/file', 'x' * 300, 'zero\0byte', '\udcff')
+_GIVEN = ('/dev/zero', '/dev/full', '~nosuchuser/x', 'gs://bucket/x', '', '/proc/self/mem', '/' * 5000)
+
+
 def _paths(folder: pathlib.Path) -> list[str]:
-  """What users give, or are given, in the place of a file or folder."""
   os.mkfifo(folder / 'pipe')
   (folder / 'loop').symlink_to(folder / 'loop')
   (folder / 'deep.json').write_bytes(b'[' * 10**6)
-  names = ['pipe', 'loop', 'deep.json', '.', 'missing/file', 'x' * 300, 'zero\0byte', '\udcff']
-  return [
-    *(f'{folder}/{name}' for name in names),
-    *('/dev/zero', '/dev/full', '~nosuchuser/x', 'gs://bucket/x', '', '/proc/self/mem', '/' * 5000),
-  ]
+  return [*(f'{folder}/{name}' for name in _MADE), *_GIVEN]
 
 
 def _call(place: str, *args: object) -> object:
@@ -698,8 +698,12 @@ _PATH_READERS: dict[str, Callable[[str], object]] = {
 }
 
 
+#: Inputs of kind `path`; from there on they are the same again.
+NUM_PATHS = len((*_MADE, *_GIVEN)) * len(_PATH_READERS)
+
+
 def _try_path(folder: pathlib.Path, number: int) -> Fault | None:
-  """A hostile path, in the place of every kind of file; there are not many of them, and numbers go round."""
+  """A hostile path in the place of a kind of file."""
   paths = _paths(folder)
   path = paths[number % len(paths)]
   reader = list(_PATH_READERS)[number // len(paths) % len(_PATH_READERS)]

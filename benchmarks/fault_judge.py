@@ -7,6 +7,7 @@ a finding of one of four kinds, see `KINDS`.
 
 import json
 import pathlib
+import signal
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -58,22 +59,24 @@ def judge_end(ended: Ended, allowed: Collection[int], *, interrupted: bool = Fal
   Args:
     ended: the ending.
     allowed: exit codes; with 2 there has to be one line that says what is wrong.
-    interrupted: whether it was sent a signal, upon which Python ends with the traceback of a KeyboardInterrupt if the
+    interrupted: whether it was sent a SIGINT, upon which Python ends with the traceback of a KeyboardInterrupt if the
       command has not begun yet.
   """
   if ended.code is None:
     return Fault('hang', 'did not end in time')
   lines = ended.errors.splitlines()
-  if 'Traceback (most recent call last)' in ended.errors and not (interrupted and 'KeyboardInterrupt' in ended.errors):
+  if interrupted and ended.code in (1, -signal.SIGINT) and 'KeyboardInterrupt' in ended.errors:
+    return None
+  if 'Traceback (most recent call last)' in ended.errors:
     return Fault('traceback', f'traceback: {lines[-1][:_SHOWN]}')
   complaints = [line for line in lines if line.startswith('error: ')]
   if ended.code == 2 and len(complaints) != 1:
     return Fault('traceback', f'exit code 2 with {len(complaints)} lines that begin with "error: "')
   if ended.code in allowed:
     return None
-  said = f': {complaints[-1][:_SHOWN]}' if complaints else ''
   if ended.code == 0:
     return Fault('silent', 'went on with exit code 0')
+  said = f': {(complaints or lines)[-1][:_SHOWN]}' if lines else ''
   return Fault('traceback', f'exit code {ended.code}{said}')
 
 

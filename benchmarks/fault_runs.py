@@ -137,10 +137,10 @@ class Command:
       self.process.send_signal(number)
 
   def kill(self) -> None:
-    """Ends it and all that it has started."""
-    with contextlib.suppress(ProcessLookupError):
+    """Ends it, if it is still there, and all that it has started."""
+    if self.is_running:
       os.killpg(self.process.pid, signal.SIGKILL)
-    self.process.wait()
+      self.process.wait()
 
   def end(self, limit: float) -> Ended:
     """How it ends; it is killed after so many seconds."""
@@ -510,4 +510,7 @@ def damage_names(workshop: Workshop, seed: int) -> Iterator[str]:
     names = files[run, state]
     results = [name for name in names if pathlib.PurePath(name).name in RESULTS]
     chosen = results if results and draw.random() < 0.6 else names
-    yield f'damage:{run}:{state}:{chosen[draw.integers(len(chosen))]}:{MODES[draw.integers(len(MODES))]}'
+    file = chosen[draw.integers(len(chosen))]
+    # A selection has no checkpoint that knows its config.
+    modes = (*MODES, 'deleted+seed') if file == 'config.json' and run != 'selection' else MODES
+    yield f'damage:{run}:{state}:{file}:{modes[draw.integers(len(modes))]}'

@@ -24,6 +24,7 @@ import collections
 import contextlib
 import itertools
 import json
+import math
 import pathlib
 import signal
 import sys
@@ -40,7 +41,7 @@ from benchmarks import fault_inputs, fault_runs
 from benchmarks.command import exit_code
 from benchmarks.fault_judge import KINDS, Fault
 
-_HEADINGS = ('lost results', 'tracebacks', 'silent losses', 'hangs')
+_HEADINGS = ('lost results', 'tracebacks', 'silent losses', 'hangs, memory')
 # Of the time, by kind of case.
 _SHARES = {'kill': 0.4, 'damage': 0.25, 'data': 0.09, 'writers': 0.09, 'input': 0.12, 'setting': 0.05}
 # Inputs that are tried one after the other.
@@ -116,7 +117,7 @@ class Campaign:
     self._busy: collections.Counter[str] = collections.Counter()
     self._drawing = {kind: threading.Lock() for kind in _SHARES}
     self._lock = threading.Lock()
-    self._errors: list[BaseException] = []
+    self._closed = threading.Event()
 
   @property
   def _child(self) -> fault_inputs.Child:
@@ -145,49 +146,52 @@ class Campaign:
     threads = [threading.Thread(target=self._work, args=(deadline,)) for _ in range(jobs)]
     for thread in threads:
       thread.start()
-    for thread in threads:
-      thread.join()
-    if self._errors:
-      raise self._errors[0]
+    try:
+      for thread in threads:
+        thread.join()
+    except BaseException:
+      self.close()
+      for thread in threads:
+        thread.join()
+      raise
 
   def close(self) -> None:
     """Ends all processes."""
+    self._closed.set()
     self._workshop.close()
     for child in self._children:
       child.close()
 
   def _work(self, deadline: float) -> None:
-    try:
-      while time.monotonic() < deadline and not self._errors:
-        self._turn(deadline)
-    except BaseException as error:  # It is raised in the main thread.
-      self._errors.append(error)
-      self.close()
-
-  def _turn(self, deadline: float) -> None:
-    """Tries the next case of the kind that has had the least of its share."""
-    with self._lock:
-      # What others are at will have taken time.
-      kind = min(_SHARES, key=lambda each: (self._spent[each] + 30 * self._busy[each]) / _SHARES[each])
-      self._busy[kind] += 1
-    start = time.monotonic()
-    try:
-      many = _BATCH if kind in ('input', 'setting') else 1
-      with self._drawing[kind]:
-        names = list(itertools.islice(self._names[kind], many))
-      for name in names:
-        if time.monotonic() < deadline:
-          self.try_case(name)
-    finally:
+    while time.monotonic() < deadline and not self._closed.is_set():
+      with self._lock:
+        # What others are at will have taken time.
+        kind = min(_SHARES, key=lambda each: (self._spent[each] + 30 * self._busy[each]) / _SHARES[each])
+        self._busy[kind] += 1
+      start = time.monotonic()
+      goes_on = self._turn(kind, deadline)
       with self._lock:
         self._busy[kind] -= 1
-        # A kind of which everything has been tried is done.
-        self._spent[kind] += time.monotonic() - start if names else float('inf')
+        self._spent[kind] += time.monotonic() - start if goes_on else math.inf
+
+  def _turn(self, kind: str, deadline: float) -> bool:
+    """Tries the next cases of a kind; returns whether there are any."""
+    with self._drawing[kind]:
+      names = list(itertools.islice(self._names[kind], _BATCH if kind in ('input', 'setting') else 1))
+    for name in names:
+      if time.monotonic() < deadline and not self._closed.is_set():
+        try:
+          self.try_case(name)
+        except Exception as error:  # The other cases are none the worse for it.
+          self.tally.add(name, 0, [Fault('traceback', f'the campaign itself: {type(error).__name__}: {error}')])
+    return bool(names)
 
 
 def _input_names() -> Iterator[str]:
   for number in itertools.count():
-    yield from (f'input:{kind}:{number}' for kind in fault_inputs.KINDS_OF_INPUTS)
+    for kind in fault_inputs.KINDS_OF_INPUTS:
+      if kind != 'path' or number < fault_inputs.NUM_PATHS:
+        yield f'input:{kind}:{number}'
 
 
 def show(tally: Tally) -> None:

@@ -69,6 +69,8 @@ def test_only_a_signal_excuses_the_traceback_of_an_interrupt():
   ended = Ended(-2, '', f'{TRACEBACK}KeyboardInterrupt\n')
   assert judge_end(ended, (-2,), interrupted=True) is None
   assert judge_end(ended, (-2,)).kind == 'traceback'
+  # Nor if the command saw the signal, and has ended by itself.
+  assert judge_end(ended._replace(code=130), (130,), interrupted=True).kind == 'traceback'
   other = ended._replace(errors=f'{TRACEBACK}KeyError: 3\n')
   assert judge_end(other, (-2,), interrupted=True).kind == 'traceback'
 
