@@ -1,0 +1,215 @@
+"""Judges what a fault has led to: how a command ended, and whether its working directory holds the same results.
+
+A run that was disturbed may end in two ways: with the results of an undisturbed run, or with exit code 2 and one line
+that begins with `error:`. A log that has become shorter is allowed where an event in it says so. Everything else is
+a finding of one of four kinds, see `KINDS`.
+"""
+
+import json
+import pathlib
+import signal
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+#: Results differ or are missing; another ending than with one line; nobody was told; no end, or memory without bounds.
+KINDS = ('lost', 'traceback', 'silent', 'hang')
+
+#: Files of a working directory that hold results.
+RESULTS = (
+  'metrics.jsonl',
+  'alphas.npz',
+  'genotype.json',
+  'model.json',
+  'config.json',
+  'results.json',
+  'architectures.json',
+)
+
+# Events that any undamaged run may have, and whose number and text depend on when it was stopped and on the machine.
+_INCIDENTAL = ('compiled', 'resumed', 'interrupted', 'damaged_checkpoint')
+_SHOWN = 160
+
+
+class Fault(NamedTuple):
+  """What is wrong: one of `KINDS`, and in words that are the same for the same cause."""
+
+  kind: str
+  what: str
+
+
+class Ended(NamedTuple):
+  """How a command ended.
+
+  Attributes:
+    code: its exit code, that of a signal negative; None if it had to be killed, because it did not end.
+    output: what it printed.
+    errors: what it printed to stderr.
+  """
+
+  code: int | None
+  output: str
+  errors: str
+
+
+def judge_end(ended: Ended, allowed: Collection[int], *, interrupted: bool = False) -> Fault | None:
+  """What is wrong with an ending.
+
+  Args:
+    ended: the ending.
+    allowed: exit codes; with 2 there has to be one line that says what is wrong.
+    interrupted: whether it was sent a SIGINT, upon which Python ends with the traceback of a KeyboardInterrupt if the
+      command has not begun yet.
+  """
+  if ended.code is None:
+    return Fault('hang', 'did not end in time')
+  lines = ended.errors.splitlines()
+  if interrupted and ended.code in (1, -signal.SIGINT) and 'KeyboardInterrupt' in ended.errors:
+    return None
+  if 'Traceback (most recent call last)' in ended.errors:
+    return Fault('traceback', f'traceback: {lines[-1][:_SHOWN]}')
+  complaints = [line for line in lines if line.startswith('error: ')]
+  if ended.code == 2 and len(complaints) != 1:
+    return Fault('traceback', f'exit code 2 with {len(complaints)} lines that begin with "error: "')
+  if ended.code in allowed:
+    return None
+  if ended.code == 0:
+    return Fault('silent', 'went on with exit code 0')
+  said = f': {(complaints or lines)[-1][:_SHOWN]}' if lines else ''
+  return Fault('traceback', f'exit code {ended.code}{said}')
+
+
+def read_results(workdir: pathlib.Path) -> dict[str, Any]:
+  """What the files of a working directory and of its folders hold, without what depends on the clock.
+
+  Returns:
+    By the path in the working directory: JSON values; of a log its lines; of an `.npz` file its arrays. A text instead
+    of them says why a file cannot be read.
+  """
+  found: dict[str, Any] = {}
+  for path in sorted(workdir.rglob('*')):
+    if path.name in RESULTS and 'checkpoints' not in path.relative_to(workdir).parts:
+      try:
+        found[str(path.relative_to(workdir))] = _read(path)
+      except Exception as error:  # A damaged file makes its reader raise anything.
+        found[str(path.relative_to(workdir))] = f'cannot be read ({type(error).__name__})'
+  return found
+
+
+def compare(reference: Mapping[str, Any], found: Mapping[str, Any], *, may_tell: bool) -> list[Fault]:
+  """How results differ from those of an undisturbed run.
+
+  Args:
+    reference: what `read_results` gave then.
+    found: what it gives now.
+    may_tell: whether a log may be shorter if an event says so.
+  """
+  faults = []
+  for name, wanted in reference.items():
+    if name not in found:
+      faults.append(Fault('lost', f'{_plain(name)} is missing'))
+    elif isinstance(found[name], str):
+      faults.append(Fault('lost', f'{_plain(name)} {found[name]}'))
+    else:
+      folder = name.rpartition('/')[0]
+      log = f'{folder}/metrics.jsonl' if folder else 'metrics.jsonl'
+      is_told = may_tell and _tells(reference.get(log), found.get(log))
+      file = pathlib.PurePath(name).name
+      if file == 'metrics.jsonl':
+        faults += _compare_logs(_measured(wanted, wanted), _measured(found[name], wanted), is_told, may_tell)
+      elif file == 'alphas.npz':
+        faults += _compare_histories(wanted, found[name], is_told, may_tell)
+      elif found[name] != wanted:
+        faults.append(Fault('lost', f'{_plain(name)} differs'))
+  return faults
+
+
+def _plain(name: str) -> str:
+  """The name of a file without the numbers of folders, so that the same fault has the same name."""
+  return '/'.join(part.rstrip('0123456789') if '.' not in part else part for part in name.split('/'))
+
+
+def _read(path: pathlib.Path) -> Any:
+  if path.suffix == '.npz':
+    with np.load(path) as arrays:
+      return {name: arrays[name] for name in arrays.files}
+  if path.suffix == '.jsonl':
+    return [_without_times(json.loads(line)) for line in path.read_text().splitlines()]
+  return _without_times(json.loads(path.read_text()))
+
+
+def _without_times(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {
+      name: _without_times(item)
+      for name, item in value.items()
+      if name != 'seconds' and not name.endswith('_per_second')
+    }
+  return [_without_times(item) for item in value] if isinstance(value, list) else value
+
+
+def _events(lines: Any) -> set[str]:
+  return {line['event'] for line in lines if 'event' in line} if isinstance(lines, list) else set()
+
+
+def _tells(reference: Any, found: Any) -> bool:
+  """Whether a log has an event that no undamaged run has."""
+  return bool(_events(found) - _events(reference) - set(_INCIDENTAL))
+
+
+def _measured(lines: Sequence[Any], reference: Sequence[Any]) -> list[Any]:
+  """The lines that do not depend on when the run was stopped."""
+  known = _events(reference) - set(_INCIDENTAL)
+  return [line for line in lines if line.get('kind') != 'event' or line.get('event') in known]
+
+
+def _compare_logs(wanted: list[Any], found: list[Any], is_told: bool, may_tell: bool) -> Iterator[Fault]:
+  if found == wanted:
+    return
+  # Of the same kind and step.
+  known, there = ({_key(line): line for line in lines} for lines in (wanted, found))
+  missing = [key for key in known if key not in there]
+  other = [name for key in known.keys() & there.keys() for name in _differing(known[key], there[key])]
+  if other or there.keys() - known.keys():
+    yield Fault('lost', f'metrics.jsonl has other values or lines ({", ".join(sorted(set(other))[:3])})')
+  if missing and not may_tell:
+    yield Fault('lost', f'metrics.jsonl lacks lines of kind {missing[0][0]}')
+  elif missing and not is_told:
+    yield Fault('silent', 'metrics.jsonl lacks lines, and no event says so')
+  if [_key(line) for line in found] != [key for key in known if key in there]:
+    yield Fault('lost', 'metrics.jsonl has lines twice or in another order')
+
+
+def _key(line: Any) -> tuple[Any, ...]:
+  # Messages tell apart what has been decided at the same time.
+  return tuple(str(line.get(name)) for name in ('kind', 'step', 'event', 'message'))
+
+
+def _differing(a: Any, b: Any) -> list[str]:
+  return [name for name in {**a, **b} if a.get(name) != b.get(name)]
+
+
+def _compare_histories(
+  wanted: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray], is_told: bool, may_tell: bool
+) -> Iterator[Fault]:
+  if wanted.keys() == found.keys() and all(_same(wanted[name], found[name]) for name in wanted):
+    return
+  alphas = [name for name, array in wanted.items() if array.ndim == 3]
+  if not {'step', *alphas} <= found.keys():
+    yield Fault('lost', 'alphas.npz lacks arrays')
+    return
+  rows, there = ({int(step): row for row, step in enumerate(each['step'])} for each in (wanted, found))
+  last = max(rows)
+  if last not in there or any(not _same(wanted[name][rows[last]], found[name][there[last]]) for name in alphas):
+    yield Fault('lost', 'alphas.npz: the last α differ')
+  elif any(not _same(wanted[name][rows[s]], found[name][there[s]]) for name in alphas for s in rows.keys() & there):
+    yield Fault('lost', 'alphas.npz: α of a step differ')
+  elif not may_tell:
+    yield Fault('lost', 'alphas.npz: the history differs')
+  elif not is_told:
+    yield Fault('silent', 'alphas.npz lacks steps or scores, and no event says so')
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+  return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()

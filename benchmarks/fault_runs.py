@@ -1,0 +1,516 @@
+"""Faults of real runs: kills, damaged files, other data, and two processes in one working directory.
+
+Every case has a name, by which it can be tried again: what it is, the run, and what is done to it, separated by colons.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.fault_judge import RESULTS, Ended, Fault, compare, judge_end, read_results
+
+#: Of the checkout, which commands are run in.
+ROOT = pathlib.Path(__file__).parent.parent
+
+#: What is done to a file.
+MODES = ('deleted', 'emptied', 'cut', 'flipped', 'replaced')
+#: What is done to data under the same path.
+CHANGES = ('labels', 'added', 'pixel')
+
+# Seconds. The first run of a kind compiles; a signal during compilation waits for its end.
+_LIMIT, _PATIENCE = 900.0, 240.0
+_POLL = 0.005
+# One signal of three leaves no time for anything.
+_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+# By which a stopped run may end: told by itself, finished before, or before it listens.
+_STOPPED = {
+  signal.SIGKILL: (0, -signal.SIGKILL),
+  signal.SIGTERM: (0, 130, -signal.SIGTERM),
+  signal.SIGINT: (0, 130, -signal.SIGINT),
+}
+
+_CELL = [['skip_connect', 0], ['max_pool_3x3', 1]]
+_GENOTYPE = {'normal': _CELL, 'normal_concat': [2], 'reduce': _CELL, 'reduce_concat': [2]}
+_IMAGES = ('--config.data.name=npz', '--config.data.path={data}/images.npz', '--config.log_every=2')
+_TEXT = ('--config.data.name=files', '--config.data.dir={data}', '--config.log_every=2')
+_OPERATIONS = "('none','skip_connect','max_pool_3x3')"
+_SUPERNET = ('network.channels=2', 'network.layers=3', 'network.nodes=1', f'network.operations={_OPERATIONS}')
+_SEARCH = (
+  *(f'--config.{field}' for field in _SUPERNET),
+  '--config.batch_size=8',
+  '--config.hypergradient.name=first_order',
+)
+_SMALL_TEXT = ('--config.network.width=8', '--config.batch_size=4', '--config.bptt=5', '--config.epochs=4')
+_SELECTION = (
+  *('searches=2', 'selection_epochs=2', 'trainings=1', 'random_architectures=1', 'random_candidates=1'),
+  *(f'search.{field}' for field in (*_SUPERNET, 'batch_size=8', 'epochs=3', 'log_every=2')),
+  *(f'training.{field}' for field in ('network.channels=2', 'network.layers=3', 'batch_size=8', 'epochs=3')),
+  *(f'{part}.data.{field}' for part in ('search', 'training') for field in ('name=npz', 'path={data}/images.npz')),
+)
+#: The commands that are disturbed, by name; of every kind of run the smallest that there is.
+RUNS = {
+  'images': ('search', '--config=configs/digits.py', *_IMAGES, *_SEARCH, '--config.epochs=6'),
+  'text': ('search', '--config=configs/text.py', *_TEXT, *_SMALL_TEXT, '--config.network.nodes=2'),
+  'training': (
+    *('train', '--config=configs/digits_eval.py', '--genotype={data}/genotype.json', *_IMAGES),
+    *('--config.network.channels=2', '--config.network.layers=3', '--config.batch_size=8', '--config.epochs=6'),
+  ),
+  'sgas': (
+    *('search', '--config=configs/digits_sgas.py', *_IMAGES, *_SEARCH, '--config.network.nodes=2'),
+    *('--config.sgas.decisions=2', '--config.epochs=5'),
+  ),
+  'side_by_side': (
+    'search',
+    '--config=configs/digits.py',
+    *_IMAGES,
+    *_SEARCH,
+    '--config.epochs=4',
+    '--config.mesh.seed=2',
+  ),
+  'selection': ('select', '--config=configs/digits_select.py', *(f'--config.{field}' for field in _SELECTION)),
+  'language': ('train', '--config=configs/text_eval.py', '--genotype=RNN_DARTS_V2', *_TEXT, *_SMALL_TEXT),
+}
+_ON_TEXT = ('text', 'language')
+_SEED = {'selection': '--config.search.seed=7'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+  """A run that nobody disturbed.
+
+  Attributes:
+    workdir: of it.
+    results: see `read_results`.
+    lines: of all its logs.
+    seconds: it took with a warm cache.
+  """
+
+  workdir: pathlib.Path
+  results: dict[str, Any]
+  lines: int
+  seconds: float
+
+
+class Unusable(Exception):
+  """A run fails by itself; the argument is the fault."""
+
+
+class Command:
+  """A command that runs, and what it prints."""
+
+  def __init__(self, arguments: Sequence[str], folder: pathlib.Path, environment: dict[str, str]) -> None:
+    """Starts `python -m` with arguments; the folder gets what it prints."""
+    self._files = [folder / f'{time.monotonic_ns()}.{name}' for name in ('out', 'err')]
+    with self._files[0].open('wb') as out, self._files[1].open('wb') as err:
+      self.process = subprocess.Popen(
+        [sys.executable, '-m', *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=out,
+        stderr=err,
+        cwd=ROOT,
+        env=environment,
+        start_new_session=True,
+      )
+
+  @property
+  def is_running(self) -> bool:
+    """Whether it has not ended."""
+    return self.process.poll() is None
+
+  def send(self, number: int) -> None:
+    """Sends it a signal, if it is still there."""
+    with contextlib.suppress(ProcessLookupError):
+      self.process.send_signal(number)
+
+  def kill(self) -> None:
+    """Ends it, if it is still there, and all that it has started."""
+    if self.is_running:
+      os.killpg(self.process.pid, signal.SIGKILL)
+      self.process.wait()
+
+  def end(self, limit: float) -> Ended:
+    """How it ends; it is killed after so many seconds."""
+    code: int | None
+    try:
+      code = self.process.wait(limit)
+    except subprocess.TimeoutExpired:
+      self.kill()
+      code = None
+    out, err = (file.read_text(errors='replace') for file in self._files)
+    for file in self._files:
+      file.unlink()
+    return Ended(code, out, err)
+
+
+class Workshop:
+  """A temporary folder with small data, undisturbed runs on them, and the processes that are running."""
+
+  def __init__(self, folder: pathlib.Path, seed: int, look: Callable[[pathlib.Path], Fault | None]) -> None:
+    """Writes the data.
+
+    Args:
+      folder: is empty.
+      seed: of everything random.
+      look: makes reports and descriptions of a working directory; returns what is wrong with that.
+    """
+    self._folder = folder
+    self._seed = seed
+    self._look = look
+    self._references: dict[str, Reference | Fault] = {}
+    self._half_way: dict[str, pathlib.Path] = {}
+    self._locks = {name: threading.RLock() for name in RUNS}
+    self._count = 0
+    self._count_lock = threading.Lock()
+    self._running: set[Command] = set()
+    self._closed = False
+    self._data = self.new_folder('data')
+    write_data(self._data)
+    self._environment = {
+      **os.environ,
+      'PYTHONPATH': os.pathsep.join(filter(None, (str(ROOT), os.environ.get('PYTHONPATH')))),
+      'JAX_COMPILATION_CACHE_DIR': str(self.new_folder('cache')),
+      'JAX_PLATFORMS': 'cpu',
+    }
+
+  def new_folder(self, name: str) -> pathlib.Path:
+    """An empty folder that nobody else has."""
+    with self._count_lock:
+      self._count += 1
+      number = self._count
+    path = self._folder / f'{name}_{number}'
+    path.mkdir(parents=True)
+    return path
+
+  def close(self) -> None:
+    """Ends all processes; none is started any more."""
+    self._closed = True
+    for command in list(self._running):
+      command.kill()
+
+  @contextlib.contextmanager
+  def started(self, run: str, workdir: pathlib.Path, *more: str, data: pathlib.Path | None = None) -> Iterator[Command]:
+    """The command of a run, which is killed at the end if it is still there."""
+    if self._closed:
+      raise InterruptedError
+    experiment, *arguments = (argument.format(data=data or self._data) for argument in RUNS[run])
+    environment = self._environment
+    if run == 'side_by_side':
+      # As many devices as searches.
+      environment = environment | {'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+    command = Command(
+      [f'experiments.{experiment}', *arguments, f'--workdir={workdir}', *more], self._folder, environment
+    )
+    self._running.add(command)
+    try:
+      yield command
+    finally:
+      command.kill()
+      self._running.discard(command)
+
+  def finish(self, run: str, workdir: pathlib.Path, *more: str, data: pathlib.Path | None = None) -> Ended:
+    """Starts, or goes on with, a run until it ends."""
+    with self.started(run, workdir, *more, data=data) as command:
+      return command.end(_LIMIT)
+
+  def stop(
+    self, run: str, workdir: pathlib.Path, number: int, lines: int, pause: float, data: pathlib.Path | None = None
+  ) -> tuple[bool, Fault | None]:
+    """Goes on with a run until its logs have so many lines, waits, and sends it a signal.
+
+    Returns:
+      Whether the signal came before its end; and what is wrong with the ending.
+    """
+    with self.started(run, workdir, data=data) as command:
+      limit = time.monotonic() + _LIMIT
+      while command.is_running and count_lines(workdir) < lines and time.monotonic() < limit:
+        time.sleep(_POLL)
+      time.sleep(pause)
+      came = command.is_running
+      command.send(number)
+      ended = command.end(_PATIENCE)
+      return came, judge_end(ended, _STOPPED[signal.Signals(number)], interrupted=number == signal.SIGINT)
+
+  def reference(self, run: str) -> Reference:
+    """What a run comes to by itself; done twice, which has to give the same.
+
+    Raises:
+      Unusable: it fails.
+    """
+    with self._locks[run]:
+      if run not in self._references:
+        self._references[run] = self._refer(run)
+      found = self._references[run]
+    if isinstance(found, Fault):
+      raise Unusable(found)
+    return found
+
+  def _refer(self, run: str) -> Reference | Fault:
+    results, workdir, seconds = [], self._folder, 0.0
+    for _ in range(2):
+      workdir, start = self.new_folder(run), time.monotonic()
+      ended = self.finish(run, workdir)
+      seconds = time.monotonic() - start
+      fault = judge_end(ended, (0,))
+      if fault is not None:
+        return fault._replace(what=f'undisturbed: {fault.what}')
+      results.append(read_results(workdir))
+    for fault in compare(*results, may_tell=False):
+      return fault._replace(what=f'undisturbed, a second time: {fault.what}')
+    return Reference(workdir, results[1], count_lines(workdir), seconds)
+
+  def state(self, run: str, name: str) -> pathlib.Path:
+    """A new copy of a working directory: `finished`, or `half-way`, after some epochs."""
+    reference = self.reference(run)
+    source = reference.workdir
+    if name == 'half-way':
+      with self._locks[run]:
+        if run not in self._half_way:
+          self._half_way[run] = self._stop_half_way(run, reference)
+        source = self._half_way[run]
+    return pathlib.Path(shutil.copytree(source, self.new_folder(run), dirs_exist_ok=True))
+
+  def _stop_half_way(self, run: str, reference: Reference) -> pathlib.Path:
+    for part in (0.5, 0.35, 0.2, 0.0):
+      workdir = self.new_folder(run)
+      came, fault = self.stop(run, workdir, signal.SIGTERM, max(1, int(part * reference.lines)), 0.0)
+      if fault is not None:
+        raise Unusable(fault)
+      if came and any(path.is_dir() for path in workdir.rglob('checkpoints')):
+        return workdir
+    raise Unusable(Fault('lost', 'could not be stopped half-way'))
+
+  # Cases, by name.
+
+  def try_case(self, name: str) -> tuple[int, list[Fault]]:
+    """Tries a case: how many faults were made, and what was found.
+
+    Raises:
+      ValueError: there is no such case.
+    """
+    kind, _, rest = name.partition(':')
+    run, *details = rest.split(':')
+    kinds: dict[str, Callable[..., tuple[int, list[Fault]]]] = {
+      'kill': self._kill,
+      'damage': self._damage,
+      'data': self._change_data,
+      'writers': self._write_twice,
+    }
+    lengths = {'kill': 1, 'damage': 3, 'data': 1, 'writers': 0}
+    if kind not in kinds or run not in RUNS or len(details) != lengths[kind]:
+      raise ValueError(f'--only: {name}: no such case')
+    try:
+      return kinds[kind](run, *details)
+    except Unusable as error:
+      return 0, [error.args[0]]
+
+  def _kill(self, run: str, number: str) -> tuple[int, list[Fault]]:
+    """Stops a run up to four times, and lets it end."""
+    reference = self.reference(run)
+    draw = np.random.default_rng([self._seed, zlib.crc32(run.encode()), int(number)])
+    workdir, kills, faults = self.new_folder(run), 0, []
+    for _ in range(int(draw.integers(2, 5))):
+      chosen = _SIGNALS[draw.integers(3)]
+      if draw.random() < 0.7:
+        # The beginning more often than the end, so that something is left to disturb.
+        done = count_lines(workdir)
+        lines = done + int(max(0, reference.lines - done) * draw.random() ** 2)
+        came, fault = self.stop(run, workdir, chosen, lines, float(draw.uniform(0, 0.3)))
+      else:
+        came, fault = self.stop(run, workdir, chosen, 0, float(draw.uniform(0, reference.seconds)))
+      kills += came
+      faults += [] if fault is None else [fault._replace(what=f'{chosen.name}: {fault.what}')]
+      if not came:
+        break
+    faults += self._judge(reference, workdir, self.finish(run, workdir), (0,), may_tell=False)
+    shutil.rmtree(workdir)
+    return kills, faults
+
+  def _judge(
+    self, reference: Reference, workdir: pathlib.Path, ended: Ended, allowed: tuple[int, ...], *, may_tell: bool
+  ) -> list[Fault]:
+    fault = judge_end(ended, allowed)
+    if fault is not None:
+      return [fault]
+    return compare(reference.results, read_results(workdir), may_tell=may_tell) if ended.code == 0 else []
+
+  def damages(self, run: str, state: str) -> list[str]:
+    """The files of a working directory that can be damaged; digits of names that differ from run to run are `*`."""
+    workdir = self.state(run, state)
+    paths = [path.relative_to(workdir) for path in workdir.rglob('*') if path.is_file()]
+    shutil.rmtree(workdir)
+    names = [re.sub(r'[0-9a-f]{32}|events\.out.*', '*', str(path)) for path in paths if path.suffix != '.html']
+    return sorted(set(names), key=lambda name: (name.count('/'), name))
+
+  def _damage(self, run: str, state: str, file: str, mode: str) -> tuple[int, list[Fault]]:
+    """Damages a file, makes a report, and starts the same command again; or one with another seed."""
+    reference = self.reference(run)
+    workdir = self.state(run, state)
+    path = next(iter(sorted(workdir.glob(file))), None)
+    if path is None:
+      raise ValueError(f'--only: {file}: no such file')
+    damage(path, mode.removesuffix('+seed'), np.random.default_rng([self._seed, zlib.crc32(f'{run}{file}'.encode())]))
+    faults = []
+    looked = self._look(workdir)
+    if looked is not None:
+      faults.append(looked._replace(what=f'report or description: {looked.what}'))
+    if mode.endswith('+seed'):
+      ended = self.finish(run, workdir, _SEED.get(run, '--config.seed=7'))
+      fault = judge_end(ended, (2,))
+      faults += [] if fault is None else [fault._replace(what=f'another seed: {fault.what}')]
+    else:
+      ended = self.finish(run, workdir)
+      faults += self._judge(reference, workdir, ended, (0, 2), may_tell=True)
+    shutil.rmtree(workdir)
+    return 1, [fault._replace(what=f'{path.name} {mode}: {fault.what}') for fault in faults]
+
+  def _change_data(self, run: str, change: str) -> tuple[int, list[Fault]]:
+    """Changes the data of a run that has been stopped."""
+    reference = self.reference(run)
+    for part in (0.5, 0.2, 0.0):
+      data, workdir = self.new_folder('data'), self.new_folder(run)
+      write_data(data)
+      came, fault = self.stop(run, workdir, signal.SIGTERM, max(1, int(part * reference.lines)), 0.0, data)
+      if fault is not None:
+        return 1, [fault]
+      if came:
+        break
+    write_data(data, change)
+    fault = judge_end(self.finish(run, workdir, data=data), (2,))
+    shutil.rmtree(workdir)
+    return 1, [] if fault is None else [fault._replace(what=f'{change}: {fault.what}')]
+
+  def _write_twice(self, run: str) -> tuple[int, list[Fault]]:
+    """Starts a run where another one, which is held for that time, has begun."""
+    reference = self.reference(run)
+    workdir = self.new_folder(run)
+    with self.started(run, workdir) as first:
+      limit = time.monotonic() + _LIMIT
+      while first.is_running and count_lines(workdir) < reference.lines // 3 and time.monotonic() < limit:
+        time.sleep(_POLL)
+      first.send(signal.SIGSTOP)
+      with self.started(run, workdir) as second:
+        fault = judge_end(second.end(_PATIENCE), (2,))
+      first.send(signal.SIGCONT)
+      faults = [] if fault is None else [fault._replace(what=f'the second process: {fault.what}')]
+      found = self._judge(reference, workdir, first.end(_LIMIT), (0,), may_tell=False)
+    shutil.rmtree(workdir)
+    return 1, [*faults, *(each._replace(what=f'the first process: {each.what}') for each in found)]
+
+
+def count_lines(workdir: pathlib.Path) -> int:
+  """Lines of all logs of a run so far."""
+  count = 0
+  for folder, names, files in os.walk(workdir):
+    names[:] = [name for name in names if name not in ('checkpoints', 'tensorboard')]
+    if 'metrics.jsonl' in files:
+      with contextlib.suppress(OSError):
+        count += (pathlib.Path(folder) / 'metrics.jsonl').read_bytes().count(b'\n')
+  return count
+
+
+def write_data(folder: pathlib.Path, change: str = '') -> None:
+  """Writes small images, text and an architecture into a folder; with one of `CHANGES`, other ones."""
+  draw = np.random.default_rng(0)
+  labels = np.arange(96, dtype=np.int32) % 3
+  images = (draw.integers(0, 128, (96, 8, 8, 1)) + 40 * labels[:, None, None, None]).astype(np.uint8)
+  words = draw.integers(0, 40, 720)
+  if change == 'labels':
+    labels[:48] = (labels[:48] + 1) % 3
+    words[100] = (words[100] + 1) % 40
+  elif change == 'pixel':
+    images[5, 4, 4, 0] ^= 1
+    words[101] = (words[101] + 1) % 40
+  elif change == 'added':
+    images, labels = np.concatenate([images, images[:48] // 2]), np.concatenate([labels, labels[:48]])
+    words = np.concatenate([words, words[:80]])
+  np.savez(folder / 'images.npz', x_train=images, y_train=labels, x_test=images[:24], y_test=labels[:24])
+  # Every word is in the training text, however that is changed.
+  text = [f'w{word}' for word in [*range(40), *words]]
+  parts = {'train': text[:-240], 'valid': text[-240:-120], 'test': text[-120:]}
+  for name, tokens in parts.items():
+    lines = [' '.join(tokens[start : start + 12]) for start in range(0, len(tokens), 12)]
+    (folder / f'{name}.txt').write_text('\n'.join(lines) + '\n')
+  (folder / 'genotype.json').write_text(json.dumps(_GENOTYPE))
+
+
+def damage(path: pathlib.Path, mode: str, draw: np.random.Generator) -> None:
+  """Damages a file in one of `MODES`."""
+  content = bytearray(path.read_bytes())
+  if mode == 'deleted':
+    path.unlink()
+    return
+  if mode == 'emptied':
+    content.clear()
+  elif mode == 'cut':
+    del content[len(content) // 2 :]
+  elif mode == 'flipped':
+    for place in draw.integers(0, max(1, len(content)), 3) if content else ():
+      content[place] ^= 1 << int(draw.integers(8))
+  elif mode == 'replaced':
+    others = {'.json': (b'{}', b'[]', b'null', b'{"step": 1}'), '.jsonl': (b'{"kind": "step", "step": 2}\n', b'[]\n')}
+    choices = others.get(path.suffix, (bytes(len(content)), b'{}'))
+    content = bytearray(choices[draw.integers(len(choices))])
+  else:
+    raise ValueError(f'--only: {mode}: no such damage; allowed: {", ".join(MODES)}')
+  path.write_bytes(content)
+
+
+def kill_names() -> Iterator[str]:
+  """Names of kills, without end."""
+  number = 0
+  while True:
+    yield from (f'kill:{run}:{number}' for run in RUNS)
+    number += 1
+
+
+def data_names() -> Iterator[str]:
+  """Names of all changes of data."""
+  yield from (
+    f'data:{run}:{change}' for change in CHANGES for run in RUNS if not (run in _ON_TEXT and change == 'pixel')
+  )
+
+
+def writer_names() -> Iterator[str]:
+  """Names of runs that are started twice, without end."""
+  while True:
+    yield from (f'writers:{run}' for run in RUNS)
+
+
+def damage_names(workshop: Workshop, seed: int) -> Iterator[str]:
+  """Names of damages: first those that are told least easily, then of all files, in random order, without end."""
+  yield from (f'damage:images:half-way:{file}' for file in ('metrics.jsonl:deleted', 'alphas.npz:cut'))
+  yield from (f'damage:images:half-way:config.json:{mode}' for mode in ('deleted+seed', 'cut'))
+  yield from (f'damage:images:finished:{file}' for file in ('genotype.json:cut', 'metrics.jsonl:cut'))
+  yield from ('damage:selection:finished:results.json:replaced', 'damage:training:finished:model.json:replaced')
+  draw = np.random.default_rng([seed, 1])
+  runs = list(RUNS)
+  files: dict[tuple[str, str], list[str]] = {}
+  for number in range(10**6):
+    run, state = runs[number % len(runs)], ('half-way', 'finished')[int(draw.integers(2))]
+    try:
+      if (run, state) not in files:
+        files[run, state] = workshop.damages(run, state)
+    except Unusable:
+      # Who tries it is told why.
+      files[run, state] = ['config.json']
+    names = files[run, state]
+    results = [name for name in names if pathlib.PurePath(name).name in RESULTS]
+    chosen = results if results and draw.random() < 0.6 else names
+    file = chosen[draw.integers(len(chosen))]
+    # A selection has no checkpoint that knows its config.
+    modes = (*MODES, 'deleted+seed') if file == 'config.json' and run != 'selection' else MODES
+    yield f'damage:{run}:{state}:{file}:{modes[draw.integers(len(modes))]}'
