@@ -816,7 +816,7 @@ def _try_setting(seed: int, number: int) -> Fault | None:
     found: list[Fault | None] = []
     fault = judge_read(lambda: found.append(judge_settings(read_settings(config), field)), ())
     fault = fault or next(iter(found), None)
-  return fault and fault._replace(what=f'{field} = {shown}: {fault.what}' if fault.kind != 'silent' else fault.what)
+  return fault if fault is None or fault.kind == 'silent' else fault._replace(what=f'{shown}: {fault.what}')
 
 
 def _set_by_flag(name: str, field: str, value: object) -> Fault | None:
