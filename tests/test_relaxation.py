@@ -55,5 +55,5 @@ def test_strategies_anneal_over_the_whole_search_and_compile_once(strategy):
 
 @pytest.mark.parametrize('field', ['initial', 'final'])
 def test_a_temperature_is_positive(field):
-  with pytest.raises(ValueError, match=f'^config.temperature.{field}: 0.0 is not allowed; it has to be > 0$'):
+  with pytest.raises(ValueError, match=f'^config.temperature.{field}: 0.0 is not allowed; it has to be ≥ 1e-06$'):
     build(Search, {'temperature': {field: 0}})

@@ -88,13 +88,17 @@ def test_first_signal_says_at_once_what_it_waits_for(monkeypatch):
 
 # Python's handlers do not come to their turn in a call of C that goes on after a signal, as a compiler does.
 INSIDE = """
-import ctypes, os, signal
+import ctypes, os, signal, sys, threading
 from darts_jax.runtime import interrupts
 with interrupts.InterruptGuard() as guard, interrupts.busy('compilation'):
   signal.siginterrupt(signal.SIGTERM, False)
   signal.siginterrupt(signal.SIGINT, False)
-  print('inside', flush=True)
-  ctypes.CDLL(None).read(os.pipe()[0], ctypes.create_string_buffer(1), 1)
+  read, pipe, buffer, ready = ctypes.CDLL(None).read, os.pipe()[0], ctypes.create_string_buffer(1), threading.Event()
+  # It is printed once this thread hands over the interpreter, which it does in the call alone.
+  sys.setswitchinterval(1e6)
+  threading.Thread(target=lambda: ready.wait() and print('inside', flush=True), daemon=True).start()
+  ready.set()
+  read(pipe, buffer, 1)
 """
 
 
