@@ -43,7 +43,7 @@ def compiled(chip, config, **how):
   ('chip', 'precision', 'defaults'),
   [
     on('a100', 'float32', True),
-    on('h100', 'bfloat16', True),
+    on('h100', 'bfloat16', False),
     on('b200', 'float32', False),
     on('v5e', 'float32', False),
   ],
