@@ -39,7 +39,7 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -327,8 +327,29 @@ def _parts_read(inside: Sequence[Instruction]) -> list[float]:
         break
     asked[each.name] = _disjoint(rows)
   parameters = sorted((each for each in inside if each.operation == 'parameter'), key=lambda each: int(each.arguments))
-  read = [sum(last - first for first, last in asked[each.name]) for each in parameters]
-  return [count / _extent(each) if _extent(each) > 0 else 1.0 for count, each in zip(read, parameters, strict=True)]
+  parts = []
+  for each in parameters:
+    number = sum(last - first for first, last in asked[each.name])
+    part = number / _extent(each) if _extent(each) > 0 else 1.0
+    few = _taken(each.name, readers)
+    # A few pixels, say, which lie within rows.
+    parts.append(part if few is None else min(part, few / each.bytes))
+  return parts
+
+
+def _taken(name: str, readers: Mapping[str, Sequence[Instruction]]) -> int | None:
+  """Bytes of the slices of an array that are all that is read of it; None if more is."""
+  total = 0
+  for reader in readers.get(name, ()):
+    if reader.operation not in ('slice', 'bitcast'):
+      return None
+    few = _taken(reader.name, readers)
+    if few is None:
+      if reader.operation == 'bitcast':
+        return None
+      few = reader.bytes
+    total += few
+  return total if name in readers else None
 
 
 def _disjoint(rows: _Rows) -> _Rows:

@@ -254,7 +254,8 @@ def _middle_pixels(*images: Array, shape: Shape) -> list[Array]:
   kept = (1,) * (images[0].ndim - len(shape)) + shape
   starts = [(size - left) // 2 for size, left in zip(images[0].shape, kept, strict=True)]
   ends = [start + left for start, left in zip(starts, kept, strict=True)]
-  return [jnp.stack([lax.slice(x, starts, ends).reshape(shape) for x in images])]
+  # Once: XLA would take the pixels from the images again in each kernel that reads them.
+  return [lax.optimization_barrier(jnp.stack([lax.slice(x, starts, ends).reshape(shape) for x in images]))]
 
 
 def _middle_pixels_on_cpu(*images: Array, shape: Shape) -> list[Array]:
