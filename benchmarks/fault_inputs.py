@@ -219,7 +219,7 @@ def mutate_zip(
   elif kind == 4:
     del members[number]
   elif kind == 5:
-    members[number] = (('', 'x', f'{name}_', '../x.npy', name.upper())[draw.integers(5)], old)
+    members[number] = (('.', 'x', f'{name}_', '../x.npy', name.upper())[draw.integers(5)], old)
   elif kind == 6:
     method = (zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)[draw.integers(3)]
   else:

@@ -12,6 +12,7 @@ import os
 import pathlib
 import re
 import stat
+import sys
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ MAX_BYTES = 2**30
 
 # Deeper values than any that is written here; what walks through values by recursion is safe.
 _MAX_DEPTH = 64
+# Bytes of the header of an array: its shape has at most 64 numbers.
+_MAX_HEADER = 2_000
 # An archive may be of any size, but one of numbers that is larger than this does not shrink to a hundredth.
 _MAX_UNPACKED, _MAX_RATIO = 2**26, 100
 _MAX_MESSAGE = 400
@@ -219,7 +222,7 @@ class Archive:
         with self._open(f'{name}.npy') as member:
           array: np.ndarray = np.lib.format.read_array(member, allow_pickle=False)
       if array.dtype.kind == 'U':
-        ''.join(array.ravel().tolist()).encode()  # Four bytes can be more than any character.
+        _check_characters(array)
     except Exception as error:  # As above; NumPy's parser of headers alone raises half a dozen kinds.
       raise UnfitFile(f'array {name} cannot be read: {_reason(error)}') from error
     return array
@@ -235,6 +238,15 @@ class Archive:
   def _check_header(member: Any, size: int) -> None:
     """NumPy allocates what the header says before it reads."""
     version = np.lib.format.read_magic(member)
+    begin = member.tell()
+    length = int.from_bytes(member.read(2 if version == (1, 0) else 4), 'little')
+    if length > _MAX_HEADER:
+      raise UnfitFile(f'its header has {length:,} bytes; at most {_MAX_HEADER:,} are read')
+    header = member.read(length)
+    # Python's parser calls it a lack of memory.
+    if sum(header.count(bracket) for bracket in (b'(', b'[', b'{')) > _MAX_DEPTH:
+      raise UnfitFile('its header is nested too deeply')
+    member.seek(begin)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read_header(member)
     if dtype.hasobject:
@@ -297,6 +309,13 @@ def _opened(path: pathlib.Path, source: str, remedy: str = '') -> Iterator[io.Bu
 def _reason(error: Exception) -> str:
   text = error.strerror or str(error) if isinstance(error, OSError) else str(error)
   return one_line(text) or type(error).__name__
+
+
+def _check_characters(array: np.ndarray) -> None:
+  """Four bytes can be more than any character is, and a half of a pair is none."""
+  codes = np.frombuffer(array.astype(array.dtype.newbyteorder('=')).tobytes(), np.uint32)
+  if ((codes > sys.maxunicode) | ((codes >= 0xD800) & (codes < 0xE000))).any():
+    raise UnfitFile('it has a character that is not Unicode')
 
 
 def _check_depth(value: Any, levels: int) -> None:
