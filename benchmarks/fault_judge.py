@@ -1,14 +1,17 @@
 """Judges what a fault has led to: how a command ended, and whether its working directory holds the same results.
 
 A run that was disturbed may end in two ways: with the results of an undisturbed run, or with exit code 2 and one line
-that begins with `error:`. A log that has become shorter is allowed where an event in it says so. Everything else is
-a finding of one of four kinds, see `KINDS`.
+that begins with `error:`. A log that has become shorter is allowed where an event in it says so. A reader may return,
+or raise a ValueError that names the file. Everything else is a finding of one of four kinds, see `KINDS`.
 """
 
 import json
 import pathlib
+import resource
 import signal
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import sys
+import traceback
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +33,10 @@ RESULTS = (
 # Events that any undamaged run may have, and whose number and text depend on when it was stopped and on the machine.
 _INCIDENTAL = ('compiled', 'resumed', 'interrupted', 'damaged_checkpoint')
 _SHOWN = 160
+#: Bytes that are too many for a small file.
+_TOO_MUCH = 2**30
+#: Characters of an error line that a person can still read.
+_READABLE = 20_000
 
 
 class Fault(NamedTuple):
@@ -213,3 +220,51 @@ def _compare_histories(
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:
   return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+def judge_read(read: Callable[[], object], names: tuple[str, ...]) -> Fault | None:
+  """What is wrong with how a reader takes its input: it has to return, or to raise a ValueError that names the file.
+
+  Args:
+    read: the reader.
+    names: of the file or its folder; an error has to have one of them, if there are any.
+  """
+  before = _peak()
+  try:
+    read()
+  except ValueError as error:
+    if asks_for_memory(error):
+      return Fault('hang', 'asks for more memory than there is')
+    if names and not any(name in str(error) for name in names):
+      return Fault('traceback', f'no word on the file: {where(error)}')
+    if names and len(str(error)) > _READABLE:
+      return Fault('traceback', f'an error of more than {_READABLE} characters: {where(error)}')
+  except MemoryError:
+    return Fault('hang', 'asks for more memory than there is')
+  except Exception as error:  # That is what is looked for.
+    return Fault('traceback', where(error))
+  grown = _peak() - before
+  return Fault('hang', f'takes {_TOO_MUCH >> 30} GiB of memory or more') if grown > _TOO_MUCH else None
+
+
+def asks_for_memory(error: BaseException | None) -> bool:
+  """Whether an exception, or one that it follows from, is a lack of memory."""
+  while error is not None:
+    if isinstance(error, MemoryError):
+      return True
+    error = error.__cause__ or error.__context__
+  return False
+
+
+def where(error: BaseException) -> str:
+  """The kind of an exception, and the place in the project that it comes from."""
+  frames = traceback.extract_tb(error.__traceback__)
+  ours = [frame for frame in frames if '/darts_jax/' in frame.filename or '/experiments/' in frame.filename]
+  frame = (ours or frames)[-1]
+  said = str(error) if isinstance(error, AssertionError) else ''
+  return f'{type(error).__name__} in {pathlib.Path(frame.filename).name}, {frame.name} {said}'.strip()
+
+
+def _peak() -> int:
+  """The most bytes that the process has had so far."""
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)

@@ -235,9 +235,8 @@ class Workshop:
       Whether the signal came before its end; and what is wrong with the ending.
     """
     with self.started(run, workdir, data=data) as command:
-      limit = time.monotonic() + _LIMIT
-      while command.is_running and count_lines(workdir) < lines and time.monotonic() < limit:
-        time.sleep(_POLL)
+      _await_lines(command, workdir, lines)
+      # A moment that nothing in the run marks.
       time.sleep(pause)
       came = command.is_running
       command.send(number)
@@ -398,9 +397,7 @@ class Workshop:
     reference = self.reference(run)
     workdir = self.new_folder(run)
     with self.started(run, workdir) as first:
-      limit = time.monotonic() + _LIMIT
-      while first.is_running and count_lines(workdir) < reference.lines // 3 and time.monotonic() < limit:
-        time.sleep(_POLL)
+      _await_lines(first, workdir, reference.lines // 3)
       first.send(signal.SIGSTOP)
       with self.started(run, workdir) as second:
         fault = judge_end(second.end(_PATIENCE), (2,))
@@ -409,6 +406,14 @@ class Workshop:
       found = self._judge(reference, workdir, first.end(_LIMIT), (0,), may_tell=False)
     shutil.rmtree(workdir)
     return 1, [*faults, *(each._replace(what=f'the first process: {each.what}') for each in found)]
+
+
+def _await_lines(command: Command, workdir: pathlib.Path, lines: int) -> None:
+  """Waits until the logs of a run have so many lines, or it has ended."""
+  limit = time.monotonic() + _LIMIT
+  # Its log is all that a run tells others while it goes on.
+  while command.is_running and count_lines(workdir) < lines and time.monotonic() < limit:
+    time.sleep(_POLL)
 
 
 def count_lines(workdir: pathlib.Path) -> int:

@@ -258,8 +258,21 @@ def running_average(old: Array, new: Array) -> Array:
   return BN_DECAY * old + (1 - BN_DECAY) * new
 
 
+class _Products(Bilinear):
+  """Products of matrices, any face of which is one."""
+
+  @property
+  def kept(self) -> bool:
+    """By BN."""
+    return True
+
+  def apply(self, images: list[Array], weights: list[Array]) -> list[Array]:
+    """See `Bilinear`."""
+    return self.face('outputs', images, weights)
+
+
 @dataclasses.dataclass(frozen=True)
-class Pointwise(Bilinear):
+class Pointwise(_Products):
   """1×1 convolutions of a stack of rows of pixels.
 
   Attributes:
@@ -272,21 +285,12 @@ class Pointwise(Bilinear):
   kernel: tuple[int, int, int]
   precision: Any
 
-  @property
-  def kept(self) -> bool:
-    """By BN."""
-    return True
-
   def shapes(self, group: str) -> list[tuple[int, ...]]:
     """See `Bilinear`."""
     multiplier, channels, features = self.kernel
     if group == 'weights':
       return [self.kernel]
     return [(multiplier, self.pixels, channels if group == 'images' else features)]
-
-  def apply(self, images: list[Array], weights: list[Array]) -> list[Array]:
-    """A product of matrices for each edge."""
-    return self.face('outputs', images, weights)
 
   def face(self, target: str, first: list[Array], second: list[Array]) -> list[Array]:
     """See `Bilinear`."""
@@ -333,7 +337,7 @@ def pointwise_convs(images: Sequence[Array], kernels: Sequence[Array]) -> list[A
 
 
 @dataclasses.dataclass(frozen=True)
-class _Blocks(Bilinear):
+class _Blocks(_Products):
   """1×1 convolutions of edges as channels: the product with a block-diagonal matrix.
 
   Attributes:
@@ -346,21 +350,12 @@ class _Blocks(Bilinear):
   kernel: tuple[int, int, int]
   precision: Any
 
-  @property
-  def kept(self) -> bool:
-    """By BN."""
-    return True
-
   def shapes(self, group: str) -> list[tuple[int, ...]]:
     """See `Bilinear`."""
     edges, channels, features = self.kernel
     if group == 'weights':
       return [self.kernel]
     return [(1, *self.image, edges * (channels if group == 'images' else features))]
-
-  def apply(self, images: list[Array], weights: list[Array]) -> list[Array]:
-    """A product of matrices."""
-    return self.face('outputs', images, weights)
 
   def face(self, target: str, first: list[Array], second: list[Array]) -> list[Array]:
     """See `Bilinear`; images stay as they are, since TPUs would lay out rows of pixels anew."""

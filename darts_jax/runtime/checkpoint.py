@@ -230,14 +230,14 @@ class Checkpoints:
 
 def claims(directory: pathlib.Path) -> list[Mapping[str, Any]]:
   """Whose run the checkpoints in a directory are of, as they were saved; of those that say so and are not damaged."""
-  found = []
+  found: list[Mapping[str, Any]] = []
   for _, _, path in reversed(_complete(directory)):
-    try:
-      manifest = json.loads((path / 'manifest.json').read_bytes())
-      if manifest['claim'] is not None and manifest['claim_sha256'] == _json_digest(manifest['claim']):
-        found.append(manifest['claim'])
-    except Exception:  # Whether a checkpoint is damaged, and in which way, is found out by who restores it.
-      continue
+    # Whether a checkpoint is damaged, and in which way, is found out by who restores it.
+    with contextlib.suppress(ValueError):
+      manifest = read_object(path / 'manifest.json')
+      claim = manifest.get('claim')
+      if isinstance(claim, dict) and manifest.get('claim_sha256') == _json_digest(claim):
+        found.append(claim)
   return found
 
 

@@ -35,8 +35,8 @@ class AlphaHistory:
       self._constants[f'edges_{name}'] = np.array([(edge.source, target) for target, edge in spec.edges], np.int32)
     self._series: dict[str, list[Any]] = {name: [] for name in ('step', 'epoch', *specs)}
     if resume_step is not None and self._path.exists():
-      # Damage can surface as any exception of any layer below; whoever resumes is told by `steps`.
-      with contextlib.suppress(Exception):
+      # Whoever resumes is told by `steps`.
+      with contextlib.suppress(ValueError):
         self._series = self._read(resume_step)
 
   @property
@@ -45,15 +45,16 @@ class AlphaHistory:
     return [int(step) for step in self._series['step']]
 
   def _read(self, resume_step: int) -> dict[str, list[Any]]:
-    saved = read_npz(self._path)
-    kept = saved['step'] <= resume_step
     # Temperatures follow from steps.
     unkept = (*self._constants, 'temperature')
-    series = {name: list(values[kept]) for name, values in saved.items() if name not in unkept}
-    missing = self._series.keys() - series.keys()
+    saved = {name: values for name, values in read_npz(self._path).items() if name not in unkept}
+    missing = self._series.keys() - saved.keys()
     if missing:
       raise ValueError(f'{self._path}: lacks {min(missing)}')
-    return series
+    steps = saved['step']
+    if steps.ndim != 1 or steps.dtype.kind not in 'iu' or any(x.shape[:1] != steps.shape for x in saved.values()):
+      raise ValueError(f'{self._path}: not a row for each of its steps')
+    return {name: list(values[steps <= resume_step]) for name, values in saved.items()}
 
   def append(self, step: int, epoch: int, alphas: Mapping[str, np.ndarray], strategy: Strategy, scores: Scores) -> None:
     """Adds the α after `step` steps and `epoch` epochs, and writes the file.

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import fault_inputs, fault_runs, faults
+from benchmarks import fault_formats, fault_inputs, fault_judge, fault_runs, fault_settings, faults
 from benchmarks.fault_judge import Ended, Fault, compare, judge_end, read_results
 
 TRACEBACK = 'Traceback (most recent call last):\n  File "x.py", line 1\n'
@@ -138,20 +138,20 @@ def refuse(message, cause=None):
 
 
 def test_a_refusal_names_the_file():
-  assert fault_inputs.judge_read(lambda: None, ('/x/a.npz',)) is None
-  assert fault_inputs.judge_read(refuse('/x/a.npz: damaged'), ('/x/a.npz',)) is None
-  assert fault_inputs.judge_read(refuse('damaged'), ('/x/a.npz',)).kind == 'traceback'
-  assert fault_inputs.judge_read(refuse('/x/a.npz: ' + 'x' * 10**5), ('/x/a.npz',)).kind == 'traceback'
+  assert fault_judge.judge_read(lambda: None, ('/x/a.npz',)) is None
+  assert fault_judge.judge_read(refuse('/x/a.npz: damaged'), ('/x/a.npz',)) is None
+  assert fault_judge.judge_read(refuse('damaged'), ('/x/a.npz',)).kind == 'traceback'
+  assert fault_judge.judge_read(refuse('/x/a.npz: ' + 'x' * 10**5), ('/x/a.npz',)).kind == 'traceback'
 
 
 def test_any_other_exception_is_a_traceback():
-  fault = fault_inputs.judge_read(lambda: {}['step'], ())
+  fault = fault_judge.judge_read(lambda: {}['step'], ())
   assert fault.kind == 'traceback'
   assert fault.what.startswith('KeyError in ')
 
 
 def test_a_request_for_too_much_memory_is_one_also_where_it_is_refused():
-  assert fault_inputs.judge_read(refuse('damaged', MemoryError()), ()).kind == 'hang'
+  assert fault_judge.judge_read(refuse('damaged', MemoryError()), ()).kind == 'hang'
 
 
 @pytest.mark.parametrize('value', [2**31, 10**12])
@@ -162,29 +162,29 @@ def test_a_number_without_a_limit_is_a_finding(value):
   class Settings:
     search = Group
 
-  assert fault_inputs.judge_settings(Settings, 'search.epochs').kind == 'silent'
+  assert fault_settings.judge_settings(Settings, 'search.epochs').kind == 'silent'
   Group.epochs = 100
-  assert fault_inputs.judge_settings(Settings, 'search.epochs') is None
+  assert fault_settings.judge_settings(Settings, 'search.epochs') is None
 
 
 def test_a_number_beyond_float32_is_a_finding():
   class Settings:
     rate = 1e39
 
-  assert fault_inputs.judge_settings(Settings, 'rate').kind == 'silent'
+  assert fault_settings.judge_settings(Settings, 'rate').kind == 'silent'
 
 
 def test_inputs_are_made_again_from_their_number():
-  for kind, form in fault_inputs.FORMATS.items():
+  for kind, form in fault_formats.FORMATS.items():
     content = form.seeds()[0]
     made = {form.mutate(content, np.random.default_rng([3, number])) for number in (0, 1, 2, 3, 0, 1, 2, 3)}
     assert 2 <= len(made) <= 4, kind
 
 
 # Configs of another run are refused, and not every reader of architectures reads printed ones.
-@pytest.mark.parametrize('kind', sorted({*fault_inputs.FORMATS} - {'search_config', 'training_config', 'printed'}))
+@pytest.mark.parametrize('kind', sorted({*fault_formats.FORMATS} - {'search_config', 'training_config', 'printed'}))
 def test_undamaged_inputs_are_read(kind, tmp_path):
-  form = fault_inputs.FORMATS[kind]
+  form = fault_formats.FORMATS[kind]
   for number, content in enumerate(form.seeds()):
     folder = tmp_path / str(number)
     folder.mkdir()
@@ -280,5 +280,5 @@ def test_a_short_campaign_finds_nothing(tmp_path):
 
 def workdir_files():
   """A working directory of a search, without checkpoints."""
-  forms = [fault_inputs.FORMATS[kind] for kind in ('search_config', 'metrics', 'alphas', 'genotype')]
+  forms = [fault_formats.FORMATS[kind] for kind in ('search_config', 'metrics', 'alphas', 'genotype')]
   return {form.name: form.seeds()[0] for form in forms}

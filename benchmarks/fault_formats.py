@@ -1,0 +1,358 @@
+"""The kinds of files that are read: undamaged contents, how they are damaged, and all that reads them."""
+
+import contextlib
+import importlib
+import io
+import json
+import pathlib
+import pickle
+import struct
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.fault_judge import Ended, Fault, asks_for_memory, judge_end
+from benchmarks.fault_mutants import mutate_bytes, mutate_image, mutate_json, mutate_pickle, mutate_text, mutate_zip
+
+_GOLDENS = pathlib.Path(__file__).parents[1] / 'tests' / 'goldens'
+
+
+class Format(NamedTuple):
+  """A kind of file.
+
+  Attributes:
+    name: of the file, in a folder of its own.
+    seeds: undamaged contents.
+    mutate: damages one in a way of its own.
+    read: reads it from the folder, by all that read such files.
+    is_named: whether errors have to name the file or its folder.
+  """
+
+  name: str
+  seeds: Callable[[], list[bytes]]
+  mutate: Callable[[bytes, np.random.Generator], bytes]
+  read: Callable[[pathlib.Path], object]
+  is_named: bool = True
+
+
+def find(*places: str) -> Any:
+  """The first of some functions, `module:name`, that there is."""
+  for place in places:
+    module, _, name = place.partition(':')
+    with contextlib.suppress(ImportError, AttributeError):
+      return getattr(importlib.import_module(module), name)
+  raise ImportError(f'none of {", ".join(places)}')
+
+
+_SETTINGS: dict[str, Any] = {
+  'data': {'name': 'digits'},
+  'network': {'channels': 2, 'layers': 3, 'nodes': 1, 'operations': ('none', 'skip_connect', 'max_pool_3x3')},
+}
+
+
+def _saved(arrays: Mapping[str, Any], save: Callable[..., None] = np.savez) -> bytes:
+  stream = io.BytesIO()
+  save(stream, **arrays)
+  return stream.getvalue()
+
+
+def _image_arrays() -> list[bytes]:
+  images, labels = np.arange(6 * 16, dtype=np.uint8).reshape(6, 4, 4, 1), np.array([0, 1, 2] * 2)
+  part = {'x_train': images, 'y_train': labels}
+  return [
+    _saved(part),
+    _saved({**part, 'x_test': images, 'y_test': labels}, np.savez_compressed),
+    _saved({'x_train': images.astype(np.float32), 'y_train': labels.astype(np.uint8)}),
+  ]
+
+
+def _alphas() -> list[bytes]:
+  series = {'step': np.array([0, 6, 12]), 'epoch': np.array([0, 1, 2])}
+  edges = np.array([(0, 2), (1, 2)], np.int32)
+  constant = {'operations': np.array(_SETTINGS['network']['operations']), 'edges_normal': edges, 'edges_reduce': edges}
+  alphas = np.linspace(-1, 1, 18, dtype=np.float32).reshape(3, 2, 3)
+  scores = {f'{score}_{cell}': np.zeros((3, 2)) for score in ('score', 'importance') for cell in ('normal', 'reduce')}
+  return [
+    _saved({**constant, **series, 'normal': alphas, 'reduce': -alphas}),
+    _saved({**constant, **series, **scores, 'normal': alphas, 'reduce': -alphas}),
+  ]
+
+
+def _metrics() -> list[bytes]:
+  lines = [
+    {'kind': 'event', 'step': 0, 'event': 'compiled', 'message': 'search step compiled in 1.5 s'},
+    {'kind': 'step', 'step': 2, 'epoch': 0, 'train_loss': 1.5, 'entropy_normal': 1.0, 'images_per_second': 9.5},
+    {'kind': 'epoch', 'step': 4, 'epoch': 0, 'train_loss': 1.25, 'valid_loss': 'nan', 'seconds': 0.5},
+    {'kind': 'test', 'step': 4, 'test_loss': 1.0, 'test_accuracy': 0.5},
+    {'kind': 'event', 'step': 4, 'event': 'finished', 'message': '1 epochs done'},
+  ]
+  return [''.join(f'{json.dumps(line)}\n' for line in lines).encode()]
+
+
+def _architectures() -> list[bytes]:
+  names = [name for name in ('DARTS_V2', 'RNN_DARTS_V2') if name in find('darts_jax.genotype:published')()]
+  to_dict, published = find('darts_jax.genotype:to_dict'), find('darts_jax.genotype:published')()
+  return [json.dumps(to_dict(published[name])).encode() for name in names]
+
+
+def _printed() -> list[bytes]:
+  pairs = "('sep_conv_3x3', 0), ('skip_connect', 1), ('max_pool_3x3', 1), ('dil_conv_5x5', 2)"
+  nested = "[('sep_conv_3x3', 0), ('skip_connect', 1)], [('max_pool_3x3', 1), ('dil_conv_5x5', 2)]"
+  return [
+    f'Genotype(normal=[{pairs}], normal_concat=[2, 3], reduce=[{pairs}], reduce_concat=range(2, 4))\n'.encode(),
+    f'genotype = Genotype(normal=[{nested}], normal_concat=range(2, 4), reduce=[{nested}], reduce_concat=[2])'.encode(),
+  ]
+
+
+def _config(kind: str) -> list[bytes]:
+  settings = find({'search': 'darts_jax.search.settings:Search', 'training': 'darts_jax.training:Training'}[kind])
+  dataclasses = importlib.import_module('dataclasses')
+  config = dataclasses.asdict(settings())
+  return [json.dumps(config if kind == 'search' else {**config, 'genotype': {}, 'dataset': {}}).encode()]
+
+
+def _model() -> list[bytes]:
+  model = find('darts_jax.training:Model')
+  genotype = find('darts_jax.genotype:published')()['DARTS_V2']
+  made = model(genotype, 4, 3, 10, 'cifar', False, True, 3, (8, 8, 1), (0.5,), (0.25,))
+  return [json.dumps(made.to_dict()).encode()]
+
+
+def _golden(name: str) -> list[bytes]:
+  return [(_GOLDENS / name).read_bytes()]
+
+
+def _safetensors() -> list[bytes]:
+  from safetensors.numpy import save
+
+  return [save({'stem.0.weight': np.ones((2, 3), np.float32), 'b': np.arange(4)})]
+
+
+def _cifar() -> list[bytes]:
+  batch = {b'data': np.arange(12, dtype=np.uint8).reshape(2, 6), b'labels': [1, 2], b'batch_label': b'x'}
+  return [pickle.dumps(batch, protocol) for protocol in (2, 4)]
+
+
+def _idx() -> list[bytes]:
+  return [struct.pack('>HBBI', 0, 8, 1, 10_000) + bytes(range(10)) * 1000]
+
+
+def _images() -> list[bytes]:
+  from PIL import Image
+
+  pixels = np.arange(12 * 12 * 3, dtype=np.uint8).reshape(12, 12, 3)
+  contents = []
+  for form in ('PNG', 'JPEG', 'BMP', 'TIFF', 'WEBP'):
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, form)
+    contents.append(stream.getvalue())
+  wide = np.arange(144, dtype='>u2').reshape(12, 12).tobytes()
+  return [*contents, b'P5 12 12 255\n' + bytes(144), b'P5 12 12 65535\n' + wide]
+
+
+def _text() -> list[bytes]:
+  return [b'the cat sat on <unk>\n the mat\n' * 5, 'ein Bär <unk> im Wald\n'.encode() * 5]
+
+
+def page(folder: pathlib.Path) -> None:
+  """Makes the report of a working directory."""
+  find('darts_jax.report:write')(folder)
+
+
+def _resume(folder: pathlib.Path) -> None:
+  """What a search does with the history of α when it is resumed, and when its next epoch is done."""
+  settings = find('darts_jax.search.settings:read')(_SETTINGS)
+  strategy = find('darts_jax.search.loop:make_strategy')(settings)
+  history = find('darts_jax.search.records:AlphaHistory')(folder, strategy, 12)
+  alphas = {cell: np.zeros((2, 3), np.float32) for cell in ('normal', 'reduce')}
+  history.append(18, 3, alphas, strategy, strategy.scores(alphas))
+
+
+def _read_alphas(folder: pathlib.Path) -> None:
+  page(folder)
+  _resume(folder)
+
+
+def _read_metrics(folder: pathlib.Path) -> None:
+  page(folder)
+  _each(
+    lambda: find('darts_jax.runtime.metrics:read')(folder),
+    lambda: _open_log(folder),
+  )
+
+
+def _open_log(folder: pathlib.Path) -> None:
+  with find('darts_jax.runtime.metrics:MetricsLog')(folder, resume_step=4) as log:
+    log.write('step', 6, {'train_loss': 1.0})
+
+
+def _each(*reads: Callable[[], object]) -> None:
+  """Calls all readers, also where the first refuses; a refusal is passed on in the end."""
+  refusal = None
+  for read in reads:
+    try:
+      read()
+    except ValueError as error:
+      refusal = error if refusal is None or asks_for_memory(error) else refusal
+  if refusal is not None:
+    raise refusal
+
+
+def _read_config(folder: pathlib.Path) -> None:
+  page(folder)
+  kind = find('darts_jax.training:Training')
+  claim = find('darts_jax.runtime.workdir:claim')
+  reads: list[Callable[[], object]] = [lambda: claim(folder, {'seed': 1}, 'search')]
+  with contextlib.suppress(ImportError):
+    read_settings = find('darts_jax.training.workdir:read_settings')
+    reads.append(lambda: read_settings(kind, folder))
+  _each(*reads)
+
+
+def _read_genotype(folder: pathlib.Path) -> None:
+  """By itself, and by the command that describes it."""
+  path = folder / 'genotype.json'
+  found = find('darts_jax.genotype:resolve')(str(path))
+  sizes = ['--width=4', '--vocabulary=5'] if hasattr(found, 'recurrent') else ['--channels=4', '--layers=3']
+  if len(str(found)) % 8 == 0:  # It takes a second.
+    describe(path, *sizes)
+
+
+def describe(path: pathlib.Path, *more: str) -> None:
+  """Raises an AssertionError unless the command ends as it should."""
+  describe = importlib.import_module('experiments.describe')
+  launch = find('experiments.entry:launch_flags')
+  fault = command(lambda: launch(describe.run, describe.USAGE, describe.FLAGS), [f'--genotype={path}', *more])
+  if fault is not None:
+    raise AssertionError(f'experiments.describe: {fault.what}')
+
+
+def command(run: Callable[[], object], arguments: list[str]) -> Fault | None:
+  """What is wrong with how a command ends that reads `sys.argv`."""
+  out, err, before = io.StringIO(), io.StringIO(), sys.argv
+  sys.argv = ['faults', *arguments]
+  code = 0
+  try:
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+      run()
+  except SystemExit as error:
+    code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+  finally:
+    sys.argv = before
+  return judge_end(Ended(code, out.getvalue(), err.getvalue()), (0, 2))
+
+
+class _Enough(Exception):
+  """A selection has begun: what it reads at its start, it has read."""
+
+
+def _selection_results() -> list[bytes]:
+  method = {
+    'name': 'darts',
+    'candidates': [{'name': 'seed_0', 'genotype': {}, 'valid_accuracy': 0.5}],
+    'pick': 'seed_0',
+    'genotype': json.loads(_architectures()[0]),
+    'parameters': 100,
+    'test_accuracies': [0.5],
+    'seconds': {'search': 1.0, 'selection': 1.0, 'evaluation': 1.0},
+  }
+  return [json.dumps({'settings': {'searches': 1}, 'methods': [method]}).encode()]
+
+
+def _read_results(folder: pathlib.Path) -> None:
+  def begin(message: str) -> None:
+    raise _Enough(message)
+
+  training = {'data': {'name': 'digits', 'validation_fraction': 0.1}, 'epochs': 1}
+  training |= {'network': {'channels': 2, 'layers': 3, 'auxiliary': False}}
+  config = {'searches': 1, 'selection_epochs': 1, 'search': _SETTINGS, 'training': training}
+  with contextlib.suppress(_Enough):
+    find('darts_jax.selection:run')(config, folder, begin)
+
+
+def _random_search(folder: pathlib.Path) -> None:
+  (folder / 'config.json').write_text('{"strategy": "random"}')
+  page(folder)
+
+
+def _random_architectures() -> list[bytes]:
+  trial = {'number': 0, 'genotype': json.loads(_architectures()[0]), 'parameters': 9}
+  return [json.dumps([{**trial, 'valid_accuracy': 0.5, 'seconds': 1.0, 'diverged': False}]).encode()]
+
+
+def _read_weights(folder: pathlib.Path) -> None:
+  find('darts_jax.interop.tensors:read')(folder / 'weights')
+
+
+def _read_cifar(folder: pathlib.Path) -> None:
+  path = folder / 'data_batch_1'
+  find('darts_jax.data.unpickling:loads')(path.read_bytes(), str(path))
+
+
+def _read_idx(folder: pathlib.Path) -> None:
+  """The labels of the test set of MNIST, beside files that are whole."""
+  names, counts = find('darts_jax.data.mnist:FILES'), (60_000, 60_000, 10_000)
+  for name, count in zip(names[:3], counts, strict=True):
+    shape = (count, 28, 28) if 'images' in name else (count,)
+    with (folder / name).open('wb') as file:
+      file.write(struct.pack(f'>HBB{len(shape)}I', 0, 8, len(shape), *shape))
+      file.write(bytes(range(10)))
+      file.truncate(4 + 4 * len(shape) + int(np.prod(shape)))
+  find('darts_jax.data.images:load')('mnist', directory=str(folder))
+
+
+def _read_image(folder: pathlib.Path) -> None:
+  decode, box = find('darts_jax.data.stream:decode'), find('darts_jax.data.stream:centre_box')
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    found = decode((folder / 'image').read_bytes(), 8, lambda width, height: box(width, height, 8))
+  assert found is None or found.shape == (8, 8, 3), found.shape
+
+
+def _read_text(folder: pathlib.Path) -> None:
+  for name in ('valid', 'test'):
+    (folder / f'{name}.txt').write_bytes(_text()[0])
+  find('darts_jax.data.text:load')('files', str(folder))
+
+
+def _read_images(folder: pathlib.Path) -> None:
+  find('darts_jax.data.images:load')('npz', path=str(folder / 'data.npz'))
+
+
+def _read_model(folder: pathlib.Path) -> None:
+  find('darts_jax.training:Model').read(folder)
+
+
+def _mutate_weights(content: bytes, draw: np.random.Generator) -> bytes:
+  def inner(old: bytes, draw: np.random.Generator) -> bytes:
+    return mutate_pickle(old, draw) if old.startswith(b'\x80') else mutate_bytes(old, draw)
+
+  return mutate_zip(content, draw, inner)
+
+
+#: By name.
+FORMATS: dict[str, Format] = {
+  'images_npz': Format('data.npz', _image_arrays, mutate_zip, _read_images),
+  'alphas': Format('alphas.npz', _alphas, mutate_zip, _read_alphas),
+  'metrics': Format('metrics.jsonl', _metrics, mutate_json, _read_metrics),
+  'genotype': Format('genotype.json', _architectures, mutate_json, _read_genotype),
+  'printed': Format('genotype.json', _printed, mutate_text, _read_genotype),
+  'search_config': Format('config.json', lambda: _config('search'), mutate_json, _read_config),
+  'training_config': Format('config.json', lambda: _config('training'), mutate_json, _read_config),
+  'model': Format('model.json', _model, mutate_json, _read_model),
+  'results': Format('results.json', _selection_results, mutate_json, _read_results),
+  'random_search': Format('architectures.json', _random_architectures, mutate_json, _random_search),
+  'torch_zip': Format('weights', lambda: _golden('torch_zip.pt'), _mutate_weights, _read_weights),
+  'torch_legacy': Format('weights', lambda: _golden('torch_legacy.pt'), mutate_pickle, _read_weights),
+  'weights_npz': Format(
+    'weights', lambda: [_saved({'w': np.ones((2, 3)), 'b': np.arange(4)})], mutate_zip, _read_weights
+  ),
+  'safetensors': Format('weights', _safetensors, mutate_bytes, _read_weights),
+  'cifar_pickle': Format('data_batch_1', _cifar, mutate_pickle, _read_cifar),
+  'idx': Format('t10k-labels-idx1-ubyte', _idx, mutate_bytes, _read_idx),
+  'image': Format('image', _images, mutate_image, _read_image),
+  'text': Format('train.txt', _text, mutate_text, _read_text),
+}
