@@ -166,7 +166,8 @@ class Loop(abc.ABC, Generic[State]):
   def advance(self, state: State, num_steps: int) -> tuple[State, Mapping[str, Any]]:
     """Takes up to so many steps: the new state, and sums of metrics, among them `steps` and `finite`.
 
-    With `each`, the metrics of every step, `[…, n]`, sums are made of these, and do not depend on where calls end.
+    Besides, `each`: the metrics of every step, `[…, n]`. What is logged is summed up from these, so that it does not
+    depend on where calls end.
     """
 
   @abc.abstractmethod
@@ -261,7 +262,7 @@ class Loop(abc.ABC, Generic[State]):
           self.reports()
           raise
         fetched = processes.fetch(dict(found))
-        each = fetched.pop('each', None)
+        each = fetched.pop('each')
         sums = _numbers(fetched)
         seconds = time.monotonic() - start
         taken = int(np.max(sums['steps']))
@@ -270,12 +271,10 @@ class Loop(abc.ABC, Generic[State]):
         finite = sums.pop('finite')
         # The last step is the one that is not.
         sound = taken if np.all(finite) else taken - 1
-        for totals in (epoch_sums, log_sums) if each is not None and sound else ():
+        for totals in (epoch_sums, log_sums) if sound else ():
           totals.add_each(each, sound)
           totals.add({'seconds': seconds})
         if np.all(finite):
-          for totals in (epoch_sums, log_sums) if each is None else ():
-            totals.add({**sums, 'seconds': seconds})
           self._progress.update(step, {name: float(np.mean(sums[name])) / taken for name in self.shown})
         else:
           state = self._recovered(state, step, finite)

@@ -73,10 +73,14 @@ class Counting(Loop[dict[str, Any]]):
       self.guard.requested = 'SIGTERM'
     finite = last not in self.bad
     self.bad.discard(last)
+    losses = np.arange(first, last + 1, dtype=float)
+    if not finite:
+      losses[-1] = math.nan
     return {**state, 'step': jnp.int32(last)}, {
-      'train_loss': float(sum(range(first, last + 1))) if finite else math.nan,
+      'train_loss': losses.sum(),
       'steps': float(num_steps),
       'finite': finite,
+      'each': {'train_loss': losses},
     }
 
   def evaluate(self, state, step):
@@ -263,9 +267,10 @@ class TwoCounts(Counting):
 
   def advance(self, state, num_steps):
     state, found = super().advance(state, num_steps)
-    loss = np.array([1.0, 2.0]) * found['train_loss']
+    losses = np.array([[1.0], [2.0]]) * found['each']['train_loss']
     finite = np.array([True, int(state['step']) < self.total])
-    return state, {'train_loss': loss, 'steps': np.full(2, found['steps']), 'finite': finite}
+    steps = np.full(2, found['steps'])
+    return state, {'train_loss': losses.sum(1), 'steps': steps, 'finite': finite, 'each': {'train_loss': losses}}
 
   def evaluate(self, state, step):
     return {'valid_loss': np.array([1.0, 2.0]) * super().evaluate(state, step)['valid_loss']}
