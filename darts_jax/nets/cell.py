@@ -130,7 +130,7 @@ class Cell(nn.Module):
         chosen = None if weights is None else [weights[source, operation] for operation in operations]
         images = [outputs[operation] for operation in operations]
         if as_channels():
-          messages = _messages_of_channels(images, chosen, edges=len(members), channels=self.channels)
+          messages = _messages_of_channels(images, chosen, edges=len(members), channels=self.channels, plain=in_plain())
         else:
           messages = _messages(images, chosen, edges=len(members), plain=in_plain())
         for (edge, target), message in zip(members, messages, strict=True):
@@ -194,11 +194,12 @@ def _messages(images: Sequence[Affine], weights: Sequence[Array] | None, *, edge
   return [message[0] for message in messages]
 
 
-@functools.partial(jax.jit, static_argnames=('edges', 'channels'))
+@functools.partial(jax.jit, static_argnames=('edges', 'channels', 'plain'))
 def _messages_of_channels(
-  images: Sequence[Affine], weights: Sequence[Array] | None, *, edges: int, channels: int
+  images: Sequence[Affine], weights: Sequence[Array] | None, *, edges: int, channels: int, plain: bool
 ) -> list[Array]:
   """The same of edges as channels, images `[1, N, H, W, M·C]`, or `[1, N, H, W, C]` that the edges share."""
+  del plain
 
   def repeated(x: Array) -> Array:
     return jnp.tile(x, edges * channels // x.shape[-1])

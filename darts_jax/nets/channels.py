@@ -72,9 +72,13 @@ def sum_pixels(images: Sequence[Array], shape: Shape) -> Array:
   return sum_pixels_p.bind(*images, shape=shape)[0]
 
 
-def middle_pixels(images: Sequence[Array], shape: Shape) -> Array:
-  """`[K, *shape]`: a pixel of each image for every sum over pixels; a constant to derivatives."""
-  return lax.stop_gradient(middle_pixels_p.bind(*map(lax.stop_gradient, images), shape=shape)[0])
+def typical_pixels(images: Sequence[Array], shape: Shape) -> Array:
+  """`[K, *shape]`: for every sum over pixels the median of three of these; a constant to derivatives.
+
+  Of three, since one alone may be like no other, as a dead pixel is.
+  """
+  [found] = typical_pixels_p.bind(*map(lax.stop_gradient, images), shape=shape)
+  return found
 
 
 def shifted_sums(images: Sequence[Array], shifts: Array) -> tuple[Array, Array]:
@@ -250,16 +254,22 @@ def _pixel_sums(*images: Array, shape: Shape) -> Array:
   return sum_rows([_rows(x, shape) for x in images])
 
 
-def _middle_pixels(*images: Array, shape: Shape) -> list[Array]:
+def _typical_pixels(*images: Array, shape: Shape) -> list[Array]:
   kept = (1,) * (images[0].ndim - len(shape)) + shape
-  starts = [(size - left) // 2 for size, left in zip(images[0].shape, kept, strict=True)]
-  ends = [start + left for start, left in zip(starts, kept, strict=True)]
+
+  def pixels(quarters: int) -> Array:
+    starts = [(size - left) * quarters // 4 for size, left in zip(images[0].shape, kept, strict=True)]
+    ends = [start + left for start, left in zip(starts, kept, strict=True)]
+    return jnp.stack([lax.slice(x, starts, ends).reshape(shape) for x in images])
+
+  first, middle, last = map(pixels, (1, 2, 3))
+  median = jnp.maximum(jnp.minimum(first, middle), jnp.minimum(jnp.maximum(first, middle), last))
   # Once: XLA would take the pixels from the images again in each kernel that reads them.
-  return [lax.optimization_barrier(jnp.stack([lax.slice(x, starts, ends).reshape(shape) for x in images]))]
+  return [lax.optimization_barrier(median)]
 
 
-def _middle_pixels_on_cpu(*images: Array, shape: Shape) -> list[Array]:
-  found: list[Array] = computed_once(_middle_pixels, *images, shape=shape)
+def _typical_pixels_on_cpu(*images: Array, shape: Shape) -> list[Array]:
+  found: list[Array] = computed_once(_typical_pixels, *images, shape=shape)
   return found
 
 
@@ -412,12 +422,12 @@ sum_pixels_p = _linear(
 )
 
 
-middle_pixels_p = Primitive('middle_pixels')
-middle_pixels_p.multiple_results = True
-middle_pixels_p.def_impl(jax.jit(middle_pixels_p.bind, static_argnames='shape'))
-middle_pixels_p.def_abstract_eval(_sum_pixels_aval)
-lower_as(middle_pixels_p, _middle_pixels, cpu=_middle_pixels_on_cpu)
-batching.primitive_batchers[middle_pixels_p] = functools.partial(_batch, middle_pixels_p)
+typical_pixels_p = Primitive('typical_pixels')
+typical_pixels_p.multiple_results = True
+typical_pixels_p.def_impl(jax.jit(typical_pixels_p.bind, static_argnames='shape'))
+typical_pixels_p.def_abstract_eval(_sum_pixels_aval)
+lower_as(typical_pixels_p, _typical_pixels, cpu=_typical_pixels_on_cpu)
+batching.primitive_batchers[typical_pixels_p] = functools.partial(_batch, typical_pixels_p)
 
 shifted_sums_p = Primitive('shifted_sums')
 shifted_sums_p.multiple_results = True
@@ -434,7 +444,7 @@ def _shifted_sums_jvp(primals: Sequence[Array], tangents: Sequence[Any]) -> tupl
   shape = shifts.shape[1:]
   moving = [ad.instantiate_zeros(t) for t in tangents[:-1]]
   sums = sum_pixels(moving, shape)
-  # Linear maps that there are for other reasons, too.
+  # Of 2 (x − s) ẋ, but by linear maps of x and ẋ, which have transposes and CPU kernels of their own.
   squares = 2 * (sum_products(images, moving, shape) - shifts * sums)
   return shifted_sums_p.bind(*primals), [sums, squares]
 

@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 
 from darts_jax.nets.bilinear import Bilinear, DirectSum
-from darts_jax.nets.channels import middle_pixels, scale_channels, shifted_sums, spread, stack_rows
+from darts_jax.nets.channels import scale_channels, shifted_sums, spread, stack_rows, typical_pixels
 from darts_jax.runtime.mesh import UNSHARED, Shards
 
 Array = jax.Array
@@ -153,11 +153,11 @@ class NormGroups:
     for shape, group in itertools.groupby(parts, lambda x: x.shape):
       some = list(group)
       each = (shape[0], local, *[1] * (len(shape) - 3), shape[-1])
-      shifts = _rounded(middle_pixels(some, each))
+      shifts = _rounded(typical_pixels(some, each))
       found.append((shifts, *shifted_sums(some, shifts)))
 
     def in_order(values: Sequence[Array]) -> Array:
-      # From `[K, M, G, 1, C]` to `[G, K·M·C]`.
+      # From `[K, M, G, 1, C]` to `[G, K·M·C]`; of one group, whose numbers are in this order, to `[K·M·C]`.
       ordered = [x.reshape(-1) if local == 1 else jnp.moveaxis(x[:, :, :, 0], 2, 0).reshape(local, -1) for x in values]
       return jnp.concatenate(ordered, axis=-1)
 
@@ -170,7 +170,12 @@ class NormGroups:
   def _of_all(self, shift: Array, first: Array, second: Array, devices: int) -> tuple[Array, Array, Array]:
     """Means of `x − s` and `(x − s)²` over devices, for one `s`, from those for a shift of each; in one all-reduce.
 
-    What is large has a third of the digits of a number, so that products of two, and sums of these, are not rounded.
+    A device has the shift sᵢ, the mean fᵢ of x − sᵢ and the mean qᵢ of (x − sᵢ)². With c for the common shift and
+    aᵢ = sᵢ − c, its means for that shift are fᵢ + aᵢ and qᵢ + 2 aᵢ fᵢ + aᵢ², of which this is the mean over devices.
+    Nothing but sums over devices can be had, and c follows from one, so that the products are written out:
+    Σ aᵢ² = Σ sᵢ² − 2 c Σ sᵢ + D c² (`between`), and, with fᵢ = lᵢ + rᵢ, Σ aᵢ fᵢ = Σ sᵢ lᵢ − c Σ lᵢ + Σ sᵢ rᵢ − c Σ rᵢ.
+    These differences are of numbers as large as the squared mean. They are exact, since s, c and l are rounded to a
+    third of a number's digits, products of two and sums of these to none at all; r, the rest, is small.
     """
     large = lax.stop_gradient(_rounded(first))
     small = first - large

@@ -51,7 +51,7 @@ class Result:
     interrupted: whether a signal asked for an end, which ends a sequence of searches even if this one is finished.
     report: path of the report page.
     warning: one line if the genotype would be another one if α moved once more as far as in the last epoch (see
-      `darts_jax.derive.doubts`); None in other processes than the first.
+      `darts_jax.derive.doubts`); None after an interruption, and in other processes than the first.
   """
 
   genotype: AnyGenotype
@@ -143,7 +143,7 @@ def _run(settings: Search | RecurrentSearch, workdir: pathlib.Path, folders: Seq
       finished,
       requested is not None,
       reports[i],
-      warnings[i],
+      warnings[i] if finished else None,
     )
     for i in range(len(folders))
   ]

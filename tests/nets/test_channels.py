@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from darts_jax.nets.channels import (
-  middle_pixels,
   scale_channels,
   shifted_sums,
   spread,
   sum_pixels,
   sum_products,
+  typical_pixels,
   weighted_sums,
 )
 from darts_jax.runtime.compilation import compiler_options
@@ -115,16 +115,21 @@ def test_accelerators_have_no_products_with_ones(program_for, two_orders, assert
     assert_close(found.call(*values), two_orders(plain, *values))
 
 
-@pytest.mark.parametrize(
-  ('shape', 'where'),
-  [((5,), np.s_[:, 1, 1, 2]), ((3, 1, 1, 5), np.s_[:, :, 1:2, 2:3]), ((3, 4, 1, 5), np.s_[:, :, :, 2:3])],
-  ids=FACTORS,
-)
-def test_one_pixel_of_every_sum_is_taken_which_no_derivative_sees(shape, where):
-  images = np.arange(720, dtype=np.float32).reshape(2, *SHAPE)
-  np.testing.assert_array_equal(middle_pixels(list(images), shape), images[where])
-  gradient = jax.grad(lambda x: jnp.sum(middle_pixels([x], shape) * jnp.sum(x)))(images[0])
-  np.testing.assert_allclose(gradient, np.full(SHAPE, images[:1][where].sum()), rtol=1e-6)
+@pytest.mark.parametrize('shape', FACTORS.values(), ids=FACTORS)
+def test_a_typical_pixel_of_every_sum_is_found_whatever_one_pixel_is(shape):
+  rng = np.random.default_rng(0)
+  expected = rng.normal(size=(2, *shape)).astype(np.float32)
+  found = jax.jit(lambda images: typical_pixels(images, shape))
+  for place in np.ndindex(*SHAPE[:3]):
+    images = np.broadcast_to(expected.reshape(2, *[1] * (4 - len(shape)), *shape), (2, *SHAPE)).copy()
+    images[:, *place] = 1e9
+    np.testing.assert_array_equal(found(list(images)), expected)
+
+
+def test_typical_pixels_are_constants_to_derivatives():
+  image = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+  gradient = jax.grad(lambda x: jnp.sum(typical_pixels([x], (5,)) * jnp.sum(x)))(image)
+  np.testing.assert_allclose(gradient, np.full(SHAPE, typical_pixels([image], (5,)).sum()), rtol=1e-6)
 
 
 def test_sums_of_bfloat16_are_those_of_float32():
@@ -147,7 +152,7 @@ def test_sums_round_as_little_as_sums_of_parts():
 def test_what_is_summed_up_is_computed_once_and_by_no_library():
   def function(x, a):
     y = jnp.tanh(x)
-    shifts = middle_pixels([y], (8,))
+    shifts = typical_pixels([y], (8,))
     return sum_pixels([y], (8,)), sum_products([y], [y], (8,)), shifted_sums([y], shifts), scale_channels([y], a)
 
   x, a = jnp.ones((2, 8, 8, 8)), jnp.ones((1, 8))
