@@ -19,6 +19,8 @@ BATCH, BPTT = 2**20, 10_000
 WORKERS = 256
 #: Passes over data; steps of what has no epochs; runs one after the other, or side by side.
 EPOCHS, STEPS, RUNS = 20_000, 10**6, 1000
+#: Steps of a run, which are counted in int32.
+ALL_STEPS = 2**31 - 1
 #: Inner steps that are differentiated, and terms or iterations in their place.
 INNER_STEPS = 1000
 #: What is compared with a count, and nothing is made of.
@@ -27,3 +29,9 @@ COUNT = 10**9
 SEEDS = 2**32
 #: Factors such as learning rates, and bounds of norms, which may stand for no bound. float32 ends a little above it.
 FACTOR = 3e38
+
+
+def check_steps(epochs: int, steps: int) -> None:
+  """Raises a ValueError if the steps of all epochs are too many to be counted."""
+  if steps > ALL_STEPS:
+    raise ValueError(f'config.epochs: {epochs} are {steps} steps; at most {ALL_STEPS} are allowed')

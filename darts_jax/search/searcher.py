@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from darts_jax.limits import check_steps
 from darts_jax.nets.bilinear import traced_for
 from darts_jax.runtime.compilation import compiler_options
 from darts_jax.runtime.mesh import Shards, put, template
@@ -60,7 +61,12 @@ class Searcher(abc.ABC, Generic[AnySettings, Data]):
   state_axes: PyTree = SearchState(**_STATE_AXES)
 
   def __init__(self, settings: AnySettings, strategy: Strategy, mesh: Mesh, epoch_ends: Sequence[int]) -> None:
-    """Builds the functions; compiles nothing."""
+    """Builds the functions; compiles nothing.
+
+    Raises:
+      ValueError: all epochs have too many steps.
+    """
+    check_steps(settings.epochs, epoch_ends[-1])
     self.settings, self.mesh, self.epoch_ends = settings, mesh, epoch_ends
     self.strategy = strategy.over(epoch_ends[-1])
     everything = all(rows.all() for rows in strategy.active.values())

@@ -16,6 +16,7 @@ from darts_jax.data.augment import augment, normalise
 from darts_jax.data.batches import Evaluation, Examples, epoch_indices, evaluate, tally
 from darts_jax.data.jitter import color_jitter
 from darts_jax.hypergradient import global_norm
+from darts_jax.limits import check_steps
 from darts_jax.nets.bilinear import traced_for
 from darts_jax.nets.conv import Logits
 from darts_jax.nets.layers import init_variables, running_average
@@ -102,8 +103,12 @@ class Trainer:
       model: what is trained.
       num_train: number of training images, at least a batch.
       mesh: devices with an axis `data`.
+
+    Raises:
+      ValueError: all epochs have too many steps.
     """
     self.steps_per_epoch = num_train // settings.batch_size
+    check_steps(settings.epochs, settings.epochs * self.steps_per_epoch)
     self.net = model.network(remat=settings.remat)
     self._settings = settings
     self._model = model

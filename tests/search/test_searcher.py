@@ -526,6 +526,16 @@ def test_statistics_of_single_numbers_are_refused(digits, batch_size, group_size
     ImageSearcher(settings, make_strategy(settings), images, make_mesh(1))
 
 
+def test_more_steps_than_int32_counts_are_refused(digits):
+  settings = dataclasses.replace(SEARCH, epochs=20_000, batch_size=2)
+  many = {
+    name: np.broadcast_to(getattr(digits, name)[:1], (500_000, *getattr(digits, name).shape[1:]))
+    for name in ('x_train', 'y_train')
+  }
+  with pytest.raises(ValueError, match='^config.epochs: 20000 are 2500000000 steps; at most 2147483647 are allowed$'):
+    ImageSearcher(settings, make_strategy(settings), dataclasses.replace(digits, **many), make_mesh(1))
+
+
 @dataclasses.dataclass(frozen=True)
 class Watched(Darts):
   """Writes down which keys it consumes."""

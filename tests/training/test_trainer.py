@@ -125,6 +125,12 @@ def trainer():
   return Trainer(build(Training, CONFIG), MODEL, 24, make_mesh(1))
 
 
+def test_more_steps_than_int32_counts_are_refused():
+  settings = build(Training, {**CONFIG, 'epochs': 20_000, 'batch_size': 4})
+  with pytest.raises(ValueError, match='^config.epochs: 20000 are 2147500000 steps; at most 2147483647 are allowed$'):
+    Trainer(settings, MODEL, 429_500, make_mesh(1))
+
+
 @pytest.fixture(scope='module')
 def trained(trainer, images):
   """The state after seven steps, and sums of metrics of the last four."""
