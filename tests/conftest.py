@@ -5,6 +5,7 @@ import gc
 import html.parser
 import os
 import pathlib
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -132,6 +133,70 @@ def x64() -> Iterator[None]:
 
   with jax.enable_x64(True):
     yield
+
+
+@pytest.fixture
+def purposes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
+  """Traces a function of a state; returns all that it folds the keys of steps and epochs with.
+
+  Those are the keys that come of folding `state.key` with a number.
+  """
+  import jax
+
+  def collect(function: Callable[[Any], Any], state: Any) -> list[int]:
+    found: list[int] = []
+    roots: list[Any] = []
+    numbered: list[Any] = []
+    fold_in = jax.random.fold_in
+
+    def watched(key: Any, number: Any) -> Any:
+      folded = fold_in(key, number)
+      if any(key is each for each in roots):
+        numbered.append(folded)
+      elif any(key is each for each in numbered):
+        found.append(number)
+      return folded
+
+    def traced(state: Any) -> None:
+      roots.append(state.key)
+      function(state)
+
+    with monkeypatch.context() as patch:
+      patch.setattr(jax.random, 'fold_in', watched)
+      jax.eval_shape(traced, state)
+    return found
+
+  return collect
+
+
+class Traced(Exception):
+  """A method is traced, which ends the trace; its argument is whether edges are channels."""
+
+
+@pytest.fixture
+def edges_are_channels(monkeypatch: pytest.MonkeyPatch) -> Callable[..., bool]:
+  """Tells whether a jitted method is traced with edges as channels for a mesh that claims to be of a platform.
+
+  It is given the class whose module calls `traced_for`, the name of the method, the mesh, the platform, a function that
+  makes an instance, and the arguments of the method.
+  """
+  import jax
+
+  from darts_jax.nets.bilinear import as_channels, traced_for
+
+  def find(kind: type, name: str, mesh: Any, platform: str, make: Callable[[], Any], *args: Any) -> bool:
+    def stop(*_: Any) -> None:
+      raise Traced(as_channels())
+
+    claimed = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform=platform)]))
+    monkeypatch.setattr(f'{kind.__module__}.traced_for', lambda of, each: traced_for({mesh: claimed}[of], each))
+    monkeypatch.setattr(kind, f'_{name}', stop)
+    with pytest.raises(Traced) as traced:
+      jax.eval_shape(getattr(make(), name), *args)
+    found: bool = traced.value.args[0]
+    return found
+
+  return find
 
 
 _VOID = {'meta', 'br', 'img', 'hr', 'link', 'input'}

@@ -181,6 +181,15 @@ def test_choices_are_in_doubt_within_what_weights_moved(moved, edges, operations
   assert (message is None) == (not edges and not operations)
 
 
+def test_an_edge_is_as_firm_as_the_firmest_of_its_operations():
+  """Its best one came from 0.2 below, but another one stays at 0.45, ahead of the edge that is not kept, of 0.4."""
+  after = FIRM.copy()
+  after[4] = [0, 0.5, 0.45, 0.05]
+  before = after.copy()
+  before[4, 1] -= 0.2
+  assert doubts({'normal': before}, {'normal': after}, {'normal': SMALL}) == Doubts(4, 0, 1)
+
+
 def test_ties_and_recurrent_cells_are_in_doubt_too():
   """Nodes of a recurrent cell keep one edge; the first has no other."""
   spec = recurrent_search_space(('none', 'tanh', 'relu'), num_nodes=2)

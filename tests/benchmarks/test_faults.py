@@ -218,6 +218,31 @@ def test_changed_data_are_others_of_the_same_kind(tmp_path):
     assert any(other[name].tobytes() != first[name].tobytes() for name in first)
 
 
+# Inputs.
+
+
+def test_readers_are_tried_on_contents_that_are_damaged(monkeypatch):
+  """In the way of the format, and in the way of any file."""
+  found = []
+
+  def read(folder):
+    found.append((folder / 'file').read_bytes())
+    if found[-1] != whole:
+      raise KeyError
+
+  whole = bytes(range(100))
+  form = fault_formats.Format('file', lambda: [whole], lambda content, draw: content + b'in its own way', read)
+  monkeypatch.setitem(fault_inputs.FORMATS, 'strict', form)
+  faults = [fault_inputs.try_input('strict', 0, number) for number in range(50)]
+  assert [fault is not None and fault.kind == 'traceback' for fault in faults] == [
+    content != whole for content in found
+  ]
+  own = found.count(whole + b'in its own way')
+  # Nine in ten; what damages any file may also leave one as it is.
+  assert 35 < own < 50
+  assert 50 - found.count(whole) > own
+
+
 # Campaigns.
 
 

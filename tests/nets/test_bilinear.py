@@ -99,6 +99,28 @@ def test_edges_as_channels_are_a_stack_of_edges_to_second_order():
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14), found, expected)
 
 
+@pytest.mark.parametrize(('function', 'shape'), MAPS.values(), ids=MAPS)
+def test_all_products_of_a_tpu_have_the_precision_of_where_the_map_was_called(function, shape):
+  """By default they round to bfloat16."""
+
+  def precise(x, w):
+    with jax.default_matmul_precision('highest'):
+      return function(x, w)
+
+  def gradients(x, w):
+    y, transpose = jax.vjp(precise, x, w)
+    return y, transpose(y)
+
+  x, w = (jax.ShapeDtypeStruct(each, np.float32) for each in ((2, 4, 6, 4), shape))
+  program = jax.jit(gradients).trace(x, w).lower(lowering_platforms=('tpu',)).as_text()
+  products = [
+    line for line in program.splitlines() if 'stablehlo.dot_general' in line or 'stablehlo.convolution' in line
+  ]
+  # The map and its gradients in images and in weights.
+  assert len(products) == 3
+  assert [line.count('HIGHEST') for line in products] == [2] * 3
+
+
 @pytest.mark.parametrize('platform', ['cpu', 'gpu', 'tpu'])
 def test_edges_are_channels_on_tpus_alone(platform):
   class Chip:

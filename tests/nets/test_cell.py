@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from darts_jax.genotype import CANDIDATES, CellSpec, Edge, published, search_space
+from darts_jax.genotype import CANDIDATES, CellSpec, Edge, Genotype, published, search_space
 from darts_jax.nets.bilinear import edges_as_channels
 from darts_jax.nets.cell import Cell
 
@@ -45,6 +45,18 @@ def test_published_cell_equals_one_edge_after_the_other(plain, name, kind, reduc
   height, width = size
   factor = 2 if kind == 'reduce' else 1
   assert found.shape == (2, -(-height // factor), width // factor, len(spec.concat) * CHANNELS)
+  np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+
+
+@pytest.mark.usefixtures('x64')
+def test_dense_convolutions_that_leave_one_node_are_edges_of_their_own(plain):
+  twice = (('conv_7x1_1x7', 0), ('conv_7x1_1x7', 0))
+  spec = Genotype(twice, (2,), twice, (2,)).cell('normal')
+  cell = Cell(spec, CHANNELS, reduction=False, reduction_before=False, discrete=True)
+  inputs = draw_inputs(cell, (3, 2))
+  variables = plain.draw(lambda: cell.init(jax.random.key(0), *inputs, train=False))
+  found = jax.jit(lambda variables: cell.apply(variables, *inputs, train=False))(variables)
+  expected = plain.cell(cell, variables, *inputs, train=False)
   np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
 
 

@@ -109,6 +109,17 @@ def test_batch_norm_in_float32_is_that_in_float64_however_far_the_mean_is_from_z
     np.testing.assert_allclose(ours, expected, rtol=0, atol=(1e-5 + 3e-7 * ratio) * np.abs(expected).max())
 
 
+def test_variances_of_constant_channels_are_not_negative():
+  """They are nothing but rounding, whose sign may be any."""
+  values = np.append(12345.678, np.random.default_rng(0).uniform(1e5, 1e6, 63)).astype(np.float32)
+  layer = BatchNorm(affine=False)
+  x = np.broadcast_to(values, (3, 5, 7, 64))
+  y, moments = jax.jit(lambda x: layer.apply({}, x, train=True, mutable=['moments']))(x)
+  assert np.min(moments['moments']['var']) >= 0
+  np.testing.assert_allclose(moments['moments']['mean'], values, rtol=1e-6)
+  assert np.isfinite(y).all()
+
+
 def test_batch_norm_computes_statistics_of_bfloat16_in_float32():
   # In bfloat16 the difference of E[x²] = 102.53 and E[x]² = 102.52 would be lost.
   x = jnp.where(jnp.arange(64).reshape(1, 8, 8, 1) % 2 == 0, 10.0, 10.25).astype(jnp.bfloat16)

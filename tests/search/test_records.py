@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from darts_jax.genotype import search_space
+from darts_jax.genotype import recurrent_search_space, search_space
 from darts_jax.relaxation import Annealing
 from darts_jax.report import page, workdir
+from darts_jax.runtime.loop import Sums
 from darts_jax.search import loop
 from darts_jax.search.darts import Darts
 from darts_jax.search.records import AlphaHistory
@@ -94,6 +95,19 @@ def test_weights_and_entropies_that_are_shown_are_those_of_the_supernet(tmp_path
       assert logged[f'entropy_{name}'] == pytest.approx(float(np.mean(entropies)), rel=1e-5)
     # An architecture is derived at a temperature of 1.
     assert shown.genotype(i) == strategy.derive(values)
+
+
+def test_a_line_of_the_log_has_the_entropies_at_the_temperature_of_its_step(tmp_path):
+  """Half way from 4 to 1 it is 2, at which α of 2 log 3 and 0 weigh three quarters and a quarter."""
+  spec = recurrent_search_space(('none', 'tanh'), 1)
+  search = object.__new__(loop._Loop)
+  search.folders = [tmp_path]
+  search.strategy = Darts({'recurrent': spec}, temperature=Annealing(4.0, 1.0)).over(22)
+  search._searcher = types.SimpleNamespace(summary=lambda means, sums: {})
+  alphas = np.tile(np.float32([2 * np.log(3), 0]), (spec.num_edges, 1))
+  state = types.SimpleNamespace(step=np.int32(11), alphas={'recurrent': alphas})
+  line = search.summary(state, Sums({'steps': 1.0, 'seconds': 2.0}))
+  assert line == {'seconds': 2.0, 'entropy_recurrent': pytest.approx(np.log(4) - 0.75 * np.log(3), rel=1e-5)}
 
 
 @pytest.mark.parametrize(('resumed', 'said'), [(False, True), (True, True), (False, False)])

@@ -24,8 +24,9 @@ from darts_jax.search import ImageSearcher, Search
 from darts_jax.search.darts import Darts
 from darts_jax.search.images import ImageLoss, divide
 from darts_jax.search.loop import make_strategy
+from darts_jax.search.searcher import Searcher
 from darts_jax.search.settings import BatchNorm, Data
-from darts_jax.search.state import Halves
+from darts_jax.search.state import Halves, SearchState
 from darts_jax.search.step import BatchLoss, Optimizers, search_step
 from darts_jax.settings import build
 
@@ -534,6 +535,36 @@ def test_more_steps_than_int32_counts_are_refused(digits):
   }
   with pytest.raises(ValueError, match='^config.epochs: 20000 are 2500000000 steps; at most 2147483647 are allowed$'):
     ImageSearcher(settings, make_strategy(settings), dataclasses.replace(digits, **many), make_mesh(1))
+
+
+def test_what_is_drawn_in_a_step_has_a_purpose_of_its_own(digits, purposes):
+  """The order of the images, those for α, how either are augmented, the relaxation; and that of an evaluation."""
+  strategy = make_strategy(SEARCH)
+  searcher = ImageSearcher(SEARCH, strategy, digits, make_mesh(1))
+  data = searcher.place([divide(digits, SEARCH, SEARCH.seed)])
+
+  def draw(state):
+    searcher.batches(state, data)
+    BatchLoss.at(state, searcher.objective, strategy, 'float32')
+    searcher._mixing(state.alphas, state.key, state.step)
+
+  alphas = strategy.init(jax.random.key(1))
+  found = purposes(draw, SearchState(jnp.int32(0), jax.random.key(0), None, None, alphas, None, None))
+  assert len(found) == len(set(found)) == 6
+
+
+@pytest.mark.parametrize('platform', ['cpu', 'tpu'])
+@pytest.mark.parametrize('name', ['run', 'evaluate'])
+@pytest.mark.parametrize('num_devices', [1, 8])
+def test_supernets_are_traced_as_suits_the_devices(digits, edges_are_channels, num_devices, name, platform):
+  mesh = make_mesh(num_devices)
+  state = SearchState(jnp.int32(0), jax.random.key(0), None, None, {}, None, None)
+  args = (state, None, jnp.int32(1)) if name == 'run' else (state, None)
+
+  def make():
+    return ImageSearcher(SEARCH, make_strategy(SEARCH), digits, mesh)
+
+  assert edges_are_channels(Searcher, name, mesh, platform, make, *args) == (platform == 'tpu')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ from darts_jax.runtime.mesh import make_mesh, replicated
 from darts_jax.search import RecurrentSearch, Search, TextSearcher, loop
 from darts_jax.search.settings import BatchNorm
 from darts_jax.search.state import Halves, SearchState
-from darts_jax.search.step import Optimizers, search_step
+from darts_jax.search.step import BatchLoss, Optimizers, search_step
 from darts_jax.search.text import TextBatch, texts
 from darts_jax.settings import build
 
@@ -576,3 +576,19 @@ def test_statistics_of_single_columns_are_refused(corpus, batch_size, group_size
     ValueError, match=f'^config.{field}: 1 is not allowed; batch normalisation would make a single num'
   ):
     make_lab(settings, corpus)
+
+
+def test_what_is_drawn_in_a_step_has_a_purpose_of_its_own(corpus, purposes):
+  """Dropout masks of either half, the relaxation, and that of an evaluation."""
+  lab = make_lab(SEARCH, corpus)
+  searcher = lab.searcher
+
+  def draw(state):
+    searcher.batches(state, lab.data)
+    BatchLoss.at(state, searcher.objective, searcher.strategy, 'float32')
+    searcher._mixing(state.alphas, state.key, state.step)
+
+  alphas = searcher.strategy.init(jax.random.key(1))
+  state = SearchState(jnp.int32(0), jax.random.key(0), None, None, alphas, None, None, searcher.carried())
+  found = purposes(draw, state)
+  assert len(found) == len(set(found)) == 4

@@ -293,3 +293,23 @@ def test_auxiliary_loss_has_its_weight():
   _, metrics = jax.jit(trainer.step)(state, batch)
   np.testing.assert_allclose(metrics['weights_gradient_norm'], jnp.linalg.norm(slope(state.weights.vector)), rtol=1e-10)
   np.testing.assert_allclose(metrics['train_loss'], jax.jit(losses)(state.weights.vector)[0], rtol=1e-12)
+
+
+def test_what_is_drawn_in_a_step_has_a_purpose_of_its_own(trainer, images, purposes):
+  """The order of the images, how they are augmented, the paths that are dropped."""
+  data = jax.tree.map(jnp.asarray, images)
+  state = jax.eval_shape(trainer.init, jax.random.key(0))
+  found = purposes(lambda state: trainer.step(state, trainer.batch(state, data)), state)
+  assert len(found) == len(set(found)) == 3
+
+
+@pytest.mark.parametrize('platform', ['cpu', 'tpu'])
+@pytest.mark.parametrize(('name', 'num_args'), [('run', 3), ('evaluate', 2), ('raw_step', 2), ('tally', 3)])
+def test_networks_are_traced_as_suits_the_devices(edges_are_channels, name, num_args, platform):
+  mesh = make_mesh(1)
+
+  def make():
+    return Trainer(build(Training, CONFIG), MODEL, 24, mesh)
+
+  args = [jnp.int32(0)] * num_args
+  assert edges_are_channels(Trainer, name, mesh, platform, make, *args) == (platform == 'tpu')
