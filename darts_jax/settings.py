@@ -16,6 +16,10 @@ from darts_jax.runtime.files import one_line
 
 T = TypeVar('T')
 
+#: The fields that a group had when its name became another one, for those that the other kind has, too. No config can
+#: have a field of this name otherwise.
+REPLACED = '(replaced)'
+
 # Values of a tuple, and characters of a value in a message.
 _MAX_ITEMS, _MAX_SHOWN = 100, 100
 _FLOAT32 = np.finfo(np.float32)
@@ -32,6 +36,32 @@ def setting(default: Any, **limits: Any) -> Any:
   if dataclasses.is_dataclass(default):
     return dataclasses.field(default_factory=lambda: default, metadata=limits)
   return dataclasses.field(default=default, metadata=limits)
+
+
+def variant(kinds: Mapping[str, type[Any]], default: Any) -> Any:
+  """A field of a settings dataclass that is one of several dataclasses: a group whose `name` says which.
+
+  A config gives the group as fields of that dataclass and its name, or as the name alone. Kinds may be added later on.
+
+  Args:
+    kinds: dataclasses by name.
+    default: what the field is where a config does not set it. Another kind has the values of those of its fields that
+      both inherit.
+  """
+  return dataclasses.field(default_factory=lambda: default, metadata={'kinds': kinds})
+
+
+def to_dict(settings: Any) -> dict[str, Any]:
+  """The nested config of which `build` makes the same settings; a variant has its name."""
+  found: dict[str, Any] = {}
+  for field in dataclasses.fields(settings):
+    value = getattr(settings, field.name)
+    if 'kinds' in field.metadata:
+      [name] = [name for name, kind in field.metadata['kinds'].items() if kind is type(value)]
+      found[field.name] = {'name': name, **to_dict(value)}
+    else:
+      found[field.name] = to_dict(value) if dataclasses.is_dataclass(value) else value
+  return found
 
 
 def build(kind: type[T], config: Mapping[str, Any], path: str = 'config', base: T | None = None) -> T:
@@ -56,10 +86,13 @@ def build(kind: type[T], config: Mapping[str, Any], path: str = 'config', base: 
       close = difflib.get_close_matches(str(name), fields, 1)
       hint = f'did you mean {path}.{close[0]}?' if close else f'allowed are {", ".join(fields)}'
       raise ValueError(f'{path}.{one_line(name)}: unknown field; {hint}')
-    if dataclasses.is_dataclass(types[name]):
+    if 'kinds' in fields[name].metadata or dataclasses.is_dataclass(types[name]):
       # A group's defaults may be others here than where it is declared.
       default = getattr(base, name) if base is not None else typing.cast(Any, fields[name].default_factory)()
-      values[name] = build(typing.cast(type[Any], types[name]), value, f'{path}.{name}', default)
+      if 'kinds' in fields[name].metadata:
+        values[name] = _build_variant(fields[name].metadata['kinds'], value, f'{path}.{name}', default)
+      else:
+        values[name] = build(typing.cast(type[Any], types[name]), value, f'{path}.{name}', default)
     else:
       values[name] = _checked(value, types[name], fields[name].metadata, f'{path}.{name}')
   try:
@@ -67,6 +100,34 @@ def build(kind: type[T], config: Mapping[str, Any], path: str = 'config', base: 
   except ValueError as error:
     # Settings name their fields as if they were a whole config.
     raise ValueError(rename(str(error), path)) from error
+
+
+def _build_variant(kinds: Mapping[str, type[Any]], config: Any, path: str, default: Any) -> Any:
+  """The settings of the kind that a config names; see `variant`."""
+  if isinstance(config, str):
+    config = {'name': config}
+  if not isinstance(config, Mapping) and not hasattr(config, 'items'):
+    raise ValueError(f'{path}: {_shown(config)} is neither a name nor a group of fields')
+  values = dict(_items(config, path))
+  [usual] = [name for name, kind in kinds.items() if kind is type(default)]
+  name = values.pop('name', usual)
+  if not isinstance(name, str) or name not in kinds:
+    close = difflib.get_close_matches(str(name), kinds, 1)
+    hint = f'did you mean {close[0]!r}? ' if close else ''
+    raise ValueError(f'{path}.name: {_shown(name)} is not known; {hint}allowed are {", ".join(kinds)}')
+  kind = kinds[name]
+  own = {field.name for field in dataclasses.fields(kind)}
+  values = {field: value for field, value in values.pop(REPLACED, {}).items() if field in own} | values
+  for field in values:
+    others = [other for other in kinds if field in {each.name for each in dataclasses.fields(kinds[other])}]
+    if field not in own and others:
+      raise ValueError(f'{path}.{field}: unknown field of {name}; it is one of {", ".join(others)}')
+  if kind is type(default):
+    return build(kind, values, path, default)
+  # Of a base class that both have.
+  shared = [parent for parent in type(default).__mro__ if parent in kind.__mro__ and dataclasses.is_dataclass(parent)]
+  names = {field.name for parent in shared for field in dataclasses.fields(parent)}
+  return build(kind, values, path, dataclasses.replace(kind(), **{each: getattr(default, each) for each in names}))
 
 
 def _items(config: Mapping[str, Any], path: str) -> list[tuple[str, Any]]:
@@ -117,7 +178,9 @@ def _checked(value: Any, kind: Any, limits: Mapping[str, Any], path: str) -> Any
       raise ValueError(f'{path}: {_shown(value)} is not a tuple')
     if len(value) > _MAX_ITEMS:
       raise ValueError(f'{path}: {len(value)} values are not allowed; there are up to {_MAX_ITEMS}')
-    inner = typing.get_args(kind)[0]
+    inner, *others = typing.get_args(kind)
+    if others != [Ellipsis] and len(value) != 1 + len(others):
+      raise ValueError(f'{path}: {_shown(value)} has {len(value)} values; there have to be {1 + len(others)}')
     return tuple(_checked(item, inner, limits, path) for item in value)
   if kind is float and isinstance(value, int) and not isinstance(value, bool):
     try:

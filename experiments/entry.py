@@ -1,8 +1,11 @@
 """What every experiment's command has in common: flags, one-line errors, exit codes."""
 
 import contextlib
+import functools
+import operator
 import os
 import pathlib
+import re
 import runpy
 import sys
 import traceback
@@ -19,6 +22,7 @@ from darts_jax.runtime import processes
 from darts_jax.runtime.files import one_line, user_path
 from darts_jax.runtime.platforms import check_devices
 from darts_jax.runtime.terminal import escape_what_cannot_be_shown
+from darts_jax.settings import REPLACED
 
 
 class Flag(NamedTuple):
@@ -32,6 +36,11 @@ class Flag(NamedTuple):
 GENOTYPE_HELP = (
   'A published architecture, such as DARTS_V2 or RNN_DARTS_V2; the line Genotype(normal=[…], …) that programs print; or'
   ' the path of a genotype.json, or of a log or other text, of which the last such line is taken.'
+)
+
+# Flags that name the kind of a group of fields.
+_GROUP = re.compile(
+  r'--?config\.(?P<path>(?:\w+\.)*(?:space|strategy|hypergradient|task|evaluator))(?:\.name)?(?P<value>=.*)?', re.DOTALL
 )
 
 _CONFIG = Flag('config', None, 'Path of the config file, such as configs/digits.py.')
@@ -243,10 +252,12 @@ def _parse(argv: list[str], usage: str, extra: Sequence[Flag] = ()) -> tuple[Con
 def _overridden(path: str, overrides: list[str]) -> tuple[ConfigDict, list[str]]:
   """The config of a file with the fields of the command line, and what else that has; passes on errors of flags."""
   fields = flags.FlagValues()
+  loaded = _load(path)
+  overrides = _renamed(loaded, overrides)
   try:
     config = config_flags.DEFINE_config_dict(
       'config',
-      _load(path),
+      loaded,
       flag_values=fields,
       sys_argv=overrides,
       # Fields that the file has not set are judged where all fields are.
@@ -258,6 +269,32 @@ def _overridden(path: str, overrides: list[str]) -> tuple[ConfigDict, list[str]]
     # A path through the config that leads nowhere, such as --config.epochs.more=1.
     raise ValueError(f'{" ".join(overrides[1:])}: no such field ({error})') from error
   return config.value, rest
+
+
+def _renamed(config: ConfigDict, overrides: Sequence[str]) -> list[str]:
+  """Carries out the flags that give a group of the config another name; returns the others.
+
+  `--config.strategy=sgas` and `--config.strategy.name=sgas` are the same. Fields of the file that are not fields of the
+  other kind are left out then.
+  """
+  left: list[str] = []
+  arguments = iter(overrides)
+  for argument in arguments:
+    found = _GROUP.fullmatch(argument)
+    group = config
+    for name in found['path'].split('.') if found else ():
+      group = group.get(name) if isinstance(group, ConfigDict) else None
+    if found is None or not isinstance(group, ConfigDict):
+      left.append(argument)
+      continue
+    value = next(arguments, None) if found['value'] is None else found['value'][1:]
+    if value is None:
+      left.append(argument)
+    elif value != group.get('name'):
+      *parents, last = found['path'].split('.')
+      parent = functools.reduce(operator.getitem, parents, config)
+      parent[last] = ConfigDict({'name': value, REPLACED: dict(group)})
+  return left
 
 
 def _load(path: str) -> ConfigDict:
