@@ -16,6 +16,7 @@ CPU will do; the compilers are in the extra `accelerators`. The exit code is 1 i
 """
 
 import contextlib
+import dataclasses
 import importlib
 import itertools
 import json
@@ -31,6 +32,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from benchmarks.command import exit_code
 
@@ -157,7 +159,8 @@ def _child(order: dict[str, Any]) -> None:
   if order['defaults']:
     # The functions come with the package's options.
     compilation.OPTIONS.clear()
-  for name, jitted, args in _programs(config, read, mesh):
+  estimators = ('exact', 'exact_reverse') if order['config'] == 'hypergradients' else ()
+  for name, jitted, args in _programs(config, read, mesh, estimators):
     print(json.dumps({'program': name}), flush=True)
     start = time.monotonic()
     text = jitted.lower(*args).compile(compiler_options=options or None).as_text() or ''
@@ -172,17 +175,20 @@ def _child(order: dict[str, Any]) -> None:
 def _settings(order: dict[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
   """The config of an order, and what reads it."""
   from darts_jax.search.settings import read as read_search
+  from darts_jax.settings import as_kind
   from darts_jax.training.spaces import read as read_training
 
   config = importlib.import_module(f'configs.{order["config"]}').get_config()
   if order['config'] == 'hypergradients':
     config = config.search
-    config.hypergradient.name = 'exact,exact_reverse'
   if 'layers' in config.network:
     config.network.layers = LAYERS
   config.precision = order['precision']
   for field, value in order['changes'].items():
     *path, last = field.split('.')
+    if field == 'hypergradient.name':
+      config.hypergradient = ConfigDict(as_kind(config.hypergradient, value))
+      continue
     node = config
     for name in path:
       node = node[name]
@@ -190,16 +196,18 @@ def _settings(order: dict[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
   return config, read_training if order['config'].endswith('_eval') else read_search
 
 
-def _programs(config: Any, read: Callable[[Any], Any], mesh: Any) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
-  """Name, jitted function and arguments, which are shapes, of every program."""
+def _programs(
+  config: Any, read: Callable[[Any], Any], mesh: Any, estimators: Sequence[str] = ()
+) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
+  """Name, jitted function and arguments, which are shapes, of every program; of the config's estimator by default."""
   from darts_jax.search.settings import Search
 
   if 'hypergradient' not in config:
     yield from _training_programs(read(config), mesh)
     return
-  for name in config.hypergradient.name.split(','):
-    config.hypergradient.name = name
-    settings = read(config)
+  settings = read(config)
+  for name in estimators or (settings.hypergradient.name,):
+    settings = dataclasses.replace(settings, hypergradient=settings.hypergradient.other(name))
     found = _image_search(settings, mesh) if isinstance(settings, Search) else _text_search(settings, mesh)
     for program, *rest in found:
       yield (f'{name}: {program}', *rest)

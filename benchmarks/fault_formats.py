@@ -109,8 +109,7 @@ def _printed() -> list[bytes]:
 
 def _config(kind: str) -> list[bytes]:
   settings = find({'search': 'darts_jax.search.settings:Search', 'training': 'darts_jax.training:Training'}[kind])
-  dataclasses = importlib.import_module('dataclasses')
-  config = dataclasses.asdict(settings())
+  config = find('darts_jax.settings:as_config')(settings())
   return [json.dumps(config if kind == 'search' else {**config, 'genotype': {}, 'dataset': {}}).encode()]
 
 

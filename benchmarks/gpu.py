@@ -467,7 +467,7 @@ def run(
   results = {}
   for name in [*names, *['plain'] * plain]:
     chosen = 'first_order' if name == 'plain' else name
-    each = dataclasses.replace(settings, hypergradient=dataclasses.replace(settings.hypergradient, name=chosen))
+    each = dataclasses.replace(settings, hypergradient=settings.hypergradient.other(chosen))
     results[name] = measure(chip, each, num_images, plain=name == 'plain', hlo=folder)
     print(f'{name}: {json.dumps(results[name])}', file=sys.stderr, flush=True)
     jax.clear_caches()

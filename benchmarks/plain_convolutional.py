@@ -257,7 +257,7 @@ def main() -> int:
       raise ValueError('--config: a search for recurrent cells; one for convolutional cells is compared')
     if settings.network.stem != 'cifar' or settings.precision != 'float32':
       raise ValueError('--config: the plain step has the stem cifar and computes in float32')
-    hypergradient = dataclasses.replace(settings.hypergradient, name='first_order')
+    hypergradient = settings.hypergradient.other('first_order')
     run(dataclasses.replace(settings, hypergradient=hypergradient), repeats.value)
 
   return exit_code(measured, __doc__)

@@ -126,7 +126,7 @@ def main() -> int:
     settings = read(config.value)
     if not isinstance(settings, RecurrentSearch):
       raise ValueError('--config: a search for convolutional cells; one for recurrent cells is compared')
-    hypergradient = dataclasses.replace(settings.hypergradient, name='first_order')
+    hypergradient = settings.hypergradient.other('first_order')
     # Without what the plain step has not.
     compared = dataclasses.replace(settings, hypergradient=hypergradient, temporal_activation=0.0)
     run(compared, repeats.value, time_loop.value == 'scan')

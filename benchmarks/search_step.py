@@ -334,8 +334,9 @@ def run(config: Any, names: list[str], repeats: int, path: str | None) -> None:
   print(f'{rates.flops / 1e9:.0f} GFLOP/s in a product of matrices, {rates.bytes / 1e9:.1f} GB/s in a copy', flush=True)
   programs = []
   for name in names:
-    config.hypergradient.name = name
-    programs.append(prepare(read(config)))
+    settings = read(config)
+    chosen = settings.hypergradient.other(name)
+    programs.append(prepare(dataclasses.replace(settings, hypergradient=chosen)))
     print(f'{name}: {json.dumps(programs[-1].known)}', file=sys.stderr, flush=True)
     jax.clear_caches()
   seconds = time_in_turns(programs, repeats)

@@ -92,13 +92,6 @@ def get_config() -> ConfigDict:
   config.hypergradient.clip_outer = False
   config.hypergradient.radius = 0.01
   config.hypergradient.one_sided = False
-  config.hypergradient.steps = 4
-  config.hypergradient.backward_steps = 2
-  config.hypergradient.terms = 5
-  config.hypergradient.step_size = 0.01
-  config.hypergradient.iterations = 5
-  config.hypergradient.damping = 10.0
-  config.hypergradient.amending = 0.1
 
   config.batch_norm = ConfigDict()
   config.batch_norm.group_size = 0

@@ -19,5 +19,5 @@ def get_config() -> ConfigDict:
   """The search of DARTS in first order, with decisions."""
   config = cifar.get_config()
   config.strategy = 'sgas'
-  config.hypergradient.name = 'first_order'
+  config.hypergradient = ConfigDict({'name': 'first_order'})
   return config

@@ -25,5 +25,5 @@ def get_config() -> ConfigDict:
   config.training.network.channels = 4
   config.training.network.layers = 3
   # The hypergradient of first order compiles in half the time; this config is about the protocol.
-  config.search.hypergradient.name = 'first_order'
+  config.search.hypergradient = ConfigDict({'name': 'first_order'})
   return config

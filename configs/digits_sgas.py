@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
   config.epochs = 9
   config.network.nodes = 3
   config.network.operations = ('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3', 'dil_conv_3x3')
-  config.hypergradient.name = 'first_order'
+  config.hypergradient = ConfigDict({'name': 'first_order'})
   config.sgas.warmup_epochs = 1
   config.sgas.decision_frequency = 1
   config.sgas.batch_growth = 4

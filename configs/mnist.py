@@ -20,5 +20,5 @@ def get_config() -> ConfigDict:
   config.augment.flip = False
   config.network.channels = 4
   config.network.layers = 3
-  config.hypergradient.name = 'first_order'
+  config.hypergradient = ConfigDict({'name': 'first_order'})
   return config

@@ -51,16 +51,24 @@ def variant(kinds: Mapping[str, type[Any]], default: Any) -> Any:
   return dataclasses.field(default_factory=lambda: default, metadata={'kinds': kinds})
 
 
-def to_dict(settings: Any) -> dict[str, Any]:
+def as_kind(group: Mapping[str, Any], name: str) -> dict[str, Any]:
+  """The config of a variant by another name, with those of its fields that the kind of that name has, too."""
+  if name == group.get('name'):
+    return dict(group.items())
+  fields = {**group.get(REPLACED, {}), **group}
+  return {'name': name, REPLACED: {field: value for field, value in fields.items() if field not in ('name', REPLACED)}}
+
+
+def as_config(settings: Any) -> dict[str, Any]:
   """The nested config of which `build` makes the same settings; a variant has its name."""
   found: dict[str, Any] = {}
   for field in dataclasses.fields(settings):
     value = getattr(settings, field.name)
     if 'kinds' in field.metadata:
       [name] = [name for name, kind in field.metadata['kinds'].items() if kind is type(value)]
-      found[field.name] = {'name': name, **to_dict(value)}
+      found[field.name] = {'name': name, **as_config(value)}
     else:
-      found[field.name] = to_dict(value) if dataclasses.is_dataclass(value) else value
+      found[field.name] = as_config(value) if dataclasses.is_dataclass(value) else value
   return found
 
 

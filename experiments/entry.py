@@ -22,7 +22,7 @@ from darts_jax.runtime import processes
 from darts_jax.runtime.files import one_line, user_path
 from darts_jax.runtime.platforms import check_devices
 from darts_jax.runtime.terminal import escape_what_cannot_be_shown
-from darts_jax.settings import REPLACED
+from darts_jax.settings import as_kind
 
 
 class Flag(NamedTuple):
@@ -290,10 +290,10 @@ def _renamed(config: ConfigDict, overrides: Sequence[str]) -> list[str]:
     value = next(arguments, None) if found['value'] is None else found['value'][1:]
     if value is None:
       left.append(argument)
-    elif value != group.get('name'):
+    else:
       *parents, last = found['path'].split('.')
       parent = functools.reduce(operator.getitem, parents, config)
-      parent[last] = ConfigDict({'name': value, REPLACED: dict(group)})
+      parent[last] = ConfigDict(as_kind(group, value))
   return left
 
 

@@ -7,9 +7,8 @@ import re
 
 import pytest
 
-from darts_jax.hypergradient import ESTIMATORS, unrolled
-from darts_jax.search import settings
-from darts_jax.search.settings import Hypergradient
+from darts_jax.hypergradient import ESTIMATORS, settings, unrolled
+from darts_jax.hypergradient.settings import HYPERGRADIENTS
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob('*.md'), *ROOT.glob('docs/*.md')])
@@ -53,13 +52,13 @@ def test_names_in_documents_and_docstrings_exist():
 
 
 def test_an_estimator_has_the_same_defaults_by_itself_and_in_a_config():
-  config = Hypergradient()
+  assert list(HYPERGRADIENTS) == list(ESTIMATORS)
   for name, function in ESTIMATORS.items():
     defaults = {field: parameter.default for field, parameter in inspect.signature(function).parameters.items()}
-    assert defaults == config.fields(name), name
-  assert unrolled().cost == config.estimator('unrolled').cost
+    assert (HYPERGRADIENTS[name].name, HYPERGRADIENTS[name]().fields) == (name, defaults)
+  assert unrolled().cost == HYPERGRADIENTS['unrolled']().estimator().cost
 
 
 def test_a_config_makes_its_estimator_as_everybody_does(monkeypatch):
   monkeypatch.setattr(settings, 'make', lambda name, fields: (name, fields))
-  assert Hypergradient().estimator('unrolled') == ('unrolled', {'steps': 4})
+  assert HYPERGRADIENTS['unrolled']().estimator() == ('unrolled', {'steps': 4})

@@ -6,7 +6,7 @@ import re
 import pytest
 from ml_collections import ConfigDict
 
-from darts_jax.settings import REPLACED, build, setting, to_dict, variant
+from darts_jax.settings import REPLACED, as_config, build, setting, variant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ def test_the_name_of_a_group_says_what_it_is(make, config, expected):
 @pytest.mark.parametrize('way', [Slow('heavy', 1), Fast('bare', (0.5, 4.0)), Flight(0)])
 def test_settings_are_the_config_that_they_are_built_from(way):
   trip = Trip(9, way)
-  values = to_dict(trip)
+  values = as_config(trip)
   assert values == {'days': 9, 'way': {'name': {Slow: 'slow', Fast: 'fast', Flight: 'flight'}[type(way)], **vars(way)}}
   assert build(Trip, values) == trip
 
@@ -93,6 +93,6 @@ def test_kinds_can_be_added():
   KINDS['mine'] = Mine
   try:
     trip = build(Trip, {'way': {'name': 'mine', 'boats': 2}})
-    assert (trip.way, to_dict(trip)['way']) == (Mine(2), {'name': 'mine', 'boats': 2})
+    assert (trip.way, as_config(trip)['way']) == (Mine(2), {'name': 'mine', 'boats': 2})
   finally:
     del KINDS['mine']

@@ -25,7 +25,7 @@ from darts_jax.runtime.lock import locked
 from darts_jax.runtime.precision import in_float32
 from darts_jax.runtime.workdir import named_errors
 from darts_jax.search.settings import Search
-from darts_jax.settings import build
+from darts_jax.settings import as_config, build
 
 
 class Interrupted(RuntimeError):
@@ -86,7 +86,7 @@ def _run(config: Mapping[str, Any], workdir: pathlib.Path, checkpoint: str | Non
     'jax': jax.__version__,
     'device': _device(),
     'seed': settings.search.seed,
-    'estimators': {name: settings.search.hypergradient.fields(name) for name in settings.estimators},
+    'estimators': {name: settings.hypergradient(name).fields for name in settings.estimators},
     'seconds': time.monotonic() - start,
   }
   results = _write(results, workdir)
@@ -135,8 +135,7 @@ def _searches(settings: Laboratory, workdir: pathlib.Path) -> list[dict[str, Any
   rows: list[dict[str, Any]] = []
   first: set[Any] = set()
   for name in settings.estimators:
-    estimator = dataclasses.replace(settings.search.hypergradient, name=name)
-    config = dataclasses.asdict(dataclasses.replace(settings.search, hypergradient=estimator))
+    config = as_config(dataclasses.replace(settings.search, hypergradient=settings.hypergradient(name)))
     folder = workdir / 'searches' / name
     try:
       [result] = searches.run_side_by_side(config, folder)

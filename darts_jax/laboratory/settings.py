@@ -3,9 +3,21 @@
 import dataclasses
 
 from darts_jax import limits
-from darts_jax.hypergradient import ESTIMATORS
+from darts_jax.hypergradient.settings import (
+  HYPERGRADIENTS,
+  Amended,
+  ConjugateGradient,
+  Exact,
+  ExactReverse,
+  FiniteDifference,
+  FirstOrder,
+  Hypergradient,
+  Neumann,
+  Truncated,
+  Unrolled,
+)
 from darts_jax.search.settings import Search, check_alone
-from darts_jax.settings import rename, setting
+from darts_jax.settings import setting
 
 PROBLEMS = ('quadratic', 'supernet')
 PRECISIONS = ('float32', 'float64', 'bfloat16')
@@ -18,6 +30,21 @@ class Quadratic:
   weights: int = setting(20, at_least=1, at_most=1000)
   alphas: int = setting(6, at_least=1, at_most=1000)
   condition: float = setting(100.0, at_least=1, at_most=1e12)
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimators:
+  """The fields of every estimator but the search's own; what all share is that of the search."""
+
+  first_order: FirstOrder = setting(FirstOrder())
+  finite_difference: FiniteDifference = setting(FiniteDifference())
+  exact: Exact = setting(Exact())
+  exact_reverse: ExactReverse = setting(ExactReverse())
+  unrolled: Unrolled = setting(Unrolled())
+  truncated: Truncated = setting(Truncated())
+  neumann: Neumann = setting(Neumann())
+  conjugate_gradient: ConjugateGradient = setting(ConjugateGradient())
+  amended: Amended = setting(Amended())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +64,12 @@ class Laboratory:
     compare_every: so many steps apart.
     unrolled_steps: T of the unrolled gradients whose cost is measured.
     quadratic: see `Quadratic`.
-    search: the supernet, its data, and the fields of the estimators.
+    fields: see `Estimators`.
+    search: the supernet, its data, and its estimator.
   """
 
   problems: tuple[str, ...] = setting(PROBLEMS)
-  estimators: tuple[str, ...] = setting(tuple(ESTIMATORS))
+  estimators: tuple[str, ...] = setting(tuple(HYPERGRADIENTS))
   precisions: tuple[str, ...] = setting(PRECISIONS)
   reference_steps: int = setting(4, at_least=1, at_most=limits.INNER_STEPS)
   repeats: int = setting(3, at_least=1, at_most=limits.STEPS)
@@ -52,10 +80,11 @@ class Laboratory:
   compare_every: int = setting(8, at_least=1, at_most=limits.STEPS)
   unrolled_steps: tuple[int, ...] = setting((1, 2, 4, 8), at_least=1, at_most=limits.INNER_STEPS)
   quadratic: Quadratic = setting(Quadratic())
+  fields: Estimators = setting(Estimators())
   search: Search = setting(Search())
 
   def __post_init__(self) -> None:
-    for field, allowed in (('problems', PROBLEMS), ('estimators', tuple(ESTIMATORS)), ('precisions', PRECISIONS)):
+    for field, allowed in (('problems', PROBLEMS), ('estimators', tuple(HYPERGRADIENTS)), ('precisions', PRECISIONS)):
       unknown = [name for name in getattr(self, field) if name not in allowed]
       if unknown:
         raise ValueError(f'config.{field}: {unknown[0]!r} is not known; allowed are {", ".join(allowed)}')
@@ -64,11 +93,28 @@ class Laboratory:
       raise ValueError('config.estimators: () is empty; at least one is compared')
     if not self.precisions:
       raise ValueError('config.precisions: () is empty; at least one is measured')
+    for each in dataclasses.fields(Estimators):
+      for shared in dataclasses.fields(Hypergradient):
+        if getattr(getattr(self.fields, each.name), shared.name) != shared.default:
+          raise ValueError(
+            f'config.fields.{each.name}.{shared.name}: all estimators have that of'
+            f' config.search.hypergradient.{shared.name}; set it there'
+          )
     for name in self.estimators:
+      own = name == self.search.hypergradient.name
       try:
-        self.search.hypergradient.estimator(name)
+        self.hypergradient(name).estimator()
       except ValueError as error:
-        raise ValueError(rename(str(error), 'config.search')) from error
+        path = 'config.search.hypergradient' if own else f'config.fields.{name}'
+        raise ValueError(str(error).replace('config.hypergradient', path)) from error
     largest = max((*self.batch_sizes, self.search.batch_size))
     if self.images < largest:
       raise ValueError(f'config.images: {self.images} is not allowed; the largest batch has {largest} images')
+
+  def hypergradient(self, name: str) -> Hypergradient:
+    """The settings of an estimator, with what all share as the search has it."""
+    own = self.search.hypergradient
+    if own.name == name:
+      return own
+    found: Hypergradient = dataclasses.replace(own.other(name), **getattr(self.fields, name).fields)
+    return found

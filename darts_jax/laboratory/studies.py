@@ -40,7 +40,7 @@ def toy(settings: Laboratory) -> Json:
     )
   rows = []
   for name in settings.estimators:
-    values = settings.search.hypergradient.fields(name)
+    values = settings.hypergradient(name).fields
     estimate = problems.toy_estimate(name, values, _TOY_RATE)
     rows.append({'estimator': name, 'estimate': estimate, 'expected': problems.toy_expected(name, values, _TOY_RATE)})
   return {'trajectories': trajectories, 'rows': rows}
@@ -57,7 +57,7 @@ def quadratic(settings: Laboratory) -> Json:
 
   rows = []
   for name in settings.estimators:
-    values = settings.search.hypergradient.fields(name)
+    values = settings.hypergradient(name).fields
     if name == 'neumann':
       values['step_size'] = problem.learning_rate
     if name == 'conjugate_gradient':
@@ -165,7 +165,7 @@ class SupernetLab:
     self._optimizers = Optimizers.from_settings(search, searcher.epoch_ends)
     # One object each, so that what is compiled for it serves all precisions.
     names = {*settings.estimators, search.hypergradient.name, 'first_order', 'finite_difference', 'exact'}
-    self._estimators = {name: search.hypergradient.estimator(name) for name in names}
+    self._estimators = {name: settings.hypergradient(name).estimator() for name in names}
     self._advances: dict[Any, Any] = {}
     self._benches: dict[tuple[str, bool], Bench] = {}
     self.frozen = self.freeze(self.states[max(self.states)])

@@ -31,6 +31,7 @@ from darts_jax.search.settings import RecurrentSearch, Search, Settings, check_a
 from darts_jax.search.sgas import Sgas
 from darts_jax.search.state import SearchState
 from darts_jax.search.strategy import Scores, Strategy, Turn
+from darts_jax.settings import as_config
 
 if TYPE_CHECKING:
   from darts_jax.selection import RandomSearchResult
@@ -126,7 +127,7 @@ def run_side_by_side(config: Mapping[str, Any], workdir: str | pathlib.Path) -> 
 
 def _run(settings: Search | RecurrentSearch, workdir: pathlib.Path, folders: Sequence[pathlib.Path]) -> list[Result]:
   searcher, data, fingerprint = processes.together(lambda: _open(settings))
-  config = as_json({**dataclasses.asdict(settings), 'dataset': fingerprint})
+  config = as_json({**as_config(settings), 'dataset': fingerprint})
   claim_together(workdir, lambda: _claim(config, workdir, folders), lambda: config)
   enable_cache()
   with InterruptGuard() as guard:

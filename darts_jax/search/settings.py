@@ -7,10 +7,10 @@ from typing import Any
 from darts_jax import limits
 from darts_jax.data.settings import Augment, Source, TextSource
 from darts_jax.genotype import ACTIVATIONS, CANDIDATES, recurrent_search_space, search_space
-from darts_jax.hypergradient import ESTIMATORS, Estimator, fields_of, make
+from darts_jax.hypergradient.settings import HYPERGRADIENTS, FiniteDifference, Hypergradient
 from darts_jax.nets.recurrent import Dropout
 from darts_jax.runtime.loop import Checkpoint
-from darts_jax.settings import build_by_space, check_seeds, setting
+from darts_jax.settings import build_by_space, check_seeds, setting, variant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,57 +141,6 @@ class Greed:
 
 
 @dataclasses.dataclass(frozen=True)
-class Hypergradient:
-  """The estimator of the architecture gradient; it reads those of the fields that are its own.
-
-  Attributes:
-    name: see `darts_jax.hypergradient`.
-    clipping: whether the virtual steps of the weights clip their gradient as real ones do: `none`, as the published
-      experiments; `differentiated`; or `constant`, with a factor that is a constant to derivatives.
-    radius: `finite_difference`: length of the step in weight space.
-    one_sided: `finite_difference`: whether to step to one side only.
-    steps: `unrolled`, `truncated`: inner steps T.
-    backward_steps: `truncated`: the last K of them that are differentiated.
-    terms: `neumann`: terms K beyond the first.
-    step_size: `neumann`: γ.
-    iterations: `conjugate_gradient`: n.
-    damping: `conjugate_gradient`: δ, added to the Hessian.
-    amending: `amended`: η.
-    clip_outer: whether v, the outer loss's gradient in the weights, is clipped to `weights.clip_norm` before it is
-      multiplied with second derivatives, as in the paper's search for recurrent cells.
-  """
-
-  name: str = setting('finite_difference', choices=tuple(ESTIMATORS))
-  clipping: str = setting('none', choices=('none', 'differentiated', 'constant'))
-  radius: float = setting(0.01, above=0, at_most=limits.FACTOR)
-  one_sided: bool = setting(False)
-  steps: int = setting(4, at_least=1, at_most=limits.INNER_STEPS)
-  backward_steps: int = setting(2, at_least=1, at_most=limits.INNER_STEPS)
-  terms: int = setting(5, at_least=0, at_most=limits.INNER_STEPS)
-  step_size: float = setting(0.01, above=0, at_most=limits.FACTOR)
-  iterations: int = setting(5, at_least=1, at_most=limits.INNER_STEPS)
-  damping: float = setting(10.0, above=0, at_most=limits.FACTOR)
-  amending: float = setting(0.1, above=0, at_most=limits.FACTOR)
-  clip_outer: bool = setting(False)
-
-  def fields(self, name: str) -> dict[str, Any]:
-    """The fields that are an estimator's own, with their values."""
-    return {field: getattr(self, field) for field in fields_of(name)}
-
-  def estimator(self, name: str | None = None) -> Estimator:
-    """The estimator that is set, or another one with the fields that are set.
-
-    Raises:
-      ValueError: they are not allowed together.
-    """
-    name = name or self.name
-    try:
-      return make(name, self.fields(name))
-    except ValueError as error:
-      raise ValueError(f'config.hypergradient.{error}') from error
-
-
-@dataclasses.dataclass(frozen=True)
 class Settings:
   """What all searches have.
 
@@ -204,6 +153,7 @@ class Settings:
     precision: of what the network computes on; weights, BN statistics and α are float32 in either.
     remat: whether gradients recompute the inside of cells instead of keeping it in memory.
     temperature: see `Temperature`; and so on.
+    hypergradient: the estimator of the architecture gradient, one of `HYPERGRADIENTS`.
   """
 
   seed: int = setting(0, at_least=0, at_most=limits.SEEDS - 1)
@@ -217,7 +167,7 @@ class Settings:
   sgas: Greed = setting(Greed())
   weights: Weights = setting(Weights())
   alphas: Alphas = setting(Alphas())
-  hypergradient: Hypergradient = setting(Hypergradient())
+  hypergradient: Hypergradient = variant(HYPERGRADIENTS, FiniteDifference())
   batch_norm: BatchNorm = setting(BatchNorm())
   mesh: Mesh = setting(Mesh())
   checkpoint: Checkpoint = setting(Checkpoint())
@@ -294,7 +244,7 @@ class RecurrentSearch(Settings):
   batch_size: int = setting(256, at_least=2, at_most=limits.BATCH)
   weights: Weights = setting(Weights(20.0, 20.0, 0.0, 5e-7, 0.25))
   alphas: Alphas = setting(Alphas(3e-3, 0.9))
-  hypergradient: Hypergradient = setting(Hypergradient(clipping='constant', clip_outer=True))
+  hypergradient: Hypergradient = variant(HYPERGRADIENTS, FiniteDifference(clipping='constant', clip_outer=True))
   sgas: Greed = setting(Greed(batch_growth=0))
   space: str = setting('recurrent', choices=('recurrent',))
   bptt: int = setting(35, at_least=2, at_most=limits.BPTT)

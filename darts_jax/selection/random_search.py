@@ -21,6 +21,7 @@ from darts_jax.selection import trials
 from darts_jax.selection.random_cells import random_genotype
 from darts_jax.selection.settings import RandomSearch, checked
 from darts_jax.selection.trials import Interrupted
+from darts_jax.settings import as_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,7 @@ def run(
   workdir = user_path(workdir, '--workdir')
   with locked(workdir):
     parts, dataset = checked('config.training', training.check, settings.training)
-    claim(workdir, {**dataclasses.asdict(settings), 'dataset': dataset}, 'random search')
+    claim(workdir, {**as_config(settings), 'dataset': dataset}, 'random search')
     with InterruptGuard() as guard:
       return _RandomSearch(settings, workdir, note, guard).run('test' in parts)
 

@@ -18,7 +18,7 @@ from darts_jax.selection import page, trials
 from darts_jax.selection.random_cells import random_genotype
 from darts_jax.selection.settings import Selection, checked
 from darts_jax.selection.trials import Interrupted
-from darts_jax.settings import build
+from darts_jax.settings import as_config, build
 
 Json = dict[str, Any]
 
@@ -65,7 +65,7 @@ def _run(settings: Selection, workdir: pathlib.Path, note: Callable[[str], None]
   if 'test' not in parts:
     raise ValueError('config.training.data: has no test images; picks are compared by them in the end')
   dataset = {'search': searched, 'training': trained}
-  claim(workdir, {**dataclasses.asdict(settings), 'dataset': dataset}, 'selection')
+  claim(workdir, {**as_config(settings), 'dataset': dataset}, 'selection')
   selection = _Selection(settings, workdir, note)
   results: Json = {
     'settings': {
@@ -142,7 +142,7 @@ class _Selection:
     for seed in range(settings.search.seed, settings.search.seed + settings.searches):
       self._note(f'search {len(found) + 1} of {settings.searches}')
       folder = self._workdir / 'search' / f'seed_{seed}'
-      [result] = searches.run_side_by_side(dataclasses.asdict(dataclasses.replace(settings.search, seed=seed)), folder)
+      [result] = searches.run_side_by_side(as_config(dataclasses.replace(settings.search, seed=seed)), folder)
       if result.interrupted or not result.finished:
         raise Interrupted(f'the search with seed {seed} was interrupted; the same command goes on with it')
       assert isinstance(result.genotype, Genotype)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from darts_jax import training
 from darts_jax.genotype import Genotype
 from darts_jax.runtime import metrics
+from darts_jax.settings import as_config
 from darts_jax.training.settings import Training
 
 
@@ -42,7 +43,7 @@ def train(settings: Training, genotype: Genotype, folder: pathlib.Path) -> train
     Diverged: a loss or gradient was not finite.
     Interrupted: by a signal; nothing is lost.
   """
-  result = training.run(dataclasses.asdict(settings), folder, genotype)
+  result = training.run(as_config(settings), folder, genotype)
   if result.interrupted or not result.finished:
     raise Interrupted(f'the training in {folder} was interrupted; the same command goes on with it')
   return result

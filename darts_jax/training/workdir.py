@@ -14,7 +14,7 @@ from darts_jax.runtime.checkpoint import Checkpoints
 from darts_jax.runtime.durable import write_whole
 from darts_jax.runtime.files import one_line, read_object
 from darts_jax.runtime.workdir import as_json, claim, named_errors
-from darts_jax.settings import build
+from darts_jax.settings import as_config, build
 
 S = TypeVar('S')
 
@@ -99,7 +99,7 @@ def training_config(settings: Any, model: Described, fingerprint: Any) -> dict[s
     fingerprint: JSON values of the dataset, with which alone the training may go on.
   """
   what = {'genotype': genotypes.to_dict(model.genotype), 'dataset': fingerprint}
-  return as_json({**dataclasses.asdict(settings), **what})
+  return as_json({**as_config(settings), **what})
 
 
 def claim_training(workdir: pathlib.Path, config: Mapping[str, Any], model: Described) -> None:

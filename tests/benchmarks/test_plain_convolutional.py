@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from benchmarks import plain_convolutional
 from benchmarks.search_step import open_search
@@ -18,7 +19,7 @@ def make_settings(nodes, *operations):
   """Of a normal cell and two reduction cells, so that inputs are prepared in both ways."""
   config = digits.get_config()
   config.batch_size = 8
-  config.hypergradient.name = 'first_order'
+  config.hypergradient = ConfigDict({'name': 'first_order'})
   config.network.update(channels=2, layers=3, nodes=nodes)
   if operations:
     config.network.operations = operations

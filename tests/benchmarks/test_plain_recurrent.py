@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from ml_collections import ConfigDict
 
 from benchmarks import plain_recurrent
 from configs import ptb
@@ -14,7 +15,7 @@ from darts_jax.settings import build
 def settings():
   config = ptb.get_config()
   config.update(batch_size=8, bptt=2, temporal_activation=0.0)
-  config.hypergradient.name = 'first_order'
+  config.hypergradient = ConfigDict({'name': 'first_order'})
   config.network.update(width=3, nodes=2)
   return build(RecurrentSearch, config)
 

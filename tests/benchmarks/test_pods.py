@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from benchmarks import pods
 from benchmarks.hlo import Collective, Work
@@ -56,7 +57,7 @@ def test_projection_is_the_roofline_and_the_collectives():
 
 
 def test_products_of_float32_take_six_of_bfloat16(config):
-  config.hypergradient.name = 'finite_difference'
+  config.hypergradient = ConfigDict({'name': 'finite_difference'})
   passes = read(config).hypergradient.estimator().passes
   assert pods.products(passes, 'float32') == 6 * (len(passes) + 1)
   precise = sum(each.precise for each in passes)

@@ -133,7 +133,14 @@ def check_refused(answer: Answer, *parts: str) -> None:
     ([DIGITS, '--config.network.channels=1000000000000'], ['config.network.channels: 1000000000000 is not allowed']),
     ([DIGITS, '--config.augment.crop_padding=1000000'], ['config.augment.crop_padding: 1000000 is not allowed']),
     ([DIGITS, '--config.augment.cutout=4294967296'], ['config.augment.cutout: 4294967296 is not allowed']),
-    ([DIGITS, '--config.hypergradient.steps=1000000'], ['config.hypergradient.steps: 1000000 is not allowed']),
+    (
+      [DIGITS, '--config.hypergradient=unrolled', '--config.hypergradient.steps=1000000'],
+      ['config.hypergradient.steps: 1000000 is not allowed'],
+    ),
+    (
+      [DIGITS, '--config.hypergradient.name=exact', '--config.hypergradient.radius=1.0'],
+      ['config.hypergradient.radius: unknown field of exact; it is one of finite_difference'],
+    ),
     ([DIGITS, '--config.weights.learning_rate=1e300'], ['config.weights.learning_rate: 1e+300 is not allowed']),
     ([DIGITS, '--distributed', '--timeout=99999999999'], ['--timeout: 99999999999 is not allowed; it has to be ≥ 1']),
     ([RANDOM, '--config.architectures=0'], ['config.architectures: 0 is not allowed; it has to be ≥ 1']),

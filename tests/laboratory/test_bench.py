@@ -15,13 +15,13 @@ from darts_jax.hypergradient import (
   truncated,
   unrolled,
 )
+from darts_jax.hypergradient.settings import ConjugateGradient, Exact, ExactReverse, FirstOrder, Truncated
 from darts_jax.laboratory.bench import Bench, Frozen, compare, to_host
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.runtime.packed import Packed
 from darts_jax.search import ImageSearcher, Search
 from darts_jax.search.images import divide
 from darts_jax.search.loop import make_strategy
-from darts_jax.search.settings import Hypergradient
 from darts_jax.search.step import Optimizers, search_step
 from darts_jax.settings import build
 
@@ -34,7 +34,7 @@ SETTINGS = build(
     'network': {'channels': 2, 'layers': 3, 'nodes': 1, 'operations': ('none', 'skip_connect', 'max_pool_3x3')},
     'weights': {'learning_rate': 0.05, 'clip_norm': 1.0},
     'alphas': {'init_scale': 0.1},
-    'hypergradient': {'clipping': 'differentiated', 'steps': 3, 'damping': 10.0, 'iterations': 2, 'terms': 2},
+    'hypergradient': {'clipping': 'differentiated'},
   },
 )
 
@@ -103,7 +103,7 @@ def test_clipping_and_momentum_are_part_of_the_step(benches, frozen, truth, sear
   assert np.linalg.norm(gradients.weights) > SETTINGS.weights.clip_norm
   found = []
   for clipping in ('none', 'constant'):
-    changed = dataclasses.replace(SETTINGS, hypergradient=Hypergradient(clipping=clipping))
+    changed = dataclasses.replace(SETTINGS, hypergradient=Exact(clipping=clipping))
     each = dataclasses.replace(
       benches['float64'], optimizers=Optimizers.from_settings(changed, searcher.epoch_ends), advances={}
     )
@@ -164,11 +164,15 @@ def test_what_is_measured(benches, frozen):
   assert np.isnan(bench.estimate(first_order(), frozen).seconds)
 
 
-@pytest.mark.parametrize('name', ['first_order', 'exact', 'exact_reverse', 'truncated', 'conjugate_gradient'])
+# They have what all estimators share from the settings of the fixtures.
+@pytest.mark.parametrize(
+  'hypergradient',
+  [FirstOrder(), Exact(), ExactReverse(), Truncated(steps=3), ConjugateGradient(iterations=2, damping=10.0)],
+  ids=lambda each: each.name,
+)
 @pytest.mark.usefixtures('x64')
-def test_search_step_makes_the_same_passes(benches, frozen, searcher, optimizers, name):
-  settings = dataclasses.replace(SETTINGS, hypergradient=dataclasses.replace(SETTINGS.hypergradient, name=name))
-  estimator = settings.hypergradient.estimator()
+def test_search_step_makes_the_same_passes(benches, frozen, searcher, optimizers, hypergradient):
+  estimator = hypergradient.estimator()
   expected = benches['float64'].estimate(estimator, frozen)
   state, batches = jax.tree.map(lambda x: np.float64(x) if x.dtype == np.float32 else x, tuple(frozen))
 
@@ -178,7 +182,7 @@ def test_search_step_makes_the_same_passes(benches, frozen, searcher, optimizers
       state.replace(key=jax.random.key(0)),
       *batches,
       objective=searcher.objective,
-      strategy=make_strategy(settings),
+      strategy=make_strategy(SETTINGS),
       estimator=estimator,
       optimizers=optimizers,
     )

@@ -17,8 +17,16 @@ from darts_jax.settings import build
     ({'precisions': ('float16',)}, "config.precisions: 'float16' is not known; allowed are float32, float64, bfloat16"),
     ({'precisions': ()}, 'config.precisions: () is empty; at least one is measured'),
     (
-      {'search': {'hypergradient': {'steps': 1}}},
+      {'search': {'hypergradient': {'name': 'truncated', 'steps': 1}}},
       'config.search.hypergradient.backward_steps: 2 is not allowed; between 1 and steps, 1, can be differentiated',
+    ),
+    (
+      {'fields': {'truncated': {'steps': 1}}},
+      'config.fields.truncated.backward_steps: 2 is not allowed; between 1 and steps, 1, can be differentiated',
+    ),
+    (
+      {'fields': {'neumann': {'clipping': 'constant'}}},
+      'config.fields.neumann.clipping: all estimators have that of config.search.hypergradient.clipping; set it there',
     ),
     ({'batch_sizes': (0,)}, 'config.batch_sizes: 0 is not allowed; it has to be ≥ 1'),
     ({'unrolled_steps': (1, -1)}, 'config.unrolled_steps: -1 is not allowed; it has to be ≥ 1'),

@@ -1,0 +1,170 @@
+"""The settings of every estimator, as groups of a config that go by the estimator's name."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+from darts_jax import limits
+from darts_jax.hypergradient.base import Estimator
+from darts_jax.hypergradient.catalogue import make
+from darts_jax.settings import setting
+
+
+@dataclasses.dataclass(frozen=True)
+class Hypergradient:
+  """What all estimators of the architecture gradient have.
+
+  Attributes:
+    clipping: whether the virtual steps of the weights clip their gradient as real ones do: `none`, as the published
+      experiments; `differentiated`; or `constant`, with a factor that is a constant to derivatives.
+    clip_outer: whether v, the outer loss's gradient in the weights, is clipped to `weights.clip_norm` before it is
+      multiplied with second derivatives, as in the paper's search for recurrent cells.
+  """
+
+  name: ClassVar[str]
+
+  clipping: str = setting('none', choices=('none', 'differentiated', 'constant'))
+  clip_outer: bool = setting(False)
+
+  @property
+  def fields(self) -> dict[str, Any]:
+    """The fields that are this estimator's own, with their values."""
+    shared = {field.name for field in dataclasses.fields(Hypergradient)}
+    return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in shared}
+
+  def other(self, name: str) -> 'Hypergradient':
+    """Another estimator with its default fields, and what all estimators have as here; itself if it is this one."""
+    if name == self.name:
+      return self
+    return HYPERGRADIENTS[name](clipping=self.clipping, clip_outer=self.clip_outer)
+
+  def estimator(self) -> Estimator:
+    """The estimator.
+
+    Raises:
+      ValueError: its fields are not allowed together.
+    """
+    try:
+      return make(self.name, self.fields)
+    except ValueError as error:
+      raise ValueError(f'config.hypergradient.{error}') from error
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstOrder(Hypergradient):
+  """The gradient of the outer loss at the weights as they are."""
+
+  name: ClassVar[str] = 'first_order'
+
+
+@dataclasses.dataclass(frozen=True)
+class FiniteDifference(Hypergradient):
+  """The product with second derivatives by a difference of two gradients [DARTS §2.3].
+
+  Attributes:
+    radius: length of the step in weight space.
+    one_sided: whether to step to one side only.
+  """
+
+  name: ClassVar[str] = 'finite_difference'
+
+  radius: float = setting(0.01, above=0, at_most=limits.FACTOR)
+  one_sided: bool = setting(False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Exact(Hypergradient):
+  """The product with second derivatives by forward over reverse mode."""
+
+  name: ClassVar[str] = 'exact'
+
+
+@dataclasses.dataclass(frozen=True)
+class ExactReverse(Hypergradient):
+  """The product with second derivatives by reverse over reverse mode."""
+
+  name: ClassVar[str] = 'exact_reverse'
+
+
+@dataclasses.dataclass(frozen=True)
+class Unrolled(Hypergradient):
+  """The gradient through several inner steps.
+
+  Attributes:
+    steps: T.
+  """
+
+  name: ClassVar[str] = 'unrolled'
+
+  steps: int = setting(4, at_least=1, at_most=limits.INNER_STEPS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Truncated(Hypergradient):
+  """The gradient through the last of several inner steps.
+
+  Attributes:
+    steps: T.
+    backward_steps: the last K of them, which are differentiated.
+  """
+
+  name: ClassVar[str] = 'truncated'
+
+  steps: int = setting(4, at_least=1, at_most=limits.INNER_STEPS)
+  backward_steps: int = setting(2, at_least=1, at_most=limits.INNER_STEPS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Neumann(Hypergradient):
+  """The implicit gradient by a Neumann series.
+
+  Attributes:
+    terms: K, beyond the first.
+    step_size: γ.
+  """
+
+  name: ClassVar[str] = 'neumann'
+
+  terms: int = setting(5, at_least=0, at_most=limits.INNER_STEPS)
+  step_size: float = setting(0.01, above=0, at_most=limits.FACTOR)
+
+
+@dataclasses.dataclass(frozen=True)
+class ConjugateGradient(Hypergradient):
+  """The implicit gradient by conjugate gradients.
+
+  Attributes:
+    iterations: n.
+    damping: δ, added to the Hessian.
+  """
+
+  name: ClassVar[str] = 'conjugate_gradient'
+
+  iterations: int = setting(5, at_least=1, at_most=limits.INNER_STEPS)
+  damping: float = setting(10.0, above=0, at_most=limits.FACTOR)
+
+
+@dataclasses.dataclass(frozen=True)
+class Amended(Hypergradient):
+  """The amended gradient of DARTS+.
+
+  Attributes:
+    amending: η.
+  """
+
+  name: ClassVar[str] = 'amended'
+
+  amending: float = setting(0.1, above=0, at_most=limits.FACTOR)
+
+
+#: By name, in the order of `ESTIMATORS`.
+HYPERGRADIENTS: dict[str, type[Hypergradient]] = {
+  'first_order': FirstOrder,
+  'finite_difference': FiniteDifference,
+  'exact': Exact,
+  'exact_reverse': ExactReverse,
+  'unrolled': Unrolled,
+  'truncated': Truncated,
+  'neumann': Neumann,
+  'conjugate_gradient': ConjugateGradient,
+  'amended': Amended,
+}
