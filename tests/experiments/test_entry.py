@@ -14,7 +14,9 @@ import pytest
 
 from darts_jax import search, selection
 from darts_jax.genotype import Genotype
+from darts_jax.hypergradient.settings import Exact, FiniteDifference, FirstOrder, Unrolled
 from darts_jax.runtime import platforms
+from darts_jax.search.settings import read
 from experiments import entry
 from experiments import search as command
 
@@ -393,3 +395,34 @@ def test_memory_that_is_not_enough_is_one_line(ask):
     raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.\nand more')
 
   check_refused(ask(DIGITS, run=run), 'out of memory (RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.)')
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'expected'),
+  [
+    ([], FiniteDifference('differentiated', radius=0.5)),
+    (['--config.hypergradient=exact'], Exact('differentiated')),
+    (['--config.hypergradient', 'exact'], Exact('differentiated')),
+    (['--config.hypergradient.name=exact'], Exact('differentiated')),
+    (['--config.hypergradient=finite_difference'], FiniteDifference('differentiated', radius=0.5)),
+    (['--config.hypergradient=unrolled', '--config.hypergradient.steps=2'], Unrolled('differentiated', steps=2)),
+    (['--config.hypergradient.steps=2', '--config.hypergradient=unrolled'], Unrolled('differentiated', steps=2)),
+    (['--config.hypergradient=exact', '--config.hypergradient.clipping=none'], Exact('none')),
+    (['--config.hypergradient=exact', '--config.hypergradient=first_order'], FirstOrder('differentiated')),
+  ],
+)
+def test_another_name_of_a_group_leaves_the_fields_that_both_have(ask, tmp_path, arguments, expected):
+  path = tmp_path / 'mine.py'
+  path.write_text(
+    f'import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom configs import digits\n'
+    'def get_config():\n  config = digits.get_config()\n  config.hypergradient.clipping = "differentiated"\n'
+    '  config.hypergradient.radius = 0.5\n  return config\n'
+  )
+  found = []
+
+  def run(config, workdir, **flags):
+    found.append(read(config).hypergradient)
+    return 0
+
+  answer = ask(f'--config={path}', *arguments, run=run)
+  assert (answer.code, found) == (0, [expected])
