@@ -1,0 +1,1 @@
+"""Search spaces: what an architecture is. NumPy and JSON; nothing here imports JAX."""
