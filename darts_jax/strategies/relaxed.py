@@ -1,0 +1,146 @@
+"""The contract of a relaxed strategy, which moves an architecture by gradients inside the compiled step.
+
+A strategy is its settings, a frozen dataclass. What it has learnt is a value beside it: architecture parameters, which
+the search step moves, and a memory of JSON values, which `turn` changes after every epoch. So every estimator of the
+hypergradient works with every strategy, and a run that was killed comes to the same decisions again.
+
+A strategy shapes the architecture parameters, the mixing weights, how an architecture is read off them, and from one
+epoch to the next the supernet. It does not touch the weights, their optimiser, the hypergradient or the data.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import numpy as np
+
+from darts_jax.spaces.cells import CellSpace, CellSpec, Doubts, Genotype
+from darts_jax.spaces.mixing import Mixing
+
+Array = jax.Array
+#: Architecture parameters: any pytree.
+Arch = Any
+#: JSON values.
+Memory = Any
+#: The cells of a supernet by name.
+Cells = Mapping[str, CellSpec]
+#: By name, then by kind of cell, `[E]` float64: what a strategy scores edges by.
+Scores = Mapping[str, Mapping[str, np.ndarray]]
+
+#: What mixing weights are for: an update of the weights, one of the architecture, or an evaluation.
+WEIGHTS, ALPHAS, EVALUATE = range(3)
+
+
+class Time(NamedTuple):
+  """When a step is.
+
+  Attributes:
+    step: `[]` steps taken; may be traced.
+    steps: of the whole search.
+  """
+
+  step: Any
+  steps: int
+
+
+class Stage(NamedTuple):
+  """A part of the search with one supernet, which is compiled once.
+
+  Attributes:
+    epochs: how many there are in it.
+    batch_growth: by how many examples its batches are larger than `config.batch_size`.
+  """
+
+  epochs: int
+  batch_growth: int = 0
+
+
+class Turn(NamedTuple):
+  """What a strategy makes of an epoch.
+
+  Attributes:
+    memory: for the next epoch.
+    cells: the cells of the next stage, if that begins now; they can only lose edges and operations. None for those that
+      there are.
+    scores: of the edges, by which the strategy decided.
+    messages: what it decided, a line each.
+  """
+
+  memory: Memory
+  cells: Cells | None = None
+  scores: Scores = MappingProxyType({})
+  messages: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Relaxed(abc.ABC):
+  """A relaxed strategy; what is not abstract may be left as it is.
+
+  `space` is the searched space throughout. `cells` are those of the supernet now, the searched ones or a part of them.
+  """
+
+  name: ClassVar[str]
+
+  @abc.abstractmethod
+  def init(self, space: CellSpace, key: Array) -> Arch:
+    """The architecture parameters before the first step; consumes the key."""
+
+  @abc.abstractmethod
+  def mix(self, arch: Arch, space: CellSpace, cells: Cells, time: Time, key: Array, purpose: Any) -> dict[str, Mixing]:
+    """Mixing weights of every kind of cell, rows and columns as `cells` has edges and operations.
+
+    Traced, and differentiated with respect to `arch`. A schedule is a function of the traced time, so that nothing is
+    compiled again.
+
+    Args:
+      arch: architecture parameters.
+      space: the searched space.
+      cells: the cells of the supernet.
+      time: of the step.
+      key: of this step and purpose, the same in all passes of one hypergradient.
+      purpose: `WEIGHTS`, `ALPHAS` or `EVALUATE`; may be traced.
+    """
+
+  @abc.abstractmethod
+  def read(self, arch: Arch, space: CellSpace, memory: Memory) -> Genotype:
+    """The architecture that the parameters and what has been decided stand for; asked after any epoch."""
+
+  def project(self, before: Arch, after: Arch, space: CellSpace, cells: Cells) -> Arch:
+    """The architecture parameters after an update, from those before it and those that the optimiser came to."""
+    del before, space, cells
+    return after
+
+  def start(self) -> Memory:
+    """The memory before the first epoch."""
+    return None
+
+  def plan(self, space: CellSpace, epochs: int) -> tuple[Stage, ...]:
+    """The stages of a search of so many epochs, known in advance, so that its length and its learning rates are."""
+    del space
+    return (Stage(epochs),)
+
+  def cells(self, space: CellSpace, memory: Memory) -> Cells:
+    """The cells of the supernet with this memory."""
+    del memory
+    return space.cells
+
+  def turn(self, memory: Memory, arch: Arch, space: CellSpace, epoch: int) -> Turn:
+    """Decides after an epoch, counted from 0; the same arguments always give the same."""
+    del arch, space, epoch
+    return Turn(memory)
+
+  def scores(self, arch: Arch, space: CellSpace, memory: Memory) -> Scores:
+    """What `turn` would score edges by; none if there is nothing to decide."""
+    del arch, space, memory
+    return {}
+
+  def doubts(self, before: Arch, after: Arch, space: CellSpace) -> Doubts | None:
+    """What of the architecture is in doubt by how far the parameters moved from `before` to `after`.
+
+    None for a strategy whose architecture does not depend on the parameters of the end.
+    """
+    del before, after, space
+    return None
