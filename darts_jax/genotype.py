@@ -317,7 +317,7 @@ def resolve(name_or_path: str) -> AnyGenotype:
     try:
       return from_dict(_fields_of(name_or_path))
     except ValueError as error:
-      raise ValueError(f'genotype: {error}') from error
+      raise ValueError(f'genotype: {one_line(error)}') from error
   if not user_path(name_or_path, 'genotype').exists():
     raise ValueError(
       f'genotype: {name_or_path!r} is neither a file nor a published architecture;'
