@@ -253,6 +253,10 @@ ERRORS = {
     change('reduce_concat'),
     'reduce_concat: missing; a genotype has the fields normal, normal_concat, reduce, reduce_concat',
   ),
+  'node of nothing': (
+    change('reduce', [['none', 0], ['skip_connect', 1], ['none', 0], ['none', 1]]),
+    "reduce: node 3: both operations are 'none'; one of them may be",
+  ),
   'unknown field': (
     change('normal') | {'normal': [['skip_connect', 0]] * 2, 'norm': []},
     "'norm': unknown field; a genotype has the fields normal, normal_concat, reduce, reduce_concat",
