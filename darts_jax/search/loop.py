@@ -331,6 +331,12 @@ class _Loop(Loop[SearchState]):
   def epoch_done(self, state: SearchState, step: int, epoch: int) -> None:
     self._write_alphas(state, step, epoch, [turned.scores for turned in self._turned])
 
+  def lacks(self) -> str:
+    # What other processes than the first have no histories to tell.
+    unsettled = processes.gather([any(warning is not None for warning in self.warnings())])[0, 0]
+    told = self.has_logged(lambda line: line.get('event') == 'not_settled')
+    return 'the warning that a genotype is not settled' if unsettled and not told else ''
+
   def finish(self, state: SearchState) -> None:
     alone = len(self.folders) == 1
     found = [
@@ -338,7 +344,7 @@ class _Loop(Loop[SearchState]):
       for folder, warning in zip(self.folders, self.warnings(), strict=True)
       if warning is not None
     ]
-    if found:
+    if self.lacks():
       self.write('event', self.total, {'event': 'not_settled', 'message': '; '.join(found)})
 
   def warnings(self) -> list[str | None]:

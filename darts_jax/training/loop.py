@@ -212,9 +212,13 @@ class _Loop(Loop[TrainState]):
     rate = sums.values['steps'] * self._settings.batch_size / sums.values['seconds']
     return {'images_per_second': rate, **super().summary(state, sums)}
 
+  def lacks(self) -> str:
+    tests = 'test' in self._feed.parts
+    return 'the result of the test' if tests and not self.has_logged(lambda line: line['kind'] == 'test') else ''
+
   def finish(self, state: TrainState) -> None:
     # A run that was killed right after it had tested does not test again.
-    if 'test' in self._feed.parts and not self.has_logged(lambda line: line['kind'] == 'test'):
+    if self.lacks():
       values = self._measure('test', state, self.total)
       self.check_finite(values, self.total)
       self.write('test', self.total, values)

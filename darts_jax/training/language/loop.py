@@ -215,10 +215,13 @@ class _Loop(Loop[LanguageState]):
       rollbacks=np.array(rollbacks + 1, np.int32),
     )
 
+  def lacks(self) -> str:
+    tests = 'test' in self._texts.parts
+    return 'the result of the test' if tests and not self.has_logged(lambda line: line['kind'] == 'test') else ''
+
   def finish(self, state: LanguageState) -> None:
     # A run that was killed right after it had tested does not test again.
-    tested = any(line['kind'] == 'test' for line in metrics.read(self.workdir))
-    if 'test' in self._texts.parts and not tested:
+    if self.lacks():
       best = self._best_of(state)
       if best is None:
         raise ValueError(f'--workdir: {self.workdir / BEST} has lost the checkpoint of the best weights')
