@@ -23,7 +23,7 @@ from darts_jax.runtime.durable import write_whole
 from darts_jax.runtime.files import one_line, read_object, user_path
 from darts_jax.runtime.lock import locked
 from darts_jax.runtime.precision import in_float32
-from darts_jax.runtime.workdir import named_errors
+from darts_jax.runtime.workdir import named_errors, remove_leftovers
 from darts_jax.search.settings import Search
 from darts_jax.settings import build
 
@@ -73,6 +73,8 @@ def _run(config: Mapping[str, Any], workdir: pathlib.Path, checkpoint: str | Non
   supernet = studies.SupernetLab(settings, checkpoint, note) if 'supernet' in settings.problems else None
   with named_errors(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
+    if (workdir / 'results.json').exists():
+      remove_leftovers(workdir)
   note('toy problem')
   results: dict[str, Any] = {'setting': {}, 'toy': studies.toy(settings), 'quadratic': None, 'supernet': None}
   if 'quadratic' in settings.problems:

@@ -75,6 +75,11 @@ def one_line(text: object) -> str:
   return line if len(line) <= _MAX_MESSAGE else f'{line[:_MAX_MESSAGE]}…'
 
 
+def kind_of(mode: int) -> str:
+  """What something is that is not a file, by its mode."""
+  return next((name for is_kind, name in _KINDS if is_kind(mode)), 'a device')
+
+
 def read_bytes(path: pathlib.Path, limit: int = MAX_BYTES, remedy: str = '') -> bytes:
   """The content of a file.
 
@@ -298,8 +303,7 @@ def _opened(path: pathlib.Path, source: str, remedy: str = '') -> Iterator[io.Bu
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode):
       # It might never end, or not begin before somebody writes.
-      kind = next((name for is_kind, name in _KINDS if is_kind(mode)), 'a device')
-      raise ValueError(f'{source}: not a file, but {kind}')
+      raise ValueError(f'{source}: not a file, but {kind_of(mode)}')
     with path.open('rb') as file:
       yield file
   except OSError as error:

@@ -78,7 +78,7 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any], kind: str) -> None:
     for claimed in known:
       _check_same(workdir, claimed, config, kind)
     if known:
-      _remove_leftovers(workdir)
+      remove_leftovers(workdir)
     write_whole(path, (json.dumps(config, indent=2) + '\n').encode())
 
 
@@ -124,12 +124,13 @@ def _data(config: Mapping[str, Any]) -> str:
   return ' and '.join(dict.fromkeys(named)) or 'this config'
 
 
-def _remove_leftovers(workdir: pathlib.Path) -> None:
+def remove_leftovers(workdir: pathlib.Path) -> None:
   """Removes what kills left of files that were being written."""
   for pattern in _LEFTOVERS:
     for path in workdir.glob(pattern):
       if path.is_file():
-        path.unlink()
+        # Whoever writes a report may have removed it by now.
+        path.unlink(missing_ok=True)
 
 
 def claim_together(workdir: pathlib.Path, action: Callable[[], None], identity: Callable[[], Any]) -> None:

@@ -354,8 +354,7 @@ class _Loop(Loop[SearchState]):
     return [None if doubts is None else doubts.message for doubts in found]
 
   def report(self, folder: pathlib.Path) -> pathlib.Path:
-    with named_errors(folder):
-      return report.write(folder)
+    return report.write(folder)
 
   def _write_alphas(self, state: SearchState, step: int, epoch: int, scores: Sequence[Scores]) -> None:
     found = self.alphas(state)

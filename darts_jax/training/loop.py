@@ -22,7 +22,7 @@ from darts_jax.runtime.lock import locked
 from darts_jax.runtime.loop import Loop, Plan, Sums
 from darts_jax.runtime.mesh import check_batch, make_mesh
 from darts_jax.runtime.precision import in_float32
-from darts_jax.runtime.workdir import claim_together, named_errors
+from darts_jax.runtime.workdir import claim_together
 from darts_jax.settings import build
 from darts_jax.training.feeds import Feed, open_feed
 from darts_jax.training.model import Model
@@ -224,8 +224,7 @@ class _Loop(Loop[TrainState]):
       self.write('test', self.total, values)
 
   def report(self, folder: pathlib.Path) -> pathlib.Path:
-    with named_errors(folder):
-      return report.write(folder)
+    return report.write(folder)
 
   def _measure(self, part: str, state: TrainState, step: int, prefix: str = '') -> dict[str, float]:
     found: Evaluation = jax.device_get(

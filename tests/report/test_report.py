@@ -215,6 +215,13 @@ def test_a_folder_that_does_not_exist_is_named(tmp_path):
     report.write(tmp_path / 'absent')
 
 
+def test_folder_in_the_place_of_the_page_is_one_line(tmp_path):
+  (tmp_path / 'report.html').mkdir()
+  with pytest.raises(ValueError, match=r'^--workdir: .*/report.html cannot be written \([^\n]*\)$'):
+    report.write(tmp_path)
+  assert [path.name for path in tmp_path.iterdir()] == ['report.html']
+
+
 def test_what_a_hypergradient_says_of_itself_is_drawn(search_folder):
   path = search_folder / 'metrics.jsonl'
   records = [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,4 +1,5 @@
 import json
+import pathlib
 import re
 
 import numpy as np
@@ -122,7 +123,7 @@ def test_other_data_are_named_with_what_differs(tmp_path):
 
 
 def test_leftovers_of_kills_go_and_other_files_stay(tmp_path):
-  names = ('metrics.jsonl.tmp', 'config.json.partial', 'alphas.partial.npz', 'report.html.partial')
+  names = ('metrics.jsonl.tmp', 'config.json.partial', 'alphas.partial.npz', 'report.html.0a1b2c3d.partial')
   for name in (*names, 'notes.txt'):
     (tmp_path / name).write_text('half')
   # A folder that is no run's yet is left as it is, but for what is written now.
@@ -130,6 +131,23 @@ def test_leftovers_of_kills_go_and_other_files_stay(tmp_path):
   assert (tmp_path / 'metrics.jsonl.tmp').exists()
   claim(tmp_path, CONFIG, 'search')
   assert sorted(path.name for path in tmp_path.iterdir()) == ['config.json', 'notes.txt']
+
+
+def test_leftover_that_its_writer_removes_at_the_same_time_is_no_error(tmp_path, monkeypatch):
+  claim(tmp_path, CONFIG, 'search')
+  partial = tmp_path / 'report.html.0a1b2c3d.partial'
+  partial.touch()
+  is_file = pathlib.Path.is_file
+
+  def removed(path):
+    found = is_file(path)
+    if path == partial:
+      path.unlink()
+    return found
+
+  monkeypatch.setattr(pathlib.Path, 'is_file', removed)
+  claim(tmp_path, CONFIG, 'search')
+  assert not partial.exists()
 
 
 @pytest.mark.parametrize(('name', 'kind'), [('checkpoints', 'search'), ('best', 'training'), ('final', 'selection')])

@@ -24,7 +24,6 @@ from darts_jax.runtime.lock import locked
 from darts_jax.runtime.loop import Loop, Plan, Sums
 from darts_jax.runtime.mesh import check_batch, make_mesh, replicated
 from darts_jax.runtime.precision import in_float32
-from darts_jax.runtime.workdir import named_errors
 from darts_jax.settings import build
 from darts_jax.training.language.model import RecurrentModel
 from darts_jax.training.language.restore import BEST
@@ -231,8 +230,7 @@ class _Loop(Loop[LanguageState]):
       self.write('test', self.total, {'loss': loss, 'perplexity': perplexity(loss), 'averaged': averaged})
 
   def report(self, folder: pathlib.Path) -> pathlib.Path:
-    with named_errors(folder):
-      return report.write(folder)
+    return report.write(folder)
 
   def _best_of(self, state: LanguageState) -> LanguageState | None:
     """The state of the epoch with the least validation loss; None if no epoch has ended or it is there no more."""
