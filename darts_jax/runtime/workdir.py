@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -11,7 +12,7 @@ from typing import Any
 
 import jax
 
-from darts_jax.runtime import checkpoint, processes
+from darts_jax.runtime import checkpoint, lock, processes
 from darts_jax.runtime.durable import PARTIAL, write_whole
 from darts_jax.runtime.files import read_object
 from darts_jax.settings import differences
@@ -26,8 +27,10 @@ _FOLDERS = (CHECKPOINTS, 'best', 'tensorboard')
 _FOLDERS_OF = {'selection': ('search', 'candidates', 'final'), 'random search': ('architectures', 'pick')}
 _FILES = (
   *('config.json', 'metrics.jsonl', 'genotype.json', 'alphas.npz', 'model.json', 'report.html'),
-  *('architectures.json', 'results.json', 'results.md'),
+  *('architectures.json', 'results.json', 'results.md', 'weights.safetensors'),
 )
+# What tells the working directory of a run from other folders.
+_MARKS = ('config.json', 'model.json', 'metrics.jsonl', 'results.json')
 # Data that come with packages.
 _INSTALLED = ('digits', 'pydoc')
 # The latter two of earlier versions.
@@ -80,6 +83,20 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any], kind: str) -> None:
     if known:
       remove_leftovers(workdir)
     write_whole(path, (json.dumps(config, indent=2) + '\n').encode())
+
+
+def check_free(path: pathlib.Path) -> None:
+  """Checks that a file of the user's own is none of a run's.
+
+  Raises:
+    ValueError: it is in the working directory of a run, and has the name of what runs write.
+  """
+  place = pathlib.Path(os.path.realpath(path))
+  folders = {*_FOLDERS, *itertools.chain.from_iterable(_FOLDERS_OF.values())}
+  for inner, folder in itertools.pairwise((place, *place.parents)):
+    names = {*_FILES, lock.FILE} | folders if inner == place else folders
+    if inner.name in names and any((folder / mark).is_file() for mark in _MARKS):
+      raise ValueError(f'{path}: {inner.name} in {folder} is written by a run; choose another name or folder')
 
 
 def as_json(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -82,3 +82,36 @@ def test_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
     write_whole(path, b'after')
   assert path.read_bytes() == b'before'
   assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_link_leads_to_is_written(tmp_path):
+  folder = tmp_path / 'elsewhere'
+  folder.mkdir()
+  for name in ('there', 'absent'):
+    link = tmp_path / name
+    link.symlink_to(folder / name)
+    if name == 'there':
+      (folder / name).write_text('before')
+    write_whole(link, b'after')
+    assert link.is_symlink()
+    assert (folder / name).read_bytes() == b'after'
+  assert len(list(folder.iterdir())) == 2
+
+
+def test_what_is_no_file_is_left_as_it_is(tmp_path):
+  os.mkfifo(tmp_path / 'pipe')
+  (tmp_path / 'folder').mkdir()
+  (tmp_path / 'link').symlink_to(tmp_path / 'pipe')
+  (tmp_path / 'loop').symlink_to(tmp_path / 'loop')
+  for name, said in (
+    ('pipe', 'not a file, but a pipe'),
+    ('folder', 'not a file, but a folder'),
+    ('link', 'not a file, but a pipe'),
+    ('loop', 'symbolic links'),
+  ):
+    for content in (b'', b'content'):
+      with pytest.raises(OSError, match=said):
+        write_whole(tmp_path / name, content)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['folder', 'link', 'loop', 'pipe']
+  assert stat.S_ISFIFO((tmp_path / 'pipe').stat().st_mode)
+  assert (tmp_path / 'link').is_symlink()

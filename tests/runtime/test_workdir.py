@@ -7,7 +7,7 @@ import pytest
 
 from darts_jax.runtime import workdir as workdir_module
 from darts_jax.runtime.checkpoint import Checkpoints
-from darts_jax.runtime.workdir import claim, claim_together
+from darts_jax.runtime.workdir import check_free, claim, claim_together
 
 CONFIG = {'seed': 0, 'network': {'channels': 16, 'operations': ('none', 'skip_connect')}}
 
@@ -148,6 +148,21 @@ def test_leftover_that_its_writer_removes_at_the_same_time_is_no_error(tmp_path,
   monkeypatch.setattr(pathlib.Path, 'is_file', removed)
   claim(tmp_path, CONFIG, 'search')
   assert not partial.exists()
+
+
+@pytest.mark.parametrize(
+  'name',
+  ['model.json', 'config.json', 'run.lock', 'weights.safetensors', 'checkpoints', 'checkpoints/30/manifest.json'],
+)
+def test_what_a_run_writes_is_nothing_else(tmp_path, name):
+  check_free(tmp_path / 'run' / name)
+  claim(tmp_path / 'run', CONFIG, 'search')
+  (tmp_path / 'link').symlink_to(tmp_path / 'run' / name)
+  for path in (tmp_path / 'run' / name, tmp_path / 'link'):
+    with pytest.raises(ValueError, match=f'^{re.escape(str(path))}: .* is written by a run; choose another'):
+      check_free(path)
+  check_free(tmp_path / 'run' / 'net.onnx')
+  check_free(tmp_path / 'model.json')
 
 
 @pytest.mark.parametrize(('name', 'kind'), [('checkpoints', 'search'), ('best', 'training'), ('final', 'selection')])
