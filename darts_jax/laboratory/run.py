@@ -23,7 +23,7 @@ from darts_jax.runtime.durable import write_whole
 from darts_jax.runtime.files import one_line, read_object, user_path
 from darts_jax.runtime.lock import locked
 from darts_jax.runtime.precision import in_float32
-from darts_jax.runtime.workdir import named_errors, remove_leftovers
+from darts_jax.runtime.workdir import check_claimed, named_errors, remove_leftovers
 from darts_jax.search.settings import Search
 from darts_jax.settings import build
 
@@ -123,6 +123,7 @@ def _search_of(checkpoint: str, own: Search) -> Search:
   path = user_path(checkpoint, '--checkpoint') / 'config.json'
   try:
     fields = read_object(path, f'{checkpoint} holds no search')
+    check_claimed(path.parent, fields)
     fields.pop('dataset', None)
     saved = build(Search, fields)
   except ValueError as error:

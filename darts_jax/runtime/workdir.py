@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -33,6 +33,8 @@ _FILES = (
 _MARKS = ('config.json', 'model.json', 'metrics.jsonl', 'results.json')
 # Data that come with packages.
 _INSTALLED = ('digits', 'pydoc')
+# Where data lie, in what `differences` says; what they are is told by their fingerprint.
+_PLACES = ('config.data.dir: ', 'config.data.path: ')
 # The latter two of earlier versions.
 _LEFTOVERS = (f'*{PARTIAL}', '*.tmp', f'*{PARTIAL}.npz')
 
@@ -85,6 +87,24 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any], kind: str) -> None:
     write_whole(path, (json.dumps(config, indent=2) + '\n').encode())
 
 
+def check_claimed(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
+  """Checks that a config is the one that the checkpoints of a run were saved with; its data may lie elsewhere by now.
+
+  Args:
+    workdir: of the run.
+    config: what its `config.json` holds.
+
+  Raises:
+    ValueError: it was changed since; the fields are named.
+  """
+  for claimed in checkpoint.claims(workdir / CHECKPOINTS):
+    changed = [line for line in differences(claimed, config) if not line.startswith(_PLACES)]
+    if changed:
+      raise ValueError(
+        f'{workdir / "config.json"}: not what the checkpoints were saved with ({_listed(changed)}); write it as it was'
+      )
+
+
 def check_free(path: pathlib.Path) -> None:
   """Checks that a file of the user's own is none of a run's.
 
@@ -121,12 +141,16 @@ def _check_same(workdir: pathlib.Path, old: Any, new: Mapping[str, Any], kind: s
   changed = differences(old, new)
   if not changed:
     return
-  more = f'; and {len(changed) - _MAX_LISTED} more' if len(changed) > _MAX_LISTED else ''
-  message = f'--workdir: {workdir} holds a {kind} with another config ({"; ".join(changed[:_MAX_LISTED])}{more})'
+  message = f'--workdir: {workdir} holds a {kind} with another config ({_listed(changed)})'
   if all(line.startswith('config.dataset') for line in changed):
     named = f'the data of {_data(new)} are not those of before'
     raise ValueError(f'{message}: {named}; choose another --workdir or the same data')
   raise ValueError(f'{message}; choose another --workdir or the same config')
+
+
+def _listed(changed: Sequence[str]) -> str:
+  more = f'; and {len(changed) - _MAX_LISTED} more' if len(changed) > _MAX_LISTED else ''
+  return f'{"; ".join(changed[:_MAX_LISTED])}{more}'
 
 
 def _data(config: Mapping[str, Any]) -> str:
