@@ -121,8 +121,11 @@ def _release(path: pathlib.Path, number: int) -> None:
   with contextlib.suppress(OSError):
     # While it is locked, so that it is nobody else's.
     if _is(path / FILE, number):
-      os.ftruncate(number, 0)
-      (path / FILE).unlink()
+      try:
+        (path / FILE).unlink()
+      except OSError:
+        # Then it must not go on to say that it is held.
+        os.ftruncate(number, 0)
   os.close(number)
   _held.discard(path)
 

@@ -132,6 +132,15 @@ def test_lock_that_its_process_lost_by_reading_the_file_is_held_as_long_as_the_p
     raise AssertionError
 
 
+def test_file_that_cannot_be_removed_says_that_nobody_holds_the_lock(tmp_path, monkeypatch):
+  def refuse(path):
+    raise PermissionError
+
+  with locked(tmp_path):
+    monkeypatch.setattr(pathlib.Path, 'unlink', refuse)
+  assert (tmp_path / lock.FILE).read_bytes() == b''
+
+
 def test_process_that_has_ended_but_was_not_waited_for_is_not_there():
   with subprocess.Popen(['true']) as process:
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
