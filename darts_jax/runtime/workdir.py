@@ -14,7 +14,7 @@ import jax
 
 from darts_jax.runtime import checkpoint, lock, processes
 from darts_jax.runtime.durable import PARTIAL, write_whole
-from darts_jax.runtime.files import read_object
+from darts_jax.runtime.files import kind_of, read_object
 from darts_jax.settings import differences
 
 #: Differing fields that a message lists.
@@ -130,9 +130,10 @@ def _check_places(workdir: pathlib.Path, kind: str) -> None:
   for name in (*_FOLDERS, *_FOLDERS_OF.get(kind, ())):
     if os.path.lexists(workdir / name) and not (workdir / name).is_dir():
       raise ValueError(f'--workdir: {workdir / name} is a file, in the place of a folder; remove it or choose another')
-  for name in _FILES:
-    if (workdir / name).is_dir():
-      raise ValueError(f'--workdir: {workdir / name} is a folder, in the place of a file; remove it or choose another')
+  for path in (workdir / name for name in _FILES):
+    if path.exists() and not path.is_file():
+      kind = kind_of(path.stat().st_mode)
+      raise ValueError(f'--workdir: {path} is {kind}, in the place of a file; remove it or choose another')
 
 
 def _check_same(workdir: pathlib.Path, old: Any, new: Mapping[str, Any], kind: str) -> None:
