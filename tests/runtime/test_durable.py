@@ -109,7 +109,7 @@ def test_what_is_no_file_is_left_as_it_is(tmp_path):
     ('link', 'not a file, but a pipe'),
     ('loop', 'symbolic links'),
   ):
-    for content in (b'', b'content'):
+    for content in (b'content', b''):
       with pytest.raises(OSError, match=said):
         write_whole(tmp_path / name, content)
   assert sorted(path.name for path in tmp_path.iterdir()) == ['folder', 'link', 'loop', 'pipe']
