@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from darts_jax.limits import SEEDS
-from darts_jax.runtime.files import one_line
+from darts_jax.runtime.files import as_unicode, one_line
 
 T = TypeVar('T')
 
@@ -126,6 +126,8 @@ def _checked(value: Any, kind: Any, limits: Mapping[str, Any], path: str) -> Any
       value = math.inf if value > 0 else -math.inf
   if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
     raise ValueError(f'{path}: {_shown(value)} is not of type {kind.__name__}')
+  if isinstance(value, str) and as_unicode(value) != value:
+    raise ValueError(f'{path}: {_shown(value)} is not UTF-8')
   if 'choices' in limits and value not in limits['choices']:
     close = difflib.get_close_matches(str(value), map(str, limits['choices']), 1)
     hint = f'did you mean {close[0]!r}? ' if close else ''

@@ -49,11 +49,14 @@ def user_path(path: str | os.PathLike[str], field: str) -> pathlib.Path:
     field: what the user set, which errors name.
 
   Raises:
-    ValueError: it is no path of this system: it has a zero byte, is a URL, too long, or of an unknown user.
+    ValueError: it is no path of this system: it has a zero byte, is not UTF-8, a URL, too long, or of an unknown user.
   """
   text = os.fspath(path)
   if '\0' in text:
     raise ValueError(f'{field}: {text!r} has a zero byte, which no path has')
+  if as_unicode(str(text)) != text:
+    # It would be written into files that are UTF-8.
+    raise ValueError(f'{field}: {text!r} is not UTF-8; rename it, or use a link of another name')
   if _URL.match(text):
     raise ValueError(f'{field}: {text} is a URL; allowed are paths of folders and files on this machine, or mounted')
   found = pathlib.Path(text)
@@ -67,6 +70,11 @@ def user_path(path: str | os.PathLike[str], field: str) -> pathlib.Path:
   except (OSError, ValueError) as error:
     raise ValueError(f'{field}: {one_line(text)} is no usable path ({_reason(error)})') from error
   return found
+
+
+def as_unicode(text: str) -> str:
+  """A text that can be written as UTF-8: bytes of a file's name that are not UTF-8 are escaped."""
+  return text.encode(errors='backslashreplace').decode()
 
 
 def one_line(text: object) -> str:

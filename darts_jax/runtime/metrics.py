@@ -13,7 +13,7 @@ import numpy as np
 
 from darts_jax.runtime.durable import write_whole
 from darts_jax.runtime.events import EventFile
-from darts_jax.runtime.files import UnfitFile, parse_json, read_bytes, user_path
+from darts_jax.runtime.files import UnfitFile, as_unicode, parse_json, read_bytes, user_path
 
 _NON_FINITE = {'nan': math.nan, 'inf': math.inf, '-inf': -math.inf}
 #: The log of a run.
@@ -113,7 +113,8 @@ class MetricsLog:
     """Appends one line and flushes it.
 
     The line is strict JSON, `{"kind": kind, "step": step, **values}`; floats that are not finite become the texts
-    `nan`, `inf` and `-inf`. Numbers also become TensorBoard scalars `kind/name`.
+    `nan`, `inf` and `-inf`, and texts are escaped where they are not Unicode. Numbers also become TensorBoard scalars
+    `kind/name`.
 
     Args:
       kind: what is measured, such as `'train'`.
@@ -210,7 +211,7 @@ def _plain(name: str, value: Any) -> float | int | str:
   plain = value.item() if getattr(value, 'shape', None) == () else value
   if not isinstance(plain, float | int | str):
     raise ValueError(f'metric {name!r}: {value!r} is neither a number nor text')
-  return plain
+  return as_unicode(plain) if isinstance(plain, str) else plain
 
 
 def _finite_or_text(value: float | int | str) -> float | int | str:

@@ -178,7 +178,7 @@ def together(action: Callable[[], T]) -> T:
     failure = error
   message = np.zeros(_MESSAGE_BYTES, np.uint8)
   if failure is not None:
-    text = (str(failure) or type(failure).__name__).encode()[:_MESSAGE_BYTES]
+    text = (str(failure) or type(failure).__name__).encode(errors='backslashreplace')[:_MESSAGE_BYTES]
     message[: len(text)] = np.frombuffer(text, np.uint8)
   messages = np.asarray(multihost_utils.process_allgather(message))
   for index, found in enumerate(messages):

@@ -17,6 +17,7 @@ from darts_jax.data.official import IMAGENET_MEAN, IMAGENET_STD
 from darts_jax.data.records import EVALUATION, TRAIN, Records, fingerprint, image_folder, tfds_directory
 from darts_jax.data.stream import Batch, Stream
 from darts_jax.runtime import processes
+from darts_jax.runtime.files import as_unicode
 from darts_jax.runtime.mesh import batch_sharding, put, replicated
 from darts_jax.training.settings import STREAMED, Training
 from darts_jax.training.trainer import Trainer, TrainState
@@ -186,7 +187,7 @@ class Streamed:
       chosen['valid'] = np.sort(held_out)
     self.num_train = len(chosen['train'])
     self.fingerprint = {
-      'classes': list(train.classes),
+      'classes': list(map(as_unicode, train.classes)),
       **{name: fingerprint(records) for name, records in self._records.items() if name != 'valid'},
     }
     _check_batch_size(settings.batch_size, self.num_train, self.name)

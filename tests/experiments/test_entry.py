@@ -120,6 +120,8 @@ def check_refused(answer: Answer, *parts: str) -> None:
     ([DIGITS, '--config.data.name=mnist', '--config.data.dir=no'], ["config.data.dir 'no' holds no mnist", '.gz']),
     ([DIGITS, '--workdir=~nosuchuser/run'], ['--workdir: ~nosuchuser/run: no home folder is known of that user']),
     ([DIGITS, '--workdir=gs://bucket/run'], ['--workdir: gs://bucket/run is a URL; allowed are paths']),
+    ([DIGITS, '--workdir=w\udcffx'], ["--workdir: 'w\\udcffx' is not UTF-8"]),
+    ([DIGITS, '--config.data.dir=d\udcff'], ["config.data.dir: 'd\\udcff' is not UTF-8"]),
     ([DIGITS, f'--workdir={"x" * 300}'], ['is no usable path (File name too long)']),
     (['--config=~nosuchuser/digits.py'], ['--config: ~nosuchuser/digits.py: no home folder is known']),
     (

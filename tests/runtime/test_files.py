@@ -141,6 +141,7 @@ def test_large_files_are_not_read(tmp_path):
   [
     ('~nosuchuser/runs', '~nosuchuser/runs: no home folder is known of that user'),
     ('runs/a\0b', 'has a zero byte'),
+    ('runs/\udcff', r"'runs/.udcff' is not UTF-8"),
     ('gs://bucket/runs', 'gs://bucket/runs is a URL'),
     ('x' * 5000, 'is no usable path .File name too long.'),
   ],

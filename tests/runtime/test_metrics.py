@@ -143,6 +143,16 @@ def test_folder_without_a_log_is_named(tmp_path):
     metrics.read(tmp_path)
 
 
+def test_text_that_is_not_unicode_can_be_read_again(tmp_path):
+  with MetricsLog(tmp_path, resume_step=None) as log:
+    log.write('event', 1, {'event': 'damaged_image', 'message': 'a/\udcff.png: größer'})
+    log.write('event', 2, {'event': 'finished', 'message': ''})
+  found = metrics.read(tmp_path)
+  assert [line.get('message') for line in found] == ['a/\\udcff.png: größer', '']
+  MetricsLog(tmp_path, resume_step=2).close()
+  assert metrics.read(tmp_path) == found
+
+
 @pytest.mark.parametrize(
   ('values', 'message'),
   [

@@ -1,4 +1,5 @@
 import json
+import pathlib
 import re
 
 import numpy as np
@@ -39,6 +40,16 @@ def test_config_that_cannot_be_read_is_named(tmp_path, content):
   with pytest.raises(ValueError, match=f'^{re.escape(str(tmp_path / "config.json"))}: not JSON'):
     claim(tmp_path, CONFIG, 'search')
   assert (tmp_path / 'config.json').read_bytes() == content
+
+
+def test_a_relative_path_in_a_folder_whose_name_is_not_utf8_is_refused(tmp_path, monkeypatch):
+  folder = tmp_path / '\udcff'
+  folder.mkdir()
+  monkeypatch.chdir(folder)
+  for action in (lambda: claim(pathlib.Path('run'), CONFIG, 'search'), lambda: Checkpoints('run')):
+    with pytest.raises(ValueError, match=r": '[^\n]*/.udcff/run' is not UTF-8"):
+      action()
+  assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize('inside', ['', 'run'])
