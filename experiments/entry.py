@@ -1,7 +1,6 @@
 """What every experiment's command has in common: flags, one-line errors, exit codes."""
 
 import contextlib
-import os
 import pathlib
 import runpy
 import sys
@@ -18,7 +17,7 @@ from darts_jax.genotype import Genotype
 from darts_jax.runtime import processes
 from darts_jax.runtime.files import one_line, user_path
 from darts_jax.runtime.platforms import check_devices
-from darts_jax.runtime.terminal import escape_what_cannot_be_shown
+from darts_jax.runtime.terminal import OutputError, prepare_streams, say, settle_streams, show
 
 
 class Flag(NamedTuple):
@@ -87,7 +86,7 @@ def _join(distributed: bool, coordinator: str, num_processes: int, process_id: i
   )
   check_devices()
   if processes.is_first():
-    print(processes.topology(), file=sys.stderr, flush=True)
+    say(processes.topology())
 
 
 def launch_flags(run: Callable[..., int], usage: str, extra: Sequence[Flag], *, has_config: bool = False) -> None:
@@ -136,10 +135,16 @@ def convolutional(name_or_path: str) -> Genotype:
 
 
 def _exit_with(parsed: Callable[[], int], usage: str) -> None:
-  escape_what_cannot_be_shown()
-  if {'-h', '-help', '--help'}.intersection(sys.argv):
-    print(usage)
-    sys.exit()
+  prepare_streams()
+  is_help = bool({'-h', '-help', '--help'}.intersection(sys.argv))
+  try:
+    sys.exit(_code(lambda: show(usage) if is_help else parsed()))
+  finally:
+    settle_streams()
+
+
+def _code(parsed: Callable[[], int | None]) -> int | None:
+  """The exit code of a program, which prints the errors that it raises."""
   # What a config calls float32 is float32, whatever `JAX_ENABLE_X64` says.
   jax.config.update('jax_enable_x64', False)
   try:
@@ -156,13 +161,14 @@ def _exit_with(parsed: Callable[[], int], usage: str) -> None:
     _complain(f'out of memory ({error}); {_SMALLER}')
     code = 2
     _leave_others(code)
-  except BrokenPipeError:
-    # Whoever reads the output has enough of it, as `head` has; Python would complain once more at its end.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    code = 0
+  except OutputError as error:
+    # Whoever reads the output may have enough of it, as `head` has.
+    code = 0 if isinstance(error.__cause__, BrokenPipeError) else 2
+    if code:
+      _complain(f'standard output cannot be written ({error.strerror or error})')
     _leave_others(code)
   except KeyboardInterrupt:
-    print('stopped; start again to go on from the last checkpoint, if there is one', file=sys.stderr, flush=True)
+    say('stopped; start again to go on from the last checkpoint, if there is one')
     code = 130
     _leave_others(code)
   except Exception as error:
@@ -170,7 +176,7 @@ def _exit_with(parsed: Callable[[], int], usage: str) -> None:
       _complain(f'out of memory ({next(iter(str(error).splitlines()))}); {_SMALLER}')
       code = 2
       _leave_others(code)
-      sys.exit(code)
+      return code
     if not jax.distributed.is_initialized():
       raise
     # By itself Python would wait at its end, for minutes, for processes that wait for this one.
@@ -180,7 +186,7 @@ def _exit_with(parsed: Callable[[], int], usage: str) -> None:
       traceback.print_exc()
     code = 1
     _leave_others(code)
-  sys.exit(code)
+  return code
 
 
 _SMALLER = 'smaller are config.batch_size, config.network, or with config.remat what gradients keep'
@@ -196,7 +202,7 @@ def _complain(error: Exception | str) -> None:
     # Without devices there are no numbers of processes either.
     with contextlib.suppress(AssertionError, RuntimeError):
       line = f'process {jax.process_index()}: {line}'
-  print(f'error: {line}', file=sys.stderr, flush=True)
+  say(f'error: {line}')
 
 
 def _leave_others(code: int) -> None:

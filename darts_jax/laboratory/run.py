@@ -23,6 +23,7 @@ from darts_jax.runtime.durable import write_whole
 from darts_jax.runtime.files import one_line, read_object, user_path
 from darts_jax.runtime.lock import locked
 from darts_jax.runtime.precision import in_float32
+from darts_jax.runtime.terminal import say
 from darts_jax.runtime.workdir import named_errors
 from darts_jax.search.settings import Search
 from darts_jax.settings import build
@@ -68,7 +69,7 @@ def _run(config: Mapping[str, Any], workdir: pathlib.Path, checkpoint: str | Non
   enable_cache()
 
   def note(message: str) -> None:
-    print(f'[{time.monotonic() - start:4.0f} s] {message}', flush=True)
+    say(f'[{time.monotonic() - start:4.0f} s] {message}')
 
   supernet = studies.SupernetLab(settings, checkpoint, note) if 'supernet' in settings.problems else None
   with named_errors(workdir):

@@ -3,11 +3,12 @@
 import contextlib
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Self
+
+from darts_jax.runtime.terminal import say
 
 #: What asks a run to stop.
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -91,12 +92,7 @@ class InterruptGuard:
       innermost = _busy[-1:]
       if count == 1 and (innermost or not self._seen.wait(_PATIENCE)):
         what = f'the {innermost[0]} is' if innermost else 'the steps that are being taken are'
-        _say(f'{name}: stops when {what} done; again to stop now')
+        say(f'{name}: stops when {what} done; again to stop now')
       elif count > 1 and not self._interrupted.wait(_PATIENCE):
-        _say(f'{name}: stopped; start again to go on from the last checkpoint')
+        say(f'{name}: stopped; start again to go on from the last checkpoint')
         os._exit(128 + received[0])
-
-
-def _say(message: str) -> None:
-  with contextlib.suppress(OSError, ValueError):
-    print(message, file=sys.stderr, flush=True)

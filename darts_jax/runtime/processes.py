@@ -18,6 +18,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from darts_jax.runtime.terminal import say
+
 PyTree = Any
 T = TypeVar('T')
 
@@ -73,7 +75,7 @@ def initialize(
     # JAX would abort the process.
     _find(coordinator, timeout, listens=process_id == 0)
     # Should they not come, JAX aborts the process after all, with many lines that say less.
-    print(f'waiting for all processes at {coordinator}, at most {timeout} seconds', file=sys.stderr, flush=True)
+    say(f'waiting for all processes at {coordinator}, at most {timeout} seconds')
   try:
     jax.distributed.initialize(
       coordinator,

@@ -1,5 +1,7 @@
 """What the command line answers to mistakes, and to results."""
 
+import errno
+import io
 import os
 import pathlib
 import socket
@@ -15,6 +17,7 @@ import pytest
 from darts_jax import search, selection
 from darts_jax.genotype import Genotype
 from darts_jax.runtime import platforms
+from darts_jax.runtime.terminal import show
 from experiments import entry
 from experiments import search as command
 
@@ -246,6 +249,52 @@ def test_errors_of_the_program_keep_their_traceback(monkeypatch):
   monkeypatch.setattr(sys, 'argv', ['search.py', DIGITS])
   with pytest.raises(TypeError, match='no user could have caused this'):
     entry.launch(broken, USAGE)
+
+
+class Output(io.StringIO):
+  """Standard output that cannot be written."""
+
+  def __init__(self, error):
+    super().__init__()
+    self._error = error
+
+  def write(self, text):
+    raise self._error
+
+
+@pytest.mark.parametrize(
+  ('error', 'code', 'said'),
+  [
+    (BrokenPipeError(errno.EPIPE, 'Broken pipe'), 0, ''),
+    (
+      OSError(errno.ENOSPC, 'No space left on device'),
+      2,
+      'error: standard output cannot be written (No space left on device)\n',
+    ),
+  ],
+)
+def test_output_that_nobody_reads_is_no_error_and_lost_output_is_one(ask, monkeypatch, error, code, said):
+  monkeypatch.setattr(sys, 'stdout', Output(error))
+  answer = ask(DIGITS, run=lambda config, workdir, **others: show('a result') or 0)
+  assert (answer.code, answer.errors) == (code, said)
+  assert ask('--help').code == code
+
+
+def test_other_broken_pipes_are_errors_of_the_program(monkeypatch):
+  def broken(config, workdir):
+    raise BrokenPipeError(errno.EPIPE, 'Broken pipe')
+
+  monkeypatch.setattr(sys, 'argv', ['search.py', DIGITS])
+  with pytest.raises(BrokenPipeError):
+    entry.launch(broken, USAGE)
+
+
+def test_errors_are_errors_when_nobody_can_be_told(ask, monkeypatch):
+  monkeypatch.setattr(sys, 'stderr', Output(OSError(errno.ENOSPC, 'No space left on device')))
+  assert ask('--config=nowhere.py').code == 2
+  monkeypatch.setattr(sys, 'stderr', None)
+  assert ask('--config=nowhere.py').code == 2
+  sys.stderr.close()
 
 
 @pytest.mark.parametrize('flag', ['--help', '-h'])

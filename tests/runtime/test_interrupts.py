@@ -75,7 +75,7 @@ def test_other_threads_leave_signals_alone(received):
 
 def test_first_signal_says_at_once_what_it_waits_for(monkeypatch):
   told, said = [], threading.Event()
-  monkeypatch.setattr(interrupts, '_say', lambda message: (told.append(message), said.set()))
+  monkeypatch.setattr(interrupts, 'say', lambda message: (told.append(message), said.set()))
   with InterruptGuard() as guard, busy('compilation'):
     os.kill(os.getpid(), signal.SIGTERM)
     assert guard.requested == 'SIGTERM'
