@@ -107,8 +107,8 @@ def differences(old: Any, new: Any, path: str = 'config') -> list[str]:
   """The fields in which two configs, given as JSON values, differ: `field: old value → new value` each."""
   if isinstance(old, Mapping) and isinstance(new, Mapping):
     names = dict.fromkeys([*old, *new])
-    return [line for name in names for line in differences(old.get(name), new.get(name), f'{path}.{name}')]
-  return [] if old == new else [f'{path}: {old!r} → {new!r}']
+    return [line for name in names for line in differences(old.get(name), new.get(name), f'{path}.{one_line(name)}')]
+  return [] if old == new else [f'{path}: {_shown(old)} → {_shown(new)}']
 
 
 def _checked(value: Any, kind: Any, limits: Mapping[str, Any], path: str) -> Any:

@@ -31,7 +31,8 @@ _MAX_DEPTH = 64
 _MAX_HEADER = 2_000
 # An archive may be of any size, but one of numbers that is larger than this does not shrink to a hundredth.
 _MAX_UNPACKED, _MAX_RATIO = 2**26, 100
-_MAX_MESSAGE = 400
+# Characters of a message, and those of a text that they are made of.
+_MAX_MESSAGE, _MAX_READ = 400, 10_000
 _KINDS = ((stat.S_ISDIR, 'a folder'), (stat.S_ISFIFO, 'a pipe'), (stat.S_ISSOCK, 'a socket'))
 # As in gs://bucket; pathlib makes gs:/bucket of it.
 _URL = re.compile(r'[A-Za-z][A-Za-z0-9+.-]+:/')
@@ -79,8 +80,10 @@ def as_unicode(text: str) -> str:
 
 def one_line(text: object) -> str:
   """A message of a library as one printable line of bounded length; it may quote a file."""
-  line = ' '.join(''.join(letter if letter.isprintable() else ' ' for letter in str(text)).split())
-  return line if len(line) <= _MAX_MESSAGE else f'{line[:_MAX_MESSAGE]}…'
+  whole = str(text)
+  # Of megabytes it would take seconds.
+  line = ' '.join(''.join(letter if letter.isprintable() else ' ' for letter in whole[:_MAX_READ]).split())
+  return line if len(line) <= _MAX_MESSAGE and len(whole) <= _MAX_READ else f'{line[:_MAX_MESSAGE]}…'
 
 
 def read_bytes(path: pathlib.Path, limit: int = MAX_BYTES, remedy: str = '') -> bytes:

@@ -111,6 +111,13 @@ def test_config_that_was_changed_is_not_that_of_the_checkpoint(tmp_path):
     claim(tmp_path, other, 'search')
 
 
+def test_a_large_value_is_not_printed_as_a_whole(tmp_path):
+  (tmp_path / 'config.json').write_text(json.dumps({**CONFIG, 'seed': 'a' * 10**6, 'network': {'b' * 10**6: 1}}))
+  with pytest.raises(ValueError, match='holds a search with another config') as raised:
+    claim(tmp_path, CONFIG, 'search')
+  assert len(str(raised.value)) < 3000
+
+
 def test_damaged_checkpoint_says_nothing_of_the_config(tmp_path):
   save(tmp_path, CONFIG)
   path = tmp_path / 'checkpoints' / '1' / 'manifest.json'
