@@ -146,7 +146,7 @@ def _searches(settings: Laboratory, workdir: pathlib.Path) -> list[dict[str, Any
       continue
     if not result.finished:
       raise Interrupted(f'the search by {name} was interrupted; the same command goes on with it')
-    seconds = sum(float(line['seconds']) for line in metrics.read(folder) if line['kind'] == 'epoch')
+    seconds = sum(float(line.get('seconds', 0.0)) for line in metrics.read(folder) if line['kind'] == 'epoch')
     found = genotypes.to_dict(result.genotype)
     assert isinstance(result.genotype, genotypes.Genotype)
     edges = _edges(result.genotype)
