@@ -169,6 +169,6 @@ def _shown(value: Any) -> str:
   """A value in a message, whatever it is."""
   try:
     text = one_line(repr(value))
-  except ValueError:  # Python does not print numbers of thousands of digits.
-    text = f'{value:#x}'
+  except Exception:  # Python does not print numbers of thousands of digits, and values of a config can be anything.
+    text = f'{value:#x}' if type(value) is int else f'something of type {type(value).__name__}'
   return text if len(text) <= _MAX_SHOWN else f'{text[:_MAX_SHOWN]}…'

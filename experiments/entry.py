@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, config_dict, config_flags
 
 from darts_jax import genotype as genotypes
 from darts_jax.genotype import Genotype
@@ -249,10 +249,11 @@ def _parse(argv: list[str], usage: str, extra: Sequence[Flag] = ()) -> tuple[Con
 def _overridden(path: str, overrides: list[str]) -> tuple[ConfigDict, list[str]]:
   """The config of a file with the fields of the command line, and what else that has; passes on errors of flags."""
   fields = flags.FlagValues()
+  loaded = _load(path)
   try:
     config = config_flags.DEFINE_config_dict(
       'config',
-      _load(path),
+      loaded,
       flag_values=fields,
       sys_argv=overrides,
       # Fields that the file has not set are judged where all fields are.
@@ -260,9 +261,9 @@ def _overridden(path: str, overrides: list[str]) -> tuple[ConfigDict, list[str]]
       accept_new_attributes=True,
     )
     rest = fields(overrides)
-  except (AttributeError, LookupError, TypeError) as error:
-    # A path through the config that leads nowhere, such as --config.epochs.more=1.
-    raise ValueError(f'{" ".join(overrides[1:])}: no such field ({error})') from error
+  except (AttributeError, LookupError, TypeError, ValueError) as error:
+    # A path through the config that leads nowhere, such as --config.epochs.more=1, or is none, such as --config.1=1.
+    raise ValueError(f'{" ".join(overrides[1:])}: no such field ({one_line(error)})') from error
   return config.value, rest
 
 
@@ -274,10 +275,56 @@ def _load(path: str) -> ConfigDict:
   try:
     get_config = runpy.run_path(path).get('get_config')
     config = get_config() if get_config else None
-  except Exception as error:  # The file is a program.
+    if isinstance(config, ConfigDict):
+      _check_fields(config)
+      # As the library of the flags does.
+      str(config)
+  except (Exception, SystemExit) as error:  # The file is a program.
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     where = f'{path}, line {lines[-1]}' if lines else path
-    raise ValueError(f'--config: {where}: {type(error).__name__}: {error}') from error
+    raise ValueError(f'--config: {where}: {_described(error)}') from error
   if not isinstance(config, ConfigDict):
     raise ValueError(f'--config: {path}: has no get_config() that returns an ml_collections.ConfigDict')
   return config
+
+
+class _UnfitField(ValueError):
+  """A field of a config has no name, or no value; the message says which."""
+
+
+def _check_fields(config: ConfigDict) -> None:
+  """Raises an `_UnfitField` unless every field has a name that is a text, and a value."""
+  groups, seen = [('config', config)], set()
+  while groups:
+    place, group = groups.pop()
+    # A group can hold itself.
+    if id(group) in seen:
+      continue
+    seen.add(id(group))
+    try:
+      names = group.keys()
+      wrong = [name for name in names if not isinstance(name, str)]
+    except TypeError as error:  # They are sorted.
+      raise _UnfitField(f'{place}: its fields have names of several types; allowed are texts') from error
+    if wrong:
+      raise _UnfitField(f'{place}: {one_line(wrong[0])} is no name of a field; names are texts')
+    for name in names:
+      try:
+        value = group[name]
+      except config_dict.RequiredValueError as error:
+        hint = 'give it one in the file, or let it be a placeholder() and set it on the command line'
+        raise _UnfitField(f'{place}.{name}: is required and has no value; {hint}') from error
+      except (Exception, SystemExit) as error:  # It can be computed from others, by any function.
+        raise _UnfitField(f'{place}.{name}: has no value ({_described(error)})') from error
+      if isinstance(value, ConfigDict):
+        groups.append((f'{place}.{name}', value))
+
+
+def _described(error: BaseException) -> str:
+  """What an exception of somebody else's program says."""
+  if isinstance(error, _UnfitField):
+    return str(error)
+  try:
+    return f'{type(error).__name__}: {one_line(error)}'
+  except Exception:  # Nor does every exception say something.
+    return type(error).__name__

@@ -29,7 +29,7 @@ from experiments.entry import DISTRIBUTED_USAGE, launch
 
 def run(config: Mapping[str, Any], workdir: pathlib.Path) -> int:
   """Runs or resumes a search and prints what it found; returns the exit code."""
-  if config.get('strategy') == 'random':
+  if search.is_random(config):
     return _run_random(config, workdir)
   try:
     results = search.run_side_by_side(config, workdir)

@@ -27,6 +27,8 @@ MAX_BYTES = 2**30
 
 # Deeper values than any that is written here; what walks through values by recursion is safe.
 _MAX_DEPTH = 64
+# Folders of a path, which are made by recursion, too.
+_MAX_LEVELS = 256
 # Bytes of the header of an array: its shape has at most 64 numbers.
 _MAX_HEADER = 2_000
 # An archive may be of any size, but one of numbers that is larger than this does not shrink to a hundredth.
@@ -50,7 +52,8 @@ def user_path(path: str | os.PathLike[str], field: str) -> pathlib.Path:
     field: what the user set, which errors name.
 
   Raises:
-    ValueError: it is no path of this system: it has a zero byte, is not UTF-8, a URL, too long, or of an unknown user.
+    ValueError: it is no path of this system: it has a zero byte, is not UTF-8, a URL, too long or deep, or of an
+      unknown user.
   """
   text = os.fspath(path)
   if '\0' in text:
@@ -61,6 +64,8 @@ def user_path(path: str | os.PathLike[str], field: str) -> pathlib.Path:
   if _URL.match(text):
     raise ValueError(f'{field}: {text} is a URL; allowed are paths of folders and files on this machine, or mounted')
   found = pathlib.Path(text)
+  if len(found.parts) > _MAX_LEVELS:
+    raise ValueError(f'{field}: {one_line(text)} has {len(found.parts)} parts; there may be up to {_MAX_LEVELS}')
   try:
     found = found.expanduser()
     found.stat()

@@ -90,6 +90,10 @@ def check_refused(answer: Answer, *parts: str) -> None:
     ([DIGITS, '--config.network.chanels=8'], ['config.network.chanels', 'did you mean config.network.channels?']),
     ([DIGITS, '--config.zzz=8'], ['config.zzz: unknown field; allowed are seed, strategy, epochs']),
     ([DIGITS, '--config.optimizer.name=sgd'], ['--config.optimizer.name=sgd: no such field']),
+    ([DIGITS, '--config.1=2'], ['--config.1=2: no such field']),
+    ([DIGITS, '--config.a-b=1'], ['--config.a-b=1: no such field']),
+    ([DIGITS, '--config.strategy=rando'], ["'rando'", "did you mean 'random'? allowed are darts, sgas, random"]),
+    ([DIGITS, f'--workdir={"a/" * 1900}'], ['--workdir: a/a/', ' has 1900 parts; there may be up to 256']),
     ([DIGITS, '--config.epochs.number=3'], ['--config.epochs.number=3: no such field']),
     ([DIGITS, '--config.network.operations[0]=none'], ['--config.network.operations[0]=none: no such field']),
     ([DIGITS, '--config.network=8'], ['--config.network=8', 'not a dict']),
@@ -249,6 +253,38 @@ def test_errors_of_the_program_keep_their_traceback(monkeypatch):
   monkeypatch.setattr(sys, 'argv', ['search.py', DIGITS])
   with pytest.raises(TypeError, match='no user could have caused this'):
     entry.launch(broken, USAGE)
+
+
+@pytest.mark.parametrize(
+  ('content', 'parts'),
+  [
+    ('import sys; sys.exit(3)', ['--config: own.py, line 1: SystemExit: 3']),
+    ('raise SystemExit', ['--config: own.py, line 1: SystemExit']),
+    ('def get_config(): exit()', ['--config: own.py, line 1: SystemExit']),
+    (
+      'class E(Exception):\n  def __str__(self): raise TypeError\ndef get_config(): raise E',
+      ['--config: own.py, line 3: E\n'],
+    ),
+    ('values = {"epochs": cd.required_placeholder(int)}', ['config.epochs: is required and has no value; give it one']),
+    ('values = {"data": cd.ConfigDict({"dir": cd.required_placeholder(str)})}', ['config.data.dir: is required']),
+    (
+      'x = cd.FieldReference(2)\nvalues = {"epochs": cd.FieldReference(4) // x}\nx.set(0)',
+      ['config.epochs: has no value (ZeroDivisionError'],
+    ),
+    ('values = {"epochs": cd.placeholder(int)}', ['config.epochs: None is not of type int']),
+    ('values = {5: 6}', ['config: 5 is no name of a field']),
+    ('values = {5: 6, "epochs": 1}', ['config: its fields have names of several types']),
+    (
+      'class X:\n  def __repr__(self): raise RuntimeError\nvalues = {"epochs": X()}',
+      ['config.epochs: something of type X is not of type int'],
+    ),
+  ],
+)
+def test_unfit_configs_are_one_line(ask, content, parts):
+  head, tail = 'from ml_collections import config_dict as cd', 'def get_config(): return cd.ConfigDict(values)'
+  has_values = 'values' in content
+  pathlib.Path('own.py').write_text(f'{head}\n{content}\n{tail}\n' if has_values else f'{content}\n')
+  check_refused(ask('--config=own.py'), *parts)
 
 
 class Output(io.StringIO):
