@@ -1,11 +1,15 @@
 """What every experiment's command has in common: flags, one-line errors, exit codes."""
 
 import contextlib
+import os
 import pathlib
 import runpy
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +36,9 @@ GENOTYPE_HELP = (
   'A published architecture, such as DARTS_V2 or RNN_DARTS_V2; the line Genotype(normal=[…], …) that programs print; or'
   ' the path of a genotype.json, or of a log or other text, of which the last such line is taken.'
 )
+
+# Seconds until a signal that was lost is sent again.
+_PAUSE = 0.05
 
 _CONFIG = Flag('config', None, 'Path of the config file, such as configs/digits.py.')
 
@@ -66,9 +73,37 @@ def launch(run: Callable[..., int], usage: str, extra: Sequence[Flag] = (), *, d
     if distributed:
       _join(*(values.pop(flag.name) for flag in _DISTRIBUTED))
     check_devices()
-    return run(config, workdir, **values)
+    with _stopped_by_sigterm():
+      return run(config, workdir, **values)
 
   _exit_with(parsed, usage)
+
+
+@contextlib.contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+  """Within, SIGTERM ends the program as Ctrl-C does, so that it tidies up what it has just begun."""
+
+  def stop(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+  def again(lost: 'sys.UnraisableHookArgs') -> None:
+    # It was raised where Python passes it over: inside of what JAX lets run at every collection of garbage.
+    if lost.exc_type is KeyboardInterrupt:
+      threading.Timer(_PAUSE, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    else:
+      hook(lost)
+
+  # Other threads may not, and what ignores it goes on doing so.
+  if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
+    yield
+    return
+  previous, hook = signal.signal(signal.SIGTERM, stop), sys.unraisablehook
+  sys.unraisablehook = again
+  try:
+    yield
+  finally:
+    sys.unraisablehook = hook
+    signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)
 
 
 def _join(distributed: bool, coordinator: str, num_processes: int, process_id: int, timeout: int) -> None:

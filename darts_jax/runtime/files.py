@@ -113,11 +113,11 @@ def parse_json(content: bytes) -> Any:
   """A JSON value in UTF-8.
 
   Raises:
-    UnfitFile: it is not one, is nested too deeply, or has a text that is not Unicode.
+    UnfitFile: it is not one, is nested too deeply, has a text that is not Unicode, or an object a name twice.
   """
   try:
     text = content.decode('utf-8-sig')
-    value = json.loads(text)
+    value = json.loads(text, object_pairs_hook=_to_dict)
     _check_depth(value, _MAX_DEPTH)
     if '\\u' in text:
       # Half of a surrogate pair passes as a text until it is written.
@@ -332,6 +332,15 @@ def _check_characters(array: np.ndarray) -> None:
   codes = np.frombuffer(array.astype(array.dtype.newbyteorder('=')).tobytes(), np.uint32)
   if ((codes > sys.maxunicode) | ((codes >= 0xD800) & (codes < 0xE000))).any():
     raise UnfitFile('it has a character that is not Unicode')
+
+
+def _to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    names = [name for name, _ in pairs]
+    twice = next(name for i, name in enumerate(names) if name in names[:i])
+    raise UnfitFile(f'not JSON that is read here: {one_line(twice)} stands twice in an object')
+  return found
 
 
 def _check_depth(value: Any, levels: int) -> None:

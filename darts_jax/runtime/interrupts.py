@@ -35,7 +35,8 @@ class InterruptGuard:
 
   If something has to end first, a line says at once what (see `busy`). A second signal raises KeyboardInterrupt
   wherever the program is; if it is inside a library that does not return, the process ends. The old handlers return on
-  exit. Outside the main thread, where Python allows no handlers, it does nothing and nothing is ever requested.
+  exit, and a signal that the program ignores stays ignored. Outside the main thread, where Python allows no handlers,
+  it does nothing and nothing is ever requested.
 
   Attributes:
     requested: name of the first signal, such as `'SIGTERM'`; None before.
@@ -53,7 +54,9 @@ class InterruptGuard:
 
   def __enter__(self) -> Self:
     if threading.current_thread() is threading.main_thread():
-      self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
+      # What a shell starts in the background ignores SIGINT, which is meant for what is in the foreground.
+      heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+      self._previous = {number: signal.signal(number, self._handle) for number in heard}
       # Python's handlers wait for a library to return; the pipe is written at once.
       self._pipe = os.pipe()
       for end in self._pipe:

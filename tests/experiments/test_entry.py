@@ -4,9 +4,11 @@ import errno
 import io
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,6 +19,7 @@ import pytest
 from darts_jax import search, selection
 from darts_jax.genotype import Genotype
 from darts_jax.runtime import platforms
+from darts_jax.runtime.lock import locked
 from darts_jax.runtime.terminal import show
 from experiments import entry
 from experiments import search as command
@@ -268,7 +271,9 @@ def test_errors_of_the_program_keep_their_traceback(monkeypatch):
     ('values = {"epochs": cd.required_placeholder(int)}', ['config.epochs: is required and has no value; give it one']),
     ('values = {"data": cd.ConfigDict({"dir": cd.required_placeholder(str)})}', ['config.data.dir: is required']),
     (
-      'x = cd.FieldReference(2)\nvalues = {"epochs": cd.FieldReference(4) // x}\nx.set(0)',
+      'from ml_collections import config_dict as cd\n'
+      'x = cd.FieldReference(2)\nc = cd.ConfigDict({"epochs": cd.FieldReference(4) // x})\nx.set(0)\n'
+      'def get_config(): return c',
       ['config.epochs: has no value (ZeroDivisionError'],
     ),
     ('values = {"epochs": cd.placeholder(int)}', ['config.epochs: None is not of type int']),
@@ -285,6 +290,31 @@ def test_unfit_configs_are_one_line(ask, content, parts):
   has_values = 'values' in content
   pathlib.Path('own.py').write_text(f'{head}\n{content}\n{tail}\n' if has_values else f'{content}\n')
   check_refused(ask('--config=own.py'), *parts)
+
+
+class Collected:
+  """What gets the signal where Python passes exceptions over."""
+
+  def __del__(self):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize('is_lost', [False, True])
+def test_sigterm_before_a_run_begins_leaves_nothing_behind(ask, is_lost):
+  def run(config, workdir, **others):
+    with locked(workdir):
+      assert workdir.exists()
+      if is_lost:
+        Collected()
+        threading.Event().wait(60)
+      else:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+  before = signal.getsignal(signal.SIGTERM)
+  answer = ask(DIGITS, run=run)
+  assert (answer.code, answer.errors.partition(';')[0]) == (130, 'stopped')
+  assert not pathlib.Path('runs').exists()
+  assert signal.getsignal(signal.SIGTERM) is before
 
 
 class Output(io.StringIO):

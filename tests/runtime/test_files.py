@@ -94,6 +94,7 @@ def test_json_is_read_or_refused(tmp_path, complaints):
     (b'[' * 100_000, 'nested too deeply'),
     (b'{"a":' * 100 + b'1' + b'}' * 100, 'nested too deeply'),
     (b'{"a": "\\ud800"}', 'not JSON .*surrogates'),
+    (b'[{"a": 1, "b": {}, "a": 2}]', 'a stands twice in an object'),
     (b'{"a": "\xed\xa0\x80"}', 'not JSON .*utf-8'),
     (b'{"a": ' + b'9' * 5000 + b'}', 'not JSON .*digits'),
     (b'', 'not JSON'),

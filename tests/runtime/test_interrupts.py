@@ -47,6 +47,15 @@ def test_second_signal_interrupts(first, second, received):
 
 
 @pytest.mark.parametrize('number', SIGNALS)
+def test_a_signal_that_is_ignored_stays_so(number, received):
+  signal.signal(number, signal.SIG_IGN)
+  with InterruptGuard() as guard:
+    os.kill(os.getpid(), number)
+    assert guard.requested is None
+  assert signal.getsignal(number) is signal.SIG_IGN
+
+
+@pytest.mark.parametrize('number', SIGNALS)
 def test_old_handlers_return(number, received):
   with pytest.raises(ZeroDivisionError), InterruptGuard():
     raise ZeroDivisionError
