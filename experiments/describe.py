@@ -28,6 +28,7 @@ from darts_jax.report import drawing
 from darts_jax.report.workdir import cells_of
 from darts_jax.runtime.durable import write_whole
 from darts_jax.runtime.files import user_path
+from darts_jax.runtime.terminal import show
 from experiments.entry import GENOTYPE_HELP, Flag, launch_flags, require, whole_number
 
 USAGE = (
@@ -91,9 +92,9 @@ def run(genotype: str | None, draw: str | None, **others: Any) -> int:
     numbers = _numbers(others, dict(zip(_FIELDS, _IMAGENET if imagenet else _CIFAR, strict=True)))
     described = describe(found, auxiliary=auxiliary, imagenet=imagenet, **numbers)
     text = _as_text(described)
-  print(json.dumps(described, indent=2) if others['json'] else f'{text}\n\n{genotypes.to_text(found)}')
   if drawing_path is not None:
     _draw(found, drawing_path)
+  show(json.dumps(described, indent=2) if others['json'] else f'{text}\n\n{genotypes.to_text(found)}')
   return 0
 
 

@@ -132,7 +132,9 @@ def _check_axes(shape: tuple[int, ...], label_shape: tuple[int, ...], source: st
   smaller, larger = sorted((height, width))
   # As [H, W, C] these would be images of a few rows with many channels: one for each column, or with three rows.
   is_square, is_rgb = height == width, channels == 3
-  if channels < smaller and (is_square or is_rgb or (larger <= 2 * smaller and 4 * channels <= smaller)):
+  # A single row with more channels than columns: grey images that are wider than high.
+  is_wide = channels == 1 and width > height >= 4
+  if channels < smaller and (is_square or is_rgb or is_wide or (larger <= 2 * smaller and 4 * channels <= smaller)):
     axes, order = '[N, C, H, W]', '(0, 2, 3, 1)'
   elif label_shape == shape[3:] != shape[:1]:
     axes, order = '[H, W, C, N]', '(3, 0, 1, 2)'

@@ -23,6 +23,7 @@ from darts_jax.runtime.durable import write_whole
 from darts_jax.runtime.files import one_line, read_object, user_path
 from darts_jax.runtime.lock import locked
 from darts_jax.runtime.precision import in_float32
+from darts_jax.runtime.terminal import say
 from darts_jax.runtime.workdir import check_claimed, named_errors, remove_leftovers
 from darts_jax.search.settings import Search
 from darts_jax.settings import build
@@ -68,7 +69,7 @@ def _run(config: Mapping[str, Any], workdir: pathlib.Path, checkpoint: str | Non
   enable_cache()
 
   def note(message: str) -> None:
-    print(f'[{time.monotonic() - start:4.0f} s] {message}', flush=True)
+    say(f'[{time.monotonic() - start:4.0f} s] {message}')
 
   supernet = studies.SupernetLab(settings, checkpoint, note) if 'supernet' in settings.problems else None
   with named_errors(workdir):
@@ -148,7 +149,7 @@ def _searches(settings: Laboratory, workdir: pathlib.Path) -> list[dict[str, Any
       continue
     if not result.finished:
       raise Interrupted(f'the search by {name} was interrupted; the same command goes on with it')
-    seconds = sum(float(line['seconds']) for line in metrics.read(folder) if line['kind'] == 'epoch')
+    seconds = sum(float(line.get('seconds', 0.0)) for line in metrics.read(folder) if line['kind'] == 'epoch')
     found = genotypes.to_dict(result.genotype)
     assert isinstance(result.genotype, genotypes.Genotype)
     edges = _edges(result.genotype)

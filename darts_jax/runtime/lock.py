@@ -81,20 +81,19 @@ def locked(workdir: pathlib.Path, folders: Sequence[pathlib.Path] = ()) -> Itera
 def _locked(workdir: pathlib.Path) -> Iterator[None]:
   path = workdir.absolute().resolve()
   made = [folder for folder in (path, *path.parents) if not folder.exists()]
+  number = None
+  # A signal may end a run at any moment, this one included.
   try:
-    with _threads:
-      number = _take(path, workdir)
-  except OSError as error:
-    _remove_empty(made)
-    raise ValueError(f'--workdir: {workdir} cannot be written ({error.strerror or error})') from error
-  except ValueError:
-    _remove_empty(made)
-    raise
-  try:
+    try:
+      with _threads:
+        number = _take(path, workdir)
+    except OSError as error:
+      raise ValueError(f'--workdir: {workdir} cannot be written ({error.strerror or error})') from error
     yield
   finally:
-    with _threads:
-      _release(path, number)
+    if number is not None:
+      with _threads:
+        _release(path, number)
     _remove_empty(made)
 
 

@@ -14,7 +14,7 @@ import jax
 
 from darts_jax.runtime import checkpoint, lock, processes
 from darts_jax.runtime.durable import PARTIAL, write_whole
-from darts_jax.runtime.files import kind_of, read_object
+from darts_jax.runtime.files import kind_of, read_object, user_path
 from darts_jax.settings import differences
 
 #: Differing fields that a message lists.
@@ -65,6 +65,8 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any], kind: str) -> None:
   Raises:
     ValueError: it cannot be written, or belongs to a run with another config, whose differing fields are named.
   """
+  # Checkpoints are written by its whole path.
+  user_path(workdir.absolute(), '--workdir')
   path = workdir / 'config.json'
   config = as_json(config)
   with named_errors(workdir):

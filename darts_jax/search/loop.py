@@ -27,10 +27,11 @@ from darts_jax.runtime.workdir import as_json, claim, claim_together, named_erro
 from darts_jax.search import images, records, text
 from darts_jax.search.darts import Darts
 from darts_jax.search.searcher import Searcher
-from darts_jax.search.settings import RecurrentSearch, Search, Settings, check_alone, read
+from darts_jax.search.settings import STRATEGIES, RecurrentSearch, Search, Settings, check_alone, read
 from darts_jax.search.sgas import Sgas
 from darts_jax.search.state import SearchState
 from darts_jax.search.strategy import Scores, Strategy, Turn
+from darts_jax.settings import build, setting
 
 if TYPE_CHECKING:
   from darts_jax.selection import RandomSearchResult
@@ -84,12 +85,27 @@ def make_strategy(settings: Search | RecurrentSearch) -> Strategy:
     raise ValueError(f'config.{error}') from error
 
 
+@dataclasses.dataclass(frozen=True)
+class _Strategy:
+  strategy: str = setting('darts', choices=(*STRATEGIES, 'random'))
+
+
+def is_random(config: Mapping[str, Any]) -> bool:
+  """Whether the strategy of a search is `random`, whose settings are `darts_jax.selection.RandomSearch`.
+
+  Raises:
+    ValueError: it is no strategy at all.
+  """
+  given = {'strategy': config['strategy']} if 'strategy' in config else {}
+  return processes.together(lambda: build(_Strategy, given)).strategy == 'random'
+
+
 def run(config: Mapping[str, Any], workdir: str | pathlib.Path) -> 'Result | RandomSearchResult':
   """One search, see `run_side_by_side`, where `config.mesh.seed` has to be 1.
 
   With the strategy `random` it is `darts_jax.selection.random_search.run`, which has a result of its own.
   """
-  if config.get('strategy') == 'random':
+  if is_random(config):
     from darts_jax.selection import random_search  # Whose other half needs this module.
 
     return random_search.run(config, workdir)

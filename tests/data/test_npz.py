@@ -131,7 +131,16 @@ def test_unfit_arrays(tmp_path, changes, message):
 
 @pytest.mark.parametrize(
   'shape',
-  [(7, 3, 32, 32), (7, 1, 28, 28), (7, 4, 8, 8), (7, 8, 16, 16), (7, 3, 24, 40), (7, 1, 24, 40), (7, 4, 48, 64)],
+  [
+    (7, 3, 32, 32),
+    (7, 1, 28, 28),
+    (7, 4, 8, 8),
+    (7, 8, 16, 16),
+    (7, 3, 24, 40),
+    (7, 1, 24, 40),
+    (7, 4, 48, 64),
+    (7, 1, 20, 60),
+  ],
 )
 def test_channels_before_rows_are_refused_with_the_remedy(tmp_path, shape):
   x = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -152,7 +161,9 @@ def test_images_on_the_last_axis_are_refused_with_the_remedy(tmp_path):
     load(tmp_path / 'own.npz', {'x_train': x, 'y_train': np.arange(7)})
 
 
-@pytest.mark.parametrize('shape', [(7, 8, 8, 12), (7, 4, 16, 3), (7, 1, 128, 9), (7, 9, 9, 103), (7, 8, 12, 4)])
+@pytest.mark.parametrize(
+  'shape', [(7, 8, 8, 12), (7, 4, 16, 3), (7, 1, 128, 9), (7, 9, 9, 103), (7, 8, 12, 4), (7, 1, 60, 20), (7, 1, 2, 3)]
+)
 def test_many_channels_and_oblong_images_are_read(tmp_path, shape):
   x = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 

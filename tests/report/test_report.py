@@ -11,6 +11,15 @@ from darts_jax import genotype, report
 from darts_jax.report import curves, page, workdir
 
 
+def test_means_of_epochs_are_over_their_steps(search_folder):
+  run = workdir.read(search_folder)
+  faint, means = curves._with_means(run, 'weights_gradient_norm')
+  epochs = np.ceil(faint.times)
+  wanted = [faint.values[epochs == epoch].mean() for epoch in np.unique(epochs)]
+  np.testing.assert_allclose(means.values, wanted, rtol=1e-12)
+  assert len(means.times) == len(run.epochs) > 1
+
+
 @pytest.fixture
 def write(parse_page):
   def write(folder):

@@ -43,6 +43,16 @@ def test_config_that_cannot_be_read_is_named(tmp_path, content):
   assert (tmp_path / 'config.json').read_bytes() == content
 
 
+def test_a_relative_path_in_a_folder_whose_name_is_not_utf8_is_refused(tmp_path, monkeypatch):
+  folder = tmp_path / '\udcff'
+  folder.mkdir()
+  monkeypatch.chdir(folder)
+  for action in (lambda: claim(pathlib.Path('run'), CONFIG, 'search'), lambda: Checkpoints('run')):
+    with pytest.raises(ValueError, match=r": '[^\n]*/.udcff/run' is not UTF-8"):
+      action()
+  assert list(folder.iterdir()) == []
+
+
 @pytest.mark.parametrize('inside', ['', 'run'])
 def test_file_in_the_place_of_the_directory_is_named(tmp_path, inside):
   (tmp_path / 'file').write_text('mine')
@@ -100,6 +110,13 @@ def test_config_that_was_changed_is_not_that_of_the_checkpoint(tmp_path):
   (tmp_path / 'config.json').write_text(json.dumps(other))
   with pytest.raises(ValueError, match=r'\(config.seed: 0 → 1\)'):
     claim(tmp_path, other, 'search')
+
+
+def test_a_large_value_is_not_printed_as_a_whole(tmp_path):
+  (tmp_path / 'config.json').write_text(json.dumps({**CONFIG, 'seed': 'a' * 10**6, 'network': {'b' * 10**6: 1}}))
+  with pytest.raises(ValueError, match='holds a search with another config') as raised:
+    claim(tmp_path, CONFIG, 'search')
+  assert len(str(raised.value)) < 3000
 
 
 def test_damaged_checkpoint_says_nothing_of_the_config(tmp_path):
