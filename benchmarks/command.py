@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from darts_jax.runtime.terminal import escape_what_cannot_be_shown
+from darts_jax.runtime.terminal import prepare_streams
 
 
 def exit_code(run: Callable[[], int | None], usage: str | None) -> int:
@@ -15,7 +15,7 @@ def exit_code(run: Callable[[], int | None], usage: str | None) -> int:
     run: parses the command line, and does what it says; None is 0.
     usage: printed instead if the command line asks for help: the text that a benchmark's module begins with.
   """
-  escape_what_cannot_be_shown()
+  prepare_streams()
   if {'-h', '-help', '--help'}.intersection(sys.argv):
     print(usage)
     return 0

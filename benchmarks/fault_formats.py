@@ -86,7 +86,7 @@ def _metrics() -> list[bytes]:
     {'kind': 'event', 'step': 0, 'event': 'compiled', 'message': 'search step compiled in 1.5 s'},
     {'kind': 'step', 'step': 2, 'epoch': 0, 'train_loss': 1.5, 'entropy_normal': 1.0, 'images_per_second': 9.5},
     {'kind': 'epoch', 'step': 4, 'epoch': 0, 'train_loss': 1.25, 'valid_loss': 'nan', 'seconds': 0.5},
-    {'kind': 'test', 'step': 4, 'test_loss': 1.0, 'test_accuracy': 0.5},
+    {'kind': 'test', 'step': 4, 'loss': 1.0, 'accuracy': 0.5},
     {'kind': 'event', 'step': 4, 'event': 'finished', 'message': '1 epochs done'},
   ]
   return [''.join(f'{json.dumps(line)}\n' for line in lines).encode()]

@@ -169,8 +169,8 @@ class Genotype:
     reduce_concat: the same for the reduction cell.
 
   Raises:
-    ValueError: an operation is unknown, a pair reads a node that is not earlier, a node has one pair only,
-      or a concatenated node does not exist.
+    ValueError: an operation is unknown, a pair reads a node that is not earlier, a node has one pair only or two of
+      `none`, or a concatenated node does not exist.
   """
 
   normal: Pairs
@@ -184,6 +184,9 @@ class Genotype:
       if not pairs or len(pairs) % 2:
         raise ValueError(f'{name}: {len(pairs)} pairs; a cell lists two (operation, source) pairs a node')
       _check_pairs(pairs, 2, NUM_INPUTS, OPERATIONS, name)
+      for i in range(0, len(pairs), 2):
+        if pairs[i][0] == pairs[i + 1][0] == 'none':
+          raise ValueError(f"{name}: node {i // 2 + NUM_INPUTS}: both operations are 'none'; one of them may be")
       _check_concat(getattr(self, f'{name}_concat'), NUM_INPUTS, len(pairs) // 2, f'{name}_concat')
 
   def cell(self, name: str) -> CellSpec:
@@ -317,7 +320,7 @@ def resolve(name_or_path: str) -> AnyGenotype:
     try:
       return from_dict(_fields_of(name_or_path))
     except ValueError as error:
-      raise ValueError(f'genotype: {error}') from error
+      raise ValueError(f'genotype: {one_line(error)}') from error
   if not user_path(name_or_path, 'genotype').exists():
     raise ValueError(
       f'genotype: {name_or_path!r} is neither a file nor a published architecture;'

@@ -3,16 +3,20 @@
 It is read by a small parser of literals; nothing is evaluated. This module imports no JAX.
 """
 
+import collections
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from darts_jax.runtime.files import one_line
+
 _FIELDS = (('normal', 'normal_concat', 'reduce', 'reduce_concat'), ('recurrent', 'concat'))
 # Also what a dictionary of the fields looks like, in Python or JSON.
 _BEGIN = re.compile(r'\bGenotype\w*\s*\(\s*(?=\w+\s*=|\[)|\{(?=\s*u?[\'"](?:normal|reduce|recurrent|concat)\b)')
+# White space and comments. Possessive: on failure, there is nothing to look for inside them.
+_BLANK = re.compile(r'(?:\s|#[^\n]*+)*+')
 _TOKEN = re.compile(
-  r"""(?:\s|\#[^\n]*)*  # White space and comments.
-  (?:[uU]?'(?P<single>[^'\\\n]*)'|[uU]?"(?P<double>[^"\\\n]*)"
+  r"""(?:[uU]?'(?P<single>[^'\\\n]*)'|[uU]?"(?P<double>[^"\\\n]*)"
   |(?P<number>[+-]?\d{1,9})(?![\w.])|(?P<name>[A-Za-z_][\w.]*)|(?P<mark>[][(){},=:]))""",
   re.VERBOSE,
 )
@@ -33,14 +37,15 @@ def parse(text: str) -> dict[str, Any]:
   Raises:
     ValueError: there is none, or what it holds is not understood; one line that names the line.
   """
-  found = list(_BEGIN.finditer(text))
+  # Of millions only the last one is kept.
+  found = collections.deque(_BEGIN.finditer(text), maxlen=1)
   if not found:
     raise ValueError('no Genotype(normal=[…], …) is in it')
   try:
-    fields = _Parser(text, found[-1].start()).value()
+    fields = _Parser(text, found[0].start()).value()
   except ValueError as error:
-    line = text.count('\n', 0, found[-1].start()) + 1
-    raise ValueError(f'the genotype in line {line}: {error}') from error
+    line = text.count('\n', 0, found[0].start()) + 1
+    raise ValueError(f'the genotype in line {line}: {one_line(error)}') from error
   assert isinstance(fields, dict)
   return fields
 
@@ -73,13 +78,13 @@ class _Parser:
       return value
     if kind == 'number':
       return int(value)
-    if kind == 'name':
-      return self._call(value)
     self._depth += 1
     if self._depth > _MAX_DEPTH:
       raise ValueError(f'nested more than {_MAX_DEPTH} levels deep')
-    if value in ('[', '('):
-      found: Any = self._items(']' if value == '[' else ')')[0]
+    if kind == 'name':
+      found: Any = self._call(value)
+    elif value in ('[', '('):
+      found = self._items(']' if value == '[' else ')')[0]
     elif value == '{':
       found = self._items('}', ':')[1]
     else:
@@ -124,6 +129,9 @@ class _Parser:
     return items, named
 
   def _next(self) -> None:
+    blank = _BLANK.match(self._text, self._position)
+    assert blank is not None
+    self._position = blank.end()
     found = _TOKEN.match(self._text, self._position)
     self._kind, self._value = '', self._text[self._position : self._position + 20].strip()
     if found is not None and found.lastgroup is not None:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from darts_jax.limits import SEEDS
-from darts_jax.runtime.files import one_line
+from darts_jax.runtime.files import as_unicode, one_line
 
 T = TypeVar('T')
 
@@ -176,8 +176,8 @@ def differences(old: Any, new: Any, path: str = 'config') -> list[str]:
   """The fields in which two configs, given as JSON values, differ: `field: old value → new value` each."""
   if isinstance(old, Mapping) and isinstance(new, Mapping):
     names = dict.fromkeys([*old, *new])
-    return [line for name in names for line in differences(old.get(name), new.get(name), f'{path}.{name}')]
-  return [] if old == new else [f'{path}: {old!r} → {new!r}']
+    return [line for name in names for line in differences(old.get(name), new.get(name), f'{path}.{one_line(name)}')]
+  return [] if old == new else [f'{path}: {_shown(old)} → {_shown(new)}']
 
 
 def _checked(value: Any, kind: Any, limits: Mapping[str, Any], path: str) -> Any:
@@ -197,6 +197,8 @@ def _checked(value: Any, kind: Any, limits: Mapping[str, Any], path: str) -> Any
       value = math.inf if value > 0 else -math.inf
   if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
     raise ValueError(f'{path}: {_shown(value)} is not of type {kind.__name__}')
+  if isinstance(value, str) and as_unicode(value) != value:
+    raise ValueError(f'{path}: {_shown(value)} is not UTF-8')
   if 'choices' in limits and value not in limits['choices']:
     close = difflib.get_close_matches(str(value), map(str, limits['choices']), 1)
     hint = f'did you mean {close[0]!r}? ' if close else ''
@@ -238,6 +240,6 @@ def _shown(value: Any) -> str:
   """A value in a message, whatever it is."""
   try:
     text = one_line(repr(value))
-  except ValueError:  # Python does not print numbers of thousands of digits.
-    text = f'{value:#x}'
+  except Exception:  # Python does not print numbers of thousands of digits, and values of a config can be anything.
+    text = f'{value:#x}' if type(value) is int else f'something of type {type(value).__name__}'
   return text if len(text) <= _MAX_SHOWN else f'{text[:_MAX_SHOWN]}…'

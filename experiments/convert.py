@@ -31,6 +31,7 @@ from darts_jax.interop import weights as weight_files
 from darts_jax.nets.conv import Network, check_image_size
 from darts_jax.runtime.files import user_path
 from darts_jax.runtime.mesh import make_mesh
+from darts_jax.runtime.terminal import show
 from darts_jax.settings import build
 from darts_jax.training.feeds import open_feed
 from experiments.entry import GENOTYPE_HELP, Flag, convolutional, launch_flags, require
@@ -124,16 +125,16 @@ def run(
   with tempfile.TemporaryDirectory() as scratch:
     _try_out(model, variables, pathlib.Path(scratch) / 'network', str(weights))
   training.write(model, variables, folder)
-  print(f'{net.channels} channels, {net.num_layers} cells, {net.num_classes} classes, stem for {net.stem}')
-  print(f'parameters: {model.num_weights:,}, without the auxiliary head')
+  show(f'{net.channels} channels, {net.num_layers} cells, {net.num_classes} classes, stem for {net.stem}')
+  show(f'parameters: {model.num_weights:,}, without the auxiliary head')
   height, width, channels = model.image_shape
   shown = ' and '.join(', '.join(f'{number:g}' for number in numbers) for numbers in (model.mean, model.std))
-  print(f'images: {height}×{width}×{channels}, raw pixel values with mean and standard deviation {shown}')
+  show(f'images: {height}×{width}×{channels}, raw pixel values with mean and standard deviation {shown}')
   if 'std' in given and max(model.std) <= 1:
-    print(
+    show(
       'note: so small a deviation is of pixel values from 0 to 1; uint8 images need 255 times these --mean and --std'
     )
-  print(f'apply, variables = darts_jax.load({str(folder)!r})')
+  show(f'apply, variables = darts_jax.load({str(folder)!r})')
   return 0
 
 

@@ -14,6 +14,7 @@ import sys
 if not __package__:
   sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,7 +26,9 @@ from darts_jax.nets import cost
 from darts_jax.nets.conv import Network, check_image_size
 from darts_jax.report import drawing
 from darts_jax.report.workdir import cells_of
+from darts_jax.runtime.durable import write_whole
 from darts_jax.runtime.files import user_path
+from darts_jax.runtime.terminal import show
 from experiments.entry import GENOTYPE_HELP, Flag, launch_flags, require, whole_number
 
 USAGE = (
@@ -89,9 +92,9 @@ def run(genotype: str | None, draw: str | None, **others: Any) -> int:
     numbers = _numbers(others, dict(zip(_FIELDS, _IMAGENET if imagenet else _CIFAR, strict=True)))
     described = describe(found, auxiliary=auxiliary, imagenet=imagenet, **numbers)
     text = _as_text(described)
-  print(json.dumps(described, indent=2) if others['json'] else f'{text}\n\n{genotypes.to_text(found)}')
   if drawing_path is not None:
     _draw(found, drawing_path)
+  show(json.dumps(described, indent=2) if others['json'] else f'{text}\n\n{genotypes.to_text(found)}')
   return 0
 
 
@@ -212,14 +215,17 @@ def _table(rows: Sequence[Sequence[str]], num_left: int) -> list[str]:
 
 
 def _draw(genotype: AnyGenotype, path: pathlib.Path) -> None:
+  if path.suffix.lower() == '.dot':
+    text = '\n'.join(drawing.to_graphviz(genotype.cell(cell), cell) for cell in cells_of(genotype))
+    content = text.encode()
+  else:
+    drawn = io.BytesIO()
+    drawing.draw_genotype(genotype).savefig(drawn, format=path.suffix.removeprefix('.').lower(), dpi=144)
+    content = drawn.getvalue()
   try:
-    if path.suffix.lower() == '.dot':
-      text = '\n'.join(drawing.to_graphviz(genotype.cell(cell), cell) for cell in cells_of(genotype))
-      path.write_text(text, encoding='utf-8')
-    else:
-      drawing.draw_genotype(genotype).savefig(path, dpi=144)
+    write_whole(path, content)
   except OSError as error:
-    raise ValueError(f'--draw: {path} cannot be written ({error.strerror})') from error
+    raise ValueError(f'--draw: {path} cannot be written ({error.strerror or error})') from error
 
 
 if __name__ == '__main__':

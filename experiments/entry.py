@@ -7,21 +7,24 @@ import os
 import pathlib
 import re
 import runpy
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import Any, NamedTuple
 
 import jax
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, config_dict, config_flags
 
 from darts_jax import genotype as genotypes
 from darts_jax.genotype import Genotype
 from darts_jax.runtime import processes
 from darts_jax.runtime.files import one_line, user_path
 from darts_jax.runtime.platforms import check_devices
-from darts_jax.runtime.terminal import escape_what_cannot_be_shown
+from darts_jax.runtime.terminal import OutputError, prepare_streams, say, settle_streams, show
 from darts_jax.settings import as_kind
 
 
@@ -42,6 +45,8 @@ GENOTYPE_HELP = (
 _GROUP = re.compile(
   r'--?config\.(?P<path>(?:\w+\.)*(?:space|strategy|hypergradient|task|evaluator))(?:\.name)?(?P<value>=.*)?', re.DOTALL
 )
+# Seconds until a signal that was lost is sent again.
+_PAUSE = 0.05
 
 _CONFIG = Flag('config', None, 'Path of the config file, such as configs/digits.py.')
 
@@ -76,9 +81,37 @@ def launch(run: Callable[..., int], usage: str, extra: Sequence[Flag] = (), *, d
     if distributed:
       _join(*(values.pop(flag.name) for flag in _DISTRIBUTED))
     check_devices()
-    return run(config, workdir, **values)
+    with _stopped_by_sigterm():
+      return run(config, workdir, **values)
 
   _exit_with(parsed, usage)
+
+
+@contextlib.contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+  """Within, SIGTERM ends the program as Ctrl-C does, so that it tidies up what it has just begun."""
+
+  def stop(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+  def again(lost: 'sys.UnraisableHookArgs') -> None:
+    # It was raised where Python passes it over: inside of what JAX lets run at every collection of garbage.
+    if lost.exc_type is KeyboardInterrupt:
+      threading.Timer(_PAUSE, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    else:
+      hook(lost)
+
+  # Other threads may not, and what ignores it goes on doing so.
+  if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
+    yield
+    return
+  previous, hook = signal.signal(signal.SIGTERM, stop), sys.unraisablehook
+  sys.unraisablehook = again
+  try:
+    yield
+  finally:
+    sys.unraisablehook = hook
+    signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)
 
 
 def _join(distributed: bool, coordinator: str, num_processes: int, process_id: int, timeout: int) -> None:
@@ -96,7 +129,7 @@ def _join(distributed: bool, coordinator: str, num_processes: int, process_id: i
   )
   check_devices()
   if processes.is_first():
-    print(processes.topology(), file=sys.stderr, flush=True)
+    say(processes.topology())
 
 
 def launch_flags(run: Callable[..., int], usage: str, extra: Sequence[Flag], *, has_config: bool = False) -> None:
@@ -145,10 +178,16 @@ def convolutional(name_or_path: str) -> Genotype:
 
 
 def _exit_with(parsed: Callable[[], int], usage: str) -> None:
-  escape_what_cannot_be_shown()
-  if {'-h', '-help', '--help'}.intersection(sys.argv):
-    print(usage)
-    sys.exit()
+  prepare_streams()
+  is_help = bool({'-h', '-help', '--help'}.intersection(sys.argv))
+  try:
+    sys.exit(_code(lambda: show(usage) if is_help else parsed()))
+  finally:
+    settle_streams()
+
+
+def _code(parsed: Callable[[], int | None]) -> int | None:
+  """The exit code of a program, which prints the errors that it raises."""
   # What a config calls float32 is float32, whatever `JAX_ENABLE_X64` says.
   jax.config.update('jax_enable_x64', False)
   try:
@@ -165,13 +204,14 @@ def _exit_with(parsed: Callable[[], int], usage: str) -> None:
     _complain(f'out of memory ({error}); {_SMALLER}')
     code = 2
     _leave_others(code)
-  except BrokenPipeError:
-    # Whoever reads the output has enough of it, as `head` has; Python would complain once more at its end.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    code = 0
+  except OutputError as error:
+    # Whoever reads the output may have enough of it, as `head` has.
+    code = 0 if isinstance(error.__cause__, BrokenPipeError) else 2
+    if code:
+      _complain(f'standard output cannot be written ({error.strerror or error})')
     _leave_others(code)
   except KeyboardInterrupt:
-    print('stopped; start again to go on from the last checkpoint, if there is one', file=sys.stderr, flush=True)
+    say('stopped; start again to go on from the last checkpoint, if there is one')
     code = 130
     _leave_others(code)
   except Exception as error:
@@ -179,7 +219,7 @@ def _exit_with(parsed: Callable[[], int], usage: str) -> None:
       _complain(f'out of memory ({next(iter(str(error).splitlines()))}); {_SMALLER}')
       code = 2
       _leave_others(code)
-      sys.exit(code)
+      return code
     if not jax.distributed.is_initialized():
       raise
     # By itself Python would wait at its end, for minutes, for processes that wait for this one.
@@ -189,7 +229,7 @@ def _exit_with(parsed: Callable[[], int], usage: str) -> None:
       traceback.print_exc()
     code = 1
     _leave_others(code)
-  sys.exit(code)
+  return code
 
 
 _SMALLER = 'smaller are config.batch_size, config.network, or with config.remat what gradients keep'
@@ -205,7 +245,7 @@ def _complain(error: Exception | str) -> None:
     # Without devices there are no numbers of processes either.
     with contextlib.suppress(AssertionError, RuntimeError):
       line = f'process {jax.process_index()}: {line}'
-  print(f'error: {line}', file=sys.stderr, flush=True)
+  say(f'error: {line}')
 
 
 def _leave_others(code: int) -> None:
@@ -265,9 +305,9 @@ def _overridden(path: str, overrides: list[str]) -> tuple[ConfigDict, list[str]]
       accept_new_attributes=True,
     )
     rest = fields(overrides)
-  except (AttributeError, LookupError, TypeError) as error:
-    # A path through the config that leads nowhere, such as --config.epochs.more=1.
-    raise ValueError(f'{" ".join(overrides[1:])}: no such field ({error})') from error
+  except (AttributeError, LookupError, TypeError, ValueError) as error:
+    # A path through the config that leads nowhere, such as --config.epochs.more=1, or is none, such as --config.1=1.
+    raise ValueError(f'{" ".join(overrides[1:])}: no such field ({one_line(error)})') from error
   return config.value, rest
 
 
@@ -305,10 +345,56 @@ def _load(path: str) -> ConfigDict:
   try:
     get_config = runpy.run_path(path).get('get_config')
     config = get_config() if get_config else None
-  except Exception as error:  # The file is a program.
+    if isinstance(config, ConfigDict):
+      _check_fields(config)
+      # As the library of the flags does.
+      str(config)
+  except (Exception, SystemExit) as error:  # The file is a program.
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     where = f'{path}, line {lines[-1]}' if lines else path
-    raise ValueError(f'--config: {where}: {type(error).__name__}: {error}') from error
+    raise ValueError(f'--config: {where}: {_described(error)}') from error
   if not isinstance(config, ConfigDict):
     raise ValueError(f'--config: {path}: has no get_config() that returns an ml_collections.ConfigDict')
   return config
+
+
+class _UnfitField(ValueError):
+  """A field of a config has no name, or no value; the message says which."""
+
+
+def _check_fields(config: ConfigDict) -> None:
+  """Raises an `_UnfitField` unless every field has a name that is a text, and a value."""
+  groups, seen = [('config', config)], set()
+  while groups:
+    place, group = groups.pop()
+    # A group can hold itself.
+    if id(group) in seen:
+      continue
+    seen.add(id(group))
+    try:
+      names = group.keys()
+      wrong = [name for name in names if not isinstance(name, str)]
+    except TypeError as error:  # They are sorted.
+      raise _UnfitField(f'{place}: its fields have names of several types; allowed are texts') from error
+    if wrong:
+      raise _UnfitField(f'{place}: {one_line(wrong[0])} is no name of a field; names are texts')
+    for name in names:
+      try:
+        value = group[name]
+      except config_dict.RequiredValueError as error:
+        hint = 'give it one in the file, or let it be a placeholder() and set it on the command line'
+        raise _UnfitField(f'{place}.{name}: is required and has no value; {hint}') from error
+      except (Exception, SystemExit) as error:  # It can be computed from others, by any function.
+        raise _UnfitField(f'{place}.{name}: has no value ({_described(error)})') from error
+      if isinstance(value, ConfigDict):
+        groups.append((f'{place}.{name}', value))
+
+
+def _described(error: BaseException) -> str:
+  """What an exception of somebody else's program says."""
+  if isinstance(error, _UnfitField):
+    return str(error)
+  try:
+    return f'{type(error).__name__}: {one_line(error)}'
+  except Exception:  # Nor does every exception say something.
+    return type(error).__name__

@@ -12,6 +12,7 @@ if not __package__:
 
 from darts_jax.interop import export
 from darts_jax.runtime.files import user_path
+from darts_jax.runtime.terminal import show
 from darts_jax.training import Model, load
 from experiments.entry import Flag, launch_flags, require
 
@@ -32,9 +33,9 @@ def run(workdir: str | None, output: str | None, format: str | None) -> int:
     raise ValueError(f'--format: {kind!r} is not known; allowed are {", ".join(export.FORMATS)}')
   folder = user_path(str(workdir), '--workdir')
   difference = export.export(Model.read(folder), load(folder).variables, path, kind)
-  print(f'{path}: {kind}, {path.stat().st_size:,} bytes')
+  show(f'{path}: {kind}, {path.stat().st_size:,} bytes')
   if kind != 'safetensors':
-    print(f'run on random images, its logits differ from the network’s by {difference:.1e} of the largest')
+    show(f'run on random images, its logits differ from the network’s by {difference:.1e} of the largest')
   return 0
 
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from darts_jax import laboratory
+from darts_jax.runtime.terminal import say, show
 from experiments.entry import Flag, launch
 
 FLAGS = (
@@ -28,10 +29,10 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, checkpoint: str | None
   try:
     laboratory.run(config, workdir, checkpoint=checkpoint, search=search)
   except laboratory.Interrupted as error:
-    print(error, file=sys.stderr)
+    say(error)
     return 130
-  print((workdir / 'results.md').read_text(encoding='utf-8'))
-  print(f'report: {workdir / "report.html"}')
+  show((workdir / 'results.md').read_text(encoding='utf-8'))
+  show(f'report: {workdir / "report.html"}')
   return 0
 
 

@@ -23,30 +23,31 @@ import jax
 from darts_jax import genotype, search, selection
 from darts_jax.data.sequences import perplexity
 from darts_jax.runtime import processes
+from darts_jax.runtime.terminal import say, show
 from experiments.entry import DISTRIBUTED_USAGE, launch
 
 
 def run(config: Mapping[str, Any], workdir: pathlib.Path) -> int:
   """Runs or resumes a search and prints what it found; returns the exit code."""
-  if config.get('strategy') == 'random':
+  if search.is_random(config):
     return _run_random(config, workdir)
   try:
     results = search.run_side_by_side(config, workdir)
   except search.Diverged as error:
     if processes.is_first():
-      print(f'error: {error}', file=sys.stderr)
+      say(f'error: {error}')
     return 1
   if not results[0].finished:
     return 130
   for result in results if processes.is_first() else ():
-    print(f'genotype: {genotype.to_dict(result.genotype)}')
+    show(f'genotype: {genotype.to_dict(result.genotype)}')
     if result.warning is not None:
-      print(f'warning: {result.warning}', file=sys.stderr)
+      say(f'warning: {result.warning}')
     if math.isnan(result.valid_accuracy):
-      print(f'validation perplexity of the supernet: {perplexity(result.valid_loss):.2f}')
+      show(f'validation perplexity of the supernet: {perplexity(result.valid_loss):.2f}')
     else:
-      print(f'validation accuracy in the supernet: {result.valid_accuracy:.2%}')
-    print(f'report: {result.report}')
+      show(f'validation accuracy in the supernet: {result.valid_accuracy:.2%}')
+    show(f'report: {result.report}')
   return 0
 
 
@@ -55,19 +56,17 @@ def _run_random(config: Mapping[str, Any], workdir: pathlib.Path) -> int:
   if jax.process_count() > 1:
     raise ValueError('--distributed: a random search runs in one process; give every process architectures of its own')
   try:
-    result = selection.random_search.run(
-      config, workdir, lambda message: print(f'== {message}', file=sys.stderr, flush=True)
-    )
+    result = selection.random_search.run(config, workdir, lambda message: say(f'== {message}'))
   except selection.Diverged as error:
-    print(f'error: {error}', file=sys.stderr)
+    say(f'error: {error}')
     return 1
   if not result.finished or result.genotype is None:
     return 130
-  print(f'genotype: {genotype.to_dict(result.genotype)}')
-  print(f'validation accuracy of the best architecture: {result.valid_accuracy:.2%}')
+  show(f'genotype: {genotype.to_dict(result.genotype)}')
+  show(f'validation accuracy of the best architecture: {result.valid_accuracy:.2%}')
   if not math.isnan(result.test_accuracy):
-    print(f'test accuracy: {result.test_accuracy:.2%}')
-  print(f'report: {result.report}')
+    show(f'test accuracy: {result.test_accuracy:.2%}')
+  show(f'report: {result.report}')
   return 0
 
 

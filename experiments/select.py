@@ -14,21 +14,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from darts_jax import selection
+from darts_jax.runtime.terminal import say, show
 from experiments.entry import launch
 
 
 def run(config: Mapping[str, Any], workdir: pathlib.Path) -> int:
   """Runs or resumes a selection and prints its table; returns the exit code."""
   try:
-    results = selection.run(config, workdir, lambda message: print(f'== {message}', file=sys.stderr, flush=True))
+    results = selection.run(config, workdir, lambda message: say(f'== {message}'))
   except selection.Interrupted as error:
-    print(error, file=sys.stderr)
+    say(error)
     return 130
   except selection.Diverged as error:
-    print(f'error: {error}', file=sys.stderr)
+    say(f'error: {error}')
     return 1
-  print(selection.markdown(results))
-  print(f'report: {workdir / "report.html"}')
+  show(selection.markdown(results))
+  show(f'report: {workdir / "report.html"}')
   return 0
 
 

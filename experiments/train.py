@@ -18,6 +18,7 @@ from darts_jax import genotype as genotypes
 from darts_jax import limits, training
 from darts_jax.genotype import AnyGenotype
 from darts_jax.runtime import processes
+from darts_jax.runtime.terminal import say, show
 from experiments.entry import DISTRIBUTED_USAGE, GENOTYPE_HELP, Flag, launch, require, whole_number
 
 USAGE = (
@@ -46,12 +47,12 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path, genotype: str | None, 
     results = training.run_seeds(config, workdir, found, int(seeds))
   except training.Diverged as error:
     if processes.is_first():
-      print(f'error: {error}', file=sys.stderr)
+      say(f'error: {error}')
     return 1
   if len(results) < int(seeds) or not results[-1].finished:
     return 130
   for line in training.summarise(results) if processes.is_first() else ():
-    print(line)
+    show(line)
   return 0
 
 

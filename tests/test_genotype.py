@@ -253,6 +253,10 @@ ERRORS = {
     change('reduce_concat'),
     'reduce_concat: missing; a genotype has the fields normal, normal_concat, reduce, reduce_concat',
   ),
+  'node of nothing': (
+    change('reduce', [['none', 0], ['skip_connect', 1], ['none', 0], ['none', 1]]),
+    "reduce: node 3: both operations are 'none'; one of them may be",
+  ),
   'unknown field': (
     change('normal') | {'normal': [['skip_connect', 0]] * 2, 'norm': []},
     "'norm': unknown field; a genotype has the fields normal, normal_concat, reduce, reduce_concat",
@@ -378,6 +382,11 @@ def test_a_printed_genotype_is_what_the_field_prints():
     (V2.replace('range(2, 6)', 'range(10**9)'), 'the genotype in line 1: unexpected "**9)'),
     (V2.replace('range(2, 6)', 'range(999999999)'), 'the genotype in line 1: range(…) is not understood'),
     (V2.replace('range(2, 6)', '[' * 5000), 'the genotype in line 1: nested more than 10 levels deep'),
+    (V2.replace('range(2, 6)', 'list(' * 3000), 'the genotype in line 1: nested more than 10 levels deep'),
+    # There are exponentially many ways to divide a comment into comments.
+    (f'{V2[:60]}\n{"#" * 40}', 'the genotype in line 1: it is cut off'),
+    ("Genotype(normal=[  # sep ('a', 0)", 'the genotype in line 1: it is cut off'),
+    (V2.replace('range', 'q' * 10_000), 'the genotype in line 1: qqq'),
     (V2.replace('normal_concat', 'normal'), 'the genotype in line 1: normal: given twice'),
     (V2.replace('sep_conv_3x3', 'sep_conv_4x4'), "normal: node 2: 'sep_conv_4x4' is not an operation"),
     (V2.replace(', normal_concat=range(2, 6)', ''), 'normal_concat: missing'),
@@ -396,6 +405,7 @@ def test_what_is_no_printed_genotype_is_one_line(tmp_path, text, message):
       call()
     assert message in str(error.value)
     assert '\n' not in str(error.value)
+    assert len(str(error.value)) < 1000
 
 
 def test_what_is_no_file_is_not_read():

@@ -7,6 +7,9 @@ import numpy as np
 
 #: Pixels and standard deviations between which float32 normalises images without reaching its own limits.
 SMALLEST, LARGEST = 1e-30, 1e30
+# Steps of float32 at the mean that a standard deviation has to have; pixels of 8 bits have about as many of their own.
+_STEPS = 100
+_CENTRE = "subtract the mean first, such as x - x_train.mean(axis=(0, 1, 2), dtype='float64')"
 
 
 class Arrays(NamedTuple):
@@ -60,8 +63,10 @@ def validate(arrays: Arrays, source: str, num_classes: int | None = None) -> Non
       raise ValueError(f'{source}: class {unseen[0]} occurs in y_test but not in y_train')
   for channel, value in enumerate(x_train[0, 0, 0]):
     if (x_train[..., channel] == value).all():
+      hint = f', or if it varies in float64, {_CENTRE}' if x_train.dtype.kind == 'f' else ''
       raise ValueError(
         f'{source}: channel {channel} of x_train is {value} everywhere; it has to vary to be normalised: leave it out'
+        f'{hint}'
       )
 
 
@@ -75,7 +80,8 @@ def check_range(arrays: Arrays, mean: Sequence[float], std: Sequence[float], sou
     source: the file or folder it was read from, which errors name.
 
   Raises:
-    ValueError: naming a channel whose values are too large, too small or too far from the mean.
+    ValueError: naming a channel whose values are too large, too small or too far from the mean, or differ by so little
+      from it that float32 cannot tell them apart.
   """
   for name, images in (('x_train', arrays.x_train), ('x_test', arrays.x_test)):
     if images is None or images.dtype == np.uint8:
@@ -87,6 +93,11 @@ def check_range(arrays: Arrays, mean: Sequence[float], std: Sequence[float], sou
         raise ValueError(
           f'{source}: channel {channel} of {name} is in {low:.3g}..{high:.3g}, that of x_train has a standard deviation'
           f' of {std[channel]:.3g}; float32 cannot normalise it; scale the images, such as x / np.abs(x_train).max()'
+        )
+      if name == 'x_train' and std[channel] < _STEPS * float(np.spacing(np.float32(abs(mean[channel])))):
+        raise ValueError(
+          f'{source}: channel {channel} of x_train has a standard deviation of {std[channel]:.3g} about its mean of'
+          f' {mean[channel]:.9g}, where float32 has too few digits to tell pixels apart; {_CENTRE}'
         )
 
 
@@ -121,7 +132,9 @@ def _check_axes(shape: tuple[int, ...], label_shape: tuple[int, ...], source: st
   smaller, larger = sorted((height, width))
   # As [H, W, C] these would be images of a few rows with many channels: one for each column, or with three rows.
   is_square, is_rgb = height == width, channels == 3
-  if channels < smaller and (is_square or is_rgb or (larger <= 2 * smaller and 4 * channels <= smaller)):
+  # A single row with more channels than columns: grey images that are wider than high.
+  is_wide = channels == 1 and width > height >= 4
+  if channels < smaller and (is_square or is_rgb or is_wide or (larger <= 2 * smaller and 4 * channels <= smaller)):
     axes, order = '[N, C, H, W]', '(0, 2, 3, 1)'
   elif label_shape == shape[3:] != shape[:1]:
     axes, order = '[H, W, C, N]', '(3, 0, 1, 2)'

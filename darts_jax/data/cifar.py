@@ -118,7 +118,11 @@ def _decode_python(content: bytes, source: str, dataset: Official, num_images: i
     raise ValueError(f'{source}: {label_key} is {found}, expected a list of {num_images}')
   for label in labels:
     if type(label) is not int or not 0 <= label < dataset.num_classes:
-      raise ValueError(f'{source}: {label_key} holds {label!r}; labels have to be in 0..{dataset.num_classes - 1}')
+      # What a pickle holds can take for ever to print: a number of thousands of digits, tuples of tuples.
+      found = (
+        str(label) if isinstance(label, int) and abs(label) < 2**63 else f'something of type {type(label).__name__}'
+      )
+      raise ValueError(f'{source}: {label_key} holds {found}; labels have to be in 0..{dataset.num_classes - 1}')
   return _to_images(data, dataset), np.asarray(labels, np.int32)
 
 

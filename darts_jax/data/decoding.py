@@ -5,9 +5,13 @@ another program.
 """
 
 import io
+import warnings
 from typing import Any
 
 import numpy as np
+
+# Large images are decoded up to twice the number of pixels that Pillow warns of, and refused beyond.
+warnings.filterwarnings('ignore', r'Image size \(\d+ pixels\) exceeds limit of .* could be decompression bomb')
 
 FORMATS = ('BMP', 'JPEG', 'PNG', 'PPM', 'TIFF', 'WEBP')
 

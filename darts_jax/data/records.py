@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -77,7 +77,8 @@ def image_folder(path: str | os.PathLike[str], split_names: str | Sequence[str] 
 
   Raises:
     ValueError: naming the path, if it or the split is not a folder, there is only one class or one without images,
-      two classes are the same folder, the split has a class that the training images lack, or a folder cannot be read.
+      two classes are the same folder or share a folder or an image by links, the split has a class that the training
+      images lack, or a folder cannot be read.
   """
   root = user_path(path, 'config.data.dir')
   try:
@@ -126,42 +127,95 @@ def _images_below(folder: pathlib.Path, names: Sequence[str]) -> dict[str, list[
       raise ValueError(f'{folder / name}: the same folder as {folder / other}; an image has one class')
   # A link to a folder that a class lies in leads to other classes and splits.
   split = folder.resolve()
-  seen = {*own, str(split), *(str(above) for path in (split, *map(pathlib.Path, own)) for above in path.parents)}
+  places = _Places(
+    {*own, str(split), *(str(above) for path in (split, *map(pathlib.Path, own)) for above in path.parents)}
+  )
   found: dict[str, list[str]] = {name: [] for name in names}
+  files: list[tuple[str, str]] = []
   tops = [(name, str(folder / name)) for name in names]
+  is_linked = False
   # What can be reached without a link comes before the first link.
   while tops:
     links: list[tuple[str, str]] = []
     for name, top in tops:
-      images, further = _walk(top, seen)
+      images, linked, further = _walk(name, top, places, is_linked=is_linked)
       found[name] += [path.removeprefix(f'{folder}/') for path in images]
+      files += [(name, path) for path in linked]
       links += [(name, path) for path in further]
-    tops = []
-    for name, path in links:
-      real = os.path.realpath(path)
-      if real not in seen:
-        seen.add(real)
-        tops.append((name, path))
+    is_linked = True
+    tops = [(name, path) for name, path in links if places.is_new(os.path.realpath(path), name, path, is_linked=True)]
+  _check_linked(files, places)
   return {name: sorted(paths) for name, paths in found.items()}
 
 
-def _walk(top: str, seen: set[str]) -> tuple[list[str], list[str]]:
-  """Images below a folder, and links to folders; real paths in `seen` are passed over, what is read is added to it."""
+class _Places:
+  """Folders that are read, by their real paths: each at one place."""
 
-  def fail(error: OSError) -> None:
-    raise error  # A folder that cannot be listed would be passed over.
+  def __init__(self, passed_over: Collection[str]) -> None:
+    # The class that a folder is read for, by which path if that leads through a link.
+    self._owners: dict[str, tuple[str, str] | None] = dict.fromkeys(passed_over)
+    self._classes: dict[str, str] = {}
 
-  images, links = [], []
-  real_top = os.path.realpath(top)
-  for parent, folders, files in os.walk(top, onerror=fail):
-    visible = [name for name in sorted(folders) if not name.startswith('.')]
-    linked = [name for name in visible if pathlib.Path(parent, name).is_symlink()]
-    links += [f'{parent}/{name}' for name in linked]
-    real = {name: f'{real_top}{parent.removeprefix(top)}/{name}' for name in visible if name not in linked}
-    folders[:] = [name for name, path in real.items() if path not in seen]
-    seen.update(real.values())
-    images += [f'{parent}/{file}' for file in files if file.lower().endswith(ENDINGS) and not file.startswith('.')]
-  return images, links
+  def is_new(self, real: str, name: str, path: str, *, is_linked: bool) -> bool:
+    """Whether a folder is to be read now, for a class; a ValueError if links lead to it from another one, too."""
+    if real not in self._owners:
+      self._owners[real] = (name, path) if is_linked else None
+      self._classes[real] = name
+      return True
+    owner = self._owners[real]
+    if owner is not None and owner[0] != name:
+      raise ValueError(f'{path}: the same folder as {owner[1]}; an image has one class')
+    return False
+
+  def class_of(self, real: str) -> str | None:
+    """The class that a folder was read for; None if it was not."""
+    return self._classes.get(real)
+
+  def add_class(self, real: str, name: str) -> None:
+    """Says that a folder is that of a class."""
+    self._classes[real] = name
+
+
+def _check_linked(files: Sequence[tuple[str, str]], places: _Places) -> None:
+  """Raises a ValueError for an image, of (class, path), that is a link to one of another class."""
+  owners: dict[str, tuple[str, str]] = {}
+  for name, path in files:
+    real = os.path.realpath(path)
+    other, place = owners.setdefault(real, (name, path))
+    if other == name:
+      other, place = places.class_of(str(pathlib.Path(real).parent)) or name, real
+    if other != name:
+      raise ValueError(f'{path}: the same file as {place}; an image has one class')
+
+
+def _walk(name: str, top: str, places: _Places, *, is_linked: bool) -> tuple[list[str], list[str], list[str]]:
+  """Images of a class below a folder, those of them that are links, and links to folders."""
+  images, linked, links = [], [], []
+  waiting = [(top, os.path.realpath(top))]
+  places.add_class(waiting[0][1], name)
+  while waiting:
+    parent, real = waiting.pop()
+    with os.scandir(parent) as entries:
+      visible = sorted((entry for entry in entries if not entry.name.startswith('.')), key=lambda entry: entry.name)
+    for entry in visible:
+      path = f'{parent}/{entry.name}'
+      if _is_folder(entry):
+        if entry.is_symlink():
+          links.append(path)
+        elif places.is_new(f'{real}/{entry.name}', name, path, is_linked=is_linked):
+          waiting.append((path, f'{real}/{entry.name}'))
+      elif entry.name.lower().endswith(ENDINGS):
+        images.append(path)
+        if entry.is_symlink():
+          linked.append(path)
+  return images, linked, links
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+  try:
+    return entry.is_dir()
+  except OSError:  # A link to itself, for one, which is told when it is read.
+    return False
 
 
 def fingerprint(records: Records) -> dict[str, Any]:

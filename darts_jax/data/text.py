@@ -1,10 +1,14 @@
 """Corpora of plain text files, and by name."""
 
+import array
+import io
 import pathlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from darts_jax import limits
 from darts_jax.data import pydoc
 from darts_jax.data.corpus import END, UNKNOWN, Corpus
 from darts_jax.runtime.files import read_bytes, user_path
@@ -20,6 +24,8 @@ NAMINGS = tuple(
 _CHOICES = ' or '.join(', '.join(naming) for naming in NAMINGS)
 # What the published archives unpack to, for those who unpack them in `config.data.dir`.
 _FOLDERS = {'ptb': ('ptb',), 'wikitext2': ('wikitext2', 'wikitext-2')}
+# Characters of a line, and of a token in a message.
+_LONG, _MAX_SHOWN = 2**16, 100
 
 
 def load(name: str, directory: str = 'data') -> Corpus:
@@ -37,8 +43,8 @@ def load(name: str, directory: str = 'data') -> Corpus:
     The corpus. Its vocabulary is that of the training text; other tokens of the other two are `<unk>`.
 
   Raises:
-    ValueError: naming the field or file, if a corpus is unknown, not found, or not plain text, or if a token is not
-      in the vocabulary and `<unk>` is not either.
+    ValueError: naming the field or file, if a corpus is unknown, not found, or not plain text, has more than
+      `limits.WORDS` different tokens, or if a token is not in the vocabulary and `<unk>` is not either.
   """
   if name not in NAMES:
     raise ValueError(f'config.data.name is {name!r}; allowed: {", ".join(NAMES)}')
@@ -52,10 +58,9 @@ def _files(name: str, directory: str) -> Corpus:
     paths = _find(name, directory)
   except OSError as error:
     raise ValueError(f'config.data.dir {directory!r}: cannot be read: {error}') from error
-  texts = [_tokens(path) for path in paths]
-  vocabulary = tuple(dict.fromkeys(texts[0]))
-  ids = {token: index for index, token in enumerate(vocabulary)}
-  return Corpus(name, vocabulary, *(_encode(text, ids, path) for text, path in zip(texts, paths, strict=True)))
+  ids: dict[str, int] = {}
+  parts = [_encode(path, ids, grow=not i) for i, path in enumerate(paths)]
+  return Corpus(name, tuple(ids), *parts)
 
 
 def _find(name: str, directory: str) -> list[pathlib.Path]:
@@ -76,40 +81,47 @@ def _find(name: str, directory: str) -> list[pathlib.Path]:
   raise ValueError(f'config.data.dir {directory!r} holds no {name}: put there {_CHOICES}{"".join(incomplete)}')
 
 
-def _tokens(path: pathlib.Path) -> list[str]:
-  # `str.splitlines` would end lines at other signs, too, such as form feeds.
-  return _read(path).replace('\n', f' {END} ').split()
+def _encode(path: pathlib.Path, ids: dict[str, int], *, grow: bool) -> np.ndarray:
+  """Ids of the tokens of a file; tokens that have none yet get the next one, or stand for unknown ones."""
+  encoded = array.array('i')
+  unknown = ids.get(UNKNOWN, -1)
+  found = False
+  for number, line in _lines(path):
+    for token in _words(line):
+      found = True
+      index = ids.setdefault(token, len(ids)) if grow else ids.get(token, unknown)
+      if index < 0:
+        raise ValueError(
+          f'{path}:{number}: token {token[:_MAX_SHOWN]!r} is not in the vocabulary, which is that of the training text;'
+          f' {UNKNOWN} would stand for it, but is not there either'
+        )
+      if index >= limits.WORDS:
+        raise ValueError(
+          f'{path}:{number}: token {limits.WORDS + 1:,} of the vocabulary; there are up to {limits.WORDS:,}'
+        )
+      encoded.append(index)
+    encoded.append(ids.setdefault(END, len(ids)))
+  if not found:
+    raise ValueError(f'{path}: no tokens; the file has to hold text')
+  return np.array(encoded, np.int32)
 
 
-def _read(path: pathlib.Path) -> str:
-  """A text whose last line is ended, too."""
+def _lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
+  """Lines of a text with their numbers, one after the other: all of them at once take many times the file's size."""
   content = read_bytes(path)
   null = content.find(b'\0')
   if null >= 0:
-    raise ValueError(f'{path}:{_line(content, null)}: a zero byte; the file has to be plain text in UTF-8')
-  try:
-    text = content.decode('utf-8-sig')  # Without a byte order mark, which would be part of the first token.
-  except UnicodeDecodeError as error:
-    raise ValueError(
-      f'{path}:{_line(content, error.start)}: not UTF-8; the file has to be plain text in UTF-8'
-    ) from error
-  if not text.strip():
-    raise ValueError(f'{path}: no tokens; the file has to hold text')
-  return text if text.endswith('\n') else f'{text}\n'
+    before = content.count(b'\n', 0, null)
+    raise ValueError(f'{path}:{before + 1}: a zero byte; the file has to be plain text in UTF-8')
+  # `str.splitlines` would end lines at other signs, too, such as form feeds.
+  for number, line in enumerate(io.BytesIO(content), 1):
+    try:
+      # Without a byte order mark, which would be part of the first token.
+      yield number, line.decode('utf-8-sig' if number == 1 else 'utf-8')
+    except UnicodeDecodeError as error:
+      raise ValueError(f'{path}:{number}: not UTF-8; the file has to be plain text in UTF-8') from error
 
 
-def _encode(tokens: Sequence[str], ids: Mapping[str, int], path: pathlib.Path) -> np.ndarray:
-  unknown = ids.get(UNKNOWN, -1)
-  encoded = np.fromiter((ids.get(token, unknown) for token in tokens), np.int32, len(tokens))
-  if unknown < 0 and encoded.min() < 0:
-    token = tokens[int(np.argmin(encoded))]
-    line = next(number for number, line in enumerate(_read(path).split('\n'), 1) if token in line.split())
-    raise ValueError(
-      f'{path}:{line}: token {token!r} is not in the vocabulary, which is that of the training text; {UNKNOWN} would '
-      'stand for it, but is not there either'
-    )
-  return encoded
-
-
-def _line(content: bytes, position: int) -> int:
-  return content.count(b'\n', 0, position) + 1
+def _words(line: str) -> Iterable[str]:
+  """What is between white space; of a long line one after the other, since all at once take many times its size."""
+  return line.split() if len(line) < _LONG else (found[0] for found in re.finditer(r'\S+', line))

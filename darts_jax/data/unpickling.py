@@ -42,7 +42,9 @@ class _Array:
       case _:
         raise UnfitFile('an array without its state')
     if _text(code) != 'u1':
-      raise UnfitFile(f'array of dtype {code!r} instead of unsigned bytes')
+      # Tuples of tuples could take for ever to print.
+      found = repr(code) if type(code) is str else f'of type {type(code).__name__}'
+      raise UnfitFile(f'array of dtype {found} instead of unsigned bytes')
     if not all(type(size) is int and size >= 0 for size in shape) or not isinstance(content, bytes):
       raise UnfitFile('an array without a shape or content')
     return np.frombuffer(content, np.uint8).reshape(shape, order='F' if column_major else 'C')
@@ -136,7 +138,8 @@ class _Machine:
   def _encode(self, text: Any, encoding: Any) -> bytes:
     # How Python 3 writes bytes in the protocols of Python 2.
     if encoding != 'latin1':
-      raise UnfitFile(f'it asks for the encoding {encoding!r}; allowed: latin1')
+      found = repr(encoding) if type(encoding) is str else f'of type {type(encoding).__name__}'
+      raise UnfitFile(f'it asks for the encoding {found}; allowed: latin1')
     if type(text) is not str:
       raise UnfitFile('an encoding of something else than a text')
     if id(text) not in self._encoded:

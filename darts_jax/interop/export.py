@@ -1,6 +1,5 @@
 """Trained networks as files that other programs run, each checked by running it."""
 
-import contextlib
 import pathlib
 from typing import Any
 
@@ -12,9 +11,10 @@ from darts_jax.data.augment import normalise
 from darts_jax.interop import onnx_file
 from darts_jax.nets.bilinear import in_plain_operations
 from darts_jax.runtime import weights
-from darts_jax.runtime.durable import write_whole
+from darts_jax.runtime.durable import replacing
 from darts_jax.runtime.files import one_line, read_bytes
 from darts_jax.runtime.precision import in_float32, precisely
+from darts_jax.runtime.workdir import check_free
 from darts_jax.training.model import Model
 from darts_jax.training.restore import make_apply
 
@@ -34,7 +34,7 @@ def export(model: Model, variables: PyTree, path: pathlib.Path, kind: str) -> fl
   Args:
     model: the network.
     variables: of it.
-    path: of the file, which is whole or absent.
+    path: of the file, which is whole or absent; of a link, what it leads to is written.
     kind: one of `FORMATS`. `stablehlo`: `jax.export`'s serialisation of raw images `[N, H, W, C]` float32 → logits
       `[N, num_classes]` for any N on CPU, GPU and TPU, see `load_stablehlo`. `onnx`: see
       `darts_jax.interop.onnx_file.build`. `safetensors`: the variables.
@@ -44,34 +44,36 @@ def export(model: Model, variables: PyTree, path: pathlib.Path, kind: str) -> fl
     the same bits.
 
   Raises:
-    ValueError: a package is missing, the file cannot be written, or what was written gives other logits.
+    ValueError: a package is missing, the file cannot be written or is one of a run's, or what was written gives other
+      logits.
   """
-  variables = jax.device_get(variables)
+  try:
+    check_free(path)
+    if kind == 'safetensors':
+      weights.save(jax.device_get(variables), path)
+      return 0.0
+    with replacing(path) as partial:
+      return _write(model, jax.device_get(variables), partial, path, kind)
+  except OSError as error:
+    raise ValueError(f'{path}: cannot be written ({error.strerror or error})') from error
+
+
+def _write(model: Model, variables: PyTree, partial: pathlib.Path, path: pathlib.Path, kind: str) -> float:
+  """Writes the file that takes the place of another one, runs it, and returns how far it is from the network."""
   mean, std = np.array(model.mean), np.array(model.std)
   draws = np.random.Generator(np.random.PCG64(0)).normal(size=(4, *model.image_shape))
   images = (mean + std * draws).astype(np.float32)
-  partial = path.with_name(path.name + '.partial')
-  try:
-    if kind == 'safetensors':
-      weights.save(variables, path)
-      return 0.0
-    if kind == 'stablehlo':
-      write_whole(partial, _stablehlo(model, variables))
-      found = np.asarray(load_stablehlo(partial).call(images))
-    else:
-      write_whole(partial, onnx_file.build(model, variables).SerializeToString())
-      found = onnx_file.run(partial, images)
-    expected = np.asarray(make_apply(model)(variables, images))
-    difference = float(np.abs(found - expected).max() / np.abs(expected).max())
-    if not difference <= TOLERANCE:
-      raise ValueError(f'{path}: the exported network differs from ours by {difference:.1e}; nothing was written')
-    partial.replace(path)
-    return difference
-  except OSError as error:
-    raise ValueError(f'{path}: cannot be written ({error.strerror or error})') from error
-  finally:
-    with contextlib.suppress(OSError):
-      partial.unlink(missing_ok=True)
+  if kind == 'stablehlo':
+    partial.write_bytes(_stablehlo(model, variables))
+    found = np.asarray(load_stablehlo(partial).call(images))
+  else:
+    partial.write_bytes(onnx_file.build(model, variables).SerializeToString())
+    found = onnx_file.run(partial, images)
+  expected = np.asarray(make_apply(model)(variables, images))
+  difference = float(np.abs(found - expected).max() / np.abs(expected).max())
+  if not difference <= TOLERANCE:
+    raise ValueError(f'{path}: the exported network differs from ours by {difference:.1e}; nothing was written')
+  return difference
 
 
 def load_stablehlo(path: pathlib.Path) -> Any:

@@ -40,14 +40,15 @@ def convert_supernet(net: Supernet, tensors: Tensors, *, statistics: bool = True
 
   Args:
     net: the supernet; its shapes must be those of the tensors.
-    tensors: arrays by the reference's names, of any dtype, which is kept.
+    tensors: arrays by the reference's names, of any floating-point dtype, which is kept.
     statistics: whether running statistics are wanted; not so for momentum buffers, for example.
 
   Returns:
     `{'params': …, 'batch_stats': …}`, the latter only with `statistics`.
 
   Raises:
-    ValueError: tensors are missing, left over, or of another shape than the network's; the first of them are named.
+    ValueError: tensors are missing, left over, of another shape than the network's, or not finite floating-point
+      numbers; the first of them are named.
   """
   mixing = {
     kind: np.zeros((spec.num_edges, len(spec.operations)))
@@ -67,7 +68,7 @@ def convert_network(net: Network, tensors: Tensors) -> Tree:
 
   Args:
     net: the network; its shapes must be those of the tensors, so best made by `infer_network`.
-    tensors: arrays by the reference's names, of any dtype, which is kept.
+    tensors: arrays by the reference's names, of any floating-point dtype, which is kept.
 
   Returns:
     `{'params': …, 'batch_stats': …}`.
@@ -124,8 +125,10 @@ def infer_network(genotype: Genotype, tensors: Tensors) -> Network:
   layers = {int(found[1]) for name in tensors if (found := re.match(r'cells\.(\d+)\.', name))}
   stem = 'stem0.3.weight' if imagenet else 'stem.0.weight'
   for name in (stem, 'cells.0.preprocess1.op.1.weight', 'classifier.weight'):
-    if name not in tensors or not np.ndim(tensors[name]):
+    if name not in tensors:
       raise ValueError(f'tensor {name}: missing; this is no network of the reference (found: {few(tensors)})')
+    if not np.ndim(tensors[name]):
+      raise ValueError(f'tensor {name}: a single number; this is no network of the reference')
   num_layers = max(layers) + 1
   if num_layers > len(tensors):
     raise ValueError(f'tensor cells.{max(layers)}: there are too few tensors for so many cells')
@@ -152,7 +155,7 @@ def convert_language_model(net: LanguageModel, tensors: Tensors) -> Tree:
 
   Args:
     net: the language model; its shapes must be those of the tensors.
-    tensors: arrays by the reference's names, of any dtype, which is kept; products are `x·W` there, too.
+    tensors: arrays by the reference's names, of any floating-point dtype, which is kept; products are `x·W` there, too.
 
   Returns:
     `{'params': …}`, and with BN `batch_stats`.
@@ -184,8 +187,7 @@ def convert_language_model(net: LanguageModel, tensors: Tensors) -> Tree:
     more = f'; and {len(problems) - _MAX_NAMES} more' if len(problems) > _MAX_NAMES else ''
     raise ValueError(f'tensors that do not fit: {"; ".join(problems[:_MAX_NAMES])}{more}')
   for name in shapes:
-    if not np.isfinite(tensors[name]).all():
-      raise ValueError(f'tensor {name}: a value is not finite')
+    _check_values(name, np.asarray(tensors[name]))
   if not np.array_equal(tensors['encoder.weight'], tensors['decoder.weight']):
     raise ValueError('tensor decoder.weight: not the same as encoder.weight, whose weights it has to share')
   params = {
@@ -197,6 +199,16 @@ def convert_language_model(net: LanguageModel, tensors: Tensors) -> Tree:
   if not net.norm:
     return {'params': params}
   return {'params': params, 'batch_stats': {name: np.asarray(tensors[theirs]) for name, theirs in statistics.items()}}
+
+
+def _check_values(name: str, tensor: np.ndarray) -> None:
+  if tensor.dtype.kind != 'f':
+    raise ValueError(
+      f'tensor {name}: dtype {tensor.dtype} found; floating-point numbers are expected, so quantised weights have to be'
+      ' scaled first'
+    )
+  if not np.isfinite(tensor).all():
+    raise ValueError(f'tensor {name}: a value is not finite')
 
 
 @dataclasses.dataclass
@@ -220,8 +232,7 @@ class _Reader:
     tensor = np.asarray(self.tensors[name])
     if tensor.ndim != ndim:
       raise ValueError(f'tensor {name}: shape {tensor.shape} found, {ndim} dimensions expected')
-    if not np.isfinite(tensor).all():
-      raise ValueError(f'tensor {name}: a value is not finite')
+    _check_values(name, tensor)
     return tensor
 
   def dense(self, name: str) -> np.ndarray:

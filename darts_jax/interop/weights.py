@@ -31,7 +31,15 @@ def import_reference(path: str | os.PathLike[str], genotype: Genotype) -> tuple[
   try:
     found = unwrapped(found)
     net = infer_network(genotype, found)
-    variables = convert_network(net, found)
+    variables = jax.tree.map_with_path(_in_float32, convert_network(net, found))
   except ValueError as error:
     raise ValueError(f'{path}: {error}') from error
-  return net, jax.tree.map(lambda x: np.asarray(x, np.float32), variables)
+  return net, variables
+
+
+def _in_float32(place: Any, array: np.ndarray) -> np.ndarray:
+  with np.errstate(over='ignore'):  # What becomes infinite is refused.
+    found = np.asarray(array, np.float32)
+  if not np.isfinite(found).all():
+    raise ValueError(f'{"/".join(key.key for key in place)}: a value is too large for float32')
+  return found

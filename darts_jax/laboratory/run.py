@@ -23,7 +23,8 @@ from darts_jax.runtime.durable import write_whole
 from darts_jax.runtime.files import one_line, read_object, user_path
 from darts_jax.runtime.lock import locked
 from darts_jax.runtime.precision import in_float32
-from darts_jax.runtime.workdir import named_errors
+from darts_jax.runtime.terminal import say
+from darts_jax.runtime.workdir import check_claimed, named_errors, remove_leftovers
 from darts_jax.search.settings import Search
 from darts_jax.settings import as_config, build
 
@@ -68,11 +69,13 @@ def _run(config: Mapping[str, Any], workdir: pathlib.Path, checkpoint: str | Non
   enable_cache()
 
   def note(message: str) -> None:
-    print(f'[{time.monotonic() - start:4.0f} s] {message}', flush=True)
+    say(f'[{time.monotonic() - start:4.0f} s] {message}')
 
   supernet = studies.SupernetLab(settings, checkpoint, note) if 'supernet' in settings.problems else None
   with named_errors(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
+    if (workdir / 'results.json').exists():
+      remove_leftovers(workdir)
   note('toy problem')
   results: dict[str, Any] = {'setting': {}, 'toy': studies.toy(settings), 'quadratic': None, 'supernet': None}
   if 'quadratic' in settings.problems:
@@ -121,6 +124,7 @@ def _search_of(checkpoint: str, own: Search) -> Search:
   path = user_path(checkpoint, '--checkpoint') / 'config.json'
   try:
     fields = read_object(path, f'{checkpoint} holds no search')
+    check_claimed(path.parent, fields)
     fields.pop('dataset', None)
     saved = build(Search, fields)
   except ValueError as error:
@@ -144,7 +148,7 @@ def _searches(settings: Laboratory, workdir: pathlib.Path) -> list[dict[str, Any
       continue
     if not result.finished:
       raise Interrupted(f'the search by {name} was interrupted; the same command goes on with it')
-    seconds = sum(float(line['seconds']) for line in metrics.read(folder) if line['kind'] == 'epoch')
+    seconds = sum(float(line.get('seconds', 0.0)) for line in metrics.read(folder) if line['kind'] == 'epoch')
     found = genotypes.to_dict(result.genotype)
     assert isinstance(result.genotype, genotypes.Genotype)
     edges = _edges(result.genotype)

@@ -7,6 +7,8 @@ from darts_jax.report import page, random_search, training, workdir
 from darts_jax.runtime.durable import write_whole
 from darts_jax.runtime.files import user_path
 
+_FILE = 'report.html'
+
 
 def write(path: str | os.PathLike[str]) -> pathlib.Path:
   """Writes `report.html` into the working directory of a search or a training, from the files in it alone.
@@ -22,12 +24,19 @@ def write(path: str | os.PathLike[str]) -> pathlib.Path:
     The path of `report.html`.
 
   Raises:
-    ValueError: the working directory does not exist.
+    ValueError: the working directory does not exist, or the page cannot be written.
   """
   folder = user_path(path, 'workdir')
   if not folder.is_dir():
     raise ValueError(f'workdir: {str(folder)!r} is not a folder; name the working directory of a run')
-  report = folder / 'report.html'
+  try:
+    return _write(folder)
+  except OSError as error:
+    raise ValueError(f'--workdir: {folder / _FILE} cannot be written ({error.strerror or error})') from error
+
+
+def _write(folder: pathlib.Path) -> pathlib.Path:
+  report = folder / _FILE
   run = workdir.read(folder)
   if run.is_training:
     text = training.render(run)

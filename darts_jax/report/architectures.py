@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from darts_jax import genotype as genotypes
+from darts_jax import limits
 from darts_jax.genotype import Genotype
 from darts_jax.runtime.durable import write_whole
 from darts_jax.runtime.files import one_line, read_json
@@ -59,6 +60,8 @@ def read(workdir: pathlib.Path) -> list[Architecture]:
   values = read_json(path)
   if not isinstance(values, list):
     raise ValueError(f'{path}: cannot be read (not a list of architectures)')
+  if len(values) > limits.RUNS:
+    raise ValueError(f'{path}: {len(values):,} architectures; there are up to {limits.RUNS:,}')
   try:
     return [_from_dict(each) for each in values]
   except ValueError as error:

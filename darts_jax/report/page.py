@@ -94,6 +94,8 @@ def _optimisation(run: Run) -> str:
       'Optimisation', html.absent('Nothing has been recorded yet.', run.problems.get('metrics.jsonl'))
     )
   lead = 'Entropy falls as the search makes up its mind; changed edges are counted from one snapshot of α to the next.'
+  if run.alphas is not None and len(run.alphas.steps) > curves.MAX_DERIVED:
+    lead = f'{lead[:-1]}, of {curves.MAX_DERIVED} that are spread evenly.'
   return html.section('Optimisation', f'<div class="grid">{sections.panels(panels)}</div>', lead)
 
 

@@ -1,6 +1,7 @@
 """Reads a run's working directory: what its files hold, and for every other file why it holds nothing."""
 
 import dataclasses
+import functools
 import itertools
 import math
 import pathlib
@@ -9,7 +10,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from darts_jax import derive
+from darts_jax import derive, limits
 from darts_jax import genotype as genotypes
 from darts_jax.genotype import NUM_INPUTS, AnyGenotype, CellSpec, Edge, Genotype, RecurrentGenotype
 from darts_jax.runtime.files import read_json_lines, read_npz, read_object
@@ -22,6 +23,7 @@ UNDECIDED, REMOVED = -1, -2
 _MAX_COUNT = 2**53
 #: Metrics that are larger are shown as infinite.
 _MAX_SHOWN = 1e100
+_CELLS = ('normal', 'reduce', 'recurrent')
 #: What dtypes of some kinds are called.
 _DTYPES = {'iu': 'whole numbers', 'f': 'floats', 'U': 'texts'}
 #: What edges are decided by [SGAS §3]: the score, and the criteria that it is the product of.
@@ -72,7 +74,7 @@ class Alphas:
   scores: Mapping[str, Mapping[str, np.ndarray]] = dataclasses.field(default_factory=dict)
   temperatures: np.ndarray | None = None
 
-  @property
+  @functools.cached_property
   def decides(self) -> bool:
     """Whether edges are decided one after the other [SGAS §3]: there are scores, or edges decided or removed."""
     return bool(self.scores) or any((self.decided(cell) != UNDECIDED).any() for cell in self.alphas)
@@ -82,13 +84,24 @@ class Alphas:
 
     A decided edge has a single operation that is not pruned, a removed one none.
     """
-    left = ~np.isneginf(self.alphas[cell])
-    count = left.sum(axis=-1)
-    fixed = (count == 1) & (len(self.operations) > 1)
-    return np.where(count == 0, REMOVED, np.where(fixed, left.argmax(axis=-1), UNDECIDED))
+    return self._states[cell]
+
+  @functools.cached_property
+  def _states(self) -> dict[str, np.ndarray]:
+    found = {}
+    for cell, alphas in self.alphas.items():
+      left = ~np.isneginf(alphas)
+      count = left.sum(axis=-1)
+      fixed = (count == 1) & (len(self.operations) > 1)
+      found[cell] = np.where(count == 0, REMOVED, np.where(fixed, left.argmax(axis=-1), UNDECIDED))
+    return found
 
   def decisions(self) -> tuple[Decision, ...]:
     """What was decided, in the order of snapshots; in one snapshot cell by cell, in the order of edges."""
+    return self._decisions
+
+  @functools.cached_property
+  def _decisions(self) -> tuple[Decision, ...]:
     found = []
     for cell, edges in self.edges.items():
       states = self.decided(cell)
@@ -113,9 +126,9 @@ class Alphas:
       return self.preferences(cell)
     return _softmax(self.alphas[cell] / self.temperatures[:, None, None])
 
-  def preferences(self, cell: str) -> np.ndarray:
-    """The same at a temperature of 1, at which architectures are derived and edges decided."""
-    return _softmax(self.alphas[cell])
+  def preferences(self, cell: str, snapshot: int | None = None) -> np.ndarray:
+    """The same at a temperature of 1, at which architectures are derived and edges decided; `[E, O]` of a snapshot."""
+    return _softmax(self.alphas[cell] if snapshot is None else self.alphas[cell][snapshot])
 
   def spec(self, cell: str) -> CellSpec:
     """The searched cell.
@@ -167,9 +180,9 @@ class Alphas:
       for cell, spec in specs.items():
         states = self.decided(cell)[snapshot]
         decided = {row: self.operations[state] for row, state in enumerate(states) if state >= 0}
-        pairs[cell] = derive.complete_cell(self.preferences(cell)[snapshot], spec, decided)
+        pairs[cell] = derive.complete_cell(self.preferences(cell, snapshot), spec, decided)
       return derive.make_genotype(pairs, specs)
-    mixing = {cell: self.preferences(cell)[snapshot] for cell in cells}
+    mixing = {cell: self.preferences(cell, snapshot) for cell in cells}
     return derive.derive_genotype(mixing, {cell: self.spec(cell) for cell in mixing})
 
   def doubts(self) -> derive.Doubts | None:
@@ -179,7 +192,7 @@ class Alphas:
     """
     if self.decides or len(self.steps) < 2:
       return None
-    before, after = ({cell: self.preferences(cell)[i] for cell in self.alphas} for i in (-2, -1))
+    before, after = ({cell: self.preferences(cell, i) for cell in self.alphas} for i in (-2, -1))
     try:
       return derive.doubts(before, after, {cell: self.spec(cell) for cell in self.alphas})
     except ValueError:
@@ -420,17 +433,28 @@ def _read_alphas(path: pathlib.Path) -> Alphas:
       raise ValueError(f'{name} is {found.dtype}{list(found.shape)}; the other arrays ask for {_DTYPES[kinds]}{wanted}')
     return found
 
+  def check_count(name: str, count: int, most: int, what: str) -> None:
+    if count > most:
+      raise ValueError(f'{name}: {count:,} {what}; there are up to {most:,}')
+
   steps = array('step', 'iu', (None,))
+  check_count('step', len(steps), limits.EPOCHS + 1, 'snapshots')
   if steps[0] < 0 or steps[-1] >= _MAX_COUNT or (np.diff(steps.astype(np.int64)) < 0).any():
     raise ValueError('step: not the ascending steps of snapshots')
   operations = tuple(str(name) for name in array('operations', 'U', (None,)))
+  check_count('operations', len(operations), max(len(genotypes.OPERATIONS), len(genotypes.ACTIVATIONS)), 'operations')
   cells = [name.removeprefix('edges_') for name in arrays if name.startswith('edges_')]
   if not cells:
     raise ValueError('it holds no snapshot of a cell')
-  edges = {cell: tuple((int(s), int(t)) for s, t in array(f'edges_{cell}', 'iu', (None, 2))) for cell in cells}
-  for cell, pairs in edges.items():
-    # As many nodes as there are edges would be very many already.
-    if not all(0 <= source < target < NUM_INPUTS + len(pairs) for source, target in pairs):
+  unknown = [cell for cell in cells if cell not in _CELLS]
+  if unknown:
+    raise ValueError(f'edges_{unknown[0]}: unknown cell; there are {", ".join(_CELLS)}')
+  rows = {cell: array(f'edges_{cell}', 'iu', (None, 2)) for cell in cells}
+  for cell, pairs in rows.items():
+    check_count(f'edges_{cell}', len(pairs), limits.EDGES, 'edges')
+  edges = {cell: tuple((int(source), int(target)) for source, target in pairs) for cell, pairs in rows.items()}
+  for cell, of_cell in edges.items():
+    if not all(0 <= source < target < NUM_INPUTS + limits.NODES for source, target in of_cell):
       raise ValueError(f'edges_{cell}: not the edges of a cell')
   shapes = {cell: (len(steps), len(edges[cell])) for cell in cells}
   alphas = {cell: array(cell, 'f', (*shapes[cell], len(operations))).astype(float) for cell in cells}

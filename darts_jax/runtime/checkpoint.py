@@ -83,11 +83,11 @@ class Checkpoints:
       keep: how many of the latest checkpoints stay, at least 1; 2 or more leave something to fall back on.
 
     Raises:
-      ValueError: `keep` is less than 1.
+      ValueError: `keep` is less than 1, or the folder's whole path is not UTF-8.
     """
     if keep < 1:
       raise ValueError(f'keep: {keep} checkpoints; at least 1 has to be kept')
-    self._directory = user_path(directory, 'directory').absolute()
+    self._directory = user_path(user_path(directory, 'directory').absolute(), 'directory')
     self._keep = keep
 
   def steps(self) -> list[int]:

@@ -27,11 +27,14 @@ MAX_BYTES = 2**30
 
 # Deeper values than any that is written here; what walks through values by recursion is safe.
 _MAX_DEPTH = 64
+# Folders of a path, which are made by recursion, too.
+_MAX_LEVELS = 256
 # Bytes of the header of an array: its shape has at most 64 numbers.
 _MAX_HEADER = 2_000
 # An archive may be of any size, but one of numbers that is larger than this does not shrink to a hundredth.
 _MAX_UNPACKED, _MAX_RATIO = 2**26, 100
-_MAX_MESSAGE = 400
+# Characters of a message, and those of a text that they are made of.
+_MAX_MESSAGE, _MAX_READ = 400, 10_000
 _KINDS = ((stat.S_ISDIR, 'a folder'), (stat.S_ISFIFO, 'a pipe'), (stat.S_ISSOCK, 'a socket'))
 # As in gs://bucket; pathlib makes gs:/bucket of it.
 _URL = re.compile(r'[A-Za-z][A-Za-z0-9+.-]+:/')
@@ -49,14 +52,20 @@ def user_path(path: str | os.PathLike[str], field: str) -> pathlib.Path:
     field: what the user set, which errors name.
 
   Raises:
-    ValueError: it is no path of this system: it has a zero byte, is a URL, too long, or of an unknown user.
+    ValueError: it is no path of this system: it has a zero byte, is not UTF-8, a URL, too long or deep, or of an
+      unknown user.
   """
   text = os.fspath(path)
   if '\0' in text:
     raise ValueError(f'{field}: {text!r} has a zero byte, which no path has')
+  if as_unicode(str(text)) != text:
+    # It would be written into files that are UTF-8.
+    raise ValueError(f'{field}: {text!r} is not UTF-8; rename it, or use a link of another name')
   if _URL.match(text):
     raise ValueError(f'{field}: {text} is a URL; allowed are paths of folders and files on this machine, or mounted')
   found = pathlib.Path(text)
+  if len(found.parts) > _MAX_LEVELS:
+    raise ValueError(f'{field}: {one_line(text)} has {len(found.parts)} parts; there may be up to {_MAX_LEVELS}')
   try:
     found = found.expanduser()
     found.stat()
@@ -69,10 +78,22 @@ def user_path(path: str | os.PathLike[str], field: str) -> pathlib.Path:
   return found
 
 
+def as_unicode(text: str) -> str:
+  """A text that can be written as UTF-8: bytes of a file's name that are not UTF-8 are escaped."""
+  return text.encode(errors='backslashreplace').decode()
+
+
 def one_line(text: object) -> str:
   """A message of a library as one printable line of bounded length; it may quote a file."""
-  line = ' '.join(''.join(letter if letter.isprintable() else ' ' for letter in str(text)).split())
-  return line if len(line) <= _MAX_MESSAGE else f'{line[:_MAX_MESSAGE]}…'
+  whole = str(text)
+  # Of megabytes it would take seconds.
+  line = ' '.join(''.join(letter if letter.isprintable() else ' ' for letter in whole[:_MAX_READ]).split())
+  return line if len(line) <= _MAX_MESSAGE and len(whole) <= _MAX_READ else f'{line[:_MAX_MESSAGE]}…'
+
+
+def kind_of(mode: int) -> str:
+  """What something is that is not a file, by its mode."""
+  return next((name for is_kind, name in _KINDS if is_kind(mode)), 'a device')
 
 
 def read_bytes(path: pathlib.Path, limit: int = MAX_BYTES, remedy: str = '') -> bytes:
@@ -97,11 +118,11 @@ def parse_json(content: bytes) -> Any:
   """A JSON value in UTF-8.
 
   Raises:
-    UnfitFile: it is not one, is nested too deeply, or has a text that is not Unicode.
+    UnfitFile: it is not one, is nested too deeply, has a text that is not Unicode, or an object a name twice.
   """
   try:
     text = content.decode('utf-8-sig')
-    value = json.loads(text)
+    value = json.loads(text, object_pairs_hook=_to_dict)
     _check_depth(value, _MAX_DEPTH)
     if '\\u' in text:
       # Half of a surrogate pair passes as a text until it is written.
@@ -298,8 +319,7 @@ def _opened(path: pathlib.Path, source: str, remedy: str = '') -> Iterator[io.Bu
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode):
       # It might never end, or not begin before somebody writes.
-      kind = next((name for is_kind, name in _KINDS if is_kind(mode)), 'a device')
-      raise ValueError(f'{source}: not a file, but {kind}')
+      raise ValueError(f'{source}: not a file, but {kind_of(mode)}')
     with path.open('rb') as file:
       yield file
   except OSError as error:
@@ -316,6 +336,15 @@ def _check_characters(array: np.ndarray) -> None:
   codes = np.frombuffer(array.astype(array.dtype.newbyteorder('=')).tobytes(), np.uint32)
   if ((codes > sys.maxunicode) | ((codes >= 0xD800) & (codes < 0xE000))).any():
     raise UnfitFile('it has a character that is not Unicode')
+
+
+def _to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    names = [name for name, _ in pairs]
+    twice = next(name for i, name in enumerate(names) if name in names[:i])
+    raise UnfitFile(f'not JSON that is read here: {one_line(twice)} stands twice in an object')
+  return found
 
 
 def _check_depth(value: Any, levels: int) -> None:

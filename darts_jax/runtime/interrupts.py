@@ -3,11 +3,12 @@
 import contextlib
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Self
+
+from darts_jax.runtime.terminal import say
 
 #: What asks a run to stop.
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -34,7 +35,8 @@ class InterruptGuard:
 
   If something has to end first, a line says at once what (see `busy`). A second signal raises KeyboardInterrupt
   wherever the program is; if it is inside a library that does not return, the process ends. The old handlers return on
-  exit. Outside the main thread, where Python allows no handlers, it does nothing and nothing is ever requested.
+  exit, and a signal that the program ignores stays ignored. Outside the main thread, where Python allows no handlers,
+  it does nothing and nothing is ever requested.
 
   Attributes:
     requested: name of the first signal, such as `'SIGTERM'`; None before.
@@ -52,7 +54,9 @@ class InterruptGuard:
 
   def __enter__(self) -> Self:
     if threading.current_thread() is threading.main_thread():
-      self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
+      # What a shell starts in the background ignores SIGINT, which is meant for what is in the foreground.
+      heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+      self._previous = {number: signal.signal(number, self._handle) for number in heard}
       # Python's handlers wait for a library to return; the pipe is written at once.
       self._pipe = os.pipe()
       for end in self._pipe:
@@ -91,12 +95,7 @@ class InterruptGuard:
       innermost = _busy[-1:]
       if count == 1 and (innermost or not self._seen.wait(_PATIENCE)):
         what = f'the {innermost[0]} is' if innermost else 'the steps that are being taken are'
-        _say(f'{name}: stops when {what} done; again to stop now')
+        say(f'{name}: stops when {what} done; again to stop now')
       elif count > 1 and not self._interrupted.wait(_PATIENCE):
-        _say(f'{name}: stopped; start again to go on from the last checkpoint')
+        say(f'{name}: stopped; start again to go on from the last checkpoint')
         os._exit(128 + received[0])
-
-
-def _say(message: str) -> None:
-  with contextlib.suppress(OSError, ValueError):
-    print(message, file=sys.stderr, flush=True)

@@ -5,8 +5,10 @@ however it ends, so that nothing is left to heal, and NFS, Lustre, GPFS and Ceph
 do not all do with `flock`; nor do child processes inherit it. The file says who holds the lock, for messages. It is
 removed at the end, and a process that has got the lock of a removed file tries again.
 
-A file system without locks leaves what the file says: a process of this host that is there no more has lost the lock.
-Of one on another host nobody here knows, so that the directory stays locked until somebody removes the file.
+A process that closes the file loses the lock, even if it had only opened it to read or copy it. So the lock is also
+held as long as the file names a process of this host that is there. A file system without locks leaves nothing but
+that. Of a process on another host nobody here knows: without locks, the directory stays locked until somebody removes
+the file; with them, a run goes on and says whose file it found, because some mounts lock for their own host alone.
 """
 
 import contextlib
@@ -14,14 +16,20 @@ import datetime
 import errno
 import fcntl
 import json
+import logging
 import os
 import pathlib
 import socket
+import stat
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from darts_jax.runtime import processes
+from darts_jax.runtime.files import kind_of, one_line
+
+_logger = logging.getLogger(__name__)
 
 #: The file of the lock.
 FILE = 'run.lock'
@@ -32,19 +40,24 @@ Owner = dict[str, Any]
 # Of a file system without locks.
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _HELD = (errno.EACCES, errno.EAGAIN)
-# A process that looks whether a directory above its own is locked holds that lock for a moment.
+# A process that looks whether a directory above or below its own is locked holds that lock for a moment.
 _ATTEMPTS, _PAUSE = 5, 0.1
+# Runs lie up to so many levels below the run that they belong to.
+_LEVELS = 3
+_MAX_PID = 2**31
 
-# Directories that this process has locked; record locks do not keep a process from itself.
+# Directories that this process has locked; record locks do not keep a process from itself, nor a thread from another.
 _held: set[pathlib.Path] = set()
+_threads = threading.Lock()
 
 
 @contextlib.contextmanager
 def locked(workdir: pathlib.Path, folders: Sequence[pathlib.Path] = ()) -> Iterator[None]:
-  """Within, no other process runs in a working directory, nor in a directory below it.
+  """Within, no other process runs in a working directory, nor in one that lies up to three levels below it.
 
-  Of several processes the first one locks for all. Directories that are not there are made, and removed at the end if
-  nothing has been written into them.
+  None begins there, and those that run there already are found at the beginning. Threads of a process are kept apart
+  likewise, but may run below each other's directories, as the parts of a run do. Of several processes the first one
+  locks for all. Directories that are not there are made, and removed at the end if nothing has been written into them.
 
   Args:
     workdir: the directory.
@@ -68,33 +81,73 @@ def locked(workdir: pathlib.Path, folders: Sequence[pathlib.Path] = ()) -> Itera
 def _locked(workdir: pathlib.Path) -> Iterator[None]:
   path = workdir.absolute().resolve()
   made = [folder for folder in (path, *path.parents) if not folder.exists()]
+  number = None
+  # A signal may end a run at any moment, this one included.
   try:
-    if path in _held:
-      raise ValueError(f'--workdir: {workdir} is in use by this process already')
-    for above in path.parents:
-      # Only for a moment: what it shows is that nobody else has it.
-      if above not in _held and os.access(above / FILE, os.R_OK | os.W_OK):
-        with contextlib.suppress(FileNotFoundError):
-          os.close(_acquire(above / FILE, f'{workdir} lies in {above}, which', _lock, os.O_RDWR))
-    path.mkdir(parents=True, exist_ok=True)
-    number = _acquire(path / FILE, str(workdir), _lock_and_sign, os.O_RDWR | os.O_CREAT)
-  except OSError as error:
-    _remove_empty(made)
-    raise ValueError(f'--workdir: {workdir} cannot be written ({error.strerror or error})') from error
-  except ValueError:
-    _remove_empty(made)
-    raise
-  _held.add(path)
-  try:
+    try:
+      with _threads:
+        number = _take(path, workdir)
+    except OSError as error:
+      raise ValueError(f'--workdir: {workdir} cannot be written ({error.strerror or error})') from error
     yield
   finally:
-    _held.discard(path)
-    with contextlib.suppress(OSError):
-      # While it is locked, so that it is nobody else's.
-      if _is(path / FILE, number):
-        (path / FILE).unlink()
-    os.close(number)
+    if number is not None:
+      with _threads:
+        _release(path, number)
     _remove_empty(made)
+
+
+def _take(path: pathlib.Path, workdir: pathlib.Path) -> int:
+  """The number of the file of a directory that is locked now."""
+  if path in _held:
+    raise ValueError(f'--workdir: {workdir} is in use by this process already')
+  path.mkdir(parents=True, exist_ok=True)
+  number = _acquire(path / FILE, str(workdir), _lock_and_sign, os.O_RDWR | os.O_CREAT)
+  _held.add(path)
+  try:
+    # Afterwards, so that of two that begin at once at least one sees the other.
+    for above in path.parents:
+      _check_free(above, f'{workdir} lies in {above}, which')
+    for below in _folders_below(path, _LEVELS):
+      _check_free(below, f'{workdir} holds {below}, which')
+  except BaseException:
+    _release(path, number)
+    raise
+  return number
+
+
+def _release(path: pathlib.Path, number: int) -> None:
+  with contextlib.suppress(OSError):
+    # While it is locked, so that it is nobody else's.
+    if _is(path / FILE, number):
+      try:
+        (path / FILE).unlink()
+      except OSError:
+        # Then it must not go on to say that it is held.
+        os.ftruncate(number, 0)
+  os.close(number)
+  _held.discard(path)
+
+
+def _check_free(folder: pathlib.Path, place: str) -> None:
+  """Raises a ValueError, which names the place, if another process has locked a folder."""
+  path = folder / FILE
+  if folder in _held or not os.access(path, os.R_OK | os.W_OK):
+    return
+  with contextlib.suppress(FileNotFoundError):
+    # Something else of this name, in a folder that is no run's, is nobody's lock.
+    if stat.S_ISREG(path.lstat().st_mode):
+      # Only for a moment: what it shows is that nobody else has it.
+      os.close(_acquire(path, place, _lock, os.O_RDWR))
+
+
+def _folders_below(folder: pathlib.Path, levels: int) -> Iterator[pathlib.Path]:
+  with contextlib.suppress(OSError), os.scandir(folder) as entries:
+    for entry in entries:
+      if entry.is_dir(follow_symlinks=False):
+        yield pathlib.Path(entry.path)
+        if levels > 1:
+          yield from _folders_below(pathlib.Path(entry.path), levels - 1)
 
 
 def _acquire(path: pathlib.Path, place: str, lock: Callable[[int, Owner | None], bool], flags: int) -> int:
@@ -103,7 +156,7 @@ def _acquire(path: pathlib.Path, place: str, lock: Callable[[int, Owner | None],
   for attempt in range(_ATTEMPTS):
     if attempt:
       time.sleep(_PAUSE)
-    number = os.open(path, flags | os.O_CLOEXEC, 0o666)
+    number = _open(path, flags)
     try:
       owner = _read(number)
       if lock(number, owner) and _is(path, number):
@@ -113,10 +166,31 @@ def _acquire(path: pathlib.Path, place: str, lock: Callable[[int, Owner | None],
       raise
     os.close(number)
   who = f'process {owner["pid"]} on {owner["host"]} since {owner["since"]}' if owner else 'another process'
-  elsewhere = f' (if it has ended, remove {path})' if owner and owner['host'] != socket.gethostname() else ''
   raise ValueError(
-    f'--workdir: {place} is in use by {who}{elsewhere}; wait for it, stop it or choose another --workdir'
+    f'--workdir: {place} is in use by {who} (if it has ended, remove {path}); wait for it, stop it or choose another'
+    ' --workdir'
   )
+
+
+def _open(path: pathlib.Path, flags: int) -> int:
+  """The number of the open file of a lock; a ValueError if it is no file of its own, which would be written over."""
+  try:
+    # A pipe would wait for somebody else.
+    number = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+  except OSError as error:
+    if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+      raise
+    raise ValueError(_not_a_file(path, path.lstat().st_mode)) from error
+  mode = os.fstat(number).st_mode
+  if not stat.S_ISREG(mode):
+    os.close(number)
+    raise ValueError(_not_a_file(path, mode))
+  return number
+
+
+def _not_a_file(path: pathlib.Path, mode: int) -> str:
+  kind = 'a link' if stat.S_ISLNK(mode) else kind_of(mode)
+  return f'--workdir: {path} is {kind}, in the place of the file of the lock; remove it'
 
 
 def _lock(number: int, owner: Owner | None) -> bool:
@@ -129,7 +203,8 @@ def _lock(number: int, owner: Owner | None) -> bool:
     if error.errno in _UNSUPPORTED:
       return not _lives(owner)
     raise
-  return True
+  # The lock of one that is there was lost.
+  return owner is None or owner['host'] != socket.gethostname() or not _lives(owner)
 
 
 def _lock_and_sign(number: int, owner: Owner | None) -> bool:
@@ -143,7 +218,15 @@ def _lock_and_sign(number: int, owner: Owner | None) -> bool:
   os.pwrite(number, (json.dumps(mine) + '\n').encode(), 0)
   with contextlib.suppress(OSError):
     os.fsync(number)
-  return _read(number) == mine
+  if _read(number) != mine:
+    return False
+  if owner is not None and owner['host'] != mine['host']:
+    _logger.warning(
+      'run.lock is from process %s on %s since %s, which did not end in an orderly way; its lock is free here, and this'
+      ' run goes on; should that process still run, stop one of the two',
+      *(owner['pid'], owner['host'], owner['since']),
+    )
+  return True
 
 
 def _is(path: pathlib.Path, number: int) -> bool:
@@ -157,8 +240,12 @@ def _read(number: int) -> Owner | None:
   """Who holds the lock, or held it last; None if the file does not say so."""
   try:
     found = json.loads(os.pread(number, 4096, 0))
-    return {'pid': int(found['pid']), 'begun': found['begun']} | {key: str(found[key]) for key in ('host', 'since')}
-  except (OSError, KeyError, RecursionError, TypeError, ValueError):
+    if type(found['pid']) is not int or not 0 < found['pid'] < _MAX_PID:
+      return None
+    return {name: found[name] for name in ('pid', 'begun')} | {
+      name: one_line(found[name]) for name in ('host', 'since')
+    }
+  except Exception:  # What is damaged fails in many ways.
     return None
 
 
@@ -172,7 +259,7 @@ def _lives(owner: Owner | None) -> bool:
     os.kill(owner['pid'], 0)
   except ProcessLookupError:
     return False
-  except (OSError, OverflowError):
+  except OSError:
     pass
   # Numbers of processes are used again.
   return bool(owner['pid'] != os.getpid() and _begun(owner['pid']) == owner['begun'])
@@ -182,7 +269,8 @@ def _begun(pid: int) -> str | None:
   """What tells a process from later ones of the same number; None where the system does not say it."""
   try:
     fields = pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
-    return fields[19]
+    # One that has ended may wait for long until its parent asks how.
+    return None if fields[0] in 'ZX' else fields[19]
   except (OSError, IndexError):
     return None
 

@@ -208,7 +208,14 @@ class Loop(abc.ABC, Generic[State]):
     """Is called with the memory of a checkpoint, before its state is restored."""
 
   def finish(self, state: State) -> None:
-    """Is called once after the last epoch."""
+    """Is called after the last epoch; and when a finished run is started again whose log lacks what this writes."""
+
+  def lacks(self) -> str:
+    """What the log of a run that has got to its end lacks of what `finish` writes, for a message; the same everywhere.
+
+    All processes have to call this.
+    """
+    return ''
 
   def run(self) -> Outcome[State]:
     """Starts, or goes on with what the working directory holds."""
@@ -301,10 +308,9 @@ class Loop(abc.ABC, Generic[State]):
             self._save(step, state, epoch_sums, log_sums, last_epoch)
           if step < self.total:
             self.reports()
-      if step == self.total and not self.has_logged(lambda line: line.get('event') == 'finished'):
-        self.finish(state)
-        self._log.write('event', step, {'event': 'finished', 'message': f'{len(plan.epoch_ends)} epochs done'})
-      elif step < self.total:
+      if step == self.total:
+        self._end(state)
+      else:
         self._save(step, state, epoch_sums, log_sums, last_epoch)
         message = f'{requested}: saved at step {step} of {self.total}; start again to resume'
         self.note(step, 'interrupted', message)
@@ -312,6 +318,16 @@ class Loop(abc.ABC, Generic[State]):
       # A signal that came when nothing was left to do ends a sequence of runs, in all processes.
       requested = requested or self._agree(1)[0]
     return Outcome(state, last_epoch, step == self.total, requested)
+
+  def _end(self, state: State) -> None:
+    """Writes what the log lacks of the end of a run; no checkpoint has a copy of that."""
+    finished, lacks = self.has_logged(lambda line: line.get('event') == 'finished'), self.lacks()
+    if finished and lacks:
+      self.note(self.total, 'brought_back', f'{metrics.FILE}: {lacks} was lost; it is found out again')
+    if lacks or not finished:
+      self.finish(state)
+    if not finished:
+      self._log.write('event', self.total, {'event': 'finished', 'message': f'{len(self.plan.epoch_ends)} epochs done'})
 
   def compile(self, step: int, name: str, function: Any, *args: Any, detail: str = '') -> Any:
     """A jitted function compiled for arguments, with an event that says how long that took."""

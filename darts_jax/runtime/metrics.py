@@ -5,6 +5,7 @@ import json
 import math
 import operator
 import pathlib
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
@@ -13,9 +14,14 @@ import numpy as np
 
 from darts_jax.runtime.durable import write_whole
 from darts_jax.runtime.events import EventFile
-from darts_jax.runtime.files import UnfitFile, parse_json, read_bytes, user_path
+from darts_jax.runtime.files import UnfitFile, as_unicode, parse_json, read_bytes, user_path
 
 _NON_FINITE = {'nan': math.nan, 'inf': math.inf, '-inf': -math.inf}
+# Lines of these kinds hold numbers only; and what lines have to hold.
+_MEASURED = ('step', 'epoch', 'test')
+_NEEDED = {'epoch': ('epoch',), 'test': ('loss',), 'event': ('event',)}
+# Floats tell whole numbers below the first from each other, and end with the second.
+_MAX_COUNT, _MAX_NUMBER = 2**53, sys.float_info.max
 #: The log of a run.
 FILE = 'metrics.jsonl'
 # Seconds; writing to the disk takes about as long as a small search step.
@@ -113,7 +119,8 @@ class MetricsLog:
     """Appends one line and flushes it.
 
     The line is strict JSON, `{"kind": kind, "step": step, **values}`; floats that are not finite become the texts
-    `nan`, `inf` and `-inf`. Numbers also become TensorBoard scalars `kind/name`.
+    `nan`, `inf` and `-inf`, and texts are escaped where they are not Unicode. Numbers also become TensorBoard scalars
+    `kind/name`.
 
     Args:
       kind: what is measured, such as `'train'`.
@@ -121,11 +128,14 @@ class MetricsLog:
       values: Python numbers, NumPy or JAX scalars, or text.
 
     Raises:
-      ValueError: a name is `kind` or `step`, a value is neither number nor text, or the disk is full.
+      ValueError: a name is `kind` or `step`, a value is neither number nor text, something is missing or of another
+        type than lines of this kind have, or the disk is full.
     """
     step = operator.index(step)
     plain = {name: _plain(name, value) for name, value in values.items()}
     line = {'kind': kind, 'step': step, **{name: _finite_or_text(value) for name, value in plain.items()}}
+    if not _is_line(line):
+      raise ValueError(f'metrics of kind {kind!r} at step {step}: {line} could not be read again')
     scalars = [(f'{kind}/{name}', value) for name, value in plain.items() if not isinstance(value, str)]
     with _errors_named(self._path):
       self._file.write(json.dumps(line, allow_nan=False) + '\n')
@@ -156,7 +166,7 @@ def read(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
   was killed is left out.
 
   Raises:
-    ValueError: there is no log, or one of its lines is not a JSON object with a step.
+    ValueError: there is no log, or one of its lines is none that `MetricsLog.write` writes.
   """
   path = _path(workdir)
   if not path.is_file():
@@ -183,7 +193,7 @@ def _parsed(content: bytes, path: pathlib.Path, *, lenient: bool) -> list[dict[s
     try:
       line = parse_json(row)
       if not _is_line(line):
-        raise UnfitFile('not a JSON object of finite values with a kind and a step')
+        raise UnfitFile('not a JSON object of finite numbers and texts, with what a line of its kind holds')
     except UnfitFile as error:
       if lenient or i == len(rows) - 1:
         continue
@@ -193,10 +203,25 @@ def _parsed(content: bytes, path: pathlib.Path, *, lenient: bool) -> list[dict[s
 
 
 def _is_line(line: Any) -> bool:
-  if not isinstance(line, dict) or not isinstance(line.get('kind'), str) or type(line.get('step')) is not int:
+  """Whether a JSON value is a line as `MetricsLog.write` writes them."""
+  if not isinstance(line, dict) or not isinstance(line.get('kind'), str) or not _is_count(line.get('step')):
     return False
+  kind = line['kind']
+  if any(name not in line for name in _NEEDED.get(kind, ())) or not _is_count(line.get('epoch', 0)):
+    return False
+  if kind == 'event' and not all(isinstance(line.get(name, ''), str) for name in ('event', 'message')):
+    return False
+  values = [value for name, value in line.items() if name != 'kind']
+  return all(_is_number(value) or (isinstance(value, str) and kind not in _MEASURED) for value in values)
+
+
+def _is_count(value: Any) -> bool:
+  return type(value) is int and 0 <= value < _MAX_COUNT
+
+
+def _is_number(value: Any) -> bool:
   # What is not finite was written as a text.
-  return all(math.isfinite(value) for value in line.values() if isinstance(value, float))
+  return value in _NON_FINITE if isinstance(value, str) else type(value) in (int, float) and abs(value) <= _MAX_NUMBER
 
 
 def _replace(path: pathlib.Path, lines: list[dict[str, Any]]) -> None:
@@ -210,7 +235,9 @@ def _plain(name: str, value: Any) -> float | int | str:
   plain = value.item() if getattr(value, 'shape', None) == () else value
   if not isinstance(plain, float | int | str):
     raise ValueError(f'metric {name!r}: {value!r} is neither a number nor text')
-  return plain
+  if isinstance(plain, bool):
+    return int(plain)
+  return as_unicode(plain) if isinstance(plain, str) else plain
 
 
 def _finite_or_text(value: float | int | str) -> float | int | str:

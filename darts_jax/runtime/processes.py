@@ -18,6 +18,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from darts_jax.runtime.terminal import say
+
 PyTree = Any
 T = TypeVar('T')
 
@@ -73,7 +75,7 @@ def initialize(
     # JAX would abort the process.
     _find(coordinator, timeout, listens=process_id == 0)
     # Should they not come, JAX aborts the process after all, with many lines that say less.
-    print(f'waiting for all processes at {coordinator}, at most {timeout} seconds', file=sys.stderr, flush=True)
+    say(f'waiting for all processes at {coordinator}, at most {timeout} seconds')
   try:
     jax.distributed.initialize(
       coordinator,
@@ -178,7 +180,7 @@ def together(action: Callable[[], T]) -> T:
     failure = error
   message = np.zeros(_MESSAGE_BYTES, np.uint8)
   if failure is not None:
-    text = (str(failure) or type(failure).__name__).encode()[:_MESSAGE_BYTES]
+    text = (str(failure) or type(failure).__name__).encode(errors='backslashreplace')[:_MESSAGE_BYTES]
     message[: len(text)] = np.frombuffer(text, np.uint8)
   messages = np.asarray(multihost_utils.process_allgather(message))
   for index, found in enumerate(messages):

@@ -8,6 +8,8 @@ from typing import Self
 
 from tqdm import tqdm
 
+from darts_jax.runtime.terminal import say, unheard
+
 
 class NoProgress:
   """Stands in for `Progress` where nothing is to be shown; a context manager."""
@@ -26,7 +28,7 @@ class NoProgress:
 
 
 class Progress:
-  """Shows progress on stderr; a context manager.
+  """Shows progress on stderr, if there is one that takes it; a context manager.
 
   On a terminal this is a tqdm bar. Elsewhere, in a log file say, lines are printed: the first update, the last one,
   and between them at most one every `interval` seconds.
@@ -49,23 +51,25 @@ class Progress:
     self._printed = -float('inf')
     self._pending: str | None = None
     # Terminals without a size exist, in containers for example; tqdm shows nothing there.
-    if sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0:
-      self._bar = tqdm(
-        total=total_steps,
-        initial=initial,
-        desc=description,
-        unit='step',
-        dynamic_ncols=True,
-        miniters=1,
-        file=sys.stderr,
-      )
+    with unheard():
+      if sys.stderr is not None and sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0:
+        self._bar = tqdm(
+          total=total_steps,
+          initial=initial,
+          desc=description,
+          unit='step',
+          dynamic_ncols=True,
+          miniters=1,
+          file=sys.stderr,
+        )
 
   def update(self, step: int, values: Mapping[str, float]) -> None:
     """Shows that `step` steps of the whole run are done, and the values beside it."""
     shown = ', '.join(f'{name} {value:.4g}' for name, value in values.items())
     if self._bar is not None:
-      self._bar.set_postfix_str(shown, refresh=False)
-      self._bar.update(step - self._bar.n)
+      with unheard():
+        self._bar.set_postfix_str(shown, refresh=False)
+        self._bar.update(step - self._bar.n)
       return
     now = time.monotonic()
     if self._first is None:
@@ -78,14 +82,16 @@ class Progress:
   def note(self, message: str) -> None:
     """Prints a line of its own, above the bar if there is one."""
     if self._bar is not None:
-      self._bar.write(message, file=sys.stderr)
+      with unheard():
+        self._bar.write(message, file=sys.stderr)
     else:
-      print(message, file=sys.stderr, flush=True)
+      say(message)
 
   def close(self) -> None:
     """Ends the display; it stays visible in its last state."""
     if self._bar is not None:
-      self._bar.close()
+      with unheard():
+        self._bar.close()
     elif self._pending is not None:
       self._flush(time.monotonic())
 
@@ -96,7 +102,7 @@ class Progress:
     self.close()
 
   def _flush(self, now: float) -> None:
-    print(self._pending, file=sys.stderr, flush=True)
+    say(self._pending)
     self._pending = None
     self._printed = now
 

@@ -2,18 +2,19 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 
-from darts_jax.runtime import checkpoint, processes
+from darts_jax.runtime import checkpoint, lock, processes
 from darts_jax.runtime.durable import PARTIAL, write_whole
-from darts_jax.runtime.files import read_object
+from darts_jax.runtime.files import kind_of, read_object, user_path
 from darts_jax.settings import differences
 
 #: Differing fields that a message lists.
@@ -26,10 +27,14 @@ _FOLDERS = (CHECKPOINTS, 'best', 'tensorboard')
 _FOLDERS_OF = {'selection': ('search', 'candidates', 'final'), 'random search': ('architectures', 'pick')}
 _FILES = (
   *('config.json', 'metrics.jsonl', 'genotype.json', 'alphas.npz', 'model.json', 'report.html'),
-  *('architectures.json', 'results.json', 'results.md'),
+  *('architectures.json', 'results.json', 'results.md', 'weights.safetensors'),
 )
+# What tells the working directory of a run from other folders.
+_MARKS = ('config.json', 'model.json', 'metrics.jsonl', 'results.json')
 # Data that come with packages.
 _INSTALLED = ('digits', 'pydoc')
+# Where data lie, in what `differences` says; what they are is told by their fingerprint.
+_PLACES = ('config.data.dir: ', 'config.data.path: ')
 # The latter two of earlier versions.
 _LEFTOVERS = (f'*{PARTIAL}', '*.tmp', f'*{PARTIAL}.npz')
 
@@ -60,6 +65,8 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any], kind: str) -> None:
   Raises:
     ValueError: it cannot be written, or belongs to a run with another config, whose differing fields are named.
   """
+  # Checkpoints are written by its whole path.
+  user_path(workdir.absolute(), '--workdir')
   path = workdir / 'config.json'
   config = as_json(config)
   with named_errors(workdir):
@@ -78,8 +85,40 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any], kind: str) -> None:
     for claimed in known:
       _check_same(workdir, claimed, config, kind)
     if known:
-      _remove_leftovers(workdir)
+      remove_leftovers(workdir)
     write_whole(path, (json.dumps(config, indent=2) + '\n').encode())
+
+
+def check_claimed(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
+  """Checks that a config is the one that the checkpoints of a run were saved with; its data may lie elsewhere by now.
+
+  Args:
+    workdir: of the run.
+    config: what its `config.json` holds.
+
+  Raises:
+    ValueError: it was changed since; the fields are named.
+  """
+  for claimed in checkpoint.claims(workdir / CHECKPOINTS):
+    changed = [line for line in differences(claimed, config) if not line.startswith(_PLACES)]
+    if changed:
+      raise ValueError(
+        f'{workdir / "config.json"}: not what the checkpoints were saved with ({_listed(changed)}); write it as it was'
+      )
+
+
+def check_free(path: pathlib.Path) -> None:
+  """Checks that a file of the user's own is none of a run's.
+
+  Raises:
+    ValueError: it is in the working directory of a run, and has the name of what runs write.
+  """
+  place = pathlib.Path(os.path.realpath(path))
+  folders = {*_FOLDERS, *itertools.chain.from_iterable(_FOLDERS_OF.values())}
+  for inner, folder in itertools.pairwise((place, *place.parents)):
+    names = {*_FILES, lock.FILE} | folders if inner == place else folders
+    if inner.name in names and any((folder / mark).is_file() for mark in _MARKS):
+      raise ValueError(f'{path}: {inner.name} in {folder} is written by a run; choose another name or folder')
 
 
 def as_json(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,9 +132,10 @@ def _check_places(workdir: pathlib.Path, kind: str) -> None:
   for name in (*_FOLDERS, *_FOLDERS_OF.get(kind, ())):
     if os.path.lexists(workdir / name) and not (workdir / name).is_dir():
       raise ValueError(f'--workdir: {workdir / name} is a file, in the place of a folder; remove it or choose another')
-  for name in _FILES:
-    if (workdir / name).is_dir():
-      raise ValueError(f'--workdir: {workdir / name} is a folder, in the place of a file; remove it or choose another')
+  for path in (workdir / name for name in _FILES):
+    if path.exists() and not path.is_file():
+      kind = kind_of(path.stat().st_mode)
+      raise ValueError(f'--workdir: {path} is {kind}, in the place of a file; remove it or choose another')
 
 
 def _check_same(workdir: pathlib.Path, old: Any, new: Mapping[str, Any], kind: str) -> None:
@@ -104,12 +144,16 @@ def _check_same(workdir: pathlib.Path, old: Any, new: Mapping[str, Any], kind: s
   changed = differences(old, new)
   if not changed:
     return
-  more = f'; and {len(changed) - _MAX_LISTED} more' if len(changed) > _MAX_LISTED else ''
-  message = f'--workdir: {workdir} holds a {kind} with another config ({"; ".join(changed[:_MAX_LISTED])}{more})'
+  message = f'--workdir: {workdir} holds a {kind} with another config ({_listed(changed)})'
   if all(line.startswith('config.dataset') for line in changed):
     named = f'the data of {_data(new)} are not those of before'
     raise ValueError(f'{message}: {named}; choose another --workdir or the same data')
   raise ValueError(f'{message}; choose another --workdir or the same config')
+
+
+def _listed(changed: Sequence[str]) -> str:
+  more = f'; and {len(changed) - _MAX_LISTED} more' if len(changed) > _MAX_LISTED else ''
+  return f'{"; ".join(changed[:_MAX_LISTED])}{more}'
 
 
 def _data(config: Mapping[str, Any]) -> str:
@@ -124,12 +168,13 @@ def _data(config: Mapping[str, Any]) -> str:
   return ' and '.join(dict.fromkeys(named)) or 'this config'
 
 
-def _remove_leftovers(workdir: pathlib.Path) -> None:
+def remove_leftovers(workdir: pathlib.Path) -> None:
   """Removes what kills left of files that were being written."""
   for pattern in _LEFTOVERS:
     for path in workdir.glob(pattern):
       if path.is_file():
-        path.unlink()
+        # Whoever writes a report may have removed it by now.
+        path.unlink(missing_ok=True)
 
 
 def claim_together(workdir: pathlib.Path, action: Callable[[], None], identity: Callable[[], Any]) -> None:

@@ -2,7 +2,7 @@
 
 from darts_jax.runtime.loop import Diverged
 from darts_jax.search.images import ImageSearcher
-from darts_jax.search.loop import Result, check, run, run_side_by_side
+from darts_jax.search.loop import Result, check, is_random, run, run_side_by_side
 from darts_jax.search.settings import RecurrentSearch, Search
 from darts_jax.search.state import SearchState
 from darts_jax.search.text import TextSearcher
@@ -16,6 +16,7 @@ __all__ = [
   'SearchState',
   'TextSearcher',
   'check',
+  'is_random',
   'run',
   'run_side_by_side',
 ]

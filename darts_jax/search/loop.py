@@ -27,11 +27,11 @@ from darts_jax.runtime.workdir import as_json, claim, claim_together, named_erro
 from darts_jax.search import images, records, text
 from darts_jax.search.darts import Darts
 from darts_jax.search.searcher import Searcher
-from darts_jax.search.settings import RecurrentSearch, Search, Settings, check_alone, read
+from darts_jax.search.settings import STRATEGIES, RecurrentSearch, Search, Settings, check_alone, read
 from darts_jax.search.sgas import Sgas
 from darts_jax.search.state import SearchState
 from darts_jax.search.strategy import Scores, Strategy, Turn
-from darts_jax.settings import as_config
+from darts_jax.settings import as_config, build, setting
 
 if TYPE_CHECKING:
   from darts_jax.selection import RandomSearchResult
@@ -85,12 +85,27 @@ def make_strategy(settings: Search | RecurrentSearch) -> Strategy:
     raise ValueError(f'config.{error}') from error
 
 
+@dataclasses.dataclass(frozen=True)
+class _Strategy:
+  strategy: str = setting('darts', choices=(*STRATEGIES, 'random'))
+
+
+def is_random(config: Mapping[str, Any]) -> bool:
+  """Whether the strategy of a search is `random`, whose settings are `darts_jax.selection.RandomSearch`.
+
+  Raises:
+    ValueError: it is no strategy at all.
+  """
+  given = {'strategy': config['strategy']} if 'strategy' in config else {}
+  return processes.together(lambda: build(_Strategy, given)).strategy == 'random'
+
+
 def run(config: Mapping[str, Any], workdir: str | pathlib.Path) -> 'Result | RandomSearchResult':
   """One search, see `run_side_by_side`, where `config.mesh.seed` has to be 1.
 
   With the strategy `random` it is `darts_jax.selection.random_search.run`, which has a result of its own.
   """
-  if config.get('strategy') == 'random':
+  if is_random(config):
     from darts_jax.selection import random_search  # Whose other half needs this module.
 
     return random_search.run(config, workdir)
@@ -332,6 +347,12 @@ class _Loop(Loop[SearchState]):
   def epoch_done(self, state: SearchState, step: int, epoch: int) -> None:
     self._write_alphas(state, step, epoch, [turned.scores for turned in self._turned])
 
+  def lacks(self) -> str:
+    # What other processes than the first have no histories to tell.
+    unsettled = processes.gather([any(warning is not None for warning in self.warnings())])[0, 0]
+    told = self.has_logged(lambda line: line.get('event') == 'not_settled')
+    return 'the warning that a genotype is not settled' if unsettled and not told else ''
+
   def finish(self, state: SearchState) -> None:
     alone = len(self.folders) == 1
     found = [
@@ -339,7 +360,7 @@ class _Loop(Loop[SearchState]):
       for folder, warning in zip(self.folders, self.warnings(), strict=True)
       if warning is not None
     ]
-    if found:
+    if self.lacks():
       self.write('event', self.total, {'event': 'not_settled', 'message': '; '.join(found)})
 
   def warnings(self) -> list[str | None]:
@@ -349,8 +370,7 @@ class _Loop(Loop[SearchState]):
     return [None if doubts is None else doubts.message for doubts in found]
 
   def report(self, folder: pathlib.Path) -> pathlib.Path:
-    with named_errors(folder):
-      return report.write(folder)
+    return report.write(folder)
 
   def _write_alphas(self, state: SearchState, step: int, epoch: int, scores: Sequence[Scores]) -> None:
     found = self.alphas(state)

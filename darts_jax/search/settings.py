@@ -12,6 +12,9 @@ from darts_jax.nets.recurrent import Dropout
 from darts_jax.runtime.loop import Checkpoint
 from darts_jax.settings import build_by_space, check_seeds, setting, variant
 
+#: How α is relaxed and read.
+STRATEGIES = ('darts', 'sgas')
+
 
 @dataclasses.dataclass(frozen=True)
 class Data(Source):
@@ -157,7 +160,7 @@ class Settings:
   """
 
   seed: int = setting(0, at_least=0, at_most=limits.SEEDS - 1)
-  strategy: str = setting('darts', choices=('darts', 'sgas'))
+  strategy: str = setting('darts', choices=STRATEGIES)
   epochs: int = setting(50, at_least=1, at_most=limits.EPOCHS)
   batch_size: int = setting(64, at_least=1, at_most=limits.BATCH)
   log_every: int = setting(50, at_least=1, at_most=limits.COUNT)

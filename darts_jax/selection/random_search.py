@@ -202,5 +202,4 @@ class _RandomSearch:
     self._note(message)
 
   def _report(self) -> pathlib.Path:
-    with named_errors(self._workdir):
-      return report.write(self._workdir)
+    return report.write(self._workdir)

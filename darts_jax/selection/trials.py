@@ -62,4 +62,4 @@ def compare(settings: Training, genotype: Genotype, folder: pathlib.Path, note: 
 
 def seconds(folder: pathlib.Path) -> float:
   """Time in the epochs of a run."""
-  return sum(float(line['seconds']) for line in metrics.read(folder) if line['kind'] == 'epoch')
+  return sum(float(line.get('seconds', 0.0)) for line in metrics.read(folder) if line['kind'] == 'epoch')

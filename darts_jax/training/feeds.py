@@ -1,7 +1,6 @@
 """Where a training gets its images: a dataset that lies on the devices, or one that is streamed from files."""
 
 import functools
-import sys
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, Protocol
 
@@ -17,7 +16,9 @@ from darts_jax.data.official import IMAGENET_MEAN, IMAGENET_STD
 from darts_jax.data.records import EVALUATION, TRAIN, Records, fingerprint, image_folder, tfds_directory
 from darts_jax.data.stream import Batch, Stream
 from darts_jax.runtime import processes
+from darts_jax.runtime.files import as_unicode
 from darts_jax.runtime.mesh import batch_sharding, put, replicated
+from darts_jax.runtime.terminal import say
 from darts_jax.training.settings import STREAMED, Training
 from darts_jax.training.trainer import Trainer, TrainState
 
@@ -186,7 +187,7 @@ class Streamed:
       chosen['valid'] = np.sort(held_out)
     self.num_train = len(chosen['train'])
     self.fingerprint = {
-      'classes': list(train.classes),
+      'classes': list(map(as_unicode, train.classes)),
       **{name: fingerprint(records) for name, records in self._records.items() if name != 'valid'},
     }
     _check_batch_size(settings.batch_size, self.num_train, self.name)
@@ -305,7 +306,7 @@ class Streamed:
         self._note(self._at, 'damaged_image', message)
         if not processes.is_first():
           # The log is that of the first process, which has not seen this image.
-          print(f'process {jax.process_index()}: {message}', file=sys.stderr, flush=True)
+          say(f'process {jax.process_index()}: {message}')
 
 
 def _check_batch_size(batch_size: int, num_train: int, name: str) -> None:

@@ -22,7 +22,7 @@ from darts_jax.runtime.lock import locked
 from darts_jax.runtime.loop import Loop, Plan, Sums
 from darts_jax.runtime.mesh import check_batch, make_mesh
 from darts_jax.runtime.precision import in_float32
-from darts_jax.runtime.workdir import claim_together, named_errors
+from darts_jax.runtime.workdir import claim_together
 from darts_jax.settings import build
 from darts_jax.training.feeds import Feed, open_feed
 from darts_jax.training.model import Model
@@ -212,16 +212,19 @@ class _Loop(Loop[TrainState]):
     rate = sums.values['steps'] * self._settings.batch_size / sums.values['seconds']
     return {'images_per_second': rate, **super().summary(state, sums)}
 
+  def lacks(self) -> str:
+    tests = 'test' in self._feed.parts
+    return 'the result of the test' if tests and not self.has_logged(lambda line: line['kind'] == 'test') else ''
+
   def finish(self, state: TrainState) -> None:
     # A run that was killed right after it had tested does not test again.
-    if 'test' in self._feed.parts and not self.has_logged(lambda line: line['kind'] == 'test'):
+    if self.lacks():
       values = self._measure('test', state, self.total)
       self.check_finite(values, self.total)
       self.write('test', self.total, values)
 
   def report(self, folder: pathlib.Path) -> pathlib.Path:
-    with named_errors(folder):
-      return report.write(folder)
+    return report.write(folder)
 
   def _measure(self, part: str, state: TrainState, step: int, prefix: str = '') -> dict[str, float]:
     found: Evaluation = jax.device_get(

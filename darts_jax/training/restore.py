@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from darts_jax.data.augment import normalise
 from darts_jax.runtime import weights
 from darts_jax.runtime.files import user_path
+from darts_jax.runtime.lock import locked
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.runtime.precision import in_float32, precisely
-from darts_jax.runtime.workdir import named_errors
+from darts_jax.runtime.workdir import named_errors, remove_leftovers
 from darts_jax.training.model import Model
 from darts_jax.training.settings import Training
 from darts_jax.training.trainer import Trainer
@@ -61,12 +62,13 @@ def write(model: Model, variables: Any, workdir: pathlib.Path) -> None:
   """Makes a folder that `load` reads of a network from elsewhere.
 
   Raises:
-    ValueError: the folder cannot be written, or holds a training or search.
+    ValueError: the folder cannot be written, is in use, or holds a training or search.
   """
-  if (workdir / 'config.json').exists():
-    raise ValueError(f'--workdir: {workdir} holds a training or search; choose another')
-  with named_errors(workdir):
-    workdir.mkdir(parents=True, exist_ok=True)
+  with locked(workdir), named_errors(workdir):
+    if (workdir / 'config.json').exists():
+      raise ValueError(f'--workdir: {workdir} holds a training or search; choose another')
+    if (workdir / WEIGHTS).exists():
+      remove_leftovers(workdir)
     weights.save(variables, workdir / WEIGHTS)
     model.write(workdir)
 

@@ -48,6 +48,7 @@ for step in range(done + 1, 41):
     file.write(json.dumps({'kind': 'epoch', 'step': step, 'epoch': step - 1, 'train_loss': 1 / step}) + '\\n')
   (checkpoints / 'partial').write_text(str(step))
   (checkpoints / 'partial').replace(checkpoints / 'step')
+time.sleep(0.1)
 other = flaw == 'result' and done
 (workdir / 'genotype.json').write_text(json.dumps({'normal': [['none' if other else 'skip_connect', 0]]}))
 """
@@ -76,6 +77,13 @@ def workshop(tmp_path, monkeypatch):
   return make
 
 
+def tries(workshop, case):
+  """A case again and again: on a busy machine a program may have ended before a signal comes."""
+  name, is_kill, number = case.rpartition(':') if case.startswith('kill') else (case, '', '0')
+  for more in range(10 if is_kill else 1):
+    yield workshop.try_case(f'{name}:{int(number) + more}' if is_kill else name)
+
+
 @pytest.mark.parametrize(
   ('flaw', 'case'),
   [
@@ -88,9 +96,7 @@ def workshop(tmp_path, monkeypatch):
 )
 def test_a_flaw_of_a_run_is_found(workshop, flaw, case):
   with workshop(flaw) as made:
-    tried, found = made.try_case(case)
-  assert tried
-  assert found
+    assert any(found for _, found in tries(made, case))
 
 
 @pytest.mark.parametrize(
@@ -98,6 +104,6 @@ def test_a_flaw_of_a_run_is_found(workshop, flaw, case):
 )
 def test_nothing_is_found_in_a_sound_run(workshop, case):
   with workshop('') as made:
-    tried, found = made.try_case(case)
+    tried, found = next(each for each in tries(made, case) if each[0])
   assert tried
   assert found == []

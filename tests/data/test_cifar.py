@@ -1,3 +1,4 @@
+import functools
 import pickle
 
 import numpy as np
@@ -92,12 +93,19 @@ def test_binary_label_out_of_range(tmp_path, cifar10):
     images.load('cifar10', directory=str(tmp_path))
 
 
+# Printed, it takes 2⁶⁰ characters.
+DEEP = functools.reduce(lambda value, _: (value, value), range(60), 0)
+
+
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
     ({b'labels': [0, 10, 3]}, 'labels holds 10; labels have to be in 0..9'),
     ({b'labels': [0, -1, 3]}, 'labels holds -1'),
     ({b'labels': [0, True, 3]}, 'labels holds True'),
+    ({b'labels': [0, 10**100, 3]}, 'labels holds something of type int;'),
+    ({b'labels': [0, 'a' * 10**6, 3]}, 'labels holds something of type str;'),
+    ({b'labels': [0, DEEP, 3]}, 'labels holds something of type tuple;'),
     ({b'labels': [0, 1]}, 'labels is a list of 2, expected a list of 3'),
     ({b'labels': None}, 'labels is NoneType, expected a list of 3'),
     ({b'data': np.zeros((2, 3072), np.uint8)}, r'data is an array of shape \(2, 3072\), expected .* \(3, 3072\)'),

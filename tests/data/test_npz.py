@@ -131,7 +131,16 @@ def test_unfit_arrays(tmp_path, changes, message):
 
 @pytest.mark.parametrize(
   'shape',
-  [(7, 3, 32, 32), (7, 1, 28, 28), (7, 4, 8, 8), (7, 8, 16, 16), (7, 3, 24, 40), (7, 1, 24, 40), (7, 4, 48, 64)],
+  [
+    (7, 3, 32, 32),
+    (7, 1, 28, 28),
+    (7, 4, 8, 8),
+    (7, 8, 16, 16),
+    (7, 3, 24, 40),
+    (7, 1, 24, 40),
+    (7, 4, 48, 64),
+    (7, 1, 20, 60),
+  ],
 )
 def test_channels_before_rows_are_refused_with_the_remedy(tmp_path, shape):
   x = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -152,7 +161,9 @@ def test_images_on_the_last_axis_are_refused_with_the_remedy(tmp_path):
     load(tmp_path / 'own.npz', {'x_train': x, 'y_train': np.arange(7)})
 
 
-@pytest.mark.parametrize('shape', [(7, 8, 8, 12), (7, 4, 16, 3), (7, 1, 128, 9), (7, 9, 9, 103), (7, 8, 12, 4)])
+@pytest.mark.parametrize(
+  'shape', [(7, 8, 8, 12), (7, 4, 16, 3), (7, 1, 128, 9), (7, 9, 9, 103), (7, 8, 12, 4), (7, 1, 60, 20), (7, 1, 2, 3)]
+)
 def test_many_channels_and_oblong_images_are_read(tmp_path, shape):
   x = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
@@ -171,6 +182,39 @@ def test_images_that_float32_cannot_normalise_are_refused(tmp_path, scale):
   found = load(tmp_path / 'own.npz', dataset(x_train=x / np.abs(x).max(), x_test=None, y_test=None))
   expected = dataset(np.float64)['x_train'] / 255
   np.testing.assert_allclose(found.std, expected.std(axis=(0, 1, 2)), rtol=0.01)
+
+
+@pytest.mark.parametrize(
+  ('offset', 'message'),
+  [
+    (1e5, 'channel 0 of x_train has a standard deviation of 0.289 about its mean of 100000.5.*, where float32 has too'),
+    (1e7, 'channel 0 of x_train has a standard deviation of 0.5.* where float32 has too few digits to tell pixels'),
+    (
+      1e12,
+      r'channel 0 of x_train is 999999995904.0 everywhere; .*, or if it varies in float64, subtract the mean first',
+    ),
+  ],
+)
+def test_pixels_that_float32_cannot_tell_apart_are_refused_with_the_remedy(tmp_path, offset, message):
+  x = np.random.default_rng(0).uniform(0, 1, (60, 5, 6, 1))
+  x = np.rint(255 * x) / 255 + offset
+  arrays = {'x_train': x, 'y_train': np.arange(60) % 2}
+
+  with pytest.raises(ValueError, match=rf'own.npz: {message}') as error:
+    load(tmp_path / 'own.npz', arrays)
+
+  remedy = str(error.value).partition('such as ')[2]
+  found = load(tmp_path / 'own.npz', {**arrays, 'x_train': eval(remedy, {'x': x, 'x_train': x})})
+  assert len(np.unique(found.x_train)) == len(np.unique(x))
+
+
+def test_pixels_of_8_bits_far_from_zero_are_kept(tmp_path):
+  x = np.arange(480).reshape(16, 5, 6, 1) % 256 / 255 + 1e4
+
+  found = load(tmp_path / 'own.npz', {'x_train': x, 'y_train': np.arange(16) % 2})
+
+  assert found.x_train.dtype == np.float32
+  assert len(np.unique(found.x_train)) == 256
 
 
 def test_test_images_that_float32_cannot_normalise_are_refused(tmp_path):

@@ -1,4 +1,5 @@
 import gc
+import importlib
 import io
 import itertools
 import multiprocessing
@@ -10,10 +11,12 @@ import struct
 import subprocess
 import sys
 import threading
+import warnings
 
 import numpy as np
 import pytest
 
+from darts_jax.data import decoding
 from darts_jax.data.images import split
 from darts_jax.data.records import image_folder
 from darts_jax.data.stream import Stream, centre_box, decode, random_box
@@ -646,3 +649,12 @@ def test_without_the_packages(constant, monkeypatch, package):
 
   with pytest.raises(ValueError, match=r'^streaming images needs: pip install darts_jax\[stream\] \('):
     stream(constant)
+
+
+def test_a_large_image_is_opened_without_a_warning():
+  with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter('always')
+    # Its filter is gone while a test runs.
+    importlib.reload(decoding)
+    assert decoding.open_image(b'P5 10000 10000 255\n').size == (10_000, 10_000)
+  assert seen == []

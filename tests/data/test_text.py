@@ -1,11 +1,13 @@
 import dataclasses
 import json
+import tracemalloc
 
 import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from darts_jax import limits
 from darts_jax.data import text
 from darts_jax.data.corpus import columns
 from darts_jax.data.settings import TextSource
@@ -141,6 +143,25 @@ def test_token_outside_the_vocabulary(write):
 
   with pytest.raises(ValueError, match=r"valid.txt:4: token 'dog' is not in the vocabulary.*<unk>"):
     text.load('files', directory)
+
+
+@pytest.mark.parametrize('line', ['\n', 'ab ', 'ab\n'], ids=['ends', 'long line', 'short lines'])
+def test_memory_is_a_few_times_the_size_of_the_file(write, line):
+  content = 'ab\n' + line * 100_000
+  directory = write(content, 'ab\n', 'ab\n')
+  tracemalloc.start()
+  try:
+    corpus = text.load('files', directory)
+    assert tracemalloc.get_traced_memory()[1] < 12 * len(content) + 100_000
+  finally:
+    tracemalloc.stop()
+  assert decoded(corpus, 'train').split() == content.replace('\n', ' <eos> ').split() + ['<eos>'] * (line == 'ab ')
+
+
+def test_too_many_words(write, monkeypatch):
+  monkeypatch.setattr(limits, 'WORDS', 2)
+  with pytest.raises(ValueError, match=r'train.txt:3: token 3 of the vocabulary; there are up to 2'):
+    text.load('files', write('a\na a\nb c\n'))
 
 
 def test_fingerprint(write):

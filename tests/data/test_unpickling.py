@@ -124,6 +124,9 @@ def test_truncated_pickle(length):
     unpickling.loads(python2_pickle(DATA, [4, 0, 9])[:length], 'batch')
 
 
+TUPLES = b'K\x01' + b'q\x00h\x00\x86' * 40
+
+
 @pytest.mark.parametrize(
   ('content', 'message'),
   [
@@ -137,11 +140,17 @@ def test_truncated_pickle(length):
     (b'\x80\x02}K\x01' + b'q\x00h\x00\x86' * 40 + b'K\x01s.', 'a key of type tuple'),
     (pickle.dumps({'data': [1, 2, 3]}, 2).replace(b']', b'}'), 'items without a list'),
     (b'\x80\x02c_codecs\nencode\nK\x01X\x06\x00\x00\x00latin1\x86R.', 'encoding of something else'),
+    # What takes 2⁴⁰ characters to print.
+    (b'\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00a' + TUPLES + b'\x86R.', 'it asks for the encoding of type tuple'),
+    (
+      b'\x80\x02}U\x04datacnumpy\nndarray\n)R(K\x01K\x03\x85cnumpy\ndtype\n' + TUPLES + b'\x85R\x89U\x03abctbs.',
+      'array of dtype of type tuple',
+    ),
     (b'\x80\x02}}R.', 'a call that no array needs'),
     (b'\x80\x02}}b.', 'a state that no array has'),
     (b'\x80\x02}U\x04datacnumpy\nndarray\n)Rs.', 'an array without its state'),
   ],
-  ids=range(10),
+  ids=range(12),
 )
 def test_pickle_that_asks_for_too_much(content, message):
   tracemalloc.start()

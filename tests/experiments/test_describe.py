@@ -141,6 +141,14 @@ def test_wrong_flags_are_one_line(capsys, arguments, said):
     run(capsys, **arguments)
 
 
+def test_a_pipe_gets_no_drawing(tmp_path, capsys):
+  path = tmp_path / 'cells.dot'
+  os.mkfifo(path)
+  with pytest.raises(ValueError, match='^--draw: .*cells.dot cannot be written .not a file, but a pipe'):
+    run(capsys, draw=str(path))
+  assert path.is_fifo()
+
+
 def test_the_command_itself(command):
   process = command('describe', '--genotype=DARTS_V1', '--channels=4', '--layers=3')
   assert process.returncode == 0

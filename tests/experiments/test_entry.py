@@ -1,10 +1,14 @@
 """What the command line answers to mistakes, and to results."""
 
+import errno
+import io
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,6 +20,8 @@ from darts_jax import search, selection
 from darts_jax.genotype import Genotype
 from darts_jax.hypergradient.settings import Exact, FiniteDifference, FirstOrder, Unrolled
 from darts_jax.runtime import platforms
+from darts_jax.runtime.lock import locked
+from darts_jax.runtime.terminal import show
 from darts_jax.search.settings import read
 from experiments import entry
 from experiments import search as command
@@ -89,6 +95,10 @@ def check_refused(answer: Answer, *parts: str) -> None:
     ([DIGITS, '--config.network.chanels=8'], ['config.network.chanels', 'did you mean config.network.channels?']),
     ([DIGITS, '--config.zzz=8'], ['config.zzz: unknown field; allowed are seed, strategy, epochs']),
     ([DIGITS, '--config.optimizer.name=sgd'], ['--config.optimizer.name=sgd: no such field']),
+    ([DIGITS, '--config.1=2'], ['--config.1=2: no such field']),
+    ([DIGITS, '--config.a-b=1'], ['--config.a-b=1: no such field']),
+    ([DIGITS, '--config.strategy=rando'], ["'rando'", "did you mean 'random'? allowed are darts, sgas, random"]),
+    ([DIGITS, f'--workdir={"a/" * 1900}'], ['--workdir: a/a/', ' has 1900 parts; there may be up to 256']),
     ([DIGITS, '--config.epochs.number=3'], ['--config.epochs.number=3: no such field']),
     ([DIGITS, '--config.network.operations[0]=none'], ['--config.network.operations[0]=none: no such field']),
     ([DIGITS, '--config.network=8'], ['--config.network=8', 'not a dict']),
@@ -122,6 +132,8 @@ def check_refused(answer: Answer, *parts: str) -> None:
     ([DIGITS, '--config.data.name=mnist', '--config.data.dir=no'], ["config.data.dir 'no' holds no mnist", '.gz']),
     ([DIGITS, '--workdir=~nosuchuser/run'], ['--workdir: ~nosuchuser/run: no home folder is known of that user']),
     ([DIGITS, '--workdir=gs://bucket/run'], ['--workdir: gs://bucket/run is a URL; allowed are paths']),
+    ([DIGITS, '--workdir=w\udcffx'], ["--workdir: 'w\\udcffx' is not UTF-8"]),
+    ([DIGITS, '--config.data.dir=d\udcff'], ["config.data.dir: 'd\\udcff' is not UTF-8"]),
     ([DIGITS, f'--workdir={"x" * 300}'], ['is no usable path (File name too long)']),
     (['--config=~nosuchuser/digits.py'], ['--config: ~nosuchuser/digits.py: no home folder is known']),
     (
@@ -253,6 +265,111 @@ def test_errors_of_the_program_keep_their_traceback(monkeypatch):
   monkeypatch.setattr(sys, 'argv', ['search.py', DIGITS])
   with pytest.raises(TypeError, match='no user could have caused this'):
     entry.launch(broken, USAGE)
+
+
+@pytest.mark.parametrize(
+  ('content', 'parts'),
+  [
+    ('import sys; sys.exit(3)', ['--config: own.py, line 1: SystemExit: 3']),
+    ('raise SystemExit', ['--config: own.py, line 1: SystemExit']),
+    ('def get_config(): exit()', ['--config: own.py, line 1: SystemExit']),
+    (
+      'class E(Exception):\n  def __str__(self): raise TypeError\ndef get_config(): raise E',
+      ['--config: own.py, line 3: E\n'],
+    ),
+    ('values = {"epochs": cd.required_placeholder(int)}', ['config.epochs: is required and has no value; give it one']),
+    ('values = {"data": cd.ConfigDict({"dir": cd.required_placeholder(str)})}', ['config.data.dir: is required']),
+    (
+      'from ml_collections import config_dict as cd\n'
+      'x = cd.FieldReference(2)\nc = cd.ConfigDict({"epochs": cd.FieldReference(4) // x})\nx.set(0)\n'
+      'def get_config(): return c',
+      ['config.epochs: has no value (ZeroDivisionError'],
+    ),
+    ('values = {"epochs": cd.placeholder(int)}', ['config.epochs: None is not of type int']),
+    ('values = {5: 6}', ['config: 5 is no name of a field']),
+    ('values = {5: 6, "epochs": 1}', ['config: its fields have names of several types']),
+    (
+      'class X:\n  def __repr__(self): raise RuntimeError\nvalues = {"epochs": X()}',
+      ['config.epochs: something of type X is not of type int'],
+    ),
+  ],
+)
+def test_unfit_configs_are_one_line(ask, content, parts):
+  head, tail = 'from ml_collections import config_dict as cd', 'def get_config(): return cd.ConfigDict(values)'
+  has_values = 'values' in content
+  pathlib.Path('own.py').write_text(f'{head}\n{content}\n{tail}\n' if has_values else f'{content}\n')
+  check_refused(ask('--config=own.py'), *parts)
+
+
+class Collected:
+  """What gets the signal where Python passes exceptions over."""
+
+  def __del__(self):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize('is_lost', [False, True])
+def test_sigterm_before_a_run_begins_leaves_nothing_behind(ask, is_lost):
+  def run(config, workdir, **others):
+    with locked(workdir):
+      assert workdir.exists()
+      if is_lost:
+        Collected()
+        threading.Event().wait(60)
+      else:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+  before = signal.getsignal(signal.SIGTERM)
+  answer = ask(DIGITS, run=run)
+  assert (answer.code, answer.errors.partition(';')[0]) == (130, 'stopped')
+  assert not pathlib.Path('runs').exists()
+  assert signal.getsignal(signal.SIGTERM) is before
+
+
+class Output(io.StringIO):
+  """Standard output that cannot be written."""
+
+  def __init__(self, error):
+    super().__init__()
+    self._error = error
+
+  def write(self, text):
+    raise self._error
+
+
+@pytest.mark.parametrize(
+  ('error', 'code', 'said'),
+  [
+    (BrokenPipeError(errno.EPIPE, 'Broken pipe'), 0, ''),
+    (
+      OSError(errno.ENOSPC, 'No space left on device'),
+      2,
+      'error: standard output cannot be written (No space left on device)\n',
+    ),
+  ],
+)
+def test_output_that_nobody_reads_is_no_error_and_lost_output_is_one(ask, monkeypatch, error, code, said):
+  monkeypatch.setattr(sys, 'stdout', Output(error))
+  answer = ask(DIGITS, run=lambda config, workdir, **others: show('a result') or 0)
+  assert (answer.code, answer.errors) == (code, said)
+  assert ask('--help').code == code
+
+
+def test_other_broken_pipes_are_errors_of_the_program(monkeypatch):
+  def broken(config, workdir):
+    raise BrokenPipeError(errno.EPIPE, 'Broken pipe')
+
+  monkeypatch.setattr(sys, 'argv', ['search.py', DIGITS])
+  with pytest.raises(BrokenPipeError):
+    entry.launch(broken, USAGE)
+
+
+def test_errors_are_errors_when_nobody_can_be_told(ask, monkeypatch):
+  monkeypatch.setattr(sys, 'stderr', Output(OSError(errno.ENOSPC, 'No space left on device')))
+  assert ask('--config=nowhere.py').code == 2
+  monkeypatch.setattr(sys, 'stderr', None)
+  assert ask('--config=nowhere.py').code == 2
+  sys.stderr.close()
 
 
 @pytest.mark.parametrize('flag', ['--help', '-h'])

@@ -1,6 +1,8 @@
 """Exported files classify as the network does, run by other programs than ours."""
 
+import os
 import pathlib
+import re
 
 import jax
 import numpy as np
@@ -111,6 +113,20 @@ def test_wrong_flags_are_one_line(tmp_path, monkeypatch, workdir, output, kind, 
   with pytest.raises(ValueError, match=said):
     command.run(workdir, output, kind)
   assert list(pathlib.Path().iterdir()) == []
+
+
+@pytest.mark.parametrize('kind', export.FORMATS)
+def test_what_is_no_file_or_a_run_has_written_stays(tmp_path, small, monkeypatch, kind):
+  monkeypatch.setattr(export, '_write', None)
+  model, _ = small
+  model.write(tmp_path)
+  os.mkfifo(tmp_path / 'pipe')
+  before = (tmp_path / 'model.json').read_bytes()
+  for name, said in (('pipe', 'cannot be written .not a file, but a pipe'), ('model.json', 'is written by a run')):
+    with pytest.raises(ValueError, match=f'^{re.escape(str(tmp_path / name))}: .*{said}'):
+      export.export(model, {}, tmp_path / name, kind)
+  assert (tmp_path / 'pipe').is_fifo()
+  assert (tmp_path / 'model.json').read_bytes() == before
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path, small):

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import sys
 
 import numpy as np
@@ -108,6 +109,33 @@ def test_wrong_shapes_are_named(tensors, genotype, name, value, said):
   net = infer_network(genotype, tensors)
   with pytest.raises(ValueError, match=said):
     convert_network(net, {**tensors, name: value})
+
+
+@pytest.mark.parametrize('dtype', [np.int8, np.int64, np.uint8, bool])
+def test_weights_that_are_no_floating_point_numbers_are_refused(tensors, genotype, language_tensors, supernet, dtype):
+  net = infer_network(genotype, tensors)
+  message = rf'dtype {np.dtype(dtype)} found; floating-point numbers are expected'
+  for name in ('cells.0._ops.0.op.1.weight', 'stem.1.running_var'):
+    with pytest.raises(ValueError, match=f'^tensor {name}: {message}'):
+      convert_network(net, {**tensors, name: tensors[name].astype(dtype)})
+  name = 'rnns.0._Ws.4'
+  with pytest.raises(ValueError, match=f'^tensor {name}: {message}'):
+    convert_language_model(supernet, {**language_tensors, name: language_tensors[name].astype(dtype)})
+
+
+@pytest.mark.parametrize('name', ['stem.0.weight', 'classifier.weight'])
+def test_a_single_number_is_not_called_missing(tensors, genotype, name):
+  with pytest.raises(ValueError, match=f'^tensor {name}: a single number; this is no network of the reference$'):
+    infer_network(genotype, {**tensors, name: np.array(1.0)})
+
+
+def test_values_beyond_float32_are_one_line(tmp_path, tensors, genotype, recwarn):
+  path = tmp_path / 'model.npz'
+  np.savez(path, **{**tensors, 'classifier.bias': np.full(10, 1e300)})
+  message = 'params/classifier_bias: a value is too large for float32'
+  with pytest.raises(ValueError, match=f'^{re.escape(str(path))}: {message}$'):
+    import_reference(path, genotype)
+  assert list(recwarn) == []
 
 
 def test_a_name_does_not_make_a_million_cells(tensors, genotype):

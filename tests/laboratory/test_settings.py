@@ -1,10 +1,13 @@
+import json
 import re
 
+import numpy as np
 import pytest
 
 from configs import hypergradients
 from darts_jax.laboratory import Laboratory
 from darts_jax.laboratory.run import run
+from darts_jax.runtime.checkpoint import Checkpoints
 from darts_jax.settings import build
 
 
@@ -66,3 +69,17 @@ def test_checkpoint_that_is_none(tmp_path):
   with pytest.raises(ValueError, match="^config.search.data.dir '/nowhere' holds no cifar10: put there"):
     run({'search': {'data': {'name': 'cifar10', 'dir': '/nowhere'}}}, tmp_path / 'new')
   assert not (tmp_path / 'new').exists()
+
+
+def test_config_that_was_changed_since_the_search_is_refused(tmp_path):
+  config = {'seed': 0, 'data': {'name': 'npz', 'path': 'mine.npz', 'dir': ''}, 'dataset': {'pixels': 'a'}}
+  Checkpoints(tmp_path / 'checkpoints').save(1, {'weights': np.zeros(2)}, {}, claim=config)
+  (tmp_path / 'config.json').write_text(json.dumps({**config, 'seed': 1}))
+  message = 'config.json: not what the checkpoints were saved with (config.seed: 0 → 1); write it as it was'
+  with pytest.raises(ValueError, match=f'^--checkpoint: {tmp_path}/{re.escape(message)}$'):
+    run({}, tmp_path / 'new', checkpoint=str(tmp_path))
+  # Data may have moved.
+  moved = {**config, 'data': {**config['data'], 'path': str(tmp_path / 'moved.npz')}}
+  (tmp_path / 'config.json').write_text(json.dumps(moved))
+  with pytest.raises(ValueError, match='moved.npz .*cannot be read'):
+    run({}, tmp_path / 'new', checkpoint=str(tmp_path))

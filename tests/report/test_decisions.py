@@ -246,3 +246,15 @@ def test_decided_edges_change_no_more(deciding_search_folder):
   assert (changes <= 16 - 2 * ((times - 1) // 2)).all()
   assert changes[-1] == 0
   assert changes[0] > 0
+
+
+def test_of_many_snapshots_some_are_derived(deciding_search_folder, monkeypatch, parse_page):
+  run = workdir.read(deciding_search_folder)
+  changes = curves._changes(run)
+  assert 'spread evenly' not in parse_page(page._optimisation(run)).text
+  monkeypatch.setattr(curves, 'MAX_DERIVED', 4)
+  assert 'one snapshot of α to the next, of 4 that are spread evenly.' in parse_page(page._optimisation(run)).text
+  some = curves._changes(run)
+  assert some.times.tolist() == [6, 11, 17]
+  # At least what is different at the end was changed on the way.
+  assert some.values.sum() <= changes.values.sum()

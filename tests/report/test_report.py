@@ -11,6 +11,15 @@ from darts_jax import genotype, report
 from darts_jax.report import curves, page, workdir
 
 
+def test_means_of_epochs_are_over_their_steps(search_folder):
+  run = workdir.read(search_folder)
+  faint, means = curves._with_means(run, 'weights_gradient_norm')
+  epochs = np.ceil(faint.times)
+  wanted = [faint.values[epochs == epoch].mean() for epoch in np.unique(epochs)]
+  np.testing.assert_allclose(means.values, wanted, rtol=1e-12)
+  assert len(means.times) == len(run.epochs) > 1
+
+
 @pytest.fixture
 def write(parse_page):
   def write(folder):
@@ -213,6 +222,13 @@ def test_the_old_page_stays_when_the_new_one_cannot_be_made(tmp_path, monkeypatc
 def test_a_folder_that_does_not_exist_is_named(tmp_path):
   with pytest.raises(ValueError, match=r"workdir: '.*absent' is not a folder"):
     report.write(tmp_path / 'absent')
+
+
+def test_folder_in_the_place_of_the_page_is_one_line(tmp_path):
+  (tmp_path / 'report.html').mkdir()
+  with pytest.raises(ValueError, match=r'^--workdir: .*/report.html cannot be written \([^\n]*\)$'):
+    report.write(tmp_path)
+  assert [path.name for path in tmp_path.iterdir()] == ['report.html']
 
 
 def test_what_a_hypergradient_says_of_itself_is_drawn(search_folder):

@@ -391,6 +391,39 @@ def test_alphas_that_are_none(deciding_search_folder, deciding_search, name, cha
   assert name in run.problems['alphas.npz']
 
 
+@pytest.mark.parametrize(
+  ('shape', 'said'),
+  [
+    ((20_002, 2, 1), 'step: 20,002 snapshots; there are up to 20,001'),
+    ((1, 231, 1), 'edges_normal: 231 edges; there are up to 230'),
+    ((1, 2, 11), 'operations: 11 operations; there are up to 10'),
+    ((1, 2, 1), 'edges_other: unknown cell; there are normal, reduce, recurrent'),
+  ],
+)
+def test_alphas_of_more_than_any_search_has_are_told(tmp_path, shape, said):
+  snapshots, edges, operations = shape
+  arrays = {
+    'step': np.arange(snapshots),
+    'operations': np.array([f'o{i}' for i in range(operations)]),
+    'edges_normal': np.array([(0, 2)] * edges),
+    'normal': np.zeros(shape),
+  }
+  if 'edges_other' in said:
+    arrays['edges_other'] = arrays['edges_normal']
+  np.savez(tmp_path / 'alphas.npz', **arrays)
+  assert said in workdir.read(tmp_path).problems['alphas.npz']
+
+
+def test_an_architecture_is_derived_from_its_own_snapshot_alone(monkeypatch, search_folder):
+  alphas = workdir.read(search_folder).alphas
+  assert not alphas.decides
+  shapes = []
+  softmax = workdir._softmax
+  monkeypatch.setattr(workdir, '_softmax', lambda values: shapes.append(values.shape) or softmax(values))
+  alphas.genotype(1)
+  assert shapes == [values.shape[1:] for values in alphas.alphas.values()]
+
+
 def test_alphas_that_were_cut_are_told(tmp_path):
   shutil.copy(pathlib.Path(__file__).parents[1] / 'cases' / 'alphas_truncated.npz', tmp_path / 'alphas.npz')
   run = workdir.read(tmp_path)

@@ -94,6 +94,7 @@ def test_json_is_read_or_refused(tmp_path, complaints):
     (b'[' * 100_000, 'nested too deeply'),
     (b'{"a":' * 100 + b'1' + b'}' * 100, 'nested too deeply'),
     (b'{"a": "\\ud800"}', 'not JSON .*surrogates'),
+    (b'[{"a": 1, "b": {}, "a": 2}]', 'a stands twice in an object'),
     (b'{"a": "\xed\xa0\x80"}', 'not JSON .*utf-8'),
     (b'{"a": ' + b'9' * 5000 + b'}', 'not JSON .*digits'),
     (b'', 'not JSON'),
@@ -141,6 +142,7 @@ def test_large_files_are_not_read(tmp_path):
   [
     ('~nosuchuser/runs', '~nosuchuser/runs: no home folder is known of that user'),
     ('runs/a\0b', 'has a zero byte'),
+    ('runs/\udcff', r"'runs/.udcff' is not UTF-8"),
     ('gs://bucket/runs', 'gs://bucket/runs is a URL'),
     ('x' * 5000, 'is no usable path .File name too long.'),
   ],

@@ -47,6 +47,15 @@ def test_second_signal_interrupts(first, second, received):
 
 
 @pytest.mark.parametrize('number', SIGNALS)
+def test_a_signal_that_is_ignored_stays_so(number, received):
+  signal.signal(number, signal.SIG_IGN)
+  with InterruptGuard() as guard:
+    os.kill(os.getpid(), number)
+    assert guard.requested is None
+  assert signal.getsignal(number) is signal.SIG_IGN
+
+
+@pytest.mark.parametrize('number', SIGNALS)
 def test_old_handlers_return(number, received):
   with pytest.raises(ZeroDivisionError), InterruptGuard():
     raise ZeroDivisionError
@@ -75,7 +84,7 @@ def test_other_threads_leave_signals_alone(received):
 
 def test_first_signal_says_at_once_what_it_waits_for(monkeypatch):
   told, said = [], threading.Event()
-  monkeypatch.setattr(interrupts, '_say', lambda message: (told.append(message), said.set()))
+  monkeypatch.setattr(interrupts, 'say', lambda message: (told.append(message), said.set()))
   with InterruptGuard() as guard, busy('compilation'):
     os.kill(os.getpid(), signal.SIGTERM)
     assert guard.requested == 'SIGTERM'

@@ -3,13 +3,16 @@
 import errno
 import fcntl
 import json
+import math
 import os
 import pathlib
+import queue
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -47,6 +50,11 @@ def test_another_process_is_named_and_a_killed_one_leaves_no_lock(tmp_path):
       with pytest.raises(ValueError, match=message), locked(inside):
         raise AssertionError
       assert [path.name for path in workdir.iterdir()] == [lock.FILE]
+      # One above it would come to it in the end.
+      message = f'^--workdir: {re.escape(str(tmp_path))} holds {re.escape(str(workdir))}, which is {who}'
+      with pytest.raises(ValueError, match=message), locked(tmp_path):
+        raise AssertionError
+      assert [path.name for path in tmp_path.iterdir()] == ['run']
       # One beside it is another run's.
       with locked(tmp_path / 'other'):
         pass
@@ -93,17 +101,24 @@ def write_owner(workdir, **changes):
 
 def test_file_system_without_locks_goes_by_what_the_file_says(tmp_path, without_locks):
   write_owner(tmp_path)
-  message = f'in use by process {os.getppid()} on {re.escape(socket.gethostname())} since noon; wait for it'
+  remedy = f'.if it has ended, remove {re.escape(str(tmp_path / lock.FILE))}.; wait for it'
+  message = f'in use by process {os.getppid()} on {re.escape(socket.gethostname())} since noon {remedy}'
   with pytest.raises(ValueError, match=message), locked(tmp_path):
     raise AssertionError
   # Nobody here knows of processes elsewhere.
-  write_owner(tmp_path, host='elsewhere')
-  message = f'on elsewhere since noon .if it has ended, remove {re.escape(str(tmp_path / lock.FILE))}.; wait'
-  with pytest.raises(ValueError, match=message), locked(tmp_path):
+  write_owner(tmp_path, host='else\nwhere\x1b[31m')
+  with pytest.raises(ValueError, match=rf'on else where \[31m since noon {remedy}'), locked(tmp_path):
     raise AssertionError
 
 
-@pytest.mark.parametrize('changes', [{'pid': 2**22 + 1}, {'begun': 'long ago'}, {'pid': os.getpid()}])
+@pytest.mark.parametrize(
+  'changes',
+  [
+    *({'pid': 2**22 + 1}, {'begun': 'long ago'}, {'pid': os.getpid()}),
+    # Nobody's, or those of whole groups of processes.
+    *({'pid': pid, 'begun': None} for pid in (10**30, 2**31, 0, -1, math.inf)),
+  ],
+)
 def test_owner_that_is_gone_has_no_lock(tmp_path, without_locks, changes):
   write_owner(tmp_path, **changes)
   with locked(tmp_path):
@@ -111,8 +126,92 @@ def test_owner_that_is_gone_has_no_lock(tmp_path, without_locks, changes):
   assert list(tmp_path.iterdir()) == []
 
 
+def test_lock_that_its_process_lost_by_reading_the_file_is_held_as_long_as_the_process_is_there(tmp_path):
+  write_owner(tmp_path)
+  with pytest.raises(ValueError, match=f'in use by process {os.getppid()} '), locked(tmp_path):
+    raise AssertionError
+
+
+def test_file_that_cannot_be_removed_says_that_nobody_holds_the_lock(tmp_path, monkeypatch):
+  def refuse(path):
+    raise PermissionError
+
+  with locked(tmp_path):
+    monkeypatch.setattr(pathlib.Path, 'unlink', refuse)
+  assert (tmp_path / lock.FILE).read_bytes() == b''
+
+
+def test_process_that_has_ended_but_was_not_waited_for_is_not_there():
+  with subprocess.Popen(['true']) as process:
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert lock._begun(process.pid) is None
+
+
+def test_run_that_takes_over_from_another_host_says_so(tmp_path, caplog):
+  write_owner(tmp_path, host='elsewhere')
+  with locked(tmp_path):
+    assert json.loads((tmp_path / lock.FILE).read_text())['host'] == socket.gethostname()
+  [message] = caplog.messages
+  assert message.startswith(f'run.lock is from process {os.getppid()} on elsewhere since noon, which did not end')
+
+
+def test_threads_do_not_share_a_directory(tmp_path, monkeypatch):
+  acquire, found, end = lock._acquire, queue.SimpleQueue(), threading.Event()
+
+  def slowly(*arguments):
+    number = acquire(*arguments)
+    end.wait(0.1)
+    return number
+
+  def run():
+    try:
+      with locked(tmp_path):
+        found.put('locked')
+        end.wait(10)
+    except ValueError as error:
+      found.put(str(error))
+
+  monkeypatch.setattr(lock, '_acquire', slowly)
+  threads = [threading.Thread(target=run) for _ in range(2)]
+  for thread in threads:
+    thread.start()
+  said = sorted(found.get(timeout=10) for _ in threads)
+  end.set()
+  for thread in threads:
+    thread.join()
+  assert said == [f'--workdir: {tmp_path} is in use by this process already', 'locked']
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('kind', ['a link', 'a folder', 'a pipe'])
+def test_what_is_no_file_of_a_lock_is_not_written_to(tmp_path, kind):
+  workdir, other = tmp_path / 'run', tmp_path / 'important'
+  workdir.mkdir()
+  other.write_text('data')
+  place = workdir / lock.FILE
+  {'a link': lambda: place.symlink_to(other), 'a folder': place.mkdir, 'a pipe': lambda: os.mkfifo(place)}[kind]()
+  with (
+    pytest.raises(ValueError, match=f'^--workdir: .*run.lock is {kind}, in the place of the file of the lock; remove'),
+    locked(workdir),
+  ):
+    raise AssertionError
+  assert other.read_text() == 'data'
+  # In a folder above, it is nobody's lock.
+  with locked(workdir / 'inside'):
+    pass
+  assert [path.name for path in workdir.iterdir()] == [lock.FILE]
+
+
 @pytest.mark.parametrize(
-  'content', [b'', b'{"pid": 1', b'\xff', b'[]', b'{"pid": "x", "host": 1, "since": [], "begun": 0}']
+  'content',
+  [
+    b'',
+    b'{"pid": 1',
+    b'\xff',
+    b'[]',
+    b'{"pid": "x", "host": 1, "since": [], "begun": 0}',
+    b'{"pid": 1e400, "host": "h", "since": "", "begun": null}',
+  ],
 )
 def test_what_the_file_says_may_be_damaged(tmp_path, content):
   (tmp_path / lock.FILE).write_bytes(content)

@@ -385,6 +385,30 @@ def test_log_that_falls_short_of_its_checkpoint_is_an_event_that_the_report_show
     assert text.count(message) == 2  # Among the warnings and the events.
 
 
+class WithTest(Rounding):
+  """What the end of the run writes is a test."""
+
+  def lacks(self):
+    return '' if self.has_logged(lambda line: line['kind'] == 'test') else 'the test'
+
+  def finish(self, state):
+    super().finish(state)
+    self.write('test', self.total, {'loss': 1.0})
+
+
+def test_end_of_a_finished_run_that_was_lost_is_made_again(finished, tmp_path):
+  workdir = shutil.copytree(finished, tmp_path / 'run')
+  # The checkpoint, which is older than the end of the run, has no copy of it.
+  for again in (True, False):
+    loop = WithTest(workdir, 8, ends=(3, 6))
+    assert loop.run().finished
+    assert loop.called('finish') == [(6,)] * again
+    assert [line['step'] for line in lines(workdir, 'test')] == [6]
+    events = [(line['event'], line['message']) for line in lines(workdir, 'event')]
+    message = 'metrics.jsonl: the test was lost; it is found out again'
+    assert events == [('finished', '2 epochs done'), ('brought_back', message)]
+
+
 def test_lost_checkpoints_are_told_and_what_a_kill_left_of_one_is_removed(finished, tmp_path):
   workdir = shutil.copytree(finished, tmp_path / 'run')
   shutil.rmtree(workdir / 'checkpoints')

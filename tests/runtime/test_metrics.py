@@ -143,6 +143,16 @@ def test_folder_without_a_log_is_named(tmp_path):
     metrics.read(tmp_path)
 
 
+def test_text_that_is_not_unicode_can_be_read_again(tmp_path):
+  with MetricsLog(tmp_path, resume_step=None) as log:
+    log.write('event', 1, {'event': 'damaged_image', 'message': 'a/\udcff.png: größer'})
+    log.write('event', 2, {'event': 'finished', 'message': ''})
+  found = metrics.read(tmp_path)
+  assert [line.get('message') for line in found] == ['a/\\udcff.png: größer', '']
+  MetricsLog(tmp_path, resume_step=2).close()
+  assert metrics.read(tmp_path) == found
+
+
 @pytest.mark.parametrize(
   ('values', 'message'),
   [
@@ -150,6 +160,7 @@ def test_folder_without_a_log_is_named(tmp_path):
     ({'kind': 'x'}, "metric 'kind': this name is taken"),
     ({'loss': [1.0]}, r"metric 'loss': \[1\.0\] is neither a number nor text"),
     ({'loss': np.zeros(2)}, "metric 'loss': .* is neither a number nor text"),
+    ({'epoch': 0.5}, "metrics of kind 'train' at step 1: .* could not be read again"),
   ],
 )
 def test_values_without_a_place_are_refused(tmp_path, values, message):
@@ -207,8 +218,42 @@ assert not [name for name in sys.modules if name.partition('.')[0] in ('torch', 
 def test_damaged_logs_are_read_or_refused(tmp_path, complaints):
   with MetricsLog(tmp_path, resume_step=None) as log:
     for step in range(8):
-      log.write('step', step, {'loss': math.nan if step == 3 else 1 / (1 + step), 'said': 'é'})
+      log.write('step', step, {'loss': math.nan if step == 3 else 1 / (1 + step), 'said': step})
   assert 100 < len(complaints(lambda path: metrics.read(path.parent), tmp_path / 'metrics.jsonl')) < 400
+
+
+@pytest.mark.parametrize(
+  'line',
+  [
+    {'kind': 'epoch', 'step': 0, 'epoch': [1]},
+    {'kind': 'epoch', 'step': 0, 'epoch': {'a': 1}},
+    {'kind': 'epoch', 'step': 0, 'epoch': 0.5},
+    {'kind': 'epoch', 'step': 0},
+    {'kind': 'test', 'step': 1, 'loss': 1, 'accuracy': 'x'},
+    {'kind': 'test', 'step': 1, 'loss': 1, 'accuracy': None},
+    {'kind': 'test', 'step': 1, 'loss': 1, 'accuracy': [1]},
+    {'kind': 'test', 'step': 1, 'loss': 1, 'accuracy': True},
+    {'kind': 'test', 'step': 1, 'loss': 10**400},
+    {'kind': 'test', 'step': 1},
+    {'kind': 'event', 'step': 1, 'event': ['finished']},
+    {'kind': 'event', 'step': 1, 'event': 'finished', 'message': 3},
+    {'kind': 'event', 'step': 1, 'event': 'finished', 'x': [math.nan]},
+    {'kind': 'event', 'step': 1, 'message': 'finished'},
+    {'kind': 'step', 'step': -5},
+    {'kind': 'step', 'step': True},
+    {'kind': 'step', 'step': 10**400},
+    {'kind': 'step', 'step': 1, 'seconds': {}},
+  ],
+  ids=str,
+)
+def test_lines_of_another_shape_are_damaged(tmp_path, line):
+  path = tmp_path / 'metrics.jsonl'
+  good = {'kind': 'test', 'step': 2, 'loss': 1, 'accuracy': 'nan'}
+  path.write_text(f'{json.dumps(line)}\n{json.dumps(good)}\n')
+  with pytest.raises(ValueError, match=r'metrics.jsonl: line 1 is damaged: not a JSON object of finite numbers and'):
+    metrics.read(tmp_path)
+  MetricsLog(tmp_path, resume_step=2, saved=b'').close()
+  assert [line['step'] for line in metrics.read(tmp_path)] == [2]
 
 
 @pytest.mark.parametrize(

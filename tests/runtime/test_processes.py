@@ -34,6 +34,17 @@ def test_an_error_of_one_process_stays_what_it_is():
     processes.together(fail)
 
 
+def test_an_error_that_is_not_unicode_reaches_the_others(three):
+  said = three(np.zeros(1024, np.uint8), np.zeros(1024, np.uint8))
+
+  def fail():
+    raise ValueError('a/\udcff: cannot be read')
+
+  with pytest.raises(processes.AgreedError, match=r'^process 1: a/.udcff: cannot be read$'):
+    processes.together(fail)
+  assert len(said) == 1
+
+
 @pytest.fixture
 def three(monkeypatch):
   """Makes this the second of three processes, of which the others say what is given."""

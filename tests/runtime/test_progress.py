@@ -1,5 +1,8 @@
 import contextlib
+import errno
+import io
 import os
+import pathlib
 import pty
 import re
 import sys
@@ -10,6 +13,7 @@ import pytest
 
 from darts_jax.runtime import progress
 from darts_jax.runtime.progress import Progress
+from darts_jax.runtime.terminal import say
 
 
 @pytest.fixture
@@ -109,3 +113,59 @@ def test_terminal_shows_one_bar_with_an_estimate(monkeypatch):
   note, last, end = [line.split('\r')[-1] for line in output.split('\n')]
   assert (note, end) == ('genotype written', '')
   assert re.fullmatch(r'search: 100%\|.*\| 10/10 \[\d\d:\d\d<00:00, .*, loss 0\.1, accuracy 0\.75\]', last)
+
+
+class Gone(io.StringIO):
+  """A stream that cannot be written any more."""
+
+  def __init__(self, error, terminal=False):
+    super().__init__()
+    self._error, self._terminal = error, terminal
+
+  def isatty(self):
+    return self._terminal
+
+  def fileno(self):
+    raise self._error
+
+  def write(self, text):
+    raise self._error
+
+  def flush(self):
+    raise self._error
+
+
+@pytest.mark.parametrize(
+  'stream',
+  [
+    Gone(BrokenPipeError(errno.EPIPE, 'Broken pipe')),
+    Gone(OSError(errno.ENOSPC, 'No space left on device')),
+    Gone(ValueError('I/O operation on closed file')),
+    Gone(OSError(errno.EIO, 'Input/output error'), terminal=True),
+    None,
+  ],
+)
+def test_a_run_goes_on_when_nobody_can_be_told(monkeypatch, stream):
+  monkeypatch.setattr(sys, 'stderr', stream)
+  with Progress(10, interval=0) as bar:
+    bar.update(1, {'loss': 1.0})
+    bar.note('a note')
+    bar.update(2, {})
+  say('a line')
+
+
+def test_a_terminal_that_hangs_up_does_not_end_a_run(monkeypatch):
+  master, slave = pty.openpty()
+  termios.tcsetwinsize(slave, (25, 100))
+  with os.fdopen(slave, 'w') as stream:
+    monkeypatch.setattr(sys, 'stderr', stream)
+    with Progress(10) as bar:
+      bar.update(1, {})
+      os.close(master)
+      bar.update(2, {'loss': 1.0})
+      bar.note('a note')
+      bar.update(3, {})
+    monkeypatch.undo()
+    # What could not be written is written once more at the end.
+    with pathlib.Path(os.devnull).open('w') as nowhere:
+      os.dup2(nowhere.fileno(), slave)

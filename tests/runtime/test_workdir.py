@@ -1,4 +1,6 @@
 import json
+import os
+import pathlib
 import re
 
 import numpy as np
@@ -6,7 +8,7 @@ import pytest
 
 from darts_jax.runtime import workdir as workdir_module
 from darts_jax.runtime.checkpoint import Checkpoints
-from darts_jax.runtime.workdir import claim, claim_together
+from darts_jax.runtime.workdir import check_free, claim, claim_together
 
 CONFIG = {'seed': 0, 'network': {'channels': 16, 'operations': ('none', 'skip_connect')}}
 
@@ -39,6 +41,16 @@ def test_config_that_cannot_be_read_is_named(tmp_path, content):
   with pytest.raises(ValueError, match=f'^{re.escape(str(tmp_path / "config.json"))}: not JSON'):
     claim(tmp_path, CONFIG, 'search')
   assert (tmp_path / 'config.json').read_bytes() == content
+
+
+def test_a_relative_path_in_a_folder_whose_name_is_not_utf8_is_refused(tmp_path, monkeypatch):
+  folder = tmp_path / '\udcff'
+  folder.mkdir()
+  monkeypatch.chdir(folder)
+  for action in (lambda: claim(pathlib.Path('run'), CONFIG, 'search'), lambda: Checkpoints('run')):
+    with pytest.raises(ValueError, match=r": '[^\n]*/.udcff/run' is not UTF-8"):
+      action()
+  assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize('inside', ['', 'run'])
@@ -100,6 +112,13 @@ def test_config_that_was_changed_is_not_that_of_the_checkpoint(tmp_path):
     claim(tmp_path, other, 'search')
 
 
+def test_a_large_value_is_not_printed_as_a_whole(tmp_path):
+  (tmp_path / 'config.json').write_text(json.dumps({**CONFIG, 'seed': 'a' * 10**6, 'network': {'b' * 10**6: 1}}))
+  with pytest.raises(ValueError, match='holds a search with another config') as raised:
+    claim(tmp_path, CONFIG, 'search')
+  assert len(str(raised.value)) < 3000
+
+
 def test_damaged_checkpoint_says_nothing_of_the_config(tmp_path):
   save(tmp_path, CONFIG)
   path = tmp_path / 'checkpoints' / '1' / 'manifest.json'
@@ -122,7 +141,7 @@ def test_other_data_are_named_with_what_differs(tmp_path):
 
 
 def test_leftovers_of_kills_go_and_other_files_stay(tmp_path):
-  names = ('metrics.jsonl.tmp', 'config.json.partial', 'alphas.partial.npz', 'report.html.partial')
+  names = ('metrics.jsonl.tmp', 'config.json.partial', 'alphas.partial.npz', 'report.html.0a1b2c3d.partial')
   for name in (*names, 'notes.txt'):
     (tmp_path / name).write_text('half')
   # A folder that is no run's yet is left as it is, but for what is written now.
@@ -130,6 +149,38 @@ def test_leftovers_of_kills_go_and_other_files_stay(tmp_path):
   assert (tmp_path / 'metrics.jsonl.tmp').exists()
   claim(tmp_path, CONFIG, 'search')
   assert sorted(path.name for path in tmp_path.iterdir()) == ['config.json', 'notes.txt']
+
+
+def test_leftover_that_its_writer_removes_at_the_same_time_is_no_error(tmp_path, monkeypatch):
+  claim(tmp_path, CONFIG, 'search')
+  partial = tmp_path / 'report.html.0a1b2c3d.partial'
+  partial.touch()
+  is_file = pathlib.Path.is_file
+
+  def removed(path):
+    found = is_file(path)
+    if path == partial:
+      path.unlink()
+    return found
+
+  monkeypatch.setattr(pathlib.Path, 'is_file', removed)
+  claim(tmp_path, CONFIG, 'search')
+  assert not partial.exists()
+
+
+@pytest.mark.parametrize(
+  'name',
+  ['model.json', 'config.json', 'run.lock', 'weights.safetensors', 'checkpoints', 'checkpoints/30/manifest.json'],
+)
+def test_what_a_run_writes_is_nothing_else(tmp_path, name):
+  check_free(tmp_path / 'run' / name)
+  claim(tmp_path / 'run', CONFIG, 'search')
+  (tmp_path / 'link').symlink_to(tmp_path / 'run' / name)
+  for path in (tmp_path / 'run' / name, tmp_path / 'link'):
+    with pytest.raises(ValueError, match=f'^{re.escape(str(path))}: .* is written by a run; choose another'):
+      check_free(path)
+  check_free(tmp_path / 'run' / 'net.onnx')
+  check_free(tmp_path / 'model.json')
 
 
 @pytest.mark.parametrize(('name', 'kind'), [('checkpoints', 'search'), ('best', 'training'), ('final', 'selection')])
@@ -144,4 +195,13 @@ def test_file_in_the_place_of_a_folder_is_noticed_at_once(tmp_path, name, kind):
 def test_folder_in_the_place_of_a_file_is_noticed_at_once(tmp_path):
   (tmp_path / 'metrics.jsonl').mkdir()
   with pytest.raises(ValueError, match='metrics.jsonl is a folder, in the place of a file; remove it'):
+    claim(tmp_path, CONFIG, 'search')
+
+
+def test_pipe_in_the_place_of_a_file_is_noticed_at_once(tmp_path):
+  claim(tmp_path, CONFIG, 'search')
+  save(tmp_path, CONFIG)
+  (tmp_path / 'config.json').unlink()
+  os.mkfifo(tmp_path / 'config.json')
+  with pytest.raises(ValueError, match='config.json is a pipe, in the place of a file; remove it or choose another$'):
     claim(tmp_path, CONFIG, 'search')

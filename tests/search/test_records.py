@@ -127,12 +127,16 @@ def test_a_search_that_hardly_moved_says_so_in_log_and_result(tmp_path, resumed,
   search.folders, search.strategy, search.total = [tmp_path], DARTS, 22
   search._histories = [AlphaHistory(tmp_path, DARTS, 22) if resumed else history]
   search.write = lambda *args: noted.append(args)
+  (tmp_path / 'metrics.jsonl').touch()
   search.finish(None)
   if not said:
     assert (noted, search.warnings()) == ([], [None])
     return
   [warning] = search.warnings()
   assert noted == [('event', 22, {'event': 'not_settled', 'message': warning})]
+  assert search.lacks() == 'the warning that a genotype is not settled'
+  (tmp_path / 'metrics.jsonl').write_text('{"kind": "event", "step": 22, "event": "not_settled"}\n')
+  assert search.lacks() == ''
   assert warning.startswith('the genotype is not settled: 4 of its 8 edges and 8 of their operations would be others')
   # Node 2 keeps both of its edges whatever happens.
   shown = page.render(workdir.read(tmp_path))

@@ -440,3 +440,9 @@ def test_other_images_are_refused(config, images, scripted, tmp_path):
   message = f'the data of npz {path} are not those of before; choose another --workdir or the same data'
   with pytest.raises(ValueError, match=rf'\(config.dataset.train.labels: .* → .*\): {re.escape(message)}$'):
     random_search.run(config(**{'training.data.path': str(path)}), tmp_path / 'run')
+
+
+def test_more_architectures_than_any_search_has_are_refused(tmp_path):
+  (tmp_path / architectures.FILE).write_text(json.dumps([{}] * 1001))
+  with pytest.raises(ValueError, match=r'architectures.json: 1,001 architectures; there are up to 1,000$'):
+    architectures.read(tmp_path)

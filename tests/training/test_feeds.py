@@ -1,6 +1,7 @@
 """Where images come from: parts that do not overlap, and streams that a resumed training goes on with."""
 
 import dataclasses
+import json
 import pathlib
 import re
 
@@ -16,8 +17,8 @@ from darts_jax.data.images import load
 from darts_jax.data.jitter import color_jitter
 from darts_jax.data.stream import Batch
 from darts_jax.genotype import Genotype
+from darts_jax.runtime import files, metrics
 from darts_jax.runtime import loop as loops
-from darts_jax.runtime import metrics
 from darts_jax.runtime.checkpoint import Checkpoints
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.runtime.progress import Progress
@@ -253,6 +254,17 @@ def test_an_empty_folder_and_unknown_classes_are_named(tmp_path, folder):
       (tmp_path / split / name / '1.jpg').write_bytes(b'')
   with pytest.raises(ValueError, match=re.escape(f'config.data.dir: {tmp_path}/val/c: a class that')):
     feeds.open_feed(settings_of(tmp_path), make_mesh(1))
+
+
+def test_names_of_classes_that_are_not_utf8_can_be_read_again(tmp_path):
+  for split in ('train', 'val'):
+    for name in ('a', '\udcfe'):
+      inside = tmp_path / split / name
+      inside.mkdir(parents=True)
+      for i in range(8):
+        (inside / f'{i}.jpg').write_bytes(b'')
+  found = feeds.open_feed(settings_of(tmp_path), make_mesh(1)).fingerprint
+  assert files.parse_json(json.dumps(found).encode())['classes'] == ['a', '\\udcfe']
 
 
 def test_grey_or_float_images_have_no_colours_to_jitter():

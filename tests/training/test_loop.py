@@ -154,6 +154,18 @@ def test_a_training_killed_after_its_test_does_not_test_again(tmp_path, uninterr
   assert len(metrics.read(tmp_path / 'run')) == len(lines)
 
 
+def test_a_finished_training_whose_test_was_lost_tests_again(tmp_path, uninterrupted, monkeypatch):
+  workdir, result = uninterrupted
+  shutil.copytree(workdir, tmp_path / 'run')
+  path = tmp_path / 'run' / 'metrics.jsonl'
+  path.write_text(''.join(line for line in path.read_text().splitlines(keepends=True) if '"test"' not in line))
+  found = {'loss': result.test_loss, 'accuracy': result.test_accuracy}
+  monkeypatch.setattr(training_loop._Loop, '_measure', lambda self, part, *_: found if part == 'test' else None)
+  again = training.run(CONFIG, tmp_path / 'run', GENOTYPE)
+  assert (again.finished, again.test_accuracy) == (True, result.test_accuracy)
+  assert [line.get('event') for line in metrics.read(tmp_path / 'run')][-2:] == ['brought_back', None]
+
+
 def test_a_signal_at_the_end_of_a_training_ends_a_sequence(tmp_path, monkeypatch, make_guard):
   requested = []
 

@@ -8,7 +8,8 @@ import pytest
 from darts_jax import genotype as genotypes
 from darts_jax.report import architectures
 from darts_jax.report.architectures import Architecture
-from darts_jax.training import Model
+from darts_jax.runtime.lock import locked
+from darts_jax.training import Model, write
 from darts_jax.training.language.model import RecurrentModel
 from darts_jax.training.settings import Training
 from darts_jax.training.workdir import read_settings
@@ -16,6 +17,12 @@ from darts_jax.training.workdir import read_settings
 DARTS = genotypes.published()['DARTS_V2']
 MODEL = Model(DARTS, 36, 20, 10, 'cifar', True, True, 3, (32, 32, 3), (1.0, 2.0, 3.0), (0.5, 0.25, 4.0))
 LANGUAGE_MODEL = RecurrentModel(genotypes.published()['RNN_DARTS_V2'], 850, ('the', '<eos>'))
+
+
+def test_folder_in_use_gets_no_weights_from_elsewhere(tmp_path):
+  with locked(tmp_path), pytest.raises(ValueError, match='^--workdir: .* is in use by this process already$'):
+    write(MODEL, {}, tmp_path)
+  assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize('model', [MODEL, LANGUAGE_MODEL], ids=['images', 'text'])

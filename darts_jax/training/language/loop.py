@@ -24,7 +24,6 @@ from darts_jax.runtime.lock import locked
 from darts_jax.runtime.loop import Loop, Plan, Sums
 from darts_jax.runtime.mesh import check_batch, make_mesh, replicated
 from darts_jax.runtime.precision import in_float32
-from darts_jax.runtime.workdir import named_errors
 from darts_jax.settings import build
 from darts_jax.training.language.model import RecurrentModel
 from darts_jax.training.language.restore import BEST
@@ -215,10 +214,13 @@ class _Loop(Loop[LanguageState]):
       rollbacks=np.array(rollbacks + 1, np.int32),
     )
 
+  def lacks(self) -> str:
+    tests = 'test' in self._texts.parts
+    return 'the result of the test' if tests and not self.has_logged(lambda line: line['kind'] == 'test') else ''
+
   def finish(self, state: LanguageState) -> None:
     # A run that was killed right after it had tested does not test again.
-    tested = any(line['kind'] == 'test' for line in metrics.read(self.workdir))
-    if 'test' in self._texts.parts and not tested:
+    if self.lacks():
       best = self._best_of(state)
       if best is None:
         raise ValueError(f'--workdir: {self.workdir / BEST} has lost the checkpoint of the best weights')
@@ -228,8 +230,7 @@ class _Loop(Loop[LanguageState]):
       self.write('test', self.total, {'loss': loss, 'perplexity': perplexity(loss), 'averaged': averaged})
 
   def report(self, folder: pathlib.Path) -> pathlib.Path:
-    with named_errors(folder):
-      return report.write(folder)
+    return report.write(folder)
 
   def _best_of(self, state: LanguageState) -> LanguageState | None:
     """The state of the epoch with the least validation loss; None if no epoch has ended or it is there no more."""

@@ -7,6 +7,7 @@ import math
 import pathlib
 import re
 import shutil
+import types
 from typing import NamedTuple
 
 import jax
@@ -366,6 +367,19 @@ def test_a_finished_training_is_not_tested_again(tmp_path, finished, folder, gen
   again = training.run(configured(folder), tmp_path / 'run', genotype)
   assert dataclasses.replace(again, report=result.report) == result
   assert len(metrics.read(tmp_path / 'run')) == len(lines)
+
+
+def test_log_of_a_finished_training_lacks_its_test(tmp_path):
+  loop = object.__new__(language_loop._Loop)
+  loop.folders = [tmp_path]
+  for parts, line, lacks in (
+    (('valid', 'test'), {'kind': 'event', 'step': 9, 'event': 'finished'}, 'the result of the test'),
+    (('valid', 'test'), {'kind': 'test', 'step': 9, 'loss': 1.0}, ''),
+    (('valid',), {'kind': 'event', 'step': 9, 'event': 'finished'}, ''),
+  ):
+    loop._texts = types.SimpleNamespace(parts=parts)
+    (tmp_path / 'metrics.jsonl').write_text(json.dumps(line) + '\n')
+    assert loop.lacks() == lacks
 
 
 def test_best_weights_that_are_gone_are_not_replaced_by_others(tmp_path, finished, folder, genotype):
