@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from darts_jax import search, selection
-from darts_jax.genotype import Genotype
+from darts_jax.spaces import Genotype
 from darts_jax.runtime import platforms
 from experiments import entry
 from experiments import search as command

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from configs import digits
-from darts_jax import genotype as genotypes
+from darts_jax import spaces
 from darts_jax.derive import derive_genotype
-from darts_jax.genotype import CANDIDATES, Genotype, search_space
+from darts_jax.spaces import Darts, Genotype
+from darts_jax.spaces.darts import CANDIDATES
 from darts_jax.runtime import metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -75,10 +76,10 @@ def test_alphas_find_an_architecture(finished):
 
 
 def test_output_is_the_result(finished):
-  found = genotypes.load(finished.workdir / 'genotype.json')
+  found = spaces.load(finished.workdir / 'genotype.json')
   accuracy = [line for line in metrics.read(finished.workdir) if line['kind'] == 'epoch'][-1]['valid_accuracy']
   assert finished.output == [
-    f'genotype: {genotypes.to_dict(found)}',
+    f'genotype: {spaces.to_json(found)}',
     f'validation accuracy in the supernet: {accuracy:.2%}',
     f'report: {finished.workdir / "report.html"}',
   ]
@@ -122,7 +123,7 @@ def test_alphas_are_kept_for_every_epoch(finished):
   for name in SPECS:
     assert values[name].shape == (EPOCHS + 1, 2, 8)
     assert values[f'edges_{name}'].tolist() == [[0, 2], [1, 2]]
-  assert genotypes.load(finished.workdir / 'genotype.json') == derive(values, -1)
+  assert spaces.load(finished.workdir / 'genotype.json') == derive(values, -1)
 
 
 def test_log_holds_every_measure(finished):
@@ -167,5 +168,5 @@ def test_log_holds_every_measure(finished):
 def test_report_shows_the_result(finished):
   page = (finished.workdir / 'report.html').read_text()
   assert page.startswith('<!doctype html>') or page.startswith('<!DOCTYPE html>')
-  for operation, _ in genotypes.load(finished.workdir / 'genotype.json').normal:
+  for operation, _ in spaces.load(finished.workdir / 'genotype.json').normal:
     assert operation in page

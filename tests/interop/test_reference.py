@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import darts_jax
-from darts_jax.genotype import Genotype, from_dict, published, recurrent_search_space, search_space
+from darts_jax.spaces import Darts, Genotype, Recurrent, from_json, published
 from darts_jax.interop.reference import (
   convert_language_model,
   convert_network,

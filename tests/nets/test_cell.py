@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from darts_jax.genotype import CANDIDATES, CellSpec, Edge, published, search_space
+from darts_jax.spaces import CellSpec, Darts, Edge, published
+from darts_jax.spaces.darts import CANDIDATES
 from darts_jax.nets.bilinear import edges_as_channels
 from darts_jax.nets.cell import Cell
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from darts_jax.genotype import search_space
+from darts_jax.spaces import Darts
 from darts_jax.nets.cell import Cell
 from darts_jax.nets.conv import Network, Supernet, reduction_cells
 

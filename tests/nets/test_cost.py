@@ -2,11 +2,11 @@
 
 import pytest
 
-from darts_jax.genotype import Genotype, RecurrentGenotype, published
+from darts_jax.spaces import Genotype, published
 from darts_jax.nets import cost
 from darts_jax.nets.conv import Network
 
-RECURRENT = [name for name, found in published().items() if isinstance(found, RecurrentGenotype)]
+RECURRENT = [name for name, found in published().items() if isinstance(found, Genotype)]
 
 
 def parts(genotype, *sizes, image=(32, 32, 3), **attributes):

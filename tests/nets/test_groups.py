@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from darts_jax.genotype import recurrent_search_space, search_space
+from darts_jax.spaces import Darts, Recurrent
 from darts_jax.nets.conv import Supernet
 from darts_jax.nets.layers import BatchNorm, NormGroups
 from darts_jax.nets.recurrent import LanguageModel, init_language_model, initial_hidden

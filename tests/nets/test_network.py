@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from darts_jax.genotype import CellSpec, Edge, published
+from darts_jax.spaces import CellSpec, Edge, published
 from darts_jax.nets.cell import Cell
 from darts_jax.nets.conv import Network, check_image_size, check_statistics, drop_path_factors
 

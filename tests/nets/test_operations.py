@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from darts_jax.genotype import OPERATIONS
+from darts_jax.spaces.darts import OPERATIONS
 from darts_jax.nets.operations import Operations
 
 # Numbers of edges that differ, so that no operation can be taken for another.

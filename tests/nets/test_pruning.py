@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from darts_jax.genotype import CellSpec, Edge, search_space
+from darts_jax.spaces import CellSpec, Darts, Edge
 from darts_jax.nets.cell import Cell, prune_cell
 from darts_jax.nets.conv import Supernet, prune_supernet
 

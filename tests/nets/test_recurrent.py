@@ -14,7 +14,8 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from darts_jax.data.sequences import Sequences
-from darts_jax.genotype import ACTIVATIONS, CellSpec, Edge, published, recurrent_search_space
+from darts_jax.spaces import CellSpec, Edge, Recurrent, published
+from darts_jax.spaces.recurrent import ACTIVATIONS
 from darts_jax.nets.bilinear import weights_gradient_if
 from darts_jax.nets.recurrent import (
   Dropout,

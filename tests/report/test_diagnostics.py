@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from darts_jax.genotype import Genotype, RecurrentGenotype, published
+from darts_jax.spaces import Genotype, published
 from darts_jax.report import diagnostics
 
 

@@ -13,13 +13,13 @@ from matplotlib.patches import FancyArrowPatch
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from darts_jax import genotype
-from darts_jax.genotype import CellSpec, Edge, Genotype, RecurrentGenotype
+from darts_jax import spaces
+from darts_jax.spaces import CellSpec, Edge, Genotype
 from darts_jax.report import drawing
 
 _CELLS = {
   f'{name}-{cell}': architecture.cell(cell)
-  for name, architecture in genotype.published().items()
+  for name, architecture in spaces.published().items()
   for cell in (('normal', 'reduce') if isinstance(architecture, Genotype) else ('recurrent',))
 }
 
@@ -113,13 +113,13 @@ def test_parallel_edges_keep_a_label_each():
 
 
 def test_edges_of_a_search_space_say_how_many_candidates_they_have():
-  cell = genotype.search_space()
+  cell = spaces.search_space()
   assert [text.get_text() for text in _texts(_draw(cell), drawing.LABEL)] == ['8 candidates'] * 14
 
 
 def _partly_decided() -> CellSpec:
   """A search space after two decisions for node 5 and one for node 3; node 5 has lost its other edges."""
-  space = genotype.search_space()
+  space = spaces.search_space()
   nodes = list(space.nodes)
   nodes[1] = (nodes[1][0], Edge(1, ('skip_connect',)), nodes[1][2])
   nodes[3] = (Edge(0, ('sep_conv_3x3',)), Edge(4, ('max_pool_3x3',)))
@@ -156,7 +156,7 @@ def test_an_unread_node_has_a_dashed_outline():
 
 
 def test_recurrent_cells_are_drawn_with_their_activations():
-  architecture = genotype.published()['RNN_DARTS_V2']
+  architecture = spaces.published()['RNN_DARTS_V2']
   figure = drawing.draw_genotype(architecture)
   drawn = collections.Counter(text.get_text() for text in _texts(figure, drawing.LABEL))
   assert drawn == collections.Counter(activation for activation, _ in architecture.recurrent)
@@ -216,8 +216,8 @@ def test_dot_of_darts_v2_has_the_published_edges():
 @pytest.mark.parametrize('as_spec', [False, True])
 def test_dot_of_the_recurrent_darts_v2_has_the_published_edges(as_spec):
   # [DARTS, the reference implementation's DARTS_V2 of recurrent cells]
-  architecture = genotype.published()['RNN_DARTS_V2']
-  assert isinstance(architecture, RecurrentGenotype)
+  architecture = spaces.published()['RNN_DARTS_V2']
+  assert isinstance(architecture, Genotype)
   source = drawing.to_graphviz(architecture.cell() if as_spec else architecture, 'DARTS_V2')
   assert _edges(source) == collections.Counter(
     [
@@ -243,9 +243,9 @@ def test_dot_of_amoebanet_leaves_nodes_that_are_not_concatenated_out_of_the_outp
 
 
 def test_dot_names_every_candidate_of_a_search_space():
-  edges = _edges(drawing.to_graphviz(genotype.search_space(), 'search space'))
+  edges = _edges(drawing.to_graphviz(spaces.search_space(), 'search space'))
   assert edges.total() == 14 * 8 + 4
-  edges = _edges(drawing.to_graphviz(genotype.recurrent_search_space(), 'search space'))
+  edges = _edges(drawing.to_graphviz(spaces.recurrent_search_space(), 'search space'))
   assert edges.total() == 2 + 36 * 5 + 8
   assert edges['s3', 's7', 'none'] == 1
 

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from darts_jax import genotype
+from darts_jax import spaces
 from darts_jax.report import figures, style
 from darts_jax.report.figures import Line
 
@@ -96,7 +96,7 @@ def test_names_beside_lines_that_end_together_do_not_overlap():
 
 
 def test_mixing_weights_stand_where_the_adjacency_matrix_has_them():
-  spec = genotype.search_space()
+  spec = spaces.search_space()
   edges = [(edge.source, target) for target, edge in spec.edges]
   rng = np.random.default_rng(0)
   weights = rng.dirichlet(np.ones(8), size=(2, 14))

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from darts_jax.genotype import search_space
+from darts_jax.spaces import Darts
 from darts_jax.relaxation import Annealing
 from darts_jax.report import page, workdir
 from darts_jax.search import loop

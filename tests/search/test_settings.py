@@ -9,7 +9,8 @@ from ml_collections.config_dict import placeholder
 
 from configs import cifar, digits, mnist, ptb, text
 from darts_jax.data.settings import TextSource
-from darts_jax.genotype import ACTIVATIONS, CANDIDATES
+from darts_jax.spaces.darts import CANDIDATES
+from darts_jax.spaces.recurrent import ACTIVATIONS
 from darts_jax.laboratory.settings import Laboratory
 from darts_jax.search.settings import Alphas, Data, Network, RecurrentSearch, Search, Weights, read
 from darts_jax.selection.settings import RandomSearch, Selection

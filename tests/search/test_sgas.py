@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from darts_jax.genotype import CellSpec, Edge, recurrent_search_space, search_space
+from darts_jax.spaces import CellSpec, Darts, Edge, Recurrent
 from darts_jax.relaxation import softmax
 from darts_jax.search import Search
 from darts_jax.search.darts import Darts

@@ -15,9 +15,9 @@ import jax
 import numpy as np
 import pytest
 
-from darts_jax import genotype as genotypes
+from darts_jax import spaces
 from darts_jax import search
-from darts_jax.genotype import RecurrentGenotype
+from darts_jax.spaces import Genotype
 from darts_jax.runtime import loop as loops
 from darts_jax.runtime import metrics
 from darts_jax.runtime.checkpoint import Checkpoints
@@ -155,8 +155,8 @@ def test_stopped_search_ends_bit_for_bit_like_an_uninterrupted_one(searches):
 
 
 def test_directory_holds_the_recurrent_architecture(searches):
-  found = genotypes.load(searches.stopped / 'genotype.json')
-  assert isinstance(found, RecurrentGenotype)
+  found = spaces.load(searches.stopped / 'genotype.json')
+  assert isinstance(found, Genotype)
   assert found == searches.result.genotype
   with np.load(searches.stopped / 'alphas.npz') as file:
     assert file['step'].tolist() == [0, *searches.ends]
@@ -171,7 +171,7 @@ def test_directory_holds_the_recurrent_architecture(searches):
   assert found.recurrent == tuple((OPERATIONS[1 + int(np.argmax(best[row]))], source) for row, source in rows)
   assert found.concat == (1, 2)
   assert searches.output.splitlines() == [
-    f'genotype: {genotypes.to_dict(found)}',
+    f'genotype: {spaces.to_json(found)}',
     f'validation perplexity of the supernet: {math.exp(searches.result.valid_loss):.2f}',
     f'report: {searches.stopped / "report.html"}',
   ]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from configs import digits_select
-from darts_jax import genotype as genotypes
+from darts_jax import spaces
 from darts_jax import selection, training
-from darts_jax.genotype import Genotype
+from darts_jax.spaces import Genotype
 from darts_jax.report.html import duration
 from darts_jax.runtime import metrics
 from darts_jax.search import loop as search_loop
@@ -71,7 +71,7 @@ def test_the_pick_is_the_best_by_validation_and_is_what_is_trained(finished):
       assert [line for line in lines if line['kind'] == 'epoch'][-1]['valid_accuracy'] == accuracy
     picked = next(c['genotype'] for c in method['candidates'] if c['name'] == method['pick'])
     folder = workdir / 'final' / method['name'].replace(' ', '_')
-    assert genotypes.to_dict(genotypes.load(folder / 'seed_0' / 'genotype.json')) == picked == method['genotype']
+    assert spaces.to_json(spaces.load(folder / 'seed_0' / 'genotype.json')) == picked == method['genotype']
     tests = [next(x for x in metrics.read(folder / f'seed_{i}') if x['kind'] == 'test')['accuracy'] for i in (0, 1)]
     assert method['test_accuracies'] == tests
     # Every cell's count is its own.
@@ -152,7 +152,7 @@ def test_random_architectures_are_not_those_that_are_selected_among(finished):
   method = results['methods'][2]
   assert (method['name'], len(method['test_accuracies'])) == ('random architectures', 1)
   network = build(selection.Selection, config()).search.network
-  found = genotypes.load(workdir / 'final' / 'random_architectures' / '0' / 'genotype.json')
+  found = spaces.load(workdir / 'final' / 'random_architectures' / '0' / 'genotype.json')
   assert found == selection.random_genotype(network, 0, 10**6)
 
 
@@ -241,7 +241,7 @@ def test_damaged_results_are_found_again(tmp_path):
     'name': 'darts',
     'candidates': [{'name': 'seed_0', 'valid_accuracy': 0.5}],
     'pick': 'seed_0',
-    'genotype': genotypes.to_dict(genotypes.published()['DARTS_V2']),
+    'genotype': spaces.to_json(spaces.published()['DARTS_V2']),
     'parameters': 3,
     'test_accuracies': [0.5],
     'seconds': {'search': 1.0, 'selection': 1.0, 'evaluation': 1.0},

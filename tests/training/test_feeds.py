@@ -15,7 +15,7 @@ from darts_jax import training
 from darts_jax.data.images import load
 from darts_jax.data.jitter import color_jitter
 from darts_jax.data.stream import Batch
-from darts_jax.genotype import Genotype
+from darts_jax.spaces import Genotype
 from darts_jax.runtime import loop as loops
 from darts_jax.runtime import metrics
 from darts_jax.runtime.checkpoint import Checkpoints

@@ -10,7 +10,7 @@ import pytest
 
 import darts_jax
 from darts_jax import training
-from darts_jax.genotype import Genotype
+from darts_jax.spaces import Genotype
 from darts_jax.runtime import loop as loops
 from darts_jax.runtime import metrics
 from darts_jax.runtime.progress import Progress

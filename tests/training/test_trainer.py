@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from darts_jax.data.batches import Examples, evaluate, tally
-from darts_jax.genotype import Genotype
+from darts_jax.spaces import Genotype
 from darts_jax.runtime.mesh import batch_sharding, make_mesh
 from darts_jax.runtime.packed import Packed
 from darts_jax.settings import build

@@ -5,23 +5,9 @@ import re
 
 import pytest
 
-from darts_jax.genotype import (
-  ACTIVATIONS,
-  CANDIDATES,
-  CellSpec,
-  Edge,
-  Genotype,
-  RecurrentGenotype,
-  from_dict,
-  load,
-  published,
-  recurrent_search_space,
-  resolve,
-  save,
-  search_space,
-  to_dict,
-  to_text,
-)
+from darts_jax.spaces import CellSpec, Darts, Edge, Genotype, Recurrent, from_json, load, published, resolve, save, to_json, to_text
+from darts_jax.spaces.darts import CANDIDATES
+from darts_jax.spaces.recurrent import ACTIVATIONS
 
 SHORT = {
   'sep3': 'sep_conv_3x3',

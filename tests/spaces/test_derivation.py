@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from darts_jax.derive import Doubts, derive_cell, derive_genotype, doubts
-from darts_jax.genotype import CellSpec, Edge, RecurrentGenotype, from_dict, recurrent_search_space, search_space
+from darts_jax.spaces import CellSpec, Darts, Edge, Genotype, Recurrent, from_json
 
 FOLDER = pathlib.Path(__file__).parent / 'goldens'
 GOLDENS = json.loads((FOLDER / 'cnn_genotype_parse.json').read_text())
@@ -34,7 +34,7 @@ def test_recurrent_genotypes_that_the_published_code_derives(index):
   golden = RECURRENT_GOLDENS[index]
   mixing = {'recurrent': softmax(np.array(golden['alphas']))}
   found = derive_genotype(mixing, {'recurrent': recurrent_search_space()})
-  assert isinstance(found, RecurrentGenotype)
+  assert isinstance(found, Genotype)
   assert found == from_dict(golden['genotype'])
 
 
