@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from darts_jax import search, selection
-from darts_jax.spaces import Genotype
 from darts_jax.runtime import platforms
+from darts_jax.spaces import darts
 from experiments import entry
 from experiments import search as command
 
@@ -270,7 +270,9 @@ def test_config_and_directory_reach_the_program(ask):
   assert received[1][2:] == (False, 0, pathlib.Path('here'))
 
 
-GENOTYPE = Genotype((('skip_connect', 0), ('max_pool_3x3', 1)), (2,), (('skip_connect', 0), ('skip_connect', 1)), (2,))
+GENOTYPE = darts.genotype(
+  (('skip_connect', 0), ('max_pool_3x3', 1)), (2,), (('skip_connect', 0), ('skip_connect', 1)), (2,)
+)
 
 
 def test_result_is_printed(ask, monkeypatch):

@@ -9,12 +9,12 @@ import pytest
 
 import darts_jax
 from configs import cifar_eval, digits_eval, ptb_eval, text_eval, wikitext2_eval
-from darts_jax import spaces
-from darts_jax import training
+from darts_jax import spaces, training
 from darts_jax.data import images
 from darts_jax.runtime import metrics
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.settings import build
+from darts_jax.spaces import darts
 from darts_jax.training.language import loop as language_loop
 from experiments import train
 
@@ -153,7 +153,7 @@ def test_a_cell_is_transferred_to_images_of_ones_own_in_bfloat16(tmp_path):
   config.network.update(channels=2, layers=3)
   # Without convolutions in its cells the network is compiled in no time, which bfloat16 on a CPU else takes.
   cell = (('max_pool_3x3', 0), ('skip_connect', 1))
-  result = training.run(config, tmp_path / 'run', spaces.Genotype(cell, (2,), cell, (2,)))
+  result = training.run(config, tmp_path / 'run', darts.genotype(cell, (2,), cell, (2,)))
   assert result.test_accuracy > 0.8
   _, variables = darts_jax.load(tmp_path / 'run')
   assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype('float32')}

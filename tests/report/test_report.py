@@ -7,7 +7,7 @@ import shlex
 import numpy as np
 import pytest
 
-from darts_jax import spaces, report
+from darts_jax import report, spaces
 from darts_jax.report import curves, page, workdir
 
 

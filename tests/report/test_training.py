@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from darts_jax import spaces, report
+from darts_jax import report, spaces
 from darts_jax.report import curves, workdir
 
 CONFIG = {

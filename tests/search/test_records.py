@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from darts_jax.spaces import Darts
+from darts_jax import spaces
 from darts_jax.relaxation import Annealing
 from darts_jax.report import page, workdir
 from darts_jax.search import loop
@@ -12,9 +12,10 @@ from darts_jax.search.darts import Darts
 from darts_jax.search.records import AlphaHistory
 from darts_jax.search.sgas import Decision, Sgas
 
-SPEC = search_space(('none', 'skip_connect', 'max_pool_3x3'), 2)
-SPECS = {'normal': SPEC, 'reduce': SPEC}
-DARTS = Darts(SPECS)
+SPACE = spaces.Darts(2, ('none', 'skip_connect', 'max_pool_3x3'))
+SPECS = SPACE.cells
+SPEC = SPECS['normal']
+DARTS = Darts(SPACE)
 
 
 def alphas(value):
@@ -59,10 +60,10 @@ def test_search_from_the_start_forgets_the_history(tmp_path):
 
 def test_pruned_operations_are_minus_infinity_and_scores_are_kept(tmp_path):
   """Node 3 reads 0 through a pool and 2 through an identity, so 1 no more; in the other cell nothing is decided."""
-  strategy = Sgas(SPECS, decisions=(Decision(0, 'normal', 2, 'max_pool_3x3'), Decision(1, 'normal', 4, 'skip_connect')))
+  strategy = Sgas(SPACE, decisions=(Decision(0, 'normal', 2, 'max_pool_3x3'), Decision(1, 'normal', 4, 'skip_connect')))
   history = AlphaHistory(tmp_path, strategy, None)
   scores = strategy.scores(alphas(0))
-  history.append(0, 0, alphas(0), Sgas(SPECS), scores)
+  history.append(0, 0, alphas(0), Sgas(SPACE), scores)
   history.append(11, 1, alphas(10), strategy, scores)
   AlphaHistory(tmp_path, strategy, 11).append(22, 2, alphas(20), strategy, scores)
   found = read(tmp_path / 'alphas.npz')
@@ -78,7 +79,7 @@ def test_pruned_operations_are_minus_infinity_and_scores_are_kept(tmp_path):
 
 @pytest.mark.parametrize('kind', [Darts, Sgas])
 def test_weights_and_entropies_that_are_shown_are_those_of_the_supernet(tmp_path, kind):
-  strategy = kind(SPECS, temperature=Annealing(4.0, 0.25)).over(22)
+  strategy = kind(SPACE, temperature=Annealing(4.0, 0.25)).over(22)
   rng = np.random.default_rng(0)
   snapshots = {step: {name: rng.normal(size=(5, 3)).astype(np.float32) for name in SPECS} for step in (0, 11, 22)}
   for epoch, (step, values) in enumerate(snapshots.items()):

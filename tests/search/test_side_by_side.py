@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from darts_jax import spaces, laboratory, search, selection
+from darts_jax import laboratory, search, selection, spaces
 from darts_jax.runtime import loop as loops
 from darts_jax.runtime import metrics
 from darts_jax.runtime.checkpoint import Checkpoints

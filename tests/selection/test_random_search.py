@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from configs import digits_eval, digits_random
-from darts_jax import spaces
-from darts_jax import report, search, selection, training
+from darts_jax import report, search, selection, spaces, training
 from darts_jax.report import architectures
 from darts_jax.report import random_search as page
 from darts_jax.report.architectures import Architecture
@@ -112,7 +111,7 @@ def test_an_architecture_is_a_function_of_seed_and_number(finished, config, scri
   workdir, _ = finished
   network = Network(nodes=1, operations=('none', 'skip_connect', 'max_pool_3x3', 'avg_pool_3x3'))
   drawn = [each.genotype for each in architectures.read(workdir)]
-  assert drawn == [selection.random_genotype(network, 2, number) for number in range(2)]
+  assert drawn == [selection.random_genotype(network.space(), 2, number) for number in range(2)]
   calls = scripted(*[0.5] * 6)
   # Neither how many are drawn nor how they are trained matters.
   changes = {'training.epochs': 5, 'training.weights.learning_rate': 0.3}

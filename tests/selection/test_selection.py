@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 from configs import digits_select
-from darts_jax import spaces
-from darts_jax import selection, training
-from darts_jax.spaces import Genotype
+from darts_jax import selection, spaces, training
 from darts_jax.report.html import duration
 from darts_jax.runtime import metrics
 from darts_jax.search import loop as search_loop
@@ -153,7 +151,7 @@ def test_random_architectures_are_not_those_that_are_selected_among(finished):
   assert (method['name'], len(method['test_accuracies'])) == ('random architectures', 1)
   network = build(selection.Selection, config()).search.network
   found = spaces.load(workdir / 'final' / 'random_architectures' / '0' / 'genotype.json')
-  assert found == selection.random_genotype(network, 0, 10**6)
+  assert found == selection.random_genotype(network.space(), 0, 10**6)
 
 
 def test_random_search_has_the_time_of_the_search(monkeypatch, tmp_path):
@@ -198,17 +196,19 @@ def test_earlier_results_are_there_until_they_are_renewed(finished, monkeypatch)
 
 def test_random_cells_are_uniform():
   network = Network(nodes=3, operations=('none', 'skip_connect', 'max_pool_3x3', 'sep_conv_3x3'))
-  drawn = [selection.random_genotype(network, 1, number) for number in range(600)]
-  assert drawn[:3] == [selection.random_genotype(network, 1, number) for number in range(3)]
-  assert selection.random_genotype(network, 2, 0) != drawn[0]
-  assert all(isinstance(found, Genotype) and found.normal_concat == (2, 3, 4) for found in drawn)
-  operations = [operation for found in drawn for operation, _ in (*found.normal, *found.reduce)]
+  drawn = [selection.random_genotype(network.space(), 1, number) for number in range(600)]
+  assert drawn[:3] == [selection.random_genotype(network.space(), 1, number) for number in range(3)]
+  assert selection.random_genotype(network.space(), 2, 0) != drawn[0]
+  cells = [cell for found in drawn for _, cell in found.cells]
+  assert len(cells) == 1200
+  assert all(cell.outputs == (2, 3, 4) for cell in cells)
+  operations = [operation for cell in cells for operation, _ in cell.pairs]
   # 7200 draws among three: a share has a standard deviation of 0.0056.
   for operation in network.operations[1:]:
     assert abs(operations.count(operation) / len(operations) - 1 / 3) < 0.028
   assert 'none' not in operations
   # The third node reads two of four: each pair in a sixth of 1200 cells, standard deviation 0.0108.
-  pairs = [tuple(source for _, source in cell[4:]) for found in drawn for cell in (found.normal, found.reduce)]
+  pairs = [tuple(source for _, source in cell.pairs[4:]) for cell in cells]
   for pair in ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)):
     assert abs(pairs.count(pair) / len(pairs) - 1 / 6) < 0.054
 

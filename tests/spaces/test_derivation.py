@@ -4,17 +4,17 @@ import re
 
 import numpy as np
 import pytest
+from darts_jax.derive import Doubts, derive_cell, derive_genotype, doubts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from darts_jax.derive import Doubts, derive_cell, derive_genotype, doubts
-from darts_jax.spaces import CellSpec, Darts, Edge, Genotype, Recurrent, from_json
+from darts_jax.spaces import CellSpec, Darts, Edge, Genotype, Recurrent, from_json, recurrent
 
 FOLDER = pathlib.Path(__file__).parent / 'goldens'
 GOLDENS = json.loads((FOLDER / 'cnn_genotype_parse.json').read_text())
 RECURRENT_GOLDENS = json.loads((FOLDER / 'rnn_genotype_parse.json').read_text())
-SPEC = search_space()
-SMALL = search_space(('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3'), num_nodes=2)
+SPEC = Darts().cells['normal']
+SMALL = Darts(2, ('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3')).cells['normal']
 
 
 def softmax(alphas):
@@ -26,16 +26,16 @@ def softmax(alphas):
 def test_genotypes_that_the_published_code_derives(index):
   golden = GOLDENS[index]
   mixing = {name: softmax(np.array(golden[f'alphas_{name}'])) for name in ('normal', 'reduce')}
-  assert derive_genotype(mixing, {'normal': SPEC, 'reduce': SPEC}) == from_dict(golden['genotype'])
+  assert derive_genotype(mixing, {'normal': SPEC, 'reduce': SPEC}) == from_json(golden['genotype'])
 
 
 @pytest.mark.parametrize('index', range(20))
 def test_recurrent_genotypes_that_the_published_code_derives(index):
   golden = RECURRENT_GOLDENS[index]
   mixing = {'recurrent': softmax(np.array(golden['alphas']))}
-  found = derive_genotype(mixing, {'recurrent': recurrent_search_space()})
+  found = derive_genotype(mixing, {'recurrent': Recurrent().cells['recurrent']})
   assert isinstance(found, Genotype)
-  assert found == from_dict(golden['genotype'])
+  assert found == from_json(golden['genotype'])
 
 
 def test_a_recurrent_node_keeps_its_strongest_edge():
@@ -51,10 +51,10 @@ def test_a_recurrent_node_keeps_its_strongest_edge():
       [0.00, 0.25, 0.25, 0.25, 0.25],
     ]
   )
-  found = derive_genotype({'recurrent': mixing}, {'recurrent': recurrent_search_space(num_nodes=3)})
-  assert found == RecurrentGenotype((('relu', 0), ('relu', 0), ('sigmoid', 0)), (1, 2, 3))
+  found = derive_genotype({'recurrent': mixing}, {'recurrent': Recurrent(3).cells['recurrent']})
+  assert found == recurrent.genotype((('relu', 0), ('relu', 0), ('sigmoid', 0)), (1, 2, 3))
   mixing[5, 4] = 0.26
-  found = derive_genotype({'recurrent': mixing}, {'recurrent': recurrent_search_space(num_nodes=3)})
+  found = derive_genotype({'recurrent': mixing}, {'recurrent': Recurrent(3).cells['recurrent']})
   assert found.recurrent[2] == ('identity', 2)
 
 
@@ -62,7 +62,7 @@ def test_pruned_recurrent_cell_keeps_what_is_left_and_its_output():
   nodes = ((Edge(0, ('tanh', 'relu')),), (Edge(0, ('none',)), Edge(1, ('none', 'relu'))))
   spec = CellSpec(nodes, (2,), ('none', 'tanh', 'relu'), 1)
   mixing = np.array([[0.9, 0.04, 0.06], [0.1, 0.8, 0.1], [0.8, 0.9, 0.1]])
-  assert derive_genotype({'recurrent': mixing}, {'recurrent': spec}) == RecurrentGenotype(
+  assert derive_genotype({'recurrent': mixing}, {'recurrent': spec}) == recurrent.genotype(
     (('relu', 0), ('relu', 1)), (2,)
   )
 
@@ -112,7 +112,7 @@ def test_pruned_cell_keeps_what_is_left():
 def test_order_of_operations_does_not_matter(weights, columns):
   mixing = np.array(weights).reshape(-1, 4) / len(weights)
   operations = tuple(SMALL.operations[column] for column in columns)
-  permuted = search_space(operations, num_nodes=2)
+  permuted = Darts(2, operations).cells['normal']
   found = derive_cell(mixing, SMALL)
   assert derive_cell(mixing[:, list(columns)], permuted) == found
   assert 'none' not in {operation for operation, _ in found}
@@ -132,7 +132,7 @@ def test_order_of_operations_does_not_matter(weights, columns):
     ),
     (
       np.ones((3, 4)),
-      recurrent_search_space(num_nodes=2),
+      Recurrent(2).cells['recurrent'],
       'mixing: shape (3, 4) does not fit a cell with 3 edges and 5',
     ),
     (
@@ -183,7 +183,7 @@ def test_choices_are_in_doubt_within_what_weights_moved(moved, edges, operations
 
 def test_ties_and_recurrent_cells_are_in_doubt_too():
   """Nodes of a recurrent cell keep one edge; the first has no other."""
-  spec = recurrent_search_space(('none', 'tanh', 'relu'), num_nodes=2)
+  spec = Recurrent(2, ('none', 'tanh', 'relu')).cells['recurrent']
   same = {'recurrent': np.full((3, 3), 1 / 3)}
   found = doubts(same, same, {'recurrent': spec})
   assert found == Doubts(2, 1, 2)

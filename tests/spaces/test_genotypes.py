@@ -5,7 +5,21 @@ import re
 
 import pytest
 
-from darts_jax.spaces import CellSpec, Darts, Edge, Genotype, Recurrent, from_json, load, published, resolve, save, to_json, to_text
+from darts_jax.spaces import (
+  CellSpec,
+  Darts,
+  Edge,
+  Recurrent,
+  darts,
+  from_json,
+  load,
+  published,
+  recurrent,
+  resolve,
+  save,
+  to_json,
+  to_text,
+)
 from darts_jax.spaces.darts import CANDIDATES
 from darts_jax.spaces.recurrent import ACTIVATIONS
 
@@ -29,38 +43,38 @@ def pairs(text):
 
 # The cells as the papers draw them.
 PAPERS = {
-  'NASNet': Genotype(
+  'NASNet': darts.genotype(
     normal=pairs('sep5 1, sep3 0 | sep5 0, sep3 0 | avg 1, skip 0 | avg 0, avg 0 | sep3 1, skip 1'),
     normal_concat=(2, 3, 4, 5, 6),
     reduce=pairs('sep5 1, sep7 0 | max 1, sep7 0 | avg 1, sep5 0 | skip 3, avg 2 | sep3 2, max 1'),
     reduce_concat=(4, 5, 6),
   ),
-  'AmoebaNet': Genotype(
+  'AmoebaNet': darts.genotype(
     normal=pairs('avg 0, max 1 | sep3 0, sep5 2 | sep3 0, avg 3 | sep3 1, skip 1 | skip 0, avg 1'),
     normal_concat=(4, 5, 6),
     reduce=pairs('avg 0, sep3 1 | max 0, sep7 2 | sep7 0, avg 1 | max 0, max 1 | conv_7x1_1x7 0, sep3 5'),
     reduce_concat=(3, 4, 6),
   ),
-  'DARTS_V1': Genotype(
+  'DARTS_V1': darts.genotype(
     normal=pairs('sep3 1, sep3 0 | skip 0, sep3 1 | skip 0, sep3 1 | sep3 0, skip 2'),
     normal_concat=(2, 3, 4, 5),
     reduce=pairs('max 0, max 1 | skip 2, max 0 | max 0, skip 2 | skip 2, avg 0'),
     reduce_concat=(2, 3, 4, 5),
   ),
-  'DARTS_V2': Genotype(
+  'DARTS_V2': darts.genotype(
     normal=pairs('sep3 0, sep3 1 | sep3 0, sep3 1 | sep3 1, skip 0 | skip 0, dil3 2'),
     normal_concat=(2, 3, 4, 5),
     reduce=pairs('max 0, max 1 | skip 2, max 1 | max 0, skip 2 | skip 2, max 1'),
     reduce_concat=(2, 3, 4, 5),
   ),
-  'RNN_ENAS': RecurrentGenotype(
+  'RNN_ENAS': recurrent.genotype(
     pairs('tanh 0, tanh 1, relu 1, tanh 3, tanh 3, relu 3, relu 4, relu 7, relu 8, relu 8, relu 8'),
     (2, 5, 6, 9, 10, 11),
   ),
-  'RNN_DARTS_V1': RecurrentGenotype(
+  'RNN_DARTS_V1': recurrent.genotype(
     pairs('relu 0, relu 1, tanh 2, relu 3, relu 4, identity 1, relu 5, relu 1'), tuple(range(1, 9))
   ),
-  'RNN_DARTS_V2': RecurrentGenotype(
+  'RNN_DARTS_V2': recurrent.genotype(
     pairs('sigmoid 0, relu 1, relu 1, identity 1, tanh 2, sigmoid 5, tanh 3, relu 5'), tuple(range(1, 9))
   ),
 }
@@ -82,12 +96,12 @@ def test_every_published_genotype_survives_its_file(tmp_path):
 
 
 def test_json_form():
-  values = json.loads(json.dumps(to_dict(PAPERS['DARTS_V2'])))
+  values = json.loads(json.dumps(to_json(PAPERS['DARTS_V2'])))
   assert list(values) == ['normal', 'normal_concat', 'reduce', 'reduce_concat']
   assert values['normal'][:3] == [['sep_conv_3x3', 0], ['sep_conv_3x3', 1], ['sep_conv_3x3', 0]]
   assert values['reduce_concat'] == [2, 3, 4, 5]
-  assert from_dict(values) == PAPERS['DARTS_V2']
-  values = to_dict(PAPERS['RNN_DARTS_V2'])
+  assert from_json(values) == PAPERS['DARTS_V2']
+  values = to_json(PAPERS['RNN_DARTS_V2'])
   assert values == {'recurrent': [list(pair) for pair in PAPERS['RNN_DARTS_V2'].recurrent], 'concat': [*range(1, 9)]}
 
 
@@ -96,7 +110,7 @@ def test_genotype_as_cells():
   assert spec.is_discrete
   assert spec.num_edges == 10
   assert spec.operations == ('sep_conv_5x5', 'sep_conv_3x3', 'avg_pool_3x3', 'skip_connect')
-  assert spec.concat == (2, 3, 4, 5, 6)
+  assert spec.outputs == (2, 3, 4, 5, 6)
   # The node that averages one input twice.
   assert spec.nodes[3] == (Edge(0, ('avg_pool_3x3',)),) * 2
   assert PAPERS['NASNet'].cell('reduce').edges[6:8] == (
@@ -107,13 +121,13 @@ def test_genotype_as_cells():
 
 @pytest.mark.parametrize(('num_nodes', 'num_edges'), [(1, 2), (2, 2 + 3), (3, 2 + 3 + 4), (4, 14), (5, 20)])
 def test_number_of_edges_of_the_search_space(num_nodes, num_edges):
-  spec = search_space(num_nodes=num_nodes)
+  spec = Darts(num_nodes).cells['normal']
   assert spec.num_edges == len(spec.edges) == num_edges
-  assert spec.concat == tuple(range(2, 2 + num_nodes))
+  assert spec.outputs == tuple(range(2, 2 + num_nodes))
 
 
 def test_edges_of_the_search_space_are_ordered_by_target_then_source():
-  spec = search_space()
+  spec = Darts().cells['normal']
   assert [(target, edge.source) for target, edge in spec.edges] == [
     *((2, 0), (2, 1)),
     *((3, 0), (3, 1), (3, 2)),
@@ -131,7 +145,7 @@ def test_edges_of_the_search_space_are_ordered_by_target_then_source():
 @pytest.mark.parametrize('name', ['RNN_ENAS', 'RNN_DARTS_V1', 'RNN_DARTS_V2'])
 def test_recurrent_genotype_as_a_cell(name):
   genotype = PAPERS[name]
-  spec = genotype.cell()
+  spec = genotype.cell('recurrent')
   assert spec == genotype.cell('recurrent')
   assert spec.is_recurrent
   assert spec.is_discrete
@@ -141,16 +155,16 @@ def test_recurrent_genotype_as_a_cell(name):
   assert [(node, edge.operations[0], edge.source) for node, edge in spec.edges] == [
     (node, *pair) for node, pair in enumerate(genotype.recurrent, start=1)
   ]
-  assert spec.concat == genotype.concat
+  assert spec.outputs == genotype.concat
   assert set(spec.operations) == {activation for activation, _ in genotype.recurrent}
   assert len(set(spec.operations)) == len(spec.operations)
 
 
 @pytest.mark.parametrize(('num_nodes', 'num_edges'), [(1, 1), (2, 1 + 2), (3, 1 + 2 + 3), (8, 36)])
 def test_recurrent_search_space(num_nodes, num_edges):
-  spec = recurrent_search_space(num_nodes=num_nodes)
+  spec = Recurrent(num_nodes).cells['recurrent']
   assert spec.num_edges == len(spec.edges) == num_edges
-  assert spec.concat == tuple(range(1, 1 + num_nodes))
+  assert spec.outputs == tuple(range(1, 1 + num_nodes))
   # Ordered by target, then by source.
   assert [(node, edge.source) for node, edge in spec.edges] == [
     (node, source) for node in range(1, num_nodes + 1) for source in range(node)
@@ -160,38 +174,38 @@ def test_recurrent_search_space(num_nodes, num_edges):
   assert spec.is_recurrent
   assert not spec.is_discrete
   # The paper's: 36 edges of five activations.
-  assert recurrent_search_space() == recurrent_search_space(ACTIVATIONS, 8)
-  assert recurrent_search_space(['tanh', 'none']).operations == ('tanh', 'none')
+  assert Recurrent().cells['recurrent'] == Recurrent(8, ACTIVATIONS).cells['recurrent']
+  assert Recurrent(operations=['tanh', 'none']).cells['recurrent'].operations == ('tanh', 'none')
 
 
 def test_cells_of_images_are_not_recurrent():
-  assert not search_space().is_recurrent
-  assert search_space().num_inputs == PAPERS['NASNet'].cell('normal').num_inputs == 2
+  assert not Darts().cells['normal'].is_recurrent
+  assert Darts().cells['normal'].num_inputs == PAPERS['NASNet'].cell('normal').num_inputs == 2
 
 
 def test_spec_is_discrete_when_no_edge_has_a_choice():
   edges = (Edge(0, ('none', 'skip_connect')), Edge(1, ('skip_connect',)))
   assert not CellSpec((edges,), (2,), ('none', 'skip_connect')).is_discrete
   assert CellSpec((edges[1:],), (2,), ('none', 'skip_connect')).is_discrete
-  assert search_space(('skip_connect',)).is_discrete
+  assert Darts(operations=('skip_connect',)).cells['normal'].is_discrete
 
 
 def test_equal_specs_and_genotypes_are_one_key():
-  assert len({search_space(), search_space(CANDIDATES, 4), search_space(num_nodes=3)}) == 2
-  specs = {from_dict(to_dict(PAPERS['DARTS_V2'])).cell('normal'), PAPERS['DARTS_V2'].cell('normal')}
+  assert len({Darts().cells['normal'], Darts(4, CANDIDATES).cells['normal'], Darts(3).cells['normal']}) == 2
+  specs = {from_json(to_json(PAPERS['DARTS_V2'])).cell('normal'), PAPERS['DARTS_V2'].cell('normal')}
   assert len(specs) == 1
-  assert len({*PAPERS.values(), from_dict(to_dict(PAPERS['RNN_ENAS']))}) == len(PAPERS)
+  assert len({*PAPERS.values(), from_json(to_json(PAPERS['RNN_ENAS']))}) == len(PAPERS)
 
 
 def change(field, value=None, base='DARTS_V2'):
   """A published genotype's JSON values with one field changed, or removed if there is no value."""
-  values = to_dict(PAPERS[base])
+  values = to_json(PAPERS[base])
   del values[field]
   return values if value is None else values | {field: value}
 
 
 def change_pair(field, index, pair, base='DARTS_V2'):
-  values = to_dict(PAPERS[base])
+  values = to_json(PAPERS[base])
   values[field][index] = pair
   return values
 
@@ -277,7 +291,7 @@ ERRORS = {
     'concat: [0, 1] is not allowed; list each node once, from 1 to 8',
   ),
   'both kinds': (
-    to_dict(PAPERS['RNN_DARTS_V2']) | {'normal': []},
+    to_json(PAPERS['RNN_DARTS_V2']) | {'normal': []},
     "'normal': unknown field; a genotype has the fields recurrent, concat",
   ),
   'not an object': ([1, 2], 'a genotype is an object with fields, not list'),
@@ -327,8 +341,8 @@ PRINTED = {
   'Python 2': V2.replace("'sep", "u'sep").replace('range(2, 6)', '[2, 3, 4, 5]'),
   'source': f'from x import y\nDARTS = {V2.replace("=", " = ").replace("), ", "),  # node 2" + chr(10))[:-1]},\n)\n',
   'positional': re.sub(r'\w+=', '', V2).replace('range(2, 6)', 'list(xrange(2, 6))').replace("'", '"'),
-  'dictionary': f'genotype: {to_dict(PAPERS["DARTS_V2"])}\nvalidation accuracy in the supernet: 90 %\n',
-  'described': json.dumps({'parameters': 3, 'genotype': to_dict(PAPERS['DARTS_V2'])}),
+  'dictionary': f'genotype: {to_json(PAPERS["DARTS_V2"])}\nvalidation accuracy in the supernet: 90 %\n',
+  'described': json.dumps({'parameters': 3, 'genotype': to_json(PAPERS['DARTS_V2'])}),
 }
 
 
@@ -410,11 +424,14 @@ def test_saving_replaces_the_file_as_a_whole(tmp_path):
 @pytest.mark.parametrize(
   ('make', 'message'),
   [
-    (lambda: search_space(num_nodes=0), 'num_nodes: 0 is not allowed; a cell has at least 1 intermediate node'),
-    (lambda: search_space(['none']), "operations: ('none',) has nothing to choose; "),
-    (lambda: search_space([]), 'operations: no operation is listed; '),
-    (lambda: search_space(['skip']), "operations: 'skip' is not an operation; "),
-    (lambda: search_space(['none', 'none']), "operations: an operation is listed twice in ('none', 'none')"),
+    (lambda: Darts(0).cells['normal'], 'num_nodes: 0 is not allowed; a cell has at least 1 intermediate node'),
+    (lambda: Darts(operations=['none']).cells['normal'], "operations: ('none',) has nothing to choose; "),
+    (lambda: Darts(operations=[]).cells['normal'], 'operations: no operation is listed; '),
+    (lambda: Darts(operations=['skip']).cells['normal'], "operations: 'skip' is not an operation; "),
+    (
+      lambda: Darts(operations=['none', 'none']).cells['normal'],
+      "operations: an operation is listed twice in ('none', 'none')",
+    ),
     (
       lambda: CellSpec(((Edge(0, ('none',)), Edge(2, ('none',))),), (2,), ('none',)),
       'cell: node 2 reads node 2, which closes a cycle; allowed are 0 to 1',
@@ -428,7 +445,7 @@ def test_saving_replaces_the_file_as_a_whole(tmp_path):
       'concat: [3] is not allowed; list each node once, from 2 to 2',
     ),
     (
-      lambda: Genotype(pairs('skip 0, skip 2'), (2,), pairs('skip 0, skip 1'), (2,)),
+      lambda: darts.genotype(pairs('skip 0, skip 2'), (2,), pairs('skip 0, skip 1'), (2,)),
       'normal: node 2 reads node 2, which closes a cycle; allowed are 0 to 1',
     ),
   ],
@@ -443,15 +460,15 @@ def test_invalid_cells_are_refused(make, message):
   ('make', 'message'),
   [
     (
-      lambda: recurrent_search_space(num_nodes=0),
+      lambda: Recurrent(0).cells['recurrent'],
       'num_nodes: 0 is not allowed; a cell has at least 1 intermediate node',
     ),
-    (lambda: recurrent_search_space(['none']), "operations: ('none',) has nothing to choose; "),
+    (lambda: Recurrent(operations=['none']).cells['recurrent'], "operations: ('none',) has nothing to choose; "),
     (
-      lambda: recurrent_search_space(['none', 'skip_connect']),
+      lambda: Recurrent(operations=['none', 'skip_connect']).cells['recurrent'],
       "operations: 'skip_connect' is not an operation; allowed are none, tanh, relu, sigmoid, identity",
     ),
-    (lambda: search_space(['none', 'tanh']), "operations: 'tanh' is not an operation; "),
+    (lambda: Darts(operations=['none', 'tanh']).cells['normal'], "operations: 'tanh' is not an operation; "),
     (
       lambda: CellSpec(((Edge(1, ('tanh',)),),), (1,), ('tanh',), 1),
       'cell: node 1 reads node 1, which closes a cycle; allowed are 0 to 0',
@@ -474,7 +491,7 @@ def test_invalid_recurrent_cells_are_refused(make, message):
 
 def test_recurrent_node_without_an_activation_is_refused():
   with pytest.raises(ValueError, match="^recurrent: node 1: 'none' is not an operation; "):
-    RecurrentGenotype((('none', 0), ('tanh', 0)), (1, 2))
+    recurrent.genotype((('none', 0), ('tanh', 0)), (1, 2))
 
 
 def test_genotype_file_is_read_or_refused(tmp_path, complaints):
@@ -491,6 +508,6 @@ def test_device_is_no_genotype():
 def test_cell_of_too_many_nodes():
   pairs = (('none', 0),) * 42
   with pytest.raises(ValueError, match='^normal: 21 nodes; allowed are up to 20$'):
-    Genotype(pairs, (2,), pairs, (2,))
+    darts.genotype(pairs, (2,), pairs, (2,))
   with pytest.raises(ValueError, match='^num_nodes: 1000 is not allowed; a cell has up to 20 intermediate nodes$'):
-    search_space(num_nodes=1000)
+    Darts(1000).cells['normal']

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from darts_jax.data.corpus import Corpus
-from darts_jax.spaces import Genotype
+from darts_jax.spaces import Genotype, recurrent
 
-GENOTYPE = RecurrentGenotype((('tanh', 0), ('relu', 0)), (1, 2))
+GENOTYPE = recurrent.genotype((('tanh', 0), ('relu', 0)), (1, 2))
 WORDS = tuple(f'w{i}' for i in range(19))
 
 

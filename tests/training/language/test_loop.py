@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 import darts_jax
-from darts_jax import spaces
-from darts_jax import training
+from darts_jax import spaces, training
 from darts_jax.data import text as texts
 from darts_jax.runtime import loop as loops
 from darts_jax.runtime import metrics
