@@ -33,9 +33,15 @@ def _default(space: type[CellSpace]) -> CellSpace:
   return space()
 
 
+def _named(name: Any) -> CellSpace:
+  if not isinstance(name, str) or name not in SPACES:
+    raise ValueError(f'space: {name!r} is not known; {suggest(name, SPACES)}')
+  return _default(SPACES[name])
+
+
 def space_of(genotype: Genotype) -> CellSpace:
-  """The space of an architecture, with its default settings."""
-  return _default(SPACES[genotype.space])
+  """The space of an architecture, with its default settings; raises a ValueError if it is not among `SPACES`."""
+  return _named(genotype.space)
 
 
 def space_with(cell: str) -> CellSpace | None:
@@ -67,9 +73,7 @@ def from_json(values: Any) -> Genotype:
   """
   fields: Mapping[str, Any] = values if isinstance(values, Mapping) else {}
   name = next((space for field, space in _FIELDS.items() if field in fields), fields.get('space', 'darts'))
-  if not isinstance(name, str) or name not in SPACES:
-    raise ValueError(f'space: {name!r} is not known; {suggest(name, SPACES)}')
-  return _default(SPACES[name]).from_json(values)
+  return _named(name).from_json(values)
 
 
 def save(genotype: Genotype, path: str | os.PathLike[str]) -> None:

@@ -102,7 +102,10 @@ def test_json_form():
   assert values['reduce_concat'] == [2, 3, 4, 5]
   assert from_json(values) == PAPERS['DARTS_V2']
   values = to_json(PAPERS['RNN_DARTS_V2'])
-  assert values == {'recurrent': [list(pair) for pair in PAPERS['RNN_DARTS_V2'].recurrent], 'concat': [*range(1, 9)]}
+  assert values == {
+    'recurrent': [list(pair) for pair in PAPERS['RNN_DARTS_V2'].cell('recurrent').pairs],
+    'concat': [*range(1, 9)],
+  }
 
 
 def test_genotype_as_cells():
@@ -145,18 +148,19 @@ def test_edges_of_the_search_space_are_ordered_by_target_then_source():
 @pytest.mark.parametrize('name', ['RNN_ENAS', 'RNN_DARTS_V1', 'RNN_DARTS_V2'])
 def test_recurrent_genotype_as_a_cell(name):
   genotype = PAPERS[name]
-  spec = genotype.cell('recurrent')
+  [(kind, spec)] = genotype.cells
+  assert (genotype.space, kind) == ('recurrent', 'recurrent')
   assert spec == genotype.cell('recurrent')
-  assert spec.is_recurrent
+  assert (spec.output, spec.kept) == ('mean', 1)
   assert spec.is_discrete
   assert spec.num_inputs == 1
-  assert spec.num_edges == len(spec.nodes) == len(genotype.recurrent)
+  assert spec.num_edges == len(spec.nodes) == len(spec.pairs)
   # Nodes are counted from 1, and each reads one state.
   assert [(node, edge.operations[0], edge.source) for node, edge in spec.edges] == [
-    (node, *pair) for node, pair in enumerate(genotype.recurrent, start=1)
+    (node, *pair) for node, pair in enumerate(spec.pairs, start=1)
   ]
-  assert spec.outputs == genotype.concat
-  assert set(spec.operations) == {activation for activation, _ in genotype.recurrent}
+  assert list(spec.outputs) == to_json(genotype)['concat']
+  assert set(spec.operations) == {activation for activation, _ in spec.pairs}
   assert len(set(spec.operations)) == len(spec.operations)
 
 
@@ -171,22 +175,24 @@ def test_recurrent_search_space(num_nodes, num_edges):
   ]
   assert {edge.operations for _, edge in spec.edges} == {spec.operations}
   assert spec.operations == ACTIVATIONS == ('none', 'tanh', 'relu', 'sigmoid', 'identity')
-  assert spec.is_recurrent
+  assert (spec.num_inputs, spec.output, spec.kept) == (1, 'mean', 1)
   assert not spec.is_discrete
   # The paper's: 36 edges of five activations.
   assert Recurrent().cells['recurrent'] == Recurrent(8, ACTIVATIONS).cells['recurrent']
-  assert Recurrent(operations=['tanh', 'none']).cells['recurrent'].operations == ('tanh', 'none')
+  assert Recurrent(operations=('tanh', 'none')).cells['recurrent'].operations == ('tanh', 'none')
 
 
-def test_cells_of_images_are_not_recurrent():
-  assert not Darts().cells['normal'].is_recurrent
-  assert Darts().cells['normal'].num_inputs == PAPERS['NASNet'].cell('normal').num_inputs == 2
+def test_cells_of_images_concatenate_and_keep_two_edges_a_node():
+  for cell in (Darts().cells['normal'], Darts().cells['reduce'], PAPERS['NASNet'].cell('normal')):
+    assert (cell.num_inputs, cell.output, cell.kept) == (2, 'concat', 2)
+  assert list(Darts().cells) == [name for name, _ in PAPERS['NASNet'].cells] == ['normal', 'reduce']
+  assert PAPERS['NASNet'].space == 'darts'
 
 
 def test_spec_is_discrete_when_no_edge_has_a_choice():
   edges = (Edge(0, ('none', 'skip_connect')), Edge(1, ('skip_connect',)))
-  assert not CellSpec((edges,), (2,), ('none', 'skip_connect')).is_discrete
-  assert CellSpec((edges[1:],), (2,), ('none', 'skip_connect')).is_discrete
+  assert not CellSpec((edges,), ('none', 'skip_connect'), 2, (2,), 'concat', 2).is_discrete
+  assert CellSpec((edges[1:],), ('none', 'skip_connect'), 2, (2,), 'concat', 2).is_discrete
   assert Darts(operations=('skip_connect',)).cells['normal'].is_discrete
 
 
@@ -326,7 +332,7 @@ def test_file_that_cannot_be_read_is_named_in_one_line(tmp_path):
 
 # What other programs print.
 
-V2 = (pathlib.Path(__file__).parent / 'cases' / 'genotype_printed.txt').read_text()
+V2 = (pathlib.Path(__file__).parents[1] / 'cases' / 'genotype_printed.txt').read_text()
 NESTED = (
   "[[('sep_conv_3x3', 0), ('sep_conv_3x3', 1)], [('sep_conv_3x3', 0), ('sep_conv_3x3', 1)],"
   " [('sep_conv_3x3', 1), ('skip_connect', 0)], [('skip_connect', 0), ('dil_conv_3x3', 2)]]"
@@ -357,7 +363,7 @@ def test_a_genotype_that_other_programs_print_is_read(tmp_path, text):
 
 
 def test_nested_lists_in_json_are_read():
-  path = pathlib.Path(__file__).parent / 'cases' / 'genotype_pt_darts.json'
+  path = pathlib.Path(__file__).parents[1] / 'cases' / 'genotype_pt_darts.json'
   assert resolve(str(path)) == PAPERS['DARTS_V2']
 
 
@@ -424,25 +430,25 @@ def test_saving_replaces_the_file_as_a_whole(tmp_path):
 @pytest.mark.parametrize(
   ('make', 'message'),
   [
-    (lambda: Darts(0).cells['normal'], 'num_nodes: 0 is not allowed; a cell has at least 1 intermediate node'),
-    (lambda: Darts(operations=['none']).cells['normal'], "operations: ('none',) has nothing to choose; "),
-    (lambda: Darts(operations=[]).cells['normal'], 'operations: no operation is listed; '),
-    (lambda: Darts(operations=['skip']).cells['normal'], "operations: 'skip' is not an operation; "),
+    (lambda: Darts(0), 'nodes: 0 is not allowed; a cell has 1 to 20 intermediate nodes'),
+    (lambda: Darts(operations=('none',)), "operations: ('none',) has nothing to choose; "),
+    (lambda: Darts(operations=()), 'operations: no operation is listed; '),
+    (lambda: Darts(operations=('skip',)), "operations: 'skip' is not an operation; "),
     (
-      lambda: Darts(operations=['none', 'none']).cells['normal'],
+      lambda: Darts(operations=('none', 'none')),
       "operations: an operation is listed twice in ('none', 'none')",
     ),
     (
-      lambda: CellSpec(((Edge(0, ('none',)), Edge(2, ('none',))),), (2,), ('none',)),
+      lambda: CellSpec(((Edge(0, ('none',)), Edge(2, ('none',))),), ('none',), 2, (2,), 'concat', 2),
       'cell: node 2 reads node 2, which closes a cycle; allowed are 0 to 1',
     ),
     (
-      lambda: CellSpec(((Edge(0, ('skip_connect',)),),), (2,), ('none',)),
+      lambda: CellSpec(((Edge(0, ('skip_connect',)),),), ('none',), 2, (2,), 'concat', 2),
       "node 2: 'skip_connect' is not an operation; allowed are none",
     ),
     (
-      lambda: CellSpec(((Edge(0, ('none',)),),), (3,), ('none',)),
-      'concat: [3] is not allowed; list each node once, from 2 to 2',
+      lambda: CellSpec(((Edge(0, ('none',)),),), ('none',), 2, (3,), 'concat', 2),
+      'outputs: [3] is not allowed; list each node once, from 2 to 2',
     ),
     (
       lambda: darts.genotype(pairs('skip 0, skip 2'), (2,), pairs('skip 0, skip 1'), (2,)),
@@ -460,25 +466,25 @@ def test_invalid_cells_are_refused(make, message):
   ('make', 'message'),
   [
     (
-      lambda: Recurrent(0).cells['recurrent'],
-      'num_nodes: 0 is not allowed; a cell has at least 1 intermediate node',
+      lambda: Recurrent(0),
+      'nodes: 0 is not allowed; a cell has 1 to 20 intermediate nodes',
     ),
-    (lambda: Recurrent(operations=['none']).cells['recurrent'], "operations: ('none',) has nothing to choose; "),
+    (lambda: Recurrent(operations=('none',)), "operations: ('none',) has nothing to choose; "),
     (
-      lambda: Recurrent(operations=['none', 'skip_connect']).cells['recurrent'],
+      lambda: Recurrent(operations=('none', 'skip_connect')),
       "operations: 'skip_connect' is not an operation; allowed are none, tanh, relu, sigmoid, identity",
     ),
-    (lambda: Darts(operations=['none', 'tanh']).cells['normal'], "operations: 'tanh' is not an operation; "),
+    (lambda: Darts(operations=('none', 'tanh')), "operations: 'tanh' is not an operation; "),
     (
-      lambda: CellSpec(((Edge(1, ('tanh',)),),), (1,), ('tanh',), 1),
+      lambda: CellSpec(((Edge(1, ('tanh',)),),), ('tanh',), 1, (1,), 'mean', 1),
       'cell: node 1 reads node 1, which closes a cycle; allowed are 0 to 0',
     ),
     (
-      lambda: CellSpec(((Edge(0, ('tanh',)),),), (0,), ('tanh',), 1),
-      'concat: [0] is not allowed; list each node once, from 1 to 1',
+      lambda: CellSpec(((Edge(0, ('tanh',)),),), ('tanh',), 1, (0,), 'mean', 1),
+      'outputs: [0] is not allowed; list each node once, from 1 to 1',
     ),
     (
-      lambda: CellSpec(((Edge(0, ('relu',)),),), (1,), ('tanh',), 1),
+      lambda: CellSpec(((Edge(0, ('relu',)),),), ('tanh',), 1, (1,), 'mean', 1),
       "node 1: 'relu' is not an operation; allowed are tanh",
     ),
   ],
@@ -509,5 +515,5 @@ def test_cell_of_too_many_nodes():
   pairs = (('none', 0),) * 42
   with pytest.raises(ValueError, match='^normal: 21 nodes; allowed are up to 20$'):
     darts.genotype(pairs, (2,), pairs, (2,))
-  with pytest.raises(ValueError, match='^num_nodes: 1000 is not allowed; a cell has up to 20 intermediate nodes$'):
-    Darts(1000).cells['normal']
+  with pytest.raises(ValueError, match='^nodes: 1000 is not allowed; a cell has 1 to 20 intermediate nodes$'):
+    Darts(1000)
