@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from darts_jax.report import diagnostics, figures, style
 from darts_jax.report.figures import Line
 from darts_jax.report.workdir import Record, Run, kept_edges, number, series
-from darts_jax.spaces import look_of
+from darts_jax.spaces import look_of, space_with
 
 _LARGE = (5.5, 3.1)
 _SMALL = (3.75, 2.2)
@@ -155,9 +155,10 @@ def _lines(
 def _entropies(run: Run) -> list[Line]:
   """A line for each kind of cell, which is named if there are several."""
   logged = dict.fromkeys(name for record in run.steps for name in record if name.startswith(_ENTROPY))
-  cells = [name.removeprefix(_ENTROPY) for name in logged]
+  cells = [cell for cell in (name.removeprefix(_ENTROPY) for name in logged) if space_with(cell) is not None]
   names = [look_of(cell).title(cell).removesuffix(' cell').lower() if len(cells) > 1 else '' for cell in cells]
-  return _lines(run, run.steps, *zip(logged, itertools.cycle(_COLORS), names, strict=False))
+  metrics = [f'{_ENTROPY}{cell}' for cell in cells]
+  return _lines(run, run.steps, *zip(metrics, itertools.cycle(_COLORS), names, strict=False))
 
 
 def _with_means(run: Run, metric: str) -> list[Line]:

@@ -11,6 +11,8 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from darts_jax import limits
+from darts_jax.settings import setting
 from darts_jax.spaces.cells import CellSpace, CellSpec, Genotype, full_cell
 from darts_jax.spaces.checks import (
   Pairs,
@@ -63,8 +65,8 @@ class Darts(CellSpace):
   )
   known_operations: ClassVar[tuple[str, ...] | None] = OPERATIONS
 
-  nodes: int = 4
-  operations: tuple[str, ...] = CANDIDATES
+  nodes: int = setting(4, at_least=1, at_most=limits.NODES)
+  operations: tuple[str, ...] = setting(CANDIDATES)
 
   def __post_init__(self) -> None:
     check_operations(self.operations, OPERATIONS, 'operations')

@@ -10,6 +10,8 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from darts_jax import limits
+from darts_jax.settings import setting
 from darts_jax.spaces.cells import CellSpace, CellSpec, Genotype, full_cell
 from darts_jax.spaces.checks import (
   Pairs,
@@ -61,8 +63,8 @@ class Recurrent(CellSpace):
   identity: ClassVar[str] = 'identity'
   known_operations: ClassVar[tuple[str, ...] | None] = ACTIVATIONS
 
-  nodes: int = 8
-  operations: tuple[str, ...] = ACTIVATIONS
+  nodes: int = setting(8, at_least=1, at_most=limits.NODES)
+  operations: tuple[str, ...] = setting(ACTIVATIONS)
 
   def __post_init__(self) -> None:
     check_operations(self.operations, ACTIVATIONS, 'operations')

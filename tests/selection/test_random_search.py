@@ -90,7 +90,7 @@ def scripted(monkeypatch):
       values = (0.4321, 1.5) if tested else (float('nan'),) * 2
       return training.Result(*values, accuracy, 1.0, model.num_weights, True, False, folder / 'report.html')
 
-    monkeypatch.setattr(trials.training, 'run', run)
+    monkeypatch.setattr(trials.loop, 'run', run)
     return calls
 
   return script

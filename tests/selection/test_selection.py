@@ -173,7 +173,7 @@ def test_a_candidate_that_diverges_is_not_picked(monkeypatch, tmp_path):
   def run(config, folder, genotype):
     raise training.Diverged('a loss is not finite')
 
-  monkeypatch.setattr(trials.training, 'run', run)
+  monkeypatch.setattr(trials.loop, 'run', run)
   monkeypatch.setattr(trials, 'seconds', lambda folder: 1.0)
   notes = []
   settings = build(selection.Selection, config())
