@@ -243,8 +243,11 @@ def _image_search(settings: Any, mesh: Any) -> Iterator[tuple[str, Any, tuple[An
   if isinstance(strategy, Sgas):
     generator = np.random.default_rng(0)
     for epoch in strategy.decision_epochs[: len(strategy.decision_epochs) // 2]:
-      shape = (strategy.space['normal'].num_edges, len(settings.network.operations))
-      strategy = strategy.turn({name: generator.normal(size=shape) for name in strategy.space}, epoch).strategy
+      alphas = {
+        name: generator.normal(size=(cell.num_edges, len(cell.operations)))
+        for name, cell in strategy.space.cells.items()
+      }
+      strategy = strategy.turn(alphas, epoch).strategy
     smaller = searcher.restage(strategy, 0)
     yield 'search step after half of the decisions', smaller.run, (smaller.template(), data, steps)
 
@@ -301,7 +304,7 @@ def _words(settings: Any) -> Any:
 def _training_programs(settings: Any, mesh: Any) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
   import numpy as np
 
-  from darts_jax import genotype
+  from darts_jax import spaces
   from darts_jax.data.batches import Examples
   from darts_jax.runtime.mesh import batch_sharding, replicated
   from darts_jax.training import Model, Trainer, Training
@@ -313,7 +316,7 @@ def _training_programs(settings: Any, mesh: Any) -> Iterator[tuple[str, Any, tup
   side, classes = {'digits': (8, 10), 'cifar10': (32, 10)}.get(settings.data.name, (224, 1000))
   channels = 1 if settings.data.name == 'digits' else 3
   some = (127.5,) * channels
-  cell: Any = genotype.resolve('DARTS_V2')
+  cell: Any = spaces.resolve('DARTS_V2')
   model = Model(
     cell,
     *(network.channels, network.layers, classes, network.stem, network.auxiliary, network.auxiliary_norm),
@@ -332,7 +335,7 @@ def _training_programs(settings: Any, mesh: Any) -> Iterator[tuple[str, Any, tup
 def _language_programs(settings: Any, mesh: Any) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
   import numpy as np
 
-  from darts_jax import genotype
+  from darts_jax import spaces
   from darts_jax.data.sequences import Text
   from darts_jax.runtime.mesh import replicated
   from darts_jax.training.language.model import RecurrentModel
@@ -341,7 +344,7 @@ def _language_programs(settings: Any, mesh: Any) -> Iterator[tuple[str, Any, tup
 
   corpus = _words(settings)
   parts = divide(corpus, settings)
-  model: Any = RecurrentModel(genotype.resolve('RNN_DARTS_V2'), settings.network.width, corpus.vocabulary)  # type: ignore[arg-type]
+  model: Any = RecurrentModel(spaces.resolve('RNN_DARTS_V2'), settings.network.width, corpus.vocabulary)
   trainer = LanguageTrainer(settings, model, mesh)
   same = replicated(mesh)
   text, valid = (_placed(Text.cut(parts.columns[p], parts.windows[p]), same) for p in ('train', 'valid'))

@@ -93,9 +93,9 @@ def _metrics() -> list[bytes]:
 
 
 def _architectures() -> list[bytes]:
-  names = [name for name in ('DARTS_V2', 'RNN_DARTS_V2') if name in find('darts_jax.genotype:published')()]
-  to_dict, published = find('darts_jax.genotype:to_dict'), find('darts_jax.genotype:published')()
-  return [json.dumps(to_dict(published[name])).encode() for name in names]
+  names = [name for name in ('DARTS_V2', 'RNN_DARTS_V2') if name in find('darts_jax.spaces:published')()]
+  to_json, published = find('darts_jax.spaces:to_json'), find('darts_jax.spaces:published')()
+  return [json.dumps(to_json(published[name])).encode() for name in names]
 
 
 def _printed() -> list[bytes]:
@@ -115,7 +115,7 @@ def _config(kind: str) -> list[bytes]:
 
 def _model() -> list[bytes]:
   model = find('darts_jax.training:Model')
-  genotype = find('darts_jax.genotype:published')()['DARTS_V2']
+  genotype = find('darts_jax.spaces:published')()['DARTS_V2']
   made = model(genotype, 4, 3, 10, 'cifar', False, True, 3, (8, 8, 1), (0.5,), (0.25,))
   return [json.dumps(made.to_dict()).encode()]
 
@@ -214,8 +214,8 @@ def _read_config(folder: pathlib.Path) -> None:
 def _read_genotype(folder: pathlib.Path) -> None:
   """By itself, and by the command that describes it."""
   path = folder / 'genotype.json'
-  found = find('darts_jax.genotype:resolve')(str(path))
-  sizes = ['--width=4', '--vocabulary=5'] if hasattr(found, 'recurrent') else ['--channels=4', '--layers=3']
+  found = find('darts_jax.spaces:resolve')(str(path))
+  sizes = ['--width=4', '--vocabulary=5'] if found.space == 'recurrent' else ['--channels=4', '--layers=3']
   if len(str(found)) % 8 == 0:  # It takes a second.
     describe(path, *sizes)
 

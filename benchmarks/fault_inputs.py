@@ -85,7 +85,7 @@ def _call(place: str, *args: object) -> object:
 
 
 _PATH_READERS: dict[str, Callable[[str], object]] = {
-  'genotype': functools.partial(_call, 'darts_jax.genotype:resolve'),
+  'genotype': functools.partial(_call, 'darts_jax.spaces:resolve'),
   'weights': functools.partial(_call, 'darts_jax.interop.tensors:read'),
   'npz': lambda path: find('darts_jax.data.images:load')('npz', path=path),
   'mnist': lambda path: find('darts_jax.data.images:load')('mnist', directory=path),
@@ -146,7 +146,7 @@ def look(folder: pathlib.Path) -> Fault | None:
   fault = judge_read(lambda: page(folder), ())
   path = folder / 'genotype.json'
   if fault is None and path.exists():
-    fault = judge_read(lambda: find('darts_jax.genotype:resolve')(str(path)), (str(path),))
+    fault = judge_read(lambda: find('darts_jax.spaces:resolve')(str(path)), (str(path),))
   return fault
 
 

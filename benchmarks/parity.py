@@ -28,10 +28,9 @@ import numpy as np
 import optax
 
 from benchmarks.command import exit_code
+from darts_jax import spaces
 from darts_jax.data.batches import Examples
 from darts_jax.data.sequences import Sequences
-from darts_jax.derive import derive_genotype
-from darts_jax.genotype import Genotype, RecurrentGenotype, from_dict, recurrent_search_space, search_space, to_dict
 from darts_jax.hypergradient import Estimator, exact, finite_difference, first_order
 from darts_jax.interop.reference import convert_language_model, convert_network, convert_supernet, infer_network
 from darts_jax.laboratory.bench import Bench, Frozen, to_host
@@ -47,13 +46,15 @@ from darts_jax.search.sgas import Sgas
 from darts_jax.search.state import Halves, SearchState
 from darts_jax.search.step import Optimizers, StepInfo, search_step
 from darts_jax.search.text import TextBatch, TextLoss
+from darts_jax.spaces import from_json, kind_of, to_json
 
 # In float64. Outputs and gradients agree up to rounding; a finite difference divides the rounding of two gradients by
 # its small step.
 TOLERANCE = 1e-9
 TOLERANCE_FINITE_DIFFERENCE = 1e-6
 
-CELLS = ('normal', 'reduce')
+CELLS = tuple(spaces.Darts().cells)
+[CELL] = spaces.Recurrent().cells
 
 
 def relative_error(ours: Any, theirs: Any) -> float:
@@ -71,10 +72,11 @@ class SearchFile:
     """Converts everything; computes nothing. Raises ValueError or KeyError if something is missing or does not fit."""
     self.values = values
     self.meta: dict[str, Any] = parse_json(str(values['meta']).encode())
-    self.space = search_space()
-    self.net = Supernet(self.space, self.space, self.meta['C'], self.meta['layers'], self.meta['num_classes'])
+    space = spaces.Darts()
+    normal, reduce = space.cells.values()
+    self.net = Supernet(normal, reduce, self.meta['C'], self.meta['layers'], self.meta['num_classes'])
     self.variables = convert_supernet(self.net, self._group('w/'))
-    self.strategy = Darts(dict.fromkeys(CELLS, self.space))
+    self.strategy = Darts(space)
     self.train, self.valid = (
       Examples(jnp.asarray(values[f'x_{half}'].transpose(0, 2, 3, 1)), jnp.asarray(values[f'y_{half}']))
       for half in ('train', 'valid')
@@ -188,9 +190,9 @@ def _compare_step(file: SearchFile, state: SearchState, info: StepInfo) -> Itera
 def compare_network(values: Mapping[str, np.ndarray]) -> Iterator[tuple[str, float, float]]:
   """Yields the name, relative error and tolerance of the results in a cnn_eval file."""
   meta = parse_json(str(values['meta']).encode())
-  genotype = from_dict(meta['genotype'])
-  if not isinstance(genotype, Genotype):
-    raise ValueError('meta: a recurrent architecture')
+  genotype = from_json(meta['genotype'])
+  if genotype.space != spaces.Darts.name:
+    raise ValueError(f'meta: a {kind_of(genotype)} architecture')
   # The reference computed in float64 with statistics that are kept in float32.
   tensors = {name[2:]: value.astype(np.float64) for name, value in values.items() if name.startswith('w/')}
   net = infer_network(genotype, tensors)
@@ -215,10 +217,10 @@ class RecurrentFile:
     self.values = values
     self.meta: dict[str, Any] = parse_json(str(values['meta']).encode())
     meta = self.meta
-    self.spec = recurrent_search_space()
-    self.net = LanguageModel(self.spec, meta['vocab'], meta['hidden'], norm=True)
+    self.space = spaces.Recurrent()
+    self.net = LanguageModel(self.space.cells[CELL], meta['vocab'], meta['hidden'], norm=True)
     self.variables = convert_language_model(self.net, _tensors(values))
-    self.strategy = Darts({'recurrent': self.spec})
+    self.strategy = Darts(self.space)
     # Virtual steps clip with a constant factor, and the outer gradient is clipped, too.
     settings = RecurrentSearch(
       epochs=1, weights=Weights(meta['eta'], meta['eta'], 0, meta['weight_decay'], meta['clip'])
@@ -226,7 +228,7 @@ class RecurrentFile:
     self.optimizers = Optimizers.from_settings(settings, [1])
     weights = Packed.pack(self.variables['params'])
     self.optimizers = dataclasses.replace(self.optimizers, inner=_keep_embedding(self.optimizers.inner, weights))
-    alphas = {'recurrent': jnp.asarray(values['alphas'])}
+    alphas = {CELL: jnp.asarray(values['alphas'])}
     self.batches = Halves(*(self._batch(half) for half in Halves._fields))
     self.state = SearchState(
       step=jnp.zeros((), jnp.int32),
@@ -285,7 +287,7 @@ RECURRENT_RESULTS = ('log_prob_train', 'log_prob_eval', 'h_next', 'loss_train', 
 def compare_recurrent_search(file: RecurrentFile) -> Iterator[tuple[str, float, float]]:
   """Yields the name, relative error and tolerance of the results in an rnn_search file."""
   values = file.values
-  mixing = softmax(file.state.alphas['recurrent'])
+  mixing = softmax(file.state.alphas[CELL])
   batch = file.batches.train
   read = jax.jit(functools.partial(file.net.apply, mutable='batch_stats'), static_argnames='train')
   arguments = file.variables, batch.sequences.tokens, batch.hidden, mixing
@@ -300,19 +302,19 @@ def compare_recurrent_search(file: RecurrentFile) -> Iterator[tuple[str, float, 
     ('first_order', first_order(), TOLERANCE),
     ('fd', finite_difference(file.meta['fd_radius']), TOLERANCE_FINITE_DIFFERENCE),
   ):
-    found = file.step(estimator)[1].hypergradient['recurrent']
+    found = file.step(estimator)[1].hypergradient[CELL]
     yield name, relative_error(found, values[name]), tolerance
-  derived = to_dict(derive_genotype({'recurrent': mixing}, {'recurrent': file.spec}))
+  derived = to_json(file.space.strongest({CELL: mixing}))
   yield 'genotype', float(derived != parse_json(str(values['genotype']).encode())), 0.0
 
 
 def compare_language_model(values: Mapping[str, np.ndarray]) -> Iterator[tuple[str, float, float]]:
   """Yields the name, relative error and tolerance of the results in an rnn_eval file."""
   meta = parse_json(str(values['meta']).encode())
-  genotype = from_dict(meta['genotype'])
-  if not isinstance(genotype, RecurrentGenotype):
-    raise ValueError('meta: a convolutional architecture')
-  net = LanguageModel(genotype.cell(), meta['vocab'], meta['hidden'])
+  genotype = from_json(meta['genotype'])
+  if genotype.space != spaces.Recurrent.name:
+    raise ValueError(f'meta: a {kind_of(genotype)} architecture')
+  net = LanguageModel(genotype.cell(CELL), meta['vocab'], meta['hidden'])
   variables = convert_language_model(net, _tensors(values))
   found, hidden = jax.jit(lambda: net.apply(variables, values['x'], jnp.asarray(values['h'][0]), train=False))()
   yield 'log_prob', relative_error(found, values['log_prob']), TOLERANCE
@@ -326,12 +328,11 @@ def _tensors(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def compare_genotypes(cases: list[Any]) -> Iterator[tuple[str, float, float]]:
   """Yields the name, error (0 or 1) and tolerance of every architecture in a file of the kind genotype_parse."""
-  convolutional, recurrent = dict.fromkeys(CELLS, search_space()), {'recurrent': recurrent_search_space()}
   for i, case in enumerate(cases):
-    specs = recurrent if 'alphas' in case else convolutional
-    mixing = {name: softmax(jnp.asarray(case[f'alphas_{name}' if len(specs) > 1 else 'alphas'])) for name in specs}
-    found = to_dict(derive_genotype(mixing, specs))
-    yield f'genotype_{i}', float(found != case['genotype']), 0.0
+    space: spaces.CellSpace = spaces.Recurrent() if 'alphas' in case else spaces.Darts()
+    names = {name: f'alphas_{name}' if len(space.cells) > 1 else 'alphas' for name in space.cells}
+    found = space.strongest({name: softmax(jnp.asarray(case[key])) for name, key in names.items()})
+    yield f'genotype_{i}', float(to_json(found) != case['genotype']), 0.0
 
 
 def compare_decisions(cases: list[Any]) -> Iterator[tuple[str, float, float]]:
@@ -342,7 +343,7 @@ def compare_decisions(cases: list[Any]) -> Iterator[tuple[str, float, float]]:
   """
   for i, case in enumerate(cases):
     greed = Greed(case['criterion'], case['warmup'], case['decision_freq'], case['history_size'])
-    strategy: Any = Sgas(dict.fromkeys(CELLS, search_space()), greed)
+    strategy: Any = Sgas(spaces.Darts(), greed)
     for row in case['rows']:
       epoch, before = row['epoch'], strategy.decisions
       alphas = {name: np.array(row[name]['alphas']) for name in CELLS}
@@ -350,14 +351,14 @@ def compare_decisions(cases: list[Any]) -> Iterator[tuple[str, float, float]]:
       for name in CELLS:
         undecided, decided = strategy.active[name].tolist(), strategy.decided[name]
         columns = [
-          search_space().operations.index(decided[edge]) if edge in decided else -int(left)
+          spaces.Darts().operations.index(decided[edge]) if edge in decided else -int(left)
           for edge, left in enumerate(undecided)
         ]
         now = any(decision.cell == name for decision in strategy.decisions[len(before) :])
         expected = [list(map(bool, row[name]['undecided'])), row[name]['selected'], row[name]['decided']]
         yield f'decisions_{i}_{epoch}_{name}', float([undecided, columns, now] != expected), 0.0
-      yield f'genotype_{i}_{epoch}', float(to_dict(strategy.derive(alphas)) != row['genotype_forced']), 0.0
-    yield f'genotype_{i}', float(to_dict(strategy.derive(alphas)) != case['genotype']), 0.0
+      yield f'genotype_{i}_{epoch}', float(to_json(strategy.derive(alphas)) != row['genotype_forced']), 0.0
+    yield f'genotype_{i}', float(to_json(strategy.derive(alphas)) != case['genotype']), 0.0
 
 
 def compare(path: pathlib.Path) -> Iterator[tuple[str, float, float]]:

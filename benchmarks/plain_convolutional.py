@@ -29,13 +29,13 @@ from ml_collections import config_flags
 from benchmarks.command import exit_code
 from benchmarks.comparison import Step, compare_steps
 from benchmarks.search_step import open_search
-from darts_jax.genotype import NUM_INPUTS, CellSpec
 from darts_jax.nets.cell import operation_groups
 from darts_jax.nets.conv import Supernet, reduction_cells
 from darts_jax.nets.layers import BN_DECAY, BN_EPSILON
 from darts_jax.search.images import ImageSearcher
 from darts_jax.search.settings import RecurrentSearch, Search, read
 from darts_jax.search.state import SearchState
+from darts_jax.spaces import CellSpec
 
 Array = jax.Array
 PyTree = Any
@@ -71,14 +71,14 @@ class PlainSupernet(nn.Module):
       arriving: list[list[Array]] = [[] for _ in spec.nodes]
       for e, (target, edge) in enumerate(spec.edges):
         while len(states) <= edge.source:
-          states.append(sum(arriving[len(states) - NUM_INPUTS]))
-        stride = 2 if reduction and edge.source < NUM_INPUTS else 1
+          states.append(sum(arriving[len(states) - spec.num_inputs]))
+        stride = 2 if reduction and edge.source < spec.num_inputs else 1
         for o, operation in enumerate(spec.operations):
           if operation != 'none':
             y = _operate(f'{name}_edge{e}_{operation}', operation, states[edge.source], stride)
-            arriving[target - NUM_INPUTS].append(mixing[kind][e, o] * y)
-      states += [sum(each) for each in arriving[len(states) - NUM_INPUTS :]]
-      before_last, last = last, jnp.concatenate([states[node] for node in spec.concat], axis=-1)
+            arriving[target - spec.num_inputs].append(mixing[kind][e, o] * y)
+      states += [sum(each) for each in arriving[len(states) - spec.num_inputs :]]
+      before_last, last = last, jnp.concatenate([states[node] for node in spec.outputs], axis=-1)
     return nn.Dense(net.num_classes, name='classifier')(jnp.mean(last, axis=(1, 2)))
 
 
@@ -150,7 +150,7 @@ def plain_weights(weights: PyTree, net: Supernet) -> PyTree:
       put(f'{name}_first', first[None])
     put(f'{name}_second', cell['preprocess1']['kernel'][None])
     spec = net.reduce if layer in reduction_cells(net.num_layers) else net.normal
-    for source in range(NUM_INPUTS + len(spec.nodes)):
+    for source in range(spec.num_inputs + len(spec.nodes)):
       node = cell.get(f'node{source}', {})
       for operation, members in operation_groups(spec, source).items():
         for m, (e, _) in enumerate(members):

@@ -49,8 +49,11 @@ def run(settings: Search, repeats: int) -> None:
   print('| ' + ' | '.join(TITLES) + ' |\n|' + ' --- |' * len(TITLES), flush=True)
   for epoch in [None, *strategy.decision_epochs]:
     if epoch is not None:
-      shape = (strategy.space['normal'].num_edges, len(settings.network.operations))
-      strategy = strategy.turn({name: generator.normal(size=shape) for name in strategy.space}, epoch).strategy
+      alphas = {
+        name: generator.normal(size=(cell.num_edges, len(cell.operations)))
+        for name, cell in strategy.space.cells.items()
+      }
+      strategy = strategy.turn(alphas, epoch).strategy
       smaller = searcher.restage(strategy, 0)
       state, searcher = smaller.inherit(state, searcher), smaller
     compilation = compile_with_report(searcher.run, state, data, one)
@@ -72,10 +75,9 @@ def run(settings: Search, repeats: int) -> None:
     memory = analysis.temp_size_in_bytes
     whole_memory = whole_memory or memory
     candidates = [
-      sum(name != 'none' for _, edge in strategy.specs[cell].edges for name in edge.operations)
-      for cell in ('normal', 'reduce')
+      sum(name != 'none' for _, edge in cell.edges for name in edge.operations) for cell in strategy.specs.values()
     ]
-    decided = len(strategy.decisions) // len(strategy.space)
+    decided = len(strategy.decisions) // len(strategy.space.cells)
     print(
       f'| {decided} | {candidates[0]}, {candidates[1]} | {state.weights.vector.size:,} | {compilation.seconds:.1f} |'
       f' {now:.3f} | {now / before:.0%} | {memory / 1e6:,.0f} | {memory / whole_memory:.0%} |',

@@ -1,9 +1,9 @@
 """Differentiable architecture search in JAX and Flax.
 
-An architecture is a `genotype`. A search finds one by gradients: `relaxation` turns architecture parameters α
+`spaces` says what an architecture is. A search finds one by gradients: `relaxation` turns architecture parameters α
 into mixing weights, `nets` computes the supernet they mix, `hypergradient` estimates the gradient of the
-validation loss with respect to α, `search` moves α and the weights, and `derive` reads a genotype off α. `training`
-trains the network of a genotype from scratch, and `load` gives it back.
+validation loss with respect to α, and `search` moves α and the weights. `training` trains the network of an
+architecture from scratch, and `load` gives it back.
 """
 
 import os

@@ -26,13 +26,13 @@ from ml_collections import ConfigDict
 
 from darts_jax import training
 from darts_jax.data.official import IMAGENET_MEAN, IMAGENET_STD, OFFICIAL
-from darts_jax.genotype import Genotype
 from darts_jax.interop import weights as weight_files
 from darts_jax.nets.conv import Network, check_image_size
 from darts_jax.runtime.files import user_path
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.runtime.terminal import show
 from darts_jax.settings import build
+from darts_jax.spaces import Genotype
 from darts_jax.training.feeds import open_feed
 from experiments.entry import GENOTYPE_HELP, Flag, convolutional, launch_flags, require
 

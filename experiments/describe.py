@@ -19,16 +19,14 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from darts_jax import genotype as genotypes
-from darts_jax import limits
-from darts_jax.genotype import AnyGenotype, Genotype, RecurrentGenotype
+from darts_jax import limits, spaces
 from darts_jax.nets import cost
 from darts_jax.nets.conv import Network, check_image_size
 from darts_jax.report import drawing
-from darts_jax.report.workdir import cells_of
 from darts_jax.runtime.durable import write_whole
 from darts_jax.runtime.files import user_path
 from darts_jax.runtime.terminal import show
+from darts_jax.spaces import Genotype
 from experiments.entry import GENOTYPE_HELP, Flag, launch_flags, require, whole_number
 
 USAGE = (
@@ -76,12 +74,12 @@ def run(genotype: str | None, draw: str | None, **others: Any) -> int:
   """Prints what the flags ask for; returns the exit code."""
   require(USAGE, genotype=genotype)
   name = str(genotype)
-  found = genotypes.resolve(name)
+  found = spaces.resolve(name)
   drawing_path = None if draw is None else user_path(draw, '--draw')
   if drawing_path is not None and drawing_path.suffix.removeprefix('.').lower() not in _DRAWINGS:
     raise ValueError(f'--draw: {draw} is no file name that ends with one of .{", .".join(_DRAWINGS)}')
   of_classifiers = (*_FIELDS, 'imagenet', 'auxiliary')
-  if isinstance(found, RecurrentGenotype):
+  if spaces.space_of(found).data == 'text':
     _refuse(of_classifiers, others, f'{name} is a recurrent architecture; it has --width and --vocabulary')
     described = describe_language_model(found, **_numbers(others, _PTB))
     text = _language_model_as_text(described)
@@ -94,7 +92,7 @@ def run(genotype: str | None, draw: str | None, **others: Any) -> int:
     text = _as_text(described)
   if drawing_path is not None:
     _draw(found, drawing_path)
-  show(json.dumps(described, indent=2) if others['json'] else f'{text}\n\n{genotypes.to_text(found)}')
+  show(json.dumps(described, indent=2) if others['json'] else f'{text}\n\n{spaces.to_text(found)}')
   return 0
 
 
@@ -117,9 +115,10 @@ def describe(
     check_image_size(image_size, image_size, stem=stem, auxiliary=auxiliary)
   except ValueError as error:
     raise ValueError(f'--{error}') from error
+  normal, reduce = (cell for _, cell in genotype.cells)
   net = Network(
-    genotype.cell('normal'),
-    genotype.cell('reduce'),
+    normal,
+    reduce,
     channels,
     layers,
     classes,
@@ -145,20 +144,21 @@ def describe(
       'stem': stem,
       'auxiliary': auxiliary,
     },
-    'genotype': genotypes.to_dict(genotype),
+    'genotype': spaces.to_json(genotype),
     'parts': [part._asdict() for part in parts],
   }
 
 
-def describe_language_model(genotype: RecurrentGenotype, *, width: int, vocabulary: int) -> dict[str, Any]:
+def describe_language_model(genotype: Genotype, *, width: int, vocabulary: int) -> dict[str, Any]:
   """What a language model costs, as JSON values."""
-  parts = cost.language_parts_of(genotype.cell(), width, vocabulary)
+  [(_, cell)] = genotype.cells
+  parts = cost.language_parts_of(cell, width, vocabulary)
   return {
     'parameters': sum(part.weights for part in parts),
     'multiply_adds': sum(part.multiply_adds for part in parts),
     'convention': cost.LANGUAGE_CONVENTION,
     'settings': {'width': width, 'vocabulary': vocabulary},
-    'genotype': genotypes.to_dict(genotype),
+    'genotype': spaces.to_json(genotype),
     'parts': [part._asdict() for part in parts],
   }
 
@@ -214,9 +214,10 @@ def _table(rows: Sequence[Sequence[str]], num_left: int) -> list[str]:
   ]
 
 
-def _draw(genotype: AnyGenotype, path: pathlib.Path) -> None:
+def _draw(genotype: Genotype, path: pathlib.Path) -> None:
   if path.suffix.lower() == '.dot':
-    text = '\n'.join(drawing.to_graphviz(genotype.cell(cell), cell) for cell in cells_of(genotype))
+    look = spaces.space_of(genotype).look
+    text = '\n'.join(drawing.to_graphviz(cell, name, look) for name, cell in genotype.cells)
     content = text.encode()
   else:
     drawn = io.BytesIO()

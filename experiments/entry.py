@@ -19,13 +19,13 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
-from darts_jax import genotype as genotypes
-from darts_jax.genotype import Genotype
+from darts_jax import spaces
 from darts_jax.runtime import processes
 from darts_jax.runtime.files import one_line, user_path
 from darts_jax.runtime.platforms import check_devices
 from darts_jax.runtime.terminal import OutputError, prepare_streams, say, settle_streams, show
 from darts_jax.settings import as_kind
+from darts_jax.spaces import Genotype
 
 
 class Flag(NamedTuple):
@@ -171,9 +171,10 @@ def whole_number(name: str, value: str, most: int) -> int:
 
 def convolutional(name_or_path: str) -> Genotype:
   """The architecture that `--genotype` names; a ValueError unless it is there and convolutional."""
-  found = genotypes.resolve(name_or_path)
-  if not isinstance(found, Genotype):
-    raise ValueError(f'--genotype: {name_or_path} is a recurrent architecture; this command takes convolutional ones')
+  found = spaces.resolve(name_or_path)
+  if found.space != spaces.Darts.name:
+    kind = spaces.kind_of(found)
+    raise ValueError(f'--genotype: {name_or_path} is a {kind} architecture; this command takes convolutional ones')
   return found
 
 

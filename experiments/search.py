@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 
-from darts_jax import genotype, search, selection
+from darts_jax import search, selection, spaces
 from darts_jax.data.sequences import perplexity
 from darts_jax.runtime import processes
 from darts_jax.runtime.terminal import say, show
@@ -40,7 +40,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path) -> int:
   if not results[0].finished:
     return 130
   for result in results if processes.is_first() else ():
-    show(f'genotype: {genotype.to_dict(result.genotype)}')
+    show(f'genotype: {spaces.to_json(result.genotype)}')
     if result.warning is not None:
       say(f'warning: {result.warning}')
     if math.isnan(result.valid_accuracy):
@@ -62,7 +62,7 @@ def _run_random(config: Mapping[str, Any], workdir: pathlib.Path) -> int:
     return 1
   if not result.finished or result.genotype is None:
     return 130
-  show(f'genotype: {genotype.to_dict(result.genotype)}')
+  show(f'genotype: {spaces.to_json(result.genotype)}')
   show(f'validation accuracy of the best architecture: {result.valid_accuracy:.2%}')
   if not math.isnan(result.test_accuracy):
     show(f'test accuracy: {result.test_accuracy:.2%}')

@@ -14,11 +14,10 @@ if not __package__:
 from collections.abc import Mapping
 from typing import Any
 
-from darts_jax import genotype as genotypes
-from darts_jax import limits, training
-from darts_jax.genotype import AnyGenotype
+from darts_jax import limits, spaces, training
 from darts_jax.runtime import processes
 from darts_jax.runtime.terminal import say, show
+from darts_jax.spaces import Genotype
 from experiments.entry import DISTRIBUTED_USAGE, GENOTYPE_HELP, Flag, launch, require, whole_number
 
 USAGE = (
@@ -35,10 +34,10 @@ FLAGS = (
 def run(config: Mapping[str, Any], workdir: pathlib.Path, genotype: str | None, seeds: str) -> int:
   """Runs or resumes trainings and prints what they came to; returns the exit code."""
 
-  def resolve() -> AnyGenotype:
+  def resolve() -> Genotype:
     require(USAGE, genotype=genotype)
     whole_number('seeds', seeds, limits.RUNS)
-    found = genotypes.resolve(str(genotype))
+    found = spaces.resolve(str(genotype))
     training.check_genotype(config, found, f'--genotype: {genotype}')
     return found
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from darts_jax.genotype import NUM_INPUTS, CellSpec
 from darts_jax.nets.cell import operation_groups
 from darts_jax.nets.conv import reduction_cells
 from darts_jax.nets.layers import BN_EPSILON
 from darts_jax.nets.operations import separable_filters
+from darts_jax.spaces import CellSpec
 from darts_jax.training.model import Model
 
 #: Of the operators; runtimes from 2022 on know it.
@@ -170,12 +170,12 @@ class _Writer:
         (operation,) = edge.operations
         member = used.get((edge.source, operation), 0)
         used[edge.source, operation] = member + 1
-        stride = 2 if reduction and edge.source < NUM_INPUTS else 1
+        stride = 2 if reduction and edge.source < spec.num_inputs else 1
         node = f'{scope}/node{edge.source}'
         writer = _Edges(self, spec, edge.source, node, params, stats, channels, stride, sizes[1])
         arriving.append(writer.operation(states[edge.source], operation, member))
       states.append(self._graph.add('Sum', *arriving) if len(arriving) > 1 else arriving[0])
-    return self._graph.add('Concat', *(states[node] for node in spec.concat), axis=1)
+    return self._graph.add('Concat', *(states[node] for node in spec.outputs), axis=1)
 
   def _conv(
     self,

@@ -15,11 +15,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from darts_jax.genotype import NUM_INPUTS, CellSpec, Genotype
 from darts_jax.nets.cell import operation_groups
 from darts_jax.nets.conv import Network, Supernet, reduction_cells
 from darts_jax.nets.operations import separable_filters
 from darts_jax.nets.recurrent import LanguageModel
+from darts_jax.spaces import CellSpec, Genotype
 
 Tensors = Mapping[str, np.ndarray]
 Tree = dict[str, Any]
@@ -359,7 +359,7 @@ def _read_cells(reader: _Reader, net: Supernet | Network, params: Tree, stats: T
 def _read_cell(
   reader: _Reader, prefix: str, spec: CellSpec, reduction: bool, reduction_before: bool, discrete: bool
 ) -> tuple[Tree, Tree]:
-  inputs = [f'{prefix}.preprocess{i}' for i in range(NUM_INPUTS)]
+  inputs = [f'{prefix}.preprocess{i}' for i in range(spec.num_inputs)]
   convs = [{'kernel': reader.pointwise([f'{inputs[1]}.op.1'])}]
   if reduction_before:
     convs.insert(0, _factorized_reduce(reader, inputs[:1]))
@@ -369,7 +369,7 @@ def _read_cell(
   stats: Tree = {}
   places = [f'{inputs[0]}.{"bn" if reduction_before else "op.2"}', f'{inputs[1]}.op.2']
   reader.norms(params, stats, 'preprocess_bn', places, affine=discrete)
-  for source in range(NUM_INPUTS + len(spec.nodes)):
+  for source in range(spec.num_inputs + len(spec.nodes)):
     names = {
       operation: [
         f'{prefix}._ops.{edge}' + ('' if discrete else f'._ops.{spec.operations.index(operation)}')
@@ -377,7 +377,7 @@ def _read_cell(
       ]
       for operation, members in operation_groups(spec, source).items()
     }
-    own, own_stats = _read_operations(reader, names, reduction and source < NUM_INPUTS, discrete)
+    own, own_stats = _read_operations(reader, names, reduction and source < spec.num_inputs, discrete)
     for tree, part in ((params, own), (stats, own_stats)):
       if part:
         tree[f'node{source}'] = part

@@ -6,10 +6,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from darts_jax.genotype import Genotype
 from darts_jax.interop import tensors
 from darts_jax.interop.reference import Tensors, convert_network, infer_network, unwrapped
 from darts_jax.nets.conv import Network
+from darts_jax.spaces import Genotype
 
 PyTree = Any
 

@@ -7,10 +7,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from darts_jax import genotype as genotypes
-from darts_jax.genotype import Genotype
+from darts_jax import spaces
 from darts_jax.laboratory import figures, radius, tables
-from darts_jax.report import drawing, html
+from darts_jax.report import html, sections
 
 TITLE = 'Hypergradient laboratory'
 
@@ -410,20 +409,11 @@ def _cells(row: Mapping[str, Any], index: int) -> str:
   if row.get('error'):
     return f'{title}{html.absent(str(row["error"]))}'
   try:
-    found = genotypes.from_dict(row.get('genotype'))
+    found = spaces.from_json(row.get('genotype'))
   except ValueError as error:
     return f'{title}{html.absent(f"Its cells cannot be drawn: {error}")}'
-  if not isinstance(found, Genotype):
-    return f'{title}{html.absent("It found a recurrent cell.")}'
-  drawn = []
-  for cell, name in (('normal', 'Normal cell'), ('reduce', 'Reduction cell')):
-    spec = found.cell(cell)
-    edges = '; '.join(
-      f'{drawing.node_name(edge.source)} to {drawing.node_name(target)} by {edge.operations[0]}'
-      for target, edge in spec.edges
-    )
-    drawn.append(html.figure(drawing.draw_cell(spec), f'search-{index}-{cell}', name, f'{name}: {edges}.'))
-  return f'{title}<div class="cells small">{"".join(drawn)}</div>'
+  drawn = ''.join(sections.cell_figure(found, cell, f'search-{index}-{cell}') for cell, _ in found.cells)
+  return f'{title}<div class="cells small">{drawn}</div>'
 
 
 def _settings(setting: Mapping[str, Any]) -> str:

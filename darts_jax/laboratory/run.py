@@ -13,8 +13,8 @@ from typing import Any
 
 import jax
 
-from darts_jax import genotype as genotypes
 from darts_jax import search as searches
+from darts_jax import spaces
 from darts_jax.laboratory import page, studies
 from darts_jax.laboratory.settings import Laboratory
 from darts_jax.runtime import metrics
@@ -27,6 +27,7 @@ from darts_jax.runtime.terminal import say
 from darts_jax.runtime.workdir import check_claimed, named_errors, remove_leftovers
 from darts_jax.search.settings import Search
 from darts_jax.settings import as_config, build
+from darts_jax.spaces import Genotype
 
 
 class Interrupted(RuntimeError):
@@ -149,8 +150,7 @@ def _searches(settings: Laboratory, workdir: pathlib.Path) -> list[dict[str, Any
     if not result.finished:
       raise Interrupted(f'the search by {name} was interrupted; the same command goes on with it')
     seconds = sum(float(line.get('seconds', 0.0)) for line in metrics.read(folder) if line['kind'] == 'epoch')
-    found = genotypes.to_dict(result.genotype)
-    assert isinstance(result.genotype, genotypes.Genotype)
+    found = spaces.to_json(result.genotype)
     edges = _edges(result.genotype)
     first = first or edges
     rows.append(
@@ -167,13 +167,9 @@ def _searches(settings: Laboratory, workdir: pathlib.Path) -> list[dict[str, Any
   return rows
 
 
-def _edges(genotype: genotypes.Genotype) -> set[tuple[str, int, str, int]]:
+def _edges(genotype: Genotype) -> set[tuple[str, int, str, int]]:
   """Cell, node, operation and source of every edge."""
-  return {
-    (kind, i // 2, operation, source)
-    for kind, pairs in (('normal', genotype.normal), ('reduce', genotype.reduce))
-    for i, (operation, source) in enumerate(pairs)
-  }
+  return {(kind, node, edge.operations[0], edge.source) for kind, cell in genotype.cells for node, edge in cell.edges}
 
 
 def _device() -> str:

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from darts_jax.genotype import NUM_INPUTS, CellSpec
 from darts_jax.nets.bilinear import as_channels, in_plain
 from darts_jax.nets.channels import spread, weighted_sums
 from darts_jax.nets.layers import WHOLE_BATCH, Affine, BatchNorm, NormGroups, evaluate
 from darts_jax.nets.operations import FactorizedReduce, Operations, ReluConv, prune_operations
 from darts_jax.runtime.materialise import materialise
+from darts_jax.spaces import CellSpec
 
 Array = jax.Array
 
@@ -50,7 +50,7 @@ def prune_cell(variables: Mapping[str, Any], before: CellSpec, after: CellSpec, 
     ValueError: the smaller cell has something that the cell has not.
   """
   found = {name: values for name, values in variables.items() if not name.startswith('node')}
-  for source in range(NUM_INPUTS + len(before.nodes)):
+  for source in range(before.num_inputs + len(before.nodes)):
     groups, left = operation_groups(before, source), operation_groups(after, source)
     places = {operation: [target for _, target in members] for operation, members in groups.items()}
     kept: dict[str, list[int]] = {}
@@ -60,7 +60,7 @@ def prune_cell(variables: Mapping[str, Any], before: CellSpec, after: CellSpec, 
           raise ValueError(f'edge {source} → {target}: {operation} is new; a cell can only lose operations')
         kept.setdefault(operation, []).append(places[operation].index(target))
     edges = tuple((operation, len(members)) for operation, members in groups.items())
-    stride = 2 if reduction and source < NUM_INPUTS else 1
+    stride = 2 if reduction and source < before.num_inputs else 1
     values = prune_operations(variables.get(f'node{source}', {}), edges, kept, stride)
     if values:
       found[f'node{source}'] = values
@@ -104,7 +104,7 @@ class Cell(nn.Module):
       train: whether BN uses the statistics of the batch.
 
     Returns:
-      `[N, H', W', len(spec.concat) · C]`, with H' = ⌈H/2⌉ in a reduction cell.
+      `[N, H', W', len(spec.outputs) · C]`, with H' = ⌈H/2⌉ in a reduction cell.
     """
     if self.reduction_before:
       first = FactorizedReduce(self.channels, 1, self.smooth, name='preprocess0')(before_last)[0]
@@ -114,13 +114,14 @@ class Cell(nn.Module):
     normalise = BatchNorm(self.discrete, self.groups, name='preprocess_bn')
     states = [materialise(x[0]) for x in evaluate(normalise.fold(first[None], second[None], train=train))]
     weights = None if mixing is None else _by_operation(mixing, self.spec)
+    num_inputs = self.spec.num_inputs
     arriving: list[list[Array]] = [[] for _ in self.spec.nodes]
-    for source in range(NUM_INPUTS + len(self.spec.nodes)):
-      if source >= NUM_INPUTS:
-        states.append(materialise(functools.reduce(jnp.add, arriving[source - NUM_INPUTS])))
+    for source in range(num_inputs + len(self.spec.nodes)):
+      if source >= num_inputs:
+        states.append(materialise(functools.reduce(jnp.add, arriving[source - num_inputs])))
       groups = operation_groups(self.spec, source)
       edges = tuple((operation, len(members)) for operation, members in groups.items())
-      stride = 2 if self.reduction and source < NUM_INPUTS else 1
+      stride = 2 if self.reduction and source < num_inputs else 1
       operate = Operations(edges, stride, self.discrete, self.smooth, self.groups, name=f'node{source}')
       outputs = operate(states[source], train=train)
       by_members: dict[Members, list[str]] = {}
@@ -136,15 +137,15 @@ class Cell(nn.Module):
         for (edge, target), message in zip(members, messages, strict=True):
           if drop_path is not None and not (operations == ['skip_connect'] and stride == 1):
             message = message * drop_path[edge].astype(message.dtype)[:, None, None, None]
-          arriving[target - NUM_INPUTS].append(message)
-    return jnp.concatenate([states[node] for node in self.spec.concat], axis=-1)
+          arriving[target - num_inputs].append(message)
+    return jnp.concatenate([states[node] for node in self.spec.outputs], axis=-1)
 
 
 def _by_operation(mixing: Array, spec: CellSpec) -> dict[tuple[int, str], Array]:
   """Of mixing weights `[E, O]`, those of every operation that leaves a node, `[M]` for the edges that have it."""
   places = {
     (source, operation): [len(spec.operations) * edge + spec.operations.index(operation) for edge, _ in members]
-    for source in range(NUM_INPUTS + len(spec.nodes))
+    for source in range(spec.num_inputs + len(spec.nodes))
     for operation, members in operation_groups(spec, source).items()
   }
   # All at once, since the gradient of each indexing is a loop over what was taken.

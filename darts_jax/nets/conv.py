@@ -8,10 +8,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from darts_jax.genotype import CellSpec
 from darts_jax.nets.cell import Cell, prune_cell
 from darts_jax.nets.dense import dense_conv
 from darts_jax.nets.layers import WHOLE_BATCH, BatchNorm, NormGroups, activate, uniform_fan_in
+from darts_jax.spaces import CellSpec
 
 Array = jax.Array
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from darts_jax.genotype import NUM_INPUTS, CellSpec
 from darts_jax.nets.conv import Network, reduction_cells
+from darts_jax.spaces import CellSpec
 
 #: How multiply-adds are counted; published counts follow several conventions.
 CONVENTION = (
@@ -71,11 +71,11 @@ def language_parts_of(cell: CellSpec, width: int, vocabulary: int) -> list[Langu
     width: of embedding and states.
     vocabulary: words.
   """
-  assert cell.is_recurrent, cell
+  assert cell.output == 'mean', cell
   assert cell.is_discrete, cell
   embedding, first, inner = vocabulary * width, (2 * width) ** 2, 2 * width**2
-  whole = cell.concat == tuple(range(1, len(cell.nodes) + 1)) and len(cell.nodes) > 1
-  output = f's1–s{len(cell.nodes)}' if whole else ', '.join(f's{node}' for node in cell.concat)
+  whole = cell.outputs == tuple(range(1, len(cell.nodes) + 1)) and len(cell.nodes) > 1
+  output = f's1–s{len(cell.nodes)}' if whole else ', '.join(f's{node}' for node in cell.outputs)
   return [
     LanguagePart('embedding', '', 'word', embedding, 0),
     LanguagePart('s0', '', 'input and previous state', first, first),
@@ -122,17 +122,17 @@ def parts_of(net: Network, height: int, width: int, channels: int) -> list[Part]
     before, size = size, halved(size) if reduction else size
     cell = params[f'cell{layer}']
     spec = net.reduce if reduction else net.normal
-    multiply_adds = sum(_count(cell[f'preprocess{i}']) for i in range(NUM_INPUTS)) * math.prod(before)
+    multiply_adds = sum(_count(cell[f'preprocess{i}']) for i in range(spec.num_inputs)) * math.prod(before)
     for name, node in cell.items():
       if name.startswith('node'):
         for operation, values in node.items():
           if operation.startswith('bn'):
             continue
           multiply_adds += _count(values) * math.prod(size)
-          if operation == 'conv_7x1_1x7' and reduction and int(name.removeprefix('node')) < NUM_INPUTS:
+          if operation == 'conv_7x1_1x7' and reduction and int(name.removeprefix('node')) < spec.num_inputs:
             # Its first half shrinks the width alone.
             multiply_adds += values['across'].size * (before[0] * size[1] - math.prod(size))
-    width_out = node_channels * len(spec.concat)
+    width_out = node_channels * len(spec.outputs)
     kind = 'reduction' if reduction else 'normal'
     found.append(Part(f'cell{layer}', kind, size, width_out, _count(cell), multiply_adds))
   classifier = {name: value for name, value in params.items() if name.startswith('classifier')}

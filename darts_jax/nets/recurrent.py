@@ -18,10 +18,10 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from darts_jax.data.sequences import Sequences
-from darts_jax.genotype import CellSpec, Edge
 from darts_jax.nets.layers import BN_EPSILON, WHOLE_BATCH, NormGroups, pointwise, running_average
 from darts_jax.runtime.materialise import materialise
 from darts_jax.settings import setting
+from darts_jax.spaces import CellSpec, Edge
 
 Array = jax.Array
 PyTree = Any
@@ -246,7 +246,7 @@ class LanguageModel(nn.Module):
       state, running = normalised(state, running)
       states.append(materialise(state))
       row += len(edges)
-    return jnp.mean(jnp.stack([states[node] for node in self.spec.concat]), axis=0), running
+    return jnp.mean(jnp.stack([states[node] for node in self.spec.outputs]), axis=0), running
 
   def _mixture(
     self, edges: tuple[Edge, ...], read: Array, gate: Array, value: Array, mixing: Array | None, row: int

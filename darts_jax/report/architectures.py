@@ -6,11 +6,10 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from darts_jax import genotype as genotypes
-from darts_jax import limits
-from darts_jax.genotype import Genotype
+from darts_jax import limits, spaces
 from darts_jax.runtime.durable import write_whole
 from darts_jax.runtime.files import one_line, read_json
+from darts_jax.spaces import Genotype
 
 FILE = 'architectures.json'
 
@@ -44,7 +43,7 @@ def best(architectures: Sequence[Architecture]) -> Architecture | None:
 
 def write(architectures: Sequence[Architecture], workdir: pathlib.Path) -> None:
   """Writes the file, which is never seen half-written."""
-  values = [{**dataclasses.asdict(each), 'genotype': genotypes.to_dict(each.genotype)} for each in architectures]
+  values = [{**dataclasses.asdict(each), 'genotype': spaces.to_json(each.genotype)} for each in architectures]
   write_whole(workdir / FILE, (json.dumps(values, indent=1) + '\n').encode())
 
 
@@ -72,9 +71,9 @@ def _from_dict(values: Any) -> Architecture:
   names = {field.name for field in dataclasses.fields(Architecture)}
   if not isinstance(values, dict) or set(values) != names:
     raise ValueError(f'an architecture has the fields {", ".join(sorted(names))}')
-  genotype = genotypes.from_dict(values['genotype'])
-  if not isinstance(genotype, Genotype):
-    raise ValueError('genotype: a recurrent architecture')
+  genotype = spaces.from_json(values['genotype'])
+  if spaces.space_of(genotype).data != 'images':
+    raise ValueError(f'genotype: a {spaces.kind_of(genotype)} architecture')
   # They are about trainings that have ended; 2⁵³ is the first whole number that a float cannot tell from the next.
   for name, most in (('number', 2**53), ('parameters', 2**53), ('valid_accuracy', 1.0), ('seconds', 2.0**53)):
     value = values[name]

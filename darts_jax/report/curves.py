@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 
 from darts_jax.report import diagnostics, figures, style
 from darts_jax.report.figures import Line
-from darts_jax.report.workdir import Record, Run, cells_of, kept_edges, number, series
+from darts_jax.report.workdir import Record, Run, kept_edges, number, series
+from darts_jax.spaces import look_of, space_with
 
 _LARGE = (5.5, 3.1)
 _SMALL = (3.75, 2.2)
@@ -18,6 +19,8 @@ _SMALL = (3.75, 2.2)
 UNITS = ('images', 'tokens')
 #: Of how many snapshots of α at most an architecture is derived.
 MAX_DERIVED = 1000
+_ENTROPY = 'entropy_'
+_COLORS = (style.BLUE, style.VERMILION, style.GREEN, style.AMBER)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Panel:
 
 def learning(run: Run) -> Iterator[Panel]:
   """Loss, perplexity and accuracy in training and validation; metrics without a finite value are left out."""
-  loss = 'Loss, nats per token' if run.is_recurrent else 'Loss'
+  loss = 'Loss, nats per token' if run.reads_text else 'Loss'
   for metric, title in (('loss', loss), ('perplexity', 'Perplexity'), ('accuracy', 'Accuracy')):
     named = [
       (f'train_{metric}', style.AMBER, 'training'),
@@ -58,7 +61,7 @@ def learning(run: Run) -> Iterator[Panel]:
 def optimisation(run: Run) -> Iterator[Panel]:
   """Small multiples of what tells whether the optimisation of weights and α goes well."""
   lines: list[Line] = []
-  if run.is_recurrent:
+  if run.reads_text:
     lines = _with_means(run, 'learning_rate')  # It varies with the lengths of sequences.
   if not lines:
     lines = _lines(run, run.steps or run.epochs, ('learning_rate', style.INK, ''))
@@ -77,13 +80,7 @@ def optimisation(run: Run) -> Iterator[Panel]:
     if any((line.values[np.isfinite(line.values)] > 0).any() for line in lines):
       figure = figures.chart(lines, run.time_unit, _SMALL, log=True)
       yield Panel(f'gradient-{of}', f'Gradient norm, {symbol}', figure)
-  lines = _lines(
-    run,
-    run.steps,
-    ('entropy_normal', style.BLUE, 'normal'),
-    ('entropy_reduce', style.VERMILION, 'reduction'),
-    ('entropy_recurrent', style.BLUE, ''),
-  )
+  lines = _entropies(run)
   if lines:
     count = len(run.alphas.operations) if run.alphas else 0
     uniform = (math.log(count), f'uniform: log {count}') if count else None
@@ -157,6 +154,15 @@ def _lines(
   return lines
 
 
+def _entropies(run: Run) -> list[Line]:
+  """A line for each kind of cell, which is named if there are several."""
+  logged = dict.fromkeys(name for record in run.steps for name in record if name.startswith(_ENTROPY))
+  cells = [cell for cell in (name.removeprefix(_ENTROPY) for name in logged) if space_with(cell) is not None]
+  names = [look_of(cell).title(cell).removesuffix(' cell').lower() if len(cells) > 1 else '' for cell in cells]
+  metrics = [f'{_ENTROPY}{cell}' for cell in cells]
+  return _lines(run, run.steps, *zip(metrics, itertools.cycle(_COLORS), names, strict=False))
+
+
 def _with_means(run: Run, metric: str) -> list[Line]:
   """A noisy metric of steps, and over it the mean of every epoch in its middle, once there are two."""
   lines = _lines(run, run.steps, (metric, style.INK, ''))
@@ -180,8 +186,6 @@ def _changes(run: Run) -> Line | None:
     derived = [run.alphas.genotype(i) for i in chosen.tolist()]
   except ValueError:
     return None
-  edges = [
-    {(cell, *edge) for cell in cells_of(genotype) for edge in kept_edges(genotype, cell)} for genotype in derived
-  ]
+  edges = [{(cell, *edge) for cell, _ in genotype.cells for edge in kept_edges(genotype, cell)} for genotype in derived]
   changes = [len(after - before) for before, after in itertools.pairwise(edges)]
   return Line(run.times(run.alphas.steps[chosen[1:]]), np.array(changes, float), style.INK, stepped=True)

@@ -7,9 +7,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from darts_jax.genotype import AnyGenotype
 from darts_jax.report import drawing, figures, html, sections, style
 from darts_jax.report.workdir import REMOVED, SCORES, UNDECIDED, Alphas, Decision, Run, kept_edges
+from darts_jax.spaces import Genotype, look_of
 
 _TITLES = dict(zip(SCORES, ('Score', 'Edge importance', 'Selection certainty', 'Selection stability'), strict=True))
 _FORMULAS = {
@@ -32,7 +32,7 @@ def section(run: Run) -> str:
   times, made = run.times(alphas.steps), alphas.decisions()
   parts = []
   for cell in alphas.alphas:
-    name = sections.CELLS.get(cell, cell)
+    name = look_of(cell).title(cell)
     figure = draw_scores(alphas, cell, times, run.time_unit)
     parts.append(html.figure(figure, f'scores-{cell}', name, f'{name}: what its edges were decided by, over time.'))
   table = _table(made, times, run.time_unit) if made else html.absent('No edge has been decided yet.')
@@ -83,7 +83,7 @@ def draw_scores(alphas: Alphas, cell: str, times: np.ndarray, time_unit: str) ->
   return figure
 
 
-def along_the_way(run: Run, alphas: Alphas, genotype: AnyGenotype | None) -> str:
+def along_the_way(run: Run, alphas: Alphas, genotype: Genotype | None) -> str:
   """The section of earlier cells for a search that decides: those of some of the snapshots with a decision.
 
   Args:
@@ -187,7 +187,7 @@ def _table(made: tuple[Decision, ...], times: np.ndarray, time_unit: str) -> str
   rows = []
   for decision in made:
     values = [
-      sections.CELLS.get(decision.cell, decision.cell),
+      look_of(decision.cell).title(decision.cell),
       _edge_name(decision.cell, decision.edge),
       decision.operation,
     ]
@@ -206,11 +206,11 @@ def _table(made: tuple[Decision, ...], times: np.ndarray, time_unit: str) -> str
 
 
 def _edge_name(cell: str, edge: tuple[int, int]) -> str:
-  name = drawing.state_name if cell == 'recurrent' else drawing.node_name
-  return f'{name(edge[0])} → {name(edge[1])}'
+  look = look_of(cell)
+  return f'{drawing.node_name(look, edge[0])} → {drawing.node_name(look, edge[1])}'
 
 
-def _is_final(alphas: Alphas, cell: str, snapshot: int, genotype: AnyGenotype | None) -> bool:
+def _is_final(alphas: Alphas, cell: str, snapshot: int, genotype: Genotype | None) -> bool:
   """Whether nothing is undecided, and the cell is that of the architecture at the top."""
   spec = alphas.cell(cell, snapshot)
   if genotype is None or not spec.is_discrete:
@@ -218,13 +218,13 @@ def _is_final(alphas: Alphas, cell: str, snapshot: int, genotype: AnyGenotype | 
   return {(edge.source, node, edge.operations[0]) for node, edge in spec.edges} == kept_edges(genotype, cell)
 
 
-def _cell_then(alphas: Alphas, cell: str, snapshot: int, genotype: AnyGenotype | None) -> str:
-  title = sections.CELLS.get(cell, cell)
+def _cell_then(alphas: Alphas, cell: str, snapshot: int, genotype: Genotype | None) -> str:
+  title = look_of(cell).title(cell)
   if _is_final(alphas, cell, snapshot, genotype):
-    return sections.same_cell(title)
+    return sections.same_cell(cell)
   spec = alphas.cell(cell, snapshot)
   decided = [(node, edge) for node, edge in spec.edges if len(edge.operations) == 1]
-  note = f'{len(decided)} of {spec.num_kept * len(spec.nodes)} edges decided'
+  note = f'{len(decided)} of {sum(spec.num_kept)} edges decided'
   told = '; '.join(f'{_edge_name(cell, (edge.source, node))} is {edge.operations[0]}' for node, edge in decided)
-  drawn = drawing.draw_cell(spec, pale=True)
+  drawn = drawing.draw_cell(spec, look_of(cell), pale=True)
   return html.figure(drawn, f'snapshot-{snapshot}-{cell}', title, f'{title}, {note}: {told}.', note)

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from darts_jax.genotype import AnyGenotype, Genotype, RecurrentGenotype
 from darts_jax.report.workdir import Record, last, number
+from darts_jax.spaces import Genotype
 
 #: Skip connections in the normal cell from which on a search counts as collapsed.
 MAX_SKIP_CONNECTIONS = 3
@@ -23,7 +23,7 @@ MAX_DISAGREEMENT = 0.25
 
 def warnings(
   records: Sequence[Record],
-  genotype: AnyGenotype | None = None,
+  genotype: Genotype | None = None,
   mixing: Mapping[str, np.ndarray] | None = None,
   times: Sequence[float] | np.ndarray = (),
   num_epochs: int | None = None,
@@ -94,22 +94,24 @@ def entropy(mixing: np.ndarray) -> np.ndarray:
   return np.where(np.isnan(mixing).any(axis=(-2, -1)), np.nan, entropies)
 
 
-def _skips(genotype: AnyGenotype | None) -> list[str]:
-  if not isinstance(genotype, Genotype):
+def _skips(genotype: Genotype | None) -> list[str]:
+  if genotype is None:
     return []
-  count = sum(operation == 'skip_connect' for operation, _ in genotype.normal)
+  name, cell = genotype.cells[0]
+  count = sum(operation == 'skip_connect' for operation, _ in cell.pairs)
   if count < MAX_SKIP_CONNECTIONS:
     return []
   return [
-    f'The normal cell has {count} skip connections out of {len(genotype.normal)} edges. Searches that end this way'
+    f'The {name} cell has {count} skip connections out of {cell.num_edges} edges. Searches that end this way'
     ' tend to give shallow networks that do worse when trained from scratch than their supernet promised.'
   ]
 
 
-def _identities(genotype: AnyGenotype | None) -> list[str]:
-  if not isinstance(genotype, RecurrentGenotype):
+def _identities(genotype: Genotype | None) -> list[str]:
+  if genotype is None:
     return []
-  count, total = sum(activation == 'identity' for activation, _ in genotype.recurrent), len(genotype.recurrent)
+  _, cell = genotype.cells[0]
+  count, total = sum(activation == 'identity' for activation, _ in cell.pairs), cell.num_edges
   if count < MAX_IDENTITY_SHARE * total:
     return []
   return [

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,8 +13,8 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path
 from matplotlib.textpath import TextPath
 
-from darts_jax.genotype import NUM_INPUTS, AnyGenotype, CellSpec, RecurrentGenotype
 from darts_jax.report import layout, style
+from darts_jax.spaces import CellSpec, Genotype, Look, space_of
 
 #: What text artists that name the operation of an edge have as their `gid`.
 LABEL = 'operation'
@@ -23,6 +24,9 @@ _NODE_SIZE = 9.5
 _MARGIN = 0.08
 _TITLE_HEIGHT = 0.34
 _PORT_GAP = 0.07
+_PLAIN = Look()
+_INDEX = re.compile(r'_\{([0-9kt+-]+)\}|_([0-9kt])|(?<=[A-Za-z])([0-9]+)$')
+_SUBSCRIPTS = str.maketrans('0123456789+-kt', '₀₁₂₃₄₅₆₇₈₉₊₋ₖₜ')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,40 +39,33 @@ class _Graph:
   operations: tuple[tuple[str, ...], ...]
 
 
-def node_name(node: int) -> str:
-  """How the papers call a node of a convolutional cell: the two inputs by their cell, the others from 0."""
-  return ('cₖ₋₂', 'cₖ₋₁')[node] if node < NUM_INPUTS else str(node - NUM_INPUTS)
+def node_name(look: Look, node: int) -> str:
+  """The name of a node as it is printed, with its index as a subscript: `cₖ₋₁`, or `s₀`."""
+  return _printed(look.node(node))
 
 
-def state_name(node: int) -> str:
-  """The name of a node of a recurrent cell; `s₀` is the state made from the input `xₜ` and the last output `hₜ₋₁`."""
-  return 's' + str(node).translate(str.maketrans('0123456789', '₀₁₂₃₄₅₆₇₈₉'))
-
-
-def draw_cell(cell: CellSpec | RecurrentGenotype, title: str = '', pale: bool = False) -> Figure:
+def draw_cell(cell: CellSpec, look: Look = _PLAIN, title: str = '', pale: bool = False) -> Figure:
   """A cell from left to right, with the operation of every edge on it; colours tell families of operations apart.
 
   A node that neither the output nor another node reads has a dashed outline. Labels overlap neither each other nor
   an edge or node that is not theirs. The figure is as large as the cell needs; its units are inches.
 
   Args:
-    cell: a cell of a genotype, convolutional or recurrent, a searched cell (edges with more than one candidate say
-      how many), or a recurrent genotype.
+    cell: a cell of a genotype, or a searched cell (edges with more than one candidate say how many).
+    look: of its space; nodes have numbers without it.
     title: written above the cell, if not empty.
     pale: edges with more than one candidate are thin and pale, and say nothing.
   """
-  plan = _plan(cell, title, pale)
+  plan = _plan(cell, look, title, pale)
   figure = Figure(figsize=plan.size)
   _paint(figure.add_axes((0, 0, 1, 1)), plan)
   return figure
 
 
-def draw_genotype(genotype: AnyGenotype) -> Figure:
-  """The cells of an architecture, both of a convolutional one, one above the other; see `draw_cell`."""
-  if isinstance(genotype, RecurrentGenotype):
-    plans = [_plan(genotype, 'Recurrent cell')]
-  else:
-    plans = [_plan(genotype.cell('normal'), 'Normal cell'), _plan(genotype.cell('reduce'), 'Reduction cell')]
+def draw_genotype(genotype: Genotype) -> Figure:
+  """The cells of an architecture, one above the other; see `draw_cell`."""
+  look = space_of(genotype).look
+  plans = [_plan(cell, look, look.title(name)) for name, cell in genotype.cells]
   width, height = max(plan.size[0] for plan in plans), sum(plan.size[1] for plan in plans)
   figure = Figure(figsize=(width, height))
   top = height
@@ -89,8 +86,8 @@ class _Plan:
   size: tuple[float, float]
 
 
-def _plan(cell: CellSpec | RecurrentGenotype, title: str, pale: bool = False) -> _Plan:
-  graph = _graph(cell)
+def _plan(cell: CellSpec, look: Look, title: str, pale: bool = False) -> _Plan:
+  graph = _graph(cell, look)
   labels = tuple('' if pale and len(operations) > 1 else _label(operations) for operations in graph.operations)
   places = layout.layered(
     [(max(0.3, _text_width(name, _NODE_SIZE) + 0.2), 0.3) for name in graph.names],
@@ -163,25 +160,23 @@ def _paint(axes: Axes, plan: _Plan) -> None:
     )
 
 
-def to_graphviz(cell: CellSpec | RecurrentGenotype, name: str) -> str:
+def to_graphviz(cell: CellSpec, name: str, look: Look = _PLAIN) -> str:
   """The cell in the DOT language: one edge for every candidate operation, and those from inputs and into the output.
 
-  Nodes of a convolutional cell are `c_{k-2}`, `c_{k-1}`, `0`, …, `c_{k}`; those of a recurrent one `x_t`, `h_{t-1}`,
-  `s0`, `s1`, …, and its output `h_t`, which is the mean of the states that lead to it.
+  Nodes have the names of the space, such as `c_{k-2}`, `c_{k-1}`, `0`, …, `c_{k}` in cells of `darts`, and `x_t`,
+  `h_{t-1}`, `s0`, `s1`, …, `h_t` in recurrent ones.
 
   Args:
-    cell: a cell of a genotype, a searched cell, or a recurrent genotype.
+    cell: a cell of a genotype, or a searched cell.
     name: the graph's name and caption; any text.
+    look: of its space; nodes have numbers without it.
   """
-  spec = _spec(cell)
-  if spec.is_recurrent:
-    inputs, output = ['x_t', 'h_{t-1}'], 'h_t'
-    nodes = [f's{index}' for index in range(len(spec.nodes) + 1)]
-    inner, links = nodes, [(name, nodes[0]) for name in inputs]
+  nodes = [look.node(index) for index in range(cell.num_inputs + len(cell.nodes))]
+  if look.origins:
+    inputs, inner = list(look.origins), nodes
   else:
-    inputs, output = ['c_{k-2}', 'c_{k-1}'], 'c_{k}'
-    inner, links = [str(index) for index in range(len(spec.nodes))], []
-    nodes = inputs + inner
+    inputs, inner = nodes[: cell.num_inputs], nodes[cell.num_inputs :]
+  links, output = [(origin, nodes[0]) for origin in look.origins], look.output
   lines = [
     f'digraph {_quote(name)} {{',
     f'  graph [rankdir=LR, label={_quote(name)}, labelloc=t, fontname="Helvetica"];',
@@ -194,12 +189,12 @@ def to_graphviz(cell: CellSpec | RecurrentGenotype, name: str) -> str:
     *(f'  {_quote(node)};' for node in inner),
     *(f'  {_quote(source)} -> {_quote(target)};' for source, target in links),
   ]
-  for target, edge in spec.edges:
+  for target, edge in cell.edges:
     lines.extend(
       f'  {_quote(nodes[edge.source])} -> {_quote(nodes[target])} [label={_quote(operation)}];'
       for operation in edge.operations
     )
-  lines.extend(f'  {_quote(nodes[index])} -> {_quote(output)};' for index in spec.concat)
+  lines.extend(f'  {_quote(nodes[index])} -> {_quote(output)};' for index in cell.outputs)
   return '\n'.join([*lines, '}']) + '\n'
 
 
@@ -208,27 +203,24 @@ def _quote(text: str) -> str:
   return f'"{text}"'
 
 
-def _spec(cell: CellSpec | RecurrentGenotype) -> CellSpec:
-  return cell.cell() if isinstance(cell, RecurrentGenotype) else cell
-
-
-def _graph(cell: CellSpec | RecurrentGenotype) -> _Graph:
-  spec = _spec(cell)
-  # What makes the first state of a recurrent cell is drawn, and no node of the spec.
-  shift = 2 if spec.is_recurrent else 0
-  num_nodes = spec.num_inputs + len(spec.nodes)
-  if spec.is_recurrent:
-    names = ['xₜ', 'hₜ₋₁', *map(state_name, range(num_nodes)), 'hₜ']
-  else:
-    names = [*map(node_name, range(num_nodes)), 'cₖ']
-  edges = [(0, shift), (1, shift)] if spec.is_recurrent else []
+def _graph(cell: CellSpec, look: Look) -> _Graph:
+  # The origins of the first node are drawn, and are no nodes of the cell.
+  shift = len(look.origins)
+  num_nodes = cell.num_inputs + len(cell.nodes)
+  names = [*look.origins, *map(look.node, range(num_nodes)), look.output]
+  edges = [(origin, shift) for origin in range(shift)]
   operations: list[tuple[str, ...]] = [()] * len(edges)
-  for target, edge in spec.edges:
+  for target, edge in cell.edges:
     edges.append((edge.source + shift, target + shift))
     operations.append(edge.operations)
-  edges += [(node + shift, num_nodes + shift) for node in spec.concat]
-  operations += [()] * len(spec.concat)
-  return _Graph(tuple(names), NUM_INPUTS, tuple(edges), tuple(operations))
+  edges += [(node + shift, num_nodes + shift) for node in cell.outputs]
+  operations += [()] * len(cell.outputs)
+  return _Graph(tuple(map(_printed, names)), shift or cell.num_inputs, tuple(edges), tuple(operations))
+
+
+def _printed(name: str) -> str:
+  """The name with an index, behind `_` or a letter, as a subscript."""
+  return _INDEX.sub(lambda found: ''.join(found.groups(default='')).translate(_SUBSCRIPTS), name)
 
 
 def _label(operations: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """The report's charts, as matplotlib figures, and figures as SVG that can stand inside a page."""
 
 import dataclasses
+import functools
 import html
 import io
 import math
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, NullLocator
 
 from darts_jax.report import drawing, layout, style
+from darts_jax.spaces import Look
 
 _MAX_POINTS = 360
 #: Size of what is written in a figure, in points.
@@ -156,7 +158,7 @@ def mixing_weights(
   kept: Collection[tuple[int, int, str]],
   largest: float,
   time_unit: str,
-  recurrent: bool = False,
+  look: Look,
 ) -> Figure:
   """Mixing weights over time, a small heat map for each edge, arranged as the cell's adjacency matrix.
 
@@ -170,11 +172,11 @@ def mixing_weights(
     kept: (source, target, operation) of the edges of the derived cell; their titles stand out and name it.
     largest: the weight that the darkest colour stands for.
     time_unit: the name of the horizontal axes.
-    recurrent: nodes are counted as in a recurrent cell.
+    look: of the space.
   """
   sources = sorted({source for source, _ in edges})
   targets = sorted({target for _, target in edges})
-  name = drawing.state_name if recurrent else drawing.node_name
+  name = functools.partial(drawing.node_name, look)
   left, top, bottom, gap = 1.12, 0.06, 0.42, 0.24
   title, panel_height = 0.24, 0.125 * len(operations)
   panel_width = max(1.0, (11.3 - left) / max(len(sources), 5) - gap)

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from darts_jax import genotype as genotypes
-from darts_jax.genotype import AnyGenotype, Genotype
+from darts_jax import spaces
 from darts_jax.report import curves, decisions, diagnostics, figures, html, sections
-from darts_jax.report.workdir import REMOVED, UNDECIDED, Run, cells_of, kept_edges, last
+from darts_jax.report.workdir import REMOVED, UNDECIDED, Run, kept_edges, last
+from darts_jax.spaces import Genotype
 
 _MAX_SNAPSHOTS = 3
+_IDENTITIES = {'skip_connect': 'Skip connections', 'identity': 'Identities'}
 
 
 def render(run: Run) -> str:
@@ -46,7 +47,7 @@ def render(run: Run) -> str:
   return html.document(f'{dataset} – architecture search', body)
 
 
-def _current(run: Run) -> tuple[AnyGenotype | None, str]:
+def _current(run: Run) -> tuple[Genotype | None, str]:
   """The architecture to show, and where it is from, or why there is none."""
   if run.genotype is not None:
     return run.genotype, 'As in <code>genotype.json</code>.'
@@ -59,32 +60,32 @@ def _current(run: Run) -> tuple[AnyGenotype | None, str]:
   return genotype, f'Derived from α after step {run.alphas.steps[-1]:,}. {html.escape(run.problems["genotype.json"])}'
 
 
-def _headline(run: Run, genotype: AnyGenotype | None, dataset: str) -> str:
+def _headline(run: Run, genotype: Genotype | None, dataset: str) -> str:
   facts = {
     'Estimator': run.setting('estimator', 'hypergradient'),
     'Strategy': run.setting('strategy'),
-    'Width': run.setting('width') if run.is_recurrent else None,
+    'Width': run.setting('width') if run.reads_text else None,
     'Seed': run.setting('seed'),
   }
   return sections.headline(run, 'Architecture search', dataset, facts, _tiles(run, genotype))
 
 
-def _tiles(run: Run, genotype: AnyGenotype | None) -> Iterator[tuple[str, str]]:
+def _tiles(run: Run, genotype: Genotype | None) -> Iterator[tuple[str, str]]:
   accuracy, loss = last(run.epochs, 'valid_accuracy'), last(run.epochs, 'valid_loss')
   perplexity = last(run.epochs, 'valid_perplexity')
   if accuracy is not None:
     yield 'Supernet accuracy', f'{100 * accuracy:.2f} <small>% validation</small>'
-  elif perplexity is not None or run.is_recurrent:
+  elif perplexity is not None or run.reads_text:
     yield 'Supernet perplexity', f'{sections.perplexity(perplexity)} <small>validation</small>'
   else:
     yield 'Supernet loss', '–' if loss is None else f'{loss:.3f} <small>validation</small>'
   yield from sections.progress_tiles(run)
-  if isinstance(genotype, Genotype):
-    count = sum(operation == 'skip_connect' for operation, _ in genotype.normal)
-    yield 'Skip connections', f'{count} <small>of {len(genotype.normal)} normal edges</small>'
-  elif genotype is not None:
-    count = sum(activation == 'identity' for activation, _ in genotype.recurrent)
-    yield 'Identities', f'{count} <small>of {len(genotype.recurrent)} nodes</small>'
+  if genotype is not None:
+    identity = spaces.space_of(genotype).identity
+    name, cell = genotype.cells[0]
+    count = sum(operation == identity for operation, _ in cell.pairs)
+    which = f'{name} edges' if len(genotype.cells) > 1 else 'nodes' if cell.kept == 1 else 'edges'
+    yield _IDENTITIES.get(identity, identity), f'{count} <small>of {cell.num_edges} {which}</small>'
 
 
 def _optimisation(run: Run) -> str:
@@ -99,7 +100,7 @@ def _optimisation(run: Run) -> str:
   return html.section('Optimisation', f'<div class="grid">{sections.panels(panels)}</div>', lead)
 
 
-def _mixing(run: Run, genotype: AnyGenotype | None, mixing: Mapping[str, np.ndarray], times: np.ndarray) -> str:
+def _mixing(run: Run, genotype: Genotype | None, mixing: Mapping[str, np.ndarray], times: np.ndarray) -> str:
   title = 'Mixing weights over time'
   if run.alphas is None:
     return html.section(
@@ -122,9 +123,9 @@ def _mixing(run: Run, genotype: AnyGenotype | None, mixing: Mapping[str, np.ndar
       kept_edges(genotype, cell),
       largest,
       run.time_unit,
-      recurrent=cell == 'recurrent',
+      look=spaces.look_of(cell),
     )
-    name = sections.CELLS.get(cell, cell)
+    name = spaces.look_of(cell).title(cell)
     parts.append(html.figure(figure, f'mixing-{cell}', name, f'{name}: mixing weights of every edge over time.'))
   lead = (
     'One map for each edge: a row holds the edges into a node, a column those out of a node. In a map, each line is a'
@@ -145,7 +146,7 @@ def _mixing(run: Run, genotype: AnyGenotype | None, mixing: Mapping[str, np.ndar
   return html.section(title, f'<div class="stack">{"".join(parts)}</div>', lead)
 
 
-def _snapshots(run: Run, genotype: AnyGenotype | None) -> str:
+def _snapshots(run: Run, genotype: Genotype | None) -> str:
   title = 'Cells along the way'
   if run.alphas is None:
     return html.section(title, html.absent(f'{run.problems["alphas.npz"]} Earlier cells are derived from it.'))
@@ -165,41 +166,45 @@ def _snapshots(run: Run, genotype: AnyGenotype | None) -> str:
     except ValueError as error:
       parts.append(f'<h3>{when}</h3>{html.absent(f"No architecture can be derived: {error}")}')
       continue
-    cells = ''.join(_earlier_cell(earlier, genotype, cell, i) for cell in cells_of(earlier))
+    cells = ''.join(_earlier_cell(earlier, genotype, cell, i) for cell, _ in earlier.cells)
     parts.append(f'<h3>{when}</h3>\n<div class="cells small">{cells}</div>')
   return html.section(title, '\n'.join(parts), 'What the rule of DARTS derives from earlier α.')
 
 
-def _earlier_cell(earlier: AnyGenotype, genotype: AnyGenotype | None, cell: str, snapshot: int) -> str:
+def _earlier_cell(earlier: Genotype, genotype: Genotype | None, cell: str, snapshot: int) -> str:
   before, now = kept_edges(earlier, cell), kept_edges(genotype, cell)
   if before == now:
-    return sections.same_cell(sections.CELLS[cell])
+    return sections.same_cell(cell)
   note = f'{len(before & now)} of {len(before)} edges as at the top' if now else ''
-  return sections.cell_figure(earlier, cell, f'snapshot-{snapshot}-{cell}', sections.CELLS[cell], note)
+  return sections.cell_figure(earlier, cell, f'snapshot-{snapshot}-{cell}', note)
 
 
-def _usage(run: Run, genotype: AnyGenotype | None) -> str:
+def _usage(run: Run, genotype: Genotype | None) -> str:
   if genotype is None:
     return html.section('Use this architecture', html.absent('There is no architecture yet.'))
-  per_line = 2 if isinstance(genotype, Genotype) else 1
-  text = (
-    '{\n'
-    + ',\n'.join(f'  "{name}": {_json_lines(values, per_line)}' for name, values in genotypes.to_dict(genotype).items())
-    + '\n}'
-  )
-  cell, path = cells_of(genotype)[0], str(run.path / 'genotype.json')
-  code = f"""from darts_jax import genotype
+  name, cell = genotype.cells[0]
+  text = _json_text(spaces.to_json(genotype), cell.kept or 1)
+  path = str(run.path / 'genotype.json')
+  code = f"""from darts_jax import spaces
 from darts_jax.report import drawing
 
-found = genotype.load({path!r})
-print(drawing.to_graphviz(found.cell({cell!r}), {cell!r}))  # Graphviz source of a cell"""
-  config = 'configs/cifar_eval.py' if isinstance(genotype, Genotype) else 'configs/ptb_eval.py'
+found = spaces.load({path!r})
+look = spaces.space_of(found).look
+print(drawing.to_graphviz(found.cell({name!r}), {name!r}, look))  # Graphviz source of a cell"""
+  config = spaces.space_of(genotype).evaluation
   command = f'python -m experiments.train --config={config} --genotype={shlex.quote(path)}'
   parts = {'Train it from scratch': command, 'Read it': code, 'genotype.json': text}
   return html.section(
     'Use this architecture',
     '\n'.join(f'<h3>{title}</h3>\n<pre>{html.escape(content)}</pre>' for title, content in parts.items()),
   )
+
+
+def _json_text(values: Any, per_line: int) -> str:
+  """JSON with the pairs of a node on a line, if it has lists of pairs and nodes alone."""
+  if not isinstance(values, Mapping) or not all(isinstance(value, list) for value in values.values()):
+    return json.dumps(values)
+  return '{\n' + ',\n'.join(f'  "{name}": {_json_lines(value, per_line)}' for name, value in values.items()) + '\n}'
 
 
 def _json_lines(values: list[Any], per_line: int) -> str:

@@ -8,7 +8,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from darts_jax.genotype import Genotype
 from darts_jax.report import architectures, figures, html, sections, style
 from darts_jax.report.architectures import Architecture
 from darts_jax.report.workdir import Run, last, number
@@ -108,7 +107,7 @@ def _warnings(found: Sequence[Architecture]) -> Iterator[str]:
 
 
 def _architecture(run: Run, best: Architecture | None) -> str:
-  if not isinstance(run.genotype, Genotype):
+  if run.genotype is None:
     return sections.architecture(None, run.problems.get('genotype.json', 'There is no architecture yet.'))
   which = '' if best is None else f': architecture {best.number}, the best by validation'
   return sections.architecture(run.genotype, f'As in <code>genotype.json</code>{which}.')

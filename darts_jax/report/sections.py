@@ -1,15 +1,16 @@
 """The sections that the reports of searches and of trainings share."""
 
+import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from darts_jax.genotype import AnyGenotype, Genotype, RecurrentGenotype
 from darts_jax.report import curves, drawing, html
 from darts_jax.report.curves import Panel
-from darts_jax.report.workdir import Run, cells_of, kept_edges, series
+from darts_jax.report.workdir import Run, kept_edges, series
+from darts_jax.spaces import Genotype, look_of, space_of
 
 #: By status of a run (see `Run`), what a reader is told.
 STATUSES = {
@@ -18,7 +19,6 @@ STATUSES = {
   'stopped': 'Stopped before its end',
   'finished': 'Finished',
 }
-CELLS = {'normal': 'Normal cell', 'reduce': 'Reduction cell', 'recurrent': 'Recurrent cell'}
 _MAX_EVENTS = 200
 
 
@@ -61,19 +61,12 @@ def warnings(found: Sequence[str]) -> str:
   return f'<div class="warnings" role="note">\n<h2>Look at this first</h2>\n<ul>{items}</ul>\n</div>\n'
 
 
-def architecture(genotype: AnyGenotype | None, origin: str) -> str:
+def architecture(genotype: Genotype | None, origin: str) -> str:
   """The cells of an architecture; `origin` is HTML, and says where it is from or why there is none."""
   if genotype is None:
     return html.section('Architecture', html.absent(origin))
-  cells = ''.join(cell_figure(genotype, cell, f'now-{cell}', CELLS[cell]) for cell in cells_of(genotype))
-  legend = (
-    'Blue boxes are states. The first is made from the word x and the last output h; any other is s + σ(c)·(f(g) − s),'
-    ' with [c, g] = s·W, of the state s that its arrow comes from and the activation f on it. Grey lines lead to the'
-    ' output, which is the mean of what arrives.'
-    if isinstance(genotype, RecurrentGenotype)
-    else 'Blue boxes are intermediate nodes, which add what arrives; grey lines lead to the cell’s output.'
-  )
-  return html.section('Architecture', f'<div class="cells">{cells}</div>', f'{origin} {legend}')
+  cells = ''.join(cell_figure(genotype, cell, f'now-{cell}') for cell, _ in genotype.cells)
+  return html.section('Architecture', f'<div class="cells">{cells}</div>', f'{origin} {space_of(genotype).look.legend}')
 
 
 def learning_curves(run: Run) -> str:
@@ -82,7 +75,7 @@ def learning_curves(run: Run) -> str:
   charts = list(curves.learning(run))
   if not charts:
     return html.section(title, html.absent('No loss has been recorded yet.', run.problems.get('metrics.jsonl')))
-  how = 'without dropout' if run.is_recurrent else 'in evaluation mode'
+  how = 'without dropout' if run.reads_text else 'in evaluation mode'
   lead = (
     f'Strong lines: whole epochs, validation {how}. Pale lines: single batches.'
     if run.epochs
@@ -182,16 +175,18 @@ def panels(charts: Iterable[Panel]) -> str:
   return ''.join(html.figure(panel.figure, panel.name, panel.title, f'{panel.title} over time.') for panel in charts)
 
 
-def cell_figure(genotype: AnyGenotype, cell: str, name: str, title: str, note: str = '') -> str:
-  """The drawing of a cell, with a title and a note."""
+def cell_figure(genotype: Genotype, cell: str, name: str, note: str = '') -> str:
+  """The drawing of a cell, with its title and a note."""
   kept = sorted(kept_edges(genotype, cell), key=lambda edge: (edge[1], edge[0]))
-  node_name = drawing.node_name if isinstance(genotype, Genotype) else drawing.state_name
+  look = space_of(genotype).look
+  node_name, title = functools.partial(drawing.node_name, look), look.title(cell)
   edges = '; '.join(f'{node_name(s)} to {node_name(t)} by {operation}' for s, t, operation in kept)
-  return html.figure(drawing.draw_cell(genotype.cell(cell)), name, title, f'{title}: {edges}.', note)
+  return html.figure(drawing.draw_cell(genotype.cell(cell), look), name, title, f'{title}: {edges}.', note)
 
 
-def same_cell(title: str) -> str:
+def same_cell(cell: str) -> str:
   """Stands in the place of the drawing of a cell that the page has already."""
+  title = look_of(cell).title(cell)
   return f'<figure><figcaption>{html.escape(title)}</figcaption><p class="absent">The same as at the top.</p></figure>'
 
 

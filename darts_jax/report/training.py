@@ -4,17 +4,17 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from darts_jax import genotype as genotypes
-from darts_jax.genotype import AnyGenotype
+from darts_jax import spaces
 from darts_jax.report import curves, diagnostics, html, sections
 from darts_jax.report.workdir import Record, Run, last, number
+from darts_jax.spaces import Genotype
 
 
 def render(run: Run) -> str:
   """The page of a training; the same bytes for the same files."""
   found, origin = _trained(run)
   dataset = html.text(run.dataset or 'Unnamed dataset')
-  sizes = {'Width': 'width'} if run.is_recurrent else {'Channels': 'channels', 'Cells': 'layers'}
+  sizes = {'Width': 'width'} if run.reads_text else {'Channels': 'channels', 'Cells': 'layers'}
   facts = {
     'Architecture': _name(found),
     **{name: run.setting(field) for name, field in sizes.items()},
@@ -36,21 +36,21 @@ def render(run: Run) -> str:
   return html.document(f'{dataset} – training from scratch', body)
 
 
-def _trained(run: Run) -> tuple[AnyGenotype | None, str]:
+def _trained(run: Run) -> tuple[Genotype | None, str]:
   """The architecture that is trained, and where it is from, or why there is none."""
   if run.genotype is not None:
     return run.genotype, 'As in <code>genotype.json</code>.'
   return None, run.problems['genotype.json']
 
 
-def _name(found: AnyGenotype | None) -> str | None:
+def _name(found: Genotype | None) -> str | None:
   """What a published architecture is called."""
-  return next((name for name, known in genotypes.published().items() if known == found), None)
+  return next((name for name, known in spaces.published().items() if known == found), None)
 
 
 def _tiles(run: Run) -> Iterator[tuple[str, str]]:
   test = run.tests[-1] if run.tests else {}
-  if run.is_recurrent:
+  if run.reads_text:
     yield 'Test perplexity', sections.perplexity(number(test.get('perplexity')))
     best = _best(run)
     if best is not None:
@@ -74,7 +74,7 @@ def _best(run: Run) -> Record | None:
 
 def _outcome(run: Run) -> str:
   """What was measured on which images or texts, and when."""
-  if run.is_recurrent:
+  if run.reads_text:
     title, metrics = 'Text', {'loss': 'Loss, nats per token', 'perplexity': 'Perplexity'}
   else:
     title, metrics = 'Images', {'loss': 'Loss, nats', 'accuracy': 'Accuracy', 'top5_accuracy': 'Among the first five'}
@@ -102,14 +102,14 @@ def _outcome(run: Run) -> str:
 def _measured(run: Run) -> Iterator[tuple[str, Record, str]]:
   """For each row of the table its name, the record it is from, and how names of metrics begin there."""
   if run.epochs:
-    regularised = 'with dropout' if run.is_recurrent else 'augmented'
+    regularised = 'with dropout' if run.reads_text else 'augmented'
     yield f'Training, {regularised}, the mean of the last epoch', run.epochs[-1], 'train_'
-  best = _best(run) if run.is_recurrent else None
+  best = _best(run) if run.reads_text else None
   if best is not None:
     yield f'Validation after epoch {best["epoch"] + 1}, the best{_averaged(best, "averaging")}', best, 'valid_'
   if run.epochs and run.epochs[-1] is not best:
     latest = run.epochs[-1]
-    name = f'Validation after the last epoch{_averaged(latest, "averaging")}' if run.is_recurrent else 'Validation'
+    name = f'Validation after the last epoch{_averaged(latest, "averaging")}' if run.reads_text else 'Validation'
     yield name, latest, 'valid_'
   for record in run.tests:
     yield f'Test{_averaged(record, "averaged")}', record, ''
@@ -120,7 +120,7 @@ def _averaged(record: Record, name: str) -> str:
 
 
 def _protocol(run: Run) -> str:
-  if run.is_recurrent:
+  if run.reads_text:
     return _reading(run)
   fraction = number(run.setting('validation_fraction'))
   held = (

@@ -10,10 +10,10 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from darts_jax import derive, limits
-from darts_jax import genotype as genotypes
-from darts_jax.genotype import NUM_INPUTS, AnyGenotype, CellSpec, Edge, Genotype, RecurrentGenotype
+from darts_jax import limits, spaces
 from darts_jax.runtime.files import read_json_lines, read_npz, read_object
+from darts_jax.spaces import CellSpace, CellSpec, Doubts, Edge, Genotype
+from darts_jax.spaces.checks import check_operations
 
 Record = Mapping[str, Any]
 
@@ -58,10 +58,8 @@ class Alphas:
   Attributes:
     steps: `[T]` int, the step of each snapshot, ascending.
     operations: names of the `O` columns.
-    alphas: by cell type (`'normal'` and `'reduce'`, or `'recurrent'`), `[T, E, O]` raw α; −∞ stands for a pruned
-      operation.
-    edges: by cell type, `(source, target)` of the `E` rows; the inputs of a convolutional cell are nodes 0 and 1, the
-      first state of a recurrent one is node 0.
+    alphas: by kind of cell, `[T, E, O]` raw α; −∞ stands for a pruned operation.
+    edges: likewise, `(source, target)` of the `E` rows.
     scores: by name, of `SCORES`, and cell type, `[T, E]` float: what the decision of a snapshot, if it had one, was
       made by. It means nothing on edges decided or removed at an earlier one. Empty for a search that does not decide.
     temperatures: `[T]`, what the supernet divides α by before it takes the softmax; None for 1 throughout.
@@ -134,9 +132,12 @@ class Alphas:
     """The searched cell.
 
     Raises:
-      ValueError: an operation is not one of such a cell, or the edges make no cell.
+      ValueError: no space has such a cell, an operation is not one of it, or the edges make no cell.
     """
-    num_inputs = 1 if cell == 'recurrent' else NUM_INPUTS
+    space = self._space(cell)
+    check_operations(self.operations, space.known_operations, 'operations')
+    usual = space.cells[cell]
+    num_inputs = usual.num_inputs
     targets = [target for _, target in self.edges[cell]]
     if sorted(targets) != targets or min(targets) < num_inputs:
       raise ValueError(f'edges_{cell}: targets {targets} do not list intermediate nodes in their order')
@@ -144,7 +145,8 @@ class Alphas:
       tuple(Edge(source, self.operations) for source, target in self.edges[cell] if target == node)
       for node in range(num_inputs, max(targets) + 1)
     )
-    return CellSpec(nodes, tuple(range(num_inputs, max(targets) + 1)), self.operations, num_inputs)
+    outputs = (max(targets),) if usual.output == 'last' else tuple(range(num_inputs, max(targets) + 1))
+    return dataclasses.replace(usual, nodes=nodes, operations=self.operations, outputs=outputs)
 
   def cell(self, cell: str, snapshot: int) -> CellSpec:
     """The cell at a snapshot: decided edges with their operation, undecided ones with every candidate, no removed ones.
@@ -160,7 +162,22 @@ class Alphas:
         nodes[target - spec.num_inputs].append(Edge(edge.source, operations))
     return dataclasses.replace(spec, nodes=tuple(map(tuple, nodes)))
 
-  def genotype(self, snapshot: int) -> AnyGenotype:
+  def _space(self, cell: str) -> CellSpace:
+    found = spaces.space_with(cell)
+    if found is None:
+      raise ValueError(f'cell {cell}: no search space has one of this name; import the module that defines it')
+    return found
+
+  @property
+  def space(self) -> CellSpace:
+    """The space that has these kinds of cells, with its default settings; a ValueError if there is none."""
+    space = self._space(next(iter(self.alphas)))
+    if not set(space.cells) <= set(self.alphas):
+      wanted = ' and a '.join(space.cells)
+      raise ValueError(f'cells {", ".join(self.alphas)}: an architecture is derived from a {wanted} cell')
+    return space
+
+  def genotype(self, snapshot: int) -> Genotype:
     """The architecture that the α of one snapshot stand for, by the rule of [DARTS §2.4].
 
     If the search decides, at this snapshot or at another, it is the one that it would end with if it ended here
@@ -168,24 +185,20 @@ class Alphas:
     their best operation. The importance of an edge is the weight of its operations other than `none`.
 
     Raises:
-      ValueError: the cells are neither a normal and a reduction cell nor a recurrent one, or no architecture can be
-        derived.
+      ValueError: they are not the cells of a space, or no architecture can be derived.
     """
-    cells = ('recurrent',) if 'recurrent' in self.alphas else ('normal', 'reduce')
-    if not set(cells) <= set(self.alphas):
-      raise ValueError(f'cells {", ".join(self.alphas)}: an architecture is derived from a normal and a reduce cell')
-    if self.decides:
-      specs = {cell: self.spec(cell) for cell in cells}
-      pairs = {}
-      for cell, spec in specs.items():
+    space, found = self.space, {}
+    for cell in space.cells:
+      mixing, spec = self.preferences(cell, snapshot), self.spec(cell)
+      if self.decides:
         states = self.decided(cell)[snapshot]
         decided = {row: self.operations[state] for row, state in enumerate(states) if state >= 0}
-        pairs[cell] = derive.complete_cell(self.preferences(cell, snapshot), spec, decided)
-      return derive.make_genotype(pairs, specs)
-    mixing = {cell: self.preferences(cell, snapshot) for cell in cells}
-    return derive.derive_genotype(mixing, {cell: self.spec(cell) for cell in mixing})
+        found[cell] = spaces.complete(mixing, spec, decided)
+      else:
+        found[cell] = spaces.strongest(mixing, spec, keeps_none=space.keeps_none)
+    return space.genotype(found)
 
-  def doubts(self) -> derive.Doubts | None:
+  def doubts(self) -> Doubts | None:
     """What of the latest architecture is in doubt by how far α moved since the snapshot before.
 
     None if edges are decided one after the other, there is one snapshot alone, or no architecture can be derived.
@@ -194,7 +207,8 @@ class Alphas:
       return None
     before, after = ({cell: self.preferences(cell, i) for cell in self.alphas} for i in (-2, -1))
     try:
-      return derive.doubts(before, after, {cell: self.spec(cell) for cell in self.alphas})
+      cells = {cell: self.spec(cell) for cell in self.alphas}
+      return spaces.doubts(before, after, cells, keeps_none=self.space.keeps_none)
     except ValueError:
       return None
 
@@ -223,7 +237,7 @@ class Run:
   events: tuple[Record, ...]
   tests: tuple[Record, ...]
   status: str
-  genotype: AnyGenotype | None
+  genotype: Genotype | None
   alphas: Alphas | None
   problems: Mapping[str, str]
 
@@ -247,13 +261,13 @@ class Run:
     return self.config is not None and 'genotype' in self.config
 
   @property
-  def is_recurrent(self) -> bool:
+  def reads_text(self) -> bool:
     """Whether it is about a language model; by the settings, or without them by what else is there."""
     if self.config is not None and 'space' in self.config:
-      return self.config['space'] == 'recurrent'
-    return isinstance(self.genotype, RecurrentGenotype) or (
-      self.alphas is not None and 'recurrent' in self.alphas.edges
-    )
+      return any(space.kind == self.config['space'] and space.data == 'text' for space in spaces.SPACES.values())
+    cells = [*(dict(self.genotype.cells) if self.genotype else ()), *(self.alphas.edges if self.alphas else ())]
+    found = map(spaces.space_with, cells)
+    return any(space is not None and space.data == 'text' for space in found)
 
   @property
   def dataset(self) -> Any:
@@ -312,14 +326,9 @@ def last(records: Sequence[Record], name: str) -> float | None:
   return values[-1] if values else None
 
 
-def cells_of(genotype: AnyGenotype) -> tuple[str, ...]:
-  """The cell types of an architecture."""
-  return ('normal', 'reduce') if isinstance(genotype, Genotype) else ('recurrent',)
-
-
-def kept_edges(genotype: AnyGenotype | None, cell: str) -> set[tuple[int, int, str]]:
+def kept_edges(genotype: Genotype | None, cell: str) -> set[tuple[int, int, str]]:
   """(source, target, operation) of the edges of a cell; none of a cell that the architecture does not have."""
-  if genotype is None or cell not in cells_of(genotype):
+  if genotype is None or cell not in dict(genotype.cells):
     return set()
   return {(edge.source, node, edge.operations[0]) for node, edge in genotype.cell(cell).edges}
 
@@ -330,7 +339,7 @@ def read(path: pathlib.Path) -> Run:
   readers: dict[str, Callable[[pathlib.Path], Any]] = {
     'config.json': read_object,
     'metrics.jsonl': _read_metrics,
-    'genotype.json': genotypes.load,
+    'genotype.json': spaces.load,
     'alphas.npz': _read_alphas,
   }
   contents: dict[str, Any] = {}
@@ -442,19 +451,17 @@ def _read_alphas(path: pathlib.Path) -> Alphas:
   if steps[0] < 0 or steps[-1] >= _MAX_COUNT or (np.diff(steps.astype(np.int64)) < 0).any():
     raise ValueError('step: not the ascending steps of snapshots')
   operations = tuple(str(name) for name in array('operations', 'U', (None,)))
-  check_count('operations', len(operations), max(len(genotypes.OPERATIONS), len(genotypes.ACTIVATIONS)), 'operations')
+  check_count('operations', len(operations), limits.OPERATIONS, 'operations')
   cells = [name.removeprefix('edges_') for name in arrays if name.startswith('edges_')]
   if not cells:
     raise ValueError('it holds no snapshot of a cell')
-  unknown = [cell for cell in cells if cell not in _CELLS]
-  if unknown:
-    raise ValueError(f'edges_{unknown[0]}: unknown cell; there are {", ".join(_CELLS)}')
   rows = {cell: array(f'edges_{cell}', 'iu', (None, 2)) for cell in cells}
   for cell, pairs in rows.items():
     check_count(f'edges_{cell}', len(pairs), limits.EDGES, 'edges')
   edges = {cell: tuple((int(source), int(target)) for source, target in pairs) for cell, pairs in rows.items()}
   for cell, of_cell in edges.items():
-    if not all(0 <= source < target < NUM_INPUTS + limits.NODES for source, target in of_cell):
+    # No cell has more than two inputs.
+    if not all(0 <= source < target < 2 + limits.NODES for source, target in of_cell):
       raise ValueError(f'edges_{cell}: not the edges of a cell')
   shapes = {cell: (len(steps), len(edges[cell])) for cell in cells}
   alphas = {cell: array(cell, 'f', (*shapes[cell], len(operations))).astype(float) for cell in cells}

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 from numpy.typing import ArrayLike
 
 from darts_jax import relaxation
-from darts_jax.derive import Doubts, derive_genotype, doubts
-from darts_jax.genotype import AnyGenotype, CellSpec
 from darts_jax.relaxation import Annealing
 from darts_jax.search.strategy import Alphas, Strategy, normal_alphas
+from darts_jax.spaces import CellSpace, Doubts, Genotype, doubts
 
 Array = jax.Array
 
@@ -22,12 +21,12 @@ class Darts(Strategy):
   """The strategy of the paper (see `darts_jax.search.strategy.Strategy`).
 
   Attributes:
-    space: cell specs of the supernet.
+    space: cells of the supernet.
     init_scale: α start at so many times a standard normal.
     temperature: of the softmax in the supernet; 1 in the paper. An architecture is derived at a temperature of 1.
   """
 
-  space: Mapping[str, CellSpec]
+  space: CellSpace
   init_scale: float = 1e-3
   temperature: Annealing = Annealing()
 
@@ -48,13 +47,14 @@ class Darts(Strategy):
     del key
     return {name: relaxation.softmax(value, self.temperature.at(step)) for name, value in alphas.items()}
 
-  def derive(self, alphas: Mapping[str, ArrayLike]) -> AnyGenotype:
-    """The two strongest edges of every node, or in a recurrent cell the strongest, with their best operations."""
-    return derive_genotype(self._preferences(alphas), self.space)
+  def derive(self, alphas: Mapping[str, ArrayLike]) -> Genotype:
+    """The strongest edges of every node, as many as it keeps, with their best operations."""
+    return self.space.strongest(self._preferences(alphas))
 
   def doubts(self, before: Mapping[str, ArrayLike], after: Mapping[str, ArrayLike]) -> Doubts:
     """See `Strategy`."""
-    return doubts(self._preferences(before), self._preferences(after), self.space)
+    space = self.space
+    return doubts(self._preferences(before), self._preferences(after), space.cells, keeps_none=space.keeps_none)
 
   def _preferences(self, alphas: Mapping[str, ArrayLike]) -> Alphas:
-    return {name: relaxation.softmax(jnp.asarray(alphas[name])) for name in self.space}
+    return {name: relaxation.softmax(jnp.asarray(alphas[name])) for name in self.space.cells}

@@ -117,9 +117,10 @@ class ImageSearcher(Searcher[Search, Halves]):
     check_statistics(
       f'config.{shared[0]}', shared[1], height, width, settings.network.layers, stem=settings.network.stem
     )
+    normal, reduce = self.strategy.specs.values()
     self.net = Supernet(
-      self.strategy.specs['normal'],
-      self.strategy.specs['reduce'],
+      normal,
+      reduce,
       settings.network.channels,
       settings.network.layers,
       images.num_classes,

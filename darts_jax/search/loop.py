@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from darts_jax import genotype as genotypes
-from darts_jax import report
-from darts_jax.genotype import AnyGenotype, Genotype, recurrent_search_space, search_space
+from darts_jax import report, spaces
 from darts_jax.relaxation import Annealing, softmax
 from darts_jax.runtime import processes
 from darts_jax.runtime.compilation import enable_cache
@@ -32,6 +30,7 @@ from darts_jax.search.sgas import Sgas
 from darts_jax.search.state import SearchState
 from darts_jax.search.strategy import Scores, Strategy, Turn
 from darts_jax.settings import as_config, build, setting
+from darts_jax.spaces import Genotype
 
 if TYPE_CHECKING:
   from darts_jax.selection import RandomSearchResult
@@ -52,10 +51,10 @@ class Result:
     interrupted: whether a signal asked for an end, which ends a sequence of searches even if this one is finished.
     report: path of the report page.
     warning: one line if the genotype would be another one if α moved once more as far as in the last epoch (see
-      `darts_jax.derive.doubts`); None after an interruption, and in other processes than the first.
+      `darts_jax.spaces.doubts`); None after an interruption, and in other processes than the first.
   """
 
-  genotype: AnyGenotype
+  genotype: Genotype
   valid_loss: float
   valid_accuracy: float
   state: SearchState
@@ -71,11 +70,7 @@ def make_strategy(settings: Search | RecurrentSearch) -> Strategy:
   Raises:
     ValueError: the strategy cannot work on it.
   """
-  network, scale = settings.network, settings.alphas.init_scale
-  if isinstance(settings, RecurrentSearch):
-    space = {'recurrent': recurrent_search_space(network.operations, network.nodes)}
-  else:
-    space = dict.fromkeys(('normal', 'reduce'), search_space(network.operations, network.nodes))
+  space, scale = settings.network.space(), settings.alphas.init_scale
   temperature = Annealing(settings.temperature.initial, settings.temperature.final)
   if settings.strategy == 'darts':
     return Darts(space, scale, temperature)
@@ -323,8 +318,9 @@ class _Loop(Loop[SearchState]):
       entropies = -np.sum(mixing * np.log(np.maximum(mixing, 1e-300)), axis=-1)
       values[f'entropy_{name}'] = float(np.mean(entropies)) if len(entropies) else 0.0
     derived = self.strategy.derive(alphas)
-    if isinstance(derived, Genotype):
-      values['skip_connections'] = sum(operation == 'skip_connect' for operation, _ in derived.normal)
+    if self.strategy.space.identity == 'skip_connect':
+      _, first = derived.cells[0]
+      values['skip_connections'] = sum(operation == 'skip_connect' for operation, _ in first.pairs)
     return values
 
   def turn_epoch(self, state: SearchState, evaluation: Mapping[str, Any], step: int) -> SearchState:
@@ -365,7 +361,7 @@ class _Loop(Loop[SearchState]):
 
   def warnings(self) -> list[str | None]:
     """For each search a line if its genotype is not settled; of other processes than the first, none."""
-    moves = [history.last_epoch(self.strategy.space) for history in self._histories] or [None] * len(self.folders)
+    moves = [history.last_epoch(self.strategy.space.cells) for history in self._histories] or [None] * len(self.folders)
     found = [None if move is None else self.strategy.doubts(*move) for move in moves]
     return [None if doubts is None else doubts.message for doubts in found]
 
@@ -378,13 +374,13 @@ class _Loop(Loop[SearchState]):
     for folder, history, alphas, score in zip(self.folders, self._histories, found, scores, strict=False):
       with named_errors(folder):
         history.append(step, epoch, alphas, self.strategy, score)
-        genotypes.save(self.strategy.derive(alphas), folder / GENOTYPE)
+        spaces.save(self.strategy.derive(alphas), folder / GENOTYPE)
 
   def is_readable(self, path: pathlib.Path) -> bool:
     if path.name != GENOTYPE:
       return path.name not in report.workdir.read(path.parent).problems
     try:
-      genotypes.load(path)
+      spaces.load(path)
     except ValueError:
       return False
     return True
@@ -401,4 +397,4 @@ class _Loop(Loop[SearchState]):
           self.note(step, 'incomplete_log', message)
           history.append(step, epoch, alphas, self.strategy, self.strategy.scores(alphas))
         if step == self.total or not self.is_readable(folder / GENOTYPE):
-          genotypes.save(self.strategy.derive(alphas), folder / GENOTYPE)
+          spaces.save(self.strategy.derive(alphas), folder / GENOTYPE)

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from darts_jax.genotype import CellSpec
 from darts_jax.runtime.durable import write_whole
 from darts_jax.runtime.files import read_npz
 from darts_jax.search.strategy import Scores, Strategy
+from darts_jax.spaces import CellSpec
 
 #: The file of the history.
 FILE = 'alphas.npz'
@@ -27,7 +27,7 @@ class AlphaHistory:
 
   def __init__(self, workdir: pathlib.Path, strategy: Strategy, resume_step: int | None) -> None:
     """Reads what is there up to `resume_step`; None starts over."""
-    specs = strategy.space
+    specs = strategy.space.cells
     self._path = workdir / FILE
     self._temperature_at = strategy.temperature_at
     self._constants: dict[str, np.ndarray] = {'operations': np.array(next(iter(specs.values())).operations)}
@@ -66,7 +66,7 @@ class AlphaHistory:
       strategy: of the next step; tells what has been pruned.
       scores: of the epoch that has ended.
     """
-    left = {name: _left(strategy.space[name], strategy.specs[name]) for name in alphas}
+    left = {name: _left(strategy.space.cells[name], strategy.specs[name]) for name in alphas}
     marked = {name: np.where(left[name], value, -np.inf).astype(value.dtype) for name, value in alphas.items()}
     named = {f'{name}_{cell}': values for name, cells in scores.items() for cell, values in cells.items()}
     for name, value in {'step': step, 'epoch': epoch, **marked, **named}.items():

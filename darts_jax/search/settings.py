@@ -6,11 +6,13 @@ from typing import Any
 
 from darts_jax import limits
 from darts_jax.data.settings import Augment, Source, TextSource
-from darts_jax.genotype import ACTIVATIONS, CANDIDATES, recurrent_search_space, search_space
 from darts_jax.hypergradient.settings import HYPERGRADIENTS, FiniteDifference, Hypergradient
 from darts_jax.nets.recurrent import Dropout
 from darts_jax.runtime.loop import Checkpoint
 from darts_jax.settings import build_by_space, check_seeds, setting, variant
+from darts_jax.spaces import Darts, Recurrent
+from darts_jax.spaces.darts import CANDIDATES
+from darts_jax.spaces.recurrent import ACTIVATIONS
 
 #: How α is relaxed and read.
 STRATEGIES = ('darts', 'sgas')
@@ -42,6 +44,10 @@ class Network:
   stem: str = setting('cifar', choices=('cifar', 'imagenet'))
   stem_multiplier: int = setting(3, at_least=1, at_most=limits.STEM_MULTIPLIER)
   operations: tuple[str, ...] = setting(CANDIDATES)
+
+  def space(self) -> Darts:
+    """The search space; raises a ValueError if there is none of these operations."""
+    return Darts(self.nodes, self.operations)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +215,7 @@ class Search(Settings):
     if self.network.channels % 2:
       raise ValueError(f'config.network.channels: {self.network.channels} is not allowed; it has to be even')
     try:
-      search_space(self.network.operations, self.network.nodes)
+      self.network.space()
     except ValueError as error:
       raise ValueError(f'config.network.{error}') from error
 
@@ -229,6 +235,10 @@ class RecurrentNetwork:
   nodes: int = setting(8, at_least=1, at_most=limits.NODES)
   operations: tuple[str, ...] = setting(ACTIVATIONS)
   dropout: Dropout = setting(Dropout())
+
+  def space(self) -> Recurrent:
+    """The search space; raises a ValueError if there is none of these activations."""
+    return Recurrent(self.nodes, self.operations)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,7 +269,7 @@ class RecurrentSearch(Settings):
   def __post_init__(self) -> None:
     super().__post_init__()
     try:
-      recurrent_search_space(self.network.operations, self.network.nodes)
+      self.network.space()
     except ValueError as error:
       raise ValueError(f'config.network.{error}') from error
     if self.sgas.batch_growth:

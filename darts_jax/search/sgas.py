@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from darts_jax import relaxation
-from darts_jax.derive import complete_cell, make_genotype, undecided_edges
-from darts_jax.genotype import AnyGenotype, CellSpec, Edge
 from darts_jax.relaxation import Annealing
 from darts_jax.search.settings import Greed
 from darts_jax.search.strategy import Alphas, Scores, Strategy, Turn, normal_alphas
+from darts_jax.spaces import CellSpace, CellSpec, Edge, Genotype, complete, undecided_edges
 
 Array = jax.Array
 
@@ -42,7 +41,7 @@ class Sgas(Strategy):
   - stability, by criterion 2 only: the mean of Σ_o min(q_o, q'_o) over the latest q' of former epochs.
 
   Attributes:
-    space: cell specs before the first decision, every edge with the same candidates.
+    space: cells before the first decision, every edge with the same candidates.
     greed: when and by what it decides.
     init_scale: α start at so many times a standard normal.
     temperature: of the softmax in the supernet; 1 in the paper. Decisions go by a temperature of 1.
@@ -50,7 +49,7 @@ class Sgas(Strategy):
     past: for every kind of cell the latest q, `[E, n]` float64 each, oldest first.
   """
 
-  space: Mapping[str, CellSpec]
+  space: CellSpace
   greed: Greed = Greed()
   init_scale: float = 1e-3
   temperature: Annealing = Annealing()
@@ -58,14 +57,14 @@ class Sgas(Strategy):
   past: Mapping[str, tuple[np.ndarray, ...]] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self) -> None:
-    for name, spec in self.space.items():
+    for name, spec in self.space.cells.items():
       if any(edge.operations != spec.operations for _, edge in spec.edges):
         raise ValueError(f'cell {name}: some edges have lost operations; SGAS begins with undecided edges')
       if len(self._columns(name)) < 2:
         raise ValueError(
           f'network.operations: {", ".join(spec.operations)} leave nothing to decide; two or more besides none do'
         )
-      edges = spec.num_kept * len(spec.nodes)
+      edges = sum(spec.num_kept)
       if self.greed.decisions > edges:
         raise ValueError(
           f'sgas.decisions: {self.greed.decisions} is not allowed; a {name} cell keeps {edges} edges, and there is no'
@@ -90,18 +89,18 @@ class Sgas(Strategy):
   def decided(self) -> Mapping[str, Mapping[int, str]]:
     """For every kind of cell the operations of decided edges."""
     return {
-      name: {found.edge: found.operation for found in self.decisions if found.cell == name} for name in self.space
+      name: {found.edge: found.operation for found in self.decisions if found.cell == name} for name in self.space.cells
     }
 
   @functools.cached_property
   def active(self) -> Mapping[str, np.ndarray]:
     """Undecided edges, `[E]` bool for every kind of cell."""
-    return {name: undecided_edges(spec, self.decided[name]) for name, spec in self.space.items()}
+    return {name: undecided_edges(spec, self.decided[name]) for name, spec in self.space.cells.items()}
 
   @functools.cached_property
   def specs(self) -> Mapping[str, CellSpec]:
     """See `Strategy`."""
-    return {name: self._spec(name) for name in self.space}
+    return {name: self._spec(name) for name in self.space.cells}
 
   def relax(self, alphas: Alphas, key: Array, step: Array) -> Alphas:
     """The softmax of every undecided edge; a decided one has its operation whole."""
@@ -113,7 +112,7 @@ class Sgas(Strategy):
       fixed = np.zeros((len(rows), value.shape[1]), np.float32)
       for place, row in enumerate(rows):
         if row in self.decided[name]:
-          fixed[place, self.space[name].operations.index(self.decided[name][row])] = 1
+          fixed[place, self.space.cells[name].operations.index(self.decided[name][row])] = 1
       # Once all is decided, nothing depends on α any more.
       weights = relaxation.softmax(value[rows], temperature)
       mixing[name] = jnp.where(self.active[name][rows][:, None], weights, fixed.astype(weights.dtype))
@@ -133,14 +132,14 @@ class Sgas(Strategy):
   def decision_epochs(self) -> range:
     """The epochs after which edges are decided, one in every kind of cell."""
     greed = self.greed
-    edges = max(spec.num_kept * len(spec.nodes) for name, spec in self.space.items())
+    edges = max(sum(spec.num_kept) for spec in self.space.cells.values())
     end = greed.warmup_epochs + greed.decision_frequency * (greed.decisions or edges)
     return range(greed.warmup_epochs, end, greed.decision_frequency)
 
   def scores(self, alphas: Mapping[str, np.ndarray]) -> Scores:
     """Every criterion `[E]` in [0, 1] before it is scaled, and their product `score`, of all edges."""
     found: dict[str, dict[str, np.ndarray]] = {}
-    for name in self.space:
+    for name in self.space.cells:
       importance, chances = self._chances(name, alphas[name])
       entropy = -np.sum(chances * np.log(np.maximum(chances, 1e-300)), axis=1)
       criteria = {'importance': importance, 'certainty': 1 - entropy / np.log(chances.shape[1])}
@@ -157,7 +156,7 @@ class Sgas(Strategy):
     """See `Strategy`."""
     scores = self.scores(alphas)
     decisions, past = list(self.decisions), {}
-    for name, spec in self.space.items():
+    for name, spec in self.space.cells.items():
       _, chances = self._chances(name, alphas[name])
       past[name] = (*self.past.get(name, ()), chances)[-self.greed.history :]
       undecided = self.active[name]
@@ -168,10 +167,12 @@ class Sgas(Strategy):
     after = dataclasses.replace(self, decisions=tuple(decisions), past=past)
     return Turn(after, scores, tuple(map(after._told, decisions[len(self.decisions) :])))
 
-  def derive(self, alphas: Mapping[str, ArrayLike]) -> AnyGenotype:
+  def derive(self, alphas: Mapping[str, ArrayLike]) -> Genotype:
     """Decided edges; nodes that are short of edges take the most important undecided ones, in the order of edges."""
-    pairs = {name: complete_cell(_weights(alphas[name]), spec, self.decided[name]) for name, spec in self.space.items()}
-    return make_genotype(pairs, self.space)
+    found = {
+      name: complete(_weights(alphas[name]), spec, self.decided[name]) for name, spec in self.space.cells.items()
+    }
+    return self.space.genotype(found)
 
   # What it has learnt.
 
@@ -194,7 +195,7 @@ class Sgas(Strategy):
 
   def _columns(self, name: str) -> list[int]:
     """Of operations other than `none`."""
-    return [column for column, operation in enumerate(self.space[name].operations) if operation != 'none']
+    return [column for column, operation in enumerate(self.space.cells[name].operations) if operation != 'none']
 
   def _rows(self, name: str) -> np.ndarray:
     """Rows of α that are edges of the supernet."""
@@ -202,7 +203,7 @@ class Sgas(Strategy):
     return np.array([row for row in range(len(undecided)) if undecided[row] or row in decided])
 
   def _spec(self, name: str) -> CellSpec:
-    spec, decided, rows = self.space[name], self.decided[name], set(self._rows(name).tolist())
+    spec, decided, rows = self.space.cells[name], self.decided[name], set(self._rows(name).tolist())
     nodes = tuple(
       tuple(
         Edge(spec.edges[row][1].source, (decided[row],) if row in decided else spec.operations)
@@ -214,7 +215,7 @@ class Sgas(Strategy):
     return dataclasses.replace(spec, nodes=nodes)
 
   def _told(self, decision: Decision) -> str:
-    target, edge = self.space[decision.cell].edges[decision.edge]
+    target, edge = self.space.cells[decision.cell].edges[decision.edge]
     where = f'edge {edge.source} → {target} of the {decision.cell} cell'
     return f'epoch {decision.epoch + 1} has ended: {where} is {decision.operation}'
 

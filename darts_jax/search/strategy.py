@@ -17,8 +17,7 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
-from darts_jax.derive import Doubts
-from darts_jax.genotype import AnyGenotype, CellSpec
+from darts_jax.spaces import CellSpace, CellSpec, Doubts, Genotype
 
 Array = jax.Array
 Alphas = dict[str, Array]
@@ -44,11 +43,10 @@ class Strategy(abc.ABC):
   """The contract; what is not abstract may be left as it is.
 
   Attributes:
-    space: the searched cells, `'normal'` and `'reduce'`, or `'recurrent'`; their edges and operations are the rows and
-      columns of α throughout a search.
+    space: the searched cells; their edges and operations are the rows and columns of α throughout a search.
   """
 
-  space: Mapping[str, CellSpec]
+  space: CellSpace
 
   @abc.abstractmethod
   def init(self, key: Array) -> Alphas:
@@ -63,7 +61,7 @@ class Strategy(abc.ABC):
     """
 
   @abc.abstractmethod
-  def derive(self, alphas: Mapping[str, ArrayLike]) -> AnyGenotype:
+  def derive(self, alphas: Mapping[str, ArrayLike]) -> Genotype:
     """The genotype that α and what has been decided stand for; after any epoch."""
 
   def temperature_at(self, step: int) -> float:
@@ -86,13 +84,13 @@ class Strategy(abc.ABC):
 
   @property
   def specs(self) -> Mapping[str, CellSpec]:
-    """The cells of the supernet; `space` without what has been pruned."""
-    return self.space
+    """The cells of the supernet; those of `space` without what has been pruned."""
+    return self.space.cells
 
   @property
   def active(self) -> Mapping[str, np.ndarray]:
     """`[E]` bool for every kind of cell: rows of α that are trained; others stay as they are, momentum and all."""
-    return {name: np.ones(spec.num_edges, bool) for name, spec in self.space.items()}
+    return {name: np.ones(spec.num_edges, bool) for name, spec in self.space.cells.items()}
 
   def growth(self, epoch: int) -> int:
     """By how many examples a batch of an epoch, counted from 0, is larger than `config.batch_size`.
@@ -128,10 +126,10 @@ class Strategy(abc.ABC):
     return self
 
 
-def normal_alphas(key: Array, space: Mapping[str, CellSpec], scale: float) -> Alphas:
+def normal_alphas(key: Array, space: CellSpace, scale: float) -> Alphas:
   """α = `scale` · N(0, 1) for every kind of cell, `[E, O]` float32; consumes the key."""
-  keys = jax.random.split(key, len(space))
+  keys = jax.random.split(key, len(space.cells))
   return {
     name: scale * jax.random.normal(k, (spec.num_edges, len(spec.operations)))
-    for k, (name, spec) in zip(keys, sorted(space.items()), strict=True)
+    for k, (name, spec) in zip(keys, sorted(space.cells.items()), strict=True)
   }

@@ -94,12 +94,13 @@ class TextLoss:
     """See `Objective`."""
     net = self.net.clone(precision=precision)
     variables = {'params': weights, 'batch_stats': statistics.tree}
+    [cell_mixing] = mixing.values()
     found = read_text(
       net,
       variables,
       batch.sequences,
       batch.hidden,
-      mixing['recurrent'],
+      cell_mixing,
       batch.masks,
       train=True,
       remat=self.remat,
@@ -121,7 +122,7 @@ class TextSearcher(Searcher[RecurrentSearch, Halves]):
 
     Args:
       settings: of the search.
-      strategy: of the search; its spec `recurrent` is that of the supernet.
+      strategy: of the search; its one cell is that of the supernet.
       corpus: for the size of its vocabulary and its texts.
       mesh: devices with the axes `seed` and `data`.
 
@@ -141,7 +142,7 @@ class TextSearcher(Searcher[RecurrentSearch, Halves]):
       raise ValueError(
         f'config.{field}: 1 is not allowed; batch normalisation would make a single number of every channel zero'
       )
-    spec = self.strategy.specs['recurrent']
+    [spec] = self.strategy.specs.values()
     self.net = LanguageModel(spec, len(corpus.vocabulary), network.width, norm=True, groups=groups)
     self.objective = TextLoss(self.net, settings.temporal_activation, settings.remat)
 
@@ -152,7 +153,8 @@ class TextSearcher(Searcher[RecurrentSearch, Halves]):
 
   def variables(self, key: Array, mixing: Alphas) -> PyTree:
     """See `Searcher`."""
-    return init_language_model(self.net, key, mixing['recurrent'])
+    [cell_mixing] = mixing.values()
+    return init_language_model(self.net, key, cell_mixing)
 
   def restage(self, strategy: Strategy, first_epoch: int) -> Self:
     """See `Searcher`. Batches stay as they are, since hidden states go from one to the next; so do all weights."""
@@ -196,10 +198,11 @@ class TextSearcher(Searcher[RecurrentSearch, Halves]):
     net = self.net.clone(precision=self.settings.precision)
     variables = {'params': state.weights.tree, 'batch_stats': state.statistics.tree}
     text = data.valid
+    [cell_mixing] = mixing.values()
 
     def read(hidden: Array, number: Array) -> tuple[Array, tuple[Array, Array]]:
       _, batch = text.window(number)
-      found = read_text(net, variables, batch, hidden, mixing['recurrent'], train=True)
+      found = read_text(net, variables, batch, hidden, cell_mixing, train=True)
       return found.hidden, (found.loss * text.lengths[number], text.lengths[number])
 
     hidden = initial_hidden(text.columns.shape[1], net.width)

@@ -7,8 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from darts_jax import genotype as genotypes
-from darts_jax.genotype import Genotype
+from darts_jax import spaces
 from darts_jax.report import html, sections, style
 from darts_jax.training.repeats import mean_and_std
 
@@ -139,11 +138,8 @@ def _table(methods: Sequence[Mapping[str, Any]]) -> str:
 def _cells(method: Mapping[str, Any], index: int) -> str:
   if method['genotype'] is None:
     return ''
-  found = genotypes.from_dict(method['genotype'])
-  assert isinstance(found, Genotype)
-  drawn = ''.join(
-    sections.cell_figure(found, cell, f'method-{index}-{cell}', sections.CELLS[cell]) for cell in ('normal', 'reduce')
-  )
+  found = spaces.from_json(method['genotype'])
+  drawn = ''.join(sections.cell_figure(found, cell, f'method-{index}-{cell}') for cell, _ in found.cells)
   return html.section(f'The pick of {html.escape(method["name"])}', f'<div class="cells">{drawn}</div>')
 
 

@@ -6,9 +6,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from darts_jax import genotype as genotypes
-from darts_jax import report, training
-from darts_jax.genotype import Genotype
+from darts_jax import report, spaces, training
 from darts_jax.report import architectures
 from darts_jax.report.architectures import Architecture
 from darts_jax.runtime import metrics
@@ -22,6 +20,7 @@ from darts_jax.selection.random_cells import random_genotype
 from darts_jax.selection.settings import RandomSearch, checked
 from darts_jax.selection.trials import Interrupted
 from darts_jax.settings import as_config
+from darts_jax.spaces import Genotype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +138,7 @@ class _RandomSearch:
     best = self._best()
     if best is not None:
       with named_errors(self._workdir):
-        genotypes.save(best.genotype, self._workdir / 'genotype.json')
+        spaces.save(best.genotype, self._workdir / 'genotype.json')
 
   def _next(self) -> None:
     """Trains one more architecture, and writes what it came to."""
@@ -147,7 +146,7 @@ class _RandomSearch:
     folder = self._folder(number)
     self._stop_if_asked()
     self._note(f'architecture {number}: training {number + 1} of {settings.architectures}')
-    genotype = random_genotype(settings.network, settings.seed, number)
+    genotype = random_genotype(settings.network.space(), settings.seed, number)
 
     def diverged(message: str) -> None:
       self._event('diverged', f'architecture {number}: {message}', number + 1)

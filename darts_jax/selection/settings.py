@@ -5,10 +5,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from darts_jax import limits
-from darts_jax.genotype import CANDIDATES, search_space
 from darts_jax.search.settings import Search, check_alone
 from darts_jax.selection.trials import without_test
 from darts_jax.settings import build, check_seeds, rename, setting
+from darts_jax.spaces import Darts
+from darts_jax.spaces.darts import CANDIDATES
 from darts_jax.training.settings import Training
 
 S = TypeVar('S')
@@ -79,6 +80,10 @@ class Cells:
   nodes: int = setting(4, at_least=1, at_most=limits.NODES)
   operations: tuple[str, ...] = setting(CANDIDATES)
 
+  def space(self) -> Darts:
+    """The search space; raises a ValueError if there is none of these operations."""
+    return Darts(self.nodes, self.operations)
+
 
 @dataclasses.dataclass(frozen=True)
 class RandomSearch:
@@ -102,7 +107,7 @@ class RandomSearch:
 
   def __post_init__(self) -> None:
     try:
-      search_space(self.network.operations, self.network.nodes)
+      self.network.space()
     except ValueError as error:
       raise ValueError(f'config.network.{error}') from error
     if not self.training.data.validation_fraction:

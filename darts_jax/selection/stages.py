@@ -6,10 +6,8 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from darts_jax import genotype as genotypes
 from darts_jax import search as searches
-from darts_jax import training
-from darts_jax.genotype import Genotype
+from darts_jax import spaces, training
 from darts_jax.runtime.durable import write_whole
 from darts_jax.runtime.files import one_line, read_object, user_path
 from darts_jax.runtime.lock import locked
@@ -19,6 +17,7 @@ from darts_jax.selection.random_cells import random_genotype
 from darts_jax.selection.settings import Selection, checked
 from darts_jax.selection.trials import Interrupted
 from darts_jax.settings import as_config, build
+from darts_jax.spaces import Genotype
 
 Json = dict[str, Any]
 
@@ -145,7 +144,6 @@ class _Selection:
       [result] = searches.run_side_by_side(as_config(dataclasses.replace(settings.search, seed=seed)), folder)
       if result.interrupted or not result.finished:
         raise Interrupted(f'the search with seed {seed} was interrupted; the same command goes on with it')
-      assert isinstance(result.genotype, Genotype)
       found.append((f'seed_{seed}', result.genotype, trials.seconds(folder)))
     return [self._briefly_trained(*each) for each in found]
 
@@ -160,7 +158,7 @@ class _Selection:
       spent = sum(candidate.selection_seconds for candidate in candidates)
       if number and spent + spent / number > budget:
         break
-      genotype = random_genotype(settings.search.network, settings.training.seed, number)
+      genotype = random_genotype(settings.search.network.space(), settings.training.seed, number)
       candidates.append(self._briefly_trained(f'random_{number}', genotype, 0.0))
     return candidates
 
@@ -181,13 +179,13 @@ class _Selection:
       'candidates': [
         {
           'name': candidate.name,
-          'genotype': genotypes.to_dict(candidate.genotype),
+          'genotype': spaces.to_json(candidate.genotype),
           'valid_accuracy': candidate.valid_accuracy,
         }
         for candidate in candidates
       ],
       'pick': pick.name,
-      'genotype': genotypes.to_dict(pick.genotype),
+      'genotype': spaces.to_json(pick.genotype),
       'parameters': self._num_weights(pick.genotype),
       'test_accuracies': tests,
       'seconds': {
@@ -203,7 +201,7 @@ class _Selection:
     tests, seconds = [], 0.0
     for number in range(self._settings.random_architectures):
       # Other numbers than those that are selected among.
-      genotype = random_genotype(self._settings.search.network, settings.seed, 10**6 + number)
+      genotype = random_genotype(self._settings.search.network.space(), settings.seed, 10**6 + number)
       self._note(f'random architecture {number + 1} of {self._settings.random_architectures}')
       folder = self._workdir / 'final' / 'random_architectures' / str(number)
       tests.append(trials.train(settings, genotype, folder).test_accuracy)

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from darts_jax import training
-from darts_jax.genotype import Genotype
 from darts_jax.runtime import metrics
 from darts_jax.settings import as_config
+from darts_jax.spaces import Genotype
+from darts_jax.training import loop
 from darts_jax.training.settings import Training
 
 
@@ -43,7 +44,7 @@ def train(settings: Training, genotype: Genotype, folder: pathlib.Path) -> train
     Diverged: a loss or gradient was not finite.
     Interrupted: by a signal; nothing is lost.
   """
-  result = training.run(as_config(settings), folder, genotype)
+  result = loop.run(as_config(settings), folder, genotype)
   if result.interrupted or not result.finished:
     raise Interrupted(f'the training in {folder} was interrupted; the same command goes on with it')
   return result

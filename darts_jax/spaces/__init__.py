@@ -1,1 +1,52 @@
-"""Search spaces: what an architecture is. NumPy and JSON; nothing here imports JAX."""
+"""Search spaces: what an architecture is, by name, in files, and read off mixing weights. Nothing here imports JAX."""
+
+from darts_jax.spaces.base import Space
+from darts_jax.spaces.cells import CellSpace, CellSpec, Edge, Genotype, full_cell, strongest
+from darts_jax.spaces.darts import Darts
+from darts_jax.spaces.decisions import complete, undecided_edges
+from darts_jax.spaces.doubts import Doubts, doubts
+from darts_jax.spaces.files import (
+  SPACES,
+  from_json,
+  kind_of,
+  load,
+  look_of,
+  published,
+  resolve,
+  save,
+  space_of,
+  space_with,
+  to_json,
+  to_text,
+)
+from darts_jax.spaces.look import Look
+from darts_jax.spaces.recurrent import Recurrent
+
+__all__ = [
+  'SPACES',
+  'CellSpace',
+  'CellSpec',
+  'Darts',
+  'Doubts',
+  'Edge',
+  'Genotype',
+  'Look',
+  'Recurrent',
+  'Space',
+  'complete',
+  'doubts',
+  'from_json',
+  'full_cell',
+  'kind_of',
+  'load',
+  'look_of',
+  'published',
+  'resolve',
+  'save',
+  'space_of',
+  'space_with',
+  'strongest',
+  'to_json',
+  'to_text',
+  'undecided_edges',
+]

@@ -10,21 +10,29 @@ Sources: [DARTS] arXiv 1806.09055, [SGAS] arXiv 1912.00195.
 
 import abc
 import dataclasses
-import difflib
 import itertools
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from darts_jax import limits
 from darts_jax.spaces.base import Space
+from darts_jax.spaces.checks import (
+  Pairs,
+  check_fields,
+  check_nodes,
+  check_operations,
+  check_outputs,
+  check_source,
+  parse_outputs,
+  parse_pairs,
+)
+from darts_jax.spaces.look import Look
 
 #: How the output of a cell is made of its nodes: by concatenating channels, by their mean, or it is the one node.
 OUTPUTS = ('concat', 'mean', 'last')
-
-Pairs = tuple[tuple[str, int], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +41,10 @@ class Edge:
 
   source: int
   operations: tuple[str, ...]
+
+  def choices(self, *, keeps_none: bool) -> tuple[str, ...]:
+    """The operations that the edge may have in an architecture; `none` may be one of them or not."""
+    return self.operations if keeps_none else tuple(each for each in self.operations if each != 'none')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,11 +120,12 @@ class CellSpec:
     assert self.is_discrete, self
     return tuple((edge.operations[0], edge.source) for _, edge in self.edges)
 
-  def discrete(self, pairs: Sequence[Sequence[tuple[str, int]]]) -> 'CellSpec':
+  def discrete(self, pairs: Sequence[Sequence[tuple[str, int]]], outputs: tuple[int, ...] | None = None) -> 'CellSpec':
     """The discrete cell with these `(operation, source)` pairs of each node, and everything else as here."""
     nodes = tuple(tuple(Edge(source, (operation,)) for operation, source in node) for node in pairs)
     used = tuple(dict.fromkeys(operation for node in pairs for operation, _ in node))
-    return dataclasses.replace(self, nodes=nodes, operations=used)
+    outputs = self.outputs if outputs is None else outputs
+    return dataclasses.replace(self, nodes=nodes, operations=used, outputs=outputs)
 
 
 def full_cell(operations: Sequence[str], num_nodes: int, *, num_inputs: int, output: str, kept: int | None) -> CellSpec:
@@ -166,7 +179,23 @@ class Genotype:
 
 
 class CellSpace(Space[Genotype]):
-  """A space whose architectures are cells. A subclass says which, and how files write them."""
+  """A space whose architectures are cells. A subclass says which; all of its fields have defaults.
+
+  Attributes:
+    kind: an adjective for its architectures in messages; the name of the space if empty.
+    data: what its networks read, `images` or `text`.
+    evaluation: the config by which its architectures are trained from scratch.
+    look: how its cells are shown.
+    identity: the operation that passes on its input as it is, by the number of which searches collapse.
+    known_operations: the names that operations may have; None for any.
+  """
+
+  kind: ClassVar[str] = ''
+  data: ClassVar[str] = 'images'
+  evaluation: ClassVar[str] = 'configs/cifar_eval.py'
+  look: ClassVar[Look] = Look()
+  identity: ClassVar[str] = 'skip_connect'
+  known_operations: ClassVar[tuple[str, ...] | None] = None
 
   @property
   @abc.abstractmethod
@@ -195,7 +224,7 @@ class CellSpace(Space[Genotype]):
       for edges, kept in zip(spec.nodes, spec.num_kept, strict=True):
         places = np.sort(rng.choice(len(edges), size=kept, replace=False))
         chosen = [edges[int(place)] for place in places]
-        pairs.append([(_drawn(self._choices(edge), rng), edge.source) for edge in chosen])
+        pairs.append([(_drawn(edge.choices(keeps_none=self.keeps_none), rng), edge.source) for edge in chosen])
       return spec.discrete(pairs)
 
     return self.genotype({name: cell(spec) for name, spec in self.cells.items()})
@@ -206,7 +235,7 @@ class CellSpace(Space[Genotype]):
     for name, spec in self.cells.items():
       nodes = found[name].nodes
       for number, edges in enumerate(nodes):
-        candidates = {edge.source: self._choices(edge) for edge in spec.nodes[number]}
+        candidates = {edge.source: edge.choices(keeps_none=self.keeps_none) for edge in spec.nodes[number]}
         for place, edge in enumerate(edges):
           [operation] = edge.operations
           others = [(other, edge.source) for other in candidates[edge.source] if other != operation]
@@ -229,8 +258,33 @@ class CellSpace(Space[Genotype]):
       cells.append(f'{name}:{"|".join(nodes)}:{",".join(map(str, sorted(cell.outputs)))}')
     return ';'.join(cells)
 
-  def _choices(self, edge: Edge) -> tuple[str, ...]:
-    return edge.operations if self.keeps_none else tuple(each for each in edge.operations if each != 'none')
+  def to_json(self, arch: Genotype) -> Any:
+    """The name of the space, and of every cell the pairs of each node and the nodes that make up the output."""
+    cells = {}
+    for name, cell in arch.cells:
+      nodes = [[[edge.operations[0], edge.source] for edge in edges] for edges in cell.nodes]
+      cells[name] = {'nodes': nodes, 'outputs': list(cell.outputs)}
+    return {'space': self.name, 'cells': cells}
+
+  def from_json(self, values: Any) -> Genotype:
+    """See `Space`; the cells may have any number of nodes."""
+    check_fields(values, ('space', 'cells'))
+    check_fields(values['cells'], tuple(self.cells), 'the field cells')
+    return self.genotype({name: self._parsed(values['cells'][name], name) for name in self.cells})
+
+  def _parsed(self, values: Any, name: str) -> CellSpec:
+    check_fields(values, ('nodes', 'outputs'), f'the cell {name}')
+    spec, listed = self.cells[name], values['nodes']
+    if not isinstance(listed, list | tuple) or not listed:
+      raise ValueError(f'{name}: {listed!r} is not a list of nodes')
+    nodes = [parse_pairs(node, f'{name}: node {number}') for number, node in enumerate(listed, spec.num_inputs)]
+    check_nodes(nodes, spec.num_inputs, self.known_operations, name)
+    for number, node in enumerate(nodes, spec.num_inputs):
+      if spec.kept is not None and len(node) != spec.kept:
+        raise ValueError(f'{name}: node {number} has {len(node)} pairs; {spec.kept} are needed')
+    outputs = parse_outputs(values['outputs'], f'{name}: outputs')
+    check_outputs(outputs, spec.num_inputs, len(nodes), f'{name}: outputs')
+    return spec.discrete(nodes, outputs)
 
 
 def _drawn(choices: Sequence[str], rng: np.random.Generator) -> str:
@@ -252,13 +306,13 @@ def strongest(mixing: ArrayLike, spec: CellSpec, *, keeps_none: bool = False) ->
   Raises:
     ValueError: `mixing` has another shape, is not finite, or a node has too few edges to keep.
   """
-  mixing = _checked(mixing, spec)
+  mixing = checked_mixing(mixing, spec)
   nodes: list[list[tuple[str, int]]] = []
   for node, (rows, kept) in enumerate(zip(spec.rows, spec.num_kept, strict=True), spec.num_inputs):
     candidates = []
     for row in rows:
       edge = spec.edges[row][1]
-      allowed = [operation for operation in edge.operations if keeps_none or operation != 'none']
+      allowed = edge.choices(keeps_none=keeps_none)
       weights = [mixing[row, spec.operations.index(operation)] for operation in allowed]
       if allowed:
         best = int(np.argmax(weights))
@@ -271,56 +325,8 @@ def strongest(mixing: ArrayLike, spec: CellSpec, *, keeps_none: bool = False) ->
   return spec.discrete(nodes)
 
 
-def undecided_edges(spec: CellSpec, decided: Collection[int]) -> np.ndarray:
-  """`[E]` bool: edges that are left to decide; a node with as many decided edges as it keeps has none.
-
-  Args:
-    spec: the searched cell.
-    decided: rows of mixing weights that are decided edges.
-  """
-  undecided = np.zeros(spec.num_edges, bool)
-  for rows, kept in zip(spec.rows, spec.num_kept, strict=True):
-    if sum(row in decided for row in rows) < kept:
-      undecided[[row for row in rows if row not in decided]] = True
-  return undecided
-
-
-def complete(mixing: ArrayLike, spec: CellSpec, decided: Mapping[int, str]) -> CellSpec:
-  """The discrete cell that a sequence of decisions ends with if it has to end here [SGAS §3].
-
-  Nodes that are short of decided edges take the most important undecided ones, each with its best operation other than
-  `none`. The importance of an edge is the mixing weight of all its operations other than `none`. Ties go to the smaller
-  index. The edges of a node are in the order of `spec`.
-
-  Args:
-    mixing: `[E, O]` mixing weights, rows and columns as `spec` has edges and operations.
-    spec: the searched cell, before any decision.
-    decided: by row, the operations of decided edges.
-
-  Raises:
-    ValueError: `mixing` has another shape, is not finite, or a node has too many decided edges, or too few edges at
-      all.
-  """
-  mixing = _checked(mixing, spec)
-  real = [column for column, operation in enumerate(spec.operations) if operation != 'none']
-  importance = mixing[:, real].sum(axis=-1)
-  undecided = undecided_edges(spec, decided)
-  nodes: list[list[tuple[str, int]]] = []
-  for node, (rows, kept) in enumerate(zip(spec.rows, spec.num_kept, strict=True), spec.num_inputs):
-    fixed = [row for row in rows if row in decided]
-    # sorted() is stable, so equally important edges stay in the order of their index. One without any weight is gone.
-    others = sorted((row for row in rows if undecided[row] and importance[row]), key=lambda row: -importance[row])
-    chosen = sorted([*fixed, *others[: max(kept - len(fixed), 0)]])
-    if len(chosen) != kept:
-      raise ValueError(
-        f'node {node}: {len(fixed)} edges are decided and {len(others)} undecided; {kept} have to be kept'
-      )
-    best = {row: spec.operations[real[int(np.argmax(mixing[row, real]))]] for row in chosen}
-    nodes.append([(decided.get(row, best[row]), spec.edges[row][1].source) for row in chosen])
-  return spec.discrete(nodes)
-
-
-def _checked(mixing: ArrayLike, spec: CellSpec) -> np.ndarray:
+def checked_mixing(mixing: ArrayLike, spec: CellSpec) -> np.ndarray:
+  """Mixing weights of a cell as an array; raises a ValueError if their shape is another or one is not finite."""
   mixing = np.asarray(mixing)
   if mixing.shape != (spec.num_edges, len(spec.operations)):
     raise ValueError(
@@ -330,61 +336,3 @@ def _checked(mixing: ArrayLike, spec: CellSpec) -> np.ndarray:
   if not np.isfinite(mixing).all():
     raise ValueError('mixing: holds values that are not finite, so no architecture can be derived')
   return mixing
-
-
-class Doubts(NamedTuple):
-  """What of a genotype would be otherwise if mixing weights moved once more as far as they just did.
-
-  Attributes:
-    kept: edges of the genotype.
-    edges: those of them that another edge into the same node could replace.
-    operations: edges of the genotype whose operation another one could replace.
-  """
-
-  kept: int
-  edges: int
-  operations: int
-
-  @property
-  def message(self) -> str | None:
-    """One line, if there are any."""
-    if not self.edges and not self.operations:
-      return None
-    return (
-      f'the genotype is not settled: {self.edges} of its {self.kept} edges and {self.operations} of their operations'
-      ' would be others if α moved once more as far as in the last epoch; a longer search tells more'
-    )
-
-
-def suggest(name: str, allowed: Sequence[str] | Mapping[str, object]) -> str:
-  """The end of a message about an unknown name: the closest allowed one, or all of them."""
-  close = difflib.get_close_matches(str(name), list(allowed), 1)
-  return f'did you mean {close[0]!r}?' if close else f'allowed are {", ".join(allowed)}'
-
-
-def check_operations(operations: Sequence[str], allowed: Sequence[str] | None, where: str) -> None:
-  """Raises a ValueError unless there are operations, each listed once and, if `allowed` is given, one of these."""
-  if not operations:
-    raise ValueError(f'{where}: no operation is listed; allowed are {", ".join(allowed or ("names of operations",))}')
-  for operation in operations:
-    if allowed is not None and operation not in allowed:
-      raise ValueError(f'{where}: {operation!r} is not an operation; {suggest(operation, allowed)}')
-  if len(set(operations)) < len(operations):
-    raise ValueError(f'{where}: an operation is listed twice in {tuple(operations)}')
-
-
-def check_source(source: int, node: int, num_nodes: int, where: str) -> None:
-  """Raises a ValueError unless a node of a cell may read another one."""
-  if not 0 <= source < num_nodes:
-    raise ValueError(f'{where}: node {node} reads node {source}, which does not exist; allowed are 0 to {node - 1}')
-  if source >= node:
-    raise ValueError(f'{where}: node {node} reads node {source}, which closes a cycle; allowed are 0 to {node - 1}')
-
-
-def check_outputs(outputs: Sequence[int], first: int, num_nodes: int, where: str) -> None:
-  """Raises a ValueError unless these are intermediate nodes, each once; the first of which is `first`."""
-  allowed = range(first, first + num_nodes)
-  if not outputs or len(set(outputs)) < len(outputs) or any(node not in allowed for node in outputs):
-    raise ValueError(
-      f'{where}: {list(outputs)} is not allowed; list each node once, from {first} to {first + num_nodes - 1}'
-    )

@@ -4,9 +4,9 @@ import dataclasses
 from typing import ClassVar
 
 import jax
-from darts_jax.spaces.doubts import Doubts, doubts
 
 from darts_jax.spaces.cells import CellSpace, Genotype
+from darts_jax.spaces.doubts import Doubts, doubts
 from darts_jax.strategies.relaxation import Softmax, softmax
 from darts_jax.strategies.relaxed import Arch, Memory
 
@@ -24,7 +24,8 @@ class Darts(Softmax):
 
   def doubts(self, before: Arch, after: Arch, space: CellSpace) -> Doubts:
     """What another epoch like the last one could change."""
-    return doubts(_preferences(before, space), _preferences(after, space), space)
+    found = _preferences(before, space), _preferences(after, space)
+    return doubts(*found, space.cells, keeps_none=space.keeps_none)
 
 
 def _preferences(arch: Arch, space: CellSpace) -> dict[str, jax.Array]:

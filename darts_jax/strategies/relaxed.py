@@ -17,7 +17,8 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import numpy as np
 
-from darts_jax.spaces.cells import CellSpace, CellSpec, Doubts, Genotype
+from darts_jax.spaces.cells import CellSpace, CellSpec, Genotype
+from darts_jax.spaces.doubts import Doubts
 from darts_jax.spaces.mixing import Mixing
 
 Array = jax.Array

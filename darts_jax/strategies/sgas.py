@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike
 
 from darts_jax import limits
 from darts_jax.settings import setting
-from darts_jax.spaces.cells import CellSpace, CellSpec, Edge, Genotype, complete, undecided_edges
+from darts_jax.spaces.cells import CellSpace, CellSpec, Edge, Genotype
+from darts_jax.spaces.decisions import complete, undecided_edges
 from darts_jax.strategies.relaxation import Softmax
 from darts_jax.strategies.relaxed import Arch, Cells, Memory, Scores, Stage, Turn
 

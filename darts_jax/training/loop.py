@@ -9,10 +9,8 @@ from typing import Any
 
 import jax
 
-from darts_jax import genotype as genotypes
-from darts_jax import report
+from darts_jax import report, spaces
 from darts_jax.data.batches import Evaluation
-from darts_jax.genotype import Genotype
 from darts_jax.nets.conv import check_image_size, check_statistics
 from darts_jax.runtime import metrics, processes
 from darts_jax.runtime.compilation import enable_cache
@@ -24,6 +22,7 @@ from darts_jax.runtime.mesh import check_batch, make_mesh
 from darts_jax.runtime.precision import in_float32
 from darts_jax.runtime.workdir import claim_together
 from darts_jax.settings import build
+from darts_jax.spaces import Genotype
 from darts_jax.training.feeds import Feed, open_feed
 from darts_jax.training.model import Model
 from darts_jax.training.settings import Training
@@ -117,7 +116,7 @@ def check(settings: Training) -> tuple[tuple[str, ...], Any]:
   """
   mesh = make_mesh()
   check_batch(settings.batch_size, mesh)
-  some = next(found for found in genotypes.published().values() if isinstance(found, Genotype))
+  some = next(found for found in spaces.published().values() if found.space == spaces.Darts.name)
   feed = open_feed(settings, mesh)
   make_model(settings, some, feed)
   return feed.parts, feed.fingerprint

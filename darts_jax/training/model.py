@@ -7,11 +7,10 @@ from typing import Any, ClassVar, Self
 import jax
 import jax.numpy as jnp
 
-from darts_jax import genotype as genotypes
-from darts_jax import limits
+from darts_jax import limits, spaces
 from darts_jax.data.arrays import LARGEST, SMALLEST
-from darts_jax.genotype import Genotype
 from darts_jax.nets.conv import Network
+from darts_jax.spaces import Genotype
 from darts_jax.training.workdir import SPACE, Described, check_numbers
 
 _LIMITS = {
@@ -67,9 +66,10 @@ class Model(Described):
 
   def network(self, *, auxiliary: bool | None = None, remat: bool = False) -> Network:
     """The network, with its auxiliary head unless told otherwise."""
+    normal, reduce = (cell for _, cell in self.genotype.cells)
     return Network(
-      self.genotype.cell('normal'),
-      self.genotype.cell('reduce'),
+      normal,
+      reduce,
       self.channels,
       self.layers,
       self.num_classes,
@@ -82,7 +82,7 @@ class Model(Described):
 
   def to_dict(self) -> dict[str, Any]:
     """As JSON values."""
-    return {**dataclasses.asdict(self), 'genotype': genotypes.to_dict(self.genotype)}
+    return {**dataclasses.asdict(self), 'genotype': spaces.to_json(self.genotype)}
 
   @classmethod
   def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -90,9 +90,9 @@ class Model(Described):
     if SPACE in values:
       raise ValueError(f'its space is {values[SPACE]!r}; a convolutional network is needed')
     fields = cls.fields(values)
-    found = genotypes.from_dict(fields['genotype'])
-    if not isinstance(found, Genotype):
-      raise ValueError('genotype: a recurrent architecture; a convolutional one is needed')
+    found = spaces.from_json(fields['genotype'])
+    if found.space != spaces.Darts.name:
+      raise ValueError(f'genotype: a {spaces.kind_of(found)} architecture; a convolutional one is needed')
     tuples: dict[str, tuple[Any, ...]] = {}
     for name in ('image_shape', 'mean', 'std'):
       if not isinstance(fields[name], list | tuple):

@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from darts_jax.genotype import AnyGenotype
 from darts_jax.runtime.files import user_path
 from darts_jax.runtime.lock import locked
 from darts_jax.settings import check_seeds
+from darts_jax.spaces import Genotype
 from darts_jax.training.language import LanguageResult
 from darts_jax.training.loop import Result
 from darts_jax.training.spaces import read, run
@@ -18,7 +18,7 @@ AnyResult = Result | LanguageResult
 
 
 def run_seeds(
-  config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: AnyGenotype, num_seeds: int
+  config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genotype, num_seeds: int
 ) -> list[AnyResult]:
   """Trains with the seeds `config.seed`, `config.seed + 1`, …; ends early at a training that is interrupted.
 

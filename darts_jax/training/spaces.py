@@ -3,14 +3,14 @@
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any, overload
+from typing import Any
 
 import jax
 
-from darts_jax.genotype import AnyGenotype, Genotype, RecurrentGenotype
 from darts_jax.runtime import processes
 from darts_jax.runtime.files import read_object, user_path
 from darts_jax.settings import build_by_space
+from darts_jax.spaces import Genotype, kind_of, space_of
 from darts_jax.training import language, loop, restore
 from darts_jax.training.language import LanguageResult, LanguageTraining
 from darts_jax.training.loop import Result
@@ -28,23 +28,16 @@ def read(config: Mapping[str, Any]) -> Training | LanguageTraining:
   return build_by_space(kinds, config)
 
 
-def check_genotype(config: Mapping[str, Any], genotype: AnyGenotype, name: str = 'genotype') -> None:
+def check_genotype(config: Mapping[str, Any], genotype: Genotype, name: str = 'genotype') -> None:
   """Raises a ValueError, which calls the architecture `name`, unless it is of the space that a config is for."""
   wanted = read(config).space
-  space = 'recurrent' if isinstance(genotype, RecurrentGenotype) else 'convolutional'
-  if space != wanted:
-    raise ValueError(f'{name} is a {space} architecture; this config trains {wanted} ones (config.space={wanted!r})')
+  if kind_of(genotype) != wanted:
+    raise ValueError(
+      f'{name} is a {kind_of(genotype)} architecture; this config trains {wanted} ones (config.space={wanted!r})'
+    )
 
 
-@overload
-def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genotype) -> Result: ...
-
-
-@overload
-def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: RecurrentGenotype) -> LanguageResult: ...
-
-
-def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: AnyGenotype) -> Result | LanguageResult:
+def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genotype) -> Result | LanguageResult:
   """Trains an architecture from scratch, or goes on with the training that `workdir` holds.
 
   Args:
@@ -58,7 +51,7 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: AnyGen
     Diverged: a loss or gradient was not finite.
   """
   processes.together(lambda: check_genotype(config, genotype))
-  if isinstance(genotype, Genotype):
+  if space_of(genotype).data == 'images':
     return loop.run(config, workdir, genotype)
   if jax.process_count() > 1:
     raise ValueError('--distributed: networks for text are trained in one process')

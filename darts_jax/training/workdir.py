@@ -8,13 +8,13 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self, TypeVar
 
-from darts_jax import genotype as genotypes
-from darts_jax.genotype import AnyGenotype
+from darts_jax import spaces
 from darts_jax.runtime.checkpoint import Checkpoints
 from darts_jax.runtime.durable import write_whole
 from darts_jax.runtime.files import one_line, read_object
 from darts_jax.runtime.workdir import as_json, claim, named_errors
 from darts_jax.settings import as_config, build
+from darts_jax.spaces import Genotype
 
 S = TypeVar('S')
 
@@ -34,7 +34,7 @@ class Described(abc.ABC):
   """
 
   kind: ClassVar[str]
-  genotype: AnyGenotype
+  genotype: Genotype
 
   @property
   @abc.abstractmethod
@@ -56,7 +56,7 @@ class Described(abc.ABC):
 
   def write(self, workdir: pathlib.Path) -> None:
     """Writes `model.json` and, for other commands, `genotype.json` into a folder that exists."""
-    genotypes.save(self.genotype, workdir / 'genotype.json')
+    spaces.save(self.genotype, workdir / 'genotype.json')
     write_whole(workdir / FILE, (json.dumps(self.to_dict(), indent=2) + '\n').encode())
 
   @classmethod
@@ -98,7 +98,7 @@ def training_config(settings: Any, model: Described, fingerprint: Any) -> dict[s
     model: the network.
     fingerprint: JSON values of the dataset, with which alone the training may go on.
   """
-  what = {'genotype': genotypes.to_dict(model.genotype), 'dataset': fingerprint}
+  what = {'genotype': spaces.to_json(model.genotype), 'dataset': fingerprint}
   return as_json({**as_config(settings), **what})
 
 

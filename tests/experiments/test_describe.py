@@ -10,7 +10,8 @@ import sys
 
 import pytest
 
-from darts_jax import genotype
+from darts_jax import spaces
+from darts_jax.spaces import recurrent
 from experiments import describe
 
 ROOT = pathlib.Path(describe.__file__).parents[1]
@@ -52,7 +53,7 @@ def test_language_models_have_their_published_sizes(capsys, sizes, weights, mult
 
 
 def test_a_language_model_of_a_file_is_described_part_by_part(tmp_path, capsys):
-  genotype.save(genotype.RecurrentGenotype((('relu', 0), ('identity', 1)), (1, 2)), tmp_path / 'found.json')
+  spaces.save(recurrent.genotype((('relu', 0), ('identity', 1)), (1, 2)), tmp_path / 'found.json')
   flags = {'genotype': str(tmp_path / 'found.json'), 'width': '3', 'vocabulary': '5'}
   table = [' '.join(line.split()) for line in run(capsys, **flags).splitlines()[5:-2]]
   assert table == [

@@ -18,12 +18,11 @@ import pytest
 from PIL import Image
 
 from configs import imagenet_eval
-from darts_jax import genotype as genotypes
-from darts_jax import search, training
-from darts_jax.genotype import Genotype
+from darts_jax import search, spaces, training
 from darts_jax.runtime import metrics
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.search import loop
+from darts_jax.spaces import darts
 from darts_jax.training import loop as training_loop
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -275,8 +274,8 @@ def test_processes_stream_a_part_of_each_batch_to_train_one_network(tmp_path, co
   content = json.loads(found.to_json())
   config.write_text(f'from ml_collections import ConfigDict\n\n\ndef get_config():\n  return ConfigDict({content!r})\n')
   cell = (('skip_connect', 0), ('max_pool_3x3', 1))
-  network = Genotype(cell, (2,), cell, (2,))
-  genotypes.save(network, tmp_path / 'found.json')
+  network = darts.genotype(cell, (2,), cell, (2,))
+  spaces.save(network, tmp_path / 'found.json')
   with pair(config, tmp_path / 'two', f'--genotype={tmp_path / "found.json"}', command='train') as processes:
     [(output, _), _] = finish(processes)
   assert [line.partition(':')[0] for line in own(output)] == ['parameters', 'test accuracy', 'report']

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 
 from darts_jax import search, selection
-from darts_jax.genotype import Genotype
 from darts_jax.hypergradient.settings import Exact, FiniteDifference, FirstOrder, Unrolled
 from darts_jax.runtime import platforms
 from darts_jax.runtime.lock import locked
 from darts_jax.runtime.terminal import show
 from darts_jax.search.settings import read
+from darts_jax.spaces import darts
 from experiments import entry
 from experiments import search as command
 
@@ -396,7 +396,9 @@ def test_config_and_directory_reach_the_program(ask):
   assert received[1][2:] == (False, 0, pathlib.Path('here'))
 
 
-GENOTYPE = Genotype((('skip_connect', 0), ('max_pool_3x3', 1)), (2,), (('skip_connect', 0), ('skip_connect', 1)), (2,))
+GENOTYPE = darts.genotype(
+  (('skip_connect', 0), ('max_pool_3x3', 1)), (2,), (('skip_connect', 0), ('skip_connect', 1)), (2,)
+)
 
 
 def test_result_is_printed(ask, monkeypatch):

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from configs import digits
-from darts_jax import genotype as genotypes
-from darts_jax.derive import derive_genotype
-from darts_jax.genotype import CANDIDATES, Genotype, search_space
+from darts_jax import spaces
 from darts_jax.runtime import metrics
+from darts_jax.spaces import Darts, Genotype
+from darts_jax.spaces.darts import CANDIDATES
 
 ROOT = pathlib.Path(__file__).parents[2]
 EPOCHS, STEPS = 6, 22
-SPECS = {name: search_space(num_nodes=1) for name in ('normal', 'reduce')}
+SPACE = Darts(1)
 
 
 class Finished(NamedTuple):
@@ -48,9 +48,9 @@ def alphas(finished: Finished) -> dict[str, np.ndarray]:
 
 
 def derive(values: dict[str, np.ndarray], snapshot: int) -> Genotype:
-  exponentials = {name: np.exp(values[name][snapshot]) for name in SPECS}
+  exponentials = {name: np.exp(values[name][snapshot]) for name in SPACE.cells}
   mixing = {name: value / value.sum(axis=1, keepdims=True) for name, value in exponentials.items()}
-  return derive_genotype(mixing, SPECS)
+  return SPACE.strongest(mixing)
 
 
 def test_supernet_learns_the_digits(finished):
@@ -65,7 +65,7 @@ def test_supernet_learns_the_digits(finished):
 def test_alphas_find_an_architecture(finished):
   values = alphas(finished)
   assert derive(values, -1) != derive(values, 0)
-  for name in SPECS:
+  for name in SPACE.cells:
     first, last = values[name][0], values[name][-1]
     # They start at a thousandth of a standard normal; decay alone would take them to zero and no further.
     assert np.abs(first).max() < 5e-3
@@ -75,10 +75,10 @@ def test_alphas_find_an_architecture(finished):
 
 
 def test_output_is_the_result(finished):
-  found = genotypes.load(finished.workdir / 'genotype.json')
+  found = spaces.load(finished.workdir / 'genotype.json')
   accuracy = [line for line in metrics.read(finished.workdir) if line['kind'] == 'epoch'][-1]['valid_accuracy']
   assert finished.output == [
-    f'genotype: {genotypes.to_dict(found)}',
+    f'genotype: {spaces.to_json(found)}',
     f'validation accuracy in the supernet: {accuracy:.2%}',
     f'report: {finished.workdir / "report.html"}',
   ]
@@ -119,10 +119,10 @@ def test_alphas_are_kept_for_every_epoch(finished):
   assert values['step'].tolist() == [STEPS * epoch for epoch in range(EPOCHS + 1)]
   assert values['epoch'].tolist() == list(range(EPOCHS + 1))
   assert tuple(values['operations']) == CANDIDATES
-  for name in SPECS:
+  for name in SPACE.cells:
     assert values[name].shape == (EPOCHS + 1, 2, 8)
     assert values[f'edges_{name}'].tolist() == [[0, 2], [1, 2]]
-  assert genotypes.load(finished.workdir / 'genotype.json') == derive(values, -1)
+  assert spaces.load(finished.workdir / 'genotype.json') == derive(values, -1)
 
 
 def test_log_holds_every_measure(finished):
@@ -167,5 +167,5 @@ def test_log_holds_every_measure(finished):
 def test_report_shows_the_result(finished):
   page = (finished.workdir / 'report.html').read_text()
   assert page.startswith('<!doctype html>') or page.startswith('<!DOCTYPE html>')
-  for operation, _ in genotypes.load(finished.workdir / 'genotype.json').normal:
+  for operation, _ in spaces.load(finished.workdir / 'genotype.json').cell('normal').pairs:
     assert operation in page

@@ -9,12 +9,12 @@ import pytest
 
 import darts_jax
 from configs import cifar_eval, digits_eval, ptb_eval, text_eval, wikitext2_eval
-from darts_jax import genotype as genotypes
-from darts_jax import training
+from darts_jax import spaces, training
 from darts_jax.data import images
 from darts_jax.runtime import metrics
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.settings import build
+from darts_jax.spaces import darts
 from darts_jax.training.language import loop as language_loop
 from experiments import train
 
@@ -30,7 +30,7 @@ SMALL = (
 def finished(tmp_path_factory, command):
   """Two trainings of a cell from a file."""
   folder = tmp_path_factory.mktemp('train')
-  genotypes.save(genotypes.published()['DARTS_V1'], folder / 'found.json')
+  spaces.save(spaces.published()['DARTS_V1'], folder / 'found.json')
   workdir = folder / 'run'
   process = command('train', *SMALL, f'--genotype={folder / "found.json"}', '--seeds=2', f'--workdir={workdir}')
   assert process.returncode == 0, process.stderr
@@ -84,7 +84,7 @@ def test_a_finished_training_is_not_trained_again(finished, command):
 
 def test_another_architecture_is_refused_in_the_same_folder(finished):
   workdir, _ = finished
-  other = genotypes.published()['DARTS_V2']
+  other = spaces.published()['DARTS_V2']
   config = json.loads((workdir / 'seed_0' / 'config.json').read_text())
   for name in ('genotype', 'dataset'):
     config.pop(name)
@@ -117,7 +117,7 @@ def changed(**changes):
 )
 def test_wrong_settings_are_one_line_and_nothing_is_written(tmp_path, changes, said):
   with pytest.raises(ValueError, match=f'^{re.escape(said)}'):
-    training.run(changed(**changes), tmp_path / 'run', genotypes.published()['DARTS_V2'])
+    training.run(changed(**changes), tmp_path / 'run', spaces.published()['DARTS_V2'])
   assert list(tmp_path.iterdir()) == []
 
 
@@ -153,7 +153,7 @@ def test_a_cell_is_transferred_to_images_of_ones_own_in_bfloat16(tmp_path):
   config.network.update(channels=2, layers=3)
   # Without convolutions in its cells the network is compiled in no time, which bfloat16 on a CPU else takes.
   cell = (('max_pool_3x3', 0), ('skip_connect', 1))
-  result = training.run(config, tmp_path / 'run', genotypes.Genotype(cell, (2,), cell, (2,)))
+  result = training.run(config, tmp_path / 'run', darts.genotype(cell, (2,), cell, (2,)))
   assert result.test_accuracy > 0.8
   _, variables = darts_jax.load(tmp_path / 'run')
   assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype('float32')}

@@ -10,8 +10,8 @@ import onnx
 import pytest
 
 from darts_jax import training
-from darts_jax.genotype import published
 from darts_jax.interop import export, onnx_file
+from darts_jax.spaces import published
 from darts_jax.training.restore import make_apply
 from experiments import export as command
 

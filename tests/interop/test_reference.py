@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import darts_jax
-from darts_jax.genotype import Genotype, from_dict, published, recurrent_search_space, search_space
 from darts_jax.interop.reference import (
   convert_language_model,
   convert_network,
@@ -21,6 +20,7 @@ from darts_jax.interop.tensors import read
 from darts_jax.interop.weights import import_reference
 from darts_jax.nets.conv import Supernet
 from darts_jax.nets.recurrent import LanguageModel
+from darts_jax.spaces import Darts, Recurrent, darts, from_json, published, save
 from experiments import convert, export
 from experiments.entry import launch_flags
 
@@ -43,7 +43,7 @@ def tensors(golden):
 
 @pytest.fixture(scope='module')
 def genotype(golden):
-  return from_dict(json.loads(str(golden['meta']))['genotype'])
+  return from_json(json.loads(str(golden['meta']))['genotype'])
 
 
 def test_sizes_are_read_off_the_shapes(tensors, genotype):
@@ -58,7 +58,7 @@ def test_imported_network_classifies_as_the_reference_does(tmp_path, golden, ten
   path = tmp_path / 'model.npz'
   np.savez(path, **tensors)
   workdir = tmp_path / 'run'
-  darts_jax.genotype.save(genotype, tmp_path / 'cell.json')
+  save(genotype, tmp_path / 'cell.json')
   assert convert.run(str(path), str(tmp_path / 'cell.json'), 'cifar10', str(workdir)) == 0
   assert 'parameters: 11,554, without the auxiliary head' in capsys.readouterr().out
   apply, variables = darts_jax.load(workdir)
@@ -173,7 +173,7 @@ def test_another_architecture_or_dataset_is_refused(tmp_path, tensors):
 def test_dense_rows_of_amoebanet_keep_their_axes():
   """1×7 and 7×1 kernels, told apart by marks in one place each."""
   cell = (('conv_7x1_1x7', 0), ('skip_connect', 1))
-  found = Genotype(cell, (2,), cell, (2,))
+  found = darts.genotype(cell, (2,), cell, (2,))
   rng = np.random.default_rng(0)
   net = infer_network(
     found,
@@ -363,7 +363,7 @@ def language_tensors():
 
 @pytest.fixture
 def supernet():
-  return LanguageModel(recurrent_search_space(), 23, 8, norm=True)
+  return LanguageModel(Recurrent().cells['recurrent'], 23, 8, norm=True)
 
 
 def test_weights_of_a_recurrent_supernet_come_to_their_place(language_tensors, supernet):
@@ -381,7 +381,7 @@ def test_weights_of_a_recurrent_supernet_come_to_their_place(language_tensors, s
 
 
 def test_found_cell_has_no_statistics(language_tensors):
-  net = LanguageModel(published()['RNN_DARTS_V1'].cell(), 23, 8)
+  net = LanguageModel(published()['RNN_DARTS_V1'].cell('recurrent'), 23, 8)
   with pytest.raises(ValueError, match='rnns.0.bn.running_mean: not used; rnns.0.bn.running_var: not used$'):
     convert_language_model(net, language_tensors)
   tensors = {name: value for name, value in language_tensors.items() if '.bn.' not in name}
@@ -402,7 +402,7 @@ def test_every_tensor_of_a_language_model_that_does_not_fit_is_named(language_te
     'rnns.0._W0: shape (16, 8) found, (16, 16) expected',
   ]
   # A cell of another number of nodes.
-  smaller = LanguageModel(recurrent_search_space(num_nodes=7), 23, 8, norm=True)
+  smaller = LanguageModel(Recurrent(7).cells['recurrent'], 23, 8, norm=True)
   with pytest.raises(ValueError, match='^tensors that do not fit: rnns.0._Ws.7: not used$'):
     convert_language_model(smaller, language_tensors)
 
@@ -423,6 +423,6 @@ def test_value_of_a_language_model_that_is_not_finite_is_refused(language_tensor
 
 
 def test_a_supernet_for_imagenet_is_not_one_of_the_reference():
-  space = search_space(('skip_connect',), num_nodes=1)
+  space = Darts(1, ('skip_connect',)).cells['normal']
   with pytest.raises(ValueError, match=r"^stem: 'imagenet' is not allowed; the published supernets have"):
     convert_supernet(Supernet(space, space, 2, 3, 5, stem='imagenet'), {})

@@ -166,7 +166,7 @@ def cell(module, variables, before_last, last, mixing=None, *, train):
           used[edge.source, name] += 1
           total = total + (y if mixing is None else mixing[row, module.spec.operations.index(name)] * y)
     states.append(total)
-  return np.concatenate([states[node] for node in module.spec.concat], axis=-1)
+  return np.concatenate([states[node] for node in module.spec.outputs], axis=-1)
 
 
 def draw(init):

@@ -3,12 +3,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from darts_jax.genotype import CANDIDATES, CellSpec, Edge, Genotype, published, search_space
 from darts_jax.nets.bilinear import edges_as_channels
 from darts_jax.nets.cell import Cell
+from darts_jax.spaces import CellSpec, Darts, Edge, darts, published
+from darts_jax.spaces.darts import CANDIDATES
 
 CHANNELS = 4
-SMALL = search_space(num_nodes=2)
+SMALL = Darts(2).cells['normal']
 
 
 @pytest.fixture(params=[False, True], ids=['stacks', 'channels'], autouse=True)
@@ -44,14 +45,14 @@ def test_published_cell_equals_one_edge_after_the_other(plain, name, kind, reduc
   expected = plain.cell(cell, variables, *inputs, train=train)
   height, width = size
   factor = 2 if kind == 'reduce' else 1
-  assert found.shape == (2, -(-height // factor), width // factor, len(spec.concat) * CHANNELS)
+  assert found.shape == (2, -(-height // factor), width // factor, len(spec.outputs) * CHANNELS)
   np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
 
 
 @pytest.mark.usefixtures('x64')
 def test_dense_convolutions_that_leave_one_node_are_edges_of_their_own(plain):
   twice = (('conv_7x1_1x7', 0), ('conv_7x1_1x7', 0))
-  spec = Genotype(twice, (2,), twice, (2,)).cell('normal')
+  spec = darts.genotype(twice, (2,), twice, (2,)).cell('normal')
   cell = Cell(spec, CHANNELS, reduction=False, reduction_before=False, discrete=True)
   inputs = draw_inputs(cell, (3, 2))
   variables = plain.draw(lambda: cell.init(jax.random.key(0), *inputs, train=False))
@@ -97,7 +98,8 @@ def test_searched_cell_mixes_operations_and_one_hot_weights_choose_one(plain, re
 @pytest.mark.usefixtures('x64')
 def test_gradient_of_a_searched_cell_is_its_slope(plain):
   """In weights, inputs and mixing weights together, against a difference of what the definition computes."""
-  spec = search_space(('none', 'max_pool_3x3', 'avg_pool_3x3', 'skip_connect', 'sep_conv_3x3', 'dil_conv_3x3'), 2)
+  operations = ('none', 'max_pool_3x3', 'avg_pool_3x3', 'skip_connect', 'sep_conv_3x3', 'dil_conv_3x3')
+  spec = Darts(2, operations).cells['normal']
   cell = Cell(spec, CHANNELS, reduction=True, reduction_before=False, discrete=False)
   inputs = draw_inputs(cell, (4, 6))
   rng = np.random.default_rng(2)
@@ -126,7 +128,7 @@ def test_edges_of_a_pruned_cell_may_differ(plain):
     (Edge(0, ('none', 'sep_conv_3x3')), Edge(1, ('skip_connect',))),
     (Edge(1, ('sep_conv_3x3', 'max_pool_3x3')), Edge(0, ('sep_conv_3x3',)), Edge(2, ('none',))),
   )
-  spec = CellSpec(nodes, (3, 2), ('max_pool_3x3', 'none', 'skip_connect', 'sep_conv_3x3'))
+  spec = CellSpec(nodes, ('max_pool_3x3', 'none', 'skip_connect', 'sep_conv_3x3'), 2, (3, 2), 'concat', 2)
   cell = Cell(spec, CHANNELS, False, reduction_before=True, discrete=False)
   inputs = draw_inputs(cell, (4, 4), np.float32)
   mixing = np.random.default_rng(2).uniform(size=(5, 4)).astype(np.float32)

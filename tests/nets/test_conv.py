@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from darts_jax.genotype import search_space
 from darts_jax.nets.cell import Cell
 from darts_jax.nets.conv import Network, Supernet, reduction_cells
+from darts_jax.spaces import Darts
 
 
 def shapes(net, images, train=True):
@@ -26,7 +26,7 @@ def test_reduction_cells_lie_at_one_and_two_thirds(num_layers, expected):
 
 
 def test_number_of_weights_is_the_published_one():
-  net = Supernet(search_space(), search_space(), 16, 8, 10)
+  net = Supernet(Darts().cells['normal'], Darts().cells['normal'], 16, 8, 10)
   logits, variables = shapes(net, jnp.zeros((2, 32, 32, 3)))
   assert logits.shape == (2, 10)
   assert sum(leaf.size for leaf in jax.tree.leaves(variables['params'])) == 1_930_618
@@ -36,7 +36,7 @@ def test_number_of_weights_is_the_published_one():
   ('size', 'channels', 'dtype'), [((28, 28), 1, jnp.float32), ((8, 12), 3, jnp.bfloat16)], ids=['MNIST', 'bfloat16']
 )
 def test_logits_are_float32_for_images_of_any_size_and_dtype(size, channels, dtype):
-  space = search_space(num_nodes=2)
+  space = Darts(2).cells['normal']
   logits, variables = shapes(Supernet(space, space, 4, 5, 7), jnp.zeros((3, *size, channels), dtype))
   assert (logits.shape, logits.dtype) == ((3, 7), jnp.float32)
   assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
@@ -48,8 +48,8 @@ def test_logits_are_float32_for_images_of_any_size_and_dtype(size, channels, dty
 @pytest.mark.usefixtures('x64')
 def test_supernet_is_its_stem_cells_and_classifier(plain):
   """By the definition of each; normal and reduction cells have mixing weights of their own."""
-  normal = search_space(('skip_connect', 'sep_conv_3x3'), num_nodes=1)
-  reduce = search_space(('max_pool_3x3', 'none', 'dil_conv_3x3'), num_nodes=2)
+  normal = Darts(1, ('skip_connect', 'sep_conv_3x3')).cells['normal']
+  reduce = Darts(2, ('max_pool_3x3', 'none', 'dil_conv_3x3')).cells['normal']
   net = Supernet(normal, reduce, 2, 4, 5)
   rng = np.random.default_rng(1)
   images = rng.normal(size=(2, 4, 8, 3))
@@ -75,7 +75,7 @@ def test_supernet_is_its_stem_cells_and_classifier(plain):
 @pytest.mark.usefixtures('x64')
 def test_a_supernet_without_a_choice_is_the_network_of_its_only_cell(stem):
   """With either stem; the scale and bias that BN has in a discrete cell are one and zero before any training."""
-  space = search_space(('skip_connect',), num_nodes=1)
+  space = Darts(1, ('skip_connect',)).cells['normal']
   network = Network(space, space, 4, 3, 5, stem=stem)
   supernet = Supernet(space, space, 4, 3, 5, stem=stem)
   images = np.random.default_rng(0).normal(size=(3, 32, 64, 3))

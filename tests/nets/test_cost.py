@@ -2,11 +2,11 @@
 
 import pytest
 
-from darts_jax.genotype import Genotype, RecurrentGenotype, published
 from darts_jax.nets import cost
 from darts_jax.nets.conv import Network
+from darts_jax.spaces import darts, published, recurrent
 
-RECURRENT = [name for name, found in published().items() if isinstance(found, RecurrentGenotype)]
+RECURRENT = [name for name, found in published().items() if found.space == 'recurrent']
 
 
 def parts(genotype, *sizes, image=(32, 32, 3), **attributes):
@@ -16,7 +16,7 @@ def parts(genotype, *sizes, image=(32, 32, 3), **attributes):
 
 def test_every_operation_by_hand():
   """Three cells of 2, 4 and 8 channels on 8×12 pixels; cells 1 and 2 are reduction cells."""
-  normal = Genotype(
+  normal = darts.genotype(
     (('sep_conv_5x5', 0), ('skip_connect', 1), ('dil_conv_3x3', 2), ('avg_pool_3x3', 0)),
     (2, 3),
     (('conv_7x1_1x7', 0), ('skip_connect', 1), ('sep_conv_3x3', 2), ('max_pool_3x3', 1)),
@@ -73,7 +73,7 @@ def test_weights_of_language_models_are_those_published(name, width, vocabulary,
 
 def test_a_language_model_by_hand():
   """Two nodes of 3 numbers each, 5 words: products of [6] with [6, 6], of [3] with [3, 6] and of [3] with [3, 5]."""
-  cell = RecurrentGenotype((('tanh', 0), ('relu', 0)), (2,)).cell()
+  cell = recurrent.genotype((('tanh', 0), ('relu', 0)), (2,)).cell('recurrent')
   assert [tuple(part) for part in cost.language_parts_of(cell, 3, 5)] == [
     ('embedding', '', 'word', 15, 0),
     ('s0', '', 'input and previous state', 36, 36),

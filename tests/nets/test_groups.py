@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from darts_jax.genotype import recurrent_search_space, search_space
 from darts_jax.nets.conv import Supernet
 from darts_jax.nets.layers import BatchNorm, NormGroups
 from darts_jax.nets.recurrent import LanguageModel, init_language_model, initial_hidden
 from darts_jax.runtime.mesh import Shards, make_mesh
+from darts_jax.spaces import Darts, Recurrent
 
 BATCH = 8
 EVERYWHERE, SHARED = PartitionSpec(), PartitionSpec('data')
@@ -97,8 +97,8 @@ def test_groups_that_do_not_fit_are_refused(size, devices, examples):
 
 @pytest.mark.usefixtures('x64')
 def test_a_supernet_in_groups_is_a_supernet_for_every_group():
-  normal = search_space(('skip_connect', 'sep_conv_3x3', 'max_pool_3x3'), num_nodes=2)
-  reduce = search_space(('none', 'skip_connect', 'dil_conv_3x3'), num_nodes=1)
+  normal = Darts(2, ('skip_connect', 'sep_conv_3x3', 'max_pool_3x3')).cells['normal']
+  reduce = Darts(1, ('none', 'skip_connect', 'dil_conv_3x3')).cells['normal']
   plain, grouped = (Supernet(normal, reduce, 2, 3, 5, groups=NormGroups(size)) for size in (0, 2))
   rng = np.random.default_rng(1)
   images = rng.normal(size=(6, 4, 8, 3))
@@ -122,7 +122,7 @@ def test_a_supernet_in_groups_is_a_supernet_for_every_group():
 
 @pytest.mark.usefixtures('x64')
 def test_a_recurrent_cell_in_groups_is_one_for_every_group_of_columns():
-  space = recurrent_search_space(('none', 'tanh', 'sigmoid'), 2)
+  space = Recurrent(2, ('none', 'tanh', 'sigmoid')).cells['recurrent']
   plain, grouped = (LanguageModel(space, 7, 4, norm=True, groups=NormGroups(size)) for size in (0, 3))
   rng = np.random.default_rng(2)
   mixing = rng.uniform(size=(space.num_edges, 3))

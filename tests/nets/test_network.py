@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from darts_jax.genotype import CellSpec, Edge, published
 from darts_jax.nets.cell import Cell
 from darts_jax.nets.conv import Network, check_image_size, check_statistics, drop_path_factors
+from darts_jax.spaces import CellSpec, Edge, published
 
 
 def build(name, channels, num_layers, num_classes, **attributes):
@@ -86,7 +86,7 @@ OPERATIONS = ('sep_conv_3x3', 'skip_connect', 'avg_pool_3x3', 'skip_connect', 's
 @pytest.mark.usefixtures('x64')
 def test_drop_path_scales_each_edge_of_each_image_but_for_identities(plain, reduction):
   edges = tuple(Edge(i % 2, (operation,)) for i, operation in enumerate(OPERATIONS))
-  spec = CellSpec((edges,), (2,), tuple(dict.fromkeys(OPERATIONS)))
+  spec = CellSpec((edges,), tuple(dict.fromkeys(OPERATIONS)), 2, (2,), 'concat', 2)
   cell = Cell(spec, 4, reduction, False, discrete=True)
   rng = np.random.default_rng(2)
   inputs = rng.normal(size=(2, 3, 4, 4, 6))

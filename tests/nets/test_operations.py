@@ -2,8 +2,8 @@ import jax
 import numpy as np
 import pytest
 
-from darts_jax.genotype import OPERATIONS
 from darts_jax.nets.operations import Operations
+from darts_jax.spaces.darts import OPERATIONS
 
 # Numbers of edges that differ, so that no operation can be taken for another.
 EDGES = dict(zip([name for name in OPERATIONS if name != 'none'], [2, 3, 2, 1, 2, 3, 1, 2, 2], strict=True))

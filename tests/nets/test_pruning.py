@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from darts_jax.genotype import CellSpec, Edge, search_space
 from darts_jax.nets.cell import Cell, prune_cell
 from darts_jax.nets.conv import Supernet, prune_supernet
+from darts_jax.spaces import CellSpec, Darts, Edge
 
-SPACE = search_space(num_nodes=2)
+SPACE = Darts(2).cells['normal']
 CHANNELS = 2
 
 

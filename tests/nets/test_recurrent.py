@@ -14,7 +14,6 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from darts_jax.data.sequences import Sequences
-from darts_jax.genotype import ACTIVATIONS, CellSpec, Edge, published, recurrent_search_space
 from darts_jax.nets.bilinear import weights_gradient_if
 from darts_jax.nets.recurrent import (
   Dropout,
@@ -25,6 +24,8 @@ from darts_jax.nets.recurrent import (
   read_text,
 )
 from darts_jax.runtime.compilation import count_compilations
+from darts_jax.spaces import CellSpec, Edge, Recurrent, published
+from darts_jax.spaces.recurrent import ACTIVATIONS
 
 VOCAB, WIDTH, BATCH = 11, 4, 3
 
@@ -96,7 +97,7 @@ def plain(spec, params, tokens, hidden, mixing=None, masks=None, statistics=None
             total = total + weight * (s + gate * (FUNCTIONS[name](value) - s))
         row += 1
       states.append(normalise(total))
-    history.append(sum(states[node] for node in spec.concat) / len(spec.concat))
+    history.append(sum(states[node] for node in spec.outputs) / len(spec.outputs))
     logits = history[-1] * masks.output @ np.swapaxes(params['embedding'], -1, -2) + params['bias'][..., None, :]
     log_probs.append(logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True)))
   shape = history[-1].shape
@@ -146,16 +147,18 @@ PRUNED = CellSpec(
     (Edge(0, ('relu',)), Edge(1, ('none',))),
     (Edge(1, ('identity', 'tanh')), Edge(2, ('sigmoid', 'relu')), Edge(0, ('identity', 'none', 'relu'))),
   ),
-  (2, 3),
   ('identity', 'none', 'relu', 'sigmoid', 'tanh'),
+  1,
+  (2, 3),
+  'mean',
   1,
 )
 CELLS = {
-  'searched': (recurrent_search_space(num_nodes=3), True, True),
-  'searched, with running statistics': (recurrent_search_space(num_nodes=3), True, False),
+  'searched': (Recurrent(3).cells['recurrent'], True, True),
+  'searched, with running statistics': (Recurrent(3).cells['recurrent'], True, False),
   'pruned': (PRUNED, True, True),
-  'RNN_DARTS_V2': (published()['RNN_DARTS_V2'].cell(), False, True),
-  'RNN_ENAS': (published()['RNN_ENAS'].cell(), False, False),
+  'RNN_DARTS_V2': (published()['RNN_DARTS_V2'].cell('recurrent'), False, True),
+  'RNN_ENAS': (published()['RNN_ENAS'].cell('recurrent'), False, False),
 }
 
 
@@ -182,7 +185,7 @@ def test_cells_compute_their_definition(spec, norm, train):
 
 # Reading text.
 
-SPEC = recurrent_search_space(num_nodes=2)
+SPEC = Recurrent(2).cells['recurrent']
 NET = LanguageModel(SPEC, VOCAB, WIDTH, norm=True)
 CAPACITY = 23
 # How a text is read: by default in two parts of twelve time steps, of which the last is padding of the program's own.
@@ -330,7 +333,7 @@ def test_text_in_two_batches_is_one_text_if_the_hidden_state_is_handed_on(case, 
 @pytest.mark.usefixtures('x64')
 def test_temporal_term_of_a_state_that_halves_at_every_step():
   """Weights of zero: gates of a half, tanh of zero; s₀ = h/2, and a node of the identity halves it again."""
-  spec = recurrent_search_space(('identity',), 1)
+  spec = Recurrent(1, ('identity',)).cells['recurrent']
   net = LanguageModel(spec, VOCAB, 2)
   params = jax.tree.map(np.zeros_like, draw(spec, width=2)[0])
   tokens = np.zeros((6, 1), np.int32)
@@ -472,7 +475,7 @@ def test_words_are_dropped_as_a_whole_and_entries_at_all_time_steps():
 @pytest.mark.usefixtures('x64')
 def test_dropped_states_are_dropped_in_products_alone():
   """Without x and h in the products all gates are a half and all values zero; a state passes half of itself on."""
-  spec = recurrent_search_space(('relu',), 1)
+  spec = Recurrent(1, ('relu',)).cells['recurrent']
   net = LanguageModel(spec, VOCAB, WIDTH)
   params, _ = draw(spec)
   tokens, _, hidden = draw_text(3)
@@ -503,7 +506,7 @@ def test_dropped_states_are_dropped_in_products_alone():
 )
 def test_published_numbers_of_weights(name, width, vocab_size, expected):
   searched = name is None
-  spec = recurrent_search_space() if searched else published()[name].cell()
+  spec = Recurrent().cells['recurrent'] if searched else published()[name].cell('recurrent')
   mixing = np.ones((spec.num_edges, len(spec.operations))) if searched else None
   net = LanguageModel(spec, vocab_size, width, norm=searched)
   variables = jax.eval_shape(lambda: init_language_model(net, jax.random.key(0), mixing))

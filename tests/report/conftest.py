@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from darts_jax import genotype
+from darts_jax import spaces
+from darts_jax.spaces import darts
 
 _HOSTILE = '</td></table><script>alert("1")</script><img src=http://example.com/x.png>&amp;'
 
@@ -54,11 +55,11 @@ def _metrics() -> list[dict]:
   return records
 
 
-def _alphas_of(architecture: genotype.AnyGenotype, spec: genotype.CellSpec, strength: float) -> dict[str, np.ndarray]:
+def _alphas_of(architecture: spaces.Genotype, space: spaces.CellSpace, strength: float) -> dict[str, np.ndarray]:
   """`[E, O]` raw α from which DARTS's rule derives the cells: their edges' operations stand out by `strength`."""
-  rows = {(edge.source, target): row for row, (target, edge) in enumerate(spec.edges)}
   alphas = {}
-  for cell in ('recurrent',) if spec.is_recurrent else ('normal', 'reduce'):
+  for cell, spec in space.cells.items():
+    rows = {(edge.source, target): row for row, (target, edge) in enumerate(spec.edges)}
     alphas[cell] = np.zeros((spec.num_edges, len(spec.operations)))
     for target, edge in architecture.cell(cell).edges:
       alphas[cell][rows[edge.source, target], spec.operations.index(edge.operations[0])] = strength
@@ -84,9 +85,9 @@ def search_folder(tmp_path) -> pathlib.Path:
   }
   (tmp_path / 'config.json').write_text(json.dumps(config))
   (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(record) + '\n' for record in _metrics()))
-  published = genotype.published()
-  genotype.save(published['DARTS_V2'], tmp_path / 'genotype.json')
-  _save_alphas(tmp_path, genotype.search_space(), ('PDARTS', 'DARTS_V1', 'DARTS_V2', 'DARTS_V2'))
+  published = spaces.published()
+  spaces.save(published['DARTS_V2'], tmp_path / 'genotype.json')
+  _save_alphas(tmp_path, spaces.Darts(), ('PDARTS', 'DARTS_V1', 'DARTS_V2', 'DARTS_V2'))
   return tmp_path
 
 
@@ -123,9 +124,9 @@ def recurrent_search_folder(tmp_path) -> pathlib.Path:
   records.append({'kind': 'event', 'step': 12, 'event': 'finished', 'message': '3 epochs done'})
   (tmp_path / 'config.json').write_text(json.dumps(config))
   (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(record) + '\n' for record in records))
-  genotype.save(genotype.published()['RNN_DARTS_V2'], tmp_path / 'genotype.json')
+  spaces.save(spaces.published()['RNN_DARTS_V2'], tmp_path / 'genotype.json')
   names = ('RNN_DARTS_V1', 'RNN_DARTS_V1', 'RNN_DARTS_V2', 'RNN_DARTS_V2')
-  _save_alphas(tmp_path, genotype.recurrent_search_space(), names)
+  _save_alphas(tmp_path, spaces.Recurrent(), names)
   return tmp_path
 
 
@@ -135,7 +136,7 @@ def deciding_search() -> tuple[dict[str, np.ndarray], list[tuple]]:
 
   What its `alphas.npz` holds, and in their order its decisions: snapshot, cell, edge, operation, score, edges removed.
   """
-  return _decide(genotype.search_space(), num_snapshots=18, first=2, every=2)
+  return _decide(spaces.Darts().cells['normal'], num_snapshots=18, first=2, every=2)
 
 
 @pytest.fixture
@@ -145,7 +146,7 @@ def deciding_search_folder(tmp_path, deciding_search) -> pathlib.Path:
   return tmp_path
 
 
-def _decide(spec: genotype.CellSpec, num_snapshots: int, first: int, every: int) -> tuple[dict[str, np.ndarray], list]:
+def _decide(spec: spaces.CellSpec, num_snapshots: int, first: int, every: int) -> tuple[dict[str, np.ndarray], list]:
   """What `alphas.npz` of a search by criterion 2 [SGAS §3] holds whose α drift apart, and its decisions in order."""
   rng = np.random.default_rng(0)
   real = [column for column, operation in enumerate(spec.operations) if operation != 'none']
@@ -205,13 +206,14 @@ def _save_deciding_search(folder: pathlib.Path, arrays: dict[str, np.ndarray], t
     tuple((operation, edge[0]) for _, cell, edge, operation, *_ in by_node if cell == name)
     for name in ('normal', 'reduce')
   )
-  genotype.save(genotype.Genotype(normal, (2, 3, 4, 5), reduce, (2, 3, 4, 5)), folder / 'genotype.json')
+  spaces.save(darts.genotype(normal, (2, 3, 4, 5), reduce, (2, 3, 4, 5)), folder / 'genotype.json')
 
 
-def _save_alphas(folder: pathlib.Path, spec: genotype.CellSpec, names: Sequence[str]) -> None:
+def _save_alphas(folder: pathlib.Path, space: spaces.CellSpace, names: Sequence[str]) -> None:
   """Writes `alphas.npz` with a snapshot for each of the published architectures, four steps apart."""
-  published = genotype.published()
-  snapshots = [_alphas_of(published[name], spec, 1.0 + i) for i, name in enumerate(names)]
+  published = spaces.published()
+  snapshots = [_alphas_of(published[name], space, 1.0 + i) for i, name in enumerate(names)]
+  spec = next(iter(space.cells.values()))
   edges = np.array([(edge.source, target) for target, edge in spec.edges])
   np.savez(
     folder / 'alphas.npz',

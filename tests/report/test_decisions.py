@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from darts_jax import genotype
+from darts_jax import spaces
 from darts_jax.report import curves, decisions, figures, page, workdir
 
 _CRITERIA = ('importance', 'certainty', 'stability')
@@ -150,7 +150,7 @@ def test_cells_along_the_way_have_what_was_decided_by_then(deciding_search_folde
 
 
 def test_the_last_decision_is_shown_if_the_architecture_is_another(deciding_search_folder, parse):
-  genotype.save(genotype.published()['DARTS_V2'], deciding_search_folder / 'genotype.json')
+  spaces.save(spaces.published()['DARTS_V2'], deciding_search_folder / 'genotype.json')
   parsed = parse(deciding_search_folder)
   assert _headings(parsed) == ['Epoch 2', 'Epoch 6', 'Epoch 12', 'Epoch 16']
   assert parsed.text.count('8 of 8 edges decided') == 2

@@ -5,15 +5,15 @@ import math
 import numpy as np
 import pytest
 
-from darts_jax.genotype import Genotype, RecurrentGenotype, published
 from darts_jax.report import diagnostics
+from darts_jax.spaces import Genotype, darts, published, recurrent
 
 
 def _with_skips(count: int, in_reduce: int = 0) -> Genotype:
   def pairs(skips):
     return tuple(('skip_connect' if i < skips else 'sep_conv_3x3', i % 2) for i in range(8))
 
-  return Genotype(pairs(count), (2, 3, 4, 5), pairs(in_reduce), (2, 3, 4, 5))
+  return darts.genotype(pairs(count), (2, 3, 4, 5), pairs(in_reduce), (2, 3, 4, 5))
 
 
 @pytest.mark.parametrize(('count', 'warned'), [(0, False), (2, False), (3, True), (8, True)])
@@ -31,7 +31,7 @@ def test_skip_connections_of_the_reduction_cell_do_not_count():
 )
 def test_identities_in_three_quarters_of_a_recurrent_cell_are_too_many(count, total, warned):
   pairs = tuple(('identity' if i < count else 'tanh', 0) for i in range(total))
-  found = diagnostics.warnings([], RecurrentGenotype(pairs, tuple(range(1, total + 1))))
+  found = diagnostics.warnings([], recurrent.genotype(pairs, tuple(range(1, total + 1))))
   assert [text.startswith(f'{count} of the {total} nodes of the recurrent cell') for text in found] == [True] * warned
 
 

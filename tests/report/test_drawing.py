@@ -1,6 +1,7 @@
 """Drawings and DOT source hold exactly the edges of the cells they are of."""
 
 import collections
+import dataclasses
 import functools
 import itertools
 import re
@@ -13,20 +14,23 @@ from matplotlib.patches import FancyArrowPatch
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from darts_jax import genotype
-from darts_jax.genotype import CellSpec, Edge, Genotype, RecurrentGenotype
+from darts_jax import spaces
 from darts_jax.report import drawing
+from darts_jax.spaces import CellSpec, Edge
 
 _CELLS = {
-  f'{name}-{cell}': architecture.cell(cell)
-  for name, architecture in genotype.published().items()
-  for cell in (('normal', 'reduce') if isinstance(architecture, Genotype) else ('recurrent',))
+  f'{name}-{cell}': spec for name, architecture in spaces.published().items() for cell, spec in architecture.cells
 }
+_DARTS, _RECURRENT = spaces.Darts.look, spaces.Recurrent.look
+
+
+def _space(name: str) -> str:
+  return 'recurrent' if name.endswith('recurrent') else 'darts'
 
 
 @functools.cache
-def _draw(cell: CellSpec) -> Figure:
-  return drawing.draw_cell(cell)
+def _draw(cell: CellSpec, space: str = 'darts') -> Figure:
+  return drawing.draw_cell(cell, spaces.SPACES[space].look)
 
 
 def _texts(figure: Figure, kind: str) -> list[Text]:
@@ -57,11 +61,12 @@ def _crossings(figure: Figure) -> list[int]:
 @pytest.mark.parametrize('name', {cell: name for name, cell in _CELLS.items()}.values())
 def test_every_edge_of_a_published_cell_has_one_label(name):
   cell = _CELLS[name]
-  drawn = collections.Counter(text.get_text() for text in _texts(_draw(cell), drawing.LABEL))
+  figure = _draw(cell, _space(name))
+  drawn = collections.Counter(text.get_text() for text in _texts(figure, drawing.LABEL))
   assert drawn == collections.Counter(edge.operations[0] for _, edge in cell.edges)
-  lines = [artist for artist in _draw(cell).axes[0].get_children() if isinstance(artist, FancyArrowPatch)]
+  lines = [artist for artist in figure.axes[0].get_children() if isinstance(artist, FancyArrowPatch)]
   # Input and last output lead to the first state of a recurrent cell.
-  assert len(lines) == cell.num_edges + len(cell.concat) + (2 if cell.is_recurrent else 0)
+  assert len(lines) == cell.num_edges + len(cell.outputs) + len(spaces.SPACES[_space(name)].look.origins)
 
 
 @pytest.mark.parametrize(
@@ -77,10 +82,10 @@ def test_every_edge_of_a_published_cell_has_one_label(name):
   ],
 )
 def test_labels_and_nodes_do_not_overlap(name):
-  figure = _draw(_CELLS[name])
+  figure = _draw(_CELLS[name], _space(name))
   boxes = [_box(text, figure) for kind in (drawing.LABEL, 'node') for text in _texts(figure, kind)]
   # Two inputs and the output, and the first state of a recurrent cell.
-  assert len(boxes) == _CELLS[name].num_edges + len(_CELLS[name].nodes) + 3 + _CELLS[name].is_recurrent
+  assert len(boxes) == _CELLS[name].num_edges + len(_CELLS[name].nodes) + 3 + name.endswith('recurrent')
   assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
   whole = Bbox([[0, 0], figure.get_size_inches() * figure.dpi])
   assert all(whole.containsx(box.x0) and whole.containsx(box.x1) for box in boxes)
@@ -99,7 +104,7 @@ def test_labels_and_nodes_do_not_overlap(name):
   ],
 )
 def test_every_label_is_crossed_by_its_own_edge_alone(name):
-  figure = _draw(_CELLS[name])
+  figure = _draw(_CELLS[name], _space(name))
   assert _crossings(figure) == [1] * _CELLS[name].num_edges
 
 
@@ -113,21 +118,21 @@ def test_parallel_edges_keep_a_label_each():
 
 
 def test_edges_of_a_search_space_say_how_many_candidates_they_have():
-  cell = genotype.search_space()
+  cell = spaces.Darts().cells['normal']
   assert [text.get_text() for text in _texts(_draw(cell), drawing.LABEL)] == ['8 candidates'] * 14
 
 
 def _partly_decided() -> CellSpec:
   """A search space after two decisions for node 5 and one for node 3; node 5 has lost its other edges."""
-  space = genotype.search_space()
+  space = spaces.Darts().cells['normal']
   nodes = list(space.nodes)
   nodes[1] = (nodes[1][0], Edge(1, ('skip_connect',)), nodes[1][2])
   nodes[3] = (Edge(0, ('sep_conv_3x3',)), Edge(4, ('max_pool_3x3',)))
-  return CellSpec(tuple(nodes), space.concat, space.operations)
+  return dataclasses.replace(space, nodes=tuple(nodes))
 
 
 def test_pale_edges_are_thin_and_say_nothing():
-  figure = drawing.draw_cell(_partly_decided(), pale=True)
+  figure = drawing.draw_cell(_partly_decided(), _DARTS, pale=True)
   assert sorted(text.get_text() for text in _texts(figure, drawing.LABEL)) == [
     'max_pool_3x3',
     'sep_conv_3x3',
@@ -140,7 +145,7 @@ def test_pale_edges_are_thin_and_say_nothing():
 
 
 def test_labels_of_decided_edges_are_clear_of_pale_ones():
-  figure = drawing.draw_cell(_partly_decided(), pale=True)
+  figure = drawing.draw_cell(_partly_decided(), _DARTS, pale=True)
   boxes = [_box(text, figure) for kind in (drawing.LABEL, 'node') for text in _texts(figure, kind)]
   assert len(boxes) == 3 + 7
   assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
@@ -149,17 +154,17 @@ def test_labels_of_decided_edges_are_clear_of_pale_ones():
 
 def test_an_unread_node_has_a_dashed_outline():
   edges = (Edge(0, ('skip_connect',)), Edge(0, ('max_pool_3x3',)))
-  cell = CellSpec((edges, edges), (3,), ('skip_connect', 'max_pool_3x3'))
+  cell = CellSpec((edges, edges), ('skip_connect', 'max_pool_3x3'), 2, (3,), 'concat', 2)
   artists = [a for a in _draw(cell).axes[0].get_children() if getattr(a, 'get_linestyle', str)() == '--']
   # Node 2 (0 in the picture) is read by nothing, and neither is the second input.
   assert len(artists) == 2
 
 
 def test_recurrent_cells_are_drawn_with_their_activations():
-  architecture = genotype.published()['RNN_DARTS_V2']
+  architecture = spaces.published()['RNN_DARTS_V2']
   figure = drawing.draw_genotype(architecture)
   drawn = collections.Counter(text.get_text() for text in _texts(figure, drawing.LABEL))
-  assert drawn == collections.Counter(activation for activation, _ in architecture.recurrent)
+  assert drawn == collections.Counter(activation for activation, _ in architecture.cell('recurrent').pairs)
   names = [text.get_text() for text in _texts(figure, 'node')]
   assert names == ['xₜ', 'hₜ₋₁', 's₀', 's₁', 's₂', 's₃', 's₄', 's₅', 's₆', 's₇', 's₈', 'hₜ']
 
@@ -195,7 +200,7 @@ def _edges(source: str) -> collections.Counter:
 def test_dot_of_darts_v2_has_the_published_edges():
   # [DARTS, the reference implementation's DARTS_V2]
   first, second, output = 'c_{k-2}', 'c_{k-1}', 'c_{k}'
-  assert _edges(drawing.to_graphviz(_CELLS['DARTS_V2-normal'], 'DARTS_V2')) == collections.Counter(
+  assert _edges(drawing.to_graphviz(_CELLS['DARTS_V2-normal'], 'DARTS_V2', _DARTS)) == collections.Counter(
     [
       (first, '0', 'sep_conv_3x3'),
       (second, '0', 'sep_conv_3x3'),
@@ -213,12 +218,9 @@ def test_dot_of_darts_v2_has_the_published_edges():
   )
 
 
-@pytest.mark.parametrize('as_spec', [False, True])
-def test_dot_of_the_recurrent_darts_v2_has_the_published_edges(as_spec):
+def test_dot_of_the_recurrent_darts_v2_has_the_published_edges():
   # [DARTS, the reference implementation's DARTS_V2 of recurrent cells]
-  architecture = genotype.published()['RNN_DARTS_V2']
-  assert isinstance(architecture, RecurrentGenotype)
-  source = drawing.to_graphviz(architecture.cell() if as_spec else architecture, 'DARTS_V2')
+  source = drawing.to_graphviz(_CELLS['RNN_DARTS_V2-recurrent'], 'DARTS_V2', _RECURRENT)
   assert _edges(source) == collections.Counter(
     [
       ('x_t', 's0', None),
@@ -237,17 +239,28 @@ def test_dot_of_the_recurrent_darts_v2_has_the_published_edges(as_spec):
 
 
 def test_dot_of_amoebanet_leaves_nodes_that_are_not_concatenated_out_of_the_output():
-  edges = _edges(drawing.to_graphviz(_CELLS['AmoebaNet-normal'], 'AmoebaNet'))
+  edges = _edges(drawing.to_graphviz(_CELLS['AmoebaNet-normal'], 'AmoebaNet', _DARTS))
   assert {source for source, target, _ in edges if target == 'c_{k}'} == {'2', '3', '4'}
   assert edges.total() == 10 + 3
 
 
 def test_dot_names_every_candidate_of_a_search_space():
-  edges = _edges(drawing.to_graphviz(genotype.search_space(), 'search space'))
+  edges = _edges(drawing.to_graphviz(spaces.Darts().cells['normal'], 'search space', _DARTS))
   assert edges.total() == 14 * 8 + 4
-  edges = _edges(drawing.to_graphviz(genotype.recurrent_search_space(), 'search space'))
+  edges = _edges(drawing.to_graphviz(spaces.Recurrent().cells['recurrent'], 'search space', _RECURRENT))
   assert edges.total() == 2 + 36 * 5 + 8
   assert edges['s3', 's7', 'none'] == 1
+
+
+def test_cells_of_any_space_are_drawn():
+  cell = spaces.full_cell(('a', 'b'), 2, num_inputs=1, output='last', kept=None)
+  figure = drawing.draw_cell(cell)
+  assert [text.get_text() for text in _texts(figure, 'node')] == ['0', '1', '2', 'output']
+  assert [text.get_text() for text in _texts(figure, drawing.LABEL)] == ['2 candidates'] * 3
+  edges = _edges(drawing.to_graphviz(cell, 'mine'))
+  assert edges == collections.Counter(
+    [(source, target, name) for source, target in ('01', '02', '12') for name in 'ab'] + [('2', 'output', None)]
+  )
 
 
 @pytest.mark.parametrize('name', ['"', '\\', 'a\\"; evil -> node; "', 'two\nlines', 'é→"\\\\'])

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from darts_jax import genotype
+from darts_jax import spaces
 from darts_jax.report import figures, style
 from darts_jax.report.figures import Line
 
@@ -96,12 +96,13 @@ def test_names_beside_lines_that_end_together_do_not_overlap():
 
 
 def test_mixing_weights_stand_where_the_adjacency_matrix_has_them():
-  spec = genotype.search_space()
+  spec = spaces.Darts().cells['normal']
   edges = [(edge.source, target) for target, edge in spec.edges]
   rng = np.random.default_rng(0)
   weights = rng.dirichlet(np.ones(8), size=(2, 14))
   kept = {(0, 2, 'sep_conv_3x3'), (3, 5, 'skip_connect')}
-  figure = figures.mixing_weights(np.array([0.0, 1.0]), weights, spec.operations, edges, kept, 1.0, 'epoch')
+  look = spaces.Darts.look
+  figure = figures.mixing_weights(np.array([0.0, 1.0]), weights, spec.operations, edges, kept, 1.0, 'epoch', look)
   maps = figure.axes[: len(edges)]
   assert len(figure.axes) == len(edges) + 1
   for (source, target), axes, shown in zip(edges, maps, np.moveaxis(weights, 1, 0), strict=True):
@@ -121,7 +122,8 @@ def test_mixing_weights_stand_where_the_adjacency_matrix_has_them():
 def test_one_snapshot_is_a_map_too():
   weights = np.array([[[0.25, 0.75], [0.5, 0.5]]])
   edges = [(0, 2), (1, 2)]
-  figure = figures.mixing_weights(np.array([0.0]), weights, ('none', 'skip_connect'), edges, (), 1.0, 'step')
+  look = spaces.Darts.look
+  figure = figures.mixing_weights(np.array([0.0]), weights, ('none', 'skip_connect'), edges, (), 1.0, 'step', look)
   np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), np.repeat([[0.25], [0.75]], 240, axis=1))
 
 

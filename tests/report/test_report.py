@@ -7,7 +7,7 @@ import shlex
 import numpy as np
 import pytest
 
-from darts_jax import genotype, report
+from darts_jax import report, spaces
 from darts_jax.report import curves, page, workdir
 
 
@@ -79,7 +79,7 @@ def test_a_finished_search(search_folder, hostile, write):
   assert f'from {hostile}' in parsed.texts
 
   (copied,) = [json.loads(t) for t in parsed.texts if t.startswith('{') and '"normal"' in t]
-  assert genotype.from_dict(copied) == genotype.published()['DARTS_V2']
+  assert spaces.from_json(copied) == spaces.published()['DARTS_V2']
 
   again = report.write(search_folder).read_bytes()
   assert again == text.encode()
@@ -113,8 +113,8 @@ def test_a_search_that_has_just_begun(search_folder, write):
   assert 'There are too few snapshots of α yet.' in parsed.text
   assert 'Single batches; the first epoch has not ended.' in parsed.text
   (copied,) = [json.loads(t) for t in parsed.texts if t.startswith('{') and '"normal"' in t]
-  derived = genotype.from_dict(copied)
-  assert set(derived.cell('normal').edges) == set(genotype.published()['PDARTS'].cell('normal').edges)
+  derived = spaces.from_json(copied)
+  assert set(derived.cell('normal').edges) == set(spaces.published()['PDARTS'].cell('normal').edges)
 
 
 def test_alphas_that_are_not_finite_leave_the_rest_of_the_page(search_folder, write):
@@ -158,7 +158,7 @@ def test_a_recurrent_search_without_its_genotype_or_config(recurrent_search_fold
   parsed, _ = write(recurrent_search_folder)
   assert 'Derived from α after step 12.' in parsed.text
   (copied,) = [json.loads(t) for t in parsed.texts if t.startswith('{') and '"recurrent"' in t]
-  assert genotype.from_dict(copied) == genotype.published()['RNN_DARTS_V2']
+  assert spaces.from_json(copied) == spaces.published()['RNN_DARTS_V2']
 
 
 def test_a_recurrent_search_that_has_just_begun(recurrent_search_folder, write):

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from darts_jax import genotype, report
+from darts_jax import report, spaces
 from darts_jax.report import curves, workdir
 
 CONFIG = {
@@ -13,7 +13,7 @@ CONFIG = {
   'epochs': 2,
   'data': {'name': 'cifar10', 'dir': '/photos', 'dataset': 'birds', 'validation_fraction': 0.1, 'test': True},
   'network': {'channels': 8, 'layers': 5},
-  'genotype': genotype.to_dict(genotype.published()['PDARTS']),
+  'genotype': spaces.to_json(spaces.published()['PDARTS']),
 }
 EPOCH = {'train_loss': 0.5, 'train_accuracy': 0.8, 'valid_loss': 0.6, 'valid_accuracy': 0.75, 'seconds': 3.0}
 TEST = {'kind': 'test', 'step': 20, 'loss': 0.6543, 'accuracy': 0.7654}
@@ -28,7 +28,7 @@ def page(tmp_path, parse_page):
     config = {**CONFIG, 'data': {**CONFIG['data'], **data}}
     (tmp_path / 'config.json').write_text(json.dumps(config))
     if genotype_file:
-      genotype.save(genotype.published()['PDARTS'], tmp_path / 'genotype.json')
+      spaces.save(spaces.published()['PDARTS'], tmp_path / 'genotype.json')
     (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(record) + '\n' for record in records))
     return parse_page(report.write(tmp_path).read_text())
 
@@ -95,18 +95,18 @@ def recurrent(tmp_path, parse_page):
   """Writes a training of a language model with these records and changes of its data, and reads its page."""
 
   def write(*records, **data):
-    architecture = genotype.published()['RNN_DARTS_V2']
+    architecture = spaces.published()['RNN_DARTS_V2']
     config = {
       'space': 'recurrent',
       'seed': 4,
       'epochs': 2,
       'data': {'name': 'ptb', 'dir': '/texts', 'test': True, **data},
       'network': {'width': 850},
-      'genotype': genotype.to_dict(architecture),
+      'genotype': spaces.to_json(architecture),
       'dataset': 'a fingerprint',
     }
     (tmp_path / 'config.json').write_text(json.dumps(config))
-    genotype.save(architecture, tmp_path / 'genotype.json')
+    spaces.save(architecture, tmp_path / 'genotype.json')
     (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(record) + '\n' for record in records))
     return parse_page(report.write(tmp_path).read_text())
 

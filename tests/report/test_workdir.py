@@ -9,8 +9,9 @@ import shutil
 import numpy as np
 import pytest
 
-from darts_jax import genotype
+from darts_jax import spaces
 from darts_jax.report import workdir
+from darts_jax.spaces import recurrent
 
 
 def _write(folder, *records):
@@ -29,7 +30,7 @@ def _event(event, step=1):
 def test_a_whole_search_is_read(search_folder):
   run = workdir.read(search_folder)
   assert run.problems == {}
-  assert run.genotype == genotype.published()['DARTS_V2']
+  assert run.genotype == spaces.published()['DARTS_V2']
   assert [record['step'] for record in run.steps] == list(range(1, 13))
   assert [record['step'] for record in run.epochs] == [4, 8, 12]
   assert (run.num_epochs, run.status) == (3, 'finished')
@@ -167,7 +168,7 @@ def test_pruned_operations_have_no_weight():
 
 def test_snapshots_give_the_architectures_that_their_alpha_single_out(search_folder):
   alphas = workdir.read(search_folder).alphas
-  published = genotype.published()
+  published = spaces.published()
   for snapshot, name in enumerate(('PDARTS', 'DARTS_V1', 'DARTS_V2', 'DARTS_V2')):
     for cell in ('normal', 'reduce'):
       derived = workdir.kept_edges(alphas.genotype(snapshot), cell)
@@ -176,9 +177,9 @@ def test_snapshots_give_the_architectures_that_their_alpha_single_out(search_fol
 
 def test_snapshots_of_a_recurrent_search_give_the_architectures_that_their_alpha_single_out(recurrent_search_folder):
   alphas = workdir.read(recurrent_search_folder).alphas
-  assert alphas.spec('recurrent') == genotype.recurrent_search_space()
+  assert alphas.spec('recurrent') == spaces.Recurrent().cells['recurrent']
   derived = [alphas.genotype(snapshot) for snapshot in (0, 1, -1)]
-  assert derived == [genotype.published()[name] for name in ('RNN_DARTS_V1', 'RNN_DARTS_V1', 'RNN_DARTS_V2')]
+  assert derived == [spaces.published()[name] for name in ('RNN_DARTS_V1', 'RNN_DARTS_V1', 'RNN_DARTS_V2')]
 
 
 def test_decisions_are_read_off_what_is_pruned(deciding_search_folder, deciding_search):
@@ -246,8 +247,9 @@ def _two_nodes(changes, **fields):
 )
 def test_a_node_keeps_decided_edges_and_then_the_most_important(changes, fields, expected):
   derived = _two_nodes(changes, **fields).genotype(0)
-  assert derived.normal[2:] == derived.reduce[2:] == expected
-  assert derived.normal[:2] == (('sep_conv_3x3', 0), ('skip_connect', 1))
+  assert [name for name, _ in derived.cells] == ['normal', 'reduce']
+  for _, cell in derived.cells:
+    assert cell.pairs == (('sep_conv_3x3', 0), ('skip_connect', 1), *expected)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +270,7 @@ def test_nodes_of_a_recurrent_cell_keep_one_edge():
   alphas = np.array([[undecided, tanh, removed, removed, tanh, removed]])
   edges = {'recurrent': ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))}
   search = workdir.Alphas(np.array([0]), ('none', 'tanh', 'relu'), {'recurrent': alphas}, edges)
-  assert search.genotype(0) == genotype.RecurrentGenotype((('relu', 0), ('tanh', 0), ('tanh', 1)), (1, 2, 3))
+  assert search.genotype(0) == recurrent.genotype((('relu', 0), ('tanh', 0), ('tanh', 1)), (1, 2, 3))
   assert search.decisions() == (
     workdir.Decision(0, 'recurrent', (0, 2), 'tanh', None, ((1, 2),)),
     workdir.Decision(0, 'recurrent', (1, 3), 'tanh', None, ((0, 3), (2, 3))),
@@ -277,7 +279,7 @@ def test_nodes_of_a_recurrent_cell_keep_one_edge():
 
 def test_the_cell_of_a_snapshot_has_what_is_left(deciding_search_folder):
   alphas = workdir.read(deciding_search_folder).alphas
-  assert alphas.cell('normal', 0) == genotype.search_space()
+  assert alphas.cell('normal', 0) == spaces.Darts().cells['normal']
   assert alphas.cell('normal', -1).nodes == alphas.genotype(-1).cell('normal').nodes
   counts = [len(edge.operations) for _, edge in alphas.cell('reduce', 8).edges]
   removed = [edge for decision in alphas.decisions()[:8] if decision.cell == 'reduce' for edge in decision.removed]
@@ -299,15 +301,15 @@ def test_edges_into_an_input_make_no_cell(cell, edges):
     alphas.spec(cell)
 
 
-def test_a_convolutional_search_is_not_recurrent(search_folder):
-  assert not workdir.read(search_folder).is_recurrent
+def test_a_convolutional_search_reads_no_text(search_folder):
+  assert not workdir.read(search_folder).reads_text
 
 
 @pytest.mark.parametrize('left', ['config.json', 'genotype.json', 'alphas.npz'])
-def test_every_file_of_a_recurrent_search_says_that_it_is_one(recurrent_search_folder, left):
+def test_every_file_of_a_recurrent_search_says_that_it_reads_text(recurrent_search_folder, left):
   for name in {'config.json', 'genotype.json', 'alphas.npz'} - {left}:
     (recurrent_search_folder / name).unlink()
-  assert workdir.read(recurrent_search_folder).is_recurrent
+  assert workdir.read(recurrent_search_folder).reads_text
 
 
 @pytest.mark.parametrize(
@@ -328,7 +330,7 @@ def test_data_is_called_by_what_it_is_and_not_by_how_it_is_stored(tmp_path, data
 
 def test_kept_edges_of_the_normal_cell_of_darts_v1():
   s, k = 'sep_conv_3x3', 'skip_connect'
-  assert workdir.kept_edges(genotype.published()['DARTS_V1'], 'normal') == {
+  assert workdir.kept_edges(spaces.published()['DARTS_V1'], 'normal') == {
     (0, 2, s),
     (1, 2, s),
     (0, 3, k),
@@ -338,8 +340,8 @@ def test_kept_edges_of_the_normal_cell_of_darts_v1():
     (0, 5, s),
     (2, 5, k),
   }
-  assert workdir.kept_edges(genotype.published()['DARTS_V1'], 'recurrent') == set()
-  assert (5, 8, 'relu') in workdir.kept_edges(genotype.published()['RNN_DARTS_V2'], 'recurrent')
+  assert workdir.kept_edges(spaces.published()['DARTS_V1'], 'recurrent') == set()
+  assert (5, 8, 'relu') in workdir.kept_edges(spaces.published()['RNN_DARTS_V2'], 'recurrent')
 
 
 @pytest.mark.parametrize('name', ['config.json', 'metrics.jsonl', 'genotype.json', 'alphas.npz'])

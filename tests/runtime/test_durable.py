@@ -4,7 +4,7 @@ import stat
 
 import pytest
 
-from darts_jax import genotype as genotypes
+from darts_jax import spaces
 from darts_jax.runtime.durable import write_whole
 
 
@@ -42,9 +42,9 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
 
 def test_architectures_are_written_likewise(tmp_path, monkeypatch):
   calls = record(monkeypatch)
-  genotypes.save(genotypes.published()['DARTS_V2'], tmp_path / 'genotype.json')
+  spaces.save(spaces.published()['DARTS_V2'], tmp_path / 'genotype.json')
   assert calls == ['content', 'genotype.json', 'folder']
-  assert genotypes.load(tmp_path / 'genotype.json') == genotypes.published()['DARTS_V2']
+  assert spaces.load(tmp_path / 'genotype.json') == spaces.published()['DARTS_V2']
 
 
 def at_replacement(monkeypatch, action):

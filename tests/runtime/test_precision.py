@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from darts_jax import genotype as genotypes
-from darts_jax import search, training
+from darts_jax import search, spaces, training
 from darts_jax.search import loop as search_loop
 from darts_jax.training import loop as training_loop
 from darts_jax.training.language import loop as language_loop
@@ -42,12 +41,10 @@ def dtypes(tree):
   [
     (search_loop, lambda folder: search.run(SEARCH, folder / 'run')),
     (search_loop, lambda folder: search.run({**TEXT, 'data': words(folder)}, folder / 'run')),
-    (training_loop, lambda folder: training.run(TRAINING, folder / 'run', genotypes.published()['DARTS_V2'])),
+    (training_loop, lambda folder: training.run(TRAINING, folder / 'run', spaces.published()['DARTS_V2'])),
     (
       language_loop,
-      lambda folder: training.run(
-        {**TEXT, 'data': words(folder)}, folder / 'run', genotypes.published()['RNN_DARTS_V2']
-      ),
+      lambda folder: training.run({**TEXT, 'data': words(folder)}, folder / 'run', spaces.published()['RNN_DARTS_V2']),
     ),
   ],
   ids=['search', 'search on text', 'training', 'training on text'],

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from darts_jax.genotype import recurrent_search_space, search_space
+from darts_jax import spaces
 from darts_jax.relaxation import Annealing
 from darts_jax.report import page, workdir
 from darts_jax.runtime.loop import Sums
@@ -13,9 +13,10 @@ from darts_jax.search.darts import Darts
 from darts_jax.search.records import AlphaHistory
 from darts_jax.search.sgas import Decision, Sgas
 
-SPEC = search_space(('none', 'skip_connect', 'max_pool_3x3'), 2)
-SPECS = {'normal': SPEC, 'reduce': SPEC}
-DARTS = Darts(SPECS)
+SPACE = spaces.Darts(2, ('none', 'skip_connect', 'max_pool_3x3'))
+SPECS = SPACE.cells
+SPEC = SPECS['normal']
+DARTS = Darts(SPACE)
 
 
 def alphas(value):
@@ -60,10 +61,10 @@ def test_search_from_the_start_forgets_the_history(tmp_path):
 
 def test_pruned_operations_are_minus_infinity_and_scores_are_kept(tmp_path):
   """Node 3 reads 0 through a pool and 2 through an identity, so 1 no more; in the other cell nothing is decided."""
-  strategy = Sgas(SPECS, decisions=(Decision(0, 'normal', 2, 'max_pool_3x3'), Decision(1, 'normal', 4, 'skip_connect')))
+  strategy = Sgas(SPACE, decisions=(Decision(0, 'normal', 2, 'max_pool_3x3'), Decision(1, 'normal', 4, 'skip_connect')))
   history = AlphaHistory(tmp_path, strategy, None)
   scores = strategy.scores(alphas(0))
-  history.append(0, 0, alphas(0), Sgas(SPECS), scores)
+  history.append(0, 0, alphas(0), Sgas(SPACE), scores)
   history.append(11, 1, alphas(10), strategy, scores)
   AlphaHistory(tmp_path, strategy, 11).append(22, 2, alphas(20), strategy, scores)
   found = read(tmp_path / 'alphas.npz')
@@ -79,7 +80,7 @@ def test_pruned_operations_are_minus_infinity_and_scores_are_kept(tmp_path):
 
 @pytest.mark.parametrize('kind', [Darts, Sgas])
 def test_weights_and_entropies_that_are_shown_are_those_of_the_supernet(tmp_path, kind):
-  strategy = kind(SPECS, temperature=Annealing(4.0, 0.25)).over(22)
+  strategy = kind(SPACE, temperature=Annealing(4.0, 0.25)).over(22)
   rng = np.random.default_rng(0)
   snapshots = {step: {name: rng.normal(size=(5, 3)).astype(np.float32) for name in SPECS} for step in (0, 11, 22)}
   for epoch, (step, values) in enumerate(snapshots.items()):
@@ -99,12 +100,12 @@ def test_weights_and_entropies_that_are_shown_are_those_of_the_supernet(tmp_path
 
 def test_a_line_of_the_log_has_the_entropies_at_the_temperature_of_its_step(tmp_path):
   """Half way from 4 to 1 it is 2, at which α of 2 log 3 and 0 weigh three quarters and a quarter."""
-  spec = recurrent_search_space(('none', 'tanh'), 1)
+  space = spaces.Recurrent(1, ('none', 'tanh'))
   search = object.__new__(loop._Loop)
   search.folders = [tmp_path]
-  search.strategy = Darts({'recurrent': spec}, temperature=Annealing(4.0, 1.0)).over(22)
+  search.strategy = Darts(space, temperature=Annealing(4.0, 1.0)).over(22)
   search._searcher = types.SimpleNamespace(summary=lambda means, sums: {})
-  alphas = np.tile(np.float32([2 * np.log(3), 0]), (spec.num_edges, 1))
+  alphas = np.tile(np.float32([2 * np.log(3), 0]), (space.cells['recurrent'].num_edges, 1))
   state = types.SimpleNamespace(step=np.int32(11), alphas={'recurrent': alphas})
   line = search.summary(state, Sums({'steps': 1.0, 'seconds': 2.0}))
   assert line == {'seconds': 2.0, 'entropy_recurrent': pytest.approx(np.log(4) - 0.75 * np.log(3), rel=1e-5)}

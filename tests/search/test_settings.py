@@ -9,11 +9,12 @@ from ml_collections.config_dict import placeholder
 
 from configs import cifar, digits, mnist, ptb, text
 from darts_jax.data.settings import TextSource
-from darts_jax.genotype import ACTIVATIONS, CANDIDATES
 from darts_jax.laboratory.settings import Laboratory
 from darts_jax.search.settings import Alphas, Data, Network, RecurrentSearch, Search, Weights, read
 from darts_jax.selection.settings import RandomSearch, Selection
 from darts_jax.settings import as_config, build, differences, setting
+from darts_jax.spaces.darts import CANDIDATES
+from darts_jax.spaces.recurrent import ACTIVATIONS
 from darts_jax.training.language.settings import LanguageTraining
 from darts_jax.training.settings import Training
 

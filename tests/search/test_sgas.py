@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from darts_jax.genotype import CellSpec, Edge, recurrent_search_space, search_space
+from darts_jax import spaces
 from darts_jax.relaxation import softmax
 from darts_jax.search import Search
 from darts_jax.search.darts import Darts
@@ -17,17 +17,17 @@ from darts_jax.search.loop import make_strategy
 from darts_jax.search.settings import Greed
 from darts_jax.search.sgas import Decision, Sgas
 from darts_jax.settings import build
+from darts_jax.spaces import CellSpace, Edge
 
-SPACE = search_space()
+SPACE = spaces.Darts()
 
 
 # One node with two edges, whose weights are as chosen.
-TINY = search_space(('none', 'skip_connect', 'max_pool_3x3'), 1)
-ONE_NODE = {'normal': TINY, 'reduce': TINY}
+ONE_NODE = spaces.Darts(1, ('none', 'skip_connect', 'max_pool_3x3'))
 
 
 def of_weights(*weights):
-  return dict.fromkeys(ONE_NODE, np.log(np.array(weights)))
+  return dict.fromkeys(ONE_NODE.cells, np.log(np.array(weights)))
 
 
 FIRST = of_weights((0.5, 0.25, 0.25), (0.2, 0.6, 0.2))
@@ -61,18 +61,17 @@ def test_the_past_is_an_average_of_the_latest_epochs():
 
 
 def decide(*decisions):
-  space = dict.fromkeys(('normal', 'reduce'), search_space(num_nodes=2))
-  return Sgas(space, decisions=tuple(Decision(0, *decision) for decision in decisions))
+  return Sgas(spaces.Darts(2), decisions=tuple(Decision(0, *decision) for decision in decisions))
 
 
 def test_a_node_with_two_decided_edges_loses_the_others():
   strategy = decide(('normal', 0, 'skip_connect'), ('normal', 4, 'sep_conv_3x3'), ('normal', 2, 'max_pool_3x3'))
-  everything = search_space().operations
+  everything = SPACE.operations
   assert strategy.specs['normal'].nodes == (
     (Edge(0, ('skip_connect',)), Edge(1, everything)),
     (Edge(0, ('max_pool_3x3',)), Edge(2, ('sep_conv_3x3',))),
   )
-  assert strategy.specs['reduce'] == search_space(num_nodes=2)
+  assert strategy.specs['reduce'] == spaces.Darts(2).cells['reduce']
   assert strategy.active['normal'].tolist() == [False, True, False, False, False]
   assert strategy.active['reduce'].all()
 
@@ -88,7 +87,7 @@ def test_decided_edges_have_their_operation_whole_and_nothing_depends_on_their_a
 
   mixing = relax(alphas)
   columns = [
-    strategy.space['normal'].operations.index(name) for name in ('skip_connect', 'max_pool_3x3', 'sep_conv_3x3')
+    strategy.space.cells['normal'].operations.index(name) for name in ('skip_connect', 'max_pool_3x3', 'sep_conv_3x3')
   ]
   np.testing.assert_array_equal(mixing['normal'][np.array([0, 2, 3])], np.eye(8)[columns])
   np.testing.assert_array_equal(mixing['normal'][1], softmax(alphas['normal'])[1])
@@ -111,10 +110,10 @@ def test_the_schedule_of_the_paper():
 @pytest.mark.parametrize(('decisions', 'total'), [(0, 8), (3, 3)])
 def test_everything_or_as_many_as_asked_for_is_decided(decisions, total):
   rng = np.random.default_rng(0)
-  strategy = Sgas({'normal': SPACE, 'reduce': SPACE}, Greed(2, 1, 2, decisions=decisions))
+  strategy = Sgas(SPACE, Greed(2, 1, 2, decisions=decisions))
   seen = []
   for epoch in range(30):
-    alphas = {name: rng.normal(size=(14, 8)) for name in strategy.space}
+    alphas = {name: rng.normal(size=(14, 8)) for name in strategy.space.cells}
     turn = strategy.turn(alphas, epoch)
     strategy = turn.strategy
     assert len(turn.messages) == 2 * (epoch % 2 == 1 and epoch < 2 * total)
@@ -124,15 +123,15 @@ def test_everything_or_as_many_as_asked_for_is_decided(decisions, total):
   genotype = strategy.derive(alphas)
   # What has been decided stays, and no node is short of edges.
   for decision in strategy.decisions:
-    target, edge = SPACE.edges[decision.edge]
-    pairs = getattr(genotype, decision.cell)[2 * (target - 2) : 2 * (target - 1)]
+    target, edge = SPACE.cells[decision.cell].edges[decision.edge]
+    pairs = genotype.cell(decision.cell).pairs[2 * (target - 2) : 2 * (target - 1)]
     assert (decision.operation, edge.source) in pairs
 
 
 def test_what_it_has_learnt_comes_back_from_json():
   rng = np.random.default_rng(1)
-  strategy = Sgas({'normal': SPACE, 'reduce': SPACE}, Greed(2, 1, 1))
-  series = [{name: rng.normal(size=(14, 8)).astype(np.float32) for name in strategy.space} for _ in range(9)]
+  strategy = Sgas(SPACE, Greed(2, 1, 1))
+  series = [{name: rng.normal(size=(14, 8)).astype(np.float32) for name in strategy.space.cells} for _ in range(9)]
   for epoch, alphas in enumerate(series):
     memory = json.loads(json.dumps(strategy.memory))
     again = Sgas(strategy.space, strategy.greed).recall(memory)
@@ -145,8 +144,7 @@ def test_what_it_has_learnt_comes_back_from_json():
 
 
 def test_a_recurrent_node_keeps_one_edge():
-  space = {'recurrent': recurrent_search_space(num_nodes=3)}
-  strategy = Sgas(space, Greed(1, 0, 1))
+  strategy = Sgas(spaces.Recurrent(3), Greed(1, 0, 1))
   rng = np.random.default_rng(0)
   for epoch in range(3):
     alphas = {'recurrent': rng.normal(size=(6, 5))}
@@ -154,7 +152,9 @@ def test_a_recurrent_node_keeps_one_edge():
   assert strategy.specs['recurrent'].is_discrete
   assert len(strategy.specs['recurrent'].edges) == 3
   genotype = strategy.derive(alphas)
-  assert genotype.cell() == dataclasses.replace(strategy.specs['recurrent'], operations=genotype.cell().operations)
+  assert genotype.cell('recurrent') == dataclasses.replace(
+    strategy.specs['recurrent'], operations=genotype.cell('recurrent').operations
+  )
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,13 @@ def test_settings_that_cannot_be_searched_with(config, message):
 
 
 def test_a_cell_that_has_been_decided_is_refused():
-  nodes = (tuple(Edge(source, ('skip_connect',)) for source in range(2)),)
-  decided = CellSpec(nodes, (2,), TINY.operations)
+  @dataclasses.dataclass(frozen=True)
+  class Decided(CellSpace):
+    @property
+    def cells(self):
+      whole = ONE_NODE.cells['normal']
+      nodes = (tuple(Edge(source, ('skip_connect',)) for source in range(2)),)
+      return {'normal': whole, 'reduce': dataclasses.replace(whole, nodes=nodes)}
+
   with pytest.raises(ValueError, match='^cell reduce: some edges have lost operations; SGAS begins'):
-    Sgas({'normal': TINY, 'reduce': decided})
+    Sgas(Decided())

@@ -94,7 +94,7 @@ def test_the_smaller_supernet_classifies_as_the_whole_one_with_its_operations_al
   whole = stages.whole.strategy.relax(stages.before.alphas, jax.random.key(0), jnp.int32(0))
   for name, spec in strategy.specs.items():
     zeroed = np.zeros_like(whole[name])
-    places = {(edge.source, target): row for row, (target, edge) in enumerate(strategy.space[name].edges)}
+    places = {(edge.source, target): row for row, (target, edge) in enumerate(strategy.space.cells[name].edges)}
     for row, (target, edge) in enumerate(spec.edges):
       zeroed[places[edge.source, target]] = few[name][row]
     whole[name] = zeroed

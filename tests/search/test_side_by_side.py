@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from darts_jax import genotype, laboratory, search, selection
+from darts_jax import laboratory, search, selection, spaces
 from darts_jax.runtime import loop as loops
 from darts_jax.runtime import metrics
 from darts_jax.runtime.checkpoint import Checkpoints
@@ -82,7 +82,7 @@ def test_each_has_a_folder_like_that_of_a_search(alone, together):
     mine = folder / f'seed_{seed}'
     assert {path.name for path in mine.iterdir()} == {path.name for path in own.iterdir()} - {'checkpoints'}
     assert json.loads((mine / 'config.json').read_text())['seed'] == seed
-    assert genotype.load(mine / 'genotype.json') == result.genotype
+    assert spaces.load(mine / 'genotype.json') == result.genotype
     assert result.report == mine / 'report.html'
     found, wanted = (
       {(line['kind'], line['step']): line for line in metrics.read(path) if line['kind'] != 'event'}

@@ -15,9 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from darts_jax import genotype as genotypes
-from darts_jax import search
-from darts_jax.genotype import RecurrentGenotype
+from darts_jax import search, spaces
 from darts_jax.runtime import loop as loops
 from darts_jax.runtime import metrics
 from darts_jax.runtime.checkpoint import Checkpoints
@@ -155,8 +153,8 @@ def test_stopped_search_ends_bit_for_bit_like_an_uninterrupted_one(searches):
 
 
 def test_directory_holds_the_recurrent_architecture(searches):
-  found = genotypes.load(searches.stopped / 'genotype.json')
-  assert isinstance(found, RecurrentGenotype)
+  found = spaces.load(searches.stopped / 'genotype.json')
+  assert found.space == 'recurrent'
   assert found == searches.result.genotype
   with np.load(searches.stopped / 'alphas.npz') as file:
     assert file['step'].tolist() == [0, *searches.ends]
@@ -168,10 +166,12 @@ def test_directory_holds_the_recurrent_architecture(searches):
   best = weights[:, 1:] / weights.sum(axis=1, keepdims=True)
   source = int(np.argmax(best[1:].max(axis=1)))
   rows = (0, 0), (1 + source, source)
-  assert found.recurrent == tuple((OPERATIONS[1 + int(np.argmax(best[row]))], source) for row, source in rows)
-  assert found.concat == (1, 2)
+  assert found.cell('recurrent').pairs == tuple(
+    (OPERATIONS[1 + int(np.argmax(best[row]))], source) for row, source in rows
+  )
+  assert found.cell('recurrent').outputs == (1, 2)
   assert searches.output.splitlines() == [
-    f'genotype: {genotypes.to_dict(found)}',
+    f'genotype: {spaces.to_json(found)}',
     f'validation perplexity of the supernet: {math.exp(searches.result.valid_loss):.2f}',
     f'report: {searches.stopped / "report.html"}',
   ]
@@ -203,7 +203,7 @@ def test_page_speaks_of_perplexity(searches, parse_page):
   page = parse_page((searches.stopped / 'report.html').read_text())
   assert 'perplexity' in page.text.lower()
   assert 'accuracy' not in page.text.lower()
-  for activation, _ in searches.result.genotype.recurrent:
+  for activation, _ in searches.result.genotype.cell('recurrent').pairs:
     assert activation in page.text
 
 

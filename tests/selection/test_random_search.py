@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from configs import digits_eval, digits_random
-from darts_jax import genotype as genotypes
-from darts_jax import report, search, selection, training
+from darts_jax import report, search, selection, spaces, training
 from darts_jax.report import architectures
 from darts_jax.report import random_search as page
 from darts_jax.report.architectures import Architecture
@@ -91,7 +90,7 @@ def scripted(monkeypatch):
       values = (0.4321, 1.5) if tested else (float('nan'),) * 2
       return training.Result(*values, accuracy, 1.0, model.num_weights, True, False, folder / 'report.html')
 
-    monkeypatch.setattr(trials.training, 'run', run)
+    monkeypatch.setattr(trials.loop, 'run', run)
     return calls
 
   return script
@@ -112,7 +111,7 @@ def test_an_architecture_is_a_function_of_seed_and_number(finished, config, scri
   workdir, _ = finished
   network = Network(nodes=1, operations=('none', 'skip_connect', 'max_pool_3x3', 'avg_pool_3x3'))
   drawn = [each.genotype for each in architectures.read(workdir)]
-  assert drawn == [selection.random_genotype(network, 2, number) for number in range(2)]
+  assert drawn == [selection.random_genotype(network.space(), 2, number) for number in range(2)]
   calls = scripted(*[0.5] * 6)
   # Neither how many are drawn nor how they are trained matters.
   changes = {'training.epochs': 5, 'training.weights.learning_rate': 0.3}
@@ -141,11 +140,11 @@ def test_what_is_written_is_what_the_trainings_came_to(finished):
     assert each.valid_accuracy == lines[-1]['valid_accuracy']
     assert each.seconds == pytest.approx(sum(line['seconds'] for line in lines))
     assert each.parameters == training.Model.read(folder).num_weights
-    assert genotypes.load(folder / 'genotype.json') == each.genotype
+    assert spaces.load(folder / 'genotype.json') == each.genotype
     assert not each.diverged
   assert found[0].genotype != found[1].genotype
   best = max(found, key=lambda each: each.valid_accuracy)
-  assert genotypes.load(workdir / 'genotype.json') == result.genotype == best.genotype
+  assert spaces.load(workdir / 'genotype.json') == result.genotype == best.genotype
   assert result.valid_accuracy == best.valid_accuracy
   assert {path.name for path in workdir.iterdir()} == {
     'architectures',
@@ -180,7 +179,7 @@ def test_the_best_by_validation_is_kept_after_every_training(config, scripted, t
 
   def spied(found, folder):
     path = workdir / 'genotype.json'
-    kept.append(genotypes.load(path) if path.exists() else None)
+    kept.append(spaces.load(path) if path.exists() else None)
     write(found, folder)
 
   monkeypatch.setattr(architectures, 'write', spied)
@@ -326,7 +325,7 @@ def test_the_page_names_every_architecture(config, scripted, tmp_path, parse_pag
 
 
 def test_the_chart_has_every_accuracy_and_the_best_so_far():
-  cell = genotypes.published()['DARTS_V2']
+  cell = spaces.published()['DARTS_V2']
   accuracies = (0.5, 0.4, None, 0.8, 0.6, None)
   found = [Architecture(i, cell, 9, each or 0.0, 1.0, each is None) for i, each in enumerate(accuracies)]
   best, points, crosses = page.figure(found, 8).axes[0].lines
@@ -360,7 +359,7 @@ def test_the_page_is_there_whatever_is_missing(finished, tmp_path, parse_page, l
 
 def test_what_is_found_can_be_trained(finished):
   workdir, result = finished
-  found = genotypes.resolve(str(workdir / 'genotype.json'))
+  found = spaces.resolve(str(workdir / 'genotype.json'))
   training.check_genotype(digits_eval.get_config(), found)
   assert found == result.genotype
 
@@ -420,7 +419,7 @@ def test_what_follows_from_the_architectures_is_written_again(config, scripted, 
   (workdir / 'genotype.json').write_text('{')
   assert random_search.run(config(), workdir) == result
   assert recorded(workdir) == before
-  assert genotypes.load(workdir / 'genotype.json') == result.genotype
+  assert spaces.load(workdir / 'genotype.json') == result.genotype
   assert events(workdir).count('brought_back') == 1
   (workdir / 'metrics.jsonl').write_text('[\n')
   (workdir / architectures.FILE).write_text('[]')

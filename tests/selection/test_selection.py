@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 from configs import digits_select
-from darts_jax import genotype as genotypes
-from darts_jax import selection, training
-from darts_jax.genotype import Genotype
+from darts_jax import selection, spaces, training
 from darts_jax.report.html import duration
 from darts_jax.runtime import metrics
 from darts_jax.search import loop as search_loop
@@ -71,7 +69,7 @@ def test_the_pick_is_the_best_by_validation_and_is_what_is_trained(finished):
       assert [line for line in lines if line['kind'] == 'epoch'][-1]['valid_accuracy'] == accuracy
     picked = next(c['genotype'] for c in method['candidates'] if c['name'] == method['pick'])
     folder = workdir / 'final' / method['name'].replace(' ', '_')
-    assert genotypes.to_dict(genotypes.load(folder / 'seed_0' / 'genotype.json')) == picked == method['genotype']
+    assert spaces.to_json(spaces.load(folder / 'seed_0' / 'genotype.json')) == picked == method['genotype']
     tests = [next(x for x in metrics.read(folder / f'seed_{i}') if x['kind'] == 'test')['accuracy'] for i in (0, 1)]
     assert method['test_accuracies'] == tests
     # Every cell's count is its own.
@@ -152,8 +150,8 @@ def test_random_architectures_are_not_those_that_are_selected_among(finished):
   method = results['methods'][2]
   assert (method['name'], len(method['test_accuracies'])) == ('random architectures', 1)
   network = build(selection.Selection, config()).search.network
-  found = genotypes.load(workdir / 'final' / 'random_architectures' / '0' / 'genotype.json')
-  assert found == selection.random_genotype(network, 0, 10**6)
+  found = spaces.load(workdir / 'final' / 'random_architectures' / '0' / 'genotype.json')
+  assert found == selection.random_genotype(network.space(), 0, 10**6)
 
 
 def test_random_search_has_the_time_of_the_search(monkeypatch, tmp_path):
@@ -175,7 +173,7 @@ def test_a_candidate_that_diverges_is_not_picked(monkeypatch, tmp_path):
   def run(config, folder, genotype):
     raise training.Diverged('a loss is not finite')
 
-  monkeypatch.setattr(trials.training, 'run', run)
+  monkeypatch.setattr(trials.loop, 'run', run)
   monkeypatch.setattr(trials, 'seconds', lambda folder: 1.0)
   notes = []
   settings = build(selection.Selection, config())
@@ -198,17 +196,19 @@ def test_earlier_results_are_there_until_they_are_renewed(finished, monkeypatch)
 
 def test_random_cells_are_uniform():
   network = Network(nodes=3, operations=('none', 'skip_connect', 'max_pool_3x3', 'sep_conv_3x3'))
-  drawn = [selection.random_genotype(network, 1, number) for number in range(600)]
-  assert drawn[:3] == [selection.random_genotype(network, 1, number) for number in range(3)]
-  assert selection.random_genotype(network, 2, 0) != drawn[0]
-  assert all(isinstance(found, Genotype) and found.normal_concat == (2, 3, 4) for found in drawn)
-  operations = [operation for found in drawn for operation, _ in (*found.normal, *found.reduce)]
+  drawn = [selection.random_genotype(network.space(), 1, number) for number in range(600)]
+  assert drawn[:3] == [selection.random_genotype(network.space(), 1, number) for number in range(3)]
+  assert selection.random_genotype(network.space(), 2, 0) != drawn[0]
+  cells = [cell for found in drawn for _, cell in found.cells]
+  assert len(cells) == 1200
+  assert all(cell.outputs == (2, 3, 4) for cell in cells)
+  operations = [operation for cell in cells for operation, _ in cell.pairs]
   # 7200 draws among three: a share has a standard deviation of 0.0056.
   for operation in network.operations[1:]:
     assert abs(operations.count(operation) / len(operations) - 1 / 3) < 0.028
   assert 'none' not in operations
   # The third node reads two of four: each pair in a sixth of 1200 cells, standard deviation 0.0108.
-  pairs = [tuple(source for _, source in cell[4:]) for found in drawn for cell in (found.normal, found.reduce)]
+  pairs = [tuple(source for _, source in cell.pairs[4:]) for cell in cells]
   for pair in ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)):
     assert abs(pairs.count(pair) / len(pairs) - 1 / 6) < 0.054
 
@@ -241,7 +241,7 @@ def test_damaged_results_are_found_again(tmp_path):
     'name': 'darts',
     'candidates': [{'name': 'seed_0', 'valid_accuracy': 0.5}],
     'pick': 'seed_0',
-    'genotype': genotypes.to_dict(genotypes.published()['DARTS_V2']),
+    'genotype': spaces.to_json(spaces.published()['DARTS_V2']),
     'parameters': 3,
     'test_accuracies': [0.5],
     'seconds': {'search': 1.0, 'selection': 1.0, 'evaluation': 1.0},

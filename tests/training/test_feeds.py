@@ -16,18 +16,18 @@ from darts_jax import training
 from darts_jax.data.images import load
 from darts_jax.data.jitter import color_jitter
 from darts_jax.data.stream import Batch
-from darts_jax.genotype import Genotype
 from darts_jax.runtime import files, metrics
 from darts_jax.runtime import loop as loops
 from darts_jax.runtime.checkpoint import Checkpoints
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.runtime.progress import Progress
 from darts_jax.settings import build
+from darts_jax.spaces import darts
 from darts_jax.training import feeds
 from darts_jax.training import loop as training_loop
 
 CELL = (('skip_connect', 0), ('max_pool_3x3', 1))
-GENOTYPE = Genotype(CELL, (2,), CELL, (2,))
+GENOTYPE = darts.genotype(CELL, (2,), CELL, (2,))
 COLOURS = {'blue': (60, 60, 200), 'green': (60, 200, 60), 'red': (200, 60, 60)}
 NUM_TRAIN, NUM_TEST = 20, 7  # Of a class.
 

@@ -10,14 +10,14 @@ import pytest
 
 import darts_jax
 from darts_jax import training
-from darts_jax.genotype import Genotype
 from darts_jax.runtime import loop as loops
 from darts_jax.runtime import metrics
 from darts_jax.runtime.progress import Progress
+from darts_jax.spaces import darts
 from darts_jax.training import loop as training_loop
 
 CELL = (('skip_connect', 0), ('avg_pool_3x3', 1))
-GENOTYPE = Genotype(CELL, (2,), CELL, (2,))
+GENOTYPE = darts.genotype(CELL, (2,), CELL, (2,))
 # 1,438 training images, of which 144 are held out; 10 steps an epoch.
 CONFIG = {
   'epochs': 3,

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from darts_jax.data.batches import Examples, evaluate, tally
-from darts_jax.genotype import Genotype
 from darts_jax.runtime.mesh import batch_sharding, make_mesh
 from darts_jax.runtime.packed import Packed
 from darts_jax.settings import build
+from darts_jax.spaces import darts
 from darts_jax.training import Model, Trainer, Training
 from darts_jax.training.trainer import learning_rates, smoothed_cross_entropy
 
 CELL = (('sep_conv_3x3', 0), ('skip_connect', 1))
-GENOTYPE = Genotype(CELL, (2,), (('max_pool_3x3', 0), ('dil_conv_3x3', 1)), (2,))
+GENOTYPE = darts.genotype(CELL, (2,), (('max_pool_3x3', 0), ('dil_conv_3x3', 1)), (2,))
 MODEL = Model(GENOTYPE, 2, 3, 4, 'cifar', False, True, 1, (8, 8, 3), (100.0, 110.0, 120.0), (50.0, 60.0, 70.0))
 CONFIG = {
   'epochs': 4,

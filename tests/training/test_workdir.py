@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from darts_jax import genotype as genotypes
+from darts_jax import spaces
 from darts_jax.report import architectures
 from darts_jax.report.architectures import Architecture
 from darts_jax.runtime.lock import locked
@@ -14,9 +14,9 @@ from darts_jax.training.language.model import RecurrentModel
 from darts_jax.training.settings import Training
 from darts_jax.training.workdir import read_settings
 
-DARTS = genotypes.published()['DARTS_V2']
+DARTS = spaces.published()['DARTS_V2']
 MODEL = Model(DARTS, 36, 20, 10, 'cifar', True, True, 3, (32, 32, 3), (1.0, 2.0, 3.0), (0.5, 0.25, 4.0))
-LANGUAGE_MODEL = RecurrentModel(genotypes.published()['RNN_DARTS_V2'], 850, ('the', '<eos>'))
+LANGUAGE_MODEL = RecurrentModel(spaces.published()['RNN_DARTS_V2'], 850, ('the', '<eos>'))
 
 
 def test_folder_in_use_gets_no_weights_from_elsewhere(tmp_path):

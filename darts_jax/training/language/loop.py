@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 
 from darts_jax import report
 from darts_jax.data.sequences import Text, perplexity
-from darts_jax.genotype import RecurrentGenotype
 from darts_jax.optimizers import stagnates
 from darts_jax.runtime import metrics
 from darts_jax.runtime.checkpoint import Checkpoints
@@ -25,6 +24,7 @@ from darts_jax.runtime.loop import Loop, Plan, Sums
 from darts_jax.runtime.mesh import check_batch, make_mesh, replicated
 from darts_jax.runtime.precision import in_float32
 from darts_jax.settings import build
+from darts_jax.spaces import Genotype
 from darts_jax.training.language.model import RecurrentModel
 from darts_jax.training.language.restore import BEST
 from darts_jax.training.language.settings import LanguageTraining
@@ -59,7 +59,7 @@ class LanguageResult:
 
 
 @in_float32
-def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: RecurrentGenotype) -> LanguageResult:
+def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genotype) -> LanguageResult:
   """Trains the language model of an architecture from scratch, or goes on with the training that `workdir` holds.
 
   Args:
@@ -78,7 +78,7 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Recurr
     return _run(settings, workdir, genotype)
 
 
-def _run(settings: LanguageTraining, workdir: pathlib.Path, genotype: RecurrentGenotype) -> LanguageResult:
+def _run(settings: LanguageTraining, workdir: pathlib.Path, genotype: Genotype) -> LanguageResult:
   mesh, texts = _open(settings)
   model = RecurrentModel(genotype, settings.network.width, texts.corpus.vocabulary)
   config = training_config(settings, model, texts.corpus.fingerprint)

@@ -4,11 +4,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-from darts_jax import genotype as genotypes
-from darts_jax import limits
-from darts_jax.genotype import RecurrentGenotype
+from darts_jax import limits, spaces
 from darts_jax.nets.cost import language_parts_of
 from darts_jax.nets.recurrent import LanguageModel
+from darts_jax.spaces import Genotype
 from darts_jax.training.workdir import SPACE, Described, check_numbers
 
 
@@ -24,30 +23,32 @@ class RecurrentModel(Described):
 
   kind: ClassVar[str] = 'language model'
 
-  genotype: RecurrentGenotype
+  genotype: Genotype
   width: int
   vocabulary: tuple[str, ...]
 
   @property
   def num_weights(self) -> int:
     """Parameters of the network; decoder and embedding share theirs."""
-    return sum(part.weights for part in language_parts_of(self.genotype.cell(), self.width, len(self.vocabulary)))
+    [(_, cell)] = self.genotype.cells
+    return sum(part.weights for part in language_parts_of(cell, self.width, len(self.vocabulary)))
 
   def network(self, precision: str = 'float32') -> LanguageModel:
     """The network; see there for the precision."""
-    return LanguageModel(self.genotype.cell(), len(self.vocabulary), self.width, precision=precision)
+    [(_, cell)] = self.genotype.cells
+    return LanguageModel(cell, len(self.vocabulary), self.width, precision=precision)
 
   def to_dict(self) -> dict[str, Any]:
     """As JSON values."""
-    return {SPACE: 'recurrent', **dataclasses.asdict(self), 'genotype': genotypes.to_dict(self.genotype)}
+    return {SPACE: 'recurrent', **dataclasses.asdict(self), 'genotype': spaces.to_json(self.genotype)}
 
   @classmethod
   def from_dict(cls, values: Mapping[str, Any]) -> Self:
     """See the base class."""
     fields = cls.fields(values, SPACE)
-    found = genotypes.from_dict(fields['genotype'])
-    if not isinstance(found, RecurrentGenotype):
-      raise ValueError('genotype: a convolutional architecture; a recurrent one is needed')
+    found = spaces.from_json(fields['genotype'])
+    if found.space != spaces.Recurrent.name:
+      raise ValueError(f'genotype: a {spaces.kind_of(found)} architecture; a recurrent one is needed')
     width, vocabulary = fields['width'], fields['vocabulary']
     check_numbers({'width': width}, 1, {'width': limits.WIDTH})
     if not isinstance(vocabulary, list) or not vocabulary or not all(isinstance(word, str) for word in vocabulary):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from darts_jax.data.corpus import Corpus
-from darts_jax.genotype import RecurrentGenotype
+from darts_jax.spaces import Genotype, recurrent
 
-GENOTYPE = RecurrentGenotype((('tanh', 0), ('relu', 0)), (1, 2))
+GENOTYPE = recurrent.genotype((('tanh', 0), ('relu', 0)), (1, 2))
 WORDS = tuple(f'w{i}' for i in range(19))
 
 
@@ -23,7 +23,7 @@ def sentences(seed: int, num: int) -> list[list[str]]:
 
 
 @pytest.fixture(scope='session')
-def genotype() -> RecurrentGenotype:
+def genotype() -> Genotype:
   return GENOTYPE
 
 

@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 
 import darts_jax
-from darts_jax import genotype as genotypes
-from darts_jax import training
+from darts_jax import spaces, training
 from darts_jax.data import text as texts
 from darts_jax.runtime import loop as loops
 from darts_jax.runtime import metrics
@@ -444,7 +443,7 @@ def test_batches_divide_over_the_devices(tmp_path, folder, genotype, monkeypatch
 
 def test_an_architecture_of_the_other_kind_is_refused(tmp_path, folder, genotype):
   with pytest.raises(ValueError, match='^genotype is a convolutional architecture; this config trains recurrent ones'):
-    training.run(configured(folder), tmp_path, genotypes.published()['DARTS_V2'])
+    training.run(configured(folder), tmp_path, spaces.published()['DARTS_V2'])
   with pytest.raises(ValueError, match='^genotype is a recurrent architecture; this config trains convolutional ones'):
     training.run({}, tmp_path, genotype)
   assert list(tmp_path.iterdir()) == []
@@ -458,7 +457,7 @@ def test_a_model_of_the_other_kind_is_named(tmp_path, finished):
   for name, value, said in (
     ('width', 0, 'width: 0 is not allowed'),
     ('vocabulary', 'abc', 'vocabulary: not a list of words'),
-    ('genotype', genotypes.to_dict(genotypes.published()['DARTS_V2']), 'genotype: a convolutional architecture'),
+    ('genotype', spaces.to_json(spaces.published()['DARTS_V2']), 'genotype: a convolutional architecture'),
     ('more', 1, 'more: missing or unknown; a language model has the fields space, genotype, width, vocabulary'),
   ):
     (tmp_path / 'model.json').write_text(json.dumps({**values, name: value}))

@@ -5,23 +5,23 @@ import re
 
 import pytest
 
-from darts_jax.genotype import (
-  ACTIVATIONS,
-  CANDIDATES,
+from darts_jax.spaces import (
   CellSpec,
+  Darts,
   Edge,
-  Genotype,
-  RecurrentGenotype,
-  from_dict,
+  Recurrent,
+  darts,
+  from_json,
   load,
   published,
-  recurrent_search_space,
+  recurrent,
   resolve,
   save,
-  search_space,
-  to_dict,
+  to_json,
   to_text,
 )
+from darts_jax.spaces.darts import CANDIDATES
+from darts_jax.spaces.recurrent import ACTIVATIONS
 
 SHORT = {
   'sep3': 'sep_conv_3x3',
@@ -43,38 +43,38 @@ def pairs(text):
 
 # The cells as the papers draw them.
 PAPERS = {
-  'NASNet': Genotype(
+  'NASNet': darts.genotype(
     normal=pairs('sep5 1, sep3 0 | sep5 0, sep3 0 | avg 1, skip 0 | avg 0, avg 0 | sep3 1, skip 1'),
     normal_concat=(2, 3, 4, 5, 6),
     reduce=pairs('sep5 1, sep7 0 | max 1, sep7 0 | avg 1, sep5 0 | skip 3, avg 2 | sep3 2, max 1'),
     reduce_concat=(4, 5, 6),
   ),
-  'AmoebaNet': Genotype(
+  'AmoebaNet': darts.genotype(
     normal=pairs('avg 0, max 1 | sep3 0, sep5 2 | sep3 0, avg 3 | sep3 1, skip 1 | skip 0, avg 1'),
     normal_concat=(4, 5, 6),
     reduce=pairs('avg 0, sep3 1 | max 0, sep7 2 | sep7 0, avg 1 | max 0, max 1 | conv_7x1_1x7 0, sep3 5'),
     reduce_concat=(3, 4, 6),
   ),
-  'DARTS_V1': Genotype(
+  'DARTS_V1': darts.genotype(
     normal=pairs('sep3 1, sep3 0 | skip 0, sep3 1 | skip 0, sep3 1 | sep3 0, skip 2'),
     normal_concat=(2, 3, 4, 5),
     reduce=pairs('max 0, max 1 | skip 2, max 0 | max 0, skip 2 | skip 2, avg 0'),
     reduce_concat=(2, 3, 4, 5),
   ),
-  'DARTS_V2': Genotype(
+  'DARTS_V2': darts.genotype(
     normal=pairs('sep3 0, sep3 1 | sep3 0, sep3 1 | sep3 1, skip 0 | skip 0, dil3 2'),
     normal_concat=(2, 3, 4, 5),
     reduce=pairs('max 0, max 1 | skip 2, max 1 | max 0, skip 2 | skip 2, max 1'),
     reduce_concat=(2, 3, 4, 5),
   ),
-  'RNN_ENAS': RecurrentGenotype(
+  'RNN_ENAS': recurrent.genotype(
     pairs('tanh 0, tanh 1, relu 1, tanh 3, tanh 3, relu 3, relu 4, relu 7, relu 8, relu 8, relu 8'),
     (2, 5, 6, 9, 10, 11),
   ),
-  'RNN_DARTS_V1': RecurrentGenotype(
+  'RNN_DARTS_V1': recurrent.genotype(
     pairs('relu 0, relu 1, tanh 2, relu 3, relu 4, identity 1, relu 5, relu 1'), tuple(range(1, 9))
   ),
-  'RNN_DARTS_V2': RecurrentGenotype(
+  'RNN_DARTS_V2': recurrent.genotype(
     pairs('sigmoid 0, relu 1, relu 1, identity 1, tanh 2, sigmoid 5, tanh 3, relu 5'), tuple(range(1, 9))
   ),
 }
@@ -96,13 +96,16 @@ def test_every_published_genotype_survives_its_file(tmp_path):
 
 
 def test_json_form():
-  values = json.loads(json.dumps(to_dict(PAPERS['DARTS_V2'])))
+  values = json.loads(json.dumps(to_json(PAPERS['DARTS_V2'])))
   assert list(values) == ['normal', 'normal_concat', 'reduce', 'reduce_concat']
   assert values['normal'][:3] == [['sep_conv_3x3', 0], ['sep_conv_3x3', 1], ['sep_conv_3x3', 0]]
   assert values['reduce_concat'] == [2, 3, 4, 5]
-  assert from_dict(values) == PAPERS['DARTS_V2']
-  values = to_dict(PAPERS['RNN_DARTS_V2'])
-  assert values == {'recurrent': [list(pair) for pair in PAPERS['RNN_DARTS_V2'].recurrent], 'concat': [*range(1, 9)]}
+  assert from_json(values) == PAPERS['DARTS_V2']
+  values = to_json(PAPERS['RNN_DARTS_V2'])
+  assert values == {
+    'recurrent': [list(pair) for pair in PAPERS['RNN_DARTS_V2'].cell('recurrent').pairs],
+    'concat': [*range(1, 9)],
+  }
 
 
 def test_genotype_as_cells():
@@ -110,7 +113,7 @@ def test_genotype_as_cells():
   assert spec.is_discrete
   assert spec.num_edges == 10
   assert spec.operations == ('sep_conv_5x5', 'sep_conv_3x3', 'avg_pool_3x3', 'skip_connect')
-  assert spec.concat == (2, 3, 4, 5, 6)
+  assert spec.outputs == (2, 3, 4, 5, 6)
   # The node that averages one input twice.
   assert spec.nodes[3] == (Edge(0, ('avg_pool_3x3',)),) * 2
   assert PAPERS['NASNet'].cell('reduce').edges[6:8] == (
@@ -121,13 +124,13 @@ def test_genotype_as_cells():
 
 @pytest.mark.parametrize(('num_nodes', 'num_edges'), [(1, 2), (2, 2 + 3), (3, 2 + 3 + 4), (4, 14), (5, 20)])
 def test_number_of_edges_of_the_search_space(num_nodes, num_edges):
-  spec = search_space(num_nodes=num_nodes)
+  spec = Darts(num_nodes).cells['normal']
   assert spec.num_edges == len(spec.edges) == num_edges
-  assert spec.concat == tuple(range(2, 2 + num_nodes))
+  assert spec.outputs == tuple(range(2, 2 + num_nodes))
 
 
 def test_edges_of_the_search_space_are_ordered_by_target_then_source():
-  spec = search_space()
+  spec = Darts().cells['normal']
   assert [(target, edge.source) for target, edge in spec.edges] == [
     *((2, 0), (2, 1)),
     *((3, 0), (3, 1), (3, 2)),
@@ -145,67 +148,70 @@ def test_edges_of_the_search_space_are_ordered_by_target_then_source():
 @pytest.mark.parametrize('name', ['RNN_ENAS', 'RNN_DARTS_V1', 'RNN_DARTS_V2'])
 def test_recurrent_genotype_as_a_cell(name):
   genotype = PAPERS[name]
-  spec = genotype.cell()
+  [(kind, spec)] = genotype.cells
+  assert (genotype.space, kind) == ('recurrent', 'recurrent')
   assert spec == genotype.cell('recurrent')
-  assert spec.is_recurrent
+  assert (spec.output, spec.kept) == ('mean', 1)
   assert spec.is_discrete
   assert spec.num_inputs == 1
-  assert spec.num_edges == len(spec.nodes) == len(genotype.recurrent)
+  assert spec.num_edges == len(spec.nodes) == len(spec.pairs)
   # Nodes are counted from 1, and each reads one state.
   assert [(node, edge.operations[0], edge.source) for node, edge in spec.edges] == [
-    (node, *pair) for node, pair in enumerate(genotype.recurrent, start=1)
+    (node, *pair) for node, pair in enumerate(spec.pairs, start=1)
   ]
-  assert spec.concat == genotype.concat
-  assert set(spec.operations) == {activation for activation, _ in genotype.recurrent}
+  assert list(spec.outputs) == to_json(genotype)['concat']
+  assert set(spec.operations) == {activation for activation, _ in spec.pairs}
   assert len(set(spec.operations)) == len(spec.operations)
 
 
 @pytest.mark.parametrize(('num_nodes', 'num_edges'), [(1, 1), (2, 1 + 2), (3, 1 + 2 + 3), (8, 36)])
 def test_recurrent_search_space(num_nodes, num_edges):
-  spec = recurrent_search_space(num_nodes=num_nodes)
+  spec = Recurrent(num_nodes).cells['recurrent']
   assert spec.num_edges == len(spec.edges) == num_edges
-  assert spec.concat == tuple(range(1, 1 + num_nodes))
+  assert spec.outputs == tuple(range(1, 1 + num_nodes))
   # Ordered by target, then by source.
   assert [(node, edge.source) for node, edge in spec.edges] == [
     (node, source) for node in range(1, num_nodes + 1) for source in range(node)
   ]
   assert {edge.operations for _, edge in spec.edges} == {spec.operations}
   assert spec.operations == ACTIVATIONS == ('none', 'tanh', 'relu', 'sigmoid', 'identity')
-  assert spec.is_recurrent
+  assert (spec.num_inputs, spec.output, spec.kept) == (1, 'mean', 1)
   assert not spec.is_discrete
   # The paper's: 36 edges of five activations.
-  assert recurrent_search_space() == recurrent_search_space(ACTIVATIONS, 8)
-  assert recurrent_search_space(['tanh', 'none']).operations == ('tanh', 'none')
+  assert Recurrent().cells['recurrent'] == Recurrent(8, ACTIVATIONS).cells['recurrent']
+  assert Recurrent(operations=('tanh', 'none')).cells['recurrent'].operations == ('tanh', 'none')
 
 
-def test_cells_of_images_are_not_recurrent():
-  assert not search_space().is_recurrent
-  assert search_space().num_inputs == PAPERS['NASNet'].cell('normal').num_inputs == 2
+def test_cells_of_images_concatenate_and_keep_two_edges_a_node():
+  for cell in (Darts().cells['normal'], Darts().cells['reduce'], PAPERS['NASNet'].cell('normal')):
+    assert (cell.num_inputs, cell.output, cell.kept) == (2, 'concat', 2)
+  assert list(Darts().cells) == [name for name, _ in PAPERS['NASNet'].cells] == ['normal', 'reduce']
+  assert PAPERS['NASNet'].space == 'darts'
 
 
 def test_spec_is_discrete_when_no_edge_has_a_choice():
   edges = (Edge(0, ('none', 'skip_connect')), Edge(1, ('skip_connect',)))
-  assert not CellSpec((edges,), (2,), ('none', 'skip_connect')).is_discrete
-  assert CellSpec((edges[1:],), (2,), ('none', 'skip_connect')).is_discrete
-  assert search_space(('skip_connect',)).is_discrete
+  assert not CellSpec((edges,), ('none', 'skip_connect'), 2, (2,), 'concat', 2).is_discrete
+  assert CellSpec((edges[1:],), ('none', 'skip_connect'), 2, (2,), 'concat', 2).is_discrete
+  assert Darts(operations=('skip_connect',)).cells['normal'].is_discrete
 
 
 def test_equal_specs_and_genotypes_are_one_key():
-  assert len({search_space(), search_space(CANDIDATES, 4), search_space(num_nodes=3)}) == 2
-  specs = {from_dict(to_dict(PAPERS['DARTS_V2'])).cell('normal'), PAPERS['DARTS_V2'].cell('normal')}
+  assert len({Darts().cells['normal'], Darts(4, CANDIDATES).cells['normal'], Darts(3).cells['normal']}) == 2
+  specs = {from_json(to_json(PAPERS['DARTS_V2'])).cell('normal'), PAPERS['DARTS_V2'].cell('normal')}
   assert len(specs) == 1
-  assert len({*PAPERS.values(), from_dict(to_dict(PAPERS['RNN_ENAS']))}) == len(PAPERS)
+  assert len({*PAPERS.values(), from_json(to_json(PAPERS['RNN_ENAS']))}) == len(PAPERS)
 
 
 def change(field, value=None, base='DARTS_V2'):
   """A published genotype's JSON values with one field changed, or removed if there is no value."""
-  values = to_dict(PAPERS[base])
+  values = to_json(PAPERS[base])
   del values[field]
   return values if value is None else values | {field: value}
 
 
 def change_pair(field, index, pair, base='DARTS_V2'):
-  values = to_dict(PAPERS[base])
+  values = to_json(PAPERS[base])
   values[field][index] = pair
   return values
 
@@ -295,7 +301,7 @@ ERRORS = {
     'concat: [0, 1] is not allowed; list each node once, from 1 to 8',
   ),
   'both kinds': (
-    to_dict(PAPERS['RNN_DARTS_V2']) | {'normal': []},
+    to_json(PAPERS['RNN_DARTS_V2']) | {'normal': []},
     "'normal': unknown field; a genotype has the fields recurrent, concat",
   ),
   'not an object': ([1, 2], 'a genotype is an object with fields, not list'),
@@ -330,7 +336,7 @@ def test_file_that_cannot_be_read_is_named_in_one_line(tmp_path):
 
 # What other programs print.
 
-V2 = (pathlib.Path(__file__).parent / 'cases' / 'genotype_printed.txt').read_text()
+V2 = (pathlib.Path(__file__).parents[1] / 'cases' / 'genotype_printed.txt').read_text()
 NESTED = (
   "[[('sep_conv_3x3', 0), ('sep_conv_3x3', 1)], [('sep_conv_3x3', 0), ('sep_conv_3x3', 1)],"
   " [('sep_conv_3x3', 1), ('skip_connect', 0)], [('skip_connect', 0), ('dil_conv_3x3', 2)]]"
@@ -345,8 +351,8 @@ PRINTED = {
   'Python 2': V2.replace("'sep", "u'sep").replace('range(2, 6)', '[2, 3, 4, 5]'),
   'source': f'from x import y\nDARTS = {V2.replace("=", " = ").replace("), ", "),  # node 2" + chr(10))[:-1]},\n)\n',
   'positional': re.sub(r'\w+=', '', V2).replace('range(2, 6)', 'list(xrange(2, 6))').replace("'", '"'),
-  'dictionary': f'genotype: {to_dict(PAPERS["DARTS_V2"])}\nvalidation accuracy in the supernet: 90 %\n',
-  'described': json.dumps({'parameters': 3, 'genotype': to_dict(PAPERS['DARTS_V2'])}),
+  'dictionary': f'genotype: {to_json(PAPERS["DARTS_V2"])}\nvalidation accuracy in the supernet: 90 %\n',
+  'described': json.dumps({'parameters': 3, 'genotype': to_json(PAPERS['DARTS_V2'])}),
 }
 
 
@@ -361,7 +367,7 @@ def test_a_genotype_that_other_programs_print_is_read(tmp_path, text):
 
 
 def test_nested_lists_in_json_are_read():
-  path = pathlib.Path(__file__).parent / 'cases' / 'genotype_pt_darts.json'
+  path = pathlib.Path(__file__).parents[1] / 'cases' / 'genotype_pt_darts.json'
   assert resolve(str(path)) == PAPERS['DARTS_V2']
 
 
@@ -434,25 +440,28 @@ def test_saving_replaces_the_file_as_a_whole(tmp_path):
 @pytest.mark.parametrize(
   ('make', 'message'),
   [
-    (lambda: search_space(num_nodes=0), 'num_nodes: 0 is not allowed; a cell has at least 1 intermediate node'),
-    (lambda: search_space(['none']), "operations: ('none',) has nothing to choose; "),
-    (lambda: search_space([]), 'operations: no operation is listed; '),
-    (lambda: search_space(['skip']), "operations: 'skip' is not an operation; "),
-    (lambda: search_space(['none', 'none']), "operations: an operation is listed twice in ('none', 'none')"),
+    (lambda: Darts(0), 'nodes: 0 is not allowed; a cell has 1 to 20 intermediate nodes'),
+    (lambda: Darts(operations=('none',)), "operations: ('none',) has nothing to choose; "),
+    (lambda: Darts(operations=()), 'operations: no operation is listed; '),
+    (lambda: Darts(operations=('skip',)), "operations: 'skip' is not an operation; "),
     (
-      lambda: CellSpec(((Edge(0, ('none',)), Edge(2, ('none',))),), (2,), ('none',)),
+      lambda: Darts(operations=('none', 'none')),
+      "operations: an operation is listed twice in ('none', 'none')",
+    ),
+    (
+      lambda: CellSpec(((Edge(0, ('none',)), Edge(2, ('none',))),), ('none',), 2, (2,), 'concat', 2),
       'cell: node 2 reads node 2, which closes a cycle; allowed are 0 to 1',
     ),
     (
-      lambda: CellSpec(((Edge(0, ('skip_connect',)),),), (2,), ('none',)),
+      lambda: CellSpec(((Edge(0, ('skip_connect',)),),), ('none',), 2, (2,), 'concat', 2),
       "node 2: 'skip_connect' is not an operation; allowed are none",
     ),
     (
-      lambda: CellSpec(((Edge(0, ('none',)),),), (3,), ('none',)),
-      'concat: [3] is not allowed; list each node once, from 2 to 2',
+      lambda: CellSpec(((Edge(0, ('none',)),),), ('none',), 2, (3,), 'concat', 2),
+      'outputs: [3] is not allowed; list each node once, from 2 to 2',
     ),
     (
-      lambda: Genotype(pairs('skip 0, skip 2'), (2,), pairs('skip 0, skip 1'), (2,)),
+      lambda: darts.genotype(pairs('skip 0, skip 2'), (2,), pairs('skip 0, skip 1'), (2,)),
       'normal: node 2 reads node 2, which closes a cycle; allowed are 0 to 1',
     ),
   ],
@@ -467,25 +476,25 @@ def test_invalid_cells_are_refused(make, message):
   ('make', 'message'),
   [
     (
-      lambda: recurrent_search_space(num_nodes=0),
-      'num_nodes: 0 is not allowed; a cell has at least 1 intermediate node',
+      lambda: Recurrent(0),
+      'nodes: 0 is not allowed; a cell has 1 to 20 intermediate nodes',
     ),
-    (lambda: recurrent_search_space(['none']), "operations: ('none',) has nothing to choose; "),
+    (lambda: Recurrent(operations=('none',)), "operations: ('none',) has nothing to choose; "),
     (
-      lambda: recurrent_search_space(['none', 'skip_connect']),
+      lambda: Recurrent(operations=('none', 'skip_connect')),
       "operations: 'skip_connect' is not an operation; allowed are none, tanh, relu, sigmoid, identity",
     ),
-    (lambda: search_space(['none', 'tanh']), "operations: 'tanh' is not an operation; "),
+    (lambda: Darts(operations=('none', 'tanh')), "operations: 'tanh' is not an operation; "),
     (
-      lambda: CellSpec(((Edge(1, ('tanh',)),),), (1,), ('tanh',), 1),
+      lambda: CellSpec(((Edge(1, ('tanh',)),),), ('tanh',), 1, (1,), 'mean', 1),
       'cell: node 1 reads node 1, which closes a cycle; allowed are 0 to 0',
     ),
     (
-      lambda: CellSpec(((Edge(0, ('tanh',)),),), (0,), ('tanh',), 1),
-      'concat: [0] is not allowed; list each node once, from 1 to 1',
+      lambda: CellSpec(((Edge(0, ('tanh',)),),), ('tanh',), 1, (0,), 'mean', 1),
+      'outputs: [0] is not allowed; list each node once, from 1 to 1',
     ),
     (
-      lambda: CellSpec(((Edge(0, ('relu',)),),), (1,), ('tanh',), 1),
+      lambda: CellSpec(((Edge(0, ('relu',)),),), ('tanh',), 1, (1,), 'mean', 1),
       "node 1: 'relu' is not an operation; allowed are tanh",
     ),
   ],
@@ -498,7 +507,7 @@ def test_invalid_recurrent_cells_are_refused(make, message):
 
 def test_recurrent_node_without_an_activation_is_refused():
   with pytest.raises(ValueError, match="^recurrent: node 1: 'none' is not an operation; "):
-    RecurrentGenotype((('none', 0), ('tanh', 0)), (1, 2))
+    recurrent.genotype((('none', 0), ('tanh', 0)), (1, 2))
 
 
 def test_genotype_file_is_read_or_refused(tmp_path, complaints):
@@ -515,6 +524,6 @@ def test_device_is_no_genotype():
 def test_cell_of_too_many_nodes():
   pairs = (('none', 0),) * 42
   with pytest.raises(ValueError, match='^normal: 21 nodes; allowed are up to 20$'):
-    Genotype(pairs, (2,), pairs, (2,))
-  with pytest.raises(ValueError, match='^num_nodes: 1000 is not allowed; a cell has up to 20 intermediate nodes$'):
-    search_space(num_nodes=1000)
+    darts.genotype(pairs, (2,), pairs, (2,))
+  with pytest.raises(ValueError, match='^nodes: 1000 is not allowed; a cell has 1 to 20 intermediate nodes$'):
+    Darts(1000)

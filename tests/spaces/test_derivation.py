@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import pathlib
 import re
@@ -7,14 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from darts_jax.derive import Doubts, derive_cell, derive_genotype, doubts
-from darts_jax.genotype import CellSpec, Edge, RecurrentGenotype, from_dict, recurrent_search_space, search_space
+from darts_jax.spaces import CellSpec, Darts, Doubts, Edge, Recurrent, doubts, from_json, recurrent, strongest
 
-FOLDER = pathlib.Path(__file__).parent / 'goldens'
+FOLDER = pathlib.Path(__file__).parents[1] / 'goldens'
 GOLDENS = json.loads((FOLDER / 'cnn_genotype_parse.json').read_text())
 RECURRENT_GOLDENS = json.loads((FOLDER / 'rnn_genotype_parse.json').read_text())
-SPEC = search_space()
-SMALL = search_space(('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3'), num_nodes=2)
+SMALL = Darts(2, ('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3')).cells['normal']
 
 
 def softmax(alphas):
@@ -26,16 +25,14 @@ def softmax(alphas):
 def test_genotypes_that_the_published_code_derives(index):
   golden = GOLDENS[index]
   mixing = {name: softmax(np.array(golden[f'alphas_{name}'])) for name in ('normal', 'reduce')}
-  assert derive_genotype(mixing, {'normal': SPEC, 'reduce': SPEC}) == from_dict(golden['genotype'])
+  assert Darts().strongest(mixing) == from_json(golden['genotype'])
 
 
 @pytest.mark.parametrize('index', range(20))
 def test_recurrent_genotypes_that_the_published_code_derives(index):
   golden = RECURRENT_GOLDENS[index]
   mixing = {'recurrent': softmax(np.array(golden['alphas']))}
-  found = derive_genotype(mixing, {'recurrent': recurrent_search_space()})
-  assert isinstance(found, RecurrentGenotype)
-  assert found == from_dict(golden['genotype'])
+  assert Recurrent().strongest(mixing) == from_json(golden['genotype'])
 
 
 def test_a_recurrent_node_keeps_its_strongest_edge():
@@ -51,20 +48,19 @@ def test_a_recurrent_node_keeps_its_strongest_edge():
       [0.00, 0.25, 0.25, 0.25, 0.25],
     ]
   )
-  found = derive_genotype({'recurrent': mixing}, {'recurrent': recurrent_search_space(num_nodes=3)})
-  assert found == RecurrentGenotype((('relu', 0), ('relu', 0), ('sigmoid', 0)), (1, 2, 3))
+  found = Recurrent(3).strongest({'recurrent': mixing})
+  assert found == recurrent.genotype((('relu', 0), ('relu', 0), ('sigmoid', 0)), (1, 2, 3))
   mixing[5, 4] = 0.26
-  found = derive_genotype({'recurrent': mixing}, {'recurrent': recurrent_search_space(num_nodes=3)})
-  assert found.recurrent[2] == ('identity', 2)
+  found = Recurrent(3).strongest({'recurrent': mixing})
+  assert found.cell('recurrent').pairs[2] == ('identity', 2)
 
 
 def test_pruned_recurrent_cell_keeps_what_is_left_and_its_output():
   nodes = ((Edge(0, ('tanh', 'relu')),), (Edge(0, ('none',)), Edge(1, ('none', 'relu'))))
-  spec = CellSpec(nodes, (2,), ('none', 'tanh', 'relu'), 1)
+  spec = CellSpec(nodes, ('none', 'tanh', 'relu'), 1, (2,), 'mean', 1)
   mixing = np.array([[0.9, 0.04, 0.06], [0.1, 0.8, 0.1], [0.8, 0.9, 0.1]])
-  assert derive_genotype({'recurrent': mixing}, {'recurrent': spec}) == RecurrentGenotype(
-    (('relu', 0), ('relu', 1)), (2,)
-  )
+  found = strongest(mixing, spec)
+  assert (found.pairs, found.outputs) == ((('relu', 0), ('relu', 1)), (2,))
 
 
 def test_strongest_edge_comes_first_whatever_none_weighs():
@@ -78,18 +74,18 @@ def test_strongest_edge_comes_first_whatever_none_weighs():
       [0.90, 0.05, 0.03, 0.02],
     ]
   )
-  assert derive_cell(mixing, SMALL) == (
+  assert strongest(mixing, SMALL).pairs == (
     *(('max_pool_3x3', 1), ('sep_conv_3x3', 0)),
     *(('skip_connect', 1), ('max_pool_3x3', 2)),
   )
-  assert derive_cell(mixing, SMALL, num_kept=1) == (('max_pool_3x3', 1), ('skip_connect', 1))
+  assert strongest(mixing, dataclasses.replace(SMALL, kept=1)).pairs == (('max_pool_3x3', 1), ('skip_connect', 1))
 
 
 def test_ties_go_to_the_smaller_index():
-  assert derive_cell(np.full((5, 4), 0.25), SMALL) == (('max_pool_3x3', 0), ('max_pool_3x3', 1)) * 2
+  assert strongest(np.full((5, 4), 0.25), SMALL).pairs == (('max_pool_3x3', 0), ('max_pool_3x3', 1)) * 2
   mixing = np.full((5, 4), 0.25)
   mixing[4] = [0.1, 0.1, 0.4, 0.4]
-  assert derive_cell(mixing, SMALL)[2:] == (('skip_connect', 2), ('max_pool_3x3', 0))
+  assert strongest(mixing, SMALL).pairs[2:] == (('skip_connect', 2), ('max_pool_3x3', 0))
 
 
 def test_pruned_cell_keeps_what_is_left():
@@ -100,8 +96,8 @@ def test_pruned_cell_keeps_what_is_left():
     Edge(1, ('none', 'max_pool_3x3')),
     Edge(0, ('skip_connect',)),
   )
-  spec = CellSpec((edges,), (2,), operations)
-  assert derive_cell(np.array([[0.0, 1, 1], [0.5, 0.3, 0.9], [0, 1, 0.2]]), spec) == (
+  spec = CellSpec((edges,), operations, 2, (2,), 'concat', 2)
+  assert strongest(np.array([[0.0, 1, 1], [0.5, 0.3, 0.9], [0, 1, 0.2]]), spec).pairs == (
     ('max_pool_3x3', 1),
     ('skip_connect', 0),
   )
@@ -112,9 +108,9 @@ def test_pruned_cell_keeps_what_is_left():
 def test_order_of_operations_does_not_matter(weights, columns):
   mixing = np.array(weights).reshape(-1, 4) / len(weights)
   operations = tuple(SMALL.operations[column] for column in columns)
-  permuted = search_space(operations, num_nodes=2)
-  found = derive_cell(mixing, SMALL)
-  assert derive_cell(mixing[:, list(columns)], permuted) == found
+  permuted = Darts(2, operations).cells['normal']
+  found = strongest(mixing, SMALL).pairs
+  assert strongest(mixing[:, list(columns)], permuted).pairs == found
   assert 'none' not in {operation for operation, _ in found}
 
 
@@ -127,24 +123,26 @@ def test_order_of_operations_does_not_matter(weights, columns):
     (np.full((5, 4), np.inf), SMALL, 'mixing: holds values that are not finite'),
     (
       np.ones((2, 2)),
-      CellSpec(((Edge(0, ('none', 'skip_connect')), Edge(1, ('none',))),), (2,), ('none', 'skip_connect')),
+      CellSpec(
+        ((Edge(0, ('none', 'skip_connect')), Edge(1, ('none',))),), ('none', 'skip_connect'), 2, (2,), 'concat', 2
+      ),
       'node 2: 1 edges to choose from; 2 have to be kept',
     ),
     (
       np.ones((3, 4)),
-      recurrent_search_space(num_nodes=2),
+      Recurrent(2).cells['recurrent'],
       'mixing: shape (3, 4) does not fit a cell with 3 edges and 5',
     ),
     (
       np.ones((1, 2)),
-      CellSpec(((Edge(0, ('none', 'tanh')),),), (1,), ('none', 'tanh'), 1),
+      CellSpec(((Edge(0, ('none', 'tanh')),),), ('none', 'tanh'), 1, (1,), 'mean', 2),
       'node 1: 1 edges to choose from; 2 have to be kept',
     ),
   ],
 )
 def test_mixing_weights_that_stand_for_no_cell_are_refused(mixing, spec, message):
   with pytest.raises(ValueError, match=f'^{re.escape(message)}') as error:
-    derive_cell(mixing, spec)
+    strongest(mixing, spec)
   assert '\n' not in str(error.value)
 
 
@@ -192,7 +190,7 @@ def test_an_edge_is_as_firm_as_the_firmest_of_its_operations():
 
 def test_ties_and_recurrent_cells_are_in_doubt_too():
   """Nodes of a recurrent cell keep one edge; the first has no other."""
-  spec = recurrent_search_space(('none', 'tanh', 'relu'), num_nodes=2)
+  spec = Recurrent(2, ('none', 'tanh', 'relu')).cells['recurrent']
   same = {'recurrent': np.full((3, 3), 1 / 3)}
   found = doubts(same, same, {'recurrent': spec})
   assert found == Doubts(2, 1, 2)

@@ -1,0 +1,122 @@
+"""Checks of what files and callers say of cells, and the forms in which files say it."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from darts_jax import limits
+
+#: `(operation, source)` of every edge, node by node.
+Pairs = tuple[tuple[str, int], ...]
+
+
+def suggest(name: str, allowed: Sequence[str] | Mapping[str, object]) -> str:
+  """The end of a message about an unknown name: the closest allowed one, or all of them."""
+  close = difflib.get_close_matches(str(name), list(allowed), 1)
+  return f'did you mean {close[0]!r}?' if close else f'allowed are {", ".join(allowed)}'
+
+
+def check_operations(operations: Sequence[str], allowed: Sequence[str] | None, where: str) -> None:
+  """Raises a ValueError unless there are operations, each listed once and, if `allowed` is given, one of these."""
+  if not operations:
+    raise ValueError(f'{where}: no operation is listed; allowed are {", ".join(allowed or ("names of operations",))}')
+  for operation in operations:
+    if allowed is not None and operation not in allowed:
+      raise ValueError(f'{where}: {operation!r} is not an operation; {suggest(operation, allowed)}')
+  if len(set(operations)) < len(operations):
+    raise ValueError(f'{where}: an operation is listed twice in {tuple(operations)}')
+
+
+def check_source(source: int, node: int, num_nodes: int, where: str) -> None:
+  """Raises a ValueError unless a node of a cell may read another one."""
+  if not 0 <= source < num_nodes:
+    raise ValueError(f'{where}: node {node} reads node {source}, which does not exist; allowed are 0 to {node - 1}')
+  if source >= node:
+    raise ValueError(f'{where}: node {node} reads node {source}, which closes a cycle; allowed are 0 to {node - 1}')
+
+
+def check_outputs(outputs: Sequence[int], first: int, num_nodes: int, where: str) -> None:
+  """Raises a ValueError unless these are intermediate nodes, each once; the first of which is `first`."""
+  allowed = range(first, first + num_nodes)
+  if not outputs or len(set(outputs)) < len(outputs) or any(node not in allowed for node in outputs):
+    raise ValueError(
+      f'{where}: {list(outputs)} is not allowed; list each node once, from {first} to {first + num_nodes - 1}'
+    )
+
+
+def check_nodes(nodes: Sequence[Pairs], num_inputs: int, allowed: Sequence[str] | None, where: str) -> None:
+  """Raises a ValueError unless these are the intermediate nodes of a cell.
+
+  Args:
+    nodes: the `(operation, source)` pairs of every node.
+    num_inputs: nodes before the first intermediate one.
+    allowed: names of operations; None for any.
+    where: the field, which messages name.
+  """
+  if len(nodes) > limits.NODES:
+    raise ValueError(f'{where}: {len(nodes)} nodes; allowed are up to {limits.NODES}')
+  for node, pairs in enumerate(nodes, num_inputs):
+    for operation, source in pairs:
+      if allowed is not None and operation not in allowed:
+        raise ValueError(f'{where}: node {node}: {operation!r} is not an operation; {suggest(operation, allowed)}')
+      check_source(source, node, len(nodes) + num_inputs, where)
+
+
+def check_fields(values: Any, names: Sequence[str], what: str = 'a genotype') -> None:
+  """Raises a ValueError unless JSON values are an object with these fields alone."""
+  if not isinstance(values, Mapping):
+    raise ValueError(f'{what} is an object with fields, not {type(values).__name__}')
+  for name in names:
+    if name not in values:
+      raise ValueError(f'{name}: missing; {what} has the fields {", ".join(names)}')
+  for name in values:
+    if name not in names:
+      raise ValueError(f'{name!r}: unknown field; {what} has the fields {", ".join(names)}')
+
+
+def in_nodes(pairs: Pairs, kept: int) -> list[Pairs]:
+  """The pairs of every node, of a list of all pairs in which every node has as many."""
+  return [pairs[start : start + kept] for start in range(0, len(pairs), kept)]
+
+
+def parse_outputs(values: Any, where: str) -> tuple[int, ...]:
+  """The indices of nodes, of JSON values; raises a ValueError unless they are a list of these."""
+  if not isinstance(values, list | tuple) or not all(map(_is_index, values)):
+    raise ValueError(f'{where}: {values!r} is not a list of node indices')
+  return tuple(values)
+
+
+def parse_pairs(values: Any, where: str) -> Pairs:
+  """`(operation, source)` pairs, of JSON values; raises a ValueError unless they are a list of these."""
+  if not isinstance(values, list | tuple):
+    raise ValueError(f'{where}: {values!r} is not a list of [operation, source] pairs')
+  for pair in values:
+    if not (isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str) and _is_index(pair[1])):
+      raise ValueError(f'{where}: {pair!r} is not an [operation, source] pair')
+  return tuple((pair[0], pair[1]) for pair in values)
+
+
+def flattened(values: Any, kept: int, num_inputs: int, where: str) -> Any:
+  """JSON values, of which lists of the pairs of every node, as some programs write them, become one list.
+
+  Args:
+    values: any JSON values.
+    kept: pairs of a node.
+    num_inputs: nodes before the first intermediate one.
+    where: the field, which messages name.
+
+  Raises:
+    ValueError: a node has another number of pairs.
+  """
+  if not isinstance(values, list | tuple) or not all(
+    isinstance(node, list | tuple) and not any(isinstance(item, str) for item in node) for node in values
+  ):
+    return values
+  for node, pairs in enumerate(values, num_inputs):
+    if len(pairs) != kept:
+      raise ValueError(f'{where}: node {node} has {len(pairs)} pairs; {kept} are needed')
+  return [pair for node in values for pair in node]
+
+
+def _is_index(value: Any) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool)

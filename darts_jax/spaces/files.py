@@ -1,0 +1,152 @@
+"""The spaces by name, and architectures in files: JSON, printed lines, the published ones."""
+
+import codecs
+import functools
+import json
+import os
+import pathlib
+import types
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+from darts_jax.runtime.durable import write_whole
+from darts_jax.runtime.files import one_line, parse_json, read_bytes, user_path
+from darts_jax.spaces import notation
+from darts_jax.spaces.cells import CellSpace, Genotype
+from darts_jax.spaces.checks import suggest
+from darts_jax.spaces.darts import Darts
+from darts_jax.spaces.look import Look
+from darts_jax.spaces.recurrent import Recurrent
+
+#: The spaces that there are; a user may add others.
+SPACES: dict[str, type[CellSpace]] = {'darts': Darts, 'recurrent': Recurrent}
+
+# Files of these spaces do not name them; a field tells.
+_FIELDS = {'recurrent': 'recurrent', 'normal': 'darts'}
+# Of a file with a genotype: a log may be long, but not endless.
+_MAX_BYTES = 2**26
+
+
+@functools.cache
+def _default(space: type[CellSpace]) -> CellSpace:
+  return space()
+
+
+def _named(name: Any) -> CellSpace:
+  if not isinstance(name, str) or name not in SPACES:
+    raise ValueError(f'space: {name!r} is not known; {suggest(name, SPACES)}')
+  return _default(SPACES[name])
+
+
+def space_of(genotype: Genotype) -> CellSpace:
+  """The space of an architecture, with its default settings; raises a ValueError if it is not among `SPACES`."""
+  return _named(genotype.space)
+
+
+def space_with(cell: str) -> CellSpace | None:
+  """The space that has a kind of cell of this name, with its default settings, if there is one."""
+  return next((space for space in map(_default, SPACES.values()) if cell in space.cells), None)
+
+
+def kind_of(genotype: Genotype) -> str:
+  """An adjective for an architecture in messages, such as `convolutional`."""
+  return space_of(genotype).kind or genotype.space
+
+
+def look_of(cell: str) -> Look:
+  """How a kind of cell is shown: as its space says, or plainly if there is none (see `space_with`)."""
+  space = space_with(cell)
+  return Look() if space is None else space.look
+
+
+def to_json(genotype: Genotype) -> Any:
+  """The genotype as JSON values, in the form of its space."""
+  return space_of(genotype).to_json(genotype)
+
+
+def from_json(values: Any) -> Genotype:
+  """A genotype from JSON values, of the space that its fields tell or name.
+
+  Raises:
+    ValueError: a field is missing, unknown or of the wrong form, or the genotype is not a valid one.
+  """
+  fields: Mapping[str, Any] = values if isinstance(values, Mapping) else {}
+  name = next((space for field, space in _FIELDS.items() if field in fields), fields.get('space', 'darts'))
+  return _named(name).from_json(values)
+
+
+def save(genotype: Genotype, path: str | os.PathLike[str]) -> None:
+  """Writes a genotype as JSON; the file is complete or absent, never half-written."""
+  write_whole(pathlib.Path(path), (json.dumps(to_json(genotype)) + '\n').encode())
+
+
+def to_text(genotype: Genotype) -> str:
+  """The line by which programs of the field print a genotype: `Genotype(normal=[('skip_connect', 0), …], …)`.
+
+  It is JSON of spaces that the field does not print in this form.
+  """
+  values = to_json(genotype)
+  return notation.to_text(values) if genotype.space in _FIELDS.values() else json.dumps(values)
+
+
+def load(path: str | os.PathLike[str]) -> Genotype:
+  """Reads a genotype from a file: JSON, or any text, such as the log of a search, of which the last one is taken.
+
+  Of JSON it is the whole, or what lies below `genotype`; in a text it is printed as `to_text` does, on one line or
+  several, or as a dictionary; see `darts_jax.spaces.notation`.
+
+  Raises:
+    ValueError: the file is missing or unreadable, or holds no valid genotype; one line naming it.
+  """
+  path = user_path(path, 'genotype')
+  content = read_bytes(path, _MAX_BYTES)
+  try:
+    return from_json(_fields_of(_decoded(content)))
+  except ValueError as error:
+    raise ValueError(f'{path}: {one_line(error)}') from error
+
+
+def _decoded(content: bytes) -> str:
+  """The text of a file; some programs begin it with a byte order mark, or write it in UTF-16."""
+  is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+  return content.decode('utf-16' if is_utf16 else 'utf-8-sig', errors='replace')
+
+
+def _fields_of(text: str) -> Any:
+  """The values that `from_json` takes, of JSON or of a text with a genotype in it."""
+  try:
+    values = parse_json(text.encode())
+  except ValueError as not_json:
+    try:
+      return notation.parse(text)
+    except ValueError as error:
+      raise ValueError(f'not JSON ({not_json}); {error}') from error
+  return values['genotype'] if isinstance(values, dict) and isinstance(values.get('genotype'), dict) else values
+
+
+@functools.cache
+def published() -> Mapping[str, Genotype]:
+  """The published genotypes by name; their sources and figures are in the README's table."""
+  text = resources.files('darts_jax.spaces').joinpath('published.json').read_text()
+  return types.MappingProxyType({name: from_json(values) for name, values in json.loads(text).items()})
+
+
+def resolve(name_or_path: str) -> Genotype:
+  """The published genotype of that name, the one that the text itself is (see `to_text`), or that in a file (`load`).
+
+  Raises:
+    ValueError: there is none, or it is not valid.
+  """
+  if name_or_path in published():
+    return published()[name_or_path]
+  if notation.is_printed(name_or_path):
+    try:
+      return from_json(_fields_of(name_or_path))
+    except ValueError as error:
+      raise ValueError(f'genotype: {one_line(error)}') from error
+  if not user_path(name_or_path, 'genotype').exists():
+    raise ValueError(
+      f'genotype: {name_or_path!r} is neither a file nor a published architecture; {suggest(name_or_path, published())}'
+    )
+  return load(name_or_path)
