@@ -6,8 +6,8 @@ nor takes for ever. Whether a combination of them fits into memory is another qu
 
 #: Of networks.
 CHANNELS, LAYERS, STEM_MULTIPLIER, WIDTH = 2048, 200, 64, 2**14
-#: Candidate operations of a space.
-OPERATIONS = 100
+#: Candidate operations of a space, and its kinds of cells.
+OPERATIONS, CELLS = 100, 10
 #: Intermediate nodes of a cell, and edges of one with so many.
 NODES = 20
 EDGES = NODES * (NODES + 3) // 2

@@ -23,7 +23,6 @@ UNDECIDED, REMOVED = -1, -2
 _MAX_COUNT = 2**53
 #: Metrics that are larger are shown as infinite.
 _MAX_SHOWN = 1e100
-_CELLS = ('normal', 'reduce', 'recurrent')
 #: What dtypes of some kinds are called.
 _DTYPES = {'iu': 'whole numbers', 'f': 'floats', 'U': 'texts'}
 #: What edges are decided by [SGAS §3]: the score, and the criteria that it is the product of.
@@ -455,6 +454,7 @@ def _read_alphas(path: pathlib.Path) -> Alphas:
   cells = [name.removeprefix('edges_') for name in arrays if name.startswith('edges_')]
   if not cells:
     raise ValueError('it holds no snapshot of a cell')
+  check_count('edges_…', len(cells), limits.CELLS, 'kinds of cells')
   rows = {cell: array(f'edges_{cell}', 'iu', (None, 2)) for cell in cells}
   for cell, pairs in rows.items():
     check_count(f'edges_{cell}', len(pairs), limits.EDGES, 'edges')

@@ -398,8 +398,8 @@ def test_alphas_that_are_none(deciding_search_folder, deciding_search, name, cha
   [
     ((20_002, 2, 1), 'step: 20,002 snapshots; there are up to 20,001'),
     ((1, 231, 1), 'edges_normal: 231 edges; there are up to 230'),
-    ((1, 2, 11), 'operations: 11 operations; there are up to 10'),
-    ((1, 2, 1), 'edges_other: unknown cell; there are normal, reduce, recurrent'),
+    ((1, 2, 101), 'operations: 101 operations; there are up to 100'),
+    ((1, 2, 1), 'edges_…: 11 kinds of cells; there are up to 10'),
   ],
 )
 def test_alphas_of_more_than_any_search_has_are_told(tmp_path, shape, said):
@@ -410,8 +410,8 @@ def test_alphas_of_more_than_any_search_has_are_told(tmp_path, shape, said):
     'edges_normal': np.array([(0, 2)] * edges),
     'normal': np.zeros(shape),
   }
-  if 'edges_other' in said:
-    arrays['edges_other'] = arrays['edges_normal']
+  if 'kinds' in said:
+    arrays |= {f'edges_{i}': arrays['edges_normal'] for i in range(10)}
   np.savez(tmp_path / 'alphas.npz', **arrays)
   assert said in workdir.read(tmp_path).problems['alphas.npz']
 
