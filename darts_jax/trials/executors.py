@@ -3,8 +3,10 @@
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable
 from concurrent import futures
+from multiprocessing import connection
 from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar('T')
@@ -77,7 +79,7 @@ class Processes(futures.Executor):
       raise RuntimeError(f'all {self._max_workers} processes are busy')
     # A fork of a process with threads, as JAX has them, can lock up.
     context = multiprocessing.get_context('spawn')
-    pool = futures.ProcessPoolExecutor(1, mp_context=context, initializer=_ignore_interrupts)
+    pool = futures.ProcessPoolExecutor(1, mp_context=context, initializer=_prepare)
     return pool, pool.submit(os.getpid).result()
 
   def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -98,6 +100,16 @@ class Processes(futures.Executor):
     self.shutdown(cancel_futures=True)
 
 
-def _ignore_interrupts() -> None:
-  # A terminal sends SIGINT to all processes; the first one decides what happens to the others.
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _prepare() -> None:
+  """Makes a new process one that ends when this executor says so, or with its parent."""
+  # A terminal sends SIGINT to all processes of its group; the parent decides what happens to this one.
+  os.setpgrp()
+  threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+  # Without it, a process whose parent was killed would wait for work for ever.
+  parent = multiprocessing.parent_process()
+  assert parent is not None
+  connection.wait([parent.sentinel])
+  os._exit(1)
