@@ -28,16 +28,15 @@ from darts_jax.hypergradient.base import (
   Memory,
   Pass,
   Problem,
-  derivative,
   from_optax,
   global_norm,
-  hypergradient,
   over,
   sgd,
 )
 from darts_jax.hypergradient.catalogue import ESTIMATORS, fields_of, make
 from darts_jax.hypergradient.implicit import amended, conjugate_gradient, neumann
 from darts_jax.hypergradient.one_step import exact, exact_reverse, finite_difference, first_order
+from darts_jax.hypergradient.program import derivative, hypergradient
 from darts_jax.hypergradient.unrolled import truncated, unrolled
 
 __all__ = [

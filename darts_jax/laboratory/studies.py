@@ -20,8 +20,8 @@ from darts_jax.runtime.mesh import make_mesh
 from darts_jax.runtime.workdir import CHECKPOINTS
 from darts_jax.search.images import ImageSearcher, divide
 from darts_jax.search.loop import make_strategy
+from darts_jax.search.optimizers import Optimizers
 from darts_jax.search.state import Halves, SearchState
-from darts_jax.search.step import Optimizers
 from darts_jax.settings import rename
 
 Json = Any

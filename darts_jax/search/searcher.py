@@ -17,9 +17,10 @@ from darts_jax.runtime.compilation import compiler_options
 from darts_jax.runtime.mesh import Shards, put, template
 from darts_jax.runtime.packed import Packed
 from darts_jax.runtime.steps import take_steps
+from darts_jax.search.optimizers import Optimizers
 from darts_jax.search.settings import Settings
 from darts_jax.search.state import Halves, SearchState
-from darts_jax.search.step import RELAX, Objective, Optimizers, search_step
+from darts_jax.search.step import RELAX, Objective, search_step
 from darts_jax.search.strategy import Alphas, Strategy
 
 Array = jax.Array

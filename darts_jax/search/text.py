@@ -16,10 +16,11 @@ from darts_jax.nets.layers import NormGroups
 from darts_jax.nets.recurrent import LanguageModel, Masks, init_language_model, initial_hidden, read_text
 from darts_jax.runtime.packed import Packed
 from darts_jax.runtime.precision import precisely
+from darts_jax.search.optimizers import Optimizers
 from darts_jax.search.searcher import FIRST_PURPOSE, Searcher
 from darts_jax.search.settings import RecurrentSearch
 from darts_jax.search.state import Halves, SearchState
-from darts_jax.search.step import Optimizers, Seen
+from darts_jax.search.step import Seen
 from darts_jax.search.strategy import Alphas, Strategy
 
 Array = jax.Array

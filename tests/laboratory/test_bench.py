@@ -21,8 +21,9 @@ from darts_jax.runtime.packed import Packed
 from darts_jax.search import ImageSearcher, Search
 from darts_jax.search.images import divide
 from darts_jax.search.loop import make_strategy
+from darts_jax.search.optimizers import Optimizers
 from darts_jax.search.settings import Hypergradient
-from darts_jax.search.step import Optimizers, search_step
+from darts_jax.search.step import search_step
 from darts_jax.settings import build
 
 SETTINGS = build(

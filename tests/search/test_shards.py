@@ -16,9 +16,9 @@ from darts_jax.runtime.mesh import make_mesh
 from darts_jax.search import ImageSearcher, Search
 from darts_jax.search.images import divide
 from darts_jax.search.loop import make_strategy
+from darts_jax.search.optimizers import Optimizers
 from darts_jax.search.settings import Alphas, BatchNorm, Weights
 from darts_jax.search.state import Halves
-from darts_jax.search.step import Optimizers
 from darts_jax.settings import build
 
 DEVICES, BATCH = 8, 128

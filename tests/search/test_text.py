@@ -22,9 +22,10 @@ from darts_jax.hypergradient import ESTIMATORS, Estimator, make
 from darts_jax.nets.recurrent import Dropout, Masks
 from darts_jax.runtime.mesh import make_mesh, replicated
 from darts_jax.search import RecurrentSearch, Search, TextSearcher, loop
+from darts_jax.search.optimizers import Optimizers
 from darts_jax.search.settings import BatchNorm
 from darts_jax.search.state import Halves, SearchState
-from darts_jax.search.step import Optimizers, search_step
+from darts_jax.search.step import search_step
 from darts_jax.search.text import TextBatch, texts
 from darts_jax.settings import build
 
