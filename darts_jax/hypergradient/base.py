@@ -160,6 +160,8 @@ class Estimator:
     scratch: makes the initial `Memory.scratch`.
     reports: the fields of the memory that say something about the estimate.
     curvature: whether it makes no sense without H.
+    single_level: whether weights and α have one loss: a search step makes one pass, of the inner loss, and both move by
+      the gradients that it finds.
   """
 
   name: str
@@ -168,6 +170,7 @@ class Estimator:
   scratch: Callable[[Problem], PyTree] = lambda problem: ()
   reports: tuple[str, ...] = ()
   curvature: bool = False
+  single_level: bool = False
 
   def start(self, problem: Problem) -> Memory:
     """The memory before the first pass, which always differentiates at w."""
@@ -176,6 +179,11 @@ class Estimator:
     scalar = jnp.zeros((), jnp.promote_types(jnp.result_type(*jax.tree.leaves(problem.alphas)), jnp.float32))
     direction = jax.tree.map(jnp.zeros_like, problem.weights)
     return Memory(problem.weights, direction, zeros, zeros, scalar, scalar, scalar, self.scratch(problem))
+
+  @property
+  def has_outer_loss(self) -> bool:
+    """Whether any pass differentiates the outer loss."""
+    return any(each.loss == 'valid' for each in self.passes)
 
   @property
   def cost(self) -> Cost:

@@ -3,8 +3,9 @@
 A pass computes a gradient of a loss at `Memory.at`, or the derivative of that gradient along a direction, and what
 follows from it names the next pass. `Program` is the body of the loop over passes. `hypergradient` runs it in a
 `lax.scan`, for any two losses; a search step (`darts_jax.search.step`) in a `lax.while_loop` whose passes are those of
-the estimator and that of the weight update. `Losses` is what passes compute where both losses are one function of a
-batch; the search step and the laboratory, which makes passes one by one, share it.
+the estimator and that of the weight update. There both losses are one function of a batch, which `Passes` traces once.
+The laboratory (`darts_jax.laboratory.bench`) compiles what one pass computes, `gradient_pass` or `derivative` of a
+`gated` loss, and makes passes one by one.
 """
 
 import contextlib
@@ -69,7 +70,7 @@ class Line(NamedTuple):
   Attributes:
     each: the pass.
     follow: what follows from it, which also says which pass is next; lines with the same function share a branch.
-    updating: whether the weights move by its gradient; one line of a program may be so.
+    updating: whether the weights move by its gradient, as they do at one line of a search step.
   """
 
   each: Pass
@@ -100,6 +101,8 @@ class Program:
   def make_pass(self, find: Callable[[Carry], Found], carry: Carry) -> Carry:
     """The body of the loop: one pass, which `find` makes, and what follows from it."""
     found = find(carry)
+    if len(self._branches) == 1:
+      return self._branches[0](carry, found)
     after: Carry = self._choose(self._branch_of[carry.number], self._branches, carry, found)
     return after
 
@@ -113,6 +116,8 @@ class Program:
         does not wait for each to ask for another.
     """
     body = functools.partial(self.make_pass, find)
+    if len(self.lines) == 1:
+      return body(carry)
     if not counted:
       last = len(self.lines) - 1
       after: Carry = lax.while_loop(lambda carry: carry.number <= last, body, carry)
@@ -232,12 +237,13 @@ class Losses:
   mean: Callable[[Array, Found], Found] | None = None
 
 
-def stacked(train: Any, valid: Any) -> Any:
-  """The batches of both halves with an axis before the others, of which a pass takes its own."""
+def stacked(train: Any, *valid: Any) -> Any:
+  """The batches of both halves, or that of the inner loss alone, with an axis before the others for the halves."""
   message = 'the batches of both halves are to have the same structure, shapes and dtypes'
-  chex.assert_trees_all_equal_structs(train, valid, custom_message=message)
-  chex.assert_trees_all_equal_shapes_and_dtypes(train, valid, custom_message=message)
-  return jax.tree.map(lambda *arrays: jnp.stack(arrays), train, valid)
+  for other in valid:
+    chex.assert_trees_all_equal_structs(train, other, custom_message=message)
+    chex.assert_trees_all_equal_shapes_and_dtypes(train, other, custom_message=message)
+  return jax.tree.map(lambda *arrays: jnp.stack(arrays), train, *valid)
 
 
 class Passes:
@@ -394,6 +400,8 @@ def hypergradient(
       return program.make_pass(find, carry), None
 
     start = Carry(jnp.int32(0), estimator.start(problem), ())
+    if not passes:
+      return start.memory.estimate, start.memory
     # In a `lax.scan`, since reverse mode does not differentiate a `lax.while_loop`.
     carry, _ = lax.scan(body, start, length=len(passes))
     return carry.memory.estimate, carry.memory

@@ -3,7 +3,7 @@
 import dataclasses
 
 from darts_jax import limits
-from darts_jax.hypergradient import ESTIMATORS
+from darts_jax.hypergradient import BILEVEL, ESTIMATORS
 from darts_jax.search.settings import Search, check_alone
 from darts_jax.settings import rename, setting
 
@@ -41,7 +41,7 @@ class Laboratory:
   """
 
   problems: tuple[str, ...] = setting(PROBLEMS)
-  estimators: tuple[str, ...] = setting(tuple(ESTIMATORS))
+  estimators: tuple[str, ...] = setting(BILEVEL)
   precisions: tuple[str, ...] = setting(PRECISIONS)
   reference_steps: int = setting(4, at_least=1, at_most=limits.INNER_STEPS)
   repeats: int = setting(3, at_least=1, at_most=limits.STEPS)
@@ -55,7 +55,12 @@ class Laboratory:
   search: Search = setting(Search())
 
   def __post_init__(self) -> None:
-    for field, allowed in (('problems', PROBLEMS), ('estimators', tuple(ESTIMATORS)), ('precisions', PRECISIONS)):
+    methods = [('estimators', each) for each in self.estimators]
+    methods.append(('search.hypergradient.name', self.search.hypergradient.name))
+    for where, each in methods:
+      if each in ESTIMATORS and each not in BILEVEL:
+        raise ValueError(f'config.{where}: {each!r} estimates no hypergradient; allowed are {", ".join(BILEVEL)}')
+    for field, allowed in (('problems', PROBLEMS), ('estimators', BILEVEL), ('precisions', PRECISIONS)):
       unknown = [name for name in getattr(self, field) if name not in allowed]
       if unknown:
         raise ValueError(f'config.{field}: {unknown[0]!r} is not known; allowed are {", ".join(allowed)}')

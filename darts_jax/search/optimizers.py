@@ -63,9 +63,13 @@ class Optimizers:
       scaled_to_batch(group.learning_rate, settings.batch_size, group.reference_batch_size) for group in (rates, alphas)
     )
     cosine = optax.cosine_decay_schedule(first, settings.epochs, rates.final_learning_rate / rates.learning_rate)
-    weights_warmup, alphas_warmup = (
-      float(np.interp(group.warmup_epochs, range(len(epoch_ends) + 1), [0, *epoch_ends])) for group in (rates, alphas)
-    )
+
+    def steps(epochs: float) -> float:
+      return float(np.interp(epochs, range(len(epoch_ends) + 1), [0, *epoch_ends]))
+
+    weights_warmup = steps(rates.warmup_epochs)
+    # Adam counts its own steps, one an update of α.
+    alphas_warmup = (steps(alphas.from_epoch + alphas.warmup_epochs) - steps(alphas.from_epoch)) / alphas.every
     warmed = warmed_up(lambda step: cosine(jnp.sum(step >= np.array(epoch_ends), dtype=jnp.int32)), weights_warmup)
 
     def learning_rate(step: Array) -> Array:
@@ -73,7 +77,6 @@ class Optimizers:
       # each would call the C library, which makes a stored program overflow the stack that XLA loads it on.
       return materialise(warmed(step))
 
-    # Adam counts its own steps, one a search step.
     alphas_schedule = warmed_up(lambda step: jnp.float32(alphas_rate), alphas_warmup) if alphas_warmup else alphas_rate
     step = decayed_sgd(learning_rate, rates.momentum or None, rates.weight_decay)
     clip = clip_by_global_norm(rates.clip_norm)

@@ -1,8 +1,9 @@
-"""The search step: one update of α by the hypergradient, then one of the weights [DARTS Alg. 1].
+"""The search step: one update of α by the hypergradient, then one of the weights [DARTS Alg. 1], or in another order.
 
 A step is a pure function of state and data. All its gradients, those the estimator asks for and the one of the
-weight update, are passes of one `lax.while_loop`: the gradient of the supernet's loss, by far the largest piece of the
-program, stands in it once, which divides the time to compile and, for second-order estimators, the memory.
+weight update, are passes of one `lax.while_loop` (`darts_jax.hypergradient.program`): the gradient of the supernet's
+loss, by far the largest piece of the program, stands in it once, which divides the time to compile and, for
+second-order estimators, the memory.
 
 Where several devices share a batch, each makes the pass on its part and one all-reduce makes what it found the mean
 over all of them. Besides, only statistics of BN cross devices.
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from darts_jax.hypergradient import Estimator, Pass, Problem, global_norm, over
+from darts_jax.hypergradient import Estimator, Memory, Pass, Problem, global_norm, over
 from darts_jax.hypergradient.program import Carry, Found, Line, Losses, Passes, Program, one_of, stacked
 from darts_jax.nets.bilinear import weights_gradient_if
 from darts_jax.runtime.mesh import UNSHARED, Shards
@@ -25,10 +26,13 @@ from darts_jax.runtime.precision import precisely
 from darts_jax.search.optimizers import Optimizers
 from darts_jax.search.state import Halves, SearchState
 from darts_jax.search.strategy import Alphas, Strategy
+from darts_jax.search.timing import ALWAYS, Timing
 
 Array = jax.Array
 PyTree = Any
 
+#: The metric that says whether α moved at a step, 1 or 0, of a search where they do not move at all of them.
+UPDATES = 'alphas_updates'
 #: What the random key of a step is folded with to relax α; the purposes of `darts_jax.search.searcher` follow.
 RELAX = 0
 
@@ -114,10 +118,11 @@ class StepInfo(NamedTuple):
   """What a step saw.
 
   Attributes:
-    metrics: `[]` each: losses in nats, and what else the objective reports, on both batches (`train_…` at the new α
-      and the old weights, `valid_…` where the estimator differentiates the outer loss); norms of both gradients before
-      clipping, and whether that of the weights was clipped; the learning rate; the norm of the hypergradient's
-      second-order term as a fraction of that of ∇α L_val; and what the estimator reports.
+    metrics: `[]` each: losses in nats, and what else the objective reports, on both batches (`train_…` where the
+      weights' gradient was taken, `valid_…` where the estimator differentiates the outer loss); norms of both gradients
+      before clipping, and whether that of the weights was clipped; the learning rate; the norm of the hypergradient's
+      second-order term as a fraction of that of ∇α L_val; and what the estimator reports. An estimator without an outer
+      loss has none of its metrics, and one without passes none of α.
     hypergradient: the estimate that α was updated with, like the α.
   """
 
@@ -158,13 +163,14 @@ def search_step(
   precision: str = 'float32',
   check: Array | bool = False,
   shards: Shards = UNSHARED,
+  timing: Timing = ALWAYS,
 ) -> tuple[SearchState, StepInfo]:
   """One search step on two batches.
 
   Args:
     state: before the step.
     train: this device's part of the batch of the weights' half.
-    valid: of that of the architecture's half, of the same shapes.
+    valid: of that of the architecture's half, of the same shapes; not read if the estimator has no outer loss.
     objective: the loss of the supernet on a batch.
     strategy: the relaxation of α.
     estimator: of the hypergradient.
@@ -174,21 +180,30 @@ def search_step(
       they are, and so does all of a pass that asks for precision.
     check: `[]` whether the estimator makes its checks, too; may be traced, so that a step without them pays nothing.
     shards: how the batches are shared out among devices, each of which runs this function.
+    timing: when α move. A step at which they stay makes the pass of the weight update alone, and what its metrics say
+      of α is 0.
 
   Returns:
     The state after the step, and what the step saw.
   """
-  batches = stacked(train, valid)
-  problem = Problem(optimizers.inner_optimizer(state.weights_optimizer), state.weights.vector, state.alphas)
+  passes = *estimator.passes, *estimator.checks
+  gated = bool(passes) and not timing.always
+  weights_first = timing.weights_first and not estimator.single_level
+  batches = stacked(train, valid) if estimator.has_outer_loss else stacked(train)
+
+  def problem_at(now: SearchState) -> Problem:
+    return Problem(optimizers.inner_optimizer(now.weights_optimizer), now.weights.vector, now.alphas)
+
+  problem = problem_at(state)
   loss = BatchLoss.at(state, objective, strategy, precision)
-  ends = len(estimator.passes) - 1, len(estimator.passes) + len(estimator.checks) - 1
+  moves = timing.moves(state.step) if gated else jnp.array(True)
 
   def update_alphas(carry: Carry) -> Carry:
     rest, gradient = carry.rest, carry.memory.estimate
     now = optimizers.move_alphas(rest.state, gradient)
-    # The next pass is that of the weight update, at the weights of the state.
+    # If the next pass is that of the weight update, it is made at the weights of the state.
     return Carry(
-      number=jnp.int32(len(lines) - 1),
+      number=jnp.int32(len(lines) if weights_first else update),
       memory=carry.memory._replace(at=now.weights.vector),
       rest=rest._replace(state=now, alphas_gradient_norm=global_norm(gradient)),
     )
@@ -197,26 +212,44 @@ def search_step(
     gradient, seen = found.gradients.weights, found.seen
     now = optimizers.move_weights(carry.rest.state, gradient)
     now = now.replace(statistics=now.statistics.replace(seen.statistics))
-    number = carry.number + 1
+    number, memory = carry.number + 1, carry.memory
+    if weights_first:
+      memory = estimator.start(problem_at(now))
+      number = jnp.where(moves, number, len(lines)) if gated else number
     rest = carry.rest._replace(state=now, inner=seen, weights_gradient_norm=global_norm(gradient))
-    return carry._replace(number=number, rest=rest)
+    return Carry(number, memory, rest)
 
   def follow_pass(each: Pass, last: bool, carry: Carry, found: Found) -> Carry:
     number = carry.number + 1
-    memory = each.follow(problem, carry.memory, found.gradients)
+    memory = each.follow(problem_at(carry.rest.state) if weights_first else problem, carry.memory, found.gradients)
     rest = carry.rest._replace(outer=found.seen) if each.loss == 'valid' else carry.rest
     carry = Carry(number, memory, rest)
     if not last:
       return carry
     # The checks, if there are any, are made before α moves.
-    checks_follow = (carry.number == len(estimator.passes)) & check & bool(estimator.checks)
+    checks_follow = (carry.number == first + len(estimator.passes)) & check & bool(estimator.checks)
     after: Carry = one_of(checks_follow.astype(jnp.int32), (update_alphas, lambda carry: carry), carry)
     return after
 
-  kinds = [(each, i in ends) for i, each in enumerate((*estimator.passes, *estimator.checks))]
-  followers = {kind: functools.partial(follow_pass, *kind) for kind in kinds}
-  lines = [Line(kind[0], followers[kind]) for kind in kinds]
-  lines.append(Line(_UPDATE, follow_update, updating=True))
+  def follow_both(carry: Carry, found: Found) -> Carry:
+    [each] = passes
+    carry = follow_pass(each, False, carry, found)
+    if gated:
+      carry = one_of(moves.astype(jnp.int32), (lambda carry: carry, update_alphas), carry)
+    else:
+      carry = update_alphas(carry)
+    return follow_update(carry, found)
+
+  if estimator.single_level:
+    lines, update = [Line(passes[0], follow_both, updating=True)], 0
+  else:
+    ends = len(estimator.passes) - 1, len(passes) - 1
+    kinds = [(each, i in ends) for i, each in enumerate(passes)]
+    followers = {kind: functools.partial(follow_pass, *kind) for kind in kinds}
+    lines = [Line(kind[0], followers[kind]) for kind in kinds]
+    update = 0 if weights_first else len(passes)
+    lines.insert(update, Line(_UPDATE, follow_update, updating=True))
+  first = 1 if weights_first else 0
   program = Program(lines, one_of)
 
   def mean_of_all(found: Found) -> Found:
@@ -236,33 +269,62 @@ def search_step(
 
   fine = None if precision == 'float32' else loss.precisely
   losses = Losses(loss, fine, weights_gradient_if, mean if shards.size > 1 else None)
-  passes = Passes(losses, lines, batches)
+  found_by = Passes(losses, lines, batches)
   zero = jnp.zeros((), jax.tree.leaves(state.alphas)[0].dtype)
-  nothing = passes.nothing(problem.weights, problem.alphas)
-  start = Carry(jnp.int32(0), estimator.start(problem), _Rest(state, nothing, nothing, zero, zero))
+  nothing = found_by.nothing(problem.weights, problem.alphas)
+  outer = nothing
+  if gated or not estimator.has_outer_loss:
+    # The next batch of this half goes on from where the latest ended.
+    outer = nothing._replace(carried=state.carried.valid)
+  number = jnp.int32(0)
+  if gated and not weights_first and not estimator.single_level:
+    number = jnp.where(moves, number, update)
+  start = Carry(number, estimator.start(problem), _Rest(state, outer, nothing, zero, zero))
 
   def find(carry: Carry) -> Found:
-    return passes.find(carry.number, carry.memory, carry.rest.state.alphas, nothing)
+    return found_by.find(carry.number, carry.memory, carry.rest.state.alphas, nothing)
 
-  # Whether there are checks is known when a step begins, and not before.
-  memory, rest = program.run(find, start, counted=not estimator.checks)[1:]
-  outer = global_norm(memory.outer)
+  # Whether there are checks, and whether α move, is known when a step begins, and not before. Then a GPU's host reads
+  # after every pass whether there is another, which takes microseconds; a conditional around the passes would be read,
+  # too, and two loops would hold the gradient of the loss twice.
+  memory, rest = program.run(find, start, counted=not estimator.checks and not gated)[1:]
+  outer_norm = global_norm(memory.outer)
   term = global_norm(jax.tree.map(jnp.subtract, memory.estimate, memory.outer))
+  of_alphas = {'alphas_gradient_norm': rest.alphas_gradient_norm} if passes else {}
   metrics = {
     **_named('train', rest.inner),
-    **_named('valid', rest.outer),
+    **(_named('valid', rest.outer) if estimator.has_outer_loss else {}),
     'weights_gradient_norm': rest.weights_gradient_norm,
     'clipped': jnp.asarray(rest.weights_gradient_norm > optimizers.clip_norm, zero.dtype),
-    'alphas_gradient_norm': rest.alphas_gradient_norm,
-    'second_order_fraction': over(term, outer),
+    **of_alphas,
+    **({'second_order_fraction': over(term, outer_norm)} if estimator.has_outer_loss else {}),
     'learning_rate': jnp.asarray(optimizers.learning_rate(state.step), zero.dtype),
     **{name: getattr(memory, name) for name in estimator.reports},
   }
+  if gated:
+    metrics[UPDATES] = jnp.asarray(moves, zero.dtype)
   if estimator.checks:
     metrics['disagreement'] = memory.disagreement
-    metrics['checks'] = jnp.asarray(check, zero.dtype)
+    metrics['checks'] = jnp.asarray(check & moves if gated else check, zero.dtype)
   after = rest.state.replace(carried=Halves(rest.inner.carried, rest.outer.carried))
   return after, StepInfo(metrics, memory.estimate)
+
+
+def watched(estimator: Estimator) -> tuple[str, ...]:
+  """The metrics that tell whether a step was sound: not so if one of them is not finite."""
+  of_alphas = ('alphas_gradient_norm',) if estimator.passes else ()
+  return 'train_loss', *(('valid_loss',) if estimator.has_outer_loss else ()), 'weights_gradient_norm', *of_alphas
+
+
+def counted_by(name: str) -> str:
+  """The metric that counts the steps that another one is of: 1 at those steps, and 0 at others.
+
+  Where a search has no such metric, the other one is of all steps.
+  """
+  if name == 'disagreement':
+    return 'checks'
+  of_alphas = name in ('alphas_gradient_norm', 'second_order_fraction', *Memory._fields) or name.startswith('valid_')
+  return UPDATES if of_alphas else 'steps'
 
 
 def _named(half: str, seen: Seen) -> dict[str, Array]:

@@ -165,8 +165,11 @@ class TextSearcher(Searcher[RecurrentSearch, Halves]):
     return Halves(*[initial_hidden(self.settings.batch_size, self.net.width)] * 2)
 
   def batches(self, state: SearchState, data: Halves) -> Halves:
-    """This device's columns of the next sequence of either text; α's begins again when it is at its end."""
-    numbers = state.step, state.step % len(data.valid.starts)
+    """This device's columns of the next sequence of either text; α's begins again when it is at its end.
+
+    At steps where α stay, theirs is the one that they read next.
+    """
+    numbers = state.step, self.timing.updates(state.step) % len(data.valid.starts)
     step_key = jax.random.fold_in(state.key, state.step)
     dropout = self.settings.network.dropout
     parts = []

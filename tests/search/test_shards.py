@@ -146,6 +146,16 @@ def test_alphas_have_a_rate_of_their_own(warmup, reference, factors):
     np.testing.assert_allclose(updates, [-0.01 * factor, 0.01 * factor], rtol=1e-4)
 
 
+def test_alphas_are_warmed_up_from_their_first_epoch_on_by_their_own_steps():
+  alphas = Alphas(0.01, 0.5, 0.999, 0.0, 0.1, warmup_epochs=1.5, every=5, from_epoch=1)
+  transform = optimizers(alphas=alphas).alphas
+  state = transform.init(jnp.zeros(2))
+  # In one and a half epochs of ten steps there are three.
+  for factor in (1 / 3, 2 / 3, 1, 1):
+    updates, state = jax.jit(transform.update)(jnp.array([0.3, -2.0]), state, jnp.zeros(2))
+    np.testing.assert_allclose(updates, [-0.01 * factor, 0.01 * factor], rtol=1e-4)
+
+
 def test_without_warm_up_the_rate_of_alphas_is_a_constant():
   # As it was before there was any: the state of the optimiser has no step of a schedule.
   constant = optimizers().alphas.init(jnp.zeros(1))
