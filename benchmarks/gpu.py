@@ -54,7 +54,7 @@ from benchmarks.command import exit_code
 from benchmarks.hlo import Instruction, parse
 from benchmarks.plain_convolutional import PlainSearch
 from benchmarks.pods import data_template, shapes_only, table
-from darts_jax.hypergradient import ESTIMATORS
+from darts_jax.hypergradient import BILEVEL
 from darts_jax.runtime.compilation import compile_with_report, compiler_options
 from darts_jax.runtime.files import user_path
 from darts_jax.runtime.mesh import replicated
@@ -454,9 +454,9 @@ def run(
 ) -> None:
   """Compiles for every estimator, prints the table and writes the JSON file."""
   mesh_of(chip)
-  unknown = [name for name in names if name not in ESTIMATORS]
+  unknown = [name for name in names if name not in BILEVEL]
   if unknown or not names:
-    raise ValueError(f'--estimators: {", ".join(unknown) or "none given"}; allowed are {", ".join(ESTIMATORS)}')
+    raise ValueError(f'--estimators: {", ".join(unknown) or "none given"}; allowed are {", ".join(BILEVEL)}')
   settings = read(config)
   if not isinstance(settings, Search):
     raise ValueError('--config: a search for recurrent cells; one for convolutional cells is compiled')

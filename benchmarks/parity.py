@@ -41,10 +41,11 @@ from darts_jax.runtime.files import parse_json, read_json, read_npz, user_path
 from darts_jax.runtime.packed import Packed
 from darts_jax.search.darts import Darts
 from darts_jax.search.images import ImageLoss
+from darts_jax.search.optimizers import Optimizers
 from darts_jax.search.settings import Alphas, Greed, RecurrentSearch, Search, Weights
 from darts_jax.search.sgas import Sgas
 from darts_jax.search.state import Halves, SearchState
-from darts_jax.search.step import Optimizers, StepInfo, search_step
+from darts_jax.search.step import StepInfo, search_step
 from darts_jax.search.text import TextBatch, TextLoss
 from darts_jax.spaces import from_json, kind_of, to_json
 

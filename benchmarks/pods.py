@@ -55,7 +55,7 @@ from benchmarks.hlo import Collective, Program, Work
 from benchmarks.search_step import random_images
 from darts_jax.data.batches import Examples
 from darts_jax.data.images import Images, split
-from darts_jax.hypergradient import Pass
+from darts_jax.hypergradient import BILEVEL, Pass
 from darts_jax.runtime.compilation import compile_with_report
 from darts_jax.runtime.files import user_path
 from darts_jax.runtime.mesh import replicated
@@ -384,6 +384,9 @@ def run(
   settings = read(config)
   if not isinstance(settings, Search):
     raise ValueError('--config: a search for recurrent cells; one for convolutional cells is compiled')
+  if settings.hypergradient.name not in BILEVEL:
+    name, allowed = settings.hypergradient.name, ', '.join(BILEVEL)
+    raise ValueError(f'config.hypergradient.name: {name!r} has no loop over passes to count; allowed are {allowed}')
   check_alone(settings)
   images = shapes_only(settings, image, classes, num_images)
   batches = []

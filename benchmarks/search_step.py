@@ -40,7 +40,7 @@ from benchmarks.command import exit_code
 from benchmarks.hlo import num_bytes
 from darts_jax.data.corpus import Corpus
 from darts_jax.data.images import Images
-from darts_jax.hypergradient import ESTIMATORS, Derivative, derivative
+from darts_jax.hypergradient import BILEVEL, Derivative, derivative
 from darts_jax.runtime.compilation import compile_with_report, temporary_cache
 from darts_jax.runtime.files import user_path
 from darts_jax.runtime.mesh import make_mesh
@@ -325,9 +325,9 @@ def print_ratios(results: dict[str, dict[str, float]], seconds: dict[str, list[S
 
 def run(config: Any, names: list[str], repeats: int, path: str | None) -> None:
   """Measures every estimator, prints the table and writes the JSON file."""
-  unknown = [name for name in names if name not in ESTIMATORS]
+  unknown = [name for name in names if name not in BILEVEL]
   if unknown or not names:
-    raise ValueError(f'--estimators: {", ".join(unknown) or "none given"}; allowed are {", ".join(ESTIMATORS)}')
+    raise ValueError(f'--estimators: {", ".join(unknown) or "none given"}; allowed are {", ".join(BILEVEL)}')
   device = jax.devices()[0]
   print(f'{jax.device_count()} × {device.device_kind} ({device.platform}), jax {jax.__version__}', flush=True)
   rates = measure_rates()
@@ -350,7 +350,7 @@ def run(config: Any, names: list[str], repeats: int, path: str | None) -> None:
 def main() -> int:
   """Parses the command line; returns the exit code."""
   config = config_flags.DEFINE_config_file('config', None, 'Path of the config file.')
-  names = flags.DEFINE_list('estimators', list(ESTIMATORS), 'Estimators to measure.')
+  names = flags.DEFINE_list('estimators', list(BILEVEL), 'Estimators to measure.')
   repeats = flags.DEFINE_integer('repeats', 5, 'Timed calls of several steps.', lower_bound=1)
   path = flags.DEFINE_string('json', None, 'Where to write the results as JSON.')
 

@@ -74,6 +74,9 @@ def get_config() -> ConfigDict:
   config.alphas.init_scale = 1e-3
   config.alphas.warmup_epochs = 0.0
   config.alphas.reference_batch_size = 0
+  config.alphas.order = 'alphas_first'
+  config.alphas.every = 1
+  config.alphas.from_epoch = 0
 
   config.hypergradient = cifar.get_config().hypergradient
   # As in the published code, the virtual step clips as the real one does, and clips the outer gradient, too.

@@ -15,6 +15,8 @@ optimiser with g = ∇w L_train:
 | `neumann(terms, step_size)` | ∇α L_val − γB Σ_{j≤K} (I − γA)ʲ v, v = ∇w L_val(w, α) | 2K + 3 |
 | `conjugate_gradient(iterations, damping)` | ∇α L_val − B(A + δI)⁻¹ v | 2n + 3 |
 | `amended(amending)` | ∇α L_val − ηBAv | 5 |
+| `joint()` | ∇α L_train(w, α), where weights and α have one loss and no hypergradient | 1 |
+| `none()` | 0: α stay as they are | 0 |
 
 A pass is counted as one forward and one backward pass of a loss; a directional derivative of a gradient counts as two.
 """
@@ -28,19 +30,20 @@ from darts_jax.hypergradient.base import (
   Memory,
   Pass,
   Problem,
-  derivative,
   from_optax,
   global_norm,
-  hypergradient,
   over,
   sgd,
 )
-from darts_jax.hypergradient.catalogue import ESTIMATORS, fields_of, make
+from darts_jax.hypergradient.catalogue import BILEVEL, ESTIMATORS, fields_of, make
 from darts_jax.hypergradient.implicit import amended, conjugate_gradient, neumann
 from darts_jax.hypergradient.one_step import exact, exact_reverse, finite_difference, first_order
+from darts_jax.hypergradient.program import derivative, hypergradient
+from darts_jax.hypergradient.single_level import joint, none
 from darts_jax.hypergradient.unrolled import truncated, unrolled
 
 __all__ = [
+  'BILEVEL',
   'ESTIMATORS',
   'Cost',
   'Derivative',
@@ -61,8 +64,10 @@ __all__ = [
   'from_optax',
   'global_norm',
   'hypergradient',
+  'joint',
   'make',
   'neumann',
+  'none',
   'over',
   'sgd',
   'truncated',

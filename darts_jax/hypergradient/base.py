@@ -4,24 +4,19 @@ An estimator is written as the *passes* it makes: the points at which it wants a
 of that gradient along a direction, and what it does with each before it names the next. All that is large happens in
 the passes, and there are few kinds of them, so a program that makes them in a loop holds each kind once, however often
 it is needed: XLA would otherwise compile a gradient over again for every pass, and keep memory for all of them.
-`hypergradient` makes them in a `lax.scan`; a search step (`darts_jax.search.step`) in a loop that also holds the
-pass of its weight update.
+`darts_jax.hypergradient.program` makes that program.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 from typing import Literal as OneOf
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
-from jax.extend.core import Literal
 from jax.flatten_util import ravel_pytree
-
-from darts_jax.runtime.materialise import product_with_tangents
 
 Array = jax.Array
 PyTree = Any
@@ -165,6 +160,8 @@ class Estimator:
     scratch: makes the initial `Memory.scratch`.
     reports: the fields of the memory that say something about the estimate.
     curvature: whether it makes no sense without H.
+    single_level: whether weights and α have one loss: a search step makes one pass, of the inner loss, and both move by
+      the gradients that it finds.
   """
 
   name: str
@@ -173,6 +170,7 @@ class Estimator:
   scratch: Callable[[Problem], PyTree] = lambda problem: ()
   reports: tuple[str, ...] = ()
   curvature: bool = False
+  single_level: bool = False
 
   def start(self, problem: Problem) -> Memory:
     """The memory before the first pass, which always differentiates at w."""
@@ -183,127 +181,15 @@ class Estimator:
     return Memory(problem.weights, direction, zeros, zeros, scalar, scalar, scalar, self.scratch(problem))
 
   @property
+  def has_outer_loss(self) -> bool:
+    """Whether any pass differentiates the outer loss."""
+    return any(each.loss == 'valid' for each in self.passes)
+
+  @property
   def cost(self) -> Cost:
     """What the passes cost."""
     count = sum(1 if each.derivative == 'gradient' else 2 for each in self.passes)
     return Cost(count, count)
-
-
-def hypergradient(
-  estimator: Estimator, train_loss: Loss, valid_loss: Loss, inner: InnerOptimizer
-) -> Callable[[PyTree, PyTree], tuple[PyTree, Memory]]:
-  """The hypergradient as a function of weights and α.
-
-  Args:
-    estimator: such as `exact()`.
-    train_loss: inner loss L_train.
-    valid_loss: outer loss L_val.
-    inner: the inner optimiser, such as `sgd(0.025)` or `from_optax(optimizer, state)`.
-
-  Returns:
-    A function `(weights, alphas) → (gradient, memory)`: the gradient is a pytree like the α, the memory holds the
-    by-products. Pure, so it can be jitted, differentiated and mapped.
-
-  Raises:
-    ValueError: when the function is called: the estimator needs curvature and the inner loss has none.
-
-  Example:
-    >>> train = lambda w, a: w * w - 2 * a * w + a * a
-    >>> valid = lambda w, a: a * w - 2 * a + 1
-    >>> gradient, _ = hypergradient(exact(), train, valid, sgd(0.5))(-2.0, 2.0)
-    >>> float(gradient)  # (1 − 2ξ)w + 4ξα − 2 at ξ = 0.5
-    2.0
-  """
-  losses = {'train': train_loss, 'valid': valid_loss}
-  kinds = list(dict.fromkeys((each.loss, each.derivative, each.weights) for each in estimator.passes))
-  # What follows from two passes is the same if it is the same function of the same loss.
-  follow = {(each.advance, each.loss): each.follow for each in estimator.passes}
-  follows = list(follow)
-  order = jnp.array(
-    [
-      (kinds.index((each.loss, each.derivative, each.weights)), follows.index((each.advance, each.loss)))
-      for each in estimator.passes
-    ]
-  )
-
-  def estimate(weights: PyTree, alphas: PyTree) -> tuple[PyTree, Memory]:
-    weights, alphas = jax.tree.map(jnp.asarray, (weights, alphas))
-    problem = Problem(inner, weights, alphas)
-    if estimator.curvature and not inner.weight_decay and not has_curvature(train_loss, weights, alphas):
-      raise ValueError(
-        f'train_loss: its gradient does not change with the weights; {estimator.name} needs a loss with curvature'
-      )
-
-    def evaluator(loss: str, what: Derivative, weights_wanted: bool) -> Callable[[Memory], Gradients]:
-      return lambda memory: derivative(what, losses[loss], memory.at, alphas, memory.direction, weights_wanted)
-
-    evaluators = [evaluator(*kind) for kind in kinds]
-
-    def make_pass(memory: Memory, numbers: Array) -> tuple[Memory, None]:
-      gradients = lax.switch(numbers[0], evaluators, memory)
-      branches = [lambda memory, gradients, key=key: follow[key](problem, memory, gradients) for key in follows]
-      return lax.switch(numbers[1], branches, memory, gradients), None
-
-    memory, _ = lax.scan(make_pass, estimator.start(problem), order)
-    return memory.estimate, memory
-
-  return estimate
-
-
-def derivative(
-  what: Derivative, loss: Loss, weights: PyTree, alphas: PyTree, direction: PyTree, weights_wanted: bool = True
-) -> Gradients:
-  """What a pass computes.
-
-  Args:
-    what: see `Derivative`.
-    loss: what is differentiated.
-    weights: where.
-    alphas: likewise.
-    direction: like the weights, d; not used for a gradient.
-    weights_wanted: otherwise zeros stand for the part in the weights.
-
-  Returns:
-    The gradients; or Hd and Bd. Forward over reverse is a Jacobian-vector product of the gradients; reverse over
-    reverse the gradient of ⟨∇w L, d⟩, which is the same since second derivatives are symmetric.
-  """
-
-  def gradient(weights: PyTree) -> Gradients:
-    if weights_wanted:
-      return Gradients(*jax.grad(loss, (0, 1))(weights, alphas))
-    return Gradients(jax.tree.map(jnp.zeros_like, weights), jax.grad(loss, 1)(weights, alphas))
-
-  if what == 'gradient':
-    return gradient(weights)
-  if what == 'product':
-    traced, shapes = jax.make_jaxpr(gradient, return_shape=True)(weights)
-    along = jax.tree.map(lambda _, d: d, weights, direction)
-    found = product_with_tangents(traced, jax.tree.leaves(weights), jax.tree.leaves(along))
-    return jax.tree.unflatten(jax.tree.structure(shapes), found)
-  _, transpose = jax.vjp(jax.grad(loss), weights, alphas)
-  return Gradients(*transpose(direction))
-
-
-def has_curvature(loss: Loss, weights: PyTree, alphas: PyTree) -> bool:
-  """Whether ∂²loss/∂w² is anything but structurally zero.
-
-  Tangents that JAX knows to be zero appear in no equation, so a Hessian that is there shows as a path from the
-  direction to the product. Nothing is computed.
-  """
-
-  def product(direction: PyTree) -> PyTree:
-    return jax.jvp(lambda w: jax.grad(loss)(w, alphas), (weights,), (direction,))[1]
-
-  jaxpr = jax.make_jaxpr(product)(weights).jaxpr
-  reached = set(jaxpr.invars)
-
-  def reads(variables: Sequence[Any]) -> bool:
-    return any(not isinstance(x, Literal) and x in reached for x in variables)
-
-  for eqn in jaxpr.eqns:
-    if reads(eqn.invars):
-      reached.update(eqn.outvars)
-  return reads(jaxpr.outvars)
 
 
 def global_norm(tree: PyTree) -> Array:

@@ -7,8 +7,10 @@ from typing import Any
 from darts_jax.hypergradient.base import Estimator
 from darts_jax.hypergradient.implicit import amended, conjugate_gradient, neumann
 from darts_jax.hypergradient.one_step import exact, exact_reverse, finite_difference, first_order
+from darts_jax.hypergradient.single_level import joint, none
 from darts_jax.hypergradient.unrolled import truncated, unrolled
 
+#: All of them.
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {
   function.__name__: function
   for function in (
@@ -21,8 +23,12 @@ ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     neumann,
     conjugate_gradient,
     amended,
+    joint,
+    none,
   )
 }
+#: The names of those that estimate the hypergradient of a bilevel problem.
+BILEVEL = tuple(name for name in ESTIMATORS if name not in ('joint', 'none'))
 
 
 def fields_of(name: str) -> tuple[str, ...]:

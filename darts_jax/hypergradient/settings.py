@@ -156,6 +156,20 @@ class Amended(Hypergradient):
   amending: float = setting(0.1, above=0, at_most=limits.FACTOR)
 
 
+@dataclasses.dataclass(frozen=True)
+class Joint(Hypergradient):
+  """No hypergradient: the loss of a training batch moves weights and α, in one pass."""
+
+  name: ClassVar[str] = 'joint'
+
+
+@dataclasses.dataclass(frozen=True)
+class Without(Hypergradient):
+  """No hypergradient: α stay."""
+
+  name: ClassVar[str] = 'none'
+
+
 #: By name, in the order of `ESTIMATORS`.
 HYPERGRADIENTS: dict[str, type[Hypergradient]] = {
   'first_order': FirstOrder,
@@ -167,4 +181,6 @@ HYPERGRADIENTS: dict[str, type[Hypergradient]] = {
   'neumann': Neumann,
   'conjugate_gradient': ConjugateGradient,
   'amended': Amended,
+  'joint': Joint,
+  'none': Without,
 }

@@ -18,12 +18,14 @@ import numpy as np
 
 from darts_jax.data.batches import Examples
 from darts_jax.hypergradient import Estimator, Gradients, Memory, Pass, Problem, derivative
+from darts_jax.hypergradient.program import gated, gradient_pass
 from darts_jax.nets.bilinear import weights_gradient_if
 from darts_jax.nets.conv import Supernet
 from darts_jax.runtime.compilation import compile_with_report, compiler_options
 from darts_jax.search.images import ImageLoss
+from darts_jax.search.optimizers import Optimizers
 from darts_jax.search.state import Halves, SearchState
-from darts_jax.search.step import BatchLoss, Optimizers
+from darts_jax.search.step import BatchLoss
 from darts_jax.search.strategy import Strategy
 
 Array = jax.Array
@@ -196,18 +198,17 @@ class Bench:
       def program(
         now: SearchState, batch: Examples, weights: Array, direction: Array, wanted: Array
       ) -> tuple[Array, Gradients]:
-        loss_of = BatchLoss.at(now, ImageLoss(self.net), self.strategy, self._compute_precision)
+        batch_loss = BatchLoss.at(now, ImageLoss(self.net), self.strategy, self._compute_precision)
+        loss, updating = gated(batch_loss, weights_gradient_if), jnp.array(False)
+        if what == 'gradient':
+          found = gradient_pass(loss, weights, now.alphas, batch, updating, wanted)
+          return found.seen.loss, found.gradients
 
-        def loss(weights: Array, alphas: PyTree) -> Array:
-          return loss_of(weights, alphas, batch)[0]
+        def value(weights: Array, alphas: PyTree) -> Array:
+          return loss(weights, alphas, batch, updating, wanted)[0]
 
-        with weights_gradient_if(wanted):
-          if what == 'gradient':
-            value, gradients = jax.value_and_grad(loss, (0, 1))(weights, now.alphas)
-            return value, Gradients(*gradients)
-
-          found = derivative(what, loss, weights, now.alphas, direction, self.products_of_weights)
-          return jnp.zeros((), weights.dtype), found
+        product = derivative(what, value, weights, now.alphas, direction, self.products_of_weights)
+        return jnp.zeros((), weights.dtype), product
 
       jitted = jax.jit(program, compiler_options=compiler_options())
       report = compile_with_report(jitted, *arguments)

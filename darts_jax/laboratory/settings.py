@@ -3,8 +3,8 @@
 import dataclasses
 
 from darts_jax import limits
+from darts_jax.hypergradient import BILEVEL, ESTIMATORS
 from darts_jax.hypergradient.settings import (
-  HYPERGRADIENTS,
   Amended,
   ConjugateGradient,
   Exact,
@@ -69,7 +69,7 @@ class Laboratory:
   """
 
   problems: tuple[str, ...] = setting(PROBLEMS)
-  estimators: tuple[str, ...] = setting(tuple(HYPERGRADIENTS))
+  estimators: tuple[str, ...] = setting(BILEVEL)
   precisions: tuple[str, ...] = setting(PRECISIONS)
   reference_steps: int = setting(4, at_least=1, at_most=limits.INNER_STEPS)
   repeats: int = setting(3, at_least=1, at_most=limits.STEPS)
@@ -84,7 +84,12 @@ class Laboratory:
   search: Search = setting(Search())
 
   def __post_init__(self) -> None:
-    for field, allowed in (('problems', PROBLEMS), ('estimators', tuple(HYPERGRADIENTS)), ('precisions', PRECISIONS)):
+    methods = [('estimators', name) for name in self.estimators]
+    methods.append(('search.hypergradient.name', self.search.hypergradient.name))
+    for where, name in methods:
+      if name in ESTIMATORS and name not in BILEVEL:
+        raise ValueError(f'config.{where}: {name!r} estimates no hypergradient; allowed are {", ".join(BILEVEL)}')
+    for field, allowed in (('problems', PROBLEMS), ('estimators', BILEVEL), ('precisions', PRECISIONS)):
       unknown = [name for name in getattr(self, field) if name not in allowed]
       if unknown:
         raise ValueError(f'config.{field}: {unknown[0]!r} is not known; allowed are {", ".join(allowed)}')

@@ -20,8 +20,8 @@ from darts_jax.runtime.mesh import make_mesh
 from darts_jax.runtime.workdir import CHECKPOINTS
 from darts_jax.search.images import ImageSearcher, divide
 from darts_jax.search.loop import make_strategy
+from darts_jax.search.optimizers import Optimizers
 from darts_jax.search.state import Halves, SearchState
-from darts_jax.search.step import Optimizers
 from darts_jax.settings import rename
 
 Json = Any
@@ -308,18 +308,26 @@ class SupernetLab:
     settings, bench, optimizers = self._settings, self.bench('float32'), self._optimizers
     state = self.states[first]
     estimator = self._estimators[settings.search.hypergradient.name]
+    timing = self._searcher.timing
     move_alphas, move_weights = jax.jit(optimizers.move_alphas), jax.jit(optimizers.move_weights)
+
+    def alphas_moved(state: SearchState, frozen: Frozen) -> SearchState:
+      estimate = bench.estimate(estimator, frozen).estimate
+      return move_alphas(state, {name: jnp.float32(value) for name, value in estimate.items()})
+
+    def weights_moved(state: SearchState, frozen: Frozen) -> SearchState:
+      return move_weights(state, bench.gradients(frozen)[1].weights)
+
+    moves = (weights_moved, alphas_moved) if timing.weights_first else (alphas_moved, weights_moved)
     for step in range(first, first + settings.search_steps + 1):
       if (step - first) % settings.compare_every == 0:
         yield step, state
       if step == first + settings.search_steps:
         return
       frozen = self.freeze(state)
-      estimate = bench.estimate(estimator, frozen).estimate
-      state = move_alphas(state, {name: jnp.float32(value) for name, value in estimate.items()})
-      host = frozen.state.replace(alphas=jax.device_get(state.alphas))
-      _, gradients = bench.gradients(frozen._replace(state=host))
-      state = move_weights(state, gradients.weights)
+      for move in moves if timing.moves(state.step) else (weights_moved,):
+        # The step, which the relaxation reads, is that of the batches until it is over.
+        state = move(state, frozen._replace(state=to_host(state.replace(step=jnp.int32(step)))))
 
   def unrolled(self) -> Json:
     """Time and memory of unrolled gradients against their number of steps."""

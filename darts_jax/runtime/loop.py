@@ -70,9 +70,17 @@ class Plan(NamedTuple):
 class Sums:
   """Sums of metrics over steps, and the steps."""
 
-  def __init__(self, values: Mapping[str, Any] | None = None) -> None:
-    """Starts from the given sums."""
+  def __init__(
+    self, values: Mapping[str, Any] | None = None, counted_by: Callable[[str], str] = lambda name: 'steps'
+  ) -> None:
+    """Starts from the given sums.
+
+    Args:
+      values: sums by name.
+      counted_by: see `Loop.counted_by`.
+    """
     self.values = dict(values or {})
+    self._counted_by = counted_by
 
   def add(self, sums: Mapping[str, Any]) -> None:
     """Adds those of further steps."""
@@ -85,15 +93,15 @@ class Sums:
       self.add({'steps': 1.0, **_numbers({name: values[..., i] for name, values in each.items()})})
 
   def means(self) -> dict[str, Any]:
-    """Means over the steps; what only some steps check is the mean over those, and left out if there were none."""
-    if not self.values:
-      return {}
-    values = dict(self.values)
-    steps, checks = values.pop('steps'), values.pop('checks', 0)
-    disagreement = values.pop('disagreement', 0)
-    values.pop('seconds', None)
-    means = {name: value / steps for name, value in values.items()}
-    return {**means, 'disagreement': disagreement / checks} if np.all(checks) else means
+    """Means over the steps; a metric of some steps alone has the mean over those, and is left out if there are none."""
+    values = {name: value for name, value in self.values.items() if name != 'seconds'}
+    counts = {'steps', *map(self._counted_by, values)}
+    means = {}
+    for name in sorted(values.keys() - counts):
+      count = values.get(self._counted_by(name), values['steps'])
+      if np.all(count):
+        means[name] = values[name] / count
+    return means
 
 
 class Outcome(NamedTuple, Generic[State]):
@@ -181,6 +189,11 @@ class Loop(abc.ABC, Generic[State]):
   def opened(self, state: State, resume_step: int | None) -> None:
     """Is called when the log is open; without a step, the run begins."""
 
+  def counted_by(self, name: str) -> str:
+    """The metric that counts the steps that another one is of, by 1 or 0; if there is none, these are all steps."""
+    del name
+    return 'steps'
+
   def summary(self, state: State, sums: Sums) -> dict[str, Any]:
     """What a line of the log holds beside the means of metrics."""
     del state
@@ -230,7 +243,7 @@ class Loop(abc.ABC, Generic[State]):
       state = restored.state
     resume_step = None if restored is None else restored.step
     saved = {} if restored is None else restored.metadata
-    epoch_sums, log_sums = (Sums(_numbers(saved.get(name, {}))) for name in ('epoch_sums', 'log_sums'))
+    epoch_sums, log_sums = (Sums(_numbers(saved.get(name, {})), self.counted_by) for name in ('epoch_sums', 'log_sums'))
     last_epoch = _numbers(saved.get('last_epoch', {}))
     first = processes.is_first()
     step = resume_step or 0
@@ -282,7 +295,8 @@ class Loop(abc.ABC, Generic[State]):
           totals.add_each(each, sound)
           totals.add({'seconds': seconds})
         if np.all(finite):
-          self._progress.update(step, {name: float(np.mean(sums[name])) / taken for name in self.shown})
+          means = Sums(sums, self.counted_by).means()
+          self._progress.update(step, {name: float(np.mean(means[name])) for name in self.shown if name in means})
         else:
           state = self._recovered(state, step, finite)
         epoch = bisect.bisect_left(plan.epoch_ends, step)
@@ -290,7 +304,7 @@ class Loop(abc.ABC, Generic[State]):
           details = self.summary(state, log_sums)
           details.pop('seconds', None)
           self._log.write('step', step, {'epoch': epoch, **log_sums.means(), **details})
-          log_sums = Sums()
+          log_sums = Sums(counted_by=self.counted_by)
         if step == plan.epoch_ends[epoch]:
           evaluation = self.evaluate(state, step)
           if not _all_finite(evaluation):
@@ -301,7 +315,7 @@ class Loop(abc.ABC, Generic[State]):
           last_epoch = {**epoch_sums.means(), **evaluation}
           details = self.summary(state, epoch_sums) if epoch_sums.values else {}
           self._log.write('epoch', step, {'epoch': epoch, **last_epoch, **details})
-          epoch_sums = Sums()
+          epoch_sums = Sums(counted_by=self.counted_by)
           state = self.turn_epoch(state, evaluation, step)
           self.epoch_done(state, step, epoch + 1)
           if (epoch + 1) % plan.checkpoint.every == 0 or step == self.total:

@@ -28,6 +28,7 @@ from darts_jax.search.searcher import Searcher
 from darts_jax.search.settings import STRATEGIES, RecurrentSearch, Search, Settings, check_alone, read
 from darts_jax.search.sgas import Sgas
 from darts_jax.search.state import SearchState
+from darts_jax.search.step import counted_by
 from darts_jax.search.strategy import Scores, Strategy, Turn
 from darts_jax.settings import as_config, build, setting
 from darts_jax.spaces import Genotype
@@ -303,6 +304,9 @@ class _Loop(Loop[SearchState]):
     if len(values) == 1:
       return dict(values[0])
     return {name: np.array([each[name] for each in values]) for name in values[0]}
+
+  def counted_by(self, name: str) -> str:
+    return counted_by(name)
 
   def summary(self, state: SearchState, sums: Sums) -> dict[str, Any]:
     temperature = self.strategy.temperature_at(int(np.ravel(processes.fetch(state.step))[0]))

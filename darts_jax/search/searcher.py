@@ -17,10 +17,12 @@ from darts_jax.runtime.compilation import compiler_options
 from darts_jax.runtime.mesh import Shards, put, template
 from darts_jax.runtime.packed import Packed
 from darts_jax.runtime.steps import take_steps
+from darts_jax.search.optimizers import Optimizers
 from darts_jax.search.settings import Settings
 from darts_jax.search.state import Halves, SearchState
-from darts_jax.search.step import RELAX, Objective, Optimizers, search_step
+from darts_jax.search.step import RELAX, Objective, search_step, watched
 from darts_jax.search.strategy import Alphas, Strategy
+from darts_jax.search.timing import Timing
 
 Array = jax.Array
 PyTree = Any
@@ -51,6 +53,7 @@ class Searcher(abc.ABC, Generic[AnySettings, Data]):
     mesh: devices with the axes `seed` and `data`.
     shards: how the examples of a batch are shared out.
     epoch_ends: steps taken by the end of every epoch.
+    timing: at which steps α move.
     objective: the loss of the supernet on a batch.
     data_axes: how the data of a search lie on its devices, as `PartitionSpec`s, a pytree prefix.
     state_axes: likewise, how the state does.
@@ -64,14 +67,19 @@ class Searcher(abc.ABC, Generic[AnySettings, Data]):
     """Builds the functions; compiles nothing.
 
     Raises:
-      ValueError: all epochs have too many steps.
+      ValueError: all epochs have too many steps, or too few for α to move at any.
     """
     check_steps(settings.epochs, epoch_ends[-1])
+    self.timing = Timing.from_settings(settings, epoch_ends)
     self.settings, self.mesh, self.epoch_ends = settings, mesh, epoch_ends
     self.strategy = strategy.over(epoch_ends[-1])
     everything = all(rows.all() for rows in strategy.active.values())
     self._optimizers = Optimizers.from_settings(settings, epoch_ends, None if everything else strategy.active)
     self._estimator = settings.hypergradient.estimator()
+    if not self.timing.always and not self.timing.updates(epoch_ends[-1]):
+      raise ValueError(
+        f'config.alphas.every: {settings.alphas.every} is not allowed; α would move at none of {epoch_ends[-1]} steps'
+      )
     self.shards = Shards(mesh.shape['data'])
     self._seeds = mesh.shape['seed']
     same = PartitionSpec()
@@ -239,8 +247,7 @@ class Searcher(abc.ABC, Generic[AnySettings, Data]):
       whether all losses were.
     """
     step = functools.partial(self._step, data=data)
-    watched = ('train_loss', 'valid_loss', 'weights_gradient_norm', 'alphas_gradient_norm')
-    return take_steps(step, state, num_steps, watched)
+    return take_steps(step, state, num_steps, watched(self._estimator))
 
   def _step(self, state: SearchState, data: Data) -> tuple[SearchState, dict[str, Array]]:
     train, valid = self.batches(state, data)
@@ -254,8 +261,9 @@ class Searcher(abc.ABC, Generic[AnySettings, Data]):
       estimator=self._estimator,
       optimizers=self.optimizers(state, data),
       precision=self.settings.precision,
-      check=(state.step + 1) % self.settings.log_every == 0,
+      check=self.timing.is_last(state.step, self.settings.log_every),
       shards=self.shards,
+      timing=self.timing,
     )
     return state, {**info.metrics, **metrics}
 

@@ -76,7 +76,7 @@ class Weights:
 
 @dataclasses.dataclass(frozen=True)
 class Alphas:
-  """Adam of the α.
+  """Adam of the α, and when it moves them.
 
   Attributes:
     learning_rate: of all epochs.
@@ -84,8 +84,11 @@ class Alphas:
     beta2: decay of the mean squared gradient.
     weight_decay: L2, in the gradient.
     init_scale: α start at this times a standard normal.
-    warmup_epochs: see `Weights`.
+    warmup_epochs: see `Weights`; from `from_epoch` on.
     reference_batch_size: likewise.
+    order: whether α or the weights move first in a step; the others then move at what the first have become.
+    every: α move at every so-many-th step; the other steps are updates of the weights alone.
+    from_epoch: the epoch, counted from 0, from which on α move.
   """
 
   learning_rate: float = setting(3e-4, above=0, at_most=limits.FACTOR)
@@ -95,6 +98,9 @@ class Alphas:
   init_scale: float = setting(1e-3, at_least=0, at_most=limits.FACTOR)
   warmup_epochs: float = setting(0.0, at_least=0, at_most=limits.EPOCHS)
   reference_batch_size: int = setting(0, at_least=0, at_most=limits.BATCH)
+  order: str = setting('alphas_first', choices=('alphas_first', 'weights_first'))
+  every: int = setting(1, at_least=1, at_most=limits.STEPS)
+  from_epoch: int = setting(0, at_least=0, at_most=limits.EPOCHS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,12 +188,20 @@ class Settings:
   checkpoint: Checkpoint = setting(Checkpoint())
 
   def __post_init__(self) -> None:
-    self.hypergradient.estimator()
-    for name, rates in (('weights', self.weights), ('alphas', self.alphas)):
-      if rates.warmup_epochs > self.epochs:
-        raise ValueError(
-          f'config.{name}.warmup_epochs: {rates.warmup_epochs} is not allowed; there are {self.epochs} epochs'
-        )
+    estimator = self.hypergradient.estimator()
+    alphas, epochs = self.alphas, self.epochs
+    if alphas.from_epoch >= epochs:
+      raise ValueError(f'config.alphas.from_epoch: {alphas.from_epoch} is not allowed; there are {epochs} epochs')
+    left = epochs - alphas.from_epoch
+    for name, warmup, count in (
+      ('weights', self.weights.warmup_epochs, epochs),
+      ('alphas', alphas.warmup_epochs, left),
+    ):
+      if warmup > count:
+        since = ' from config.alphas.from_epoch on' if count < epochs else ''
+        raise ValueError(f'config.{name}.warmup_epochs: {warmup} is not allowed; there are {count} epochs{since}')
+    if estimator.single_level and alphas.order != 'alphas_first':
+      raise ValueError(f'config.alphas.order: {alphas.order!r} is not allowed; with {estimator.name} both move at once')
     check_seeds(self.seed, self.mesh.seed, 'searches', 'config.seed')
     if self.mesh.seed > 1 and self.strategy == 'sgas':
       raise ValueError(

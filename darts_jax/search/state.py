@@ -12,7 +12,10 @@ PyTree = Any
 
 
 class Halves(NamedTuple):
-  """What there is for either half of the data: `train` moves the weights and `valid` moves α."""
+  """What there is for either half of the data: `train` moves the weights and `valid` α, or `train` both.
+
+  That is so if weights and α have one loss (see `darts_jax.hypergradient.Estimator`).
+  """
 
   train: Any
   valid: Any

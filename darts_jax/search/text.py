@@ -16,10 +16,11 @@ from darts_jax.nets.layers import NormGroups
 from darts_jax.nets.recurrent import LanguageModel, Masks, init_language_model, initial_hidden, read_text
 from darts_jax.runtime.packed import Packed
 from darts_jax.runtime.precision import precisely
+from darts_jax.search.optimizers import Optimizers
 from darts_jax.search.searcher import FIRST_PURPOSE, Searcher
 from darts_jax.search.settings import RecurrentSearch
 from darts_jax.search.state import Halves, SearchState
-from darts_jax.search.step import Optimizers, Seen
+from darts_jax.search.step import Seen
 from darts_jax.search.strategy import Alphas, Strategy
 
 Array = jax.Array
@@ -166,8 +167,11 @@ class TextSearcher(Searcher[RecurrentSearch, Halves]):
     return Halves(*[initial_hidden(self.settings.batch_size, self.net.width)] * 2)
 
   def batches(self, state: SearchState, data: Halves) -> Halves:
-    """This device's columns of the next sequence of either text; α's begins again when it is at its end."""
-    numbers = state.step, state.step % len(data.valid.starts)
+    """This device's columns of the next sequence of either text; α's begins again when it is at its end.
+
+    At steps where α stay, theirs is the one that they read next.
+    """
+    numbers = state.step, self.timing.updates(state.step) % len(data.valid.starts)
     step_key = jax.random.fold_in(state.key, state.step)
     dropout = self.settings.network.dropout
     parts = []

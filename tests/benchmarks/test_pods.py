@@ -132,6 +132,12 @@ def test_a_recurrent_search_is_refused():
     pods.run(ptb.get_config(), 'v5e:2x4', [])
 
 
+def test_a_step_of_one_pass_is_refused(config):
+  config.hypergradient.name = 'joint'
+  with pytest.raises(ValueError, match=r"^config.hypergradient.name: 'joint' has no loop over passes to count; allow"):
+    pods.run(config, 'v5e:2x4', [])
+
+
 def test_missing_libtpu_is_named(monkeypatch):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(ValueError, match=r'^libtpu: missing; pip install darts_jax\[pods\]$'):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import hypergradients
-from darts_jax.hypergradient import ESTIMATORS
+from darts_jax.hypergradient import BILEVEL
 from darts_jax.laboratory.problems import Quadratic
 from experiments.entry import launch
 from experiments.hypergradients import FLAGS, run
@@ -154,4 +154,4 @@ def test_errors_of_users_are_one_line(tmp_path, monkeypatch, capsys, arguments, 
 
 
 def test_every_estimator_is_in_the_default_config():
-  assert hypergradients.get_config().estimators == tuple(ESTIMATORS)
+  assert hypergradients.get_config().estimators == BILEVEL

@@ -192,13 +192,13 @@ MUTANTS = {
     'exact',
     'found = product_with_tangents(traced, jax.tree.leaves(weights), jax.tree.leaves(along))',
     'found = jax.tree.leaves(gradient(weights))',
-    'base',
+    'program',
   ),
   'the losses swapped': Mutant(
     'finite_difference',
     "{'train': train_loss, 'valid': valid_loss}",
     "{'train': valid_loss, 'valid': train_loss}",
-    'base',
+    'program',
   ),
 }
 
@@ -268,18 +268,18 @@ def test_source_as_it_is_passes(name, request):
   assert error(name, request, load(CHECKS[name].module)) < 1e-10
 
 
-@pytest.mark.parametrize('name', sorted({mutant.check for mutant in MUTANTS.values() if mutant.module == 'base'}))
+@pytest.mark.parametrize('name', sorted({mutant.check for mutant in MUTANTS.values() if mutant.module == 'program'}))
 @pytest.mark.usefixtures('x64')
 def test_source_as_it_is_passes_in_a_loop(name, request):
-  assert error(name, request, load(CHECKS[name].module), load('base')) < 1e-10
+  assert error(name, request, load(CHECKS[name].module), load('program')) < 1e-10
 
 
 @pytest.mark.parametrize('mutant', list(MUTANTS.values()), ids=list(MUTANTS))
 @pytest.mark.usefixtures('x64')
 def test_mistake_is_noticed(mutant, request):
   module = CHECKS[mutant.check].module
-  if mutant.module == 'base':
-    value = error(mutant.check, request, load(module), load('base', mutant.old, mutant.new))
+  if mutant.module == 'program':
+    value = error(mutant.check, request, load(module), load('program', mutant.old, mutant.new))
   else:
     value = error(mutant.check, request, load(module, mutant.old, mutant.new))
   assert not value < 1e-2

@@ -22,7 +22,8 @@ from darts_jax.runtime.packed import Packed
 from darts_jax.search import ImageSearcher, Search
 from darts_jax.search.images import divide
 from darts_jax.search.loop import make_strategy
-from darts_jax.search.step import Optimizers, search_step
+from darts_jax.search.optimizers import Optimizers
+from darts_jax.search.step import search_step
 from darts_jax.settings import build
 
 SETTINGS = build(

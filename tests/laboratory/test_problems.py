@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from darts_jax.hypergradient import ESTIMATORS
+from darts_jax.hypergradient import BILEVEL
 from darts_jax.laboratory.problems import Quadratic, toy_estimate, toy_expected, toy_search
 
 FIELDS = {
@@ -32,12 +32,12 @@ def test_toy_search_comes_to_rest_where_the_paper_says(rate):
   np.testing.assert_allclose([alphas[-1], weights[-1]], 2 / (1 + 2 * rate), rtol=1e-6)
 
 
-@pytest.mark.parametrize('name', ESTIMATORS)
+@pytest.mark.parametrize('name', BILEVEL)
 def test_toy_problem_has_the_closed_forms(name):
   assert toy_estimate(name, FIELDS, 0.2) == pytest.approx(toy_expected(name, FIELDS, 0.2), rel=1e-10)
 
 
-@pytest.mark.parametrize('name', ESTIMATORS)
+@pytest.mark.parametrize('name', BILEVEL)
 def test_quadratic_problem_has_the_closed_forms(problem, name):
   found, _ = problem.estimate(name, FIELDS, 'float64')
   # Conjugate gradients have twice as many iterations as weights, against rounding.

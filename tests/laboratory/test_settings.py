@@ -16,6 +16,14 @@ from darts_jax.settings import build
   [
     ({'problems': ('toys',)}, "config.problems: 'toys' is not known; allowed are quadratic, supernet"),
     ({'estimators': ('exakt',)}, "config.estimators: 'exakt' is not known; allowed are first_order, "),
+    (
+      {'estimators': ('exact', 'joint')},
+      "config.estimators: 'joint' estimates no hypergradient; allowed are first_ord",
+    ),
+    (
+      {'search': {'hypergradient': {'name': 'none'}}},
+      "config.search.hypergradient.name: 'none' estimates no hypergradient; allowed are first_order, finite_differ",
+    ),
     ({'estimators': ()}, 'config.estimators: () is empty; at least one is compared'),
     ({'precisions': ('float16',)}, "config.precisions: 'float16' is not known; allowed are float32, float64, bfloat16"),
     ({'precisions': ()}, 'config.precisions: () is empty; at least one is measured'),

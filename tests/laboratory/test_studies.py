@@ -1,5 +1,7 @@
 """What the supernet's laboratory starts from; its results are tested by the command."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -50,3 +52,22 @@ def test_checkpoint_of_a_search_on_other_data_is_refused(tmp_path):
     match=f'^--checkpoint: {tmp_path}/others was searched on other data than those of config.search.data .digits.$',
   ):
     SupernetLab(build(Laboratory, LABORATORY), str(tmp_path / 'others'), print)
+
+
+def test_a_walk_takes_the_steps_of_the_search_in_its_order_and_at_its_times():
+  alphas = {'order': 'weights_first', 'every': 2, 'init_scale': 0.1, 'weight_decay': 0.1}
+  search = {**LABORATORY['search'], 'batch_size': 16, 'alphas': alphas, 'hypergradient': {'name': 'first_order'}}
+  settings = build(Laboratory, {**LABORATORY, 'search': search, 'search_steps': 4, 'compare_every': 1})
+  lab = SupernetLab(settings, None, print)
+  searcher, data, _ = lab._searchers[16]
+  walk = list(lab._walk(0))
+  assert [step for step, _ in walk] == [0, 1, 2, 3, 4]
+  state = searcher.init(jax.random.key(5))
+  moved = []
+  for (_, before), (_, after) in itertools.pairwise(walk):
+    state, _ = searcher.run(state, data, np.int32(1))
+    # Sums in another order.
+    np.testing.assert_allclose(after.weights.vector, state.weights.vector, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(after.alphas['normal'], state.alphas['normal'], rtol=0, atol=1e-5)
+    moved.append(bool(np.any(after.alphas['normal'] != before.alphas['normal'])))
+  assert moved == [False, True, False, True]

@@ -24,10 +24,11 @@ from darts_jax.search import ImageSearcher, Search
 from darts_jax.search.darts import Darts
 from darts_jax.search.images import ImageLoss, divide
 from darts_jax.search.loop import make_strategy
+from darts_jax.search.optimizers import Optimizers
 from darts_jax.search.searcher import Searcher
 from darts_jax.search.settings import BatchNorm, Data
 from darts_jax.search.state import Halves, SearchState
-from darts_jax.search.step import BatchLoss, Optimizers, search_step
+from darts_jax.search.step import BatchLoss, search_step
 from darts_jax.settings import build
 
 EPOCHS, BATCH = 4, 128

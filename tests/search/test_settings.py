@@ -219,6 +219,28 @@ def test_groups_of_a_recurrent_search_keep_its_defaults():
   assert read({'weights': {'learning_rate': 10}}).weights == Weights(10.0, 0.001, 0.9, 3e-4, 5.0)
 
 
+@pytest.mark.parametrize(
+  ('config', 'message'),
+  [
+    ({'alphas': {'order': 'weights'}}, "config.alphas.order: 'weights' is not known; did you mean 'weights_first'?"),
+    ({'alphas': {'every': 0}}, 'config.alphas.every: 0 is not allowed; it has to be ≥ 1'),
+    ({'alphas': {'from_epoch': 50}}, 'config.alphas.from_epoch: 50 is not allowed; there are 50 epochs'),
+    (
+      {'epochs': 4, 'alphas': {'from_epoch': 2, 'warmup_epochs': 2.5}},
+      'config.alphas.warmup_epochs: 2.5 is not allowed; there are 2 epochs from config.alphas.from_epoch on',
+    ),
+    (
+      {'alphas': {'order': 'weights_first'}, 'hypergradient': {'name': 'joint'}},
+      "config.alphas.order: 'weights_first' is not allowed; with joint both move at once",
+    ),
+  ],
+)
+@pytest.mark.parametrize('space', ['convolutional', 'recurrent'])
+def test_times_of_alphas_have_their_limits(space, config, message):
+  with pytest.raises(ValueError, match=f'^{re.escape(message)}'):
+    read({'space': space, **config})
+
+
 def test_differences_are_the_changed_fields():
   old = {'seed': 0, 'data': {'name': 'digits', 'dir': 'data'}, 'gone': 1}
   new = {'seed': 0, 'data': {'name': 'mnist', 'dir': 'data'}, 'more': [1, 2]}
@@ -275,6 +297,9 @@ def test_cifar_config_is_the_published_protocol():
     'init_scale': 1e-3,
     'warmup_epochs': 0.0,
     'reference_batch_size': 0,
+    'order': 'alphas_first',
+    'every': 1,
+    'from_epoch': 0,
   }
   assert (config.hypergradient.name, config.hypergradient.radius) == ('finite_difference', 0.01)
   # The defaults of a search are the same.
@@ -317,6 +342,9 @@ def test_ptb_config_is_the_published_protocol():
     'init_scale': 1e-3,
     'warmup_epochs': 0.0,
     'reference_batch_size': 0,
+    'order': 'alphas_first',
+    'every': 1,
+    'from_epoch': 0,
   }
   assert (config.short_fraction, config.temporal_activation) == (0.05, 1e-3)
   # The inner gradient is clipped with a constant factor, and v to the same norm.

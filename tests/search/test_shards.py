@@ -16,9 +16,9 @@ from darts_jax.runtime.mesh import make_mesh
 from darts_jax.search import ImageSearcher, Search
 from darts_jax.search.images import divide
 from darts_jax.search.loop import make_strategy
+from darts_jax.search.optimizers import Optimizers
 from darts_jax.search.settings import Alphas, BatchNorm, Weights
 from darts_jax.search.state import Halves
-from darts_jax.search.step import Optimizers
 from darts_jax.settings import build
 
 DEVICES, BATCH = 8, 128
@@ -142,6 +142,16 @@ def test_alphas_have_a_rate_of_their_own(warmup, reference, factors):
   state = transform.init(jnp.zeros(2))
   for factor in factors:
     # Adam's steps on a gradient that stays the same are as long as the learning rate.
+    updates, state = jax.jit(transform.update)(jnp.array([0.3, -2.0]), state, jnp.zeros(2))
+    np.testing.assert_allclose(updates, [-0.01 * factor, 0.01 * factor], rtol=1e-4)
+
+
+def test_alphas_are_warmed_up_from_their_first_epoch_on_by_their_own_steps():
+  alphas = Alphas(0.01, 0.5, 0.999, 0.0, 0.1, warmup_epochs=1.5, every=5, from_epoch=1)
+  transform = optimizers(alphas=alphas).alphas
+  state = transform.init(jnp.zeros(2))
+  # In one and a half epochs of ten steps there are three.
+  for factor in (1 / 3, 2 / 3, 1, 1):
     updates, state = jax.jit(transform.update)(jnp.array([0.3, -2.0]), state, jnp.zeros(2))
     np.testing.assert_allclose(updates, [-0.01 * factor, 0.01 * factor], rtol=1e-4)
 

@@ -18,13 +18,14 @@ from jax.sharding import PartitionSpec
 from darts_jax.data import windows
 from darts_jax.data.corpus import Corpus, columns
 from darts_jax.data.sequences import Sequences, Text, perplexity
-from darts_jax.hypergradient import ESTIMATORS, Estimator, make
+from darts_jax.hypergradient import BILEVEL, Estimator, make
 from darts_jax.nets.recurrent import Dropout, Masks
 from darts_jax.runtime.mesh import make_mesh, replicated
 from darts_jax.search import RecurrentSearch, Search, TextSearcher, loop
+from darts_jax.search.optimizers import Optimizers
 from darts_jax.search.settings import BatchNorm
 from darts_jax.search.state import Halves, SearchState
-from darts_jax.search.step import BatchLoss, Optimizers, search_step
+from darts_jax.search.step import BatchLoss, search_step
 from darts_jax.search.text import TextBatch, texts
 from darts_jax.settings import build
 
@@ -109,6 +110,19 @@ def drawn(corpus) -> tuple[Lab, list[Halves]]:
   for halves, step_metrics in found:
     assert step_metrics == {'sequence_length': halves.train.sequences.length}
   return lab, [halves for halves, _ in found]
+
+
+def test_sequences_of_alphas_follow_each_other_where_they_move(corpus):
+  settings = dataclasses.replace(SEARCH, alphas=dataclasses.replace(SEARCH.alphas, every=2, from_epoch=1))
+  lab = make_lab(settings, corpus)
+  batches, state = jax.jit(lab.searcher.batches), lab.init()
+  start, text = lab.searcher.epoch_ends[0], lab.data.valid
+  moving = [step for step in range(start, lab.searcher.epoch_ends[-1]) if step % 2]
+  assert len(moving) > 2
+  for number, step in enumerate(moving):
+    _, expected = text.window(number % len(text.starts))
+    found = batches(state.replace(step=jnp.int32(step)), lab.data).valid.sequences
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
 
 
 def test_sequences_of_the_weights_follow_each_other(corpus, drawn):
@@ -411,7 +425,7 @@ def test_running_statistics_are_those_of_the_weight_update(walks, formulas):
     assert_close(step.after.statistics.vector, formula.train.statistics, 1e-9)
 
 
-@pytest.mark.parametrize('name', ESTIMATORS)
+@pytest.mark.parametrize('name', BILEVEL)
 def test_every_estimator_takes_steps(walks, name):
   for step in walks(name):
     for leaf in jax.tree.leaves((step.hypergradient, step.metrics, step.after.weights, step.after.carried)):
@@ -448,7 +462,7 @@ def test_one_device_and_eight_take_the_same_steps(corpus, start, walks):
         assert_close(a, b, 1e-10)
 
 
-@pytest.mark.parametrize('name', ESTIMATORS)
+@pytest.mark.parametrize('name', BILEVEL)
 def test_a_decided_edge_is_decided_for_the_whole_step(corpus, name):
   """The first of two nodes has but one edge, whose α stay, whatever estimates the hypergradient."""
   settings = dataclasses.replace(

@@ -1,0 +1,150 @@
+"""The two optimisers of a search, that of the weights and that of α."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from darts_jax.hypergradient import InnerOptimizer, from_optax
+from darts_jax.optimizers import clip_by_global_norm, decayed_sgd, scaled_to_batch, warmed_up
+from darts_jax.runtime.materialise import materialise
+from darts_jax.search.settings import Settings
+from darts_jax.search.state import SearchState
+
+Array = jax.Array
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizers:
+  """The two optimisers of a search; the weights' work on the weights as one vector (see `Packed`).
+
+  Attributes:
+    weights: clipping by global norm, then SGD.
+    inner: the same steps, clipping as the settings say, whose update is the virtual step of the hypergradient; its
+      state is that of `weights`.
+    alphas: Adam with decay in the gradient.
+    learning_rate: the weights' learning rate at a step.
+    clip_norm: of the weights' gradient.
+    weight_decay: of the weights.
+    clip_outer: whether the outer loss's gradient in the weights is clipped, too, before it becomes a part of the
+      hypergradient.
+    active: rows of α that are trained; None for all of them.
+  """
+
+  weights: optax.GradientTransformation
+  inner: optax.GradientTransformation
+  alphas: optax.GradientTransformation
+  learning_rate: Callable[[Array], Array]
+  clip_norm: float
+  weight_decay: float
+  clip_outer: bool = False
+  active: Mapping[str, np.ndarray] | None = None
+
+  @classmethod
+  def from_settings(
+    cls, settings: Settings, epoch_ends: Sequence[int], active: Mapping[str, np.ndarray] | None = None
+  ) -> 'Optimizers':
+    """Cosine by epoch from the first to the final learning rate; SGD and Adam as the settings say [DARTS §A.1].
+
+    Learning rates are scaled to the batch and warmed up if the settings say so.
+
+    Args:
+      settings: `Search` or another with weights, α and hypergradient.
+      epoch_ends: steps taken by the end of every epoch.
+      active: rows of α that are trained (see `Strategy`); None for all of them.
+    """
+    rates, alphas = settings.weights, settings.alphas
+    first, alphas_rate = (
+      scaled_to_batch(group.learning_rate, settings.batch_size, group.reference_batch_size) for group in (rates, alphas)
+    )
+    cosine = optax.cosine_decay_schedule(first, settings.epochs, rates.final_learning_rate / rates.learning_rate)
+
+    def steps(epochs: float) -> float:
+      return float(np.interp(epochs, range(len(epoch_ends) + 1), [0, *epoch_ends]))
+
+    weights_warmup = steps(rates.warmup_epochs)
+    # Adam counts its own steps, one an update of α.
+    alphas_warmup = (steps(alphas.from_epoch + alphas.warmup_epochs) - steps(alphas.from_epoch)) / alphas.every
+    warmed = warmed_up(lambda step: cosine(jnp.sum(step >= np.array(epoch_ends), dtype=jnp.int32)), weights_warmup)
+
+    def learning_rate(step: Array) -> Array:
+      # XLA would compute the cosine again in every kernel that reads it, which are hundreds in the exact estimator; and
+      # each would call the C library, which makes a stored program overflow the stack that XLA loads it on.
+      return materialise(warmed(step))
+
+    alphas_schedule = warmed_up(lambda step: jnp.float32(alphas_rate), alphas_warmup) if alphas_warmup else alphas_rate
+    step = decayed_sgd(learning_rate, rates.momentum or None, rates.weight_decay)
+    clip = clip_by_global_norm(rates.clip_norm)
+    inner_clip = {
+      'none': optax.stateless(lambda updates, params: updates),
+      'differentiated': clip,
+      'constant': clip_by_global_norm(rates.clip_norm, constant=True),
+    }[settings.hypergradient.clipping]
+    return cls(
+      optax.chain(clip, step),
+      optax.chain(inner_clip, step),
+      optax.chain(
+        optax.add_decayed_weights(alphas.weight_decay),
+        optax.adam(alphas_schedule, alphas.beta1, alphas.beta2),
+      ),
+      learning_rate,
+      rates.clip_norm,
+      rates.weight_decay,
+      settings.hypergradient.clip_outer,
+      active,
+    )
+
+  def scaled(self, factor: Array) -> 'Optimizers':
+    """The same with another learning rate of the weights; the factor may be traced."""
+
+    def scale(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+      def update(updates: PyTree, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
+        updates, state = optimizer.update(updates, state, params)
+        return jax.tree.map(lambda u: u * factor.astype(u.dtype), updates), state
+
+      return optax.GradientTransformation(optimizer.init, update)
+
+    return dataclasses.replace(
+      self,
+      weights=scale(self.weights),
+      inner=scale(self.inner),
+      learning_rate=lambda step: factor * self.learning_rate(step),
+    )
+
+  def move_alphas(self, state: SearchState, gradient: PyTree) -> SearchState:
+    """The state after an update of α."""
+    updates, optimizer = self.alphas.update(gradient, state.alphas_optimizer, state.alphas)
+    after = optax.apply_updates(state.alphas, updates), optimizer
+    if self.active is not None:
+      # Without a gradient, decay and momentum would still move them.
+      before = state.alphas, state.alphas_optimizer
+      after = jax.tree.map(self._frozen, after, before, is_leaf=lambda x: isinstance(x, dict))
+    return state.replace(alphas=after[0], alphas_optimizer=after[1])
+
+  def _frozen(self, after: Any, before: Any) -> Any:
+    """What there is for every kind of cell, where rows that are not trained stay; anything else as it is."""
+    if not isinstance(after, dict):
+      return after
+    assert self.active is not None
+    rows = {name: jnp.asarray(active)[:, None] for name, active in self.active.items()}
+    return {name: jnp.where(rows[name], value, before[name]) for name, value in after.items()}
+
+  def move_weights(self, state: SearchState, gradient: Array) -> SearchState:
+    """The state after an update of the weights, which ends a step; their gradient is one vector."""
+    vector = state.weights.vector
+    updates, after = self.weights.update(gradient, state.weights_optimizer, vector)
+    weights = state.weights.replace(optax.apply_updates(vector, updates))
+    return state.replace(step=state.step + 1, weights=weights, weights_optimizer=after)
+
+  def inner_optimizer(self, state: PyTree) -> InnerOptimizer:
+    """What a hypergradient unrolls, from a state of `weights`."""
+    inner = from_optax(self.inner, state, self.weight_decay)
+    if not self.clip_outer:
+      return inner
+    clip = clip_by_global_norm(self.clip_norm)
+    return dataclasses.replace(inner, limit=lambda gradient: clip.update(gradient, optax.EmptyState())[0])
