@@ -133,7 +133,7 @@ def test_a_recurrent_search_is_refused():
 
 
 def test_a_step_of_one_pass_is_refused(config):
-  config.hypergradient.name = 'joint'
+  config.hypergradient = ConfigDict({'name': 'joint'})
   with pytest.raises(ValueError, match=r"^config.hypergradient.name: 'joint' has no loop over passes to count; allow"):
     pods.run(config, 'v5e:2x4', [])
 

@@ -46,7 +46,7 @@ def test_edges_with_fewer_operations_share_their_weight_among_these():
 
 def test_the_architecture_is_that_of_the_strongest_edges():
   alphas = {name: np.zeros((5, 3), np.float32) for name in SPACE.cells}
-  alphas['normal'][3, 2] = alphas['normal'][4, 1] = alphas['normal'][0, 0] = 1
+  alphas['normal'][3, 2], alphas['normal'][4, 1], alphas['normal'][0, 0] = 2, 1, 1
   genotype = Darts().read(alphas, SPACE, None)
   # `none` is never read, however strong it is; ties go to the smaller index.
   assert genotype.cell('normal').pairs == (
