@@ -21,6 +21,8 @@ WORKERS = 256
 EPOCHS, STEPS, RUNS = 20_000, 10**6, 1000
 #: Steps of a run, which are counted in int32.
 ALL_STEPS = 2**31 - 1
+#: Architectures that are evaluated, one after the other or at once.
+TRIALS = 10**6
 #: Inner steps that are differentiated, and terms or iterations in their place.
 INNER_STEPS = 1000
 #: What is compared with a count, and nothing is made of.

@@ -1,0 +1,132 @@
+"""NAS-Bench-201: one cell of four nodes with an operation on each of its six edges, 15,625 architectures in all.
+
+Node 0 is the input, every later node the sum of what arrives from all earlier ones, and the last node the output. An
+edge may have the operation `none`, which is zero, so that some architectures do not connect the input with the output.
+
+Source: [NB201] arXiv 2001.00326, §2.1.
+"""
+
+import dataclasses
+import functools
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+from darts_jax.runtime.files import one_line
+from darts_jax.spaces.cells import CellSpace, CellSpec, Genotype, full_cell, suggest
+
+#: Candidates of every edge, in the order of the columns of α.
+OPERATIONS = ('none', 'skip_connect', 'nor_conv_1x1', 'nor_conv_3x3', 'avg_pool_3x3')
+#: The only kind of cell.
+CELL = 'cell'
+
+_SPEC = full_cell(OPERATIONS, 3, num_inputs=1, output='last', kept=None)
+_OUTPUT = _SPEC.outputs[0]
+_TEXT = re.compile(r'\|(\w+)~0\|\+\|(\w+)~0\|(\w+)~1\|\+\|(\w+)~0\|(\w+)~1\|(\w+)~2\|', re.ASCII)
+_FORM = '|op~0|+|op~0|op~1|+|op~0|op~1|op~2|'
+
+
+@dataclasses.dataclass(frozen=True)
+class NasBench201(CellSpace):
+  """The search space of NAS-Bench-201."""
+
+  name: ClassVar[str] = 'nasbench201'
+
+  @property
+  def cells(self) -> Mapping[str, CellSpec]:
+    """The searched cell."""
+    return {CELL: _SPEC}
+
+  @property
+  def keeps_none(self) -> bool:
+    """An edge may have the operation `none`."""
+    return True
+
+  @property
+  def size(self) -> int:
+    """Number of architectures."""
+    return len(OPERATIONS) ** _SPEC.num_edges
+
+  def all(self) -> Iterator[Genotype]:
+    """All architectures, by the operation of the first edge, then of the second, and so on."""
+    for operations in itertools.product(OPERATIONS, repeat=_SPEC.num_edges):
+      yield self._of(operations)
+
+  def index(self, arch: Genotype) -> int:
+    """The place of an architecture in `all`."""
+    return place(self.operations(arch))
+
+  def operations(self, arch: Genotype) -> tuple[str, ...]:
+    """The operation of each edge, in the order of the rows of α."""
+    nodes = arch.cell(CELL).nodes
+    return tuple(edge.operations[0] for edges in nodes for edge in sorted(edges, key=lambda edge: edge.source))
+
+  def is_connected(self, arch: Genotype) -> bool:
+    """Whether a path leads from the input to the output; the output is zero otherwise, whatever the image."""
+    reached = {0}
+    for (node, edge), operation in zip(_SPEC.edges, self.operations(arch), strict=True):
+      if edge.source in reached and operation != 'none':
+        reached.add(node)
+    return _OUTPUT in reached
+
+  def key(self, arch: Genotype) -> str:
+    """The formula of the output as the benchmark's files have it in the column `UniqueString`; 6,466 differ.
+
+    A sum is its sorted terms; a term is `(formula)@operation`, for a skip connection the formula that it reads, and `#`
+    if it is zero: if its operation is `none` or the formula is `#`. So the benchmark's authors count [NB201 §2.1], and
+    they overlook some networks that are equal, since sums keep terms that are zero. A convolution of zero is zero in
+    this formula, although its batch normalisation adds a bias once it is trained.
+    """
+    formulas = {0: '0'}
+    operations = iter(self.operations(arch))
+    for node, edges in enumerate(_SPEC.nodes, _SPEC.num_inputs):
+      formulas[node] = '+'.join(sorted(_term(next(operations), formulas[edge.source]) for edge in edges))
+    return formulas[_OUTPUT]
+
+  def to_json(self, arch: Genotype) -> str:
+    """The architecture as the benchmark writes it: `|op~0|+|op~0|op~1|+|op~0|op~1|op~2|`."""
+    operations = iter(self.operations(arch))
+    nodes = [''.join(f'|{next(operations)}~{edge.source}' for edge in edges) for edges in _SPEC.nodes]
+    return '+'.join(f'{node}|' for node in nodes)
+
+  def from_json(self, values: Any) -> Genotype:
+    """The architecture that `to_json`, or the benchmark, wrote.
+
+    Raises:
+      ValueError: the value is not a text of this form, or names an unknown operation; one line.
+    """
+    return self._of(operations_of(values))
+
+  def _of(self, operations: Sequence[str]) -> Genotype:
+    rest = iter(operations)
+    cell = _SPEC.discrete([[(next(rest), edge.source) for edge in edges] for edges in _SPEC.nodes])
+    return self.genotype({CELL: cell})
+
+
+def operations_of(text: Any) -> tuple[str, ...]:
+  """The operation of each edge of an architecture as the benchmark writes it.
+
+  Raises:
+    ValueError: see `NasBench201.from_json`.
+  """
+  found = _TEXT.fullmatch(text) if isinstance(text, str) else None
+  if found is None:
+    raise ValueError(f'{one_line(repr(text))} is no architecture of NAS-Bench-201; the form is {_FORM}')
+  for operation in found.groups():
+    if operation not in OPERATIONS:
+      raise ValueError(
+        f'{one_line(repr(operation))} is no operation of NAS-Bench-201; {suggest(operation, OPERATIONS)}'
+      )
+  return found.groups()
+
+
+def place(operations: Sequence[str]) -> int:
+  """The place of an architecture in `NasBench201.all`: its operations as digits, of which the first counts most."""
+  return functools.reduce(lambda found, operation: found * len(OPERATIONS) + OPERATIONS.index(operation), operations, 0)
+
+
+def _term(operation: str, formula: str) -> str:
+  if operation == 'none' or formula == '#':
+    return '#'
+  return formula if operation == 'skip_connect' else f'({formula})@{operation}'

@@ -1,0 +1,86 @@
+"""Regularised evolution [RE]: a population whose oldest member dies, whatever its reward, when a child is born.
+
+Source: [RE] Real et al. 2019, arXiv 1802.01548, algorithm 1.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from darts_jax import limits
+from darts_jax.settings import setting
+from darts_jax.spaces.base import Space
+from darts_jax.strategies.sampled import Key, Outcome, Proposal, Sampled, architecture, better
+
+
+class EvolutionState(NamedTuple):
+  """The state of an evolution.
+
+  Attributes:
+    space: that architectures belong to.
+    asked: number of proposals.
+    failed: number of evaluations that failed.
+    population: outcomes of its members in the order in which they were told, the oldest first.
+    best: the best outcome so far, whether its member lives or not.
+  """
+
+  space: Space[Any]
+  asked: int = 0
+  failed: int = 0
+  population: tuple[Outcome, ...] = ()
+  best: Outcome | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class RegularizedEvolution(Sampled[EvolutionState]):
+  """Random members first, then mutated winners of tournaments; failures never become members.
+
+  A child may equal an earlier architecture; it is evaluated again, and is a member of its own.
+
+  Attributes:
+    population: members that live.
+    sample_size: members that are drawn for a tournament, with replacement; the best of them becomes the parent.
+  """
+
+  population: int = setting(100, at_least=1, at_most=limits.TRIALS)
+  sample_size: int = setting(25, at_least=1, at_most=limits.TRIALS)
+
+  def init(self, space: Space[Any], key: Key) -> EvolutionState:
+    """See `Sampled`."""
+    return EvolutionState(space)
+
+  def ask(self, state: EvolutionState, key: Key) -> tuple[EvolutionState, Proposal | None]:
+    """See `Sampled`; waits while all random members are being evaluated and none has been told."""
+    rng = np.random.default_rng(key)
+    if state.asked - state.failed < self.population:
+      proposal = Proposal(state.asked, state.space.sample(rng))
+    elif state.population:
+      parent = self._winner(state, rng)
+      proposal = Proposal(state.asked, state.space.mutate(parent.arch, rng), parent.number)
+    else:
+      return state, None
+    return state._replace(asked=state.asked + 1), proposal
+
+  def tell(self, state: EvolutionState, outcome: Outcome) -> EvolutionState:
+    """See `Sampled`; of more members than may live, the oldest dies."""
+    if outcome.status == 'failed':
+      return state._replace(failed=state.failed + 1)
+    living = (*state.population, outcome)[-self.population :]
+    return state._replace(population=living, best=better(state.best, outcome))
+
+  def best(self, state: EvolutionState) -> Any:
+    """See `Sampled`; the best of all that were evaluated, not of those that live."""
+    return architecture(state.best)
+
+  def sample(self, state: EvolutionState, key: Key) -> Any:
+    """See `Sampled`; a child, or a random architecture as long as there are no members."""
+    rng = np.random.default_rng(key)
+    if not state.population:
+      return state.space.sample(rng)
+    return state.space.mutate(self._winner(state, rng).arch, rng)
+
+  def _winner(self, state: EvolutionState, rng: np.random.Generator) -> Proposal:
+    """The best of a tournament; of equal ones the one that was drawn first."""
+    drawn = rng.integers(len(state.population), size=self.sample_size)
+    return max((state.population[int(place)] for place in drawn), key=lambda member: member.reward).proposal

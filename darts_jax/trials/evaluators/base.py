@@ -1,0 +1,53 @@
+"""The contract of evaluators, and what becomes of an evaluation that cannot be made."""
+
+import abc
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+from darts_jax.runtime.files import one_line
+from darts_jax.spaces.base import Space
+from darts_jax.strategies.sampled import Key, Outcome, Proposal, failed
+
+
+class Evaluator(abc.ABC):
+  """Scores architectures; it is pickled into worker processes before every evaluation."""
+
+  def check(self, space: Space[Any]) -> None:
+    """Raises a ValueError, before anything runs, if architectures of this space cannot be evaluated."""
+    return
+
+  def fit(self, sample: Callable[[Key], Any]) -> None:
+    """Trains what evaluations share, on architectures that `sample` draws; by default they share nothing."""
+    return
+
+  @abc.abstractmethod
+  def __call__(self, proposal: Proposal) -> Outcome:
+    """Evaluates an architecture.
+
+    An error that would meet every architecture, such as missing data, is raised and ends the search. A failure of this
+    architecture is an outcome; running out of memory may be raised.
+    """
+
+
+def evaluate(evaluator: Evaluator, proposal: Proposal) -> Outcome:
+  """The outcome of a proposal; without enough memory, or with a reward that is not finite, it has failed."""
+  start = time.monotonic()
+  try:
+    outcome = evaluator(proposal)
+  except (MemoryError, RuntimeError) as error:
+    if not _is_out_of_memory(error):
+      raise
+    return failed(proposal, f'out of memory: {one_line(error)}', time.monotonic() - start)
+  if outcome.status != 'failed' and not math.isfinite(outcome.reward):
+    failure = f'the reward is {outcome.reward}'
+    return dataclasses.replace(outcome, status='failed', reward=-math.inf, failure=failure)
+  return outcome
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+  # JAX is not imported to know its error.
+  of_jax = any(kind.__name__ in ('JaxRuntimeError', 'XlaRuntimeError') for kind in type(error).__mro__)
+  return isinstance(error, MemoryError) or (of_jax and 'RESOURCE_EXHAUSTED' in str(error))

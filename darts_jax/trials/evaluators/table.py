@@ -1,0 +1,43 @@
+"""Evaluates architectures of NAS-Bench-201 by its table, without any training."""
+
+import dataclasses
+import functools
+from typing import Any
+
+from darts_jax.settings import setting
+from darts_jax.spaces.base import Space
+from darts_jax.spaces.nasbench201 import NasBench201
+from darts_jax.spaces.nasbench201_table import DATASETS, Table
+from darts_jax.strategies.sampled import Outcome, Proposal
+from darts_jax.trials.evaluators.base import Evaluator
+
+
+@dataclasses.dataclass(frozen=True)
+class TableEvaluator(Evaluator):
+  """The reward is the validation accuracy after 12 epochs, 0 to 1; accuracies on test images go with it.
+
+  Attributes:
+    path: folder with the table, see `darts_jax.spaces.nasbench201_table`.
+    dataset: that the networks were trained on.
+  """
+
+  path: str = setting('')
+  dataset: str = setting('cifar10', choices=DATASETS)
+
+  def check(self, space: Space[Any]) -> None:
+    """Raises a ValueError if the space is not that of the table, or the table cannot be read."""
+    if not isinstance(space, NasBench201):
+      raise ValueError(f'config.evaluator.name: table has no architectures of the space {space.name}')
+    _table(self.path)
+
+  def __call__(self, proposal: Proposal) -> Outcome:
+    """See `Evaluator`."""
+    found = _table(self.path).accuracies(proposal.arch, self.dataset)
+    test = {'test_accuracy_12': found.test_12, 'test_accuracy_200': found.test_200}
+    return Outcome(proposal, 'done', found.valid_12, test=test)
+
+
+@functools.cache
+def _table(path: str) -> Table:
+  """Read once in a process."""
+  return Table.read(path, 'config.evaluator.path')

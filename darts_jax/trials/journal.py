@@ -1,0 +1,181 @@
+"""`trials.jsonl`: all proposals of a run, and all outcomes in the order in which they were told.
+
+A line is `{"event": "ask", "number": …, "arch": …, "parent": …, "budget": …}` or `{"event": "tell", "number": …,
+"status": …, "reward": …, …}` with the other fields of an outcome. It is strict JSON; floats that are not finite are the
+texts `nan`, `inf` and `-inf`. Strategies are functions of their keys, so a run is what its journal says: to resume it,
+the journal is replayed.
+"""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
+
+from darts_jax.runtime.durable import sync_to_disk, write_whole
+from darts_jax.runtime.files import UnfitFile, parse_json, read_bytes
+from darts_jax.spaces.base import Space
+from darts_jax.strategies.sampled import Outcome, Proposal
+
+#: Name of the file.
+FILE = 'trials.jsonl'
+
+_TEXTS = {'nan': math.nan, 'inf': math.inf, '-inf': -math.inf}
+_STATUSES = ('done', 'failed', 'stopped')
+
+
+class Journal:
+  """The journal of a run, open for writing; a context manager.
+
+  Attributes:
+    path: of the file.
+    lines: that were there when it was opened.
+  """
+
+  def __init__(self, folder: pathlib.Path) -> None:
+    """Opens the journal, or begins it; a last line that a kill has cut off is removed.
+
+    Args:
+      folder: gets `trials.jsonl`.
+
+    Raises:
+      ValueError: the file cannot be written, or is no journal; one line that names the file, and the line of it.
+    """
+    self.path = folder / FILE
+    with self._errors_named():
+      rows = _rows(self.path)
+      self.lines = list(_parsed(rows, self.path))
+      write_whole(self.path, b''.join(row + b'\n' for row in rows[: len(self.lines)]))
+      self._file = self.path.open('ab')
+      sync_to_disk([folder])
+
+  def ask(self, proposal: Proposal, space: Space[Any]) -> None:
+    """Appends a proposal."""
+    self._write(ask_line(proposal, space))
+
+  def tell(self, outcome: Outcome) -> None:
+    """Appends an outcome, and returns when it is on the disk."""
+    self._write(tell_line(outcome))
+    with self._errors_named():
+      os.fsync(self._file.fileno())
+
+  def close(self) -> None:
+    """Closes the file."""
+    self._file.close()
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    self.close()
+
+  def _write(self, line: Mapping[str, Any]) -> None:
+    with self._errors_named():
+      self._file.write(json.dumps(line, allow_nan=False).encode() + b'\n')
+      self._file.flush()
+
+  @contextlib.contextmanager
+  def _errors_named(self) -> Iterator[None]:
+    try:
+      yield
+    except OSError as error:
+      raise ValueError(f'{self.path}: cannot be written ({error.strerror or error})') from error
+
+
+def read(path: pathlib.Path) -> list[dict[str, Any]]:
+  """The lines of a journal, without a last one that was cut off; the file may be in use.
+
+  Raises:
+    ValueError: as `Journal`.
+  """
+  return list(_parsed(_rows(path), path))
+
+
+def ask_line(proposal: Proposal, space: Space[Any]) -> dict[str, Any]:
+  """The line of a proposal."""
+  return {
+    'event': 'ask',
+    'number': proposal.number,
+    'arch': space.to_json(proposal.arch),
+    'parent': proposal.parent,
+    'budget': proposal.budget,
+  }
+
+
+def tell_line(outcome: Outcome) -> dict[str, Any]:
+  """The line of an outcome."""
+  return {
+    'event': 'tell',
+    'number': outcome.proposal.number,
+    'status': outcome.status,
+    'reward': _plain(outcome.reward),
+    'measures': {name: _plain(value) for name, value in outcome.measures.items()},
+    'test': {name: _plain(value) for name, value in outcome.test.items()},
+    'curve': [_plain(value) for value in outcome.curve],
+    'seconds': _plain(outcome.seconds),
+    'artefact': outcome.artefact,
+    'failure': outcome.failure,
+  }
+
+
+def outcome_of(line: Mapping[str, Any], proposal: Proposal) -> Outcome:
+  """The outcome that a line says a proposal had.
+
+  Raises:
+    UnfitFile: the line says no outcome.
+  """
+  if line.get('status') not in _STATUSES:
+    raise UnfitFile(f'status: {line.get("status")!r} is not known; allowed are {", ".join(_STATUSES)}')
+  try:
+    found = Outcome(
+      proposal,
+      line['status'],
+      _number(line['reward']),
+      {name: _number(value) for name, value in line['measures'].items()},
+      {name: _number(value) for name, value in line['test'].items()},
+      tuple(_number(value) for value in line['curve']),
+      _number(line['seconds']),
+      line['artefact'],
+      line['failure'],
+    )
+  except (AttributeError, KeyError, TypeError) as error:
+    raise UnfitFile('not the outcome of an evaluation') from error
+  if not isinstance(found.failure, str) or not isinstance(found.artefact, str | None):
+    raise UnfitFile('not the outcome of an evaluation')
+  if found.status != 'failed' and not math.isfinite(found.reward):
+    raise UnfitFile(f'reward: {found.reward} is not a finite number')
+  return found
+
+
+def _rows(path: pathlib.Path) -> list[bytes]:
+  rows = read_bytes(path).split(b'\n') if path.exists() else [b'']
+  # A line that was written as a whole ends, so that nothing is behind the last end.
+  return rows[:-1]
+
+
+def _parsed(rows: list[bytes], path: pathlib.Path) -> Iterator[dict[str, Any]]:
+  for i, row in enumerate(rows):
+    try:
+      line = parse_json(row)
+      if not isinstance(line, dict) or line.get('event') not in ('ask', 'tell') or type(line.get('number')) is not int:
+        raise UnfitFile('neither a proposal nor an outcome')
+    except UnfitFile as error:
+      # The disk may have only a part of the last line after a loss of power.
+      if i == len(rows) - 1:
+        return
+      raise ValueError(f'{path}: line {i + 1} is damaged: {error}') from error
+    yield line
+
+
+def _plain(value: float) -> float | str:
+  # Scalars of NumPy and JAX become Python's.
+  value = float(value)
+  return value if math.isfinite(value) else str(value)
+
+
+def _number(value: Any) -> float:
+  if isinstance(value, bool) or not isinstance(_TEXTS.get(value, value), int | float):
+    raise UnfitFile(f'{value!r} is not a number')
+  return float(_TEXTS.get(value, value))

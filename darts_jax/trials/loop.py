@@ -1,0 +1,190 @@
+"""The loop of a search by proposals: ask while workers are free, wait for an evaluation to end, tell, write it down.
+
+A proposal's random numbers are a function of seed and number. Outcomes are told in the order in which evaluations end,
+or in that of their proposals; the journal keeps the order, and a run resumes by replaying it through the strategy.
+Evaluations that had not been told are made again.
+"""
+
+import dataclasses
+import enum
+import functools
+import json
+from collections.abc import Callable, Mapping
+from concurrent import futures
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from darts_jax.runtime.files import UnfitFile, one_line
+from darts_jax.spaces.base import Space
+from darts_jax.strategies.sampled import Key, Outcome, Proposal, Sampled, failed
+from darts_jax.trials.evaluators.base import Evaluator, evaluate
+from darts_jax.trials.journal import Journal, ask_line, outcome_of
+from darts_jax.trials.settings import Trials
+
+S = TypeVar('S')
+
+# Seconds after which a request to stop is noticed while evaluations run.
+_PATIENCE = 0.5
+
+
+class Draw(enum.IntEnum):
+  """What a key is for."""
+
+  INIT = 0
+  PROPOSAL = 1
+
+
+def key_of(seed: int, draw: Draw, number: int = 0) -> Key:
+  """The key of a proposal, or of a strategy's first state: a function of seed and number."""
+  return Key(seed, spawn_key=(draw, number))
+
+
+class Result(NamedTuple, Generic[S]):
+  """What a run came to.
+
+  Attributes:
+    state: of the strategy, which says what is best.
+    outcomes: of all evaluations that were told, in that order.
+    finished: whether all proposals were evaluated; not so after a request to stop.
+  """
+
+  state: S
+  outcomes: tuple[Outcome, ...]
+  finished: bool
+
+
+def run(
+  strategy: Sampled[S],
+  space: Space[Any],
+  evaluator: Evaluator,
+  settings: Trials,
+  executor: futures.Executor,
+  *,
+  journal: Journal | None = None,
+  stop: Callable[[], bool] = lambda: False,
+) -> Result[S]:
+  """Proposes and evaluates architectures, or goes on with the run that the journal holds.
+
+  Args:
+    strategy: proposes.
+    space: that architectures belong to.
+    evaluator: scores them.
+    settings: how many, and in what order they are told.
+    executor: runs `settings.workers` evaluations at once; those that are running when this returns or raises are the
+      executor's to end.
+    journal: gets proposals and outcomes; None writes nothing.
+    stop: is asked between evaluations and while waiting for them.
+
+  Raises:
+    ValueError: the evaluator has no use for this space, or the journal is of another run; one line.
+  """
+  evaluator.check(space)
+  trials = _Trials(strategy, space, settings.seed)
+  if journal is not None:
+    trials.replay(journal)
+  queue = list(trials.pending.values())
+  running: dict[int, futures.Future[Outcome]] = {}
+  fitted = -1
+  while not stop():
+    while trials.asked < settings.trials and len(trials.pending) < settings.workers:
+      if trials.asked % settings.fit_every == 0 and fitted != trials.asked:
+        evaluator.fit(functools.partial(strategy.sample, trials.state))
+        fitted = trials.asked
+      proposal = trials.ask()
+      if proposal is None:
+        break
+      if journal is not None:
+        journal.ask(proposal, space)
+      queue.append(proposal)
+    # A run that is resumed with fewer workers has more pending proposals than that.
+    while queue and len(running) < settings.workers:
+      running[queue[0].number] = executor.submit(evaluate, evaluator, queue[0])
+      del queue[0]
+    if not running:
+      return Result(trials.state, tuple(trials.outcomes), True)
+    number = _ended(running, settings.tell == 'in_order', stop)
+    if number is None:
+      break
+    outcome = _outcome(running.pop(number), trials.pending[number])
+    if journal is not None:
+      journal.tell(outcome)
+    trials.tell(outcome)
+  return Result(trials.state, tuple(trials.outcomes), False)
+
+
+class _Trials(Generic[S]):
+  """What was asked and told.
+
+  Attributes:
+    state: of the strategy.
+    asked: number of proposals.
+    pending: proposals without an outcome, by number, in the order of numbers.
+    outcomes: in the order told.
+  """
+
+  def __init__(self, strategy: Sampled[S], space: Space[Any], seed: int) -> None:
+    """Nothing has been asked yet."""
+    self._strategy = strategy
+    self._space = space
+    self._seed = seed
+    self.state = strategy.init(space, key_of(seed, Draw.INIT))
+    self.asked = 0
+    self.pending: dict[int, Proposal] = {}
+    self.outcomes: list[Outcome] = []
+
+  def ask(self) -> Proposal | None:
+    """The next proposal; None if the strategy waits for an outcome."""
+    state, proposal = self._strategy.ask(self.state, key_of(self._seed, Draw.PROPOSAL, self.asked))
+    if proposal is None:
+      if not self.pending:
+        raise ValueError(f'config.strategy: {self._strategy} waits for an outcome, but no proposal is pending')
+      return None
+    if proposal.number != self.asked:
+      raise ValueError(f'config.strategy: {self._strategy} calls proposal {self.asked} number {proposal.number}')
+    self.state = state
+    self.pending[proposal.number] = proposal
+    self.asked += 1
+    return proposal
+
+  def tell(self, outcome: Outcome) -> None:
+    """Tells the strategy what it may know of an outcome."""
+    del self.pending[outcome.proposal.number]
+    self.state = self._strategy.tell(self.state, dataclasses.replace(outcome, test={}))
+    self.outcomes.append(outcome)
+
+  def replay(self, journal: Journal) -> None:
+    """Asks and tells again what a journal holds."""
+    for place, line in enumerate(journal.lines, 1):
+      try:
+        if line['event'] == 'ask':
+          proposal = self.ask()
+          if proposal is None or json.loads(json.dumps(ask_line(proposal, self._space))) != line:
+            raise UnfitFile('another proposal than that of this strategy, space and seed')
+        elif line['number'] not in self.pending:
+          raise UnfitFile(f'proposal {line["number"]} is not pending')
+        else:
+          self.tell(outcome_of(line, self.pending[line['number']]))
+      except UnfitFile as error:
+        raise ValueError(f'{journal.path}: line {place}: {error}') from error
+
+
+def _ended(running: Mapping[int, futures.Future[Any]], in_order: bool, stop: Callable[[], bool]) -> int | None:
+  """The number of an evaluation that has ended, after the wait for it; None after a request to stop.
+
+  Of several it is the first by number, and in order the first of all.
+  """
+  waited = [min(running)] if in_order else sorted(running)
+  while True:
+    done, _ = futures.wait([running[number] for number in waited], _PATIENCE, futures.FIRST_COMPLETED)
+    if done:
+      return next(number for number in waited if running[number] in done)
+    if stop():
+      return None
+
+
+def _outcome(future: futures.Future[Outcome], proposal: Proposal) -> Outcome:
+  """The outcome of an evaluation that has ended; a lost process is a failure of the architecture."""
+  try:
+    # A process returns a copy of the proposal.
+    return dataclasses.replace(future.result(), proposal=proposal)
+  except futures.BrokenExecutor as error:
+    return failed(proposal, f'the process of the evaluation ended: {one_line(error)}')

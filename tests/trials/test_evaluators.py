@@ -1,0 +1,153 @@
+"""Evaluators: what rewards are made of, and which errors are failures of an architecture."""
+
+import dataclasses
+import json
+import math
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from darts_jax import training
+from darts_jax.settings import build
+from darts_jax.spaces.nasbench201 import NasBench201
+from darts_jax.strategies.regularized_evolution import RegularizedEvolution
+from darts_jax.strategies.sampled import Outcome, Proposal
+from darts_jax.training.settings import Training
+from darts_jax.trials import Evaluator, InProcess, Processes, Trials, run
+from darts_jax.trials.evaluators import scratch
+from darts_jax.trials.evaluators.base import evaluate
+from darts_jax.trials.evaluators.scratch import Scratch
+from darts_jax.trials.evaluators.table import TableEvaluator
+from darts_jax.trials.journal import tell_line
+
+SPACE = NasBench201()
+ARCH = SPACE.from_json('|none~0|+|none~0|none~1|+|none~0|none~1|skip_connect~2|')
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory, write_table):
+  folder = tmp_path_factory.mktemp('table')
+  rng = np.random.default_rng(0)
+  write_table(folder, *rng.uniform(0, 100, (3, SPACE.size)).round(2))
+  return folder
+
+
+@pytest.fixture(scope='module')
+def table(folder):
+  return TableEvaluator(str(folder))
+
+
+def test_the_reward_is_the_validation_accuracy_of_the_table(table, folder):
+  table.check(SPACE)
+  # skip_connect is the second operation, and its edge the last, so that this is the second architecture.
+  names = ('mini_nb201_12ep_acc.csv', 'nats_tss_200ep_test_acc.csv')
+  early, late = ((folder / name).read_text().splitlines()[2].split(',') for name in names)
+  outcome = table(Proposal(4, ARCH))
+  assert outcome.status == 'done'
+  assert outcome.reward == float(early[2]) / 100
+  assert outcome.test == {'test_accuracy_12': float(early[1]) / 100, 'test_accuracy_200': float(late[0]) / 100}
+  assert outcome.measures == {}
+  outcome = dataclasses.replace(table, dataset='imagenet16')(Proposal(4, ARCH))
+  assert (outcome.reward, outcome.test) == (0.215, {'test_accuracy_12': 0.205, 'test_accuracy_200': 0.305})
+
+
+def test_a_table_is_of_one_space_and_has_to_be_there(table, tmp_path):
+  other = types.SimpleNamespace(name='darts')
+  with pytest.raises(ValueError, match='^config.evaluator.name: table has no architectures of the space darts$'):
+    table.check(other)
+  with pytest.raises(ValueError, match=f'^config.evaluator.path: {tmp_path} is empty; wanted is a folder with'):
+    TableEvaluator(str(tmp_path)).check(SPACE)
+  with pytest.raises(ValueError, match="^config.evaluator.dataset: 'svhn' is not known"):
+    build(TableEvaluator, {'dataset': 'svhn'}, 'config.evaluator')
+
+
+def test_processes_come_to_what_one_process_comes_to(table):
+  strategy, settings = RegularizedEvolution(population=3, sample_size=2), Trials(trials=8, workers=2, tell='in_order')
+  expected = run(strategy, SPACE, table, settings, InProcess())
+  with Processes(2) as executor:
+    found = run(strategy, SPACE, table, settings, executor)
+  assert found == expected
+  assert len(found.outcomes) == 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Raises(Evaluator):
+  error: Exception
+
+  def __call__(self, proposal):
+    raise self.error
+
+
+@pytest.mark.parametrize(
+  'error', [MemoryError('no\nmore'), jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: no\nmore')], ids=['host', 'device']
+)
+def test_running_out_of_memory_is_a_failure(error):
+  outcome = evaluate(Raises(error), Proposal(0, ARCH))
+  assert (outcome.status, outcome.reward) == ('failed', -math.inf)
+  assert outcome.failure == f'out of memory: {str(error).replace(chr(10), " ")}'
+  assert outcome.seconds >= 0
+  assert tell_line(outcome)['reward'] == '-inf'
+
+
+@pytest.mark.parametrize(
+  'error', [ValueError('no data'), jax.errors.JaxRuntimeError('INTERNAL: bug'), RuntimeError('RESOURCE_EXHAUSTED')]
+)
+def test_other_errors_are_raised(error):
+  with pytest.raises(type(error), match=str(error)):
+    evaluate(Raises(error), Proposal(0, ARCH))
+
+
+@pytest.mark.parametrize('reward', [math.nan, math.inf, -math.inf])
+def test_a_reward_that_is_not_finite_is_a_failure(reward):
+  class Rewards(Evaluator):
+    def __call__(self, proposal):
+      return Outcome(proposal, 'done', reward, {'x': 1.0}, seconds=3.0)
+
+  outcome = evaluate(Rewards(), Proposal(0, ARCH))
+  assert (outcome.status, outcome.reward, outcome.failure) == ('failed', -math.inf, f'the reward is {reward}')
+  assert (outcome.measures, outcome.seconds) == ({'x': 1.0}, 3.0)
+
+
+@pytest.fixture
+def trained(monkeypatch):
+  """Trainings that do nothing but say with what they were called."""
+  calls = []
+
+  def train(settings, genotype, folder):
+    calls.append((settings, genotype, folder))
+    folder.mkdir(parents=True)
+    lines = [{'kind': 'epoch', 'step': i, 'valid_accuracy': i / 10, 'seconds': 1.5} for i in range(1, 4)]
+    lines.insert(1, {'kind': 'train', 'step': 2})
+    (folder / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    if calls[1:]:
+      raise training.Diverged('the loss of step 7\nis nan')
+    return types.SimpleNamespace(valid_accuracy=0.3)
+
+  monkeypatch.setattr(scratch.trials, 'train', train)
+  return calls
+
+
+def test_a_training_from_scratch_is_judged_by_images_held_out(trained, tmp_path):
+  evaluator = Scratch(Training(epochs=5), tmp_path / 'trials')
+  evaluator.check(SPACE)
+  outcome = evaluate(evaluator, Proposal(2, ARCH, budget=0.5))
+  [(settings, genotype, folder)] = trained
+  assert (genotype, folder) == (ARCH, tmp_path / 'trials' / '2')
+  assert settings.data.test is False
+  assert settings.epochs == 3
+  assert (outcome.status, outcome.reward, outcome.curve) == ('done', 0.3, (0.1, 0.2, 0.3))
+  assert (outcome.seconds, outcome.artefact, outcome.test) == (4.5, str(folder), {})
+
+  outcome = evaluate(evaluator, Proposal(3, ARCH))
+  assert trained[1][0].epochs == 5
+  assert (outcome.status, outcome.failure, outcome.seconds) == ('failed', 'the loss of step 7 is nan', 4.5)
+
+
+def test_images_have_to_be_held_out(tmp_path):
+  settings = Training()
+  settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, validation_fraction=0.0))
+  message = '^config.evaluator.training.data.validation_fraction: 0.0 is not allowed'
+  with pytest.raises(ValueError, match=message):
+    Scratch(settings, tmp_path).check(SPACE)
