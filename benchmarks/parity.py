@@ -73,8 +73,8 @@ class SearchFile:
     self.values = values
     self.meta: dict[str, Any] = parse_json(str(values['meta']).encode())
     space = spaces.Darts()
-    normal, reduce = space.cells.values()
-    self.net = Supernet(normal, reduce, self.meta['C'], self.meta['layers'], self.meta['num_classes'])
+    plan = space.plan(self.meta['layers'])
+    self.net = Supernet(tuple(space.cells.items()), plan, self.meta['C'], self.meta['num_classes'])
     self.variables = convert_supernet(self.net, self._group('w/'))
     self.strategy = Darts(space)
     self.train, self.valid = (

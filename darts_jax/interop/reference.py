@@ -16,10 +16,10 @@ import jax
 import numpy as np
 
 from darts_jax.nets.cell import operation_groups
-from darts_jax.nets.conv import Network, Supernet, reduction_cells
+from darts_jax.nets.conv import Network, Supernet, larger_inputs
 from darts_jax.nets.operations import separable_filters
 from darts_jax.nets.recurrent import LanguageModel
-from darts_jax.spaces import CellSpec, Genotype
+from darts_jax.spaces import CellSpec, Genotype, space_of
 
 Tensors = Mapping[str, np.ndarray]
 Tree = dict[str, Any]
@@ -49,10 +49,7 @@ def convert_supernet(net: Supernet, tensors: Tensors, *, statistics: bool = True
   Raises:
     ValueError: tensors are missing, left over, or of another shape than the network's; the first of them are named.
   """
-  mixing = {
-    kind: np.zeros((spec.num_edges, len(spec.operations)))
-    for kind, spec in (('normal', net.normal), ('reduce', net.reduce))
-  }
+  mixing = {kind: np.zeros((spec.num_edges, len(spec.operations))) for kind, spec in net.cells}
   return _convert(
     lambda reader: _read_supernet(reader, net),
     tensors,
@@ -129,16 +126,16 @@ def infer_network(genotype: Genotype, tensors: Tensors) -> Network:
   num_layers = max(layers) + 1
   if num_layers > len(tensors):
     raise ValueError(f'tensor cells.{max(layers)}: there are too few tensors for so many cells')
-  # Channels double in a reduction cell, which the first may be.
+  plan = space_of(genotype).plan(num_layers)
+  # The first cell may be one that doubles the channels.
   first = np.shape(tensors['cells.0.preprocess1.op.1.weight'])
-  channels = first[0] // (2 if 0 in reduction_cells(num_layers) else 1)
+  channels = first[0] // plan.layers[0].channels
   if channels < 1 or 0 in np.shape(tensors[stem]):
     raise ValueError(f'tensor {stem}: shape {np.shape(tensors[stem])} found, and cells of {channels} channels')
   return Network(
-    genotype.cell('normal'),
-    genotype.cell('reduce'),
+    genotype.cells,
+    plan,
     channels,
-    num_layers,
     len(tensors['classifier.weight']),
     stem='imagenet' if imagenet else 'cifar',
     auxiliary=any(name.startswith('auxiliary_head.') for name in tensors),
@@ -332,17 +329,13 @@ def _read_network(reader: _Reader, net: Network) -> tuple[Tree, Tree]:
 
 
 def _read_cells(reader: _Reader, net: Supernet | Network, params: Tree, stats: Tree) -> None:
-  discrete = isinstance(net, Network)
-  reductions = reduction_cells(net.num_layers)
-  # The stem for ImageNet leaves the first input of cell 0 twice as large as the second.
-  reduction_before = net.stem == 'imagenet'
-  for layer in range(net.num_layers):
-    reduction = layer in reductions
-    spec = net.reduce if reduction else net.normal
-    own, own_stats = _read_cell(reader, f'cells.{layer}', spec, reduction, reduction_before, discrete)
-    params[f'cell{layer}'] = own
-    stats[f'cell{layer}'] = own_stats
-    reduction_before = reduction
+  discrete, specs = isinstance(net, Network), dict(net.cells)
+  for index, (layer, larger) in enumerate(
+    zip(net.plan.layers, larger_inputs(net.cells, net.plan, net.stem), strict=True)
+  ):
+    own, own_stats = _read_cell(reader, f'cells.{index}', specs[layer.cell], layer.stride == 2, larger[0], discrete)
+    params[f'cell{index}'] = own
+    stats[f'cell{index}'] = own_stats
 
 
 def _read_cell(
