@@ -124,7 +124,8 @@ def parts_of(net: Network, height: int, width: int, channels: int) -> list[Part]
       kernels = [value for key, value in params[name].items() if not key.startswith('bn')]
       found.append(Part(name, layer.cell, size, features, _count(params[name]), _count(kernels) * math.prod(size)))
       continue
-    cell = params[f'cell{index}']
+    # A cell of nothing but pools and identities has no parameters.
+    cell: Mapping[str, Any] = params.get(f'cell{index}', {})
     spec = specs[layer.cell]
     multiply_adds = math.prod(before) * sum(
       _count(value) for key, value in cell.items() if key.startswith('preprocess') and key != 'preprocess_bn'

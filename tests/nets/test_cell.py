@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,8 +7,9 @@ import pytest
 
 from darts_jax.nets.bilinear import edges_as_channels
 from darts_jax.nets.cell import Cell
-from darts_jax.spaces import CellSpec, Darts, Edge, published
+from darts_jax.spaces import CellSpec, Darts, Edge, Mixing, published
 from darts_jax.spaces.darts import CANDIDATES
+from darts_jax.spaces.nasbench201 import NasBench201
 
 CHANNELS = 4
 SMALL = Darts(2).cells['normal']
@@ -125,3 +128,59 @@ def test_edges_of_a_pruned_cell_may_differ(plain):
   assert found.dtype == jnp.float32
   expected = plain.cell(cell, variables, inputs, mixing, train=False)
   np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def apply(cell, inputs, mixing, variables, **options):
+  return jax.jit(lambda v, m: cell.apply(v, inputs, m, **options))(variables, mixing)
+
+
+@pytest.mark.parametrize(('output', 'outputs', 'merge'), [('mean', (2, 1), 'sum'), ('last', (3,), 'mean')])
+@pytest.mark.usefixtures('x64')
+def test_a_cell_of_nasbench201(plain, output, outputs, merge):
+  """Its input is a node as it is, and its output has the channels of a node."""
+  cell_of_space = NasBench201().cells['cell']
+  spec = dataclasses.replace(cell_of_space, output=output, outputs=outputs, merge=merge)
+  cell = Cell(spec, CHANNELS, 1, (False,), discrete=False, tracked=False)
+  inputs = [np.random.default_rng(1).normal(size=(2, 4, 3, CHANNELS))]
+  mixing = np.random.default_rng(2).uniform(size=(6, 5))
+  variables = plain.draw(lambda: cell.init(jax.random.key(0), inputs, mixing, train=False))
+  expected = plain.cell(cell, variables, inputs, mixing, train=True)
+  assert expected.shape == inputs[0].shape
+  found = apply(cell, inputs, mixing, variables, train=False)
+  np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+
+
+@pytest.mark.usefixtures('x64')
+def test_weights_of_edges_multiply_the_sums_of_their_operations(plain):
+  cell = Cell(SMALL, CHANNELS, 1, (False, False), discrete=False)
+  inputs = draw_inputs(cell, (3, 4))
+  rng = np.random.default_rng(2)
+  operations, edges = rng.uniform(size=(SMALL.num_edges, 8)), rng.uniform(size=SMALL.num_edges)
+  variables = plain.draw(lambda: cell.init(jax.random.key(0), inputs, operations, train=False))
+
+  @jax.jit
+  def compute(mixing):
+    return cell.apply(variables, inputs, mixing, train=True)
+
+  expected = plain.cell(cell, variables, inputs, operations * edges[:, None], train=True)
+  found = compute(Mixing(operations, edges))
+  np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+  # Without them the program is the one that takes weights of operations alone.
+  alone, array = (compute.lower(each).as_text() for each in (Mixing(operations), operations))
+  assert alone == array
+
+
+def test_a_node_that_nothing_reaches_is_zero():
+  space = NasBench201()
+  [(_, spec)] = space.from_json('|none~0|+|none~0|skip_connect~1|+|skip_connect~0|none~1|skip_connect~2|').cells
+  cell = Cell(spec, CHANNELS, 1, (False,), discrete=True)
+  x = np.random.default_rng(1).normal(size=(2, 4, 3, CHANNELS)).astype(np.float32)
+  # Node 2 is made of node 1, which is zero; what is left is the edge from the input.
+  np.testing.assert_array_equal(cell.apply({}, [x], train=True), x)
+
+
+@pytest.mark.parametrize(('channels', 'larger'), [(CHANNELS + 1, False), (CHANNELS, True)])
+def test_inputs_that_a_cell_cannot_read_are_refused(channels, larger):
+  cell = Cell(NasBench201().cells['cell'], CHANNELS, 1, (larger,), discrete=False, name='cell0')
+  with pytest.raises(ValueError, match=rf'^plan: cell0: an input has {channels} channels, or is larger .* reads 4'):
+    cell.init(jax.random.key(0), [np.zeros((1, 4, 4, channels))], np.zeros((6, 5)), train=False)
