@@ -53,8 +53,10 @@ class Plan(NamedTuple):
     return sum(layer.stride == 2 for layer in self.layers)
 
   def check(self, cells: Iterable[str]) -> None:
-    """Raises a ValueError unless every layer is one of these cells or a block, with channels, and stride 1 or 2."""
+    """Raises a ValueError unless every layer is one of these cells or a block, with channels and stride 1 or 2."""
     names = (*cells, *BLOCKS)
+    if len(set(names)) < len(names):
+      raise ValueError(f'plan: a cell is called as a block is; {", ".join(BLOCKS)} are not allowed for cells')
     if not self.layers:
       raise ValueError('plan: no layers; at least one is needed')
     for index, layer in enumerate(self.layers):

@@ -106,6 +106,11 @@ def test_cells_of_one_kind_share_owners_and_blocks_have_none():
   assert counts == {Owner(name, (edge,), column): size for column, size in columns.items() for edge in range(6)}
   statistics = owners(net, variables['batch_stats'])
   assert not statistics.owners
+  # A search updates all of these from what a pass leaves in the same places.
+  mixing = {name: jnp.ones((6, 5))}
+  images = jnp.zeros((2, 4, 4, 3))
+  _, passed = jax.eval_shape(lambda v: net.apply(v, images, mixing, train=True, mutable=['moments']), variables)
+  assert jax.tree.structure(passed['moments']) == jax.tree.structure(variables['batch_stats'])
   # Of the stem, of both blocks and before the pooling; the same whatever is flagged.
   assert len(statistics.entries) == 2 * CHANNELS * (1 + 2 * 2 + 2 * 4 + 4)
   assert statistics.flagged({name: np.zeros((6, 5), bool)}).all()

@@ -49,3 +49,8 @@ def test_an_auxiliary_head_reads_a_layer(auxiliary):
   ):
     Plan((Layer('cell'),), auxiliary=auxiliary).check(['cell'])
   Plan((Layer('cell'),), auxiliary=0).check(['cell'])
+
+
+def test_a_cell_has_another_name_than_a_block():
+  with pytest.raises(ValueError, match='^plan: a cell is called as a block is; residual are not allowed for cells$'):
+    Plan((Layer('cell'),)).check(['cell', 'residual'])
