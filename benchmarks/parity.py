@@ -13,6 +13,9 @@ Files of the kinds rnn_search and rnn_eval hold the same for recurrent cells: we
 states `h…`, log-probabilities, losses and hypergradients.
 Files of the kind genotype_parse are lists of α with the genotype that belongs to each.
 Files of the kind sgas_decisions are lists of searches: α after every epoch, and what has been decided by then.
+Files of the kinds nb201_eval, nb201_search and nb201_params are about networks of NAS-Bench-201: discrete ones with
+logits, gradients and running statistics; a supernet; numbers of weights and multiply-adds. Differences up to 1e-12 are
+not counted there, since some gradients are nothing but rounding.
 """
 
 import dataclasses
@@ -27,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks import nasbench201_parity
 from benchmarks.command import exit_code
 from darts_jax import spaces
 from darts_jax.data.batches import Examples
@@ -74,8 +78,8 @@ class SearchFile:
     self.values = values
     self.meta: dict[str, Any] = parse_json(str(values['meta']).encode())
     space = spaces.Darts()
-    normal, reduce = space.cells.values()
-    self.net = Supernet(normal, reduce, self.meta['C'], self.meta['layers'], self.meta['num_classes'])
+    plan = space.plan(self.meta['layers'])
+    self.net = Supernet(tuple(space.cells.items()), plan, self.meta['C'], self.meta['num_classes'])
     self.variables = convert_supernet(self.net, self._group('w/'))
     self.strategy = Darts(space)
     self.train, self.valid = (
@@ -376,6 +380,8 @@ def compare(path: pathlib.Path) -> Iterator[tuple[str, float, float]]:
         yield from compare_decisions(cases)
       elif isinstance(cases, list) and cases and {'alphas', 'alphas_normal'} & set(cases[0]):
         yield from compare_genotypes(cases)
+      elif isinstance(cases, dict) and 'rows' in cases:
+        yield from nasbench201_parity.compare_counts(cases)
       else:
         raise ValueError('not a list of α and genotypes or decisions')
       return
@@ -385,6 +391,10 @@ def compare(path: pathlib.Path) -> Iterator[tuple[str, float, float]]:
       yield from compare_language_model(values)
     elif 'log_prob_train' in values:
       yield from compare_recurrent_search(RecurrentFile(values))
+    elif '0/logits_eval' in values:
+      yield from nasbench201_parity.compare_networks(values)
+    elif 'dalpha_train' in values:
+      yield from nasbench201_parity.compare_supernet(values)
     elif 'alphas_normal' in values and 'meta' in values:
       yield from compare_search(SearchFile(values))
     else:

@@ -30,12 +30,11 @@ from benchmarks.command import exit_code
 from benchmarks.comparison import Step, compare_steps
 from benchmarks.search_step import open_search
 from darts_jax.nets.cell import operation_groups
-from darts_jax.nets.conv import Supernet, reduction_cells
+from darts_jax.nets.conv import Supernet, larger_inputs
 from darts_jax.nets.layers import BN_DECAY, BN_EPSILON
 from darts_jax.search.images import ImageSearcher
 from darts_jax.search.settings import RecurrentSearch, Search, read
 from darts_jax.search.state import SearchState
-from darts_jax.spaces import CellSpec
 
 Array = jax.Array
 PyTree = Any
@@ -54,25 +53,25 @@ class PlainSupernet(nn.Module):
   def __call__(self, x: Array, mixing: Mapping[str, Array]) -> Array:
     """Logits; mixing weights `[E, O]` as the package's supernet takes them."""
     net = self.net
-    channels = net.channels
-    x = _norm('stem_bn', affine=True)(_conv('stem', net.stem_multiplier * channels, 3)(x))
+    x = _norm('stem_bn', affine=True)(_conv('stem', net.stem_multiplier * net.channels, 3)(x))
     before_last, last = x, x
-    for layer in range(net.num_layers):
-      reduction = layer in reduction_cells(net.num_layers)
-      channels *= 2 if reduction else 1
-      kind, name = ('reduce' if reduction else 'normal'), f'cell{layer}'
-      if layer - 1 in reduction_cells(net.num_layers):
+    specs = dict(net.cells)
+    for index, (layer, larger) in enumerate(
+      zip(net.plan.layers, larger_inputs(net.cells, net.plan, net.stem), strict=True)
+    ):
+      kind, name, channels = layer.cell, f'cell{index}', layer.channels * net.channels
+      if larger[0]:
         first = _factorized(f'{name}_first', before_last, channels)
       else:
         first = _conv(f'{name}_first', channels)(nn.relu(before_last))
       second = _conv(f'{name}_second', channels)(nn.relu(last))
       states = [_norm(f'{name}_first_bn')(first), _norm(f'{name}_second_bn')(second)]
-      spec: CellSpec = getattr(net, kind)
+      spec = specs[kind]
       arriving: list[list[Array]] = [[] for _ in spec.nodes]
       for e, (target, edge) in enumerate(spec.edges):
         while len(states) <= edge.source:
           states.append(sum(arriving[len(states) - spec.num_inputs]))
-        stride = 2 if reduction and edge.source < spec.num_inputs else 1
+        stride = layer.stride if edge.source < spec.num_inputs else 1
         for o, operation in enumerate(spec.operations):
           if operation != 'none':
             y = _operate(f'{name}_edge{e}_{operation}', operation, states[edge.source], stride)
@@ -141,15 +140,18 @@ def plain_weights(weights: PyTree, net: Supernet) -> PyTree:
     for i, kernel in enumerate(kernels):
       put(f'{name}_{i}', kernel[None, None])
 
-  for layer in range(net.num_layers):
-    cell, name = weights[f'cell{layer}'], f'cell{layer}'
+  specs = dict(net.cells)
+  for index, (layer, larger) in enumerate(
+    zip(net.plan.layers, larger_inputs(net.cells, net.plan, net.stem), strict=True)
+  ):
+    cell, name = weights[f'cell{index}'], f'cell{index}'
     first = cell['preprocess0']['kernel']
-    if layer - 1 in reduction_cells(net.num_layers):
+    if larger[0]:
       put_halves(f'{name}_first', first[:, :, 0])
     else:
       put(f'{name}_first', first[None])
     put(f'{name}_second', cell['preprocess1']['kernel'][None])
-    spec = net.reduce if layer in reduction_cells(net.num_layers) else net.normal
+    spec = specs[layer.cell]
     for source in range(spec.num_inputs + len(spec.nodes)):
       node = cell.get(f'node{source}', {})
       for operation, members in operation_groups(spec, source).items():

@@ -125,7 +125,7 @@ def run(
   with tempfile.TemporaryDirectory() as scratch:
     _try_out(model, variables, pathlib.Path(scratch) / 'network', str(weights))
   training.write(model, variables, folder)
-  show(f'{net.channels} channels, {net.num_layers} cells, {net.num_classes} classes, stem for {net.stem}')
+  show(f'{net.channels} channels, {net.plan.num_cells} cells, {net.num_classes} classes, stem for {net.stem}')
   show(f'parameters: {model.num_weights:,}, without the auxiliary head')
   height, width, channels = model.image_shape
   shown = ' and '.join(', '.join(f'{number:g}' for number in numbers) for numbers in (model.mean, model.std))
@@ -171,14 +171,14 @@ def _model(net: Network, variables: Any, genotype: Genotype, images: _Images, we
         ' --std go before what a data set says'
       )
   try:
-    check_image_size(*images.size, stem=net.stem, auxiliary=net.auxiliary)
+    check_image_size(*images.size, net.plan, stem=net.stem, auxiliary=net.auxiliary)
   except ValueError as error:
     raise ValueError(f'--{error}') from error
   mean, std = (numbers * channels if len(numbers) == 1 else numbers for numbers in (images.mean, images.std))
   return training.Model(
     genotype,
     net.channels,
-    net.num_layers,
+    net.plan.num_cells,
     net.num_classes,
     net.stem,
     net.auxiliary,

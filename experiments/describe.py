@@ -112,15 +112,14 @@ def describe(
   if channels % 2:
     raise ValueError(f'--channels: {channels} is not allowed; it has to be even')
   try:
-    check_image_size(image_size, image_size, stem=stem, auxiliary=auxiliary)
+    plan = spaces.space_of(genotype).plan(layers)
+    check_image_size(image_size, image_size, plan, stem=stem, auxiliary=auxiliary)
   except ValueError as error:
     raise ValueError(f'--{error}') from error
-  normal, reduce = (cell for _, cell in genotype.cells)
   net = Network(
-    normal,
-    reduce,
+    genotype.cells,
+    plan,
     channels,
-    layers,
     classes,
     stem,
     auxiliary,

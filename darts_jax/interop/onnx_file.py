@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from darts_jax.nets.cell import operation_groups
-from darts_jax.nets.conv import reduction_cells
+from darts_jax.nets.conv import larger_inputs
 from darts_jax.nets.layers import BN_EPSILON
 from darts_jax.nets.operations import separable_filters
 from darts_jax.spaces import CellSpec
@@ -125,18 +125,15 @@ class _Writer:
     # Of the images that a cell reads.
     size = _halved(model.image_shape[:2], 3 if model.stem == 'imagenet' else 0)
     before = _halved(model.image_shape[:2], 2 if model.stem == 'imagenet' else 0)
-    channels, reduction_before = model.channels, model.stem == 'imagenet'
-    for layer in range(model.layers):
-      reduction = layer in reduction_cells(model.layers)
-      channels *= 2 if reduction else 1
-      spec = model.genotype.cell('reduce' if reduction else 'normal')
+    larger = larger_inputs(model.genotype.cells, model.plan, model.stem)
+    for index, layer in enumerate(model.plan.layers):
+      spec, channels, reduction = model.genotype.cell(layer.cell), layer.channels * model.channels, layer.stride == 2
       sizes = before, size
       before_last, last = (
         last,
-        self._cell(layer, spec, (before_last, last), sizes, channels, reduction, reduction_before),
+        self._cell(index, spec, (before_last, last), sizes, channels, reduction, larger[index][0]),
       )
       before, size = size, _halved(size, int(reduction))
-      reduction_before = reduction
     pooled = self._graph.add('Flatten', self._graph.add('GlobalAveragePool', last))
     weights = self._graph.constant('classifier/weights', params['classifier'])
     return self._graph.add('Gemm', pooled, weights, self._graph.constant('classifier/bias', params['classifier_bias']))

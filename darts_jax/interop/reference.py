@@ -16,10 +16,10 @@ import jax
 import numpy as np
 
 from darts_jax.nets.cell import operation_groups
-from darts_jax.nets.conv import Network, Supernet, reduction_cells
+from darts_jax.nets.conv import Network, Supernet, larger_inputs
 from darts_jax.nets.operations import separable_filters
 from darts_jax.nets.recurrent import LanguageModel
-from darts_jax.spaces import CellSpec, Genotype
+from darts_jax.spaces import CellSpec, Genotype, space_of
 
 Tensors = Mapping[str, np.ndarray]
 Tree = dict[str, Any]
@@ -50,11 +50,8 @@ def convert_supernet(net: Supernet, tensors: Tensors, *, statistics: bool = True
     ValueError: tensors are missing, left over, of another shape than the network's, or not finite floating-point
       numbers; the first of them are named.
   """
-  mixing = {
-    kind: np.zeros((spec.num_edges, len(spec.operations)))
-    for kind, spec in (('normal', net.normal), ('reduce', net.reduce))
-  }
-  return _convert(
+  mixing = {kind: np.zeros((spec.num_edges, len(spec.operations))) for kind, spec in net.cells}
+  return converted(
     lambda reader: _read_supernet(reader, net),
     tensors,
     statistics,
@@ -77,7 +74,7 @@ def convert_network(net: Network, tensors: Tensors) -> Tree:
     ValueError: as `convert_supernet`.
   """
   # A size at which every network can be built.
-  return _convert(
+  return converted(
     lambda reader: _read_network(reader, net),
     tensors,
     True,
@@ -132,16 +129,16 @@ def infer_network(genotype: Genotype, tensors: Tensors) -> Network:
   num_layers = max(layers) + 1
   if num_layers > len(tensors):
     raise ValueError(f'tensor cells.{max(layers)}: there are too few tensors for so many cells')
-  # Channels double in a reduction cell, which the first may be.
+  plan = space_of(genotype).plan(num_layers)
+  # The first cell may be one that doubles the channels.
   first = np.shape(tensors['cells.0.preprocess1.op.1.weight'])
-  channels = first[0] // (2 if 0 in reduction_cells(num_layers) else 1)
+  channels = first[0] // plan.layers[0].channels
   if channels < 1 or 0 in np.shape(tensors[stem]):
     raise ValueError(f'tensor {stem}: shape {np.shape(tensors[stem])} found, and cells of {channels} channels')
   return Network(
-    genotype.cell('normal'),
-    genotype.cell('reduce'),
+    genotype.cells,
+    plan,
     channels,
-    num_layers,
     len(tensors['classifier.weight']),
     stem='imagenet' if imagenet else 'cifar',
     auxiliary=any(name.startswith('auxiliary_head.') for name in tensors),
@@ -212,7 +209,7 @@ def _check_values(name: str, tensor: np.ndarray) -> None:
 
 
 @dataclasses.dataclass
-class _Reader:
+class Reader:
   """Takes tensors by their names in the reference, in the layouts of this package.
 
   Attributes:
@@ -226,6 +223,7 @@ class _Reader:
   names: dict[str, None] = dataclasses.field(default_factory=dict)
 
   def take(self, name: str, ndim: int) -> np.ndarray:
+    """A tensor with so many axes, as it is."""
     self.names[name] = None
     if self.tensors is None:
       return np.zeros((1,) * ndim)
@@ -243,13 +241,13 @@ class _Reader:
     """`[M, C, D]` of 1×1 convolutions, stacked along the axis."""
     kernels = [self.dense(name) for name in names]
     self._check('1×1', [kernel.shape[:2] == (1, 1) for kernel in kernels], names)
-    return _stack([kernel[0, 0] for kernel in kernels], names, axis)
+    return stacked([kernel[0, 0] for kernel in kernels], names, axis)
 
   def depthwise(self, names: Sequence[str]) -> np.ndarray:
     """`[K, K, M, C]` of depthwise convolutions."""
     kernels = [self.dense(name) for name in names]
     self._check('depthwise', [kernel.shape[2] == 1 for kernel in kernels], names)
-    return _stack([kernel[:, :, 0] for kernel in kernels], names, 2)
+    return stacked([kernel[:, :, 0] for kernel in kernels], names, 2)
 
   def _check(self, kind: str, right: Sequence[bool], names: Sequence[str]) -> None:
     for name, ok in zip(names, right, strict=True):
@@ -260,6 +258,7 @@ class _Reader:
     return np.shape((self.tensors or {})[f'{name}.weight'])
 
   def classifier(self, params: Tree, name: str) -> None:
+    """A linear layer with a bias, as the classifier of a module."""
     params['classifier'] = self.take(f'{name}.weight', 2).T
     params['classifier_bias'] = self.take(f'{name}.bias', 1)
 
@@ -276,14 +275,26 @@ class _Reader:
     }
 
 
-def _convert(
-  read: Callable[[_Reader], tuple[Tree, Tree]],
+def converted(
+  read: Callable[[Reader], tuple[Tree, Tree]],
   tensors: Tensors,
   statistics: bool,
   init: Callable[[np.ndarray], Any],
   size: int,
 ) -> Tree:
-  plan = _Reader(None, statistics)
+  """The variables of a network from tensors, all of which it has to have.
+
+  Args:
+    read: reads parameters and running statistics.
+    tensors: arrays by their published names.
+    statistics: whether running statistics are wanted.
+    init: the variables of the network for images like these.
+    size: of the images, at which it can be built.
+
+  Raises:
+    ValueError: tensors are missing, left over, or of another shape than the network's; the first of them are named.
+  """
+  plan = Reader(None, statistics)
   read(plan)
   given = [name for name in tensors if not name.endswith(_COUNTERS)]
   missing = [name for name in plan.names if name not in tensors]
@@ -295,7 +306,7 @@ def _convert(
     problems.append(f'{len(unused)} tensors are not part of the network: {few(unused)}')
   if problems:
     raise ValueError('; '.join(problems))
-  params, stats = read(_Reader(tensors, statistics))
+  params, stats = read(Reader(tensors, statistics))
   variables = {'params': params, 'batch_stats': stats} if statistics else {'params': params}
   stem = params['stem'] if 'stem' in params else params['stem0_first']
   expected = jax.eval_shape(lambda: init(np.zeros((1, size, size, stem.shape[2]), np.float32)))
@@ -307,7 +318,7 @@ def _convert(
   return variables
 
 
-def _read_supernet(reader: _Reader, net: Supernet) -> tuple[Tree, Tree]:
+def _read_supernet(reader: Reader, net: Supernet) -> tuple[Tree, Tree]:
   if net.stem != 'cifar':
     raise ValueError(f'stem: {net.stem!r} is not allowed; the published supernets have that for CIFAR')
   params: Tree = {'stem': reader.dense('stem.0')}
@@ -318,7 +329,7 @@ def _read_supernet(reader: _Reader, net: Supernet) -> tuple[Tree, Tree]:
   return params, stats
 
 
-def _read_network(reader: _Reader, net: Network) -> tuple[Tree, Tree]:
+def _read_network(reader: Reader, net: Network) -> tuple[Tree, Tree]:
   params: Tree = {}
   stats: Tree = {}
   convs = {'stem': ('stem.0', 'stem.1')}
@@ -342,22 +353,18 @@ def _read_network(reader: _Reader, net: Network) -> tuple[Tree, Tree]:
   return params, stats
 
 
-def _read_cells(reader: _Reader, net: Supernet | Network, params: Tree, stats: Tree) -> None:
-  discrete = isinstance(net, Network)
-  reductions = reduction_cells(net.num_layers)
-  # The stem for ImageNet leaves the first input of cell 0 twice as large as the second.
-  reduction_before = net.stem == 'imagenet'
-  for layer in range(net.num_layers):
-    reduction = layer in reductions
-    spec = net.reduce if reduction else net.normal
-    own, own_stats = _read_cell(reader, f'cells.{layer}', spec, reduction, reduction_before, discrete)
-    params[f'cell{layer}'] = own
-    stats[f'cell{layer}'] = own_stats
-    reduction_before = reduction
+def _read_cells(reader: Reader, net: Supernet | Network, params: Tree, stats: Tree) -> None:
+  discrete, specs = isinstance(net, Network), dict(net.cells)
+  for index, (layer, larger) in enumerate(
+    zip(net.plan.layers, larger_inputs(net.cells, net.plan, net.stem), strict=True)
+  ):
+    own, own_stats = _read_cell(reader, f'cells.{index}', specs[layer.cell], layer.stride == 2, larger[0], discrete)
+    params[f'cell{index}'] = own
+    stats[f'cell{index}'] = own_stats
 
 
 def _read_cell(
-  reader: _Reader, prefix: str, spec: CellSpec, reduction: bool, reduction_before: bool, discrete: bool
+  reader: Reader, prefix: str, spec: CellSpec, reduction: bool, reduction_before: bool, discrete: bool
 ) -> tuple[Tree, Tree]:
   inputs = [f'{prefix}.preprocess{i}' for i in range(spec.num_inputs)]
   convs = [{'kernel': reader.pointwise([f'{inputs[1]}.op.1'])}]
@@ -385,7 +392,7 @@ def _read_cell(
 
 
 def _read_operations(
-  reader: _Reader, names: Mapping[str, list[str]], strided: bool, discrete: bool
+  reader: Reader, names: Mapping[str, list[str]], strided: bool, discrete: bool
 ) -> tuple[Tree, Tree]:
   """What leaves a node, from the names of each operation's edges."""
   twice, once = separable_filters(tuple((operation, len(edges)) for operation, edges in names.items()))
@@ -411,7 +418,7 @@ def _read_operations(
     elif operation == 'conv_7x1_1x7':
       # The one operation that is no module of its own there, whose layers would be called `op`.
       params[operation] = {
-        ours: _stack([reader.dense(f'{name}.{place}') for name in edges], edges, 0)
+        ours: stacked([reader.dense(f'{name}.{place}') for name in edges], edges, 0)
         for ours, place in (('across', 1), ('down', 2))
       }
       # A row of filters in either direction.
@@ -422,7 +429,7 @@ def _read_operations(
   return params, stats
 
 
-def _separable_stage(reader: _Reader, operations: Mapping[str, list[str]], first: int) -> Tree:
+def _separable_stage(reader: Reader, operations: Mapping[str, list[str]], first: int) -> Tree:
   params = {}
   for operation, names in operations.items():
     params[f'{operation}_depthwise'] = reader.depthwise([f'{name}.op.{first}' for name in names])
@@ -430,12 +437,13 @@ def _separable_stage(reader: _Reader, operations: Mapping[str, list[str]], first
   return params
 
 
-def _factorized_reduce(reader: _Reader, names: Sequence[str]) -> Tree:
+def _factorized_reduce(reader: Reader, names: Sequence[str]) -> Tree:
   halves = [reader.pointwise([f'{name}.conv_{i}' for name in names], axis=1) for i in (1, 2)]
-  return {'kernel': _stack(halves, names, 0)}
+  return {'kernel': stacked(halves, names, 0)}
 
 
-def _stack(arrays: Sequence[np.ndarray], names: Sequence[str], axis: int) -> np.ndarray:
+def stacked(arrays: Sequence[np.ndarray], names: Sequence[str], axis: int) -> np.ndarray:
+  """Arrays along a new axis; raises a ValueError, which names one, unless they have one shape."""
   for array, name in zip(arrays, names, strict=False):
     if array.shape != arrays[0].shape:
       raise ValueError(

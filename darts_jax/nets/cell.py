@@ -1,7 +1,7 @@
 """The convolutional cell: a directed acyclic graph whose edges mix candidate operations [DARTS §2.1–2.2]."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -13,9 +13,9 @@ from jax import lax
 from darts_jax.nets.bilinear import as_channels, in_plain
 from darts_jax.nets.channels import spread, weighted_sums
 from darts_jax.nets.layers import WHOLE_BATCH, Affine, BatchNorm, NormGroups, evaluate
-from darts_jax.nets.operations import FactorizedReduce, Operations, ReluConv, prune_operations
+from darts_jax.nets.operations import FactorizedReduce, Operations, ReluConv
 from darts_jax.runtime.materialise import materialise
-from darts_jax.spaces import CellSpec
+from darts_jax.spaces import CellSpec, Mixing
 
 Array = jax.Array
 
@@ -37,92 +37,86 @@ def operation_groups(spec: CellSpec, source: int) -> dict[str, Members]:
   return {operation: tuple(members) for operation, members in groups.items()}
 
 
-def prune_cell(variables: Mapping[str, Any], before: CellSpec, after: CellSpec, *, reduction: bool) -> dict[str, Any]:
-  """Of the variables of a searched cell, those of a cell with fewer edges and operations.
+def node_operations(spec: CellSpec, source: int, *, stride: int, discrete: bool, **settings: Any) -> Operations:
+  """What is computed of a node.
 
   Args:
-    variables: parameters or running statistics, NumPy arrays nested by module.
-    before: of the cell.
-    after: of the smaller cell; its edges are edges of `before`, with some of their operations.
-    reduction: see `Cell`.
-
-  Raises:
-    ValueError: the smaller cell has something that the cell has not.
+    spec: of the cell.
+    source: the node.
+    stride: of the cell.
+    discrete: whether operations are those of a discrete network.
+    **settings: further fields of `Operations`.
   """
-  found = {name: values for name, values in variables.items() if not name.startswith('node')}
-  for source in range(before.num_inputs + len(before.nodes)):
-    groups, left = operation_groups(before, source), operation_groups(after, source)
-    places = {operation: [target for _, target in members] for operation, members in groups.items()}
-    kept: dict[str, list[int]] = {}
-    for operation, members in left.items():
-      for _, target in members:
-        if target not in places.get(operation, ()):
-          raise ValueError(f'edge {source} → {target}: {operation} is new; a cell can only lose operations')
-        kept.setdefault(operation, []).append(places[operation].index(target))
-    edges = tuple((operation, len(members)) for operation, members in groups.items())
-    stride = 2 if reduction and source < before.num_inputs else 1
-    values = prune_operations(variables.get(f'node{source}', {}), edges, kept, stride)
-    if values:
-      found[f'node{source}'] = values
-  return found
+  edges = [(operation, len(members)) for operation, members in operation_groups(spec, source).items()]
+  if not discrete:
+    # So that the variables of a smaller supernet lie in the order that they have in this one.
+    edges.sort(key=lambda each: spec.operations.index(each[0]))
+  stride = stride if source < spec.num_inputs else 1
+  return Operations(tuple(edges), stride, discrete, pools_normalised=spec.pools_normalised, **settings)
 
 
 class Cell(nn.Module):
   """A cell, searched or discrete, as its spec says.
 
   Attributes:
-    spec: nodes, edges and candidate operations.
+    spec: nodes, edges and candidate operations, how inputs are prepared and how nodes become the output.
     channels: channels `C` of every node.
-    reduction: whether the edges that leave the two inputs have stride 2.
-    reduction_before: whether the cell before was a reduction cell, so that the first input is twice as large.
+    stride: of the edges that leave the inputs, 1 or 2.
+    larger: for each input whether it is twice as large as the last one, since a layer after it had stride 2.
     discrete: whether operations are those of a discrete network (see `Operations`).
     smooth: whether the network is a smooth twin (see `Operations`).
     groups: the examples that share statistics of BN.
+    tracked: whether BN has running statistics.
   """
 
   spec: CellSpec
   channels: int
-  reduction: bool
-  reduction_before: bool
+  stride: int
+  larger: tuple[bool, ...]
   discrete: bool
   smooth: bool = False
   groups: NormGroups = WHOLE_BATCH
+  tracked: bool = True
 
   @nn.compact
   def __call__(
-    self, before_last: Array, last: Array, mixing: Array | None = None, drop_path: Array | None = None, *, train: bool
+    self,
+    inputs: Sequence[Array],
+    mixing: Mixing | Array | None = None,
+    drop_path: Array | None = None,
+    *,
+    train: bool,
   ) -> Array:
     """Computes the cell.
 
     Args:
-      before_last: `[N, H, W, ·]`, output of the cell before the last one; after a reduction, of an image that has
-        become this size by it.
-      last: `[N, H, W, ·]`, output of the last cell.
-      mixing: `[E, O]` mixing weights, rows and columns as `spec` says; none for a discrete cell.
+      inputs: `[N, H, W, ·]` for each input, the output of the last layer last; `[N, 2H, 2W, ·]`, or one pixel less,
+        for those that are larger.
+      mixing: mixing weights, rows and columns as `spec` says, or those of operations alone, `[E, O]`; none for a
+        discrete cell.
       drop_path: `[E, N]`, what the edges of a discrete cell are multiplied with for every image, but for identities;
         none for no drop path.
       train: whether BN uses the statistics of the batch.
 
     Returns:
-      `[N, H', W', len(spec.outputs) · C]`, with H' = ⌈H/2⌉ in a reduction cell.
+      `[N, ⌈H/stride⌉, ⌈W/stride⌉, D]`: of D channels, `C` for each node of the output if it concatenates them, or `C`.
+
+    Raises:
+      ValueError: inputs have a size or number of channels that the cell cannot read.
     """
-    if self.reduction_before:
-      first = FactorizedReduce(self.channels, 1, self.smooth, name='preprocess0')(before_last)[0]
-    else:
-      first = ReluConv(self.channels, self.smooth, name='preprocess0')(before_last)
-    second = ReluConv(self.channels, self.smooth, name='preprocess1')(last)
-    normalise = BatchNorm(self.discrete, self.groups, name='preprocess_bn')
-    states = [materialise(x[0]) for x in evaluate(normalise.fold(first[None], second[None], train=train))]
-    weights = None if mixing is None else _by_operation(mixing, self.spec)
-    num_inputs = self.spec.num_inputs
-    arriving: list[list[Array]] = [[] for _ in self.spec.nodes]
-    for source in range(num_inputs + len(self.spec.nodes)):
+    spec, num_inputs = self.spec, self.spec.num_inputs
+    states = self._prepare(inputs, train)
+    weights = None if mixing is None else _by_operation(mixing, spec)
+    arriving: list[list[Array]] = [[] for _ in spec.nodes]
+    for source in range(num_inputs + len(spec.nodes)):
       if source >= num_inputs:
-        states.append(materialise(functools.reduce(jnp.add, arriving[source - num_inputs])))
-      groups = operation_groups(self.spec, source)
-      edges = tuple((operation, len(members)) for operation, members in groups.items())
-      stride = 2 if self.reduction and source < num_inputs else 1
-      operate = Operations(edges, stride, self.discrete, self.smooth, self.groups, name=f'node{source}')
+        states.append(self._merged(arriving[source - num_inputs], source - num_inputs, states[0]))
+      groups = operation_groups(spec, source)
+      stride = self.stride if source < num_inputs else 1
+      settings: dict[str, Any] = {'smooth': self.smooth, 'groups': self.groups, 'tracked': self.tracked}
+      operate = node_operations(
+        spec, source, stride=self.stride, discrete=self.discrete, **settings, name=f'node{source}'
+      )
       outputs = operate(states[source], train=train)
       by_members: dict[Members, list[str]] = {}
       for operation, members in groups.items():
@@ -138,18 +132,54 @@ class Cell(nn.Module):
           if drop_path is not None and not (operations == ['skip_connect'] and stride == 1):
             message = message * drop_path[edge].astype(message.dtype)[:, None, None, None]
           arriving[target - num_inputs].append(message)
-    return jnp.concatenate([states[node] for node in self.spec.outputs], axis=-1)
+    found = [states[node] for node in spec.outputs]
+    if spec.output == 'concat':
+      return jnp.concatenate(found, axis=-1)
+    return found[0] if len(found) == 1 else functools.reduce(jnp.add, found) / len(found)
+
+  def _prepare(self, inputs: Sequence[Array], train: bool) -> list[Array]:
+    """The images of the first nodes, `[N, H, W, C]` each."""
+    if self.spec.preparation == 'none':
+      for x in inputs:
+        if any(self.larger) or x.shape[-1] != self.channels:
+          raise ValueError(
+            f'plan: {self.name}: an input has {x.shape[-1]} channels, or is larger than another one; a cell that does'
+            f' not prepare its inputs reads {self.channels} channels of one size (the stem has C if stem_multiplier=1)'
+          )
+      return [materialise(x) for x in inputs]
+    projected = []
+    for i, (x, larger) in enumerate(zip(inputs, self.larger, strict=True)):
+      if larger:
+        projected.append(FactorizedReduce(self.channels, 1, self.smooth, name=f'preprocess{i}')(x)[0])
+      else:
+        projected.append(ReluConv(self.channels, self.smooth, name=f'preprocess{i}')(x))
+    normalise = BatchNorm(self.discrete, self.groups, self.tracked, name='preprocess_bn')
+    return [materialise(x[0]) for x in evaluate(normalise.fold(*[x[None] for x in projected], train=train))]
+
+  def _merged(self, messages: Sequence[Array], node: int, first: Array) -> Array:
+    """The state of an intermediate node; zeros where nothing but `none` arrives."""
+    if not messages:
+      number, height, width, _ = first.shape
+      return jnp.zeros((number, -(-height // self.stride), -(-width // self.stride), self.channels), first.dtype)
+    total = functools.reduce(jnp.add, messages)
+    return materialise(total / len(self.spec.nodes[node]) if self.spec.merge == 'mean' else total)
 
 
-def _by_operation(mixing: Array, spec: CellSpec) -> dict[tuple[int, str], Array]:
-  """Of mixing weights `[E, O]`, those of every operation that leaves a node, `[M]` for the edges that have it."""
+def _by_operation(mixing: Mixing | Array, spec: CellSpec) -> dict[tuple[int, str], Array]:
+  """Of mixing weights, those of every operation that leaves a node, `[M]` for the edges that have it."""
+  operations, edges = mixing if isinstance(mixing, Mixing) else (mixing, None)
+  if edges is not None:
+    # The sum of an edge times its weight, but of vectors and not of images.
+    operations = operations * edges[:, None]
   places = {
     (source, operation): [len(spec.operations) * edge + spec.operations.index(operation) for edge, _ in members]
     for source in range(spec.num_inputs + len(spec.nodes))
     for operation, members in operation_groups(spec, source).items()
   }
+  if not places:
+    return {}
   # All at once, since the gradient of each indexing is a loop over what was taken.
-  taken = mixing.reshape(-1)[np.concatenate([*places.values()])]
+  taken = operations.reshape(-1)[np.concatenate([*places.values()])]
   return dict(zip(places, lax.split(taken, [len(each) for each in places.values()]), strict=True))
 
 

@@ -1,34 +1,31 @@
 """The convolutional networks: the supernet of a search, and the network of a found architecture [DARTS §3.1]."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from darts_jax.nets.cell import Cell, prune_cell
-from darts_jax.nets.dense import dense_conv
+from darts_jax.nets.blocks import Residual, conv
+from darts_jax.nets.cell import Cell
 from darts_jax.nets.layers import WHOLE_BATCH, BatchNorm, NormGroups, activate, uniform_fan_in
-from darts_jax.spaces import CellSpec
+from darts_jax.spaces import CellSpec, Mixing, Plan
 
 Array = jax.Array
-
-
-def reduction_cells(num_layers: int) -> tuple[int, ...]:
-  """Indices of the cells that halve the image: ⌊L/3⌋ and ⌊2L/3⌋."""
-  return tuple(sorted({num_layers // 3, 2 * num_layers // 3}))
+T = TypeVar('T')
+#: Kinds of cells by name.
+Cells = tuple[tuple[str, CellSpec], ...]
 
 
 class Supernet(nn.Module):
-  """A stack of cells whose edges mix candidate operations; normal cells share mixing weights, reduction cells too.
+  """A stack of cells whose edges mix candidate operations; cells of one kind share mixing weights.
 
   Attributes:
-    normal: spec of the normal cells.
-    reduce: spec of the reduction cells.
-    channels: channels `C` of the nodes of the first cell; they double in every reduction cell.
-    num_layers: number of cells `L`.
+    cells: specs of the kinds of cells.
+    plan: the layers.
+    channels: channels `C`, of which layers have multiples.
     num_classes: number of logits.
     stem_multiplier: of the stem `'cifar'`, which has `stem_multiplier · C` channels.
     remat: whether a gradient may compute the inside of cells once more instead of keeping it; see `jax.checkpoint`.
@@ -36,61 +33,50 @@ class Supernet(nn.Module):
       same parameters: where kinks are suspected, what differs between the two is due to them.
     groups: the examples that share statistics of BN.
     stem: see `Network`.
+    tracked: whether BN in cells has running statistics; if not, those of the batch are used in evaluation, too. Stem,
+      blocks and the last BN have them in any case.
   """
 
-  normal: CellSpec
-  reduce: CellSpec
+  cells: Cells
+  plan: Plan
   channels: int
-  num_layers: int
   num_classes: int
   stem_multiplier: int = 3
   remat: bool = False
   smooth: bool = False
   groups: NormGroups = WHOLE_BATCH
   stem: str = 'cifar'
+  tracked: bool = True
 
   @nn.compact
-  def __call__(self, images: Array, mixing: Mapping[str, Array], *, train: bool) -> Array:
+  def __call__(self, images: Array, mixing: Mapping[str, Mixing | Array], *, train: bool) -> Array:
     """Classifies images.
 
     Args:
       images: `[N, H, W, ·]`, normalised; their dtype is the dtype of computation.
-      mixing: `[E, O]` mixing weights of the cells `'normal'` and `'reduce'`.
+      mixing: by kind of cell the mixing weights, or those of operations alone, `[E, O]`.
       train: whether BN uses the statistics of the batch.
 
     Returns:
       `[N, num_classes]` logits, at least float32.
+
+    Raises:
+      ValueError: the plan has a layer that cannot be built.
     """
-    before_last, last = _stem(self, images, self.groups, train=train, smooth=self.smooth)
 
-    def compute(cell: Cell, before_last: Array, last: Array, mixing: Array) -> Array:
-      return cell(before_last, last, mixing, train=train)
+    def compute(cell: Cell, inputs: Sequence[Array], mixing: Mixing | Array) -> Array:
+      return cell(inputs, mixing, train=train)
 
+    outputs = _stem(self, images, self.groups, train=train, smooth=self.smooth)
     compute_cell = nn.remat(compute) if self.remat else compute
-    style: dict[str, Any] = {'smooth': self.smooth, 'groups': self.groups, 'reduction_before': self.stem == 'imagenet'}
-    for kind, cell in _cells(self.normal, self.reduce, self.channels, self.num_layers, **style):
-      before_last, last = last, compute_cell(cell, before_last, last, mixing[kind])
+    style: dict[str, Any] = {'smooth': self.smooth, 'groups': self.groups}
+    for kind, module, count in _layers(self, discrete=False, tracked=self.tracked, **style):
+      if isinstance(module, Cell):
+        outputs.append(compute_cell(module, last_of(outputs, count), mixing[kind]))
+      else:
+        outputs.append(module(outputs[-1], train=train))
+    last = _normalised(self, outputs[-1], self.groups, train=train, smooth=self.smooth)
     return _classify(self, 'classifier', last, self.num_classes)
-
-
-def prune_supernet(variables: Mapping[str, Any], before: Supernet, after: Supernet) -> dict[str, Any]:
-  """Of the variables of a supernet, those of one whose cells have lost edges or operations.
-
-  Args:
-    variables: parameters or running statistics, NumPy arrays nested by module.
-    before: the supernet.
-    after: the smaller one, otherwise the same.
-
-  Raises:
-    ValueError: the smaller one has something that the supernet has not.
-  """
-  reductions = reduction_cells(before.num_layers)
-  found = dict(variables)
-  for layer in range(before.num_layers):
-    name, kind = f'cell{layer}', 'reduce' if layer in reductions else 'normal'
-    specs = getattr(before, kind), getattr(after, kind)
-    found[name] = prune_cell(variables[name], *specs, reduction=layer in reductions)
-  return found
 
 
 class Logits(NamedTuple):
@@ -109,23 +95,21 @@ class Network(nn.Module):
   """The network of a found architecture, trained from scratch [DARTS §3.2, §A.2].
 
   Attributes:
-    normal: spec of the normal cells, one operation an edge.
-    reduce: spec of the reduction cells.
-    channels: channels `C` of the nodes of the first cell; they double in every reduction cell.
-    num_layers: number of cells `L`.
+    cells: specs of the kinds of cells, one operation an edge.
+    plan: the layers.
+    channels: channels `C`, of which layers have multiples.
     num_classes: number of logits.
     stem: `'cifar'`, one 3×3 convolution to `stem_multiplier · C` channels; or `'imagenet'`, three of stride 2 to C/2, C
       and C channels, of which the last two are the inputs of the first cell.
-    auxiliary: whether a second classifier reads the output of cell ⌊2L/3⌋ in training (see `AuxiliaryHead`).
+    auxiliary: whether a second classifier reads a layer in training (see `AuxiliaryHead`), which the plan names.
     auxiliary_norm: whether its last convolution is followed by BN; not so in the published network for ImageNet.
     stem_multiplier: of the stem `'cifar'`.
     remat: whether a gradient may compute the inside of cells once more instead of keeping it; see `jax.checkpoint`.
   """
 
-  normal: CellSpec
-  reduce: CellSpec
+  cells: Cells
+  plan: Plan
   channels: int
-  num_layers: int
   num_classes: int
   stem: str = 'cifar'
   auxiliary: bool = False
@@ -144,25 +128,28 @@ class Network(nn.Module):
         1/(1 − `drop_path`), so that expectations stay. Identities are never dropped [DARTS §A.2].
       key: draws what is dropped, in training; None for no drop path.
     """
-    imagenet = self.stem == 'imagenet'
-    before_last, last = _stem(self, images, WHOLE_BATCH, train=train)
+    outputs = _stem(self, images, WHOLE_BATCH, train=train)
     factors: Array | None = None
     if train and key is not None:
       # Drawn for all cells at once: each draw of its own would add a copy of the random generator to the program.
-      num_edges = max(self.normal.num_edges, self.reduce.num_edges)
-      factors = drop_path_factors(key, drop_path, (self.num_layers, num_edges, len(images)))
+      num_edges = max(spec.num_edges for _, spec in self.cells)
+      factors = drop_path_factors(key, drop_path, (len(self.plan.layers), num_edges, len(images)))
 
-    def compute(cell: Cell, before_last: Array, last: Array, factors: Array | None) -> Array:
-      return cell(before_last, last, None, factors, train=train)
+    def compute(cell: Cell, inputs: Sequence[Array], factors: Array | None) -> Array:
+      return cell(inputs, None, factors, train=train)
 
     compute_cell: Callable[..., Array] = nn.remat(compute) if self.remat else compute
     auxiliary = None
-    cells = _cells(self.normal, self.reduce, self.channels, self.num_layers, reduction_before=imagenet, discrete=True)
-    for layer, (_, cell) in enumerate(cells):
-      before_last, last = last, compute_cell(cell, before_last, last, None if factors is None else factors[layer])
-      if self.auxiliary and layer == 2 * self.num_layers // 3 and (train or self.is_initializing()):
+    for index, (_, module, count) in enumerate(_layers(self, discrete=True)):
+      if isinstance(module, Cell):
+        chosen = None if factors is None else factors[index]
+        outputs.append(compute_cell(module, last_of(outputs, count), chosen))
+      else:
+        outputs.append(module(outputs[-1], train=train))
+      if self.auxiliary and index == self.plan.auxiliary and (train or self.is_initializing()):
         head = AuxiliaryHead(self.num_classes, _auxiliary_stride(self.stem), self.auxiliary_norm, name='auxiliary')
-        auxiliary = head(last, train=train)
+        auxiliary = head(outputs[-1], train=train)
+    last = _normalised(self, outputs[-1], WHOLE_BATCH, train=train)
     return Logits(_classify(self, 'classifier', last, self.num_classes), auxiliary)
 
 
@@ -195,8 +182,8 @@ class AuxiliaryHead(nn.Module):
         f' {auxiliary_size(self.stride)} a side; larger images, or no auxiliary head'
       )
     x = nn.avg_pool(nn.relu(x), (5, 5), (self.stride, self.stride))
-    x = nn.relu(BatchNorm(affine=True, name='bn0')(_conv(self, 'conv0', x, 128, 1), train=train))
-    x = _conv(self, 'conv1', x, 768, 2, padding=0)
+    x = nn.relu(BatchNorm(affine=True, name='bn0')(conv(self, 'conv0', x, 128, 1), train=train))
+    x = conv(self, 'conv1', x, 768, 2, padding=0)
     if self.norm:
       x = BatchNorm(affine=True, name='bn1')(x, train=train)
     return _classify(self, 'classifier', nn.relu(x), self.num_classes)
@@ -217,19 +204,21 @@ def auxiliary_size(stride: int) -> int:
   return 5 + stride
 
 
-def check_image_size(height: int, width: int, *, stem: str = 'cifar', auxiliary: bool = False) -> None:
+def check_image_size(height: int, width: int, plan: Plan, *, stem: str = 'cifar', auxiliary: bool = False) -> None:
   """Raises a ValueError, which names `image_size`, unless a network can be built for images of this size."""
-  # The head reads the output of the second reduction cell.
-  factor = 4 * (8 if stem == 'imagenet' else 1)
+  if not auxiliary or plan.auxiliary is None:
+    return
+  before = plan._replace(layers=plan.layers[: plan.auxiliary + 1])
+  factor = 2 ** (before.halvings + (3 if stem == 'imagenet' else 0))
   needed = (auxiliary_size(_auxiliary_stride(stem)) - 1) * factor + 1
-  if auxiliary and min(height, width) < needed:
+  if min(height, width) < needed:
     raise ValueError(
       f'image_size: {height}×{width} is too small for an auxiliary head; it needs sides of {needed} pixels'
     )
 
 
 def check_statistics(
-  field: str, examples: int, height: int, width: int, num_layers: int, *, stem: str = 'cifar', auxiliary: bool = False
+  field: str, examples: int, height: int, width: int, plan: Plan, *, stem: str = 'cifar', auxiliary: bool = False
 ) -> None:
   """Raises a ValueError unless BN, in training, sees more than one number of every channel, which it would make zero.
 
@@ -238,11 +227,11 @@ def check_statistics(
     examples: their number.
     height: of images.
     width: likewise.
-    num_layers: of the network.
+    plan: of the network.
     stem: of the network.
     auxiliary: whether the network has an auxiliary head whose last convolution is followed by BN.
   """
-  halvings = len(reduction_cells(num_layers)) + (3 if stem == 'imagenet' else 0)
+  halvings = plan.halvings + (3 if stem == 'imagenet' else 0)
   # Rounded up at each.
   sides = [-(-side // 2**halvings) for side in (height, width)]
   pixels = math.prod(sides)
@@ -258,54 +247,83 @@ def check_statistics(
 
 def _stem(
   net: Supernet | Network, images: Array, groups: NormGroups, *, train: bool, smooth: bool = False
-) -> tuple[Array, Array]:
-  """What the first cell of the network that is being built reads, as it names its stem."""
+) -> list[Array]:
+  """The outputs of the stem of the network that is being built, which it names; the first layers read them."""
   channels = net.channels
   if net.stem == 'cifar':
-    wide = _conv(net, 'stem', images, net.stem_multiplier * channels, 3)
-    normalised = BatchNorm(True, groups, name='stem_bn')(wide, train=train)
-    return normalised, normalised
+    wide = conv(net, 'stem', images, net.stem_multiplier * channels, 3)
+    return [BatchNorm(True, groups, name='stem_bn')(wide, train=train)]
 
   def strided(name: str, x: Array, features: int) -> Array:
-    return BatchNorm(True, groups, name=f'{name}_bn')(_conv(net, name, x, features, 3, stride=2), train=train)
+    return BatchNorm(True, groups, name=f'{name}_bn')(conv(net, name, x, features, 3, stride=2), train=train)
 
   first = strided('stem0_first', images, channels // 2)
   before_last = strided('stem0_second', activate(first, smooth), channels)
-  return before_last, strided('stem1', activate(before_last, smooth), channels)
+  return [before_last, strided('stem1', activate(before_last, smooth), channels)]
 
 
-def _cells(
-  normal: CellSpec,
-  reduce: CellSpec,
-  channels: int,
-  num_layers: int,
+def last_of(outputs: Sequence[T], count: int) -> tuple[T, ...]:
+  """The last outputs, which a layer reads; the first of them several times if there are too few."""
+  return (outputs[0],) * (count - len(outputs)) + tuple(outputs[-count:])
+
+
+def larger_inputs(cells: Cells, plan: Plan, stem: str) -> list[tuple[bool, ...]]:
+  """For every layer and each of its inputs whether it is twice as large as the last one.
+
+  Raises:
+    ValueError: the plan names an unknown cell, or an input is larger still.
+  """
+  specs = dict(cells)
+  plan.check(specs)
+  # How often each output was halved; the stem for ImageNet has two, of which the second is smaller.
+  halvings = [0, 1] if stem == 'imagenet' else [0]
+  found = []
+  for index, layer in enumerate(plan.layers):
+    count = specs[layer.cell].num_inputs if layer.cell in specs else 1
+    read = [halvings[-1] - each for each in last_of(halvings, count)]
+    if max(read) > 1:
+      raise ValueError(f'plan: layer {index}: an input is {2 ** max(read)} times as large as the last one; at most 2')
+    found.append(tuple(each == 1 for each in read))
+    halvings.append(halvings[-1] + (layer.stride == 2))
+  return found
+
+
+def _layers(
+  net: Supernet | Network,
   *,
-  reduction_before: bool = False,
-  discrete: bool = False,
+  discrete: bool,
   smooth: bool = False,
   groups: NormGroups = WHOLE_BATCH,
-) -> Iterator[tuple[str, Cell]]:
-  """The cells of the network that is being built, with their kinds."""
-  for layer in range(num_layers):
-    reduction = layer in reduction_cells(num_layers)
-    channels *= 2 if reduction else 1
-    kind, spec = ('reduce', reduce) if reduction else ('normal', normal)
-    yield kind, Cell(spec, channels, reduction, reduction_before, discrete, smooth, groups, name=f'cell{layer}')
-    reduction_before = reduction
+  tracked: bool = True,
+) -> Iterator[tuple[str, Cell | Residual, int]]:
+  """The layers of the network that is being built: name of the cell or block, module, number of outputs it reads."""
+  specs = dict(net.cells)
+  for index, (layer, larger) in enumerate(
+    zip(net.plan.layers, larger_inputs(net.cells, net.plan, net.stem), strict=True)
+  ):
+    channels = layer.channels * net.channels
+    if layer.cell in specs:
+      style: dict[str, Any] = {'discrete': discrete, 'smooth': smooth, 'groups': groups, 'tracked': tracked}
+      cell = Cell(specs[layer.cell], channels, layer.stride, larger, **style, name=f'cell{index}')
+      yield layer.cell, cell, len(larger)
+    else:
+      yield layer.cell, Residual(channels, layer.stride, smooth, groups, name=f'{layer.cell}{index}'), 1
 
 
-def _conv(
-  module: nn.Module, name: str, images: Array, features: int, size: int, *, stride: int = 1, padding: int | None = None
+def _normalised(
+  net: Supernet | Network, images: Array, groups: NormGroups, *, train: bool, smooth: bool = False
 ) -> Array:
-  """A dense convolution of a module, without bias; keeps the size unless told otherwise."""
-  channels = images.shape[-1]
-  kernel = module.param(name, uniform_fan_in(size * size * channels), (size, size, channels, features))
-  return dense_conv(images, kernel, stride=stride, padding=size // 2 if padding is None else padding)
+  """What is pooled: the last output, after BN and ReLU if the plan says so."""
+  if not net.plan.last_norm:
+    return images
+  return activate(BatchNorm(True, groups, name='last_bn')(images, train=train), smooth)
 
 
 def _classify(module: nn.Module, name: str, images: Array, num_classes: int) -> Array:
   """Logits from the mean over all pixels, at least float32."""
   features = jnp.mean(images.astype(jnp.promote_types(images.dtype, jnp.float32)), axis=(1, 2))
+  # For those who ask for intermediate values; nothing otherwise.
+  module.sow('intermediates', 'features', features)
   width = features.shape[-1]
   weights = module.param(name, uniform_fan_in(width), (width, num_classes))
   return features @ weights + module.param(f'{name}_bias', uniform_fan_in(width), (num_classes,))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from darts_jax.nets.conv import Network, reduction_cells
+from darts_jax.nets.conv import Network
 from darts_jax.spaces import CellSpec
 
 #: How multiply-adds are counted; published counts follow several conventions.
@@ -26,8 +26,8 @@ class Part(NamedTuple):
   """A part of a network.
 
   Attributes:
-    name: `stem`, `cell0`, …, `classifier` or `auxiliary`.
-    kind: of a cell, `normal` or `reduction`; empty for the others.
+    name: `stem`, `cell0`, …, `classifier` or `auxiliary`; of a fixed block `residual1` and the like.
+    kind: the kind of cell, or the block; empty for the others.
     size: height and width of its output.
     channels: of its output.
     weights: parameters, those of BN included.
@@ -115,27 +115,33 @@ def parts_of(net: Network, height: int, width: int, channels: int) -> list[Part]
   stem = {name: value for name, value in params.items() if name.startswith('stem')}
   multiply_adds = sum(params[name].size * math.prod(at) for name, at in zip(names, sizes, strict=True))
   found.append(Part('stem', '', size, params[names[-1]].shape[-1], _count(stem), multiply_adds))
-  node_channels = net.channels
-  for layer in range(net.num_layers):
-    reduction = layer in reduction_cells(net.num_layers)
-    node_channels *= 2 if reduction else 1
-    before, size = size, halved(size) if reduction else size
-    cell = params[f'cell{layer}']
-    spec = net.reduce if reduction else net.normal
-    multiply_adds = sum(_count(cell[f'preprocess{i}']) for i in range(spec.num_inputs)) * math.prod(before)
+  specs = dict(net.cells)
+  for index, layer in enumerate(net.plan.layers):
+    before, size = size, halved(size, layer.stride - 1)
+    features = layer.channels * net.channels
+    if layer.cell not in specs:
+      name = f'{layer.cell}{index}'
+      kernels = [value for key, value in params[name].items() if not key.startswith('bn')]
+      found.append(Part(name, layer.cell, size, features, _count(params[name]), _count(kernels) * math.prod(size)))
+      continue
+    # A cell of nothing but pools and identities has no parameters.
+    cell: Mapping[str, Any] = params.get(f'cell{index}', {})
+    spec = specs[layer.cell]
+    multiply_adds = math.prod(before) * sum(
+      _count(value) for key, value in cell.items() if key.startswith('preprocess') and key != 'preprocess_bn'
+    )
     for name, node in cell.items():
       if name.startswith('node'):
         for operation, values in node.items():
           if operation.startswith('bn'):
             continue
           multiply_adds += _count(values) * math.prod(size)
-          if operation == 'conv_7x1_1x7' and reduction and int(name.removeprefix('node')) < spec.num_inputs:
+          if operation == 'conv_7x1_1x7' and layer.stride == 2 and int(name.removeprefix('node')) < spec.num_inputs:
             # Its first half shrinks the width alone.
             multiply_adds += values['across'].size * (before[0] * size[1] - math.prod(size))
-    width_out = node_channels * len(spec.outputs)
-    kind = 'reduction' if reduction else 'normal'
-    found.append(Part(f'cell{layer}', kind, size, width_out, _count(cell), multiply_adds))
-  classifier = {name: value for name, value in params.items() if name.startswith('classifier')}
+    width_out = features * (len(spec.outputs) if spec.output == 'concat' else 1)
+    found.append(Part(f'cell{index}', layer.cell, size, width_out, _count(cell), multiply_adds))
+  classifier = {name: value for name, value in params.items() if name.startswith(('classifier', 'last_bn'))}
   found.append(Part('classifier', '', (1, 1), net.num_classes, _count(classifier), params['classifier'].size))
   if 'auxiliary' in params:
     found.append(Part('auxiliary', '', (1, 1), net.num_classes, _count(params['auxiliary']), 0))

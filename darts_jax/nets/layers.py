@@ -209,10 +209,12 @@ class BatchNorm(nn.Module):
   Attributes:
     affine: whether a learned scale and bias follow.
     groups: the examples that share statistics.
+    tracked: whether there are running statistics; if not, those of the batch are used in evaluation, too.
   """
 
   affine: bool
   groups: NormGroups = WHOLE_BATCH
+  tracked: bool = True
 
   def __call__(self, x: Array, *, train: bool) -> Array:
     """Normalises one array `[N, …, C]`."""
@@ -223,16 +225,16 @@ class BatchNorm(nn.Module):
     """Normalises stacks `[Mₖ, N, …, C]` of one dtype, whose variables lie side by side; what is left is an `Affine`."""
     sizes = [x.shape[0] * x.shape[-1] for x in images]
     running = {}
-    if not train or self.is_initializing() or self.is_mutable_collection('batch_stats'):
+    if self.tracked and (not train or self.is_initializing() or self.is_mutable_collection('batch_stats')):
       for name, initial in (('mean', jnp.zeros), ('var', jnp.ones)):
         running[name] = self.variable('batch_stats', name, initial, (sum(sizes),))
-    if train:
+    if train or not self.tracked:
       mean, var = self.groups.moments(*[x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in images])
       local, devices = self.groups.divide(images[0].shape[1])
       count = images[0].size * devices // (sizes[0] * local)
       for name, value in (('mean', mean), ('var', var * (count / max(count - 1, 1)))):
         moment = value if local == 1 else jnp.mean(value, axis=0)
-        if self.is_mutable_collection('moments') and not self.is_initializing():
+        if self.tracked and self.is_mutable_collection('moments') and not self.is_initializing():
           self.put_variable('moments', name, moment)
         if running and not self.is_initializing():
           running[name].value = running_average(running[name].value, moment)

@@ -1,25 +1,25 @@
-"""The candidate operations of a convolutional cell [DARTS §3.1.1, NASNet].
+"""The candidate operations of a convolutional cell [DARTS §3.1.1, NASNet, NAS-Bench-201 §2.1].
 
 All edges that leave one node through one operation are computed together, which gives the same numbers as one
 after the other with a fraction of the kernels. An operation therefore takes the image of its source node,
 `[N, H, W, C]`, and returns a stack with one image an edge, `[M, N, H', W', C]`; or, when it has no parameters of its
 own for an edge, a stack of the single image that all its edges share. Convolutions come as ReLU, convolution, batch
-normalisation and have no bias; BN is one for all operations of a node that are at the same stage (see `Operations`),
-and its last scale and shift are left to the cell, which weights and sums all operations.
+normalisation and have no bias, but for the dense ones of NAS-Bench-201 in a search; BN is one for all operations of a
+node that are at the same stage (see `Operations`), and its last scale and shift are left to the cell, which weights and
+sums all operations. Which part of a variable is which edge's is noted where it is made (`darts_jax.nets.parts`).
 """
 
 import functools
-import itertools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from darts_jax.nets.bilinear import as_channels, in_plain, weights_gradient_if, weights_gradient_wanted
+from darts_jax.nets.dense import dense_conv
 from darts_jax.nets.depthwise import depthwise_convs, depthwise_convs_apart
 from darts_jax.nets.layers import (
   WHOLE_BATCH,
@@ -34,10 +34,13 @@ from darts_jax.nets.layers import (
   uniform_fan_in,
 )
 from darts_jax.nets.padding import pad_images
+from darts_jax.nets.parts import note
 from darts_jax.nets.pooling import avg_pool, max_pool
 
 Array = jax.Array
 
+#: The dense convolutions of NAS-Bench-201 and the side of their filters.
+_DENSE: Mapping[str, int] = {'nor_conv_1x1': 1, 'nor_conv_3x3': 3}
 _POOLS: Mapping[str, Callable[[Array, int], Array]] = {'max_pool_3x3': max_pool, 'avg_pool_3x3': avg_pool}
 
 
@@ -72,6 +75,7 @@ class FactorizedReduce(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     channels, half = x.shape[-1], self.features // 2
+    note((*self.path, 'kernel'), 2, [('skip_connect', self.edges)])
     kernel = self.param('kernel', uniform_fan_in(channels), (2, channels, self.edges, half))
     x = activate(x, self.smooth)
     if x.shape[1] % 2 or x.shape[2] % 2:
@@ -129,6 +133,8 @@ class SeparableStage(nn.Module):
     for operation, size, _, edges in self.filters:
       kernel = self.param(f'{operation}_depthwise', uniform_fan_in(size * size), (size, size, edges, channels))
       kernels.append(kernel.astype(dtype))
+      note((*self.path, f'{operation}_depthwise'), 2, [(operation, edges)])
+      note((*self.path, f'{operation}_pointwise'), 0, [(operation, edges)])
       matrices.append(self.param(f'{operation}_pointwise', uniform_fan_in(channels), (edges, channels, channels)))
     active = [activate(x, self.smooth) for x in images]
     names = [f.operation for f in self.filters]
@@ -158,6 +164,7 @@ class Conv7x1Then1x7(nn.Module):
   def __call__(self, x: Array) -> Array:
     channels, s = x.shape[-1], self.stride
     shape = (self.edges, 1, 7, channels, channels)
+    note(self.path, 0, [('conv_7x1_1x7', self.edges)])
     across = self.param('across', uniform_fan_in(7 * channels), shape).astype(x.dtype)
     down = self.param('down', uniform_fan_in(7 * channels), shape).astype(x.dtype)
     layout = ('NHWC', 'HWIO', 'NHWC')
@@ -171,12 +178,51 @@ class Conv7x1Then1x7(nn.Module):
     return jnp.concatenate(outputs, axis=-1)[None] if as_channels() else jnp.stack(outputs)
 
 
+class ReluConvs(nn.Module):
+  """ReLU and a dense convolution with filters of every edge's own; with BN, an operation of NAS-Bench-201.
+
+  Attributes:
+    operation: its name.
+    size: side of the filters, odd.
+    edges: number of edges `M`.
+    stride: 1 or 2.
+    bias: whether a learned bias is added, which BN takes away again.
+    smooth: whether the network is a smooth twin.
+  """
+
+  operation: str
+  size: int
+  edges: int
+  stride: int
+  bias: bool
+  smooth: bool = False
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    channels, size, stride = x.shape[-1], self.size, self.stride
+    fan_in = size * size * channels
+    note((*self.path, 'kernel'), 3, [(self.operation, self.edges)])
+    kernel = self.param('kernel', uniform_fan_in(fan_in), (size, size, channels, self.edges, channels))
+    # One convolution, whose channels are those of each edge.
+    kernel = kernel.reshape(size, size, channels, -1)
+    x = activate(x, self.smooth)
+    if size == 1:
+      y = pointwise(x[:, ::stride, ::stride], kernel[0, 0])
+    else:
+      y = dense_conv(x, kernel, stride=stride, padding=size // 2)
+    if self.bias:
+      note((*self.path, 'kernel_bias'), 0, [(self.operation, self.edges)])
+      bias = self.param('kernel_bias', uniform_fan_in(fan_in), (self.edges, channels))
+      y = y + bias.reshape(-1).astype(y.dtype)
+    return y[None] if as_channels() else jnp.moveaxis(y.reshape(*y.shape[:3], self.edges, channels), 3, 0)
+
+
 class Operations(nn.Module):
   """All operations that leave a node.
 
   BN follows everything but identities, and in a discrete network pools; in a search it puts pools on one scale with
-  convolutions. Its statistics are those of one channel at a time, so one BN for all images at hand, and a second for
-  those of the operations that are applied twice, gives the same numbers in far fewer kernels.
+  convolutions, unless told otherwise. Its statistics are those of one channel at a time, so one BN for all images at
+  hand, and a second for those of the operations that are applied twice, gives the same numbers in far fewer kernels.
 
   Attributes:
     edges: for every operation other than `none` the number of edges `M` that have it.
@@ -184,6 +230,8 @@ class Operations(nn.Module):
     discrete: in a discrete network BN has scale and bias, and pools are not normalised; in a search the reverse.
     smooth: whether the network is a smooth twin, which has SiLU for ReLU and average for maximum pooling.
     groups: the examples that share statistics of BN.
+    pools_normalised: whether BN follows pools in a search.
+    tracked: whether BN has running statistics.
   """
 
   edges: tuple[tuple[str, int], ...]
@@ -191,6 +239,8 @@ class Operations(nn.Module):
   discrete: bool
   smooth: bool = False
   groups: NormGroups = WHOLE_BATCH
+  pools_normalised: bool = True
+  tracked: bool = True
 
   def __call__(self, x: Array, *, train: bool) -> dict[str, Affine]:
     """Computes the operations.
@@ -225,7 +275,7 @@ class Operations(nn.Module):
       if name in _POOLS:
         pool = avg_pool if self.smooth else _POOLS[name]
         images[name] = pool(x, self.stride)[None]
-        if self.discrete:
+        if self.discrete or not self.pools_normalised:
           outputs[name] = Affine.identity(images.pop(name))
       elif name == 'skip_connect' and self.stride == 1:
         outputs[name] = Affine.identity(x[None])
@@ -233,6 +283,10 @@ class Operations(nn.Module):
         images[name] = FactorizedReduce(x.shape[-1], count, self.smooth, name=name)(x)
       elif name == 'conv_7x1_1x7':
         images[name] = Conv7x1Then1x7(count, self.stride, self.smooth, name=name)(x)
+      elif name in _DENSE:
+        # BN without a bias of its own follows a convolution with one, as in the published code.
+        convs = ReluConvs(name, _DENSE[name], count, self.stride, not self.discrete, self.smooth, name=name)
+        images[name] = convs(x)
     outputs |= self._normalised('bn0', images, train)
     if twice:
       halfway = evaluate([outputs[f.operation] for f in twice])
@@ -243,54 +297,10 @@ class Operations(nn.Module):
     """BN of all images, whose variables lie side by side in this order."""
     if not images:
       return {}
-    folded = BatchNorm(self.discrete, self.groups, name=name).fold(*images.values(), train=train)
+    counts = dict(self.edges)
+    note((*self.path, name), 0, [(each, 1 if each in _POOLS else counts[each]) for each in images])
+    folded = BatchNorm(self.discrete, self.groups, self.tracked, name=name).fold(*images.values(), train=train)
     return dict(zip(images, folded, strict=True))
-
-
-def prune_operations(
-  variables: Mapping[str, Any], edges: tuple[tuple[str, int], ...], kept: Mapping[str, Sequence[int]], stride: int
-) -> dict[str, Any]:
-  """Of the variables of a searched node, those of some of its edges; the others are as they were.
-
-  Args:
-    variables: of `Operations` that are not discrete: parameters or running statistics, nested by module.
-    edges: of these `Operations`.
-    kept: by operation the positions, among the edges that have it, of those that stay, ascending; of those operations
-      alone that any edge keeps.
-    stride: of these `Operations`.
-
-  Returns:
-    What `Operations` have that are made for the edges that stay.
-  """
-  twice, once = separable_filters(edges)
-  # In the order in which `Operations` normalise them; edges share a pool.
-  images = {f.operation: f.edges for f in twice + once}
-  for name, count in edges:
-    if name in _POOLS:
-      images[name] = 1
-    elif name == 'conv_7x1_1x7' or (name == 'skip_connect' and stride == 2):
-      images[name] = count
-  left = {name: [0] if name in _POOLS else positions for name, positions in kept.items()}
-  normalised = {'bn0': images, 'bn1': {f.operation: f.edges for f in twice}}
-  axes = {'depthwise': 2, 'pointwise': 0, 'kernel': 2, 'across': 0, 'down': 0}
-  found: dict[str, Any] = {}
-  for module, values in variables.items():
-    if module in normalised:
-      counts = normalised[module]
-      size = next(iter(values.values())).size // sum(counts.values())
-      starts = dict(zip(counts, itertools.accumulate(counts.values(), initial=0), strict=False))
-      blocks = [starts[name] + position for name in counts for position in left.get(name, ())]
-      if blocks:
-        found[module] = {name: value.reshape(-1, size)[blocks].reshape(-1) for name, value in values.items()}
-    else:
-      # A stage holds those of several operations, `sep_conv_3x3_depthwise`; a factorized reduction is one operation.
-      named = {name: (name.rpartition('_') if module.startswith('stage') else (module, '', name)) for name in values}
-      found[module] = {
-        name: np.take(values[name], kept[operation], axes[kind])
-        for name, (operation, _, kind) in named.items()
-        if operation in kept
-      }
-  return {module: values for module, values in found.items() if values}
 
 
 def separable_filters(edges: tuple[tuple[str, int], ...]) -> tuple[tuple[Filters, ...], tuple[Filters, ...]]:

@@ -55,6 +55,15 @@ def avg_pool(x: Array, stride: int) -> Array:
   return materialise(total) * jnp.asarray(shares, x.dtype)
 
 
+def halve(x: Array) -> Array:
+  """2×2 average pooling, `[N, H, W, C]` → `[N, ⌈H/2⌉, ⌈W/2⌉, C]`; the last window of an odd side has one row less."""
+  size = -(-x.shape[1] // 2), -(-x.shape[2] // 2)
+  padded = pad_images(x, (0, x.shape[1] % 2), (0, x.shape[2] % 2))
+  total = functools.reduce(jnp.add, [window(padded, (i, j), size, 2) for i in range(2) for j in range(2)])
+  rows, columns = (np.minimum(2, extent - 2 * np.arange(out)) for extent, out in zip(x.shape[1:3], size, strict=True))
+  return total * jnp.asarray(1 / (rows[:, None, None] * columns[:, None]), x.dtype)
+
+
 def _counted(extent: int, stride: int) -> np.ndarray:
   """How many pixels of a row or column every window has."""
   return np.array([min(i + 2, extent) - max(i - 1, 0) for i in range(0, extent, stride)])

@@ -14,8 +14,9 @@ from jax.sharding import Mesh
 from darts_jax.data.augment import augment
 from darts_jax.data.batches import Evaluation, Examples, epoch_indices, evaluate
 from darts_jax.data.images import Images, digest, split
-from darts_jax.nets.conv import Supernet, check_statistics, prune_supernet
+from darts_jax.nets.conv import Supernet, check_statistics
 from darts_jax.nets.layers import NormGroups, init_variables, running_average
+from darts_jax.nets.owners import left, owners
 from darts_jax.runtime.packed import Packed
 from darts_jax.search.searcher import FIRST_PURPOSE, Searcher
 from darts_jax.search.settings import Search
@@ -114,15 +115,12 @@ class ImageSearcher(Searcher[Search, Halves]):
       groups.divide(size // self.shards.size)
     shared = ('batch_norm.group_size', groups.size) if groups.size else ('batch_size', sizes[0])
     height, width = images.x_train.shape[1:3]
-    check_statistics(
-      f'config.{shared[0]}', shared[1], height, width, settings.network.layers, stem=settings.network.stem
-    )
-    normal, reduce = self.strategy.specs.values()
+    plan = self.strategy.space.plan(settings.network.layers)
+    check_statistics(f'config.{shared[0]}', shared[1], height, width, plan, stem=settings.network.stem)
     self.net = Supernet(
-      normal,
-      reduce,
+      tuple(self.strategy.specs.items()),
+      plan,
       settings.network.channels,
-      settings.network.layers,
       images.num_classes,
       settings.network.stem_multiplier,
       settings.remat,
@@ -194,7 +192,9 @@ class ImageSearcher(Searcher[Search, Halves]):
     """See `Searcher`."""
     return type(self)(self.settings, strategy, self._images, self.mesh, first_epoch)
 
-  def pruned(self, variables: PyTree, before: Searcher[Search, Halves]) -> PyTree:
+  def inherited(self, variables: Packed, before: Searcher[Search, Halves]) -> np.ndarray:
     """See `Searcher`."""
     assert isinstance(before, ImageSearcher)
-    return prune_supernet(variables, before.net, self.net)
+    after = dict(self.net.cells)
+    kept = {name: left(spec, after[name]) for name, spec in before.net.cells}
+    return np.flatnonzero(owners(before.net, variables.tree).flagged(kept))

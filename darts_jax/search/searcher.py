@@ -128,27 +128,20 @@ class Searcher(abc.ABC, Generic[AnySettings, Data]):
   def restage(self, strategy: Strategy, first_epoch: int) -> Self:
     """The same search with another strategy, whose supernet may be smaller, from an epoch on, counted from 0."""
 
-  def pruned(self, variables: PyTree, before: Self) -> PyTree:
-    """Of parameters or running statistics of a search whose supernet was larger, those that this one has."""
+  def inherited(self, variables: Packed, before: Self) -> np.ndarray:
+    """Where, among parameters or running statistics of a search whose supernet was larger, those of this one are."""
     del before
-    return variables
+    return np.arange(variables.vector.size)
 
   def inherit(self, state: SearchState, before: Self) -> SearchState:
     """The state of a search whose supernet was larger, with the weights, momentum and statistics that are left."""
-
-    def left(packed: Packed) -> tuple[Packed, np.ndarray]:
-      """The structure of what is left, and where it was."""
-      numbers: Any = np.arange(packed.vector.size)
-      places = packed.replace(numbers)
-      kept = Packed.pack(self.pruned(places.tree, before))
-      return kept, np.asarray(kept.vector)
-
-    (weights, chosen), (statistics, others) = left(state.weights), left(state.statistics)
+    template = self.template()
+    chosen, others = (self.inherited(packed, before) for packed in (state.weights, state.statistics))
     size = state.weights.vector.shape
     momentum = jax.tree.map(lambda leaf: leaf[chosen] if leaf.shape == size else leaf, state.weights_optimizer)
     after = state.replace(
-      weights=weights.replace(state.weights.vector[chosen]),
-      statistics=statistics.replace(state.statistics.vector[others]),
+      weights=template.weights.replace(state.weights.vector[chosen]),
+      statistics=template.statistics.replace(state.statistics.vector[others]),
       weights_optimizer=momentum,
     )
     return jax.device_put(after, jax.tree.broadcast(self._shardings, after))

@@ -1,9 +1,10 @@
 """Search spaces: what an architecture is, by name, in files, and read off mixing weights. Nothing here imports JAX."""
 
 from darts_jax.spaces.base import Space
-from darts_jax.spaces.cells import CellSpace, CellSpec, Edge, Genotype, full_cell, strongest
+from darts_jax.spaces.cells import CellSpace, CellSpec, Edge, Genotype, full_cell
 from darts_jax.spaces.darts import Darts
 from darts_jax.spaces.decisions import complete, undecided_edges
+from darts_jax.spaces.derivation import strongest
 from darts_jax.spaces.doubts import Doubts, doubts
 from darts_jax.spaces.files import (
   SPACES,
@@ -20,9 +21,12 @@ from darts_jax.spaces.files import (
   to_text,
 )
 from darts_jax.spaces.look import Look
+from darts_jax.spaces.mixing import Mixing
+from darts_jax.spaces.plan import BLOCKS, Layer, Plan
 from darts_jax.spaces.recurrent import Recurrent
 
 __all__ = [
+  'BLOCKS',
   'SPACES',
   'CellSpace',
   'CellSpec',
@@ -30,7 +34,10 @@ __all__ = [
   'Doubts',
   'Edge',
   'Genotype',
+  'Layer',
   'Look',
+  'Mixing',
+  'Plan',
   'Recurrent',
   'Space',
   'complete',

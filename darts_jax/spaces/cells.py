@@ -29,10 +29,16 @@ from darts_jax.spaces.checks import (
   parse_outputs,
   parse_pairs,
 )
+from darts_jax.spaces.derivation import strongest
 from darts_jax.spaces.look import Look
+from darts_jax.spaces.plan import Plan, thirds
 
 #: How the output of a cell is made of its nodes: by concatenating channels, by their mean, or it is the one node.
 OUTPUTS = ('concat', 'mean', 'last')
+#: How the sum of a node's arriving edges becomes its state: as it is, or divided by their number.
+MERGES = ('sum', 'mean')
+#: How a cell of a convolutional network prepares its inputs: by ReLU, 1×1 convolution to its channels and BN, or not.
+PREPARATIONS = ('projection', 'none')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +67,9 @@ class CellSpec:
     outputs: indices of the nodes that make up the cell's output.
     output: how they do, one of `OUTPUTS`.
     kept: the arriving edges that a node keeps in a discrete architecture; None for all of them.
+    merge: how a node is made of its arriving edges, one of `MERGES`.
+    preparation: how the inputs are prepared, one of `PREPARATIONS`.
+    pools_normalised: whether BN follows pooling in a search [DARTS §A.1.1]; in a discrete network it never does.
 
   Raises:
     ValueError: an edge reads a node that is not earlier, an operation is listed twice or is not among `operations`, or
@@ -73,10 +82,15 @@ class CellSpec:
   outputs: tuple[int, ...]
   output: str
   kept: int | None
+  merge: str = 'sum'
+  preparation: str = 'projection'
+  pools_normalised: bool = True
 
   def __post_init__(self) -> None:
-    if self.output not in OUTPUTS:
-      raise ValueError(f'output: {self.output!r} is not known; allowed are {", ".join(OUTPUTS)}')
+    for field, allowed in (('output', OUTPUTS), ('merge', MERGES), ('preparation', PREPARATIONS)):
+      value = getattr(self, field)
+      if value not in allowed:
+        raise ValueError(f'{field}: {value!r} is not known; allowed are {", ".join(allowed)}')
     if len(self.nodes) > limits.NODES:
       raise ValueError(f'cell: {len(self.nodes)} nodes; allowed are up to {limits.NODES}')
     check_operations(self.operations, None, 'operations')
@@ -207,6 +221,21 @@ class CellSpace(Space[Genotype]):
     """Whether an edge of an architecture may have the operation `none`."""
     return False
 
+  def plan(self, num_layers: int) -> Plan:
+    """The layers of a network of this space, a supernet or that of an architecture.
+
+    The network of DARTS, if a space does not say otherwise: all cells are of the first kind, but for two of the last
+    kind at one and two thirds, which have stride 2 (see `thirds`).
+
+    Args:
+      num_layers: number of cells.
+
+    Raises:
+      ValueError: there is no network of so many cells; the message begins with `layers`.
+    """
+    names = tuple(self.cells)
+    return thirds(num_layers, names[0], names[-1])
+
   def genotype(self, cells: Mapping[str, CellSpec]) -> Genotype:
     """The architecture of these discrete cells."""
     return Genotype(self.name, tuple((name, cells[name]) for name in self.cells))
@@ -289,50 +318,3 @@ class CellSpace(Space[Genotype]):
 
 def _drawn(choices: Sequence[str], rng: np.random.Generator) -> str:
   return choices[int(rng.integers(len(choices)))]
-
-
-def strongest(mixing: ArrayLike, spec: CellSpec, *, keeps_none: bool = False) -> CellSpec:
-  """The discrete cell that mixing weights stand for [DARTS §2.4].
-
-  The strength of an edge is the largest mixing weight among its candidates. Every node keeps its strongest edges,
-  strongest first, each with its best operation; a node that keeps all of its edges leaves them in their order. Ties go
-  to the smaller index.
-
-  Args:
-    mixing: `[E, O]` mixing weights (not α), rows and columns as `spec` has edges and operations.
-    spec: the searched cell.
-    keeps_none: whether `none` is a candidate, too.
-
-  Raises:
-    ValueError: `mixing` has another shape, is not finite, or a node has too few edges to keep.
-  """
-  mixing = checked_mixing(mixing, spec)
-  nodes: list[list[tuple[str, int]]] = []
-  for node, (rows, kept) in enumerate(zip(spec.rows, spec.num_kept, strict=True), spec.num_inputs):
-    candidates = []
-    for row in rows:
-      edge = spec.edges[row][1]
-      allowed = edge.choices(keeps_none=keeps_none)
-      weights = [mixing[row, spec.operations.index(operation)] for operation in allowed]
-      if allowed:
-        best = int(np.argmax(weights))
-        candidates.append((weights[best], allowed[best], edge.source))
-    if len(candidates) < kept:
-      raise ValueError(f'node {node}: {len(candidates)} edges to choose from; {kept} have to be kept')
-    # sorted() is stable, so equally strong edges stay in the order of their index.
-    ordered = candidates if spec.kept is None else sorted(candidates, key=lambda candidate: -candidate[0])
-    nodes.append([(operation, source) for _, operation, source in ordered[:kept]])
-  return spec.discrete(nodes)
-
-
-def checked_mixing(mixing: ArrayLike, spec: CellSpec) -> np.ndarray:
-  """Mixing weights of a cell as an array; raises a ValueError if their shape is another or one is not finite."""
-  mixing = np.asarray(mixing)
-  if mixing.shape != (spec.num_edges, len(spec.operations)):
-    raise ValueError(
-      f'mixing: shape {mixing.shape} does not fit a cell with {spec.num_edges} edges'
-      f' and {len(spec.operations)} operations'
-    )
-  if not np.isfinite(mixing).all():
-    raise ValueError('mixing: holds values that are not finite, so no architecture can be derived')
-  return mixing

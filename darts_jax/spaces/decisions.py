@@ -8,7 +8,8 @@ from collections.abc import Collection, Mapping
 import numpy as np
 from numpy.typing import ArrayLike
 
-from darts_jax.spaces.cells import CellSpec, checked_mixing
+from darts_jax.spaces.cells import CellSpec
+from darts_jax.spaces.derivation import checked_mixing
 
 
 def undecided_edges(spec: CellSpec, decided: Collection[int]) -> np.ndarray:

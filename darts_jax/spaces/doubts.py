@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from darts_jax.spaces.cells import CellSpec, strongest
+from darts_jax.spaces.cells import CellSpec
+from darts_jax.spaces.derivation import strongest
 
 
 class Doubts(NamedTuple):

@@ -1,17 +1,15 @@
-"""Mixing weights: what a strategy gives a supernet, and what the cells of the supernet read."""
+"""The weights by which a supernet mixes candidate operations."""
 
 from typing import Any, NamedTuple
 
-Array = Any
-
 
 class Mixing(NamedTuple):
-  """The weights of one kind of cell; rows and columns are the edges and operations of its `CellSpec`.
+  """Mixing weights of one kind of cell.
 
   Attributes:
-    operations: `[E, O]`, what the outputs of the operations of an edge are multiplied with.
-    edges: `[E]`, what the sum of an edge is multiplied with when it arrives at its node; None for 1.
+    operations: `[E, O]`, of every operation on every edge; rows and columns as `CellSpec` has edges and operations.
+    edges: `[E]`, of every edge in the sum of the node it arrives at [PC-DARTS §3.3]; None where all count as one.
   """
 
-  operations: Array
-  edges: Array | None = None
+  operations: Any
+  edges: Any | None = None

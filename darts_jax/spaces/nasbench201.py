@@ -16,13 +16,16 @@ from typing import Any, ClassVar
 from darts_jax.runtime.files import one_line
 from darts_jax.spaces.cells import CellSpace, CellSpec, Genotype, full_cell
 from darts_jax.spaces.checks import suggest
+from darts_jax.spaces.plan import Plan, stages
 
 #: Candidates of every edge, in the order of the columns of α.
 OPERATIONS = ('none', 'skip_connect', 'nor_conv_1x1', 'nor_conv_3x3', 'avg_pool_3x3')
 #: The only kind of cell.
 CELL = 'cell'
 
-_SPEC = full_cell(OPERATIONS, 3, num_inputs=1, output='last', kept=None)
+_SPEC = dataclasses.replace(
+  full_cell(OPERATIONS, 3, num_inputs=1, output='last', kept=None), preparation='none', pools_normalised=False
+)
 _OUTPUT = _SPEC.outputs[0]
 _TEXT = re.compile(r'\|(\w+)~0\|\+\|(\w+)~0\|(\w+)~1\|\+\|(\w+)~0\|(\w+)~1\|(\w+)~2\|', re.ASCII)
 _FORM = '|op~0|+|op~0|op~1|+|op~0|op~1|op~2|'
@@ -38,6 +41,10 @@ class NasBench201(CellSpace):
   def cells(self) -> Mapping[str, CellSpec]:
     """The searched cell."""
     return {CELL: _SPEC}
+
+  def plan(self, num_layers: int) -> Plan:
+    """Three stages of as many cells, `num_layers` in all, and residual blocks between them; see `stages`."""
+    return stages(num_layers, CELL)
 
   @property
   def keeps_none(self) -> bool:

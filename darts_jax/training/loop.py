@@ -22,7 +22,7 @@ from darts_jax.runtime.mesh import check_batch, make_mesh
 from darts_jax.runtime.precision import in_float32
 from darts_jax.runtime.workdir import claim_together
 from darts_jax.settings import build
-from darts_jax.spaces import Genotype
+from darts_jax.spaces import Genotype, space_of
 from darts_jax.training.feeds import Feed, open_feed
 from darts_jax.training.model import Model
 from darts_jax.training.settings import Training
@@ -131,7 +131,13 @@ def make_model(settings: Training, genotype: Genotype, feed: Feed) -> Model:
   network = settings.network
   height, width, _ = feed.image_shape
   try:
-    check_image_size(height, width, stem=network.stem, auxiliary=network.auxiliary)
+    plan = space_of(genotype).plan(network.layers)
+  except ValueError as error:
+    raise ValueError(f'config.network.{error}') from error
+  if network.auxiliary and plan.auxiliary is None:
+    raise ValueError(f'config.network.auxiliary: True is not allowed; networks of {genotype.space} have no such head')
+  try:
+    check_image_size(height, width, plan, stem=network.stem, auxiliary=network.auxiliary)
   except ValueError as error:
     hint = ' (config.network.auxiliary=False)' if 'auxiliary' in str(error) else ''
     raise ValueError(f'config.data.name: {feed.name}: {error}{hint}') from error
@@ -141,7 +147,7 @@ def make_model(settings: Training, genotype: Genotype, feed: Feed) -> Model:
     settings.batch_size,
     height,
     width,
-    network.layers,
+    plan,
     stem=network.stem,
     auxiliary=normalised,
   )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from darts_jax import limits, spaces
 from darts_jax.data.arrays import LARGEST, SMALLEST
 from darts_jax.nets.conv import Network
-from darts_jax.spaces import Genotype
+from darts_jax.spaces import Genotype, Plan
 from darts_jax.training.workdir import SPACE, Described, check_numbers
 
 _LIMITS = {
@@ -31,7 +31,7 @@ class Model(Described):
   Attributes:
     genotype: its cells.
     channels: see `darts_jax.nets.conv.Network`, as for the fields down to `stem_multiplier`.
-    layers: likewise.
+    layers: number of cells (see `darts_jax.spaces.CellSpace.plan`).
     num_classes: likewise.
     stem: likewise.
     auxiliary: likewise.
@@ -57,6 +57,11 @@ class Model(Described):
   std: tuple[float, ...]
 
   @property
+  def plan(self) -> Plan:
+    """The layers of the network."""
+    return spaces.space_of(self.genotype).plan(self.layers)
+
+  @property
   def num_weights(self) -> int:
     """Parameters of the network without its auxiliary head, which is for training alone."""
     net = self.network(auxiliary=False)
@@ -66,12 +71,10 @@ class Model(Described):
 
   def network(self, *, auxiliary: bool | None = None, remat: bool = False) -> Network:
     """The network, with its auxiliary head unless told otherwise."""
-    normal, reduce = (cell for _, cell in self.genotype.cells)
     return Network(
-      normal,
-      reduce,
+      self.genotype.cells,
+      self.plan,
       self.channels,
-      self.layers,
       self.num_classes,
       self.stem,
       self.auxiliary if auxiliary is None else auxiliary,

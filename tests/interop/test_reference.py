@@ -48,7 +48,7 @@ def genotype(golden):
 
 def test_sizes_are_read_off_the_shapes(tensors, genotype):
   net = infer_network(genotype, tensors)
-  assert (net.channels, net.num_layers, net.num_classes, net.stem, net.stem_multiplier) == (4, 5, 10, 'cifar', 3)
+  assert (net.channels, net.plan.num_cells, net.num_classes, net.stem, net.stem_multiplier) == (4, 5, 10, 'cifar', 3)
   assert (net.auxiliary, net.auxiliary_norm) == (True, True)
   without = {name: value for name, value in tensors.items() if not name.startswith('auxiliary')}
   assert not infer_network(genotype, without).auxiliary
@@ -214,7 +214,7 @@ def test_names_of_amoebanet_are_those_of_the_published_code():
   """A checkpoint that the published code has written: each of its tensors is one of the network, none is missing."""
   case = CASES / 'amoebanet.pt'
   net, variables = import_reference(case, published()['AmoebaNet'])
-  assert (net.channels, net.num_layers, net.num_classes) == (2, 2, 10)
+  assert (net.channels, net.plan.num_cells, net.num_classes) == (2, 2, 10)
   tensors = read(case)
   for cell in range(2):
     dense = variables['params'][f'cell{cell}']['node0']['conv_7x1_1x7']
@@ -268,7 +268,7 @@ def test_messages_quote_a_few_names(tensors):
 @pytest.mark.parametrize('name', ['compiled.pt', 'namespace.pth'])
 def test_checkpoints_of_other_programs_are_imported(name):
   net, _ = import_reference(CASES / name, published()['DARTS_V2'])
-  assert (net.channels, net.num_layers, net.num_classes) == (2, 2, 10)
+  assert (net.channels, net.plan.num_cells, net.num_classes) == (2, 2, 10)
 
 
 def test_a_network_on_images_of_ones_own_is_converted_run_and_exported(tmp_path, capsys):
@@ -425,4 +425,4 @@ def test_value_of_a_language_model_that_is_not_finite_is_refused(language_tensor
 def test_a_supernet_for_imagenet_is_not_one_of_the_reference():
   space = Darts(1, ('skip_connect',)).cells['normal']
   with pytest.raises(ValueError, match=r"^stem: 'imagenet' is not allowed; the published supernets have"):
-    convert_supernet(Supernet(space, space, 2, 3, 5, stem='imagenet'), {})
+    convert_supernet(Supernet((('normal', space), ('reduce', space)), Darts().plan(3), 2, 5, stem='imagenet'), {})

@@ -59,6 +59,12 @@ def avg_pool(x, stride=1):
   return np.nanmean(windows(x, (3, 3), stride, fill=np.nan), axis=(3, 4))
 
 
+def halve(x):
+  """Means over 2×2 pixels, or over what is there of them at the end of an odd side."""
+  padded = np.pad(x, [(0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)], constant_values=np.nan)
+  return np.nanmean([padded[:, i::2, j::2] for i in (0, 1) for j in (0, 1)], axis=0)
+
+
 def batch_norm(x, statistics=None, affine=None):
   """With `statistics` and `affine`, each a mapping of `[C]` arrays, or with the batch's own statistics."""
   mean = statistics['mean'] if statistics else x.mean(axis=(0, 1, 2))
@@ -83,7 +89,7 @@ class Variables:
     return dataclasses.replace(self, params=self.params.get(name, {}), statistics=self.statistics.get(name, {}))
 
   def batch_norm(self, x, name, start=0):
-    """By the BN `name`, of whose variables the channels of `x` have those from `start` on."""
+    """By the BN `name`, of whose variables, if any, the channels of `x` have those from `start` on."""
     inside, own = self.inside(name), slice(start, start + x.shape[-1])
     statistics, affine = (
       {key: array[own] for key, array in arrays.items()} for arrays in (inside.statistics, inside.params)
@@ -104,12 +110,21 @@ class Variables:
     y = depthwise(relu(x), filters, stride, 2 if name.startswith('dil') else 1)
     return y @ self.params[f'{name}_pointwise'][member]
 
-  def operation(self, x, name, member, *, edges, stride, discrete):
+  def relu_dense(self, x, member, stride):
+    kernel, bias = self.params['kernel'][:, :, :, member], self.params.get('kernel_bias')
+    return conv(relu(x), kernel, stride) + (0 if bias is None else bias[member])
+
+  def residual(self, x, stride):
+    y = self.batch_norm(conv(relu(x), self.params['conv0'], stride), 'bn0')
+    y = self.batch_norm(conv(relu(y), self.params['conv1']), 'bn1')
+    return y + (halve(x) if stride == 2 else x) @ self.params.get('shortcut', np.eye(x.shape[-1]))
+
+  def operation(self, x, name, member, *, edges, stride, discrete, pools_normalised=True):
     """The operation on edge `member` of the `edges[name]` that have it."""
     channels = x.shape[-1]
     separable = sorted((n for n in edges if n[:3] in ('sep', 'dil')), key=lambda n: n[:3] == 'dil')
-    others = ['skip_connect', 'conv_7x1_1x7'] if stride == 2 else ['conv_7x1_1x7']
-    others += [] if discrete else ['max_pool_3x3', 'avg_pool_3x3']
+    others = ['conv_7x1_1x7', 'nor_conv_1x1', 'nor_conv_3x3', *(['skip_connect'] if stride == 2 else [])]
+    others += ['max_pool_3x3', 'avg_pool_3x3'] if pools_normalised and not discrete else []
     shared = 'pool' in name
 
     def start(names):
@@ -129,6 +144,8 @@ class Variables:
       y = {'max': max_pool, 'avg': avg_pool}[name[:3]](x, stride)
     elif name == 'skip_connect':
       y = x if stride == 1 else self.inside(name).factorized_reduce(x, member)
+    elif name.startswith('nor'):
+      y = self.inside(name).relu_dense(x, member, stride)
     else:
       assert name == 'conv_7x1_1x7'
       inside = self.inside(name)
@@ -137,13 +154,22 @@ class Variables:
     return self.batch_norm(y, 'bn0', start(normalised)) if name in normalised else y
 
 
-def cell(module, variables, before_last, last, mixing=None, *, train):
+def prepared(module, whole, inputs):
+  """The states that a cell begins with."""
+  if module.spec.preparation == 'none':
+    return list(inputs)
+  states = []
+  for i, (x, larger) in enumerate(zip(inputs, module.larger, strict=True)):
+    inside = whole.inside(f'preprocess{i}')
+    y = inside.factorized_reduce(x) if larger else inside.relu_conv(x)
+    states.append(whole.batch_norm(y, 'preprocess_bn', i * y.shape[-1]))
+  return states
+
+
+def cell(module, variables, inputs, mixing=None, *, train):
   """A cell, one edge and one operation after the other."""
-  whole = Variables(variables['params'], variables['batch_stats'], train)
-  first = whole.inside('preprocess0')
-  first = first.factorized_reduce(before_last) if module.reduction_before else first.relu_conv(before_last)
-  second = whole.inside('preprocess1').relu_conv(last)
-  states = [whole.batch_norm(x, 'preprocess_bn', i * x.shape[-1]) for i, x in enumerate((first, second))]
+  whole = Variables(variables['params'], variables.get('batch_stats', {}), train)
+  states = prepared(module, whole, inputs)
   edges = collections.defaultdict(collections.Counter)
   for _, edge in module.spec.edges:
     edges[edge.source].update(edge.operations)
@@ -160,13 +186,15 @@ def cell(module, variables, before_last, last, mixing=None, *, train):
             name,
             used[edge.source, name],
             edges=edges[edge.source],
-            stride=2 if module.reduction and edge.source < 2 else 1,
+            stride=module.stride if edge.source < module.spec.num_inputs else 1,
             discrete=module.discrete,
+            pools_normalised=module.spec.pools_normalised,
           )
           used[edge.source, name] += 1
           total = total + (y if mixing is None else mixing[row, module.spec.operations.index(name)] * y)
-    states.append(total)
-  return np.concatenate([states[node] for node in module.spec.outputs], axis=-1)
+    states.append(total / len(arriving) if module.spec.merge == 'mean' else total)
+  found = [states[node] for node in module.spec.outputs]
+  return np.concatenate(found, axis=-1) if module.spec.output == 'concat' else np.mean(found, axis=0)
 
 
 def draw(init):
@@ -185,7 +213,7 @@ def draw(init):
 def plain() -> types.SimpleNamespace:
   """The functions of this file."""
   functions = (windows, conv, depthwise, depthwise_input_gradient, depthwise_filter_gradient)
-  functions += (max_pool, avg_pool, batch_norm, Variables, cell, draw)
+  functions += (max_pool, avg_pool, halve, batch_norm, Variables, cell, draw)
   return types.SimpleNamespace(**{function.__name__: function for function in functions})
 
 

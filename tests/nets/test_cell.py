@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,8 +7,9 @@ import pytest
 
 from darts_jax.nets.bilinear import edges_as_channels
 from darts_jax.nets.cell import Cell
-from darts_jax.spaces import CellSpec, Darts, Edge, darts, published
+from darts_jax.spaces import CellSpec, Darts, Edge, Mixing, darts, published
 from darts_jax.spaces.darts import CANDIDATES
+from darts_jax.spaces.nasbench201 import NasBench201
 
 CHANNELS = 4
 SMALL = Darts(2).cells['normal']
@@ -22,12 +25,12 @@ def draw_inputs(cell, size, dtype=np.float64):
   """The outputs of the two cells before, at the sizes and numbers of channels of a network."""
   rng = np.random.default_rng(1)
   height, width = size
-  larger = (2 * height - 1, 2 * width) if cell.reduction_before else size
+  larger = (2 * height - 1, 2 * width) if cell.larger[0] else size
   return rng.normal(size=(2, *larger, 6)).astype(dtype), rng.normal(size=(2, *size, 5)).astype(dtype)
 
 
 @pytest.mark.parametrize(
-  ('name', 'kind', 'reduction_before', 'size', 'train'),
+  ('name', 'kind', 'larger', 'size', 'train'),
   [
     # Has one pair of operation and source twice at one node, and a node that no other reads.
     ('NASNet', 'normal', True, (5, 4), True),
@@ -36,15 +39,15 @@ def draw_inputs(cell, size, dtype=np.float64):
   ],
 )
 @pytest.mark.usefixtures('x64')
-def test_published_cell_equals_one_edge_after_the_other(plain, name, kind, reduction_before, size, train):
+def test_published_cell_equals_one_edge_after_the_other(plain, name, kind, larger, size, train):
   spec = published()[name].cell(kind)
-  cell = Cell(spec, CHANNELS, kind == 'reduce', reduction_before, discrete=True)
+  cell = Cell(spec, CHANNELS, 2 if kind == 'reduce' else 1, (larger, False), discrete=True)
   inputs = draw_inputs(cell, size)
-  variables = plain.draw(lambda: cell.init(jax.random.key(0), *inputs, train=False))
-  found = jax.jit(lambda variables, *inputs: cell.apply(variables, *inputs, train=train))(variables, *inputs)
-  expected = plain.cell(cell, variables, *inputs, train=train)
+  variables = plain.draw(lambda: cell.init(jax.random.key(0), inputs, train=False))
+  found = jax.jit(lambda variables, inputs: cell.apply(variables, inputs, train=train))(variables, inputs)
+  expected = plain.cell(cell, variables, inputs, train=train)
   height, width = size
-  factor = 2 if kind == 'reduce' else 1
+  factor = cell.stride
   assert found.shape == (2, -(-height // factor), width // factor, len(spec.outputs) * CHANNELS)
   np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
 
@@ -53,27 +56,27 @@ def test_published_cell_equals_one_edge_after_the_other(plain, name, kind, reduc
 def test_dense_convolutions_that_leave_one_node_are_edges_of_their_own(plain):
   twice = (('conv_7x1_1x7', 0), ('conv_7x1_1x7', 0))
   spec = darts.genotype(twice, (2,), twice, (2,)).cell('normal')
-  cell = Cell(spec, CHANNELS, reduction=False, reduction_before=False, discrete=True)
+  cell = Cell(spec, CHANNELS, 1, (False, False), discrete=True)
   inputs = draw_inputs(cell, (3, 2))
-  variables = plain.draw(lambda: cell.init(jax.random.key(0), *inputs, train=False))
-  found = jax.jit(lambda variables: cell.apply(variables, *inputs, train=False))(variables)
-  expected = plain.cell(cell, variables, *inputs, train=False)
+  variables = plain.draw(lambda: cell.init(jax.random.key(0), inputs, train=False))
+  found = jax.jit(lambda variables: cell.apply(variables, inputs, train=False))(variables)
+  expected = plain.cell(cell, variables, inputs, train=False)
   np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(('reduction', 'size'), [(False, (5, 3)), (True, (3, 6))])
 @pytest.mark.usefixtures('x64')
 def test_searched_cell_mixes_operations_and_one_hot_weights_choose_one(plain, reduction, size):
-  cell = Cell(SMALL, CHANNELS, reduction, reduction_before=False, discrete=False)
+  cell = Cell(SMALL, CHANNELS, 2 if reduction else 1, (False, False), discrete=False)
   inputs = draw_inputs(cell, size)
   mixing = np.random.default_rng(2).uniform(size=(SMALL.num_edges, 8))
-  variables = plain.draw(lambda: cell.init(jax.random.key(0), *inputs, mixing, train=False))
+  variables = plain.draw(lambda: cell.init(jax.random.key(0), inputs, mixing, train=False))
 
   @jax.jit
   def compute(mixing):
-    return cell.apply(variables, *inputs, mixing, train=True)
+    return cell.apply(variables, inputs, mixing, train=True)
 
-  expected = plain.cell(cell, variables, *inputs, mixing, train=True)
+  expected = plain.cell(cell, variables, inputs, mixing, train=True)
   np.testing.assert_allclose(compute(mixing), expected, rtol=0, atol=1e-12 * np.abs(expected).max())
 
   chosen = ('sep_conv_5x5', 'max_pool_3x3', 'none', 'skip_connect', 'dil_conv_3x3')
@@ -100,22 +103,22 @@ def test_gradient_of_a_searched_cell_is_its_slope(plain):
   """In weights, inputs and mixing weights together, against a difference of what the definition computes."""
   operations = ('none', 'max_pool_3x3', 'avg_pool_3x3', 'skip_connect', 'sep_conv_3x3', 'dil_conv_3x3')
   spec = Darts(2, operations).cells['normal']
-  cell = Cell(spec, CHANNELS, reduction=True, reduction_before=False, discrete=False)
+  cell = Cell(spec, CHANNELS, 2, (False, False), discrete=False)
   inputs = draw_inputs(cell, (4, 6))
   rng = np.random.default_rng(2)
   mixing = rng.uniform(size=(spec.num_edges, 6))
-  variables = plain.draw(lambda: cell.init(jax.random.key(0), *inputs, mixing, train=False))
+  variables = plain.draw(lambda: cell.init(jax.random.key(0), inputs, mixing, train=False))
   statistics = {'batch_stats': variables['batch_stats']}
   point = (variables['params'], inputs, mixing)
   direction = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), point)
   cotangent = rng.normal(size=(2, 2, 3, 2 * CHANNELS))
 
   def loss(params, inputs, mixing):
-    return jnp.vdot(cell.apply({'params': params} | statistics, *inputs, mixing, train=True), cotangent)
+    return jnp.vdot(cell.apply({'params': params} | statistics, inputs, mixing, train=True), cotangent)
 
   def shifted(step):
     params, inputs, mixing = jax.tree.map(lambda a, b: a + step * b, point, direction)
-    return np.vdot(plain.cell(cell, {'params': params} | statistics, *inputs, mixing, train=True), cotangent)
+    return np.vdot(plain.cell(cell, {'params': params} | statistics, inputs, mixing, train=True), cotangent)
 
   gradient = jax.jit(jax.grad(loss, (0, 1, 2)))(*point)
   slope = sum(np.vdot(a, b) for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True))
@@ -129,11 +132,67 @@ def test_edges_of_a_pruned_cell_may_differ(plain):
     (Edge(1, ('sep_conv_3x3', 'max_pool_3x3')), Edge(0, ('sep_conv_3x3',)), Edge(2, ('none',))),
   )
   spec = CellSpec(nodes, ('max_pool_3x3', 'none', 'skip_connect', 'sep_conv_3x3'), 2, (3, 2), 'concat', 2)
-  cell = Cell(spec, CHANNELS, False, reduction_before=True, discrete=False)
+  cell = Cell(spec, CHANNELS, 1, (True, False), discrete=False)
   inputs = draw_inputs(cell, (4, 4), np.float32)
   mixing = np.random.default_rng(2).uniform(size=(5, 4)).astype(np.float32)
-  variables = plain.draw(lambda: cell.init(jax.random.key(0), *inputs, mixing, train=False))
-  found = jax.jit(lambda variables, *args: cell.apply(variables, *args, train=False))(variables, *inputs, mixing)
+  variables = plain.draw(lambda: cell.init(jax.random.key(0), inputs, mixing, train=False))
+  found = jax.jit(lambda variables, *args: cell.apply(variables, *args, train=False))(variables, inputs, mixing)
   assert found.dtype == jnp.float32
-  expected = plain.cell(cell, variables, *inputs, mixing, train=False)
+  expected = plain.cell(cell, variables, inputs, mixing, train=False)
   np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def apply(cell, inputs, mixing, variables, **options):
+  return jax.jit(lambda v, m: cell.apply(v, inputs, m, **options))(variables, mixing)
+
+
+@pytest.mark.parametrize(('output', 'outputs', 'merge'), [('mean', (2, 1), 'sum'), ('last', (3,), 'mean')])
+@pytest.mark.usefixtures('x64')
+def test_a_cell_of_nasbench201(plain, output, outputs, merge):
+  """Its input is a node as it is, and its output has the channels of a node."""
+  cell_of_space = NasBench201().cells['cell']
+  spec = dataclasses.replace(cell_of_space, output=output, outputs=outputs, merge=merge)
+  cell = Cell(spec, CHANNELS, 1, (False,), discrete=False, tracked=False)
+  inputs = [np.random.default_rng(1).normal(size=(2, 4, 3, CHANNELS))]
+  mixing = np.random.default_rng(2).uniform(size=(6, 5))
+  variables = plain.draw(lambda: cell.init(jax.random.key(0), inputs, mixing, train=False))
+  expected = plain.cell(cell, variables, inputs, mixing, train=True)
+  assert expected.shape == inputs[0].shape
+  found = apply(cell, inputs, mixing, variables, train=False)
+  np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+
+
+@pytest.mark.usefixtures('x64')
+def test_weights_of_edges_multiply_the_sums_of_their_operations(plain):
+  cell = Cell(SMALL, CHANNELS, 1, (False, False), discrete=False)
+  inputs = draw_inputs(cell, (3, 4))
+  rng = np.random.default_rng(2)
+  operations, edges = rng.uniform(size=(SMALL.num_edges, 8)), rng.uniform(size=SMALL.num_edges)
+  variables = plain.draw(lambda: cell.init(jax.random.key(0), inputs, operations, train=False))
+
+  @jax.jit
+  def compute(mixing):
+    return cell.apply(variables, inputs, mixing, train=True)
+
+  expected = plain.cell(cell, variables, inputs, operations * edges[:, None], train=True)
+  found = compute(Mixing(operations, edges))
+  np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+  # Without them the program is the one that takes weights of operations alone.
+  alone, array = (compute.lower(each).as_text() for each in (Mixing(operations), operations))
+  assert alone == array
+
+
+def test_a_node_that_nothing_reaches_is_zero():
+  space = NasBench201()
+  [(_, spec)] = space.from_json('|none~0|+|none~0|skip_connect~1|+|skip_connect~0|none~1|skip_connect~2|').cells
+  cell = Cell(spec, CHANNELS, 1, (False,), discrete=True)
+  x = np.random.default_rng(1).normal(size=(2, 4, 3, CHANNELS)).astype(np.float32)
+  # Node 2 is made of node 1, which is zero; what is left is the edge from the input.
+  np.testing.assert_array_equal(cell.apply({}, [x], train=True), x)
+
+
+@pytest.mark.parametrize(('channels', 'larger'), [(CHANNELS + 1, False), (CHANNELS, True)])
+def test_inputs_that_a_cell_cannot_read_are_refused(channels, larger):
+  cell = Cell(NasBench201().cells['cell'], CHANNELS, 1, (larger,), discrete=False, name='cell0')
+  with pytest.raises(ValueError, match=rf'^plan: cell0: an input has {channels} channels, or is larger .* reads 4'):
+    cell.init(jax.random.key(0), [np.zeros((1, 4, 4, channels))], np.zeros((6, 5)), train=False)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from darts_jax import spaces
 from darts_jax.nets import cost
 from darts_jax.nets.conv import Network
 from darts_jax.spaces import darts, published, recurrent
@@ -10,7 +11,8 @@ RECURRENT = [name for name, found in published().items() if found.space == 'recu
 
 
 def parts(genotype, *sizes, image=(32, 32, 3), **attributes):
-  net = Network(genotype.cell('normal'), genotype.cell('reduce'), *sizes, **attributes)
+  channels, num_layers, num_classes = sizes
+  net = Network(genotype.cells, spaces.space_of(genotype).plan(num_layers), channels, num_classes, **attributes)
   return {part.name: part for part in cost.parts_of(net, *image)}
 
 
@@ -37,7 +39,7 @@ def test_every_operation_by_hand():
   assert counts == {'stem': stem, 'cell0': first, 'cell1': second, 'cell2': third, 'classifier': 16 * 5}
   assert [part.size for part in found.values()] == [(8, 12), (8, 12), (4, 6), (2, 3), (1, 1)]
   assert [part.channels for part in found.values()] == [6, 4, 8, 16, 5]
-  assert [part.kind for part in found.values()] == ['', 'normal', 'reduction', 'reduction', '']
+  assert [part.kind for part in found.values()] == ['', 'normal', 'reduce', 'reduce', '']
   assert found['classifier'].weights == 16 * 5 + 5
   assert found['stem'].weights == 9 * 3 * 6 + 12
 

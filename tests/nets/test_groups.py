@@ -99,7 +99,8 @@ def test_groups_that_do_not_fit_are_refused(size, devices, examples):
 def test_a_supernet_in_groups_is_a_supernet_for_every_group():
   normal = Darts(2, ('skip_connect', 'sep_conv_3x3', 'max_pool_3x3')).cells['normal']
   reduce = Darts(1, ('none', 'skip_connect', 'dil_conv_3x3')).cells['normal']
-  plain, grouped = (Supernet(normal, reduce, 2, 3, 5, groups=NormGroups(size)) for size in (0, 2))
+  cells = ('normal', normal), ('reduce', reduce)
+  plain, grouped = (Supernet(cells, Darts().plan(3), 2, 5, groups=NormGroups(size)) for size in (0, 2))
   rng = np.random.default_rng(1)
   images = rng.normal(size=(6, 4, 8, 3))
   mixing = {'normal': rng.uniform(size=(5, 3)), 'reduce': rng.uniform(size=(2, 3))}

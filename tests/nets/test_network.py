@@ -7,12 +7,12 @@ import pytest
 
 from darts_jax.nets.cell import Cell
 from darts_jax.nets.conv import Network, check_image_size, check_statistics, drop_path_factors
-from darts_jax.spaces import CellSpec, Edge, published
+from darts_jax.spaces import CellSpec, Darts, Edge, published
 
 
 def build(name, channels, num_layers, num_classes, **attributes):
   found = published()[name]
-  return Network(found.cell('normal'), found.cell('reduce'), channels, num_layers, num_classes, **attributes)
+  return Network(found.cells, Darts().plan(num_layers), channels, num_classes, **attributes)
 
 
 def num_parameters(net, size):
@@ -54,7 +54,7 @@ def test_published_numbers_of_weights_on_imagenet(name, plain, with_auxiliary, n
   assert num_parameters(net, 224) == with_auxiliary
 
 
-@pytest.mark.parametrize('name', [name for name, found in published().items() if hasattr(found, 'normal')])
+@pytest.mark.parametrize('name', [name for name, found in published().items() if found.space == 'darts'])
 def test_every_published_cell_can_be_built(name):
   net = build(name, 4, 3, 7)
   logits, variables = jax.eval_shape(
@@ -87,11 +87,11 @@ OPERATIONS = ('sep_conv_3x3', 'skip_connect', 'avg_pool_3x3', 'skip_connect', 's
 def test_drop_path_scales_each_edge_of_each_image_but_for_identities(plain, reduction):
   edges = tuple(Edge(i % 2, (operation,)) for i, operation in enumerate(OPERATIONS))
   spec = CellSpec((edges,), tuple(dict.fromkeys(OPERATIONS)), 2, (2,), 'concat', 2)
-  cell = Cell(spec, 4, reduction, False, discrete=True)
+  cell = Cell(spec, 4, 2 if reduction else 1, (False, False), discrete=True)
   rng = np.random.default_rng(2)
-  inputs = rng.normal(size=(2, 3, 4, 4, 6))
-  variables = plain.draw(lambda: cell.init(jax.random.key(0), *inputs, train=False))
-  apply = jax.jit(lambda factors: cell.apply(variables, *inputs, None, factors, train=True))
+  inputs = tuple(rng.normal(size=(2, 3, 4, 4, 6)))
+  variables = plain.draw(lambda: cell.init(jax.random.key(0), inputs, train=False))
+  apply = jax.jit(lambda factors: cell.apply(variables, inputs, None, factors, train=True))
   alone = np.stack([apply(np.repeat(np.eye(len(edges))[:, [i]], 3, axis=1)) for i in range(len(edges))])
   identities = np.asarray(apply(np.zeros((len(edges), 3))))
   # A reduction cell has no identities: there, skip connections halve the image and count as any other operation.
@@ -105,7 +105,7 @@ def test_drop_path_scales_each_edge_of_each_image_but_for_identities(plain, redu
   expected = identities + np.einsum('en,enhwc->nhwc', factors, contributions)
   np.testing.assert_allclose(apply(factors), expected, atol=1e-12)
   # Without drop path every edge counts once.
-  whole = jax.jit(lambda: cell.apply(variables, *inputs, train=True))()
+  whole = jax.jit(lambda: cell.apply(variables, inputs, train=True))()
   np.testing.assert_allclose(whole, identities + contributions.sum(axis=0), atol=1e-12)
 
 
@@ -190,7 +190,7 @@ def test_auxiliary_head_by_its_definition(small, plain):
 )
 def test_image_sizes_are_refused_where_the_network_cannot_be_built(size, stem, auxiliary, said):
   def check_and_build():
-    check_image_size(*size, stem=stem, auxiliary=auxiliary)
+    check_image_size(*size, Darts().plan(3), stem=stem, auxiliary=auxiliary)
     net = build('DARTS_V2', 2, 3, 5, stem=stem, auxiliary=auxiliary)
     jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.zeros((1, *size, 3)), train=True))
 
@@ -219,8 +219,8 @@ def test_image_sizes_are_refused_where_the_network_cannot_be_built(size, stem, a
 )
 def test_batches_of_which_bn_sees_single_numbers_are_refused(examples, size, layers, options, alone):
   if not alone:
-    check_statistics('config.batch_size', examples, *size, layers, **options)
+    check_statistics('config.batch_size', examples, *size, Darts().plan(layers), **options)
     return
   said = rf'^config.batch_size: 1 is not allowed with images of {size[0]}×{size[1]} pixels, .* larger batches or images'
   with pytest.raises(ValueError, match=said):
-    check_statistics('config.batch_size', examples, *size, layers, **options)
+    check_statistics('config.batch_size', examples, *size, Darts().plan(layers), **options)

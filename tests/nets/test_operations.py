@@ -6,7 +6,8 @@ from darts_jax.nets.operations import Operations
 from darts_jax.spaces.darts import OPERATIONS
 
 # Numbers of edges that differ, so that no operation can be taken for another.
-EDGES = dict(zip([name for name in OPERATIONS if name != 'none'], [2, 3, 2, 1, 2, 3, 1, 2, 2], strict=True))
+NAMES = [name for name in OPERATIONS if name != 'none'] + ['nor_conv_1x1', 'nor_conv_3x3']
+EDGES = dict(zip(NAMES, [2, 3, 2, 1, 2, 3, 1, 2, 2, 3, 2], strict=True))
 
 
 @pytest.mark.parametrize(
@@ -50,6 +51,28 @@ def test_what_is_learned(discrete):
     'dil_conv_3x3': 9 * 6 + pointwise + affine,
     'dil_conv_5x5': 25 * 6 + pointwise + affine,
     'conv_7x1_1x7': 2 * 7 * pointwise + affine,
+    # With a bias where BN has none.
+    'nor_conv_1x1': pointwise + (affine or 6),
+    'nor_conv_3x3': 9 * pointwise + (affine or 6),
   }
   total = sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
   assert total == sum(EDGES[name] * size for name, size in sizes.items())
+
+
+@pytest.mark.usefixtures('x64')
+def test_without_running_statistics_evaluation_has_those_of_the_batch(plain):
+  """And pools are as they are, unless BN follows them."""
+  x = np.random.default_rng(1).normal(size=(2, 4, 4, 4))
+  edges = {'avg_pool_3x3': 2, 'nor_conv_3x3': 2}
+  module = Operations(tuple(edges.items()), 1, False, pools_normalised=False, tracked=False)
+  variables = plain.draw(lambda: module.init(jax.random.key(0), x, train=False))
+  assert not variables['batch_stats']
+  own = plain.Variables(variables['params'], {}, True)
+  expected = [plain.avg_pool(x)[None]]
+  settings = {'edges': edges, 'stride': 1, 'discrete': False, 'pools_normalised': False}
+  expected.append(np.stack([own.operation(x, 'nor_conv_3x3', member, **settings) for member in range(2)]))
+  for train in (False, True):
+    found, changed = module.apply(variables, x, train=train, mutable=['batch_stats', 'moments'])
+    assert not any(changed.values())
+    for name, each in zip(edges, expected, strict=True):
+      np.testing.assert_allclose(found[name].evaluate(), each, rtol=0, atol=1e-12 * np.abs(each).max())

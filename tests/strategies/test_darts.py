@@ -2,8 +2,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from darts_jax.spaces.darts import Darts as DartsSpace
 
+from darts_jax.spaces.darts import Darts as DartsSpace
 from darts_jax.strategies.darts import Darts
 from darts_jax.strategies.relaxation import annealed, candidates, rows_of, softmax
 from darts_jax.strategies.relaxed import EVALUATE, Time

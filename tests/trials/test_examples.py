@@ -59,3 +59,8 @@ def test_files_that_are_made_from_the_benchmark(folder, monkeypatch):
   exec(example('nats_bench.create'), {})
   values = 100 * Table.read(folder, '--table').values
   np.testing.assert_allclose(values[400], np.array([[51, 2, 12], [53, 3, 13], [54, 4, 14]]) + 0.02)
+
+
+def test_the_network_has_as_many_weights_as_the_published_one(capsys):
+  exec(example('nets.conv'), {})
+  assert capsys.readouterr().out == '1531546\n'
