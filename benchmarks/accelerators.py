@@ -229,26 +229,27 @@ def _image_search(settings: Any, mesh: Any) -> Iterator[tuple[str, Any, tuple[An
   from benchmarks.pods import data_template, shapes_only
   from darts_jax.runtime.mesh import replicated
   from darts_jax.search.images import ImageSearcher
-  from darts_jax.search.loop import make_strategy
-  from darts_jax.search.sgas import Sgas
+  from darts_jax.search.searched import Searched
+  from darts_jax.strategies.sgas import Sgas
 
   images = shapes_only(settings, None, 10, 50_000)
   data = data_template(images, settings, mesh)
-  strategy: Any = make_strategy(settings)
-  searcher = ImageSearcher(settings, strategy, images, mesh)
+  searched = Searched.from_settings(settings)
+  searcher = ImageSearcher(settings, searched, images, mesh)
   steps = _placed(np.int32(0), replicated(mesh))
   yield 'reduction node', *_reduction_node(settings, mesh)
   yield 'search step', searcher.run, (searcher.template(), data, steps)
   yield 'evaluation', searcher.evaluate, (searcher.template(), data)
-  if isinstance(strategy, Sgas):
+  if isinstance(settings.strategy, Sgas):
     generator = np.random.default_rng(0)
-    for epoch in strategy.decision_epochs[: len(strategy.decision_epochs) // 2]:
+    epochs = settings.strategy.decision_epochs(searched.space)
+    for epoch in epochs[: len(epochs) // 2]:
       alphas = {
         name: generator.normal(size=(cell.num_edges, len(cell.operations)))
-        for name, cell in strategy.space.cells.items()
+        for name, cell in searched.space.cells.items()
       }
-      strategy = strategy.turn(alphas, epoch).strategy
-    smaller = searcher.restage(strategy, 0)
+      searched, _ = searched.turn(alphas, epoch)
+    smaller = searcher.restage(searched, 0)
     yield 'search step after half of the decisions', smaller.run, (smaller.template(), data, steps)
 
 
@@ -283,11 +284,11 @@ def _text_search(settings: Any, mesh: Any) -> Iterator[tuple[str, Any, tuple[Any
   import numpy as np
 
   from darts_jax.runtime.mesh import replicated
-  from darts_jax.search.loop import make_strategy
+  from darts_jax.search.searched import Searched
   from darts_jax.search.text import TextSearcher, texts
 
   corpus = _words(settings)
-  searcher = TextSearcher(settings, make_strategy(settings), corpus, mesh)
+  searcher = TextSearcher(settings, Searched.from_settings(settings), corpus, mesh)
   data = _placed(texts(corpus, settings), searcher._places(searcher.data_axes))
   yield 'search step', searcher.run, (searcher.template(), data, _placed(np.int32(0), replicated(mesh)))
   yield 'evaluation', searcher.evaluate, (searcher.template(), data)

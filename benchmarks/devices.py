@@ -23,7 +23,7 @@ from benchmarks.command import exit_code
 from darts_jax.data.images import Images
 from darts_jax.runtime.mesh import check_batch, make_mesh
 from darts_jax.search.images import ImageLoss, ImageSearcher, divide
-from darts_jax.search.loop import make_strategy
+from darts_jax.search.searched import Searched
 from darts_jax.search.settings import Search, check_alone, read
 
 TITLES = ('step', 'α moved', 'α differ', 'losses differ', 'α differ, smooth', 'losses differ, smooth')
@@ -45,7 +45,7 @@ def walk(settings: Search, images: Images, num_devices: int, steps: int, smooth:
   """Searches on so many devices, with the supernet or its smooth twin."""
   mesh = make_mesh(num_devices)
   check_batch(settings.batch_size, mesh)
-  searcher = ImageSearcher(settings, make_strategy(settings), images, mesh)
+  searcher = ImageSearcher(settings, Searched.from_settings(settings), images, mesh)
   searcher.net = searcher.net.clone(smooth=smooth)
   searcher.objective = ImageLoss(searcher.net)
   data = searcher.place([divide(images, settings, settings.seed)])

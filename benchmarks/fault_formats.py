@@ -164,10 +164,10 @@ def page(folder: pathlib.Path) -> None:
 def _resume(folder: pathlib.Path) -> None:
   """What a search does with the history of α when it is resumed, and when its next epoch is done."""
   settings = find('darts_jax.search.settings:read')(_SETTINGS)
-  strategy = find('darts_jax.search.loop:make_strategy')(settings)
-  history = find('darts_jax.search.records:AlphaHistory')(folder, strategy, 12)
+  searched = find('darts_jax.search.searched:Searched').from_settings(settings)
+  history = find('darts_jax.search.records:AlphaHistory')(folder, searched, 12)
   alphas = {cell: np.zeros((2, 3), np.float32) for cell in ('normal', 'reduce')}
-  history.append(18, 3, alphas, strategy, strategy.scores(alphas))
+  history.append(18, 3, alphas, searched, searched.scores(alphas))
 
 
 def _read_alphas(folder: pathlib.Path) -> None:

@@ -71,7 +71,7 @@ RUNS = {
   ),
   'sgas': (
     *('search', '--config=configs/digits_sgas.py', *_IMAGES, *_SEARCH, '--config.network.nodes=2'),
-    *('--config.sgas.decisions=2', '--config.epochs=5'),
+    *('--config.strategy.decisions=2', '--config.epochs=5'),
   ),
   'side_by_side': (
     'search',

@@ -62,7 +62,7 @@ def read_settings(config: Any) -> Any:
     return build(find('darts_jax.selection.settings:Selection'), config)
   if 'problems' in config:
     return build(find('darts_jax.laboratory.settings:Laboratory'), config)
-  if config.get('strategy') == 'random':
+  if config.get('strategy') in ('random', {'name': 'random'}):
     return find('darts_jax.selection.settings:RandomSearch').read(config)
   if 'hypergradient' in config:
     return find('darts_jax.search.settings:read')(config)

@@ -59,7 +59,7 @@ from darts_jax.runtime.compilation import compile_with_report, compiler_options
 from darts_jax.runtime.files import user_path
 from darts_jax.runtime.mesh import replicated
 from darts_jax.search.images import ImageSearcher
-from darts_jax.search.loop import make_strategy
+from darts_jax.search.searched import Searched
 from darts_jax.search.settings import Search, check_alone, read
 
 
@@ -371,7 +371,7 @@ def measure(
   same = replicated(mesh)
   images = shapes_only(settings, None, 10, num_images)
   data = data_template(images, settings, mesh)
-  searcher = ImageSearcher(settings, make_strategy(settings), images, mesh)
+  searcher = ImageSearcher(settings, Searched.from_settings(settings), images, mesh)
   state = searcher.template()
   options = compiler_options(mesh) | OFFLINE
   if plain:

@@ -11,7 +11,6 @@ import optax
 from darts_jax.interop.nasbench201 import convert
 from darts_jax.nets import cost
 from darts_jax.nets.conv import Network, Supernet
-from darts_jax.relaxation import softmax
 from darts_jax.runtime.files import parse_json
 from darts_jax.spaces import Mixing
 from darts_jax.spaces.nasbench201 import CELL, OPERATIONS, NasBench201
@@ -97,7 +96,7 @@ def compare_supernet(values: Mapping[str, np.ndarray]) -> Iterator[Result]:
   variables = convert(net, tensors)
 
   def logits_of(params: Any, alpha: Any, images: Any, train: bool) -> Any:
-    mixing = {CELL: Mixing(softmax(alpha))}
+    mixing = {CELL: Mixing(jax.nn.softmax(alpha))}
     return net.apply({**variables, 'params': params}, images, mixing, train=train, mutable=['batch_stats'])
 
   def loss_of(params: Any, alpha: Any, images: Any, labels: Any) -> Any:

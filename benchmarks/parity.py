@@ -40,18 +40,18 @@ from darts_jax.interop.reference import convert_language_model, convert_network,
 from darts_jax.laboratory.bench import Bench, Frozen, to_host
 from darts_jax.nets.conv import Supernet
 from darts_jax.nets.recurrent import LanguageModel, Masks
-from darts_jax.relaxation import softmax
 from darts_jax.runtime.files import parse_json, read_json, read_npz, user_path
 from darts_jax.runtime.packed import Packed
-from darts_jax.search.darts import Darts
 from darts_jax.search.images import ImageLoss
 from darts_jax.search.optimizers import Optimizers
-from darts_jax.search.settings import Alphas, Greed, RecurrentSearch, Search, Weights
-from darts_jax.search.sgas import Sgas
+from darts_jax.search.searched import Searched
+from darts_jax.search.settings import Alphas, RecurrentSearch, Search, Weights
 from darts_jax.search.state import Halves, SearchState
 from darts_jax.search.step import StepInfo, search_step
 from darts_jax.search.text import TextBatch, TextLoss
-from darts_jax.spaces import from_json, kind_of, to_json
+from darts_jax.spaces import from_json, kind_of, to_json, undecided_edges
+from darts_jax.strategies.darts import Darts
+from darts_jax.strategies.sgas import Decision, Sgas
 
 # In float64. Outputs and gradients agree up to rounding; a finite difference divides the rounding of two gradients by
 # its small step.
@@ -81,7 +81,7 @@ class SearchFile:
     plan = space.plan(self.meta['layers'])
     self.net = Supernet(tuple(space.cells.items()), plan, self.meta['C'], self.meta['num_classes'])
     self.variables = convert_supernet(self.net, self._group('w/'))
-    self.strategy = Darts(space)
+    self.searched = Searched.start(Darts(), space)
     self.train, self.valid = (
       Examples(jnp.asarray(values[f'x_{half}'].transpose(0, 2, 3, 1)), jnp.asarray(values[f'y_{half}']))
       for half in ('train', 'valid')
@@ -110,14 +110,14 @@ class SearchFile:
 
   def logits(self) -> tuple[jax.Array, jax.Array]:
     """Logits of the training batch in evaluation and in training mode."""
-    mixing = jax.tree.map(softmax, self.state.alphas)
+    mixing = jax.tree.map(jax.nn.softmax, self.state.alphas)
     apply = jax.jit(self.net.apply, static_argnames='train')
     evaluated, trained = (apply(self.variables, self.train.images, mixing, train=train) for train in (False, True))
     return evaluated, trained
 
   def hypergradients(self, *estimators: Estimator) -> list[dict[str, np.ndarray]]:
     """What estimators find, on programs that they share; see `darts_jax.laboratory.bench`."""
-    bench = Bench(self.net, self.strategy, self.optimizers, 'float64', products_of_weights=False)
+    bench = Bench(self.net, self.searched, self.optimizers, 'float64', products_of_weights=False)
     frozen = Frozen(to_host(self.state), Halves(self.train, self.valid))
     return [bench.estimate(estimator, frozen).estimate for estimator in estimators]
 
@@ -130,7 +130,7 @@ class SearchFile:
         train,
         valid,
         objective=ImageLoss(self.net),
-        strategy=self.strategy,
+        searched=self.searched,
         estimator=estimator,
         optimizers=self.optimizers,
       )
@@ -225,7 +225,7 @@ class RecurrentFile:
     self.space = spaces.Recurrent()
     self.net = LanguageModel(self.space.cells[CELL], meta['vocab'], meta['hidden'], norm=True)
     self.variables = convert_language_model(self.net, _tensors(values))
-    self.strategy = Darts(self.space)
+    self.searched = Searched.start(Darts(), self.space)
     # Virtual steps clip with a constant factor, and the outer gradient is clipped, too.
     settings = RecurrentSearch(
       epochs=1, weights=Weights(meta['eta'], meta['eta'], 0, meta['weight_decay'], meta['clip'])
@@ -260,7 +260,7 @@ class RecurrentFile:
         state,
         *batches,
         objective=TextLoss(self.net, 0.0, False),
-        strategy=self.strategy,
+        searched=self.searched,
         estimator=estimator,
         optimizers=self.optimizers,
       )
@@ -292,7 +292,7 @@ RECURRENT_RESULTS = ('log_prob_train', 'log_prob_eval', 'h_next', 'loss_train', 
 def compare_recurrent_search(file: RecurrentFile) -> Iterator[tuple[str, float, float]]:
   """Yields the name, relative error and tolerance of the results in an rnn_search file."""
   values = file.values
-  mixing = softmax(file.state.alphas[CELL])
+  mixing = jax.nn.softmax(file.state.alphas[CELL])
   batch = file.batches.train
   read = jax.jit(functools.partial(file.net.apply, mutable='batch_stats'), static_argnames='train')
   arguments = file.variables, batch.sequences.tokens, batch.hidden, mixing
@@ -336,7 +336,7 @@ def compare_genotypes(cases: list[Any]) -> Iterator[tuple[str, float, float]]:
   for i, case in enumerate(cases):
     space: spaces.CellSpace = spaces.Recurrent() if 'alphas' in case else spaces.Darts()
     names = {name: f'alphas_{name}' if len(space.cells) > 1 else 'alphas' for name in space.cells}
-    found = space.strongest({name: softmax(jnp.asarray(case[key])) for name, key in names.items()})
+    found = space.strongest({name: jax.nn.softmax(jnp.asarray(case[key])) for name, key in names.items()})
     yield f'genotype_{i}', float(to_json(found) != case['genotype']), 0.0
 
 
@@ -347,23 +347,26 @@ def compare_decisions(cases: list[Any]) -> Iterator[tuple[str, float, float]]:
   removed), and whether one was decided now; of all of it, the architecture if the search ended here.
   """
   for i, case in enumerate(cases):
-    greed = Greed(case['criterion'], case['warmup'], case['decision_freq'], case['history_size'])
-    strategy: Any = Sgas(spaces.Darts(), greed)
+    names = {'criterion': 'criterion', 'warmup_epochs': 'warmup', 'decision_frequency': 'decision_freq'}
+    fields = {field: case[name] for field, name in names.items()}
+    searched = Searched.start(Sgas(**fields, history=case['history_size']), spaces.Darts())
     for row in case['rows']:
-      epoch, before = row['epoch'], strategy.decisions
+      epoch, before = row['epoch'], len(searched.memory['decisions'])
       alphas = {name: np.array(row[name]['alphas']) for name in CELLS}
-      strategy = strategy.turn(alphas, epoch).strategy
+      searched, _ = searched.turn(alphas, epoch)
+      decisions = [Decision(*decision) for decision in searched.memory['decisions']]
       for name in CELLS:
-        undecided, decided = strategy.active[name].tolist(), strategy.decided[name]
+        decided = {decision.edge: decision.operation for decision in decisions if decision.cell == name}
+        undecided = undecided_edges(searched.space.cells[name], decided).tolist()
         columns = [
           spaces.Darts().operations.index(decided[edge]) if edge in decided else -int(left)
           for edge, left in enumerate(undecided)
         ]
-        now = any(decision.cell == name for decision in strategy.decisions[len(before) :])
+        now = any(decision.cell == name for decision in decisions[before:])
         expected = [list(map(bool, row[name]['undecided'])), row[name]['selected'], row[name]['decided']]
         yield f'decisions_{i}_{epoch}_{name}', float([undecided, columns, now] != expected), 0.0
-      yield f'genotype_{i}_{epoch}', float(to_json(strategy.derive(alphas)) != row['genotype_forced']), 0.0
-    yield f'genotype_{i}', float(to_json(strategy.derive(alphas)) != case['genotype']), 0.0
+      yield f'genotype_{i}_{epoch}', float(to_json(searched.read(alphas)) != row['genotype_forced']), 0.0
+    yield f'genotype_{i}', float(to_json(searched.read(alphas)) != case['genotype']), 0.0
 
 
 def compare(path: pathlib.Path) -> Iterator[tuple[str, float, float]]:

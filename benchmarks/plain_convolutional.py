@@ -35,6 +35,7 @@ from darts_jax.nets.layers import BN_DECAY, BN_EPSILON
 from darts_jax.search.images import ImageSearcher
 from darts_jax.search.settings import RecurrentSearch, Search, read
 from darts_jax.search.state import SearchState
+from darts_jax.strategies.relaxed import ALPHAS
 
 Array = jax.Array
 PyTree = Any
@@ -206,17 +207,21 @@ class PlainSearch:
     """From the state of a search."""
     weights = plain_weights(state.weights.tree, self.searcher.net)
     images = jnp.zeros((1, *self.searcher.image_shape))
-    mixing = self.searcher.strategy.relax(state.alphas, state.key, state.step)
+    mixing = self._mixing(state, state.alphas)
     statistics = jax.eval_shape(self.net.init, state.key, images, mixing)['batch_stats']
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), statistics)
     return PlainState(state, weights, zeros, self.optimizer.init(weights))
+
+  def _mixing(self, state: SearchState, alphas: PyTree) -> dict[str, Array]:
+    found = self.searcher.searched.mix(alphas, state.step, state.key, ALPHAS)
+    return {name: each.operations for name, each in found.items()}
 
   def step(self, state: PlainState, data: Any) -> tuple[PlainState, dict[str, Array]]:
     """One update of α and one of the weights."""
     batches = self.searcher.batches(state.search, data)
 
     def loss(weights: PyTree, alphas: PyTree, batch: Any) -> tuple[Array, PyTree]:
-      mixing = self.searcher.strategy.relax(alphas, state.search.key, state.search.step)
+      mixing = self._mixing(state.search, alphas)
       variables = {'params': weights, 'batch_stats': state.statistics}
       logits, updated = self.net.apply(variables, batch.images, mixing, mutable=['batch_stats'])
       return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)), updated['batch_stats']

@@ -25,7 +25,6 @@ from benchmarks.command import exit_code
 from benchmarks.comparison import Step, compare_steps
 from benchmarks.search_step import open_search
 from darts_jax.nets.layers import BN_EPSILON
-from darts_jax.relaxation import softmax
 from darts_jax.search.settings import RecurrentSearch, read
 from darts_jax.search.state import SearchState
 from darts_jax.search.text import TextBatch, TextSearcher
@@ -40,7 +39,7 @@ def plain_loss(
   params: PyTree, alphas: Array, batch: TextBatch, operations: tuple[str, ...], nodes: int, scan: bool
 ) -> Array:
   """Mean negative log-likelihood of a whole sequence by the formulas of `LanguageModel`, nothing batched."""
-  mixing = softmax(alphas)
+  mixing = jax.nn.softmax(alphas)
   masks, sequences = batch.masks, batch.sequences
   embedding = params['embedding'] * masks.words[:, None]
   width = batch.hidden.shape[1]

@@ -60,7 +60,7 @@ from darts_jax.runtime.compilation import compile_with_report
 from darts_jax.runtime.files import user_path
 from darts_jax.runtime.mesh import replicated
 from darts_jax.search.images import ImageSearcher
-from darts_jax.search.loop import make_strategy
+from darts_jax.search.searched import Searched
 from darts_jax.search.settings import Search, check_alone, read
 from darts_jax.search.state import Halves
 
@@ -278,7 +278,7 @@ def measure(pod: Slice, settings: Search, images: Images) -> dict[str, Any]:
   """Compiles the step for a slice and projects its time; keys as in the JSON file."""
   mesh = pod.mesh()
   data = data_template(images, settings, mesh)
-  searcher = ImageSearcher(settings, make_strategy(settings), images, mesh)
+  searcher = ImageSearcher(settings, Searched.from_settings(settings), images, mesh)
   num_steps = jax.ShapeDtypeStruct((), np.int32, sharding=replicated(mesh))
   with within_memory(pod):
     compilation = compile_with_report(searcher.run, searcher.template(), data, num_steps)

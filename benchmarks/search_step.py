@@ -45,7 +45,7 @@ from darts_jax.runtime.compilation import compile_with_report, temporary_cache
 from darts_jax.runtime.files import user_path
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.search import images, text
-from darts_jax.search.loop import make_strategy
+from darts_jax.search.searched import Searched
 from darts_jax.search.searcher import Searcher
 from darts_jax.search.settings import RecurrentSearch, Search, check_alone, read
 from darts_jax.search.step import BatchLoss
@@ -97,16 +97,16 @@ def open_search(
 ) -> tuple[Searcher[Any, Any], Any, int, str]:
   """A search on random data, on all devices or on so many: its functions, data, the examples of a step, their name."""
   check_alone(settings)
-  mesh, strategy = make_mesh(num_devices), make_strategy(settings)
+  mesh, searched = make_mesh(num_devices), Searched.from_settings(settings)
   if isinstance(settings, RecurrentSearch):
     # Every step of the benchmark reads a whole sequence.
     settings = dataclasses.replace(settings, short_fraction=0.0)
     corpus = random_corpus(settings.data.name, settings.batch_size * (8 * settings.bptt + 1))
-    reader = text.TextSearcher(settings, strategy, corpus, mesh)
+    reader = text.TextSearcher(settings, searched, corpus, mesh)
     texts = text.texts(corpus, settings)
     return reader, reader.place([texts]), settings.batch_size * settings.bptt, 'tokens'
   found = random_images(settings.data.name, 4 * settings.batch_size)
-  searcher = images.ImageSearcher(settings, strategy, found, mesh)
+  searcher = images.ImageSearcher(settings, searched, found, mesh)
   halves = images.divide(found, settings, settings.seed)
   return searcher, searcher.place([halves]), settings.batch_size, 'images'
 
@@ -174,7 +174,7 @@ def count_operations(settings: Search | RecurrentSearch) -> float:
     batch = batch._replace(sequences=one)
 
   def loss(weights: jax.Array, alphas: Any) -> jax.Array:
-    return BatchLoss.at(state, searcher.objective, searcher.strategy, searcher.settings.precision)(
+    return BatchLoss.at(state, searcher.objective, searcher.searched, searcher.settings.precision)(
       weights, alphas, batch
     )[0]
 

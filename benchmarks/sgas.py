@@ -26,19 +26,20 @@ from benchmarks.search_step import open_search
 from darts_jax.runtime.compilation import compile_with_report
 from darts_jax.search.images import ImageSearcher
 from darts_jax.search.settings import Search, read
-from darts_jax.search.sgas import Sgas
+from darts_jax.strategies.sgas import Sgas
 
 TITLES = ('decisions', 'candidates', 'weights', 'compile s', 'step s', 'of the whole', 'temporary MB', 'of the whole')
 
 
 def run(settings: Search, repeats: int) -> None:
   """Measures and prints the table, row by row."""
-  steady = dataclasses.replace(settings, sgas=dataclasses.replace(settings.sgas, batch_growth=0))
+  strategy = settings.strategy
+  if not isinstance(strategy, Sgas):
+    raise ValueError(f'config.strategy: {strategy.name} decides nothing; allowed is sgas')
+  steady = dataclasses.replace(settings, strategy=dataclasses.replace(strategy, batch_growth=0))
   searcher, data, _, _ = open_search(steady)
   assert isinstance(searcher, ImageSearcher)
-  strategy: Any = searcher.strategy
-  if not isinstance(strategy, Sgas):
-    raise ValueError(f'config.strategy: {settings.strategy!r} decides nothing; allowed is sgas')
+  searched = searcher.searched
   generator = np.random.default_rng(settings.seed)
   state = searcher.init(jax.random.key(settings.seed))
   one = jnp.int32(1)
@@ -47,14 +48,14 @@ def run(settings: Search, repeats: int) -> None:
   whole: Any = None
   whole_memory = 0
   print('| ' + ' | '.join(TITLES) + ' |\n|' + ' --- |' * len(TITLES), flush=True)
-  for epoch in [None, *strategy.decision_epochs]:
+  for epoch in [None, *strategy.decision_epochs(searched.space)]:
     if epoch is not None:
       alphas = {
         name: generator.normal(size=(cell.num_edges, len(cell.operations)))
-        for name, cell in strategy.space.cells.items()
+        for name, cell in searched.space.cells.items()
       }
-      strategy = strategy.turn(alphas, epoch).strategy
-      smaller = searcher.restage(strategy, 0)
+      searched, _ = searched.turn(alphas, epoch)
+      smaller = searcher.restage(searched, 0)
       state, searcher = smaller.inherit(state, searcher), smaller
     compilation = compile_with_report(searcher.run, state, data, one)
     step = compilation.compiled
@@ -75,9 +76,9 @@ def run(settings: Search, repeats: int) -> None:
     memory = analysis.temp_size_in_bytes
     whole_memory = whole_memory or memory
     candidates = [
-      sum(name != 'none' for _, edge in cell.edges for name in edge.operations) for cell in strategy.specs.values()
+      sum(name != 'none' for _, edge in cell.edges for name in edge.operations) for cell in searched.cells.values()
     ]
-    decided = len(strategy.decisions) // len(strategy.space.cells)
+    decided = len(searched.memory['decisions']) // len(searched.space.cells)
     print(
       f'| {decided} | {candidates[0]}, {candidates[1]} | {state.weights.vector.size:,} | {compilation.seconds:.1f} |'
       f' {now:.3f} | {now / before:.0%} | {memory / 1e6:,.0f} | {memory / whole_memory:.0%} |',

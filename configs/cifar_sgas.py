@@ -1,7 +1,7 @@
 """The CIFAR-10 search of SGAS [SGAS §4.1]: one edge of every cell is decided at a time, the supernet shrinks.
 
 Command: python -m experiments.search --config=configs/cifar_sgas.py --config.data.dir=DIR
-Data as in configs/cifar.py. Criterion 1; --config.sgas.criterion=2 counts the stability of edges, too.
+Data as in configs/cifar.py. Criterion 1; --config.strategy.criterion=2 counts the stability of edges, too.
 
 Cost: 50 epochs, at first of 390 steps of batch 64, after the eighth decision of 195 steps of batch 128; nine supernets
 are compiled, each smaller than the one before. An accelerator is advised; the paper gives 0.25 GPU-days, GTX 1080Ti.
@@ -18,6 +18,15 @@ from configs import cifar
 def get_config() -> ConfigDict:
   """The search of DARTS in first order, with decisions."""
   config = cifar.get_config()
-  config.strategy = 'sgas'
+  config.strategy = ConfigDict()
+  config.strategy.name = 'sgas'
+  config.strategy.criterion = 1
+  config.strategy.warmup_epochs = 9
+  config.strategy.decision_frequency = 5
+  config.strategy.history = 4
+  config.strategy.batch_growth = 8
+  config.strategy.decisions = 0
+  config.strategy.init_scale = 1e-3
+  config.strategy.temperature = (1.0, 1.0)
   config.hypergradient = ConfigDict({'name': 'first_order'})
   return config

@@ -20,7 +20,6 @@ def get_config() -> ConfigDict:
   config = ConfigDict()
   config.space = 'recurrent'
   config.seed = 0
-  config.strategy = 'darts'
   config.epochs = 50
   config.batch_size = 256
   config.bptt = 35
@@ -54,24 +53,16 @@ def get_config() -> ConfigDict:
   config.weights.warmup_epochs = 0.0
   config.weights.reference_batch_size = 0
 
-  config.temperature = ConfigDict()
-  config.temperature.initial = 1.0
-  config.temperature.final = 1.0
-
-  config.sgas = ConfigDict()
-  config.sgas.criterion = 1
-  config.sgas.warmup_epochs = 9
-  config.sgas.decision_frequency = 5
-  config.sgas.history = 4
-  config.sgas.batch_growth = 0
-  config.sgas.decisions = 0
+  config.strategy = ConfigDict()
+  config.strategy.name = 'darts'
+  config.strategy.init_scale = 1e-3
+  config.strategy.temperature = (1.0, 1.0)
 
   config.alphas = ConfigDict()
   config.alphas.learning_rate = 3e-3
   config.alphas.beta1 = 0.9
   config.alphas.beta2 = 0.999
   config.alphas.weight_decay = 1e-3
-  config.alphas.init_scale = 1e-3
   config.alphas.warmup_epochs = 0.0
   config.alphas.reference_batch_size = 0
   config.alphas.order = 'alphas_first'

@@ -1,6 +1,6 @@
 """Differentiable architecture search in JAX and Flax.
 
-`spaces` says what an architecture is. A search finds one by gradients: `relaxation` turns architecture parameters α
+`spaces` says what an architecture is. A search finds one by gradients: `strategies` turn architecture parameters α
 into mixing weights, `nets` computes the supernet they mix, `hypergradient` estimates the gradient of the
 validation loss with respect to α, and `search` moves α and the weights. `training` trains the network of an
 architecture from scratch, and `load` gives it back.

@@ -5,6 +5,7 @@ import difflib
 import math
 import operator
 import re
+import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -23,6 +24,8 @@ REPLACED = '(replaced)'
 # Values of a tuple, and characters of a value in a message.
 _MAX_ITEMS, _MAX_SHOWN = 100, 100
 _FLOAT32 = np.finfo(np.float32)
+# A field that a config does not have.
+_MISSING = object()
 
 
 def setting(default: Any, **limits: Any) -> Any:
@@ -38,7 +41,9 @@ def setting(default: Any, **limits: Any) -> Any:
   return dataclasses.field(default=default, metadata=limits)
 
 
-def variant(kinds: Mapping[str, type[Any]], default: Any) -> Any:
+def variant(
+  kinds: Mapping[str, type[Any]], default: Any, others: Mapping[str, Any] = types.MappingProxyType({})
+) -> Any:
   """A field of a settings dataclass that is one of several dataclasses: a group whose `name` says which.
 
   A config gives the group as fields of that dataclass and its name, or as the name alone. Kinds may be added later on.
@@ -47,8 +52,9 @@ def variant(kinds: Mapping[str, type[Any]], default: Any) -> Any:
     kinds: dataclasses by name.
     default: what the field is where a config does not set it. Another kind has the values of those of its fields that
       both inherit.
+    others: by name what another kind is before that, where it is not what its class says.
   """
-  return dataclasses.field(default_factory=lambda: default, metadata={'kinds': kinds})
+  return dataclasses.field(default_factory=lambda: default, metadata={'kinds': kinds, 'others': others})
 
 
 def as_kind(group: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -77,7 +83,8 @@ def build(kind: type[T], config: Mapping[str, Any], path: str = 'config', base: 
 
   Args:
     kind: a dataclass whose fields are made by `setting`; nested dataclasses are nested configs.
-    config: values by field name; fields that are left out have their default.
+    config: values by field name; fields that are left out have their default. A field that the class attribute
+      `renamed` has by its earlier name is refused with the name that it has now.
     path: where the config hangs, for messages.
     base: what fields that are left out have instead of the default of the class.
 
@@ -86,23 +93,24 @@ def build(kind: type[T], config: Mapping[str, Any], path: str = 'config', base: 
   """
   if not isinstance(config, Mapping) and not hasattr(config, 'items'):
     raise ValueError(f'{path}: {_shown(config)} is not a group of fields')
-  types = typing.get_type_hints(kind)
+  hints = typing.get_type_hints(kind)
   fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
   values = {} if base is None else {name: getattr(base, name) for name in fields}
+  _check_renamed(getattr(kind, 'renamed', {}), config, path)
   for name, value in _items(config, path):
     if name not in fields:
       close = difflib.get_close_matches(str(name), fields, 1)
-      hint = f'did you mean {path}.{close[0]}?' if close else f'allowed are {", ".join(fields)}'
+      hint = f'did you mean {path}.{close[0]}?' if close else f'allowed are {", ".join(fields) or "none"}'
       raise ValueError(f'{path}.{one_line(name)}: unknown field; {hint}')
-    if 'kinds' in fields[name].metadata or dataclasses.is_dataclass(types[name]):
+    if 'kinds' in fields[name].metadata or dataclasses.is_dataclass(hints[name]):
       # A group's defaults may be others here than where it is declared.
       default = getattr(base, name) if base is not None else typing.cast(Any, fields[name].default_factory)()
       if 'kinds' in fields[name].metadata:
-        values[name] = _build_variant(fields[name].metadata['kinds'], value, f'{path}.{name}', default)
+        values[name] = _build_variant(fields[name].metadata, value, f'{path}.{name}', default)
       else:
-        values[name] = build(typing.cast(type[Any], types[name]), value, f'{path}.{name}', default)
+        values[name] = build(typing.cast(type[Any], hints[name]), value, f'{path}.{name}', default)
     else:
-      values[name] = _checked(value, types[name], fields[name].metadata, f'{path}.{name}')
+      values[name] = _checked(value, hints[name], fields[name].metadata, f'{path}.{name}')
   try:
     return kind(**values)
   except ValueError as error:
@@ -110,8 +118,9 @@ def build(kind: type[T], config: Mapping[str, Any], path: str = 'config', base: 
     raise ValueError(rename(str(error), path)) from error
 
 
-def _build_variant(kinds: Mapping[str, type[Any]], config: Any, path: str, default: Any) -> Any:
+def _build_variant(metadata: Mapping[str, Any], config: Any, path: str, default: Any) -> Any:
   """The settings of the kind that a config names; see `variant`."""
+  kinds: Mapping[str, type[Any]] = metadata['kinds']
   if isinstance(config, str):
     config = {'name': config}
   if not isinstance(config, Mapping) and not hasattr(config, 'items'):
@@ -135,7 +144,18 @@ def _build_variant(kinds: Mapping[str, type[Any]], config: Any, path: str, defau
   # Of a base class that both have.
   shared = [parent for parent in type(default).__mro__ if parent in kind.__mro__ and dataclasses.is_dataclass(parent)]
   names = {field.name for parent in shared for field in dataclasses.fields(parent)}
-  return build(kind, values, path, dataclasses.replace(kind(), **{each: getattr(default, each) for each in names}))
+  base = metadata['others'].get(name, kind())
+  return build(kind, values, path, dataclasses.replace(base, **{each: getattr(default, each) for each in names}))
+
+
+def _check_renamed(renamed: Mapping[str, str], config: Mapping[str, Any], path: str) -> None:
+  """Raises a ValueError that says how a field of an earlier version is called now, if the config has one."""
+  for old, new in renamed.items():
+    group: Any = config
+    for name in old.split('.'):
+      group = dict(_items(group, path)).get(name, _MISSING) if hasattr(group, 'items') else _MISSING
+    if group is not _MISSING:
+      raise ValueError(f'{path}.{old}: it is called {path}.{new} now')
 
 
 def _items(config: Mapping[str, Any], path: str) -> list[tuple[str, Any]]:
@@ -156,6 +176,9 @@ def build_by_space(kinds: Mapping[str, type[T]], config: Mapping[str, Any]) -> T
     ValueError: as `build`; or the space is unknown.
   """
   space = dict(_items(config, 'config')).get('space', 'convolutional')
+  if hasattr(space, 'items') and [*dict(_items(space, 'config.space'))] == ['name']:
+    space = space['name']
+    config = {**dict(_items(config, 'config')), 'space': space}
   if not isinstance(space, str) or space not in kinds:
     raise ValueError(f'config.space: {_shown(space)} is not known; allowed are {", ".join(kinds)}')
   return build(kinds[space], config)

@@ -1,8 +1,6 @@
 """What every experiment's command has in common: flags, one-line errors, exit codes."""
 
 import contextlib
-import functools
-import operator
 import os
 import pathlib
 import re
@@ -41,9 +39,11 @@ GENOTYPE_HELP = (
   ' the path of a genotype.json, or of a log or other text, of which the last such line is taken.'
 )
 
-# Flags that name the kind of a group of fields.
+# Flags that name the kind of a group of fields, or set a field of such a group.
 _GROUP = re.compile(
-  r'--?config\.(?P<path>(?:\w+\.)*(?:space|strategy|hypergradient|task|evaluator))(?:\.name)?(?P<value>=.*)?', re.DOTALL
+  r'--?config\.(?P<path>(?:\w+\.)*?(?:space|strategy|hypergradient|task|evaluator))'
+  r'(?:\.(?P<field>(?!name\b)\w[^=]*)|\.name)?(?P<value>=.*)?',
+  re.DOTALL,
 )
 # Seconds until a signal that was lost is sent again.
 _PAUSE = 0.05
@@ -308,6 +308,7 @@ def _overridden(path: str, overrides: list[str]) -> tuple[ConfigDict, list[str]]
     rest = fields(overrides)
   except (AttributeError, LookupError, TypeError, ValueError) as error:
     # A path through the config that leads nowhere, such as --config.epochs.more=1, or is none, such as --config.1=1.
+    _check_renamed(overrides[1:])
     raise ValueError(f'{" ".join(overrides[1:])}: no such field ({one_line(error)})') from error
   return config.value, rest
 
@@ -316,26 +317,50 @@ def _renamed(config: ConfigDict, overrides: Sequence[str]) -> list[str]:
   """Carries out the flags that give a group of the config another name; returns the others.
 
   `--config.strategy=sgas` and `--config.strategy.name=sgas` are the same. Fields of the file that are not fields of the
-  other kind are left out then.
+  other kind are left out then. A file may also give a group by its name alone, or leave it out.
   """
   left: list[str] = []
   arguments = iter(overrides)
   for argument in arguments:
     found = _GROUP.fullmatch(argument)
-    group = config
-    for name in found['path'].split('.') if found else ():
-      group = group.get(name) if isinstance(group, ConfigDict) else None
-    if found is None or not isinstance(group, ConfigDict):
+    *parents, last = found['path'].split('.') if found else ('',)
+    parent: Any = config
+    for name in parents:
+      parent = parent.get(name) if isinstance(parent, ConfigDict) else None
+    group = parent.get(last) if isinstance(parent, ConfigDict) else config
+    if found is None or not isinstance(parent, ConfigDict) or not isinstance(group, ConfigDict | str | None):
+      left.append(argument)
+      continue
+    if found['field']:
+      if not isinstance(group, ConfigDict):
+        _set(parent, last, ConfigDict({} if group is None else {'name': group}))
       left.append(argument)
       continue
     value = next(arguments, None) if found['value'] is None else found['value'][1:]
     if value is None:
       left.append(argument)
     else:
-      *parents, last = found['path'].split('.')
-      parent = functools.reduce(operator.getitem, parents, config)
-      parent[last] = ConfigDict(as_kind(group, value))
+      _set(parent, last, ConfigDict(as_kind(group, value)) if isinstance(group, ConfigDict) else value)
   return left
+
+
+def _set(group: ConfigDict, name: str, value: Any) -> None:
+  """Sets a field to a value of any type, whether there was one or not."""
+  with group.unlocked():
+    if name in group:
+      del group[name]
+    group[name] = value
+
+
+def _check_renamed(overrides: Sequence[str]) -> None:
+  """Raises a ValueError if a flag is a field of an earlier version, which says how it is called now."""
+  from darts_jax.search.settings import RENAMED  # Takes seconds to import, and few commands need it.
+
+  for argument in overrides:
+    for old, new in RENAMED.items():
+      found = re.match(rf'--?(config\.(?:\w+\.)*?){re.escape(old)}(?:[=.]|$)', argument)
+      if found:
+        raise ValueError(f'{found[1]}{old}: it is called {found[1]}{new} now')
 
 
 def _load(path: str) -> ConfigDict:

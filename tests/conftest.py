@@ -77,7 +77,8 @@ def tiny_search() -> Callable[..., dict[str, Any]]:
       'network': {'channels': 2, 'layers': 3, 'nodes': 1, 'operations': ('none', 'skip_connect', 'avg_pool_3x3')},
       'weights': {'learning_rate': 0.05},
       # Adam makes steps of one length of the smallest gradients, which are rounding; decay keeps them from that.
-      'alphas': {'learning_rate': 0.01, 'init_scale': 0.1, 'weight_decay': 0.1},
+      'alphas': {'learning_rate': 0.01, 'weight_decay': 0.1},
+      'strategy': {'init_scale': 0.1},
       'hypergradient': {'name': 'first_order'},
       'mesh': {'seed': 1},
       **changes,

@@ -24,9 +24,9 @@ from darts_jax.nets.conv import Supernet
 from darts_jax.runtime.compilation import compile_with_report, compiler_options
 from darts_jax.search.images import ImageLoss
 from darts_jax.search.optimizers import Optimizers
+from darts_jax.search.searched import Searched
 from darts_jax.search.state import Halves, SearchState
 from darts_jax.search.step import BatchLoss
-from darts_jax.search.strategy import Strategy
 
 Array = jax.Array
 PyTree = Any
@@ -79,7 +79,7 @@ class Bench:
 
   Attributes:
     net: the supernet, or its smooth twin.
-    strategy: the relaxation of α.
+    searched: the strategy, which makes mixing weights of α.
     optimizers: whose inner one is unrolled.
     precision: `float32`, `float64` or `bfloat16`; what a finite difference subtracts is float32 in the last, as in a
       search.
@@ -90,7 +90,7 @@ class Bench:
   """
 
   net: Supernet
-  strategy: Strategy
+  searched: Searched
   optimizers: Optimizers
   precision: str
   fine: 'Bench | None' = None
@@ -198,7 +198,7 @@ class Bench:
       def program(
         now: SearchState, batch: Examples, weights: Array, direction: Array, wanted: Array
       ) -> tuple[Array, Gradients]:
-        batch_loss = BatchLoss.at(now, ImageLoss(self.net), self.strategy, self._compute_precision)
+        batch_loss = BatchLoss.at(now, ImageLoss(self.net), self.searched, self._compute_precision)
         loss, updating = gated(batch_loss, weights_gradient_if), jnp.array(False)
         if what == 'gradient':
           found = gradient_pass(loss, weights, now.alphas, batch, updating, wanted)

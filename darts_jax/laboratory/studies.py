@@ -19,8 +19,8 @@ from darts_jax.runtime.files import user_path
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.runtime.workdir import CHECKPOINTS
 from darts_jax.search.images import ImageSearcher, divide
-from darts_jax.search.loop import make_strategy
 from darts_jax.search.optimizers import Optimizers
+from darts_jax.search.searched import Searched
 from darts_jax.search.state import Halves, SearchState
 from darts_jax.settings import rename
 
@@ -118,17 +118,17 @@ class SupernetLab:
     mesh = make_mesh(1)
     self._settings = settings
     self._note = note
-    if search.strategy != 'darts':
+    if search.strategy.name != 'darts':
       raise ValueError(
-        f'config.search.strategy: {search.strategy!r} is not allowed; estimators are compared on a whole search space,'
-        ' by darts'
+        f'config.search.strategy: {search.strategy.name} is not allowed; estimators are compared on a whole search'
+        ' space, by darts'
       )
-    self._strategy = make_strategy(search)
+    self._searched = Searched.from_settings(search)
     self._searchers: dict[int, tuple[ImageSearcher, Halves, Callable[..., Halves]]] = {}
     for size in dict.fromkeys((search.batch_size, *settings.batch_sizes)):
       sized = dataclasses.replace(search, batch_size=size)
       try:
-        searcher = ImageSearcher(sized, self._strategy, images, mesh)
+        searcher = ImageSearcher(sized, self._searched, images, mesh)
         halves = searcher.place([divide(images, sized, search.seed)])
       except ValueError as error:
         message = rename(str(error), 'config.search')
@@ -186,7 +186,7 @@ class SupernetLab:
       fine = self.bench('float32', smooth) if precision == 'bfloat16' else None
       net = dataclasses.replace(self._searcher.net, smooth=smooth)
       self._benches[precision, smooth] = Bench(
-        net, self._strategy, self._optimizers, precision, fine, self._note, self._advances
+        net, self._searched, self._optimizers, precision, fine, self._note, self._advances
       )
     return self._benches[precision, smooth]
 

@@ -18,11 +18,12 @@ from darts_jax.nets.conv import Supernet, check_statistics
 from darts_jax.nets.layers import NormGroups, init_variables, running_average
 from darts_jax.nets.owners import left, owners
 from darts_jax.runtime.packed import Packed
+from darts_jax.search.searched import Searched
 from darts_jax.search.searcher import FIRST_PURPOSE, Searcher
 from darts_jax.search.settings import Search
 from darts_jax.search.state import Halves, SearchState
 from darts_jax.search.step import Seen
-from darts_jax.search.strategy import Alphas, Strategy
+from darts_jax.spaces import Mixing
 
 Array = jax.Array
 PyTree = Any
@@ -49,6 +50,12 @@ def divide(images: Images, settings: Search, seed: int) -> Halves:
   return Halves(*parts)
 
 
+def batch_sizes(settings: Search, searched: Searched) -> list[int]:
+  """The examples of a batch in every epoch."""
+  stages = searched.plan(settings.epochs)
+  return [settings.batch_size + stage.batch_growth for stage in stages for _ in range(stage.epochs)]
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageLoss:
   """Mean cross-entropy of a supernet in training mode (see `darts_jax.search.step.Objective`), and its accuracy.
@@ -62,7 +69,13 @@ class ImageLoss:
   net: Supernet
 
   def __call__(
-    self, weights: PyTree, statistics: Packed, mixing: Alphas, batch: Examples, precision: str, updating: Array
+    self,
+    weights: PyTree,
+    statistics: Packed,
+    mixing: dict[str, Mixing],
+    batch: Examples,
+    precision: str,
+    updating: Array,
   ) -> tuple[Array, Seen]:
     """See `Objective`; a batch is normalised images `[B, H, W, C]` and labels `[B]`."""
     del updating
@@ -88,12 +101,12 @@ class ImageSearcher(Searcher[Search, Halves]):
       images in every epoch.
   """
 
-  def __init__(self, settings: Search, strategy: Strategy, images: Images, mesh: Mesh, first_epoch: int = 0) -> None:
+  def __init__(self, settings: Search, searched: Searched, images: Images, mesh: Mesh, first_epoch: int = 0) -> None:
     """Builds the functions; compiles nothing.
 
     Args:
       settings: of the search.
-      strategy: of the search; its specs are those of the supernet.
+      searched: the strategy, whose cells are those of the supernet.
       images: the dataset, for its shape, classes, mean and standard deviation; and the size of its halves.
       mesh: devices with the axes `seed` and `data`.
       first_epoch: from which on this supernet is trained, with batches of one size.
@@ -102,10 +115,10 @@ class ImageSearcher(Searcher[Search, Halves]):
       ValueError: groups of BN and batches do not fit into each other, or are too small for the images.
     """
     num_train, num_valid = (len(part) for part in split(len(images.y_train), settings.data.validation_fraction, 0))
-    sizes = [settings.batch_size + strategy.growth(epoch) for epoch in range(settings.epochs)]
+    sizes = batch_sizes(settings, searched)
     # A batch that is larger than its half makes no step; `divide` says so.
     ends = list(itertools.accumulate(num_train // size for size in sizes))
-    super().__init__(settings, strategy, mesh, ends)
+    super().__init__(settings, searched, mesh, ends)
     self.batch_size = sizes[min(first_epoch, settings.epochs - 1)]
     self.steps_per_epoch = num_train // self.batch_size
     self._images = images
@@ -115,10 +128,10 @@ class ImageSearcher(Searcher[Search, Halves]):
       groups.divide(size // self.shards.size)
     shared = ('batch_norm.group_size', groups.size) if groups.size else ('batch_size', sizes[0])
     height, width = images.x_train.shape[1:3]
-    plan = self.strategy.space.plan(settings.network.layers)
+    plan = self.searched.space.plan(settings.network.layers)
     check_statistics(f'config.{shared[0]}', shared[1], height, width, plan, stem=settings.network.stem)
     self.net = Supernet(
-      tuple(self.strategy.specs.items()),
+      tuple(self.searched.cells.items()),
       plan,
       settings.network.channels,
       images.num_classes,
@@ -137,7 +150,7 @@ class ImageSearcher(Searcher[Search, Halves]):
     """See `Searcher`."""
     return digest(self._images.x_train, self._images.y_train)
 
-  def variables(self, key: Array, mixing: Alphas) -> PyTree:
+  def variables(self, key: Array, mixing: dict[str, Mixing]) -> PyTree:
     """See `Searcher`."""
     return init_variables(self.net, key, jnp.zeros((1, *self.image_shape)), mixing, train=False)
 
@@ -167,7 +180,7 @@ class ImageSearcher(Searcher[Search, Halves]):
       parts.append(Examples(images, half.labels[chosen]))
     return Halves(*parts)
 
-  def measure(self, state: SearchState, mixing: Alphas, data: Halves) -> Evaluation:
+  def measure(self, state: SearchState, mixing: dict[str, Mixing], data: Halves) -> Evaluation:
     """Loss and accuracy of the supernet on the whole architecture half, without augmentation."""
     variables = {'params': state.weights.tree, 'batch_stats': state.statistics.tree}
 
@@ -188,9 +201,9 @@ class ImageSearcher(Searcher[Search, Halves]):
     del means
     return {'images_per_second': sums['steps'] * self.batch_size / sums['seconds']}
 
-  def restage(self, strategy: Strategy, first_epoch: int) -> Self:
+  def restage(self, searched: Searched, first_epoch: int) -> Self:
     """See `Searcher`."""
-    return type(self)(self.settings, strategy, self._images, self.mesh, first_epoch)
+    return type(self)(self.settings, searched, self._images, self.mesh, first_epoch)
 
   def inherited(self, variables: Packed, before: Searcher[Search, Halves]) -> np.ndarray:
     """See `Searcher`."""

@@ -2,6 +2,7 @@
 
 import bisect
 import dataclasses
+import itertools
 import math
 import operator
 import pathlib
@@ -12,7 +13,6 @@ import jax
 import numpy as np
 
 from darts_jax import report, spaces
-from darts_jax.relaxation import Annealing, softmax
 from darts_jax.runtime import processes
 from darts_jax.runtime.compilation import enable_cache
 from darts_jax.runtime.files import user_path
@@ -23,15 +23,16 @@ from darts_jax.runtime.mesh import check_batch, make_mesh
 from darts_jax.runtime.precision import in_float32
 from darts_jax.runtime.workdir import as_json, claim, claim_together, named_errors
 from darts_jax.search import images, records, text
-from darts_jax.search.darts import Darts
+from darts_jax.search.searched import Searched
 from darts_jax.search.searcher import Searcher
-from darts_jax.search.settings import STRATEGIES, RecurrentSearch, Search, Settings, check_alone, read
-from darts_jax.search.sgas import Sgas
+from darts_jax.search.settings import RecurrentSearch, Search, Settings, check_alone, read
 from darts_jax.search.state import SearchState
 from darts_jax.search.step import counted_by
-from darts_jax.search.strategy import Scores, Strategy, Turn
-from darts_jax.settings import as_config, build, setting
+from darts_jax.settings import as_config, build, variant
 from darts_jax.spaces import Genotype
+from darts_jax.strategies import RELAXED
+from darts_jax.strategies.darts import Darts
+from darts_jax.strategies.relaxed import Scores, Turn
 
 if TYPE_CHECKING:
   from darts_jax.selection import RandomSearchResult
@@ -65,25 +66,9 @@ class Result:
   warning: str | None = None
 
 
-def make_strategy(settings: Search | RecurrentSearch) -> Strategy:
-  """The strategy that the settings name, on the search space that they describe.
-
-  Raises:
-    ValueError: the strategy cannot work on it.
-  """
-  space, scale = settings.network.space(), settings.alphas.init_scale
-  temperature = Annealing(settings.temperature.initial, settings.temperature.final)
-  if settings.strategy == 'darts':
-    return Darts(space, scale, temperature)
-  try:
-    return Sgas(space, settings.sgas, scale, temperature)
-  except ValueError as error:
-    raise ValueError(f'config.{error}') from error
-
-
 @dataclasses.dataclass(frozen=True)
-class _Strategy:
-  strategy: str = setting('darts', choices=(*STRATEGIES, 'random'))
+class _Random:
+  pass
 
 
 def is_random(config: Mapping[str, Any]) -> bool:
@@ -92,8 +77,13 @@ def is_random(config: Mapping[str, Any]) -> bool:
   Raises:
     ValueError: it is no strategy at all.
   """
+
+  @dataclasses.dataclass(frozen=True)
+  class Named:
+    strategy: Any = variant({**RELAXED, 'random': _Random}, Darts())
+
   given = {'strategy': config['strategy']} if 'strategy' in config else {}
-  return processes.together(lambda: build(_Strategy, given)).strategy == 'random'
+  return isinstance(processes.together(lambda: build(Named, given)).strategy, _Random)
 
 
 def run(config: Mapping[str, Any], workdir: str | pathlib.Path) -> 'Result | RandomSearchResult':
@@ -148,7 +138,7 @@ def _run(settings: Search | RecurrentSearch, workdir: pathlib.Path, folders: Seq
   reports, warnings = loop.reports(), loop.warnings()
   return [
     Result(
-      loop.strategy.derive(alphas[i]),
+      loop.searched.read(alphas[i]),
       float(np.ravel(last_epoch.get('valid_loss', math.nan))[i]),
       float(np.ravel(last_epoch.get('valid_accuracy', [math.nan] * len(folders)))[i]),
       state,
@@ -190,28 +180,29 @@ def _open(settings: Search | RecurrentSearch) -> tuple[Searcher[Any, Any], Any, 
   """The search, its data on the devices, and JSON values of these, with which alone a search goes on."""
   mesh = make_mesh(seeds=settings.mesh.seed)
   check_batch(settings.batch_size, mesh)
-  strategy = make_strategy(settings)
+  searched = Searched.from_settings(settings)
   if isinstance(settings, RecurrentSearch):
     corpus = settings.data.load()
     texts = text.texts(corpus, settings)
-    reader = text.TextSearcher(settings, strategy, corpus, mesh)
+    reader = text.TextSearcher(settings, searched, corpus, mesh)
     return reader, reader.place([texts]), corpus.fingerprint
   found = settings.data.load()
   seeds = range(settings.seed, settings.seed + settings.mesh.seed)
   halves = [images.divide(found, settings, seed) for seed in seeds]
   least = min(len(half.labels) for half in halves[0])
-  for size in (settings.batch_size + strategy.growth(epoch) for epoch in range(settings.epochs)):
+  for size in images.batch_sizes(settings, searched):
     grown = f'config.batch_size: {settings.batch_size} grows to {size} by the decisions, which'
     devices = mesh.shape['data']
     if size % devices:
       raise ValueError(
-        f'{grown} does not divide evenly over the devices ({devices} devices); see config.sgas.batch_growth'
+        f'{grown} does not divide evenly over the devices ({devices} devices); see config.strategy.batch_growth'
       )
     if size > least:
       raise ValueError(
-        f'{grown} is more than half of the images ({least} images in the smaller half); see config.sgas.batch_growth'
+        f'{grown} is more than half of the images ({least} images in the smaller half); see'
+        ' config.strategy.batch_growth'
       )
-  searcher = images.ImageSearcher(settings, strategy, found, mesh)
+  searcher = images.ImageSearcher(settings, searched, found, mesh)
   return searcher, searcher.place(halves), searcher.fingerprint
 
 
@@ -238,7 +229,10 @@ class _Loop(Loop[SearchState]):
     self._searcher = searcher
     self._data = data
     #: With all that it has decided.
-    self.strategy = searcher.strategy
+    self.searched = searcher.searched
+    stages = self.searched.plan(settings.epochs)
+    # Epochs after which another stage begins.
+    self._ends = [*itertools.accumulate(stage.epochs for stage in stages[:-1])]
     # The epoch that the supernet, as it is now, was first trained in.
     self._since = 0
     self._turned: list[Turn] = []
@@ -254,22 +248,23 @@ class _Loop(Loop[SearchState]):
 
   @property
   def memory(self) -> Any:
-    strategy = self.strategy.memory
-    return None if strategy is None else {'since': self._since, 'strategy': strategy}
+    if self.searched.memory is None and not self._ends:
+      return None
+    return {'since': self._since, 'strategy': self.searched.memory}
 
   def recall(self, memory: Any) -> None:
     self._since = memory['since']
-    self.strategy = self.strategy.recall(memory['strategy'])
-    self._searcher = self._searcher.restage(self.strategy, self._since)
+    self.searched = self.searched.recall(memory['strategy'])
+    self._searcher = self._searcher.restage(self.searched, self._since)
 
   def opened(self, state: SearchState, resume_step: int | None) -> None:
     if processes.is_first():
-      self._histories = [records.AlphaHistory(folder, self.strategy, resume_step) for folder in self.folders]
+      self._histories = [records.AlphaHistory(folder, self.searched, resume_step) for folder in self.folders]
     if resume_step is None:
-      stages = self.strategy.stages(self._settings.epochs)
-      if stages > 1:
-        self.note(0, 'stages', f'{stages} supernets will be compiled, each smaller than the one before')
-      self._write_alphas(state, 0, 0, [self.strategy.scores(alphas) for alphas in self.alphas(state)])
+      if self._ends:
+        number = 1 + len(self._ends)
+        self.note(0, 'stages', f'{number} supernets will be compiled, each smaller than the one before')
+      self._write_alphas(state, 0, 0, [self.searched.scores(alphas) for alphas in self.alphas(state)])
     else:
       self._write_again(state, resume_step)
 
@@ -309,36 +304,45 @@ class _Loop(Loop[SearchState]):
     return counted_by(name)
 
   def summary(self, state: SearchState, sums: Sums) -> dict[str, Any]:
-    temperature = self.strategy.temperature_at(int(np.ravel(processes.fetch(state.step))[0]))
-    details = self._joined([self._describe(alphas, temperature) for alphas in self.alphas(state)])
+    step = np.int32(np.ravel(processes.fetch(state.step))[0])
+    keys = self._each(processes.fetch(jax.random.key_data(state.key)))
+    found = zip(self.alphas(state), map(jax.random.wrap_key_data, keys), strict=True)
+    details = self._joined([self._describe(alphas, step, key) for alphas, key in found])
     return {**details, **self._searcher.summary(sums.means(), sums.values), **super().summary(state, sums)}
 
-  def _describe(self, alphas: Mapping[str, Any], temperature: float) -> dict[str, float | int]:
-    """What a line of the log says of α, whose softmax the supernet has at a temperature."""
+  def _describe(self, alphas: Mapping[str, Any], step: Any, key: jax.Array) -> dict[str, float | int]:
+    """What a line of the log says of α and of the mixing weights that the supernet has after `step` steps."""
     values: dict[str, float | int] = {}
-    for name in sorted(alphas):
+    weights = self.searched.look(alphas, step, key)
+    for name in sorted(weights):
       # Of the edges that there is something to choose on.
-      mixing = np.asarray(softmax(alphas[name], temperature), np.float64)[self.strategy.active[name]]
+      open_edges = [len(edge.operations) > 1 for _, edge in self.searched.cells[name].edges]
+      mixing = np.asarray(weights[name].operations, np.float64)[open_edges]
       entropies = -np.sum(mixing * np.log(np.maximum(mixing, 1e-300)), axis=-1)
       values[f'entropy_{name}'] = float(np.mean(entropies)) if len(entropies) else 0.0
-    derived = self.strategy.derive(alphas)
-    if self.strategy.space.identity == 'skip_connect':
+    derived = self.searched.read(alphas)
+    if self.searched.space.identity == 'skip_connect':
       _, first = derived.cells[0]
       values['skip_connections'] = sum(operation == 'skip_connect' for operation, _ in first.pairs)
     return values
 
   def turn_epoch(self, state: SearchState, evaluation: Mapping[str, Any], step: int) -> SearchState:
     epoch = self.plan.epoch_ends.index(step)
-    self._turned = [self.strategy.turn(alphas, epoch) for alphas in self.alphas(state)]
+    found = [self.searched.turn(alphas, epoch) for alphas in self.alphas(state)]
+    self._turned = [turned for _, turned in found]
     # Several searches have one strategy, which decides nothing.
-    turned = self._turned[0]
+    self.searched, turned = found[0]
     for message in turned.messages:
       self.note(step, 'decided', message)
-    before, self.strategy = self._searcher, turned.strategy
-    if self.strategy.specs == before.strategy.specs:
+    ends_here = epoch + 1 in self._ends
+    if turned.cells is None and not ends_here:
       return state
-    self._since = epoch + 1
-    self._searcher = before.restage(self.strategy, self._since)
+    if not ends_here and step < self.total:
+      raise ValueError(
+        f'config.strategy: {self.searched.strategy.name} changes cells after epoch {epoch + 1}, where no stage ends'
+      )
+    before, self._since = self._searcher, epoch + 1
+    self._searcher = before.restage(self.searched, self._since)
     state = self._searcher.inherit(state, before)
     if step < self.total:
       self.prepare(state, step)
@@ -365,8 +369,8 @@ class _Loop(Loop[SearchState]):
 
   def warnings(self) -> list[str | None]:
     """For each search a line if its genotype is not settled; of other processes than the first, none."""
-    moves = [history.last_epoch(self.strategy.space.cells) for history in self._histories] or [None] * len(self.folders)
-    found = [None if move is None else self.strategy.doubts(*move) for move in moves]
+    moves = [history.last_epoch(self.searched.space.cells) for history in self._histories] or [None] * len(self.folders)
+    found = [None if move is None else self.searched.doubts(*move) for move in moves]
     return [None if doubts is None else doubts.message for doubts in found]
 
   def report(self, folder: pathlib.Path) -> pathlib.Path:
@@ -377,8 +381,8 @@ class _Loop(Loop[SearchState]):
     # Of other processes than the first there are no histories.
     for folder, history, alphas, score in zip(self.folders, self._histories, found, scores, strict=False):
       with named_errors(folder):
-        history.append(step, epoch, alphas, self.strategy, score)
-        spaces.save(self.strategy.derive(alphas), folder / GENOTYPE)
+        history.append(step, epoch, alphas, self.searched, score)
+        spaces.save(self.searched.read(alphas), folder / GENOTYPE)
 
   def is_readable(self, path: pathlib.Path) -> bool:
     if path.name != GENOTYPE:
@@ -399,6 +403,6 @@ class _Loop(Loop[SearchState]):
         else:
           message = f'{(folder / records.FILE).relative_to(self.workdir)}: lost or damaged; α are known from here on'
           self.note(step, 'incomplete_log', message)
-          history.append(step, epoch, alphas, self.strategy, self.strategy.scores(alphas))
+          history.append(step, epoch, alphas, self.searched, self.searched.scores(alphas))
         if step == self.total or not self.is_readable(folder / GENOTYPE):
-          spaces.save(self.strategy.derive(alphas), folder / GENOTYPE)
+          spaces.save(self.searched.read(alphas), folder / GENOTYPE)

@@ -1,7 +1,7 @@
 """The two optimisers of a search, that of the weights and that of α."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -33,7 +33,6 @@ class Optimizers:
     weight_decay: of the weights.
     clip_outer: whether the outer loss's gradient in the weights is clipped, too, before it becomes a part of the
       hypergradient.
-    active: rows of α that are trained; None for all of them.
   """
 
   weights: optax.GradientTransformation
@@ -43,12 +42,9 @@ class Optimizers:
   clip_norm: float
   weight_decay: float
   clip_outer: bool = False
-  active: Mapping[str, np.ndarray] | None = None
 
   @classmethod
-  def from_settings(
-    cls, settings: Settings, epoch_ends: Sequence[int], active: Mapping[str, np.ndarray] | None = None
-  ) -> 'Optimizers':
+  def from_settings(cls, settings: Settings, epoch_ends: Sequence[int]) -> 'Optimizers':
     """Cosine by epoch from the first to the final learning rate; SGD and Adam as the settings say [DARTS §A.1].
 
     Learning rates are scaled to the batch and warmed up if the settings say so.
@@ -56,7 +52,6 @@ class Optimizers:
     Args:
       settings: `Search` or another with weights, α and hypergradient.
       epoch_ends: steps taken by the end of every epoch.
-      active: rows of α that are trained (see `Strategy`); None for all of them.
     """
     rates, alphas = settings.weights, settings.alphas
     first, alphas_rate = (
@@ -96,7 +91,6 @@ class Optimizers:
       rates.clip_norm,
       rates.weight_decay,
       settings.hypergradient.clip_outer,
-      active,
     )
 
   def scaled(self, factor: Array) -> 'Optimizers':
@@ -119,20 +113,7 @@ class Optimizers:
   def move_alphas(self, state: SearchState, gradient: PyTree) -> SearchState:
     """The state after an update of α."""
     updates, optimizer = self.alphas.update(gradient, state.alphas_optimizer, state.alphas)
-    after = optax.apply_updates(state.alphas, updates), optimizer
-    if self.active is not None:
-      # Without a gradient, decay and momentum would still move them.
-      before = state.alphas, state.alphas_optimizer
-      after = jax.tree.map(self._frozen, after, before, is_leaf=lambda x: isinstance(x, dict))
-    return state.replace(alphas=after[0], alphas_optimizer=after[1])
-
-  def _frozen(self, after: Any, before: Any) -> Any:
-    """What there is for every kind of cell, where rows that are not trained stay; anything else as it is."""
-    if not isinstance(after, dict):
-      return after
-    assert self.active is not None
-    rows = {name: jnp.asarray(active)[:, None] for name, active in self.active.items()}
-    return {name: jnp.where(rows[name], value, before[name]) for name, value in after.items()}
+    return state.replace(alphas=optax.apply_updates(state.alphas, updates), alphas_optimizer=optimizer)
 
   def move_weights(self, state: SearchState, gradient: Array) -> SearchState:
     """The state after an update of the weights, which ends a step; their gradient is one vector."""

@@ -10,8 +10,9 @@ import numpy as np
 
 from darts_jax.runtime.durable import write_whole
 from darts_jax.runtime.files import read_npz
-from darts_jax.search.strategy import Scores, Strategy
+from darts_jax.search.searched import Searched
 from darts_jax.spaces import CellSpec
+from darts_jax.strategies.relaxed import Scores
 
 #: The file of the history.
 FILE = 'alphas.npz'
@@ -25,11 +26,11 @@ class AlphaHistory:
   throughout, is what the supernet divides α by from that time on.
   """
 
-  def __init__(self, workdir: pathlib.Path, strategy: Strategy, resume_step: int | None) -> None:
+  def __init__(self, workdir: pathlib.Path, searched: Searched, resume_step: int | None) -> None:
     """Reads what is there up to `resume_step`; None starts over."""
-    specs = strategy.space.cells
+    specs = searched.space.cells
     self._path = workdir / FILE
-    self._temperature_at = strategy.temperature_at
+    self._temperature_at = searched.temperature_at
     self._constants: dict[str, np.ndarray] = {'operations': np.array(next(iter(specs.values())).operations)}
     for name, spec in specs.items():
       self._constants[f'edges_{name}'] = np.array([(edge.source, target) for target, edge in spec.edges], np.int32)
@@ -56,17 +57,17 @@ class AlphaHistory:
       raise ValueError(f'{self._path}: not a row for each of its steps')
     return {name: list(values[steps <= resume_step]) for name, values in saved.items()}
 
-  def append(self, step: int, epoch: int, alphas: Mapping[str, np.ndarray], strategy: Strategy, scores: Scores) -> None:
+  def append(self, step: int, epoch: int, alphas: Mapping[str, np.ndarray], searched: Searched, scores: Scores) -> None:
     """Adds the α after `step` steps and `epoch` epochs, and writes the file.
 
     Args:
       step: taken so far.
       epoch: done so far.
       alphas: `[E, O]` for every kind of cell.
-      strategy: of the next step; tells what has been pruned.
+      searched: the strategy of the next step; tells what has been pruned.
       scores: of the epoch that has ended.
     """
-    left = {name: _left(strategy.space.cells[name], strategy.specs[name]) for name in alphas}
+    left = {name: _left(searched.space.cells[name], searched.cells[name]) for name in alphas}
     marked = {name: np.where(left[name], value, -np.inf).astype(value.dtype) for name, value in alphas.items()}
     named = {f'{name}_{cell}': values for name, cells in scores.items() for cell, values in cells.items()}
     for name, value in {'step': step, 'epoch': epoch, **marked, **named}.items():

@@ -18,11 +18,12 @@ from darts_jax.runtime.mesh import Shards, put, template
 from darts_jax.runtime.packed import Packed
 from darts_jax.runtime.steps import take_steps
 from darts_jax.search.optimizers import Optimizers
+from darts_jax.search.searched import MIX, Searched
 from darts_jax.search.settings import Settings
 from darts_jax.search.state import Halves, SearchState
-from darts_jax.search.step import RELAX, Objective, search_step, watched
-from darts_jax.search.strategy import Alphas, Strategy
+from darts_jax.search.step import Objective, search_step, watched
 from darts_jax.search.timing import Timing
+from darts_jax.spaces import Mixing
 
 Array = jax.Array
 PyTree = Any
@@ -30,9 +31,7 @@ Data = TypeVar('Data')
 AnySettings = TypeVar('AnySettings', bound=Settings)
 
 #: The random key of a step is folded with these and further numbers for every other purpose.
-FIRST_PURPOSE = RELAX + 1
-#: The last of these purposes: to relax α where no step is taken.
-_LOOK = 2**16
+FIRST_PURPOSE = MIX + 1
 
 # What a batch hands to the next is of its examples; all else is the same on all devices.
 _STATE_AXES: dict[str, Any] = {field.name: PartitionSpec() for field in dataclasses.fields(SearchState)} | {
@@ -49,7 +48,7 @@ class Searcher(abc.ABC, Generic[AnySettings, Data]):
 
   Attributes:
     settings: of the search.
-    strategy: of the search; its specs are those of the supernet.
+    searched: the strategy, whose cells are those of the supernet.
     mesh: devices with the axes `seed` and `data`.
     shards: how the examples of a batch are shared out.
     epoch_ends: steps taken by the end of every epoch.
@@ -63,7 +62,7 @@ class Searcher(abc.ABC, Generic[AnySettings, Data]):
   data_axes: PyTree = PartitionSpec()
   state_axes: PyTree = SearchState(**_STATE_AXES)
 
-  def __init__(self, settings: AnySettings, strategy: Strategy, mesh: Mesh, epoch_ends: Sequence[int]) -> None:
+  def __init__(self, settings: AnySettings, searched: Searched, mesh: Mesh, epoch_ends: Sequence[int]) -> None:
     """Builds the functions; compiles nothing.
 
     Raises:
@@ -72,9 +71,8 @@ class Searcher(abc.ABC, Generic[AnySettings, Data]):
     check_steps(settings.epochs, epoch_ends[-1])
     self.timing = Timing.from_settings(settings, epoch_ends)
     self.settings, self.mesh, self.epoch_ends = settings, mesh, epoch_ends
-    self.strategy = strategy.over(epoch_ends[-1])
-    everything = all(rows.all() for rows in strategy.active.values())
-    self._optimizers = Optimizers.from_settings(settings, epoch_ends, None if everything else strategy.active)
+    self.searched = searched.over(epoch_ends[-1])
+    self._optimizers = Optimizers.from_settings(settings, epoch_ends)
     self._estimator = settings.hypergradient.estimator()
     if not self.timing.always and not self.timing.updates(epoch_ends[-1]):
       raise ValueError(
@@ -100,7 +98,7 @@ class Searcher(abc.ABC, Generic[AnySettings, Data]):
     )
 
   @abc.abstractmethod
-  def variables(self, key: Array, mixing: Alphas) -> PyTree:
+  def variables(self, key: Array, mixing: dict[str, Mixing]) -> PyTree:
     """Variables of the supernet before the first step, `params` and `batch_stats`; consumes the key."""
 
   @property
@@ -113,7 +111,7 @@ class Searcher(abc.ABC, Generic[AnySettings, Data]):
     """This device's part of the batches of a step."""
 
   @abc.abstractmethod
-  def measure(self, state: SearchState, mixing: Alphas, data: Data) -> NamedTuple:
+  def measure(self, state: SearchState, mixing: dict[str, Mixing], data: Data) -> NamedTuple:
     """What an evaluation of the supernet finds, `[]` each and the same on all devices."""
 
   @abc.abstractmethod
@@ -125,8 +123,8 @@ class Searcher(abc.ABC, Generic[AnySettings, Data]):
     """What is logged besides the means of metrics over `sums['steps']` steps in `sums['seconds']`."""
 
   @abc.abstractmethod
-  def restage(self, strategy: Strategy, first_epoch: int) -> Self:
-    """The same search with another strategy, whose supernet may be smaller, from an epoch on, counted from 0."""
+  def restage(self, searched: Searched, first_epoch: int) -> Self:
+    """The same search in another stage, whose supernet may be smaller, from an epoch on, counted from 0."""
 
   def inherited(self, variables: Packed, before: Self) -> np.ndarray:
     """Where, among parameters or running statistics of a search whose supernet was larger, those of this one are."""
@@ -212,9 +210,9 @@ class Searcher(abc.ABC, Generic[AnySettings, Data]):
   def _init(self, key: Array) -> SearchState:
     """The state before the first step, from the typed key of the run."""
     run_key, weights_key, alphas_key = jax.random.split(key, 3)
-    alphas = self.strategy.init(alphas_key)
+    alphas = self.searched.init(alphas_key)
     step = jnp.zeros((), jnp.int32)
-    variables = self.variables(weights_key, self._mixing(alphas, run_key, step))
+    variables = self.variables(weights_key, self.searched.look(alphas, step, run_key))
     weights = Packed.pack(variables['params'])
     return SearchState(
       step=step,
@@ -250,7 +248,7 @@ class Searcher(abc.ABC, Generic[AnySettings, Data]):
       train,
       valid,
       objective=self.objective,
-      strategy=self.strategy,
+      searched=self.searched,
       estimator=self._estimator,
       optimizers=self.optimizers(state, data),
       precision=self.settings.precision,
@@ -261,8 +259,4 @@ class Searcher(abc.ABC, Generic[AnySettings, Data]):
     return state, {**info.metrics, **metrics}
 
   def _evaluate(self, state: SearchState, data: Data) -> NamedTuple:
-    return self.measure(state, self._mixing(state.alphas, state.key, state.step), data)
-
-  def _mixing(self, alphas: Alphas, key: Array, step: Array) -> Alphas:
-    """Mixing weights before a step, for what is no part of it; from the key of the run."""
-    return self.strategy.relax(alphas, jax.random.fold_in(jax.random.fold_in(key, step), _LOOK), step)
+    return self.measure(state, self.searched.look(state.alphas, state.step, state.key), data)

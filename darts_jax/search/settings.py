@@ -2,7 +2,8 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 from darts_jax import limits
 from darts_jax.data.settings import Augment, Source, TextSource
@@ -13,9 +14,25 @@ from darts_jax.settings import build_by_space, check_seeds, setting, variant
 from darts_jax.spaces import Darts, Recurrent
 from darts_jax.spaces.darts import CANDIDATES
 from darts_jax.spaces.recurrent import ACTIVATIONS
+from darts_jax.strategies import RELAXED
+from darts_jax.strategies.darts import Darts as DartsStrategy
+from darts_jax.strategies.relaxed import Relaxed
+from darts_jax.strategies.sgas import Sgas
 
-#: How α is relaxed and read.
-STRATEGIES = ('darts', 'sgas')
+#: Fields of earlier versions, and how they are called now.
+RENAMED: Mapping[str, str] = MappingProxyType(
+  {
+    **{
+      f'sgas.{name}': f'strategy.{name}'
+      for name in ('criterion', 'warmup_epochs', 'decision_frequency', 'history', 'batch_growth', 'decisions')
+    },
+    'sgas': 'strategy',
+    'temperature.initial': 'strategy.temperature',
+    'temperature.final': 'strategy.temperature',
+    'temperature': 'strategy.temperature',
+    'alphas.init_scale': 'strategy.init_scale',
+  }
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +100,6 @@ class Alphas:
     beta1: decay of the mean gradient.
     beta2: decay of the mean squared gradient.
     weight_decay: L2, in the gradient.
-    init_scale: α start at this times a standard normal.
     warmup_epochs: see `Weights`; from `from_epoch` on.
     reference_batch_size: likewise.
     order: whether α or the weights move first in a step; the others then move at what the first have become.
@@ -95,7 +111,6 @@ class Alphas:
   beta1: float = setting(0.5, at_least=0, below=1)
   beta2: float = setting(0.999, at_least=0, below=1)
   weight_decay: float = setting(1e-3, at_least=0, at_most=limits.FACTOR)
-  init_scale: float = setting(1e-3, at_least=0, at_most=limits.FACTOR)
   warmup_epochs: float = setting(0.0, at_least=0, at_most=limits.EPOCHS)
   reference_batch_size: int = setting(0, at_least=0, at_most=limits.BATCH)
   order: str = setting('alphas_first', choices=('alphas_first', 'weights_first'))
@@ -127,59 +142,30 @@ class Mesh:
 
 
 @dataclasses.dataclass(frozen=True)
-class Temperature:
-  """Of the relaxation, which α are divided by; from first to last step by the same factor every step."""
-
-  initial: float = setting(1.0, at_least=1e-6, at_most=1e6)
-  final: float = setting(1.0, at_least=1e-6, at_most=1e6)
-
-
-@dataclasses.dataclass(frozen=True)
-class Greed:
-  """The decisions of the strategy `sgas`; epochs are counted from 0 [SGAS §3].
-
-  Attributes:
-    criterion: 1: importance and certainty of edges; 2: stability, too.
-    warmup_epochs: the epoch after which the first edges are decided.
-    decision_frequency: epochs from one decision to the next.
-    history: epochs whose distributions are remembered for stability.
-    batch_growth: by how many examples batches grow with every decision.
-    decisions: how many there are in every kind of cell, before the rest is derived; 0: until all edges are decided.
-  """
-
-  criterion: int = setting(1, choices=(1, 2))
-  warmup_epochs: int = setting(9, at_least=0, at_most=limits.EPOCHS)
-  decision_frequency: int = setting(5, at_least=1, at_most=limits.EPOCHS)
-  history: int = setting(4, at_least=1, at_most=limits.EPOCHS)
-  batch_growth: int = setting(8, at_least=0, at_most=limits.BATCH)
-  decisions: int = setting(0, at_least=0, at_most=limits.EDGES)
-
-
-@dataclasses.dataclass(frozen=True)
 class Settings:
   """What all searches have.
 
   Attributes:
     seed: of everything random: the split, initial weights and α, order and augmentation of images, dropout.
-    strategy: how α is relaxed and read: `darts`, or `sgas`, which reads `sgas`.
+    strategy: how mixing weights are made of α, and an architecture is read off them; one of `RELAXED`.
     epochs: passes over the data that train the weights.
     batch_size: examples a batch, over all devices of a search.
     log_every: steps from one logged line to the next.
     precision: of what the network computes on; weights, BN statistics and α are float32 in either.
     remat: whether gradients recompute the inside of cells instead of keeping it in memory.
-    temperature: see `Temperature`; and so on.
+    weights: see `Weights`; and so on.
     hypergradient: the estimator of the architecture gradient, one of `HYPERGRADIENTS`.
   """
 
+  renamed: ClassVar[Mapping[str, str]] = RENAMED
+
   seed: int = setting(0, at_least=0, at_most=limits.SEEDS - 1)
-  strategy: str = setting('darts', choices=STRATEGIES)
+  strategy: Relaxed = variant(RELAXED, DartsStrategy())
   epochs: int = setting(50, at_least=1, at_most=limits.EPOCHS)
   batch_size: int = setting(64, at_least=1, at_most=limits.BATCH)
   log_every: int = setting(50, at_least=1, at_most=limits.COUNT)
   precision: str = setting('float32', choices=('float32', 'bfloat16'))
   remat: bool = setting(False)
-  temperature: Temperature = setting(Temperature())
-  sgas: Greed = setting(Greed())
   weights: Weights = setting(Weights())
   alphas: Alphas = setting(Alphas())
   hypergradient: Hypergradient = variant(HYPERGRADIENTS, FiniteDifference())
@@ -203,10 +189,10 @@ class Settings:
     if estimator.single_level and alphas.order != 'alphas_first':
       raise ValueError(f'config.alphas.order: {alphas.order!r} is not allowed; with {estimator.name} both move at once')
     check_seeds(self.seed, self.mesh.seed, 'searches', 'config.seed')
-    if self.mesh.seed > 1 and self.strategy == 'sgas':
+    if self.mesh.seed > 1 and self.strategy.start() is not None:
       raise ValueError(
-        f'config.mesh.seed: {self.mesh.seed} is not allowed; with sgas it has to be 1, since the supernets of different'
-        ' seeds shrink in different ways'
+        f'config.mesh.seed: {self.mesh.seed} is not allowed; with {self.strategy.name} it has to be 1, since supernets'
+        ' of different seeds change in different ways'
       )
 
 
@@ -272,7 +258,7 @@ class RecurrentSearch(Settings):
   weights: Weights = setting(Weights(20.0, 20.0, 0.0, 5e-7, 0.25))
   alphas: Alphas = setting(Alphas(3e-3, 0.9))
   hypergradient: Hypergradient = variant(HYPERGRADIENTS, FiniteDifference(clipping='constant', clip_outer=True))
-  sgas: Greed = setting(Greed(batch_growth=0))
+  strategy: Relaxed = variant(RELAXED, DartsStrategy(), {'sgas': Sgas(batch_growth=0)})
   space: str = setting('recurrent', choices=('recurrent',))
   bptt: int = setting(35, at_least=2, at_most=limits.BPTT)
   short_fraction: float = setting(0.05, at_least=0, at_most=1)
@@ -283,14 +269,15 @@ class RecurrentSearch(Settings):
   def __post_init__(self) -> None:
     super().__post_init__()
     try:
-      self.network.space()
+      space = self.network.space()
     except ValueError as error:
       raise ValueError(f'config.network.{error}') from error
-    if self.sgas.batch_growth:
-      raise ValueError(
-        f'config.sgas.batch_growth: {self.sgas.batch_growth} is not allowed; it has to be 0 on text, where hidden'
-        ' states go from one batch to the next'
-      )
+    for stage in self.strategy.plan(space, self.epochs):
+      if stage.batch_growth:
+        raise ValueError(
+          f'config.strategy.batch_growth: {stage.batch_growth} is not allowed; it has to be 0 on text, where hidden'
+          ' states go from one batch to the next'
+        )
     if self.mesh.seed > 1:
       raise ValueError(
         f'config.mesh.seed: {self.mesh.seed} is not allowed; it has to be 1 on text, where every seed divides an epoch'

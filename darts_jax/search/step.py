@@ -24,17 +24,17 @@ from darts_jax.runtime.mesh import UNSHARED, Shards
 from darts_jax.runtime.packed import Packed
 from darts_jax.runtime.precision import precisely
 from darts_jax.search.optimizers import Optimizers
+from darts_jax.search.searched import MIX, Searched
 from darts_jax.search.state import Halves, SearchState
-from darts_jax.search.strategy import Alphas, Strategy
 from darts_jax.search.timing import ALWAYS, Timing
+from darts_jax.spaces import Mixing
+from darts_jax.strategies.relaxed import ALPHAS, WEIGHTS
 
 Array = jax.Array
 PyTree = Any
 
 #: The metric that says whether α moved at a step, 1 or 0, of a search where they do not move at all of them.
 UPDATES = 'alphas_updates'
-#: What the random key of a step is folded with to relax α; the purposes of `darts_jax.search.searcher` follow.
-RELAX = 0
 
 
 class Seen(NamedTuple):
@@ -57,7 +57,7 @@ class Objective(Protocol):
   """The loss of a network on a batch."""
 
   def __call__(
-    self, weights: PyTree, statistics: Packed, mixing: Alphas, batch: Any, precision: str, updating: Array
+    self, weights: PyTree, statistics: Packed, mixing: dict[str, Mixing], batch: Any, precision: str, updating: Array
   ) -> tuple[Array, Seen]:
     """What is minimised, and what was seen.
 
@@ -79,16 +79,16 @@ class BatchLoss:
 
   Attributes:
     objective: the loss.
-    strategy: the relaxation of α.
+    searched: the strategy, which makes mixing weights of α.
     template: weights of the same structure.
     statistics: running BN statistics.
-    key: for the relaxation, one for all passes of a step.
-    step: `[]` for the relaxation.
+    key: of the mixing weights, one for all passes of a step.
+    step: `[]` steps taken, which the mixing weights depend on.
     precision: see `search_step`.
   """
 
   objective: Objective
-  strategy: Strategy
+  searched: Searched
   template: Packed
   statistics: Packed
   key: Array
@@ -96,17 +96,18 @@ class BatchLoss:
   precision: str = 'float32'
 
   @classmethod
-  def at(cls, state: SearchState, objective: Objective, strategy: Strategy, precision: str) -> 'BatchLoss':
+  def at(cls, state: SearchState, objective: Objective, searched: Searched, precision: str) -> 'BatchLoss':
     """That of the step that a state is about to take."""
-    key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), RELAX)
-    return cls(objective, strategy, state.weights, state.statistics, key, state.step, precision)
+    key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), MIX)
+    return cls(objective, searched, state.weights, state.statistics, key, state.step, precision)
 
   def __call__(self, weights: Array, alphas: PyTree, batch: Any, updating: Array | bool = False) -> tuple[Array, Seen]:
     """See `Objective`; weights are one vector."""
-    mixing = self.strategy.relax(alphas, self.key, self.step)
+    updating = jnp.asarray(updating)
+    mixing = self.searched.mix(alphas, self.step, self.key, jnp.where(updating, WEIGHTS, ALPHAS))
     tree = self.template.replace(weights).tree
     with precisely(self.precision):
-      return self.objective(tree, self.statistics, mixing, batch, self.precision, jnp.asarray(updating))
+      return self.objective(tree, self.statistics, mixing, batch, self.precision, updating)
 
   @property
   def precisely(self) -> 'BatchLoss':
@@ -157,7 +158,7 @@ def search_step(
   valid: Any,
   *,
   objective: Objective,
-  strategy: Strategy,
+  searched: Searched,
   estimator: Estimator,
   optimizers: Optimizers,
   precision: str = 'float32',
@@ -172,7 +173,7 @@ def search_step(
     train: this device's part of the batch of the weights' half.
     valid: of that of the architecture's half, of the same shapes; not read if the estimator has no outer loss.
     objective: the loss of the supernet on a batch.
-    strategy: the relaxation of α.
+    searched: the strategy, which makes mixing weights of α.
     estimator: of the hypergradient.
     optimizers: of weights and α.
     precision: `'float32'`: all in the dtype of the weights, products not rounded to less. `'bfloat16'`: what
@@ -195,12 +196,13 @@ def search_step(
     return Problem(optimizers.inner_optimizer(now.weights_optimizer), now.weights.vector, now.alphas)
 
   problem = problem_at(state)
-  loss = BatchLoss.at(state, objective, strategy, precision)
+  loss = BatchLoss.at(state, objective, searched, precision)
   moves = timing.moves(state.step) if gated else jnp.array(True)
 
   def update_alphas(carry: Carry) -> Carry:
     rest, gradient = carry.rest, carry.memory.estimate
     now = optimizers.move_alphas(rest.state, gradient)
+    now = now.replace(alphas=searched.project(rest.state.alphas, now.alphas))
     # If the next pass is that of the weight update, it is made at the weights of the state.
     return Carry(
       number=jnp.int32(len(lines) if weights_first else update),

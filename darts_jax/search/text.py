@@ -17,11 +17,12 @@ from darts_jax.nets.recurrent import LanguageModel, Masks, init_language_model, 
 from darts_jax.runtime.packed import Packed
 from darts_jax.runtime.precision import precisely
 from darts_jax.search.optimizers import Optimizers
+from darts_jax.search.searched import Searched
 from darts_jax.search.searcher import FIRST_PURPOSE, Searcher
 from darts_jax.search.settings import RecurrentSearch
 from darts_jax.search.state import Halves, SearchState
 from darts_jax.search.step import Seen
-from darts_jax.search.strategy import Alphas, Strategy
+from darts_jax.spaces import Mixing
 
 Array = jax.Array
 PyTree = Any
@@ -90,18 +91,23 @@ class TextLoss:
   remat: bool
 
   def __call__(
-    self, weights: PyTree, statistics: Packed, mixing: Alphas, batch: TextBatch, precision: str, updating: Array
+    self,
+    weights: PyTree,
+    statistics: Packed,
+    mixing: dict[str, Mixing],
+    batch: TextBatch,
+    precision: str,
+    updating: Array,
   ) -> tuple[Array, Seen]:
     """See `Objective`."""
     net = self.net.clone(precision=precision)
     variables = {'params': weights, 'batch_stats': statistics.tree}
-    [cell_mixing] = mixing.values()
     found = read_text(
       net,
       variables,
       batch.sequences,
       batch.hidden,
-      cell_mixing,
+      _weights(mixing),
       batch.masks,
       train=True,
       remat=self.remat,
@@ -111,6 +117,13 @@ class TextLoss:
     return loss, Seen(found.loss, {}, after, lax.stop_gradient(found.hidden))
 
 
+def _weights(mixing: Mapping[str, Mixing]) -> Array:
+  """`[E, O]`: the weight of every operation of the one cell in the sum of a node."""
+  [cell] = mixing.values()
+  weights: Array = cell.operations if cell.edges is None else cell.edges[:, None] * cell.operations
+  return weights
+
+
 class TextSearcher(Searcher[RecurrentSearch, Halves]):
   """See `Searcher`; its data are a `Text` for either half.
 
@@ -118,12 +131,12 @@ class TextSearcher(Searcher[RecurrentSearch, Halves]):
     net: the supernet.
   """
 
-  def __init__(self, settings: RecurrentSearch, strategy: Strategy, corpus: Corpus, mesh: Mesh) -> None:
+  def __init__(self, settings: RecurrentSearch, searched: Searched, corpus: Corpus, mesh: Mesh) -> None:
     """Builds the functions; compiles nothing.
 
     Args:
       settings: of the search.
-      strategy: of the search; its one cell is that of the supernet.
+      searched: the strategy, whose one cell is that of the supernet.
       corpus: for the size of its vocabulary and its texts.
       mesh: devices with the axes `seed` and `data`.
 
@@ -133,7 +146,7 @@ class TextSearcher(Searcher[RecurrentSearch, Halves]):
     plan = draw_windows(settings, len(corpus.train) // settings.batch_size)
     axes = Text(PartitionSpec(None, 'data'), PartitionSpec(), PartitionSpec(), plan.capacity)
     self.data_axes = Halves(axes, axes)
-    super().__init__(settings, strategy, mesh, plan.epoch_ends)
+    super().__init__(settings, searched, mesh, plan.epoch_ends)
     network = settings.network
     self._corpus = corpus
     groups = NormGroups(settings.batch_norm.group_size, self.shards)
@@ -143,7 +156,7 @@ class TextSearcher(Searcher[RecurrentSearch, Halves]):
       raise ValueError(
         f'config.{field}: 1 is not allowed; batch normalisation would make a single number of every channel zero'
       )
-    [spec] = self.strategy.specs.values()
+    [spec] = self.searched.cells.values()
     self.net = LanguageModel(spec, len(corpus.vocabulary), network.width, norm=True, groups=groups)
     self.objective = TextLoss(self.net, settings.temporal_activation, settings.remat)
 
@@ -152,15 +165,14 @@ class TextSearcher(Searcher[RecurrentSearch, Halves]):
     """See `Searcher`."""
     return self._corpus.fingerprint
 
-  def variables(self, key: Array, mixing: Alphas) -> PyTree:
+  def variables(self, key: Array, mixing: dict[str, Mixing]) -> PyTree:
     """See `Searcher`."""
-    [cell_mixing] = mixing.values()
-    return init_language_model(self.net, key, cell_mixing)
+    return init_language_model(self.net, key, _weights(mixing))
 
-  def restage(self, strategy: Strategy, first_epoch: int) -> Self:
+  def restage(self, searched: Searched, first_epoch: int) -> Self:
     """See `Searcher`. Batches stay as they are, since hidden states go from one to the next; so do all weights."""
     del first_epoch
-    return type(self)(self.settings, strategy, self._corpus, self.mesh)
+    return type(self)(self.settings, searched, self._corpus, self.mesh)
 
   def carried(self) -> Halves:
     """Hidden states of zeros."""
@@ -193,7 +205,7 @@ class TextSearcher(Searcher[RecurrentSearch, Halves]):
     """The learning rate of a sequence is proportional to its length."""
     return self._optimizers.scaled(data.train.lengths[state.step] / jnp.float32(self.settings.bptt))
 
-  def measure(self, state: SearchState, mixing: Alphas, data: Halves) -> Perplexity:
+  def measure(self, state: SearchState, mixing: dict[str, Mixing], data: Halves) -> Perplexity:
     """On the whole validation text, without dropout; tokens that fill no column are left out.
 
     BN uses the statistics of its columns, as in a step. With running ones it would be a fixed map of the hidden state,
@@ -202,11 +214,11 @@ class TextSearcher(Searcher[RecurrentSearch, Halves]):
     net = self.net.clone(precision=self.settings.precision)
     variables = {'params': state.weights.tree, 'batch_stats': state.statistics.tree}
     text = data.valid
-    [cell_mixing] = mixing.values()
+    weights = _weights(mixing)
 
     def read(hidden: Array, number: Array) -> tuple[Array, tuple[Array, Array]]:
       _, batch = text.window(number)
-      found = read_text(net, variables, batch, hidden, cell_mixing, train=True)
+      found = read_text(net, variables, batch, hidden, weights, train=True)
       return found.hidden, (found.loss * text.lengths[number], text.lengths[number])
 
     hidden = initial_hidden(text.columns.shape[1], net.width)

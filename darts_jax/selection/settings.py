@@ -122,6 +122,9 @@ class RandomSearch:
   @classmethod
   def read(cls, config: Mapping[str, Any]) -> 'RandomSearch':
     """The settings, with the seed in all places; raises a ValueError as `darts_jax.settings.build`."""
+    if 'strategy' in config and hasattr(config['strategy'], 'items'):
+      # `random` is a name like those of other strategies, with no fields of its own.
+      config = {**config, 'strategy': config['strategy'].get('name', '')}
     settings = build(cls, config)
     return dataclasses.replace(settings, training=dataclasses.replace(settings.training, seed=settings.seed))
 

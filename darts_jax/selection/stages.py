@@ -73,7 +73,7 @@ def _run(settings: Selection, workdir: pathlib.Path, note: Callable[[str], None]
       'trainings': settings.trainings,
       'epochs': settings.training.epochs,
       'search_epochs': settings.search.epochs,
-      'strategy': settings.search.strategy,
+      'strategy': settings.search.strategy.name,
       'hypergradient': settings.search.hypergradient.name,
       'data': settings.training.data.name,
       'validation_fraction': settings.training.data.validation_fraction,
@@ -93,7 +93,7 @@ def _run(settings: Selection, workdir: pathlib.Path, note: Callable[[str], None]
     write(results, workdir)
 
   found = selection.searched()
-  add(selection.method(settings.search.strategy, found))
+  add(selection.method(settings.search.strategy.name, found))
   if settings.random_search:
     candidates = selection.randomly_searched(found)
     limited = len(candidates) == settings.random_candidates
@@ -223,7 +223,7 @@ class _Selection:
     return _Candidate(name, genotype, found.valid_accuracy, search_seconds, found.seconds)
 
   def _num_weights(self, genotype: Genotype) -> int:
-    model = training.Model.read(self._workdir / 'final' / self._settings.search.strategy / self._first_seed)
+    model = training.Model.read(self._workdir / 'final' / self._settings.search.strategy.name / self._first_seed)
     return dataclasses.replace(model, genotype=genotype).num_weights
 
   @property

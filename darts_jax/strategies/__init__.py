@@ -1,15 +1,49 @@
-"""Sampled strategies: which architecture is evaluated next, given how good the earlier ones were. No JAX is imported.
+"""Strategies: how an architecture is found, one file a method, under the name that configs use.
 
-`STRATEGIES` has them by the names that configs use; a strategy of one's own is added with `STRATEGIES['mine'] = Mine`.
+A relaxed strategy moves an architecture by gradients inside the compiled step of a search (`relaxed`). A sampled one
+says which architecture is evaluated next, given how good the earlier ones were (`sampled`). A strategy of one's own is
+added with `STRATEGIES['mine'] = Mine`.
 """
 
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
 
+from darts_jax.strategies.darts import Darts
 from darts_jax.strategies.random_search import RandomSearch
 from darts_jax.strategies.regularized_evolution import RegularizedEvolution
+from darts_jax.strategies.relaxed import Relaxed
 from darts_jax.strategies.sampled import Sampled
+from darts_jax.strategies.sgas import Sgas
 
-STRATEGIES: dict[str, type[Sampled[Any]]] = {
+T = TypeVar('T')
+
+STRATEGIES: dict[str, type[Relaxed] | type[Sampled[Any]]] = {
+  'darts': Darts,
+  'sgas': Sgas,
   'random_search': RandomSearch,
   'regularized_evolution': RegularizedEvolution,
 }
+
+
+class _Strategies(Mapping[str, type[T]]):
+  """The strategies of one contract, also those that are added later."""
+
+  def __init__(self, contract: type[T]) -> None:
+    self._contract = contract
+
+  def __getitem__(self, name: str) -> type[T]:
+    kind = STRATEGIES[name]
+    if not issubclass(kind, self._contract):
+      raise KeyError(name)
+    return kind
+
+  def __iter__(self) -> Iterator[str]:
+    return (name for name, kind in STRATEGIES.items() if issubclass(kind, self._contract))
+
+  def __len__(self) -> int:
+    return sum(1 for _ in self)
+
+
+#: The relaxed strategies by name, and the sampled ones.
+RELAXED: Mapping[str, type[Relaxed]] = _Strategies(Relaxed)  # type: ignore[type-abstract]
+SAMPLED: Mapping[str, type[Sampled[Any]]] = _Strategies(Sampled)  # type: ignore[type-abstract]

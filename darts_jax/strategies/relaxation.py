@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +77,8 @@ class Softmax(Relaxed):
     temperature: of the softmax at the first and after the last step; it changes by the same factor at every step.
   """
 
+  draws: ClassVar[bool] = False
+
   init_scale: float = setting(1e-3, at_least=0, at_most=limits.FACTOR)
   temperature: tuple[float, float] = setting((1.0, 1.0), at_least=1e-6, at_most=1e6)
 
@@ -84,8 +86,12 @@ class Softmax(Relaxed):
     """Draws α."""
     return normal_alphas(key, space.cells, self.init_scale)
 
+  def temperature_at(self, time: Time) -> Array | float:
+    """See `Relaxed`."""
+    return annealed(self.temperature, time)
+
   def mix(self, arch: Arch, space: CellSpace, cells: Cells, time: Time, key: Any, purpose: Any) -> dict[str, Mixing]:
     """The softmax of every edge over the operations that it has."""
     del key, purpose
-    temperature = annealed(self.temperature, time)
+    temperature = self.temperature_at(time)
     return {name: Mixing(softmax(arch[name], cells[name], spec, temperature)) for name, spec in space.cells.items()}

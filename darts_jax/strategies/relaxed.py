@@ -64,8 +64,8 @@ class Turn(NamedTuple):
 
   Attributes:
     memory: for the next epoch.
-    cells: the cells of the next stage, if that begins now; they can only lose edges and operations. None for those that
-      there are.
+    cells: the cells of the next stage, as `Relaxed.cells` has them with this memory, if they are others than before;
+      they can only lose edges and operations. They may change at the end of a stage only.
     scores: of the edges, by which the strategy decided.
     messages: what it decided, a line each.
   """
@@ -81,16 +81,25 @@ class Relaxed(abc.ABC):
   """A relaxed strategy; what is not abstract may be left as it is.
 
   `space` is the searched space throughout. `cells` are those of the supernet now, the searched ones or a part of them.
+
+  Attributes:
+    name: by which configs call it.
+    draws: whether `mix` draws random numbers. If not, its key is None, and is no part of the compiled step.
   """
 
   name: ClassVar[str]
+  draws: ClassVar[bool] = True
+
+  def check(self, space: CellSpace) -> None:
+    """Raises a ValueError, one line that begins with a field of the config, if the space cannot be searched."""
+    del space
 
   @abc.abstractmethod
   def init(self, space: CellSpace, key: Array) -> Arch:
     """The architecture parameters before the first step; consumes the key."""
 
   @abc.abstractmethod
-  def mix(self, arch: Arch, space: CellSpace, cells: Cells, time: Time, key: Array, purpose: Any) -> dict[str, Mixing]:
+  def mix(self, arch: Arch, space: CellSpace, cells: Cells, time: Time, key: Any, purpose: Any) -> dict[str, Mixing]:
     """Mixing weights of every kind of cell, rows and columns as `cells` has edges and operations.
 
     Traced, and differentiated with respect to `arch`. A schedule is a function of the traced time, so that nothing is
@@ -101,7 +110,7 @@ class Relaxed(abc.ABC):
       space: the searched space.
       cells: the cells of the supernet.
       time: of the step.
-      key: of this step and purpose, the same in all passes of one hypergradient.
+      key: of this step and purpose, the same in all passes of one hypergradient; None unless the strategy `draws`.
       purpose: `WEIGHTS`, `ALPHAS` or `EVALUATE`; may be traced.
     """
 
@@ -109,13 +118,18 @@ class Relaxed(abc.ABC):
   def read(self, arch: Arch, space: CellSpace, memory: Memory) -> Genotype:
     """The architecture that the parameters and what has been decided stand for; asked after any epoch."""
 
+  def temperature_at(self, time: Time) -> Array | float:
+    """`[]`: what the parameters are divided by before `mix` takes a softmax; for logs and reports."""
+    del time
+    return 1.0
+
   def project(self, before: Arch, after: Arch, space: CellSpace, cells: Cells) -> Arch:
     """The architecture parameters after an update, from those before it and those that the optimiser came to."""
     del before, space, cells
     return after
 
   def start(self) -> Memory:
-    """The memory before the first epoch."""
+    """The memory before the first epoch; None, and None ever after, for a strategy that decides nothing."""
     return None
 
   def plan(self, space: CellSpace, epochs: int) -> tuple[Stage, ...]:

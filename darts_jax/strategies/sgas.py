@@ -61,9 +61,12 @@ class Sgas(Softmax):
   def check(self, space: CellSpace) -> None:
     """Raises a ValueError unless there is something to decide in every kind of cell."""
     for name, spec in space.cells.items():
+      if any(edge.operations != spec.operations for _, edge in spec.edges):
+        raise ValueError(f'config.strategy: cell {name}: some edges lack operations; sgas begins with undecided edges')
       if len(_columns(spec)) < 2:
         raise ValueError(
-          f'config.space.operations: {", ".join(spec.operations)} leave nothing to decide; two or more besides none do'
+          f'config.network.operations: {", ".join(spec.operations)} leave nothing to decide; two or more besides none'
+          ' do'
         )
       if self.decisions > sum(spec.num_kept):
         raise ValueError(

@@ -43,7 +43,7 @@ def test_weights_are_those_of_the_package_one_by_one():
   state = searcher.init(jax.random.key(0))
   plain = plain_convolutional.PlainSearch(searcher)
   weights = plain_convolutional.plain_weights(state.weights.tree, searcher.net)
-  mixing = searcher.strategy.relax(state.alphas, state.key, state.step)
+  mixing = {name: each.operations for name, each in searcher.searched.look(state.alphas, state.step, state.key).items()}
   images = jnp.zeros((1, *searcher.image_shape))
   expected = jax.eval_shape(plain.net.init, state.key, images, mixing)['params']
   assert jax.tree.map(jnp.shape, weights) == jax.tree.map(jnp.shape, expected)

@@ -21,8 +21,10 @@ from darts_jax.hypergradient.settings import Exact, FiniteDifference, FirstOrder
 from darts_jax.runtime import platforms
 from darts_jax.runtime.lock import locked
 from darts_jax.runtime.terminal import show
-from darts_jax.search.settings import read
+from darts_jax.search.settings import RecurrentSearch, Search, read
 from darts_jax.spaces import darts
+from darts_jax.strategies.darts import Darts
+from darts_jax.strategies.sgas import Sgas
 from experiments import entry
 from experiments import search as command
 
@@ -98,6 +100,11 @@ def check_refused(answer: Answer, *parts: str) -> None:
     ([DIGITS, '--config.1=2'], ['--config.1=2: no such field']),
     ([DIGITS, '--config.a-b=1'], ['--config.a-b=1: no such field']),
     ([DIGITS, '--config.strategy=rando'], ["'rando'", "did you mean 'random'? allowed are darts, sgas, random"]),
+    ([DIGITS, '--config.sgas.criterion=2'], ['config.sgas.criterion: it is called config.strategy.criterion now']),
+    ([DIGITS, '--config.sgas.zzz=2'], ['config.sgas: it is called config.strategy now']),
+    ([DIGITS, '--config.temperature.final', '2.0'], ['config.temperature.final: it is called config.strategy.temp']),
+    ([DIGITS, '--config.alphas.init_scale=1.0'], ['config.alphas.init_scale: it is called config.strategy.init_scale']),
+    ([DIGITS, '--config.strategy.criterion=2'], ['config.strategy.criterion: unknown field of darts; it is one of']),
     ([DIGITS, f'--workdir={"a/" * 1900}'], ['--workdir: a/a/', ' has 1900 parts; there may be up to 256']),
     ([DIGITS, '--config.epochs.number=3'], ['--config.epochs.number=3: no such field']),
     ([DIGITS, '--config.network.operations[0]=none'], ['--config.network.operations[0]=none: no such field']),
@@ -196,6 +203,8 @@ def get_config():
       ['config.space: [] is not known; allowed are convolutional, recurrent']),
     (GOOD.format('config.data.name = "npz"; config.data.path = "a\\0b.npz"'),
       ["config.data.path: 'a\\x00b.npz' has a zero byte"]),
+    (GOOD.format('config.sgas = {"criterion": 2}'),
+      ['config.sgas.criterion: it is called config.strategy.criterion now']),
     (GOOD.format('config.network = None'), ['config.network: None is not a group of fields']),
   ],
 )  # fmt: skip
@@ -545,3 +554,44 @@ def test_another_name_of_a_group_leaves_the_fields_that_both_have(ask, tmp_path,
 
   answer = ask(f'--config={path}', *arguments, run=run)
   assert (answer.code, found) == (0, [expected])
+
+
+@pytest.mark.parametrize('given', ["config.strategy = 'darts'", 'pass'])
+@pytest.mark.parametrize(
+  ('arguments', 'expected'),
+  [
+    ([], Darts()),
+    (['--config.strategy=sgas'], Sgas()),
+    (['--config.strategy.name=sgas'], Sgas()),
+    (['--config.strategy', 'sgas', '--config.strategy.criterion=2'], Sgas(criterion=2)),
+    (['--config.strategy.criterion=2', '--config.strategy=sgas'], Sgas(criterion=2)),
+    (['--config.strategy.init_scale=0.5'], Darts(init_scale=0.5)),
+    (['--config.strategy.temperature=(2.0, 0.5)'], Darts(temperature=(2.0, 0.5))),
+  ],
+)
+def test_a_group_may_be_a_name_alone_or_left_out(ask, tmp_path, given, arguments, expected):
+  path = tmp_path / 'mine.py'
+  head = 'from ml_collections import ConfigDict\ndef get_config():\n  config = ConfigDict()\n'
+  path.write_text(f'{head}  config.epochs = 3\n  {given}\n  return config\n')
+  found = []
+
+  def run(config, workdir, **flags):
+    found.append(read(config))
+    return 0
+
+  answer = ask(f'--config={path}', *arguments, run=run)
+  assert (answer.code, found) == (0, [Search(epochs=3, strategy=expected)])
+
+
+@pytest.mark.parametrize('flag', ['--config.space=recurrent', '--config.space.name=recurrent'])
+def test_a_space_is_named_like_other_groups(ask, flag):
+  found = []
+
+  def run(config, workdir, **flags):
+    found.append(config['space'])
+    return 0
+
+  assert ask(DIGITS, flag, run=run).code == 0
+  assert found == ['recurrent']
+  # Nor is a group refused that holds a name alone.
+  assert read({'space': {'name': 'recurrent'}}) == RecurrentSearch()

@@ -21,8 +21,8 @@ from darts_jax.runtime.mesh import make_mesh
 from darts_jax.runtime.packed import Packed
 from darts_jax.search import ImageSearcher, Search
 from darts_jax.search.images import divide
-from darts_jax.search.loop import make_strategy
 from darts_jax.search.optimizers import Optimizers
+from darts_jax.search.searched import Searched
 from darts_jax.search.step import search_step
 from darts_jax.settings import build
 
@@ -34,7 +34,7 @@ SETTINGS = build(
     'augment': {'crop_padding': 1, 'flip': False},
     'network': {'channels': 2, 'layers': 3, 'nodes': 1, 'operations': ('none', 'skip_connect', 'max_pool_3x3')},
     'weights': {'learning_rate': 0.05, 'clip_norm': 1.0},
-    'alphas': {'init_scale': 0.1},
+    'strategy': {'init_scale': 0.1},
     'hypergradient': {'clipping': 'differentiated'},
   },
 )
@@ -51,7 +51,7 @@ def distance(found, expected):
 
 @pytest.fixture(scope='module')
 def searcher():
-  return ImageSearcher(SETTINGS, make_strategy(SETTINGS), load('digits'), make_mesh(1))
+  return ImageSearcher(SETTINGS, Searched.from_settings(SETTINGS), load('digits'), make_mesh(1))
 
 
 @pytest.fixture(scope='module')
@@ -77,8 +77,8 @@ def optimizers(searcher):
 
 @pytest.fixture(scope='module')
 def benches(searcher, optimizers):
-  strategy = make_strategy(SETTINGS)
-  return {name: Bench(searcher.net, strategy, optimizers, name) for name in ('float32', 'float64')}
+  searched = Searched.from_settings(SETTINGS)
+  return {name: Bench(searcher.net, searched, optimizers, name) for name in ('float32', 'float64')}
 
 
 @pytest.fixture(scope='module')
@@ -183,7 +183,7 @@ def test_search_step_makes_the_same_passes(benches, frozen, searcher, optimizers
       state.replace(key=jax.random.key(0)),
       *batches,
       objective=searcher.objective,
-      strategy=make_strategy(SETTINGS),
+      searched=Searched.from_settings(SETTINGS),
       estimator=estimator,
       optimizers=optimizers,
     )

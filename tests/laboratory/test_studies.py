@@ -55,8 +55,15 @@ def test_checkpoint_of_a_search_on_other_data_is_refused(tmp_path):
 
 
 def test_a_walk_takes_the_steps_of_the_search_in_its_order_and_at_its_times():
-  alphas = {'order': 'weights_first', 'every': 2, 'init_scale': 0.1, 'weight_decay': 0.1}
-  search = {**LABORATORY['search'], 'batch_size': 16, 'alphas': alphas, 'hypergradient': {'name': 'first_order'}}
+  alphas = {'order': 'weights_first', 'every': 2, 'weight_decay': 0.1}
+  strategy = {'init_scale': 0.1}
+  search = {
+    **LABORATORY['search'],
+    'batch_size': 16,
+    'alphas': alphas,
+    'strategy': strategy,
+    'hypergradient': {'name': 'first_order'},
+  }
   settings = build(Laboratory, {**LABORATORY, 'search': search, 'search_steps': 4, 'compare_every': 1})
   lab = SupernetLab(settings, None, print)
   searcher, data, _ = lab._searchers[16]

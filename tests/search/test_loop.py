@@ -26,6 +26,7 @@ from darts_jax.runtime.checkpoint import Checkpoints
 from darts_jax.runtime.lock import locked
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.search import loop
+from darts_jax.search.searched import Searched
 from darts_jax.settings import build
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -133,7 +134,7 @@ def interrupted(tmp_path_factory, uninterrupted) -> History:
 
 def final_state(workdir: pathlib.Path) -> dict[str, np.ndarray]:
   settings = build(search.Search, CONFIG)
-  searcher = search.ImageSearcher(settings, loop.make_strategy(settings), load('digits'), make_mesh(1))
+  searcher = search.ImageSearcher(settings, Searched.from_settings(settings), load('digits'), make_mesh(1))
   restored = Checkpoints(workdir / 'checkpoints').restore(jax.eval_shape(searcher.init, jax.random.key(0)))
   assert (restored.step, restored.damaged) == (33, ())
   state = restored.state.replace(key=jax.random.key_data(restored.state.key))

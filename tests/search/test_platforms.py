@@ -9,7 +9,7 @@ from darts_jax.data.images import load
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.search import ImageSearcher, Search
 from darts_jax.search.images import divide
-from darts_jax.search.loop import make_strategy
+from darts_jax.search.searched import Searched
 from darts_jax.settings import build
 
 NETWORK = {
@@ -25,7 +25,7 @@ NETWORK = {
 def test_steps_for_a_gpu_are_those_for_the_cpu(tiny_search, estimator):
   config = tiny_search(batch_size=32, log_every=1, network=NETWORK, hypergradient={'name': estimator})
   settings, images = build(Search, config), load('digits')
-  searcher = ImageSearcher(settings, make_strategy(settings), images, make_mesh(1))
+  searcher = ImageSearcher(settings, Searched.from_settings(settings), images, make_mesh(1))
   data = jax.tree.map(jnp.asarray, divide(images, settings, settings.seed))
   arguments = searcher.init(jax.random.key(settings.seed)), data, jnp.int32(1)
   # A program for a platform can be called here, too, and is compiled for the CPU then.

@@ -5,18 +5,18 @@ import numpy as np
 import pytest
 
 from darts_jax import spaces
-from darts_jax.relaxation import Annealing
 from darts_jax.report import page, workdir
 from darts_jax.runtime.loop import Sums
 from darts_jax.search import loop
-from darts_jax.search.darts import Darts
 from darts_jax.search.records import AlphaHistory
-from darts_jax.search.sgas import Decision, Sgas
+from darts_jax.search.searched import Searched
+from darts_jax.strategies.darts import Darts
+from darts_jax.strategies.sgas import Decision, Sgas
 
 SPACE = spaces.Darts(2, ('none', 'skip_connect', 'max_pool_3x3'))
 SPECS = SPACE.cells
 SPEC = SPECS['normal']
-DARTS = Darts(SPACE)
+DARTS = Searched.start(Darts(), SPACE)
 
 
 def alphas(value):
@@ -61,12 +61,14 @@ def test_search_from_the_start_forgets_the_history(tmp_path):
 
 def test_pruned_operations_are_minus_infinity_and_scores_are_kept(tmp_path):
   """Node 3 reads 0 through a pool and 2 through an identity, so 1 no more; in the other cell nothing is decided."""
-  strategy = Sgas(SPACE, decisions=(Decision(0, 'normal', 2, 'max_pool_3x3'), Decision(1, 'normal', 4, 'skip_connect')))
-  history = AlphaHistory(tmp_path, strategy, None)
-  scores = strategy.scores(alphas(0))
-  history.append(0, 0, alphas(0), Sgas(SPACE), scores)
-  history.append(11, 1, alphas(10), strategy, scores)
-  AlphaHistory(tmp_path, strategy, 11).append(22, 2, alphas(20), strategy, scores)
+  start = Searched.start(Sgas(), SPACE)
+  decisions = Decision(0, 'normal', 2, 'max_pool_3x3'), Decision(1, 'normal', 4, 'skip_connect')
+  searched = start.recall({'decisions': list(map(list, decisions)), 'past': {}})
+  history = AlphaHistory(tmp_path, searched, None)
+  scores = searched.scores(alphas(0))
+  history.append(0, 0, alphas(0), start, scores)
+  history.append(11, 1, alphas(10), searched, scores)
+  AlphaHistory(tmp_path, searched, 11).append(22, 2, alphas(20), searched, scores)
   found = read(tmp_path / 'alphas.npz')
   nothing = -np.inf
   expected = [[10, 10, 10], [10, 10, 10], [nothing, nothing, 10], [nothing] * 3, [nothing, 10, nothing]]
@@ -80,22 +82,23 @@ def test_pruned_operations_are_minus_infinity_and_scores_are_kept(tmp_path):
 
 @pytest.mark.parametrize('kind', [Darts, Sgas])
 def test_weights_and_entropies_that_are_shown_are_those_of_the_supernet(tmp_path, kind):
-  strategy = kind(SPACE, temperature=Annealing(4.0, 0.25)).over(22)
+  searched = Searched.start(kind(temperature=(4.0, 0.25)), SPACE, 22)
   rng = np.random.default_rng(0)
   snapshots = {step: {name: rng.normal(size=(5, 3)).astype(np.float32) for name in SPECS} for step in (0, 11, 22)}
   for epoch, (step, values) in enumerate(snapshots.items()):
     # By a search that is resumed each time.
-    AlphaHistory(tmp_path, strategy, step).append(step, epoch, values, strategy, strategy.scores(values))
+    AlphaHistory(tmp_path, searched, step).append(step, epoch, values, searched, searched.scores(values))
   shown = workdir.read(tmp_path).alphas
   for i, (step, values) in enumerate(snapshots.items()):
-    used = strategy.relax(values, jax.random.key(0), np.int32(step))
-    logged = loop._Loop._describe(types.SimpleNamespace(strategy=strategy), values, strategy.temperature_at(step))
+    found = searched.look(values, np.int32(step), jax.random.key(0))
+    logged = loop._Loop._describe(types.SimpleNamespace(searched=searched), values, np.int32(step), jax.random.key(0))
     for name in SPECS:
-      np.testing.assert_allclose(shown.mixing(name)[i], used[name], rtol=1e-5)
-      entropies = -np.sum(used[name] * np.log(used[name]), axis=-1)
+      used = found[name].operations
+      np.testing.assert_allclose(shown.mixing(name)[i], used, rtol=1e-5)
+      entropies = -np.sum(used * np.log(used), axis=-1)
       assert logged[f'entropy_{name}'] == pytest.approx(float(np.mean(entropies)), rel=1e-5)
     # An architecture is derived at a temperature of 1.
-    assert shown.genotype(i) == strategy.derive(values)
+    assert shown.genotype(i) == searched.read(values)
 
 
 def test_a_line_of_the_log_has_the_entropies_at_the_temperature_of_its_step(tmp_path):
@@ -103,10 +106,10 @@ def test_a_line_of_the_log_has_the_entropies_at_the_temperature_of_its_step(tmp_
   space = spaces.Recurrent(1, ('none', 'tanh'))
   search = object.__new__(loop._Loop)
   search.folders = [tmp_path]
-  search.strategy = Darts(space, temperature=Annealing(4.0, 1.0)).over(22)
+  search.searched = Searched.start(Darts(temperature=(4.0, 1.0)), space, 22)
   search._searcher = types.SimpleNamespace(summary=lambda means, sums: {})
   alphas = np.tile(np.float32([2 * np.log(3), 0]), (space.cells['recurrent'].num_edges, 1))
-  state = types.SimpleNamespace(step=np.int32(11), alphas={'recurrent': alphas})
+  state = types.SimpleNamespace(step=np.int32(11), alphas={'recurrent': alphas}, key=jax.random.key(0))
   line = search.summary(state, Sums({'steps': 1.0, 'seconds': 2.0}))
   assert line == {'seconds': 2.0, 'entropy_recurrent': pytest.approx(np.log(4) - 0.75 * np.log(3), rel=1e-5)}
 
@@ -125,7 +128,7 @@ def test_a_search_that_hardly_moved_says_so_in_log_and_result(tmp_path, resumed,
   history.append(22, 2, after, DARTS, {})
   noted = []
   search = object.__new__(loop._Loop)
-  search.folders, search.strategy, search.total = [tmp_path], DARTS, 22
+  search.folders, search.searched, search.total = [tmp_path], DARTS, 22
   search._histories = [AlphaHistory(tmp_path, DARTS, 22) if resumed else history]
   search.write = lambda *args: noted.append(args)
   (tmp_path / 'metrics.jsonl').touch()

@@ -5,7 +5,7 @@ import functools
 import itertools
 import math
 import types
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,15 +21,15 @@ from darts_jax.data.settings import Augment
 from darts_jax.runtime.compilation import CompilationCounter, count_compilations
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.search import ImageSearcher, Search
-from darts_jax.search.darts import Darts
 from darts_jax.search.images import ImageLoss, divide
-from darts_jax.search.loop import make_strategy
 from darts_jax.search.optimizers import Optimizers
+from darts_jax.search.searched import Searched
 from darts_jax.search.searcher import Searcher
 from darts_jax.search.settings import BatchNorm, Data
 from darts_jax.search.state import Halves, SearchState
 from darts_jax.search.step import BatchLoss, search_step
 from darts_jax.settings import build
+from darts_jax.strategies.darts import Darts
 
 EPOCHS, BATCH = 4, 128
 SEARCH = build(
@@ -48,7 +48,8 @@ SEARCH = build(
     },
     # Decay and clipping are strong enough for their absence to be seen.
     'weights': {'learning_rate': 0.01, 'final_learning_rate': 0.002, 'weight_decay': 0.01, 'clip_norm': 0.42},
-    'alphas': {'learning_rate': 0.003, 'weight_decay': 0.05, 'init_scale': 0.05},
+    'alphas': {'learning_rate': 0.003, 'weight_decay': 0.05},
+    'strategy': {'init_scale': 0.05},
     'hypergradient': {'name': 'finite_difference', 'radius': 0.02},
   },
 )
@@ -66,7 +67,7 @@ class Lab(NamedTuple):
 
 def make_lab(settings: Search, images: Images, num_devices: int) -> Lab:
   mesh = make_mesh(num_devices)
-  searcher = ImageSearcher(settings, make_strategy(settings), images, mesh)
+  searcher = ImageSearcher(settings, Searched.from_settings(settings), images, mesh)
   return Lab(searcher, searcher.place([divide(images, settings, settings.seed)]))
 
 
@@ -295,15 +296,15 @@ def test_one_device_and_eight_take_the_same_steps(trajectory, wide_trajectory):
 
 
 def test_one_device_and_eight_find_the_same_genotype(lab, wide_lab):
-  strategy = make_strategy(SEARCH)
+  searched = Searched.from_settings(SEARCH)
   found = []
   for each in (lab, wide_lab):
     # From here the genotype changes, and its operations end well ahead of the next (by 0.035 in α).
     state = each.searcher.init(jax.random.key(3))
     initial = jax.device_get(state.alphas)
     state, _ = each.searcher.run(state, each.data, jnp.int32(EPOCHS * lab.searcher.steps_per_epoch))
-    found.append(strategy.derive(jax.device_get(state.alphas)))
-    assert found[-1] != strategy.derive(initial)
+    found.append(searched.read(jax.device_get(state.alphas)))
+    assert found[-1] != searched.read(initial)
   assert found[0] == found[1]
 
 
@@ -420,7 +421,7 @@ def make_step(settings: Search, images: Images) -> tuple[Any, Any]:
   step = functools.partial(
     search_step,
     objective=each.searcher.objective,
-    strategy=make_strategy(settings),
+    searched=Searched.from_settings(settings),
     estimator=settings.hypergradient.estimator(),
     optimizers=Optimizers.from_settings(settings, [1]),
     precision=settings.precision,
@@ -525,7 +526,7 @@ def test_statistics_of_single_numbers_are_refused(digits, batch_size, group_size
   with pytest.raises(
     ValueError, match=f'^config.{field}: 1 is not allowed with images of 4×4 pixels, of which the netw'
   ):
-    ImageSearcher(settings, make_strategy(settings), images, make_mesh(1))
+    ImageSearcher(settings, Searched.from_settings(settings), images, make_mesh(1))
 
 
 def test_more_steps_than_int32_counts_are_refused(digits):
@@ -535,21 +536,21 @@ def test_more_steps_than_int32_counts_are_refused(digits):
     for name in ('x_train', 'y_train')
   }
   with pytest.raises(ValueError, match='^config.epochs: 20000 are 2500000000 steps; at most 2147483647 are allowed$'):
-    ImageSearcher(settings, make_strategy(settings), dataclasses.replace(digits, **many), make_mesh(1))
+    ImageSearcher(settings, Searched.from_settings(settings), dataclasses.replace(digits, **many), make_mesh(1))
 
 
 def test_what_is_drawn_in_a_step_has_a_purpose_of_its_own(digits, purposes):
   """The order of the images, those for α, how either are augmented, the relaxation; and that of an evaluation."""
-  strategy = make_strategy(SEARCH)
-  searcher = ImageSearcher(SEARCH, strategy, digits, make_mesh(1))
+  searched = Searched.from_settings(SEARCH)
+  searcher = ImageSearcher(SEARCH, searched, digits, make_mesh(1))
   data = searcher.place([divide(digits, SEARCH, SEARCH.seed)])
 
   def draw(state):
     searcher.batches(state, data)
-    BatchLoss.at(state, searcher.objective, strategy, 'float32')
-    searcher._mixing(state.alphas, state.key, state.step)
+    BatchLoss.at(state, searcher.objective, searched, 'float32')
+    searcher.searched.look(state.alphas, state.step, state.key)
 
-  alphas = strategy.init(jax.random.key(1))
+  alphas = searched.init(jax.random.key(1))
   found = purposes(draw, SearchState(jnp.int32(0), jax.random.key(0), None, None, alphas, None, None))
   assert len(found) == len(set(found)) == 6
 
@@ -563,7 +564,7 @@ def test_supernets_are_traced_as_suits_the_devices(digits, edges_are_channels, n
   args = (state, None, jnp.int32(1)) if name == 'run' else (state, None)
 
   def make():
-    return ImageSearcher(SEARCH, make_strategy(SEARCH), digits, mesh)
+    return ImageSearcher(SEARCH, Searched.from_settings(SEARCH), digits, mesh)
 
   assert edges_are_channels(Searcher, name, mesh, platform, make, *args) == (platform == 'tpu')
 
@@ -572,20 +573,23 @@ def test_supernets_are_traced_as_suits_the_devices(digits, edges_are_channels, n
 class Watched(Darts):
   """Writes down which keys it consumes."""
 
+  draws: ClassVar[bool] = True
+
   consumed: list[tuple[int, ...]] = dataclasses.field(default_factory=list)
 
-  def init(self, key):
+  def init(self, space, key):
     self.consumed.append(tuple(jax.random.key_data(key).tolist()))
-    return super().init(key)
+    return super().init(space, key)
 
-  def relax(self, alphas, key, step):
+  def mix(self, arch, space, cells, time, key, purpose):
     self.consumed.append(tuple(jax.random.key_data(key).tolist()))
-    return super().relax(alphas, key, step)
+    return super().mix(arch, space, cells, time, key, purpose)
 
 
 def test_no_key_is_consumed_twice(digits, monkeypatch):
-  watched = Watched(make_strategy(SEARCH).space)
-  searcher = ImageSearcher(SEARCH, watched, digits, make_mesh(1))
+  watched = Watched()
+  searched = Searched.start(watched, SEARCH.network.space())
+  searcher = ImageSearcher(SEARCH, searched, digits, make_mesh(1))
   drawn = []
 
   def variables(key, mixing):
@@ -599,9 +603,11 @@ def test_no_key_is_consumed_twice(digits, monkeypatch):
     now = state.replace(step=jnp.int32(step))
     if step:
       searcher._evaluate(now, None)
-    loss = BatchLoss.at(now, lambda *args: None, watched, 'float32')
-    loss(now.weights.vector, now.alphas, None)
+    loss = BatchLoss.at(now, lambda *args: None, searched, 'float32')
+    for updating in (False, True):
+      loss(now.weights.vector, now.alphas, None, updating)
   root = tuple(jax.random.key_data(state.key).tolist())
   keys = [root, *drawn, *watched.consumed]
-  assert len(keys) == 2 + 2 + 2 + 3
+  # Weights and α are moved by mixing weights of keys of their own.
+  assert len(keys) == 2 + 2 + 2 + 2 * 3
   assert len(set(keys)) == len(keys)

@@ -15,6 +15,7 @@ from darts_jax.selection.settings import RandomSearch, Selection
 from darts_jax.settings import as_config, build, differences, setting
 from darts_jax.spaces.darts import CANDIDATES
 from darts_jax.spaces.recurrent import ACTIVATIONS
+from darts_jax.strategies.darts import Darts as DartsStrategy
 from darts_jax.training.language.settings import LanguageTraining
 from darts_jax.training.settings import Training
 
@@ -111,7 +112,7 @@ def test_errors_name_the_field_the_value_and_what_is_allowed(config, message):
     ({'seed': -1}, 'config.seed: -1 is not allowed'),
     # A seed is a number of 32 bits; NumPy and JAX disagree on what lies above.
     ({'seed': 2**32}, 'config.seed: 4294967296 is not allowed'),
-    ({'strategy': 'gdas'}, "config.strategy: 'gdas' is not known; did you mean 'sgas'? allowed are darts, sgas"),
+    ({'strategy': 'gdas'}, "config.strategy.name: 'gdas' is not known; did you mean 'sgas'? allowed are darts, sgas"),
     ({'data': {'name': 'cifar'}}, "config.data.name: 'cifar' is not known; did you mean 'cifar10'?"),
     ({'data': {'validation_fraction': 1.0}}, 'config.data.validation_fraction: 1.0 is not allowed'),
     ({'network': {'channels': 5}}, 'config.network.channels: 5 is not allowed; it has to be even'),
@@ -200,13 +201,15 @@ def test_groups_of_a_recurrent_search_keep_its_defaults():
     {
       'space': 'recurrent',
       'weights': {'learning_rate': 10},
-      'alphas': {'init_scale': 0.1},
+      'alphas': {'beta2': 0.99},
+      'strategy': {'init_scale': 0.1},
       'hypergradient': {'name': 'exact'},
       'network': {'dropout': {'x': 0.5}},
     }
   )
   assert found.weights == Weights(10.0, 20.0, 0.0, 5e-7, 0.25)
-  assert found.alphas == Alphas(3e-3, 0.9, 0.999, 1e-3, 0.1)
+  assert found.alphas == Alphas(3e-3, 0.9, 0.99, 1e-3)
+  assert found.strategy == DartsStrategy(init_scale=0.1)
   assert (found.hypergradient.clipping, found.hypergradient.clip_outer) == ('constant', True)
   assert dataclasses.asdict(found.network.dropout) == {
     'words': 0.0,
@@ -276,7 +279,7 @@ def test_cifar_config_is_the_published_protocol():
   config = build(Search, cifar.get_config())
   assert config.epochs == 50
   assert config.batch_size == 64
-  assert config.strategy == 'darts'
+  assert config.strategy == DartsStrategy(init_scale=1e-3, temperature=(1.0, 1.0))
   assert config.data == Data('cifar10', 'data', '', False, validation_fraction=0.5)
   assert (config.augment.crop_padding, config.augment.flip, config.augment.cutout) == (4, True, 0)
   assert config.network == Network(channels=16, layers=8, nodes=4, stem_multiplier=3, operations=CANDIDATES)
@@ -294,7 +297,6 @@ def test_cifar_config_is_the_published_protocol():
     'beta1': 0.5,
     'beta2': 0.999,
     'weight_decay': 1e-3,
-    'init_scale': 1e-3,
     'warmup_epochs': 0.0,
     'reference_batch_size': 0,
     'order': 'alphas_first',
@@ -323,7 +325,7 @@ def test_ptb_config_is_the_published_protocol():
   dropout = config.network.dropout
   assert (dropout.x, dropout.h, dropout.embedded, dropout.words, dropout.output) == (0.75, 0.25, 0.2, 0.0, 0.75)
   assert config.epochs == 50
-  assert config.strategy == 'darts'
+  assert config.strategy == DartsStrategy(init_scale=1e-3, temperature=(1.0, 1.0))
   assert config.data == TextSource('ptb', 'data')
   assert dataclasses.asdict(config.weights) == {
     'learning_rate': 20.0,
@@ -339,7 +341,6 @@ def test_ptb_config_is_the_published_protocol():
     'beta1': 0.9,
     'beta2': 0.999,
     'weight_decay': 1e-3,
-    'init_scale': 1e-3,
     'warmup_epochs': 0.0,
     'reference_batch_size': 0,
     'order': 'alphas_first',

@@ -21,12 +21,13 @@ from darts_jax.runtime.mesh import make_mesh
 from darts_jax.runtime.progress import Progress
 from darts_jax.search import ImageSearcher, Search, loop, records
 from darts_jax.search.images import divide
-from darts_jax.search.sgas import Decision
+from darts_jax.search.searched import Searched
 from darts_jax.settings import build
+from darts_jax.spaces import Mixing, undecided_edges
+from darts_jax.strategies.sgas import Decision
 
 # Two nodes with five edges, four of which are decided in the end; three are here.
 CONFIG: dict[str, Any] = {
-  'strategy': 'sgas',
   'epochs': 4,
   'batch_size': 160,
   'log_every': 2,
@@ -38,21 +39,37 @@ CONFIG: dict[str, Any] = {
     'nodes': 2,
     'operations': ('none', 'skip_connect', 'sep_conv_3x3'),
   },
-  'alphas': {'learning_rate': 0.05, 'init_scale': 0.1},
+  'alphas': {'learning_rate': 0.05},
   'hypergradient': {'name': 'first_order'},
-  'sgas': {'criterion': 2, 'warmup_epochs': 0, 'decision_frequency': 2, 'batch_growth': 32},
+  'strategy': {
+    'name': 'sgas',
+    'criterion': 2,
+    'warmup_epochs': 0,
+    'decision_frequency': 2,
+    'batch_growth': 32,
+    'init_scale': 0.1,
+  },
 }
 # 718 images, four batches of 160 in the first epoch, three of 192 in the second and third, then three of 224; decisions
 # after the first and the third epoch.
 ENDS = [4, 7, 10, 13]
 
 
-def decided_strategy(settings: Search) -> Any:
-  strategy = loop.make_strategy(settings)
+def decided_strategy(settings: Search) -> Searched:
+  searched = Searched.from_settings(settings)
   chosen = [('normal', 0, 'sep_conv_3x3'), ('normal', 2, 'skip_connect'), ('normal', 4, 'sep_conv_3x3')]
   chosen += [('reduce', 1, 'skip_connect'), ('reduce', 3, 'sep_conv_3x3')]
   memory = {'decisions': [Decision(0, *choice) for choice in chosen], 'past': {}}
-  return strategy.recall(json.loads(json.dumps(memory)))
+  return searched.recall(json.loads(json.dumps(memory)))
+
+
+def undecided(searched: Searched) -> dict[str, np.ndarray]:
+  """Rows of α that are left to decide."""
+  decided = [Decision(*each) for each in searched.memory['decisions']]
+  return {
+    name: undecided_edges(spec, [each.edge for each in decided if each.cell == name])
+    for name, spec in searched.space.cells.items()
+  }
 
 
 class Stages(NamedTuple):
@@ -68,7 +85,7 @@ class Stages(NamedTuple):
 def make_stages(num_devices: int, **changes: Any) -> Stages:
   settings = build(Search, CONFIG | changes)
   mesh, images = make_mesh(num_devices), load('digits')
-  whole = ImageSearcher(settings, loop.make_strategy(settings), images, mesh)
+  whole = ImageSearcher(settings, Searched.from_settings(settings), images, mesh)
   smaller = whole.restage(decided_strategy(settings), 1)
   before = whole.init(jax.random.key(0))
   # In the middle of a search: Adam has moments, and the momentum of a weight is three times the weight.
@@ -89,15 +106,15 @@ def stages() -> Stages:
 
 def test_the_smaller_supernet_classifies_as_the_whole_one_with_its_operations_alone(stages):
   images = jnp.asarray(np.random.default_rng(0).normal(size=(5, 8, 8, 1)), jnp.float32)
-  strategy = stages.smaller.strategy
-  few = strategy.relax(stages.after.alphas, jax.random.key(0), jnp.int32(0))
-  whole = stages.whole.strategy.relax(stages.before.alphas, jax.random.key(0), jnp.int32(0))
-  for name, spec in strategy.specs.items():
-    zeroed = np.zeros_like(whole[name])
-    places = {(edge.source, target): row for row, (target, edge) in enumerate(strategy.space.cells[name].edges)}
+  searched = stages.smaller.searched
+  few = searched.look(stages.after.alphas, jnp.int32(0), jax.random.key(0))
+  whole = stages.whole.searched.look(stages.before.alphas, jnp.int32(0), jax.random.key(0))
+  for name, spec in searched.cells.items():
+    zeroed = np.zeros_like(whole[name].operations)
+    places = {(edge.source, target): row for row, (target, edge) in enumerate(searched.space.cells[name].edges)}
     for row, (target, edge) in enumerate(spec.edges):
-      zeroed[places[edge.source, target]] = few[name][row]
-    whole[name] = zeroed
+      zeroed[places[edge.source, target]] = few[name].operations[row]
+    whole[name] = Mixing(zeroed)
 
   def classify(searcher, state, mixing):
     variables = {'params': state.weights.tree, 'batch_stats': state.statistics.tree}
@@ -131,7 +148,7 @@ def stepped(stages) -> Any:
 def test_alphas_of_decided_edges_stay_although_they_have_momentum(stages, stepped):
   state, sums = stepped
   assert sums['finite']
-  for name, active in stages.smaller.strategy.active.items():
+  for name, active in undecided(stages.smaller.searched).items():
     moved = np.any(state.alphas[name] != np.asarray(stages.after.alphas[name]), axis=1)
     assert moved.tolist() == active.tolist()
     for moments, before in zip(
@@ -157,7 +174,7 @@ def test_the_exact_hypergradient_of_a_smaller_supernet():
   state, sums = stages.smaller.run(stages.after, stages.data, jnp.int32(1))
   assert sums['finite']
   assert float(sums['second_order_fraction']) > 1e-3
-  for cell, active in stages.smaller.strategy.active.items():
+  for cell, active in undecided(stages.smaller.searched).items():
     moved = np.any(np.asarray(state.alphas[cell]) != before[cell], axis=1)
     assert moved.tolist() == active.tolist()
 
@@ -303,11 +320,11 @@ def test_programs_are_as_many_as_announced(searches):
   [
     ({'batch_growth': 4}, 8, 'config.batch_size: 160 grows to 164 by the decisions, which does not divide evenly'),
     ({'batch_growth': 560}, 1, 'config.batch_size: 160 grows to 720 by the decisions, which is more than half'),
-    ({'decisions': 5}, 1, 'config.sgas.decisions: 5 is not allowed; a normal cell keeps 4 edges'),
+    ({'decisions': 5}, 1, 'config.strategy.decisions: 5 is not allowed; a normal cell keeps 4 edges'),
   ],
 )
 def test_what_cannot_be_searched_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, changes, devices, message):
   monkeypatch.setattr(loop, 'make_mesh', lambda seeds: make_mesh(devices))
   with pytest.raises(ValueError, match=f'^{message}[^\n]*$'):
-    search.run(CONFIG | {'sgas': CONFIG['sgas'] | changes}, tmp_path / 'run')
+    search.run(CONFIG | {'strategy': CONFIG['strategy'] | changes}, tmp_path / 'run')
   assert not (tmp_path / 'run').exists()

@@ -15,8 +15,8 @@ from darts_jax.data.images import Images, load
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.search import ImageSearcher, Search
 from darts_jax.search.images import divide
-from darts_jax.search.loop import make_strategy
 from darts_jax.search.optimizers import Optimizers
+from darts_jax.search.searched import Searched
 from darts_jax.search.settings import Alphas, BatchNorm, Weights
 from darts_jax.search.state import Halves
 from darts_jax.settings import build
@@ -36,7 +36,8 @@ SEARCH = build(
       'operations': ('none', 'skip_connect', 'avg_pool_3x3', 'sep_conv_3x3'),
     },
     # Decay keeps gradients from being nothing but rounding, of which Adam makes steps of full length.
-    'alphas': {'learning_rate': 0.003, 'init_scale': 0.1, 'weight_decay': 0.1},
+    'alphas': {'learning_rate': 0.003, 'weight_decay': 0.1},
+    'strategy': {'init_scale': 0.1},
     'hypergradient': {'name': 'first_order'},
   },
 )
@@ -54,7 +55,7 @@ def digits() -> Images:
 
 def make_lab(digits: Images, num_devices: int, group_size: int) -> Lab:
   settings = dataclasses.replace(SEARCH, batch_norm=BatchNorm(group_size))
-  searcher = ImageSearcher(settings, make_strategy(settings), digits, make_mesh(num_devices))
+  searcher = ImageSearcher(settings, Searched.from_settings(settings), digits, make_mesh(num_devices))
   return Lab(searcher, searcher.place([divide(digits, settings, settings.seed)]))
 
 

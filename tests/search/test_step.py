@@ -52,8 +52,11 @@ class Bowl(NamedTuple):
 class Straight(NamedTuple):
   """Mixing weights are α."""
 
-  def relax(self, alphas, key, step):
-    return alphas
+  def mix(self, arch, step, key, purpose):
+    return arch
+
+  def project(self, before, after):
+    return after
 
 
 def slope(w: np.ndarray, alpha: np.ndarray, half: str) -> tuple[np.ndarray, np.ndarray]:
@@ -96,7 +99,7 @@ class Steps:
   def step(self, state: SearchState, train: Batch, valid: Batch, **changes: Any) -> Any:
     options = {'objective': self.bowl, 'check': self.check, 'timing': self.timing, **changes}
     estimator, optimizers = self.estimator, self.optimizers
-    return search_step(state, train, valid, strategy=Straight(), estimator=estimator, optimizers=optimizers, **options)
+    return search_step(state, train, valid, searched=Straight(), estimator=estimator, optimizers=optimizers, **options)
 
   def start(self) -> SearchState:
     weights, statistics = Packed.pack({'w': jnp.asarray(W)}), Packed.pack({'mean': jnp.zeros(1)})

@@ -21,13 +21,16 @@ from darts_jax.data.sequences import Sequences, Text, perplexity
 from darts_jax.hypergradient import BILEVEL, Estimator, make
 from darts_jax.nets.recurrent import Dropout, Masks
 from darts_jax.runtime.mesh import make_mesh, replicated
-from darts_jax.search import RecurrentSearch, Search, TextSearcher, loop
+from darts_jax.search import RecurrentSearch, Search, TextSearcher
 from darts_jax.search.optimizers import Optimizers
+from darts_jax.search.searched import Searched
 from darts_jax.search.settings import BatchNorm
 from darts_jax.search.state import Halves, SearchState
 from darts_jax.search.step import BatchLoss, search_step
 from darts_jax.search.text import TextBatch, texts
 from darts_jax.settings import build
+from darts_jax.spaces import Mixing
+from darts_jax.strategies.sgas import Sgas
 
 VOCAB, BATCH, BPTT = 10, 8, 5
 SEARCH = build(
@@ -41,7 +44,8 @@ SEARCH = build(
     'temporal_activation': 0.3,
     'network': {'width': 4, 'nodes': 1, 'operations': ('none', 'tanh', 'sigmoid')},
     'weights': {'learning_rate': 4.0, 'final_learning_rate': 4.0, 'weight_decay': 0.02, 'clip_norm': 0.05},
-    'alphas': {'learning_rate': 0.02, 'weight_decay': 0.05, 'init_scale': 0.5},
+    'alphas': {'learning_rate': 0.02, 'weight_decay': 0.05},
+    'strategy': {'init_scale': 0.5},
   },
 )
 WITHOUT_DROPOUT = dataclasses.replace(
@@ -70,7 +74,7 @@ class Lab(NamedTuple):
 
 def make_lab(settings: RecurrentSearch, corpus: Corpus, num_devices: int = 1) -> Lab:
   data = texts(corpus, settings)
-  searcher = TextSearcher(settings, loop.make_strategy(settings), corpus, make_mesh(num_devices))
+  searcher = TextSearcher(settings, Searched.from_settings(settings), corpus, make_mesh(num_devices))
   return Lab(searcher, searcher.place([data]))
 
 
@@ -217,7 +221,7 @@ def make_step(lab: Lab, estimator: Estimator) -> Any:
       state,
       *batches,
       objective=searcher.objective,
-      strategy=searcher.strategy,
+      searched=searcher.searched,
       estimator=estimator,
       optimizers=searcher.optimizers(state, data),
       shards=searcher.shards,
@@ -467,12 +471,12 @@ def test_a_decided_edge_is_decided_for_the_whole_step(corpus, name):
   """The first of two nodes has but one edge, whose α stay, whatever estimates the hypergradient."""
   settings = dataclasses.replace(
     WITHOUT_DROPOUT,
-    strategy='sgas',
+    strategy=Sgas(batch_growth=0),
     network=dataclasses.replace(WITHOUT_DROPOUT.network, nodes=2),
     hypergradient=dataclasses.replace(WITHOUT_DROPOUT.hypergradient, name=name),
   )
   whole = make_lab(settings, corpus)
-  decided = whole.searcher.strategy.recall({'decisions': [[0, 'recurrent', 0, 'sigmoid']], 'past': {}})
+  decided = whole.searcher.searched.recall({'decisions': [[0, 'recurrent', 0, 'sigmoid']], 'past': {}})
   smaller = whole.searcher.restage(decided, 1)
   before = whole.init()
   state = smaller.inherit(before, whole.searcher)
@@ -487,17 +491,17 @@ def test_a_decided_edge_is_decided_for_the_whole_step(corpus, name):
 
 def test_a_decided_edge_is_all_that_a_node_computes(corpus):
   settings = dataclasses.replace(
-    WITHOUT_DROPOUT, strategy='sgas', network=dataclasses.replace(WITHOUT_DROPOUT.network, nodes=2)
+    WITHOUT_DROPOUT, strategy=Sgas(batch_growth=0), network=dataclasses.replace(WITHOUT_DROPOUT.network, nodes=2)
   )
   whole = make_lab(settings, corpus)
-  decided = whole.searcher.strategy.recall({'decisions': [[0, 'recurrent', 0, 'sigmoid']], 'past': {}})
+  decided = whole.searcher.searched.recall({'decisions': [[0, 'recurrent', 0, 'sigmoid']], 'past': {}})
   smaller = whole.searcher.restage(decided, 1)
   before = whole.init()
   state = smaller.inherit(before, whole.searcher)
   # As if all other operations of that edge had no weight.
-  mixing = whole.searcher.strategy.relax(state.alphas, jax.random.key(0), state.step)['recurrent']
+  mixing = whole.searcher.searched.look(state.alphas, state.step, jax.random.key(0))['recurrent'].operations
   mixing = mixing.at[0].set(jnp.array([0.0, 0.0, 1.0]))
-  expected = whole.searcher.measure(before, {'recurrent': mixing}, whole.data)
+  expected = whole.searcher.measure(before, {'recurrent': Mixing(mixing)}, whole.data)
   np.testing.assert_allclose(smaller.evaluate(state, whole.data).loss, expected.loss, rtol=1e-6)
 
 
@@ -599,10 +603,10 @@ def test_what_is_drawn_in_a_step_has_a_purpose_of_its_own(corpus, purposes):
 
   def draw(state):
     searcher.batches(state, lab.data)
-    BatchLoss.at(state, searcher.objective, searcher.strategy, 'float32')
-    searcher._mixing(state.alphas, state.key, state.step)
+    BatchLoss.at(state, searcher.objective, searcher.searched, 'float32')
+    searcher.searched.look(state.alphas, state.step, state.key)
 
-  alphas = searcher.strategy.init(jax.random.key(1))
+  alphas = searcher.searched.init(jax.random.key(1))
   state = SearchState(jnp.int32(0), jax.random.key(0), None, None, alphas, None, None, searcher.carried())
   found = purposes(draw, state)
   assert len(found) == len(set(found)) == 4

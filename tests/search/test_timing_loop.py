@@ -21,7 +21,7 @@ from darts_jax.runtime.mesh import make_mesh
 from darts_jax.runtime.progress import Progress
 from darts_jax.search import ImageSearcher, Search, loop
 from darts_jax.search.images import divide
-from darts_jax.search.loop import make_strategy
+from darts_jax.search.searched import Searched
 from darts_jax.settings import build
 
 
@@ -166,7 +166,7 @@ def test_images_of_the_training_half_are_all_that_is_learnt_from(tiny_search, na
   config = tiny_search(hypergradient={'name': name}, batch_size=32)
   config['network'] = {'channels': 2, 'layers': 3, 'nodes': 1, 'operations': ('none', 'skip_connect')}
   settings, images = build(Search, config), load('digits')
-  searcher = ImageSearcher(settings, make_strategy(settings), images, make_mesh(1))
+  searcher = ImageSearcher(settings, Searched.from_settings(settings), images, make_mesh(1))
   halves = divide(images, settings, settings.seed)
   nothing = halves.valid._replace(images=np.full_like(halves.valid.images, np.nan, np.float32))
   data = searcher.place([halves._replace(valid=nothing)])
@@ -182,4 +182,4 @@ def test_images_of_the_training_half_are_all_that_is_learnt_from(tiny_search, na
 def test_alphas_that_would_never_move_are_refused(tiny_search):
   settings, images = build(Search, tiny_search(alphas={'every': 1000})), load('digits')
   with pytest.raises(ValueError, match=r'^config.alphas.every: 1000 is not allowed; α would move at none of 10 steps$'):
-    ImageSearcher(settings, make_strategy(settings), images, make_mesh(1))
+    ImageSearcher(settings, Searched.from_settings(settings), images, make_mesh(1))

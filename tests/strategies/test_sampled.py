@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from darts_jax.spaces.nasbench201 import NasBench201
-from darts_jax.strategies import STRATEGIES
+from darts_jax.strategies import SAMPLED
 from darts_jax.strategies.sampled import Key, Outcome, Proposal, better, failed
 
 SPACE = NasBench201()
@@ -23,10 +23,10 @@ def played(strategy, seed, number):
   return state, proposals
 
 
-@pytest.fixture(params=STRATEGIES)
+@pytest.fixture(params=SAMPLED)
 def strategy(request):
   fields = {'population': 6, 'sample_size': 3} if request.param == 'regularized_evolution' else {}
-  return STRATEGIES[request.param](**fields)
+  return SAMPLED[request.param](**fields)
 
 
 def test_a_strategy_is_a_function_of_its_keys(strategy):

@@ -1,16 +1,17 @@
 """The criteria of SGAS against formulas, and what follows from its decisions; see test_parity.py for published ones."""
 
+import dataclasses
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from darts_jax.spaces.cells import Edge
 from darts_jax.spaces.darts import CANDIDATES
 from darts_jax.spaces.darts import Darts as DartsSpace
 from darts_jax.spaces.recurrent import Recurrent
-
-from darts_jax.spaces.cells import Edge
 from darts_jax.strategies.darts import Darts
 from darts_jax.strategies.relaxed import ALPHAS, Stage, Time
 from darts_jax.strategies.sgas import Decision, Sgas
@@ -161,6 +162,19 @@ def test_a_recurrent_node_keeps_one_edge():
   assert strategy.read(alphas, space, memory).cell('recurrent').nodes == found.nodes
 
 
+def test_a_space_that_has_lost_operations_is_refused():
+  @dataclasses.dataclass(frozen=True)
+  class Decided(DartsSpace):
+    @property
+    def cells(self):
+      whole = ONE_NODE.cells['normal']
+      nodes = (tuple(Edge(source, ('skip_connect',)) for source in range(2)),)
+      return {'normal': whole, 'reduce': dataclasses.replace(whole, nodes=nodes)}
+
+  with pytest.raises(ValueError, match='^config.strategy: cell reduce: some edges lack operations; sgas begins'):
+    Sgas().check(Decided())
+
+
 @pytest.mark.parametrize(
   ('strategy', 'space', 'message'),
   [
@@ -168,7 +182,7 @@ def test_a_recurrent_node_keeps_one_edge():
     (
       Sgas(),
       DartsSpace(operations=('none', 'skip_connect')),
-      r'config.space.operations: none, skip_connect leave nothing to decide',
+      r'config.network.operations: none, skip_connect leave nothing to decide',
     ),
   ],
 )

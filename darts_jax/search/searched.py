@@ -1,0 +1,123 @@
+"""A strategy at work: its settings, the space that it searches, and what it has learnt so far, as one frozen value."""
+
+import dataclasses
+import functools
+from typing import Any, Self
+
+import jax
+
+from darts_jax.search.settings import RecurrentSearch, Search
+from darts_jax.spaces import CellSpace, Doubts, Genotype, Mixing
+from darts_jax.strategies.relaxed import EVALUATE, Arch, Cells, Memory, Relaxed, Scores, Stage, Time, Turn
+
+Array = jax.Array
+
+#: The random key of a step is folded with this number for mixing weights, and then with their purpose.
+MIX = 0
+#: The number for mixing weights where no step is taken.
+_LOOK = 2**16
+
+
+@dataclasses.dataclass(frozen=True)
+class Searched:
+  """A strategy at work; its methods are those of `Relaxed` with less to say.
+
+  Attributes:
+    strategy: its settings.
+    space: the searched space.
+    memory: what it has learnt.
+    steps: of the whole search.
+  """
+
+  strategy: Relaxed
+  space: CellSpace
+  memory: Memory
+  steps: int = 1
+
+  @classmethod
+  def start(cls, strategy: Relaxed, space: CellSpace, steps: int = 1) -> Self:
+    """A strategy before the first epoch.
+
+    Raises:
+      ValueError: it cannot search this space.
+    """
+    strategy.check(space)
+    return cls(strategy, space, strategy.start(), steps)
+
+  @classmethod
+  def from_settings(cls, settings: Search | RecurrentSearch) -> Self:
+    """The strategy that the settings name, on the space that they describe; raises a ValueError as `start`."""
+    return cls.start(settings.strategy, settings.network.space())
+
+  def over(self, steps: int) -> Self:
+    """The same in a search of so many steps, which schedules are relative to."""
+    return dataclasses.replace(self, steps=steps)
+
+  def recall(self, memory: Memory) -> Self:
+    """The same with what it had learnt when it had this memory."""
+    return dataclasses.replace(self, memory=memory)
+
+  @functools.cached_property
+  def cells(self) -> Cells:
+    """The cells of the supernet."""
+    return self.strategy.cells(self.space, self.memory)
+
+  def plan(self, epochs: int) -> tuple[Stage, ...]:
+    """The stages of so many epochs.
+
+    Raises:
+      ValueError: the strategy's stages have another number of epochs.
+    """
+    stages = self.strategy.plan(self.space, epochs)
+    planned = [stage.epochs for stage in stages]
+    if sum(planned) != epochs or min(planned) < 1:
+      raise ValueError(
+        f'config.strategy: the stages of {self.strategy.name} have {planned} epochs; they have to be {epochs} in all,'
+        ' and one or more each'
+      )
+    return stages
+
+  def init(self, key: Array) -> Arch:
+    """The architecture parameters before the first step; consumes the key."""
+    return self.strategy.init(self.space, key)
+
+  def mix(self, arch: Arch, step: Any, key: Array, purpose: Any) -> dict[str, Mixing]:
+    """Mixing weights of the supernet.
+
+    Args:
+      arch: architecture parameters.
+      step: steps taken; may be traced.
+      key: of the step; every purpose has its own key, made of it.
+      purpose: `WEIGHTS`, `ALPHAS` or `EVALUATE`; may be traced.
+    """
+    own = jax.random.fold_in(key, purpose) if self.strategy.draws else None
+    return self.strategy.mix(arch, self.space, self.cells, Time(step, self.steps), own, purpose)
+
+  def look(self, arch: Arch, step: Any, key: Array) -> dict[str, Mixing]:
+    """Mixing weights before a step, for what is no part of it; from the key of the run."""
+    return self.mix(arch, step, jax.random.fold_in(jax.random.fold_in(key, step), _LOOK), EVALUATE)
+
+  def temperature_at(self, step: int) -> float:
+    """What architecture parameters are divided by, at a step, before their softmax; for logs and reports."""
+    return float(self.strategy.temperature_at(Time(step, self.steps)))
+
+  def project(self, before: Arch, after: Arch) -> Arch:
+    """The architecture parameters after an update."""
+    return self.strategy.project(before, after, self.space, self.cells)
+
+  def read(self, arch: Arch) -> Genotype:
+    """The architecture that the parameters and what has been decided stand for."""
+    return self.strategy.read(arch, self.space, self.memory)
+
+  def scores(self, arch: Arch) -> Scores:
+    """What `turn` would score edges by."""
+    return self.strategy.scores(arch, self.space, self.memory)
+
+  def doubts(self, before: Arch, after: Arch) -> Doubts | None:
+    """What of the architecture is in doubt by how far the parameters moved."""
+    return self.strategy.doubts(before, after, self.space)
+
+  def turn(self, arch: Arch, epoch: int) -> tuple[Self, Turn]:
+    """Decides after an epoch; returns what the strategy has learnt then, and what it made of the epoch."""
+    turned = self.strategy.turn(self.memory, arch, self.space, epoch)
+    return self.recall(turned.memory), turned

@@ -1,0 +1,152 @@
+"""Strategies at work: how settings name them, what they are asked for, and strategies of one's own."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from darts_jax.search import Search, is_random
+from darts_jax.search.images import batch_sizes
+from darts_jax.search.searched import Searched
+from darts_jax.search.settings import read
+from darts_jax.selection.settings import RandomSearch, Selection
+from darts_jax.settings import as_config, build
+from darts_jax.spaces import Darts as DartsSpace
+from darts_jax.strategies import RELAXED, SAMPLED, STRATEGIES
+from darts_jax.strategies.darts import Darts
+from darts_jax.strategies.relaxation import Softmax
+from darts_jax.strategies.relaxed import ALPHAS, EVALUATE, WEIGHTS, Stage
+from darts_jax.strategies.sgas import Sgas
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn(Softmax):
+  """Mixes by a softmax of α with noise."""
+
+  name: ClassVar[str] = 'drawn'
+  draws: ClassVar[bool] = True
+
+  lengths: tuple[int, ...] = (2, 3)
+
+  def mix(self, arch, space, cells, time, key, purpose):
+    noisy = {name: value + jax.random.normal(key, value.shape) for name, value in arch.items()}
+    return super().mix(noisy, space, cells, time, key, purpose)
+
+  def read(self, arch, space, memory):
+    return space.strongest(arch)
+
+  def plan(self, space, epochs):
+    return tuple(Stage(length, 8 * number) for number, length in enumerate(self.lengths))
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+  monkeypatch.setitem(STRATEGIES, 'drawn', Drawn)
+
+
+@pytest.mark.usefixtures('drawn')
+def test_a_strategy_of_ones_own_is_one_of_the_settings():
+  settings = build(Search, {'epochs': 5, 'strategy': {'name': 'drawn', 'init_scale': 0.5}})
+  assert settings.strategy == Drawn(init_scale=0.5)
+  assert build(Search, as_config(settings)) == settings
+  assert batch_sizes(settings, Searched.from_settings(settings)) == [64, 64, 72, 72, 72]
+  with pytest.raises(ValueError, match='^config.strategy.criterion: unknown field of drawn; it is one of sgas$'):
+    build(Search, {'strategy': {'name': 'drawn', 'criterion': 2}})
+  assert not is_random({'strategy': 'drawn'})
+
+
+@pytest.mark.usefixtures('drawn')
+@pytest.mark.parametrize('lengths', [(2, 2), (5, 0), (3, 3)])
+def test_stages_are_all_epochs(lengths):
+  settings = build(Search, {'epochs': 5, 'strategy': {'name': 'drawn', 'lengths': lengths}})
+  with pytest.raises(ValueError, match=r'^config.strategy: the stages of drawn have \[.*\] epochs; they have to be 5'):
+    Searched.from_settings(settings).plan(5)
+
+
+def test_every_purpose_has_a_draw_of_its_own_and_the_same_in_every_pass():
+  searched = Searched.start(Drawn(), DartsSpace(1), 7)
+  alphas = searched.init(jax.random.key(0))
+  mix = jax.jit(lambda purpose: searched.mix(alphas, 3, jax.random.key(1), purpose)['normal'].operations)
+  found = [np.asarray(mix(jnp.int32(purpose))) for purpose in (WEIGHTS, ALPHAS, EVALUATE, WEIGHTS)]
+  np.testing.assert_array_equal(found[0], found[3])
+  for a, b in ((0, 1), (0, 2), (1, 2)):
+    assert np.abs(found[a] - found[b]).max() > 0.01
+
+
+def test_strategies_of_either_contract_are_in_one_dictionary():
+  assert [*RELAXED, *SAMPLED] == list(STRATEGIES)
+  assert len(RELAXED) + len(SAMPLED) == len(STRATEGIES)
+  assert 'random_search' in SAMPLED
+  assert 'random_search' not in RELAXED
+
+
+@pytest.mark.parametrize(
+  ('strategy', 'message'),
+  [
+    ({'decision_frequency': 0}, r'config.strategy.decision_frequency: 0 is not allowed; it has to be ≥ 1'),
+    ({'history': 0}, r'config.strategy.history: 0 is not allowed; it has to be ≥ 1'),
+    ({'criterion': 3}, r'config.strategy.criterion: 3 is not known; allowed are 1, 2'),
+    ({'warmup_epochs': -1}, r'config.strategy.warmup_epochs: -1 is not allowed; it has to be ≥ 0'),
+    ({'decisions': 9}, r'config.strategy.decisions: 9 is not allowed; a normal cell keeps 8 edges'),
+    ({'name': 'sgs'}, r"config.strategy.name: 'sgs' is not known; did you mean 'sgas'"),
+    (
+      {'name': 'random_search'},
+      r"config.strategy.name: 'random_search' is not known; allowed are darts, sgas",
+    ),
+    ({'name': 'darts', 'criterion': 1}, r'config.strategy.criterion: unknown field of darts; it is one of sgas'),
+  ],
+)
+def test_settings_that_cannot_be_searched_with(strategy, message):
+  with pytest.raises(ValueError, match=f'^{message}[^\n]*$'):
+    Searched.from_settings(build(Search, {'strategy': {'name': 'sgas', **strategy}}))
+
+
+def test_a_space_with_nothing_to_decide_is_refused():
+  settings = build(Search, {'strategy': 'sgas', 'network': {'operations': ('none', 'skip_connect')}})
+  message = '^config.network.operations: none, skip_connect leave nothing to decide[^\n]*$'
+  with pytest.raises(ValueError, match=message):
+    Searched.from_settings(settings)
+
+
+@pytest.mark.parametrize('make', [dict, ConfigDict])
+@pytest.mark.parametrize(
+  ('config', 'message'),
+  [
+    ({'sgas': {'criterion': 2}}, 'config.sgas.criterion: it is called config.strategy.criterion now'),
+    ({'sgas': {}}, 'config.sgas: it is called config.strategy now'),
+    ({'temperature': {'final': 2.0}}, 'config.temperature.final: it is called config.strategy.temperature now'),
+    ({'alphas': {'init_scale': 1.0}}, 'config.alphas.init_scale: it is called config.strategy.init_scale now'),
+  ],
+)
+def test_fields_of_earlier_versions_are_told_how_they_are_called_now(make, config, message):
+  for space in ('convolutional', 'recurrent'):
+    with pytest.raises(ValueError, match=f'^{message}$'):
+      read(make({'space': space, **config}))
+  with pytest.raises(ValueError, match=f'^{message.replace("config.", "config.search.")}$'):
+    build(Selection, make({'search': config}))
+
+
+@pytest.mark.parametrize('strategy', ['random', {'name': 'random'}])
+@pytest.mark.parametrize('make', [dict, ConfigDict])
+def test_random_is_the_name_of_another_search(make, strategy):
+  config = make({'strategy': strategy, 'architectures': 3})
+  assert is_random(config)
+  assert RandomSearch.read(config) == RandomSearch(architectures=3)
+
+
+def test_random_has_no_fields():
+  with pytest.raises(ValueError, match='^config.strategy.tries: unknown field; allowed are none$'):
+    is_random({'strategy': {'name': 'random', 'tries': 3}})
+
+
+def test_on_text_batches_do_not_grow():
+  assert read({'space': 'recurrent', 'strategy': 'sgas'}).strategy == Sgas(batch_growth=0)
+  config = {'space': 'recurrent', 'strategy': {'name': 'sgas', 'batch_growth': 8}}
+  message = '^config.strategy.batch_growth: 8 is not allowed; it has to be 0 on text, where hidden states go[^\n]*$'
+  with pytest.raises(ValueError, match=message):
+    read(config)
+  assert read({'space': 'recurrent'}).strategy == Darts()
