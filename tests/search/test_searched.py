@@ -1,6 +1,7 @@
 """Strategies at work: how settings name them, what they are asked for, and strategies of one's own."""
 
 import dataclasses
+import types
 from typing import ClassVar
 
 import jax
@@ -9,8 +10,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from darts_jax import search
+from darts_jax.runtime import metrics
 from darts_jax.search import Search, is_random
 from darts_jax.search.images import batch_sizes
+from darts_jax.search.loop import _Loop
 from darts_jax.search.searched import Searched
 from darts_jax.search.settings import read
 from darts_jax.selection.settings import RandomSearch, Selection
@@ -31,6 +35,7 @@ class Drawn(Softmax):
   draws: ClassVar[bool] = True
 
   lengths: tuple[int, ...] = (2, 3)
+  growth: int = 8
 
   def mix(self, arch, space, cells, time, key, purpose):
     noisy = {name: value + jax.random.normal(key, value.shape) for name, value in arch.items()}
@@ -40,7 +45,7 @@ class Drawn(Softmax):
     return space.strongest(arch)
 
   def plan(self, space, epochs):
-    return tuple(Stage(length, 8 * number) for number, length in enumerate(self.lengths))
+    return tuple(Stage(length, self.growth * number) for number, length in enumerate(self.lengths))
 
 
 @pytest.fixture
@@ -150,3 +155,44 @@ def test_on_text_batches_do_not_grow():
   with pytest.raises(ValueError, match=message):
     read(config)
   assert read({'space': 'recurrent'}).strategy == Darts()
+
+
+def test_stages_of_a_strategy_without_a_memory_are_trained_and_resumed(tmp_path, tiny_search, drawn):
+  """Five batches of 128 of the 718 images in the first epoch, and three of 224 in the second."""
+  config = tiny_search(strategy={'name': 'drawn', 'lengths': (1, 1), 'growth': 96, 'init_scale': 0.1})
+  found = [search.run(config, tmp_path / 'run') for _ in range(2)]
+  assert [result.finished for result in found] == [True, True]
+  assert found[0].genotype == found[1].genotype
+  log = metrics.read(tmp_path / 'run')
+  assert [line['step'] for line in log if line['kind'] == 'epoch'] == [5, 8]
+  messages = [line['message'] for line in log if line['kind'] == 'event']
+  assert messages[0].startswith('2 supernets will be compiled')
+  assert sum(message.startswith('search step') for message in messages) == 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Forgetful(Sgas):
+  """Does not say that cells have changed."""
+
+  def turn(self, *args):
+    return super().turn(*args)._replace(cells=None)
+
+
+def test_cells_are_those_of_the_memory():
+  searched = Searched.start(Forgetful(warmup_epochs=0), DartsSpace(1))
+  alphas = {name: np.zeros((2, 8)) for name in searched.space.cells}
+  message = '^config.strategy: the cells that sgas turns to after epoch 1 are not those that'
+  with pytest.raises(ValueError, match=message):
+    searched.turn(alphas, 0)
+
+
+def test_cells_change_only_where_a_stage_ends():
+  searched = Searched.start(Sgas(warmup_epochs=0), DartsSpace(1))
+  loop = object.__new__(_Loop)
+  loop.searched, loop.folders, loop.total, loop._ends = searched, ['run'], 10, []
+  loop.plan = types.SimpleNamespace(epoch_ends=[5, 10])
+  loop.alphas = lambda state: [{name: np.zeros((2, 8)) for name in searched.space.cells}]
+  loop.note = lambda *args: None
+  message = '^config.strategy: sgas changes cells after epoch 1, where no stage ends$'
+  with pytest.raises(ValueError, match=message):
+    loop.turn_epoch(None, {}, 5)

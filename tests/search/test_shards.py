@@ -138,7 +138,7 @@ def test_learning_rates_grow_with_the_batch_and_are_warmed_up(reference, factor)
 
 @pytest.mark.parametrize(('warmup', 'reference', 'factors'), [(0, 0, [1, 1, 1]), (0.3, 64, [2 / 3, 4 / 3, 2])])
 def test_alphas_have_a_rate_of_their_own(warmup, reference, factors):
-  alphas = Alphas(0.01, 0.5, 0.999, 0.0, 0.1, warmup, reference)
+  alphas = Alphas(0.01, 0.5, 0.999, 0.0, warmup, reference)
   transform = optimizers(alphas=alphas).alphas
   state = transform.init(jnp.zeros(2))
   for factor in factors:
@@ -148,7 +148,7 @@ def test_alphas_have_a_rate_of_their_own(warmup, reference, factors):
 
 
 def test_alphas_are_warmed_up_from_their_first_epoch_on_by_their_own_steps():
-  alphas = Alphas(0.01, 0.5, 0.999, 0.0, 0.1, warmup_epochs=1.5, every=5, from_epoch=1)
+  alphas = Alphas(0.01, 0.5, 0.999, 0.0, warmup_epochs=1.5, every=5, from_epoch=1)
   transform = optimizers(alphas=alphas).alphas
   state = transform.init(jnp.zeros(2))
   # In one and a half epochs of ten steps there are three.
