@@ -107,7 +107,7 @@ class TextLoss:
       variables,
       batch.sequences,
       batch.hidden,
-      _weights(mixing),
+      cell_weights(mixing),
       batch.masks,
       train=True,
       remat=self.remat,
@@ -117,7 +117,7 @@ class TextLoss:
     return loss, Seen(found.loss, {}, after, lax.stop_gradient(found.hidden))
 
 
-def _weights(mixing: Mapping[str, Mixing]) -> Array:
+def cell_weights(mixing: Mapping[str, Mixing]) -> Array:
   """`[E, O]`: the weight of every operation of the one cell in the sum of a node."""
   [cell] = mixing.values()
   weights: Array = cell.operations if cell.edges is None else cell.edges[:, None] * cell.operations
@@ -167,7 +167,7 @@ class TextSearcher(Searcher[RecurrentSearch, Halves]):
 
   def variables(self, key: Array, mixing: dict[str, Mixing]) -> PyTree:
     """See `Searcher`."""
-    return init_language_model(self.net, key, _weights(mixing))
+    return init_language_model(self.net, key, cell_weights(mixing))
 
   def restage(self, searched: Searched, first_epoch: int) -> Self:
     """See `Searcher`. Batches stay as they are, since hidden states go from one to the next; so do all weights."""
@@ -214,7 +214,7 @@ class TextSearcher(Searcher[RecurrentSearch, Halves]):
     net = self.net.clone(precision=self.settings.precision)
     variables = {'params': state.weights.tree, 'batch_stats': state.statistics.tree}
     text = data.valid
-    weights = _weights(mixing)
+    weights = cell_weights(mixing)
 
     def read(hidden: Array, number: Array) -> tuple[Array, tuple[Array, Array]]:
       _, batch = text.window(number)

@@ -27,7 +27,7 @@ from darts_jax.search.searched import Searched
 from darts_jax.search.settings import BatchNorm
 from darts_jax.search.state import Halves, SearchState
 from darts_jax.search.step import BatchLoss, search_step
-from darts_jax.search.text import TextBatch, texts
+from darts_jax.search.text import TextBatch, cell_weights, texts
 from darts_jax.settings import build
 from darts_jax.spaces import Mixing
 from darts_jax.strategies.sgas import Sgas
@@ -487,6 +487,13 @@ def test_a_decided_edge_is_decided_for_the_whole_step(corpus, name):
   assert (float(sums['second_order_fraction']) > 0) == (name != 'first_order')
   moved = np.any(np.asarray(state.alphas['recurrent']) != alphas, axis=1)
   assert moved.tolist() == [False, True, True]
+
+
+def test_weights_of_edges_are_factors_in_the_sum_of_a_node():
+  operations, edges = np.array([[0.25, 0.75], [0.5, 0.5]]), np.array([1.0, 0.5])
+  found = cell_weights({'recurrent': Mixing(operations, edges)})
+  np.testing.assert_array_equal(found, [[0.25, 0.75], [0.25, 0.25]])
+  np.testing.assert_array_equal(cell_weights({'recurrent': Mixing(operations)}), operations)
 
 
 def test_a_decided_edge_is_all_that_a_node_computes(corpus):
