@@ -118,7 +118,9 @@ def trained(monkeypatch):
   def train(settings, genotype, folder):
     calls.append((settings, genotype, folder))
     folder.mkdir(parents=True)
-    lines = [{'kind': 'epoch', 'step': i, 'epoch': i - 1, 'valid_accuracy': i / 10, 'seconds': 1.5} for i in range(1, 4)]
+    lines = [
+      {'kind': 'epoch', 'step': i, 'epoch': i - 1, 'valid_accuracy': i / 10, 'seconds': 1.5} for i in range(1, 4)
+    ]
     lines.insert(1, {'kind': 'train', 'step': 2})
     (folder / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
     if calls[1:]:
