@@ -469,7 +469,7 @@ def test_a_decided_edge_is_decided_for_the_whole_step(corpus, name):
     WITHOUT_DROPOUT,
     strategy='sgas',
     network=dataclasses.replace(WITHOUT_DROPOUT.network, nodes=2),
-    hypergradient=dataclasses.replace(WITHOUT_DROPOUT.hypergradient, name=name),
+    hypergradient=WITHOUT_DROPOUT.hypergradient.other(name),
   )
   whole = make_lab(settings, corpus)
   decided = whole.searcher.strategy.recall({'decisions': [[0, 'recurrent', 0, 'sigmoid']], 'past': {}})
