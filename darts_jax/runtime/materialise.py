@@ -73,7 +73,8 @@ def _marked(value: Any, with_tangents: bool, known: dict[int, Any]) -> Any:
   if type(value) is tuple:
     parts = tuple(_marked(each, with_tangents, known) for each in value)
     return parts if any(new is not old for new, old in zip(parts, value, strict=True)) else value
-  if isinstance(value, ClosedJaxpr):
+  # From JAX 0.12 on both are one class, whose `jaxpr` is itself.
+  if isinstance(value, ClosedJaxpr) and value.jaxpr is not value:
     inner = _marked(value.jaxpr, with_tangents, known)
     # The same program stays the same, since JAX remembers what it has made of it.
     return known.setdefault(id(value), value if inner is value.jaxpr else ClosedJaxpr(inner, value.consts))

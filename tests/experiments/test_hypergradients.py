@@ -135,7 +135,10 @@ def test_searches_are_compared(searched):
   ('arguments', 'message'),
   [
     (('--config.estimators=("exakt",)',), "error: config.estimators: 'exakt' is not known; allowed are "),
-    (('--config.search.hypergradient.radius=0.0',), 'error: config.search.hypergradient.radius: 0.0 is not allowed'),
+    (
+      ('--config.search.hypergradient=unrolled', '--config.search.hypergradient.steps=0'),
+      'error: config.search.hypergradient.steps: 0 is not allowed',
+    ),
     (('--checkpoint=nowhere',), 'error: --checkpoint: nowhere/config.json: cannot be read (No such file'),
     (('--serch',), "error: Unknown command line flag 'serch'"),
   ],
