@@ -39,6 +39,8 @@ GENOTYPE_HELP = (
   ' the path of a genotype.json, or of a log or other text, of which the last such line is taken.'
 )
 
+# Flags that set a field.
+_FIELD = re.compile(r'--?config\.(?P<path>(?:[^\W\d]\w*\.)*[^\W\d]\w*)(?==|$)')
 # Flags that name the kind of a group of fields, or set a field of such a group.
 _GROUP = re.compile(
   r'--?config\.(?P<path>(?:\w+\.)*?(?:space|strategy|hypergradient|task|evaluator))'
@@ -295,6 +297,7 @@ def _overridden(path: str, overrides: list[str]) -> tuple[ConfigDict, list[str]]
   fields = flags.FlagValues()
   loaded = _load(path)
   overrides = _renamed(loaded, overrides)
+  overrides = [*overrides[:1], *_grouped(loaded, overrides[1:])]
   try:
     config = config_flags.DEFINE_config_dict(
       'config',
@@ -341,6 +344,37 @@ def _renamed(config: ConfigDict, overrides: Sequence[str]) -> list[str]:
       left.append(argument)
     else:
       _set(parent, last, ConfigDict(as_kind(group, value)) if isinstance(group, ConfigDict) else value)
+  return left
+
+
+def _grouped(config: ConfigDict, overrides: Sequence[str]) -> list[str]:
+  """Makes the groups that flags set fields of and a file leaves out; whether they exist is judged where all fields are.
+
+  Returns:
+    The flags, in which a field that the file leaves out and its value are one argument.
+
+  Raises:
+    ValueError: a flag sets a group as if it was a field, or is a field of an earlier version.
+  """
+  left: list[str] = []
+  arguments = iter(overrides)
+  for argument in arguments:
+    found = _FIELD.match(argument)
+    group: Any = config
+    *parents, last = found['path'].split('.') if found else ('',)
+    for name in parents:
+      if isinstance(group, ConfigDict) and group.get(name) is None:
+        _check_renamed([argument])
+        _set(group, name, ConfigDict())
+      group = group.get(name) if isinstance(group, ConfigDict) else None
+    if found and isinstance(group, ConfigDict):
+      value = group.get(last)
+      if isinstance(value, ConfigDict):
+        fields = ', '.join(f'config.{found["path"]}.{name}' for name in value)
+        raise ValueError(f'config.{found["path"]}: a group of fields cannot be set as a whole; its fields are {fields}')
+      if value is None and argument == found[0]:
+        argument = f'{argument}={next(arguments, "")}'
+    left.append(argument)
   return left
 
 

@@ -96,7 +96,7 @@ def check_refused(answer: Answer, *parts: str) -> None:
     ([DIGITS, '--config.batchsize=16'], ['config.batchsize: unknown field; did you mean config.batch_size?']),
     ([DIGITS, '--config.network.chanels=8'], ['config.network.chanels', 'did you mean config.network.channels?']),
     ([DIGITS, '--config.zzz=8'], ['config.zzz: unknown field; allowed are seed, strategy, epochs']),
-    ([DIGITS, '--config.optimizer.name=sgd'], ['--config.optimizer.name=sgd: no such field']),
+    ([DIGITS, '--config.optimizer.name=sgd'], ['config.optimizer: unknown field; allowed are seed, strategy']),
     ([DIGITS, '--config.1=2'], ['--config.1=2: no such field']),
     ([DIGITS, '--config.a-b=1'], ['--config.a-b=1: no such field']),
     ([DIGITS, '--config.strategy=rando'], ["'rando'", "did you mean 'random'? allowed are darts, sgas, random"]),
@@ -108,7 +108,10 @@ def check_refused(answer: Answer, *parts: str) -> None:
     ([DIGITS, f'--workdir={"a/" * 1900}'], ['--workdir: a/a/', ' has 1900 parts; there may be up to 256']),
     ([DIGITS, '--config.epochs.number=3'], ['--config.epochs.number=3: no such field']),
     ([DIGITS, '--config.network.operations[0]=none'], ['--config.network.operations[0]=none: no such field']),
-    ([DIGITS, '--config.network=8'], ['--config.network=8', 'not a dict']),
+    (
+      [DIGITS, '--config.network=8'],
+      ['config.network: a group of fields cannot be set as a whole; its fields are config.network.channels'],
+    ),
     ([DIGITS, '--config.epochs=abc'], ['--config.epochs=abc', 'int']),
     ([DIGITS, '--config.epochs=1.5'], ['--config.epochs=1.5', 'int']),
     ([DIGITS, '--config.epochs'], ['--config.epochs']),
@@ -595,3 +598,26 @@ def test_a_space_is_named_like_other_groups(ask, flag):
   assert found == ['recurrent']
   # Nor is a group refused that holds a name alone.
   assert read({'space': {'name': 'recurrent'}}) == RecurrentSearch()
+
+
+def test_fields_of_groups_that_a_file_leaves_out_can_be_set(ask, tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_text(
+    'from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict({"data": {"name": "digits"}})\n'
+  )
+  found = []
+
+  def run(config, workdir, **flags):
+    found.append(read(config))
+    return 0
+
+  flags = ['--config.alphas.every=2', '--config.network.channels', '6', '--config.hypergradient.name=exact']
+  assert ask(f'--config={path}', *flags, run=run).code == 0
+  assert (found[0].alphas.every, found[0].network.channels, found[0].hypergradient) == (2, 6, Exact())
+  answer = ask(f'--config={path}', '--config.alpha.every=2', run=run)
+  check_refused(answer, 'config.alpha: unknown field; did you mean config.alphas?')
+
+
+def test_a_group_is_not_set_as_a_whole(ask):
+  answer = ask(DIGITS, '--config.augment=flip')
+  check_refused(answer, 'config.augment: a group of fields cannot be set as a whole', 'config.augment.flip')
