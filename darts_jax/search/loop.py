@@ -369,6 +369,10 @@ class _Loop(Loop[SearchState]):
 
   def warnings(self) -> list[str | None]:
     """For each search a line if its genotype is not settled; of other processes than the first, none."""
+    if self._histories and self._settings.hypergradient.name == 'none':
+      return ['the genotype is that of α as they were drawn; config.hypergradient is none, so they stay'] * len(
+        self.folders
+      )
     moves = [history.last_epoch(self.searched.space.cells) for history in self._histories] or [None] * len(self.folders)
     found = [None if move is None else self.searched.doubts(*move) for move in moves]
     return [None if doubts is None else doubts.message for doubts in found]

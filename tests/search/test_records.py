@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from darts_jax import spaces
+from darts_jax.hypergradient.settings import FirstOrder, Without
 from darts_jax.report import page, workdir
 from darts_jax.runtime.loop import Sums
 from darts_jax.search import loop
@@ -130,6 +131,7 @@ def test_a_search_that_hardly_moved_says_so_in_log_and_result(tmp_path, resumed,
   search = object.__new__(loop._Loop)
   search.folders, search.searched, search.total = [tmp_path], DARTS, 22
   search._histories = [AlphaHistory(tmp_path, DARTS, 22) if resumed else history]
+  search._settings = types.SimpleNamespace(hypergradient=FirstOrder())
   search.write = lambda *args: noted.append(args)
   (tmp_path / 'metrics.jsonl').touch()
   search.finish(None)
@@ -151,3 +153,11 @@ def test_a_first_epoch_is_nothing_to_go_by(tmp_path):
   history = AlphaHistory(tmp_path, DARTS, None)
   history.append(0, 0, alphas(0), DARTS, {})
   assert history.last_epoch(SPECS) is None
+
+
+def test_a_search_whose_alphas_stay_says_so(tmp_path):
+  search = object.__new__(loop._Loop)
+  search.folders, search._histories = [tmp_path], [None]
+  search._settings = types.SimpleNamespace(hypergradient=Without())
+  [warning] = search.warnings()
+  assert warning.startswith('the genotype is that of α as they were drawn')
