@@ -61,6 +61,12 @@ def test_a_table_is_of_one_space_and_has_to_be_there(table, tmp_path):
     TableEvaluator(str(tmp_path)).check(SPACE)
   with pytest.raises(ValueError, match="^config.evaluator.dataset: 'svhn' is not known"):
     build(TableEvaluator, {'dataset': 'svhn'}, 'config.evaluator')
+  message = "^config.dataset: 'imagenet' is not known; .*allowed are cifar10, cifar100, imagenet16$"
+  with pytest.raises(ValueError, match=message):
+    TableEvaluator('DIR', dataset='imagenet')
+  with pytest.raises(ValueError, match='^config.path: 3 is not of type str$'):
+    TableEvaluator(3)
+  assert TableEvaluator(tmp_path) == TableEvaluator(str(tmp_path))
 
 
 def test_processes_come_to_what_one_process_comes_to(table):

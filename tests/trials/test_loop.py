@@ -282,9 +282,18 @@ def test_keys_are_a_function_of_seed_purpose_and_number():
   [
     ({'tell': 'late'}, "config.tell: 'late' is not known; .*allowed are .*as_completed.*in_order"),
     ({'trials': 0}, 'config.trials: 0 is not allowed; it has to be ≥ 1'),
+    ({'trials': 'x'}, "config.trials: 'x' is not of type int"),
+    ({'workers': 0}, 'config.workers: 0 is not allowed; it has to be ≥ 1'),
     ({'workers': 1000}, 'config.workers: 1000 is not allowed; it has to be ≤ 256'),
+    ({'fit_every': 0}, 'config.fit_every: 0 is not allowed; it has to be ≥ 1'),
+    ({'seed': -1}, 'config.seed: -1 is not allowed; it has to be ≥ 0'),
   ],
 )
-def test_settings_are_checked(fields, message):
-  with pytest.raises(ValueError, match=f'^{message}'):
-    build(Trials, fields)
+def test_settings_are_checked_by_whatever_they_are_made(fields, message):
+  for make in (
+    lambda: build(Trials, fields),
+    lambda: Trials(**fields),
+    lambda: dataclasses.replace(SETTINGS, **fields),
+  ):
+    with pytest.raises(ValueError, match=f'^{message}'):
+      make()
