@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import os
 from typing import Any
 
@@ -38,6 +39,11 @@ class TableEvaluator(Evaluator):
     if not isinstance(space, NasBench201):
       raise ValueError(f'config.evaluator.name: table has no architectures of the space {space.name}')
     _table(self.path)
+
+  def identity(self) -> dict[str, Any]:
+    """See `Evaluator`; a table may have moved, and another one be at its place."""
+    content = hashlib.sha256(_table(self.path).values.tobytes()).hexdigest()
+    return {name: value for name, value in super().identity().items() if name != 'path'} | {'table_sha256': content}
 
   def __call__(self, proposal: Proposal) -> Outcome:
     """See `Evaluator`."""
