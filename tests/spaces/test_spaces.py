@@ -103,6 +103,9 @@ def test_architectures_of_other_spaces_have_no_neighbours_in_a_space():
       both[name].neighbours(archs[other])
     with pytest.raises(ValueError, match=message):
       both[name].mutate(archs[other], np.random.default_rng(0))
+  for method in (NasBench201.index, NasBench201.to_json, NasBench201.key):
+    with pytest.raises(ValueError, match='^arch: a genotype of the space darts; allowed are'):
+      method(both['nasbench201'], archs['darts'])
   with pytest.raises(ValueError, match="^arch: 'text' is no genotype; allowed are those of the space darts$"):
     both['darts'].neighbours('text')
   small = spaces.Darts(nodes=2)
