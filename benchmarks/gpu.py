@@ -50,7 +50,7 @@ from jax.sharding import AxisType, Mesh
 from ml_collections import config_flags
 
 from benchmarks.accelerators import add_compilers
-from benchmarks.command import exit_code
+from benchmarks.command import exit_code, output_file
 from benchmarks.hlo import Instruction, parse
 from benchmarks.plain_convolutional import PlainSearch
 from benchmarks.pods import data_template, shapes_only, table
@@ -461,6 +461,7 @@ def run(
   if not isinstance(settings, Search):
     raise ValueError('--config: a search for recurrent cells; one for convolutional cells is compiled')
   check_alone(settings)
+  output = output_file(path, '--json')
   folder = user_path(hlo, '--hlo') if hlo else None
   if folder is not None:
     folder.mkdir(parents=True, exist_ok=True)
@@ -474,8 +475,8 @@ def run(
   precision = settings.precision + (', the plain step in float32' if plain and settings.precision != 'float32' else '')
   print(f'{CHIPS[chip].name}, batch {settings.batch_size}, {precision}, jax {jax.__version__}\n')
   print(summary(results))
-  if path:
-    user_path(path, '--json').write_text(json.dumps(results, indent=2) + '\n')
+  if output is not None:
+    output.write_text(json.dumps(results, indent=2) + '\n')
 
 
 def main() -> int:

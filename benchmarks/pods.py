@@ -50,14 +50,13 @@ from jax.sharding import AxisType, Mesh
 from ml_collections import config_flags
 
 from benchmarks.accelerators import add_compilers
-from benchmarks.command import exit_code
+from benchmarks.command import exit_code, output_file
 from benchmarks.hlo import Collective, Program, Work
 from benchmarks.search_step import random_images
 from darts_jax.data.batches import Examples
 from darts_jax.data.images import Images, split
 from darts_jax.hypergradient import BILEVEL, Pass
 from darts_jax.runtime.compilation import compile_with_report
-from darts_jax.runtime.files import user_path
 from darts_jax.runtime.mesh import replicated
 from darts_jax.search.images import ImageSearcher
 from darts_jax.search.searched import Searched
@@ -387,6 +386,7 @@ def run(
   if settings.hypergradient.name not in BILEVEL:
     name, allowed = settings.hypergradient.name, ', '.join(BILEVEL)
     raise ValueError(f'config.hypergradient.name: {name!r} has no loop over passes to count; allowed are {allowed}')
+  output = output_file(path, '--json')
   check_alone(settings)
   images = shapes_only(settings, image, classes, num_images)
   batches = []
@@ -403,8 +403,8 @@ def run(
   print(summary(whole.chip, results) + '\n')
   print(collectives_table(results) + '\n')
   print(assumptions(whole, settings))
-  if path:
-    user_path(path, '--json').write_text(json.dumps(results, indent=2) + '\n')
+  if output is not None:
+    output.write_text(json.dumps(results, indent=2) + '\n')
 
 
 def main() -> int:

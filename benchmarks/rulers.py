@@ -23,9 +23,8 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from benchmarks.command import exit_code
+from benchmarks.command import exit_code, output_file
 from darts_jax import limits
-from darts_jax.runtime.files import user_path
 from darts_jax.spaces.nasbench201 import NasBench201
 from darts_jax.spaces.nasbench201_table import Table
 from darts_jax.strategies.random_search import RandomSearch
@@ -143,7 +142,7 @@ def main() -> int:
     flags.FLAGS(sys.argv)
     if table.value is None:
       raise ValueError('--table: missing; give the folder with the table of NAS-Bench-201')
-    return compare(table.value, seeds.value, user_path(output.value, '--json') if output.value else None)
+    return compare(table.value, seeds.value, output_file(output.value, '--json'))
 
   return exit_code(compared, __doc__)
 

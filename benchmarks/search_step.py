@@ -36,13 +36,12 @@ from absl import flags
 from jax import lax
 from ml_collections import config_flags
 
-from benchmarks.command import exit_code
+from benchmarks.command import exit_code, output_file
 from benchmarks.hlo import num_bytes
 from darts_jax.data.corpus import Corpus
 from darts_jax.data.images import Images
 from darts_jax.hypergradient import BILEVEL, Derivative, derivative
 from darts_jax.runtime.compilation import compile_with_report, temporary_cache
-from darts_jax.runtime.files import user_path
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.search import images, text
 from darts_jax.search.searched import Searched
@@ -328,6 +327,7 @@ def run(config: Any, names: list[str], repeats: int, path: str | None) -> None:
   unknown = [name for name in names if name not in BILEVEL]
   if unknown or not names:
     raise ValueError(f'--estimators: {", ".join(unknown) or "none given"}; allowed are {", ".join(BILEVEL)}')
+  output = output_file(path, '--json')
   device = jax.devices()[0]
   print(f'{jax.device_count()} × {device.device_kind} ({device.platform}), jax {jax.__version__}', flush=True)
   rates = measure_rates()
@@ -343,8 +343,8 @@ def run(config: Any, names: list[str], repeats: int, path: str | None) -> None:
   results = {program.name: summarise(program, seconds[program.name], rates) for program in programs}
   print(table(results))
   print_ratios(results, seconds)
-  if path:
-    user_path(path, '--json').write_text(json.dumps(results, indent=2) + '\n')
+  if output is not None:
+    output.write_text(json.dumps(results, indent=2) + '\n')
 
 
 def main() -> int:

@@ -118,6 +118,19 @@ def build(kind: type[T], config: Mapping[str, Any], path: str = 'config', base: 
     raise ValueError(rename(str(error), path)) from error
 
 
+def check(settings: Any) -> None:
+  """Checks settings that were made without `build`, in their `__post_init__`.
+
+  Raises:
+    ValueError: a field is of another type than declared, or outside its limits; one line naming it.
+  """
+  hints = typing.get_type_hints(type(settings))
+  for field in dataclasses.fields(settings):
+    # Groups check themselves.
+    if 'kinds' not in field.metadata and not dataclasses.is_dataclass(hints[field.name]):
+      _checked(getattr(settings, field.name), hints[field.name], field.metadata, f'config.{field.name}')
+
+
 def _build_variant(metadata: Mapping[str, Any], config: Any, path: str, default: Any) -> Any:
   """The settings of the kind that a config names; see `variant`."""
   kinds: Mapping[str, type[Any]] = metadata['kinds']

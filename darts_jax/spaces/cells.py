@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from darts_jax import limits
+from darts_jax.runtime.files import one_line
 from darts_jax.spaces.base import Space
 from darts_jax.spaces.checks import (
   Pairs,
@@ -259,7 +260,27 @@ class CellSpace(Space[Genotype]):
     return self.genotype({name: cell(spec) for name, spec in self.cells.items()})
 
   def neighbours(self, arch: Genotype) -> Iterator[Genotype]:
-    """All architectures that have another operation on one edge, or in which one edge has another source."""
+    """All architectures that have another operation on one edge, or in which one edge has another source.
+
+    Raises:
+      ValueError: the architecture is of another space; one line.
+    """
+    self.check_own(arch)
+    return self._edits(arch)
+
+  def check_own(self, arch: Genotype) -> None:
+    """Raises a ValueError of one line if an architecture is none of this space."""
+    if not isinstance(arch, Genotype):
+      raise ValueError(f'arch: {one_line(repr(arch))} is no genotype; allowed are those of the space {self.name}')
+    if arch.space != self.name or [name for name, _ in arch.cells] != list(self.cells):
+      raise ValueError(f'arch: a genotype of the space {arch.space}; allowed are those of the space {self.name}')
+    for name, spec in self.cells.items():
+      sources = [{edge.source for edge in edges} for edges in arch.cell(name).nodes]
+      allowed = [{edge.source for edge in edges} for edges in spec.nodes]
+      if len(sources) != len(allowed) or not all(map(set.issubset, sources, allowed)):
+        raise ValueError(f'arch: its cell {name} has other nodes or edges than the cells of this space {self.name}')
+
+  def _edits(self, arch: Genotype) -> Iterator[Genotype]:
     found = dict(arch.cells)
     for name, spec in self.cells.items():
       nodes = found[name].nodes

@@ -66,7 +66,12 @@ class NasBench201(CellSpace):
     return place(self.operations(arch))
 
   def operations(self, arch: Genotype) -> tuple[str, ...]:
-    """The operation of each edge, in the order of the rows of α."""
+    """The operation of each edge, in the order of the rows of α.
+
+    Raises:
+      ValueError: the architecture is of another space; one line.
+    """
+    self.check_own(arch)
     nodes = arch.cell(CELL).nodes
     return tuple(edge.operations[0] for edges in nodes for edge in sorted(edges, key=lambda edge: edge.source))
 

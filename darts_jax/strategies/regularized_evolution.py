@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from darts_jax import limits
-from darts_jax.settings import setting
+from darts_jax.settings import check, setting
 from darts_jax.spaces.base import Space
 from darts_jax.strategies.sampled import Key, Outcome, Proposal, Sampled, architecture, better
 
@@ -40,11 +40,22 @@ class RegularizedEvolution(Sampled[EvolutionState]):
 
   Attributes:
     population: members that live.
-    sample_size: members that are drawn for a tournament, with replacement; the best of them becomes the parent.
+    sample_size: members that are drawn for a tournament, with replacement; the best of them becomes the parent. At most
+      `population`.
+
+  Raises:
+    ValueError: a value is not allowed; one line naming the field.
   """
 
   population: int = setting(100, at_least=1, at_most=limits.TRIALS)
   sample_size: int = setting(25, at_least=1, at_most=limits.TRIALS)
+
+  def __post_init__(self) -> None:
+    check(self)
+    if self.sample_size > self.population:
+      raise ValueError(
+        f'config.sample_size: {self.sample_size} is not allowed; it has to be ≤ config.population, {self.population}'
+      )
 
   def init(self, space: Space[Any], key: Key) -> EvolutionState:
     """See `Sampled`."""

@@ -1,4 +1,8 @@
-"""Where evaluations run: in this process, or in worker processes, each with one evaluation at a time."""
+"""Where evaluations run: in this process, or in worker processes, each with one evaluation at a time.
+
+Worker processes import the file that the search was started with, so that it starts the search under
+`if __name__ == '__main__':`.
+"""
 
 import multiprocessing
 import os
@@ -44,6 +48,8 @@ class Processes(futures.Executor):
 
   Functions, arguments and results are pickled, and so are exceptions. A process that ends in the middle of an
   evaluation fails it with `concurrent.futures.process.BrokenProcessPool`, and another process takes its place.
+  Every process imports the file that Python was started with. It has to use this class under
+  `if __name__ == '__main__':`, without which each process would begin the search again.
   """
 
   def __init__(self, workers: int) -> None:

@@ -1,12 +1,14 @@
 """`trials.jsonl`: all proposals of a run, and all outcomes in the order in which they were told.
 
-A line is `{"event": "ask", "number": …, "arch": …, "parent": …, "budget": …}` or `{"event": "tell", "number": …,
-"status": …, "reward": …, …}` with the other fields of an outcome. It is strict JSON; floats that are not finite are the
-texts `nan`, `inf` and `-inf`. Strategies are functions of their keys, so a run is what its journal says: to resume it,
-the journal is replayed.
+The first line is `{"event": "run", "config": …}` with the settings that decide what the run comes to: of space,
+strategy, evaluator and loop. A further line is `{"event": "ask", "number": …, "arch": …, "parent": …, "budget": …}` or
+`{"event": "tell", "number": …, "status": …, "reward": …, …}` with the other fields of an outcome. It is strict JSON;
+floats that are not finite are the texts `nan`, `inf` and `-inf`. Strategies are functions of their keys, so a run is
+what its journal says: to resume it, the journal is replayed.
 """
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -15,7 +17,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 from darts_jax.runtime.durable import sync_to_disk, write_whole
-from darts_jax.runtime.files import UnfitFile, parse_json, read_bytes
+from darts_jax.runtime.files import UnfitFile, one_line, parse_json, read_bytes, user_path
+from darts_jax.settings import as_config, differences
 from darts_jax.spaces.base import Space
 from darts_jax.strategies.sampled import Outcome, Proposal
 
@@ -31,25 +34,46 @@ class Journal:
 
   Attributes:
     path: of the file.
-    lines: that were there when it was opened.
+    config: of the run, as the first line had it when the file was opened; None if there was no such line.
+    lines: with proposals and outcomes that were there then.
   """
 
-  def __init__(self, folder: pathlib.Path) -> None:
+  def __init__(self, folder: str | os.PathLike[str]) -> None:
     """Opens the journal, or begins it; a last line that a kill has cut off is removed.
 
     Args:
-      folder: gets `trials.jsonl`.
+      folder: gets `trials.jsonl`; it is made if it is not there.
 
     Raises:
       ValueError: the file cannot be written, or is no journal; one line that names the file, and the line of it.
     """
-    self.path = folder / FILE
+    self.path = user_path(folder, 'journal') / FILE
     with self._errors_named():
+      self.path.parent.mkdir(parents=True, exist_ok=True)
       rows = _rows(self.path)
-      self.lines = list(_parsed(rows, self.path))
-      write_whole(self.path, b''.join(row + b'\n' for row in rows[: len(self.lines)]))
+      lines = list(_parsed(rows, self.path))
+      write_whole(self.path, b''.join(row + b'\n' for row in rows[: len(lines)]))
       self._file = self.path.open('ab')
-      sync_to_disk([folder])
+      sync_to_disk([self.path.parent])
+    self.config: Mapping[str, Any] | None = lines[0]['config'] if lines and lines[0]['event'] == 'run' else None
+    self.lines = lines if self.config is None else lines[1:]
+
+  def begin(self, config: Mapping[str, Any]) -> None:
+    """Writes the first line of a new journal, or holds that of an old one against a run that is to go on.
+
+    Args:
+      config: JSON values that decide what the run comes to.
+
+    Raises:
+      ValueError: the journal is of another run; one line that names the file and the fields.
+    """
+    if self.config is None and not self.lines:
+      self._write({'event': 'run', 'config': config})
+      self.config = config
+    elif self.config is None:
+      raise ValueError(f'{self.path}: line 1 does not say what run this is the journal of; give another folder')
+    elif changed := differences(self.config, config):
+      raise ValueError(f'{self.path}: of another run: {one_line(", ".join(changed))}; give another folder')
 
   def ask(self, proposal: Proposal, space: Space[Any]) -> None:
     """Appends a proposal."""
@@ -85,12 +109,18 @@ class Journal:
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The lines of a journal, without a last one that was cut off; the file may be in use.
+  """The proposals and outcomes of a journal, without a last line that was cut off; the file may be in use.
 
   Raises:
     ValueError: as `Journal`.
   """
-  return list(_parsed(_rows(path), path))
+  return [line for line in _parsed(_rows(path), path) if line['event'] != 'run']
+
+
+def describe(settings: Any) -> dict[str, Any]:
+  """What identifies a space, a strategy or an evaluator: the name of its class, and its fields as JSON values."""
+  fields = as_config(settings) if dataclasses.is_dataclass(settings) else {}
+  return {'class': type(settings).__name__, **_storable(fields)}
 
 
 def ask_line(proposal: Proposal, space: Space[Any]) -> dict[str, Any]:
@@ -159,7 +189,7 @@ def _parsed(rows: list[bytes], path: pathlib.Path) -> Iterator[dict[str, Any]]:
   for i, row in enumerate(rows):
     try:
       line = parse_json(row)
-      if not isinstance(line, dict) or line.get('event') not in ('ask', 'tell') or type(line.get('number')) is not int:
+      if not isinstance(line, dict) or not (_is_run(line, i) or _is_numbered(line)):
         raise UnfitFile('neither a proposal nor an outcome')
     except UnfitFile as error:
       # The disk may have only a part of the last line after a loss of power.
@@ -167,6 +197,27 @@ def _parsed(rows: list[bytes], path: pathlib.Path) -> Iterator[dict[str, Any]]:
         return
       raise ValueError(f'{path}: line {i + 1} is damaged: {error}') from error
     yield line
+
+
+def _is_run(line: Mapping[str, Any], place: int) -> bool:
+  return place == 0 and line.get('event') == 'run' and isinstance(line.get('config'), dict)
+
+
+def _is_numbered(line: Mapping[str, Any]) -> bool:
+  return line.get('event') in ('ask', 'tell') and type(line.get('number')) is int
+
+
+def _storable(value: Any) -> Any:
+  """A setting as JSON values; of what is none of them, the type."""
+  if isinstance(value, Mapping):
+    return {str(name): _storable(each) for name, each in value.items()}
+  if isinstance(value, list | tuple):
+    return [_storable(each) for each in value]
+  if isinstance(value, str | int | None):
+    return value
+  if isinstance(value, float):
+    return _plain(value)
+  return str(value) if isinstance(value, os.PathLike) else type(value).__name__
 
 
 def _plain(value: float) -> float | str:

@@ -17,7 +17,7 @@ from darts_jax.runtime.files import UnfitFile, one_line
 from darts_jax.spaces.base import Space
 from darts_jax.strategies.sampled import Key, Outcome, Proposal, Sampled, failed
 from darts_jax.trials.evaluators.base import Evaluator, evaluate
-from darts_jax.trials.journal import Journal, ask_line, outcome_of
+from darts_jax.trials.journal import Journal, ask_line, describe, outcome_of
 from darts_jax.trials.settings import Trials
 
 S = TypeVar('S')
@@ -75,11 +75,19 @@ def run(
     stop: is asked between evaluations and while waiting for them.
 
   Raises:
-    ValueError: the evaluator has no use for this space, or the journal is of another run; one line.
+    ValueError: the evaluator has no use for this space, or the journal is of another run or has more proposals than
+      `settings.trials`; one line.
   """
   evaluator.check(space)
   trials = _Trials(strategy, space, settings.seed)
   if journal is not None:
+    journal.begin(_config(strategy, space, evaluator, settings))
+    asked = sum(line['event'] == 'ask' for line in journal.lines)
+    if asked > settings.trials:
+      raise ValueError(
+        f'config.trials: {settings.trials} is not allowed; {journal.path} has {asked} proposals, so that it has to be ≥'
+        f' {asked}'
+      )
     trials.replay(journal)
   queue = list(trials.pending.values())
   running: dict[int, futures.Future[Outcome]] = {}
@@ -109,6 +117,20 @@ def run(
       journal.tell(outcome)
     trials.tell(outcome)
   return Result(trials.state, tuple(trials.outcomes), False)
+
+
+def _config(strategy: Sampled[Any], space: Space[Any], evaluator: Evaluator, settings: Trials) -> dict[str, Any]:
+  """What decides what a run comes to, as JSON values."""
+  names = ['seed', 'tell', 'fit_every']
+  if settings.tell == 'in_order':
+    # Elsewhere time decides, too.
+    names.append('workers')
+  return {
+    'space': {**describe(space), 'name': space.name},
+    'strategy': describe(strategy),
+    'evaluator': evaluator.identity(),
+    **{name: getattr(settings, name) for name in names},
+  }
 
 
 class _Trials(Generic[S]):
@@ -153,7 +175,7 @@ class _Trials(Generic[S]):
 
   def replay(self, journal: Journal) -> None:
     """Asks and tells again what a journal holds."""
-    for place, line in enumerate(journal.lines, 1):
+    for place, line in enumerate(journal.lines, 2):
       try:
         if line['event'] == 'ask':
           proposal = self.ask()

@@ -3,6 +3,8 @@
 import json
 import math
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -69,3 +71,11 @@ def test_a_strategy_that_differs_is_named(folder, capsys):
   assert rulers.compare(str(folder), 2, None) == 1
   errors = capsys.readouterr().err.splitlines()
   assert errors == [f'{name}: differs by more than three standard errors' for name in RULERS]
+
+
+def test_results_that_could_not_be_written_stop_the_command_before_it_reads_the_table(tmp_path):
+  command = [sys.executable, '-m', 'benchmarks.rulers', f'--table={tmp_path}', f'--json={tmp_path}/none/results.json']
+  done = subprocess.run(command, check=False, capture_output=True, text=True)
+  assert (done.returncode, done.stdout) == (2, '')
+  message = f'error: --json: {tmp_path}/none is not a folder; make it, or give a file in one that exists\n'
+  assert done.stderr == message

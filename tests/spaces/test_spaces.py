@@ -15,6 +15,7 @@ import pytest
 from darts_jax import spaces
 from darts_jax.selection import random_genotype
 from darts_jax.spaces import CellSpace, Edge, Look, darts, full_cell
+from darts_jax.spaces.nasbench201 import NasBench201
 
 PUBLISHED = pathlib.Path(spaces.__file__).parent / 'published.json'
 
@@ -90,6 +91,26 @@ def test_neighbours_are_mutual_each_once_and_lead_everywhere(space, number, arou
     left += [other for other in found if other not in seen]
     seen.update(found)
   assert len({space.key(arch) for arch in seen}) == number
+
+
+def test_architectures_of_other_spaces_have_no_neighbours_in_a_space():
+  both = {'nasbench201': NasBench201(), 'darts': spaces.Darts()}
+  archs = {name: space.sample(np.random.default_rng(0)) for name, space in both.items()}
+  for name, other in (('nasbench201', 'darts'), ('darts', 'nasbench201')):
+    message = f'^arch: a genotype of the space {other}; allowed are those of the space {name}$'
+    # Whether or not anything is read from the iterator.
+    with pytest.raises(ValueError, match=message):
+      both[name].neighbours(archs[other])
+    with pytest.raises(ValueError, match=message):
+      both[name].mutate(archs[other], np.random.default_rng(0))
+  for method in (NasBench201.index, NasBench201.to_json, NasBench201.key):
+    with pytest.raises(ValueError, match='^arch: a genotype of the space darts; allowed are'):
+      method(both['nasbench201'], archs['darts'])
+  with pytest.raises(ValueError, match="^arch: 'text' is no genotype; allowed are those of the space darts$"):
+    both['darts'].neighbours('text')
+  small = spaces.Darts(nodes=2)
+  with pytest.raises(ValueError, match='^arch: its cell normal has other nodes or edges than the cells of this space'):
+    small.neighbours(archs['darts'])
 
 
 def test_neighbours_have_candidates_of_their_edges_alone():

@@ -35,11 +35,18 @@ class Line(Space[int]):
     return values
 
 
+class Drawing(RegularizedEvolution):
+  """Draws for a tournament more often than there are members, so that the best of them is drawn for certain."""
+
+  def __post_init__(self):
+    pass
+
+
 class Game:
   """A search whose outcomes are told by hand."""
 
   def __init__(self, population, sample_size, space=Line()):
-    self.strategy = RegularizedEvolution(population, sample_size)
+    self.strategy = (Drawing if sample_size > population else RegularizedEvolution)(population, sample_size)
     self.state = self.strategy.init(space, Key(0))
     self.proposals = []
 
@@ -179,3 +186,16 @@ def test_numbers_are_checked(fields):
   [name] = fields
   with pytest.raises(ValueError, match=f'^config.strategy.{name}: 0 is not allowed; it has to be ≥ 1'):
     build(RegularizedEvolution, fields, 'config.strategy')
+  with pytest.raises(ValueError, match=f'^config.{name}: 0 is not allowed; it has to be ≥ 1'):
+    RegularizedEvolution(**fields)
+
+
+def test_tournaments_are_no_larger_than_the_population():
+  with pytest.raises(ValueError, match="^config.population: 'a' is not of type int$"):
+    RegularizedEvolution(population='a')
+  assert RegularizedEvolution(population=5, sample_size=5).sample_size == 5
+  message = 'sample_size: 6 is not allowed; it has to be ≤ '
+  with pytest.raises(ValueError, match=f'^config.{message}config.population, 5$'):
+    RegularizedEvolution(population=5, sample_size=6)
+  with pytest.raises(ValueError, match=f'^config.strategy.{message}config.strategy.population, 5$'):
+    build(RegularizedEvolution, {'population': 5, 'sample_size': 6}, 'config.strategy')

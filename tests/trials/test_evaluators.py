@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 import types
 
 import jax
@@ -10,12 +11,13 @@ import numpy as np
 import pytest
 
 from darts_jax import training
-from darts_jax.settings import build
+from darts_jax.settings import build, differences
 from darts_jax.spaces.nasbench201 import NasBench201
+from darts_jax.strategies.random_search import RandomSearch
 from darts_jax.strategies.regularized_evolution import RegularizedEvolution
 from darts_jax.strategies.sampled import Outcome, Proposal
 from darts_jax.training.settings import Training
-from darts_jax.trials import Evaluator, InProcess, Processes, Trials, run
+from darts_jax.trials import Evaluator, InProcess, Journal, Processes, Trials, run
 from darts_jax.trials.evaluators import scratch
 from darts_jax.trials.evaluators.base import evaluate
 from darts_jax.trials.evaluators.scratch import Scratch
@@ -61,6 +63,37 @@ def test_a_table_is_of_one_space_and_has_to_be_there(table, tmp_path):
     TableEvaluator(str(tmp_path)).check(SPACE)
   with pytest.raises(ValueError, match="^config.evaluator.dataset: 'svhn' is not known"):
     build(TableEvaluator, {'dataset': 'svhn'}, 'config.evaluator')
+  message = "^config.dataset: 'imagenet' is not known; .*allowed are cifar10, cifar100, imagenet16$"
+  with pytest.raises(ValueError, match=message):
+    TableEvaluator('DIR', dataset='imagenet')
+  with pytest.raises(ValueError, match='^config.path: 3 is not of type str$'):
+    TableEvaluator(3)
+  assert TableEvaluator(tmp_path) == TableEvaluator(str(tmp_path))
+
+
+def test_a_table_is_identified_by_what_it_holds(table, folder, tmp_path, write_table):
+  moved = shutil.copytree(folder, tmp_path / 'moved')
+  assert TableEvaluator(moved).identity() == table.identity()
+  write_table(tmp_path, *np.full((3, SPACE.size), 50.0))
+  assert TableEvaluator(tmp_path).identity()['table_sha256'] != table.identity()['table_sha256']
+
+
+def test_a_journal_has_no_rewards_of_another_data_set(table, tmp_path):
+  settings = Trials(trials=3)
+  with Journal(tmp_path) as journal:
+    run(RandomSearch(), SPACE, table, settings, InProcess(), journal=journal)
+  other = dataclasses.replace(table, dataset='cifar100')
+  message = "of another run: config.evaluator.dataset: 'cifar10' → 'cifar100'; give another folder$"
+  with Journal(tmp_path) as journal, pytest.raises(ValueError, match=message):
+    run(RandomSearch(), SPACE, other, settings, InProcess(), journal=journal)
+
+
+def test_trainings_are_identified_by_their_settings_wherever_they_lie(tmp_path):
+  identity = Scratch(Training(epochs=5), tmp_path).identity()
+  moved = build(Training, {'epochs': 5, 'data': {'dir': str(tmp_path), 'path': 'images.npz'}})
+  assert Scratch(moved, tmp_path / 'moved').identity() == identity
+  assert differences(identity, Scratch(Training(epochs=6), tmp_path).identity()) == ['config.training.epochs: 5 → 6']
+  assert json.loads(json.dumps(identity, allow_nan=False)) == identity
 
 
 def test_processes_come_to_what_one_process_comes_to(table):

@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import subprocess
 import sys
 import types
 
@@ -31,9 +32,24 @@ def test_a_search_on_the_table(folder, write_table, capsys):
   # Convolutions are good, and the more there are of them the better.
   counts = [SPACE.to_json(arch).count('nor_conv_3x3') for arch in SPACE.all()]
   write_table(folder / 'DIR', *[10 * np.array(counts)] * 3)
-  exec(example('STRATEGIES'), {})
+  exec(example('InProcess()'), {})
   # One architecture in ten has three or more, so that 100 random ones lack it with a probability of 3 · 10⁻⁵.
   assert capsys.readouterr().out.count('nor_conv_3x3') >= 3
+
+
+def test_a_search_in_processes_with_a_journal(folder, write_table):
+  (folder / 'DIR').mkdir()
+  write_table(folder / 'DIR', *[np.linspace(0, 100, SPACE.size).round(3)] * 3)
+  # A file, as processes import it.
+  script = folder / 'script.py'
+  script.write_text(example('Processes('))
+  command = [sys.executable, str(script)]
+  first = subprocess.run(command, check=True, capture_output=True, text=True)
+  journal = (folder / 'runs' / 'evolution' / 'trials.jsonl').read_text().splitlines()
+  assert len(journal) == 1 + 2 * 100
+  # The run has ended, and is known.
+  assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == first.stdout
+  assert (folder / 'runs' / 'evolution' / 'trials.jsonl').read_text().splitlines() == journal
 
 
 def test_files_that_are_made_from_the_benchmark(folder, monkeypatch):

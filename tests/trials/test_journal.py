@@ -1,7 +1,9 @@
 """The journal's lines, and what becomes of a file that is not whole."""
 
+import dataclasses
 import json
 import math
+import pathlib
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from darts_jax.runtime.files import UnfitFile
 from darts_jax.spaces.nasbench201 import NasBench201
 from darts_jax.strategies.sampled import Outcome, Proposal, failed
 from darts_jax.trials import Journal
-from darts_jax.trials.journal import FILE, ask_line, outcome_of, read, tell_line
+from darts_jax.trials.journal import FILE, ask_line, describe, outcome_of, read, tell_line
 
 SPACE = NasBench201()
 TEXT = '|none~0|+|none~0|none~1|+|none~0|none~1|skip_connect~2|'
@@ -47,6 +49,40 @@ def test_lines_are_strict_json_and_there_as_soon_as_they_are_written(tmp_path):
   assert read(tmp_path / FILE) == lines
   with Journal(tmp_path) as journal:
     assert journal.lines == lines
+
+
+def test_a_folder_may_be_a_text_and_is_made(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  for path in ('~/some/run', str(tmp_path / 'some' / 'run'), tmp_path / 'some' / 'run'):
+    with Journal(path) as journal:
+      assert journal.path == tmp_path / 'some' / 'run' / FILE
+      journal.ask(PROPOSAL, SPACE)
+  assert len(read(journal.path)) == 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Some:
+  folder: pathlib.Path = pathlib.Path('a/b')
+  rate: float = math.inf
+  sizes: tuple[int, ...] = (1, 2)
+  table: dict = dataclasses.field(default_factory=lambda: {1: np.zeros(3), 'none': None})
+
+
+def test_whatever_has_settings_is_described_by_json_values(tmp_path):
+  found = describe(Some())
+  assert found == {
+    'class': 'Some',
+    'folder': 'a/b',
+    'rate': 'inf',
+    'sizes': [1, 2],
+    'table': {'1': 'ndarray', 'none': None},
+  }
+  assert describe(object()) == {'class': 'object'}
+  with Journal(tmp_path) as journal:
+    journal.begin(found)
+  with Journal(tmp_path) as journal:
+    assert (journal.config, journal.lines) == (found, [])
+    journal.begin(found)
 
 
 def test_outcomes_survive_their_lines():
@@ -124,8 +160,11 @@ def test_damage_is_named(tmp_path, line, message):
 
 
 def test_what_cannot_be_written_is_one_line(tmp_path):
-  with pytest.raises(ValueError, match=rf'^{tmp_path}/none/{FILE}: cannot be written \(No such file or directory\)$'):
-    Journal(tmp_path / 'none')
+  (tmp_path / 'file').touch()
+  with pytest.raises(ValueError, match=rf'^{tmp_path}/file/none/{FILE}: cannot be written \(Not a directory\)$'):
+    Journal(tmp_path / 'file' / 'none')
+  with pytest.raises(ValueError, match='^journal: https://example.org/ is a URL'):
+    Journal('https://example.org/')
   (tmp_path / FILE).mkdir()
   with pytest.raises(ValueError, match=rf'^{tmp_path}/{FILE}: not a file, but a folder$'):
     Journal(tmp_path)

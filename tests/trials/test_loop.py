@@ -129,8 +129,8 @@ def test_a_run_goes_on_after_a_kill_at_any_line_of_its_journal(strategy, setting
   whole = journaled(tmp_path / 'whole', strategy, evaluator, settings, InProcess())
   content = (tmp_path / 'whole' / FILE).read_bytes()
   lines = content.splitlines(keepends=True)
-  assert len(lines) == 24
-  cuts = [b''.join(lines[:count]) for count in range(25)]
+  assert len(lines) == 25
+  cuts = [b''.join(lines[:count]) for count in range(26)]
   # In the middle of a line, and before its end.
   cuts += [cut + line[: -1 - i * 9] for i, (cut, line) in enumerate(zip(cuts[:-1], lines, strict=True)) if i % 2]
   for i, cut in enumerate(cuts):
@@ -139,7 +139,7 @@ def test_a_run_goes_on_after_a_kill_at_any_line_of_its_journal(strategy, setting
     (folder / FILE).write_bytes(cut)
     # What is known after the replay alone is what was told by then.
     halted = journaled(folder, strategy, evaluator, settings, InProcess(), stop=lambda: True)
-    told = cut[: cut.rfind(b'\n') + 1].count(b'"tell"')
+    told = cut[: cut.rfind(b'\n') + 1].count(b'"event": "tell"')
     assert not halted.finished
     assert list(map(tell_line, halted.outcomes)) == list(map(tell_line, whole.outcomes[:told]))
     resumed = journaled(folder, strategy, evaluator, settings, InProcess())
@@ -151,7 +151,7 @@ def test_a_run_goes_on_after_a_kill_at_any_line_of_its_journal(strategy, setting
 def test_evaluations_that_were_pending_are_made_again_by_as_many_workers_as_there_are(evaluator, tmp_path, shuffled):
   journaled(tmp_path, RandomSearch(), evaluator, dataclasses.replace(SETTINGS, trials=6, workers=6), InProcess())
   path = tmp_path / FILE
-  asked = b''.join(line for line in path.read_bytes().splitlines(keepends=True) if b'"ask"' in line)
+  asked = b''.join(line for line in path.read_bytes().splitlines(keepends=True) if b'"event": "tell"' not in line)
   path.write_bytes(asked)
   executor = shuffled(4)
   result = journaled(tmp_path, RandomSearch(), evaluator, dataclasses.replace(SETTINGS, trials=6, workers=2), executor)
@@ -178,18 +178,47 @@ def test_a_request_to_stop_keeps_what_has_ended(evaluator, tmp_path):
 def test_a_journal_of_another_run_is_refused(evaluator, tmp_path):
   journaled(tmp_path, EVOLUTION, evaluator, SETTINGS, InProcess())
   content = (tmp_path / FILE).read_bytes()
-  for strategy, settings, line in (
-    (EVOLUTION, dataclasses.replace(SETTINGS, seed=6), 1),
-    (RandomSearch(), SETTINGS, r'\d+'),
-    (RegularizedEvolution(population=3, sample_size=2), SETTINGS, r'\d+'),
+
+  @dataclasses.dataclass(frozen=True)
+  class Scaled(type(evaluator)):
+    factor: float = 1.0
+
+  scaled = tmp_path / 'scaled'
+  journaled(scaled, EVOLUTION, Scaled(), IN_ORDER, InProcess())
+  for folder, strategy, other, settings, change in (
+    (tmp_path, EVOLUTION, evaluator, dataclasses.replace(SETTINGS, seed=6), 'config.seed: 5 → 6'),
+    (tmp_path, EVOLUTION, evaluator, dataclasses.replace(SETTINGS, fit_every=2), 'config.fit_every: 1 → 2'),
+    (tmp_path, EVOLUTION, evaluator, IN_ORDER, "config.tell: 'as_completed' → 'in_order'"),
+    (tmp_path, RandomSearch(), evaluator, SETTINGS, "config.strategy.class: 'RegularizedEvolution' → 'RandomSearch'"),
+    (tmp_path, RegularizedEvolution(3, 2), evaluator, SETTINGS, 'config.strategy.population: 4 → 3'),
+    (tmp_path, EVOLUTION, Scaled(), SETTINGS, "config.evaluator.class: 'Numbers' → 'Scaled'"),
+    (scaled, EVOLUTION, Scaled(2.0), IN_ORDER, 'config.evaluator.factor: 1.0 → 2.0'),
+    (scaled, EVOLUTION, Scaled(), dataclasses.replace(IN_ORDER, workers=2), 'config.workers: 3 → 2'),
   ):
-    message = rf'^{tmp_path / FILE}: line {line}: another proposal than that of this strategy, space and seed$'
-    with pytest.raises(ValueError, match=message):
-      journaled(tmp_path, strategy, evaluator, settings, InProcess())
+    with pytest.raises(ValueError, match=rf'^{folder / FILE}: of another run: {change}.*; give another folder$'):
+      journaled(folder, strategy, other, settings, InProcess())
+  with pytest.raises(ValueError, match=rf'^config.trials: 11 is not allowed; {tmp_path / FILE} has 12 proposals'):
+    journaled(tmp_path, EVOLUTION, evaluator, dataclasses.replace(SETTINGS, trials=11), InProcess())
   assert (tmp_path / FILE).read_bytes() == content
-  tell = next(line for line in content.splitlines(keepends=True) if b'"tell"' in line)
+  # The order of evaluations is not a function of the number of workers alone, and a run may go on to more trials.
+  longer = journaled(tmp_path, EVOLUTION, evaluator, dataclasses.replace(SETTINGS, trials=13, workers=2), InProcess())
+  assert len(longer.outcomes) == 13
+
+
+def test_lines_that_are_not_of_the_run_are_refused(evaluator, tmp_path):
+  journaled(tmp_path, EVOLUTION, evaluator, SETTINGS, InProcess())
+  content = (tmp_path / FILE).read_bytes()
+  first, second, *_ = content.splitlines(keepends=True)
+  (tmp_path / FILE).write_bytes(content.replace(second, second.replace(b'"parent": null', b'"parent": 3')))
+  message = rf'^{tmp_path / FILE}: line 2: another proposal than that of this strategy, space and seed$'
+  with pytest.raises(ValueError, match=message):
+    journaled(tmp_path, EVOLUTION, evaluator, SETTINGS, InProcess())
+  (tmp_path / FILE).write_bytes(content.removeprefix(first))
+  with pytest.raises(ValueError, match=rf'^{tmp_path / FILE}: line 1 does not say what run this is the journal of'):
+    journaled(tmp_path, EVOLUTION, evaluator, SETTINGS, InProcess())
+  tell = next(line for line in content.splitlines(keepends=True) if b'"event": "tell"' in line)
   (tmp_path / FILE).write_bytes(content + tell)
-  with pytest.raises(ValueError, match=rf'{FILE}: line 25: proposal \d+ is not pending$'):
+  with pytest.raises(ValueError, match=rf'{FILE}: line 26: proposal \d+ is not pending$'):
     journaled(tmp_path, EVOLUTION, evaluator, SETTINGS, InProcess())
 
 
@@ -221,13 +250,15 @@ def test_a_lost_process_fails_its_evaluation_alone(evaluator):
 def test_an_error_that_is_no_failure_ends_the_run(evaluator, tmp_path):
   class Strict(type(evaluator)):
     def __call__(self, proposal):
-      if proposal.number == 4:
+      if missing and proposal.number == 4:
         raise ValueError('config.data.dir: gone')
       return super().__call__(proposal)
 
+  missing = True
   with pytest.raises(ValueError, match='^config.data.dir: gone$'):
     journaled(tmp_path, RandomSearch(), Strict(), SETTINGS, InProcess())
-  assert journaled(tmp_path, RandomSearch(), evaluator, SETTINGS, InProcess()).finished
+  missing = False
+  assert journaled(tmp_path, RandomSearch(), Strict(), SETTINGS, InProcess()).finished
 
 
 def test_what_is_shared_is_fitted_before_every_so_many_proposals(evaluator):
@@ -282,9 +313,18 @@ def test_keys_are_a_function_of_seed_purpose_and_number():
   [
     ({'tell': 'late'}, "config.tell: 'late' is not known; .*allowed are .*as_completed.*in_order"),
     ({'trials': 0}, 'config.trials: 0 is not allowed; it has to be ≥ 1'),
+    ({'trials': 'x'}, "config.trials: 'x' is not of type int"),
+    ({'workers': 0}, 'config.workers: 0 is not allowed; it has to be ≥ 1'),
     ({'workers': 1000}, 'config.workers: 1000 is not allowed; it has to be ≤ 256'),
+    ({'fit_every': 0}, 'config.fit_every: 0 is not allowed; it has to be ≥ 1'),
+    ({'seed': -1}, 'config.seed: -1 is not allowed; it has to be ≥ 0'),
   ],
 )
-def test_settings_are_checked(fields, message):
-  with pytest.raises(ValueError, match=f'^{message}'):
-    build(Trials, fields)
+def test_settings_are_checked_by_whatever_they_are_made(fields, message):
+  for make in (
+    lambda: build(Trials, fields),
+    lambda: Trials(**fields),
+    lambda: dataclasses.replace(SETTINGS, **fields),
+  ):
+    with pytest.raises(ValueError, match=f'^{message}'):
+      make()

@@ -10,6 +10,7 @@ from typing import Any
 from darts_jax.runtime.files import one_line
 from darts_jax.spaces.base import Space
 from darts_jax.strategies.sampled import Key, Outcome, Proposal, failed
+from darts_jax.trials.journal import describe
 
 
 class Evaluator(abc.ABC):
@@ -18,6 +19,10 @@ class Evaluator(abc.ABC):
   def check(self, space: Space[Any]) -> None:
     """Raises a ValueError, before anything runs, if architectures of this space cannot be evaluated."""
     return
+
+  def identity(self) -> dict[str, Any]:
+    """JSON values on which rewards depend; a journal of another evaluator is refused. By default, class and fields."""
+    return describe(self)
 
   def fit(self, sample: Callable[[Key], Any]) -> None:
     """Trains what evaluations share, on architectures that `sample` draws; by default they share nothing."""

@@ -35,6 +35,13 @@ class Scratch(Evaluator):
         ' held out'
       )
 
+  def identity(self) -> dict[str, Any]:
+    """See `Evaluator`; the folder and the data may have moved."""
+    identity = super().identity()
+    data = identity['training']['data']
+    del identity['folder'], data['dir'], data['path']
+    return identity
+
   def __call__(self, proposal: Proposal) -> Outcome:
     """See `Evaluator`; a training that diverges has failed.
 

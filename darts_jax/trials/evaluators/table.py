@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+import hashlib
+import os
 from typing import Any
 
-from darts_jax.settings import setting
+from darts_jax.settings import check, setting
 from darts_jax.spaces.base import Space
 from darts_jax.spaces.nasbench201 import NasBench201
 from darts_jax.spaces.nasbench201_table import DATASETS, Table
@@ -18,17 +20,30 @@ class TableEvaluator(Evaluator):
 
   Attributes:
     path: folder with the table, see `darts_jax.spaces.nasbench201_table`.
-    dataset: that the networks were trained on.
+    dataset: that the networks were trained on: `cifar10`, `cifar100` or `imagenet16`.
+
+  Raises:
+    ValueError: there is no such data set; one line.
   """
 
   path: str = setting('')
   dataset: str = setting('cifar10', choices=DATASETS)
+
+  def __post_init__(self) -> None:
+    if isinstance(self.path, os.PathLike):
+      object.__setattr__(self, 'path', os.fspath(self.path))
+    check(self)
 
   def check(self, space: Space[Any]) -> None:
     """Raises a ValueError if the space is not that of the table, or the table cannot be read."""
     if not isinstance(space, NasBench201):
       raise ValueError(f'config.evaluator.name: table has no architectures of the space {space.name}')
     _table(self.path)
+
+  def identity(self) -> dict[str, Any]:
+    """See `Evaluator`; a table may have moved, and another one be at its place."""
+    content = hashlib.sha256(_table(self.path).values.tobytes()).hexdigest()
+    return {name: value for name, value in super().identity().items() if name != 'path'} | {'table_sha256': content}
 
   def __call__(self, proposal: Proposal) -> Outcome:
     """See `Evaluator`."""
