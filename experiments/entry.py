@@ -39,14 +39,10 @@ GENOTYPE_HELP = (
   ' the path of a genotype.json, or of a log or other text, of which the last such line is taken.'
 )
 
-# Flags that set a field.
-_FIELD = re.compile(r'--?config\.(?P<path>(?:[^\W\d]\w*\.)*[^\W\d]\w*)(?==|$)')
-# Flags that name the kind of a group of fields, or set a field of such a group.
-_GROUP = re.compile(
-  r'--?config\.(?P<path>(?:\w+\.)*?(?:space|strategy|hypergradient|task|evaluator))'
-  r'(?:\.(?P<field>(?!name\b)\w[^=]*)|\.name)?(?P<value>=.*)?',
-  re.DOTALL,
-)
+# A flag that sets a field of the config, whose value may be the next argument.
+_FIELD = re.compile(r'--?config\.(?P<path>(?:[^\W\d]\w*\.)*[^\W\d]\w*)(?P<value>=.*)?', re.DOTALL)
+# Groups of fields that go by a name, which says which fields they have.
+_NAMED = ('space', 'strategy', 'hypergradient', 'task', 'evaluator')
 # Seconds until a signal that was lost is sent again.
 _PAUSE = 0.05
 
@@ -296,8 +292,7 @@ def _overridden(path: str, overrides: list[str]) -> tuple[ConfigDict, list[str]]
   """The config of a file with the fields of the command line, and what else that has; passes on errors of flags."""
   fields = flags.FlagValues()
   loaded = _load(path)
-  overrides = _renamed(loaded, overrides)
-  overrides = [*overrides[:1], *_grouped(loaded, overrides[1:])]
+  overrides = [*overrides[:1], *_prepared(loaded, overrides[1:])]
   try:
     config = config_flags.DEFINE_config_dict(
       'config',
@@ -316,42 +311,15 @@ def _overridden(path: str, overrides: list[str]) -> tuple[ConfigDict, list[str]]
   return config.value, rest
 
 
-def _renamed(config: ConfigDict, overrides: Sequence[str]) -> list[str]:
-  """Carries out the flags that give a group of the config another name; returns the others.
+def _prepared(config: ConfigDict, overrides: Sequence[str]) -> list[str]:
+  """Makes the groups that flags set fields of and a file leaves out, and gives groups the names that flags give them.
 
   `--config.strategy=sgas` and `--config.strategy.name=sgas` are the same. Fields of the file that are not fields of the
-  other kind are left out then. A file may also give a group by its name alone, or leave it out.
-  """
-  left: list[str] = []
-  arguments = iter(overrides)
-  for argument in arguments:
-    found = _GROUP.fullmatch(argument)
-    *parents, last = found['path'].split('.') if found else ('',)
-    parent: Any = config
-    for name in parents:
-      parent = parent.get(name) if isinstance(parent, ConfigDict) else None
-    group = parent.get(last) if isinstance(parent, ConfigDict) else config
-    if found is None or not isinstance(parent, ConfigDict) or not isinstance(group, ConfigDict | str | None):
-      left.append(argument)
-      continue
-    if found['field']:
-      if not isinstance(group, ConfigDict):
-        _set(parent, last, ConfigDict({} if group is None else {'name': group}))
-      left.append(argument)
-      continue
-    value = next(arguments, None) if found['value'] is None else found['value'][1:]
-    if value is None:
-      left.append(argument)
-    else:
-      _set(parent, last, ConfigDict(as_kind(group, value)) if isinstance(group, ConfigDict) else value)
-  return left
-
-
-def _grouped(config: ConfigDict, overrides: Sequence[str]) -> list[str]:
-  """Makes the groups that flags set fields of and a file leaves out; whether they exist is judged where all fields are.
+  other kind are left out then. A file may also give such a group by its name alone. Whether fields exist is judged once
+  all of them are known.
 
   Returns:
-    The flags, in which a field that the file leaves out and its value are one argument.
+    The other flags, in which a field that the file leaves out and its value are one argument.
 
   Raises:
     ValueError: a flag sets a group as if it was a field, or is a field of an earlier version.
@@ -359,22 +327,31 @@ def _grouped(config: ConfigDict, overrides: Sequence[str]) -> list[str]:
   left: list[str] = []
   arguments = iter(overrides)
   for argument in arguments:
-    found = _FIELD.match(argument)
-    group: Any = config
+    found = _FIELD.fullmatch(argument)
     *parents, last = found['path'].split('.') if found else ('',)
+    if last == 'name' and parents and parents[-1] in _NAMED:
+      last = parents.pop()
+    group: Any = config
     for name in parents:
-      if isinstance(group, ConfigDict) and group.get(name) is None:
+      inner = group.get(name) if isinstance(group, ConfigDict) else config
+      if inner is None or (isinstance(inner, str) and name in _NAMED):
         _check_renamed([argument])
-        _set(group, name, ConfigDict())
+        _set(group, name, ConfigDict({} if inner is None else {'name': inner}))
       group = group.get(name) if isinstance(group, ConfigDict) else None
-    if found and isinstance(group, ConfigDict):
-      value = group.get(last)
-      if isinstance(value, ConfigDict):
-        fields = ', '.join(f'config.{found["path"]}.{name}' for name in value)
-        raise ValueError(f'config.{found["path"]}: a group of fields cannot be set as a whole; its fields are {fields}')
-      if value is None and argument == found[0]:
-        argument = f'{argument}={next(arguments, "")}'
-    left.append(argument)
+    if found is None or not isinstance(group, ConfigDict):
+      left.append(argument)
+      continue
+    before, value = group.get(last), found['value']
+    if value is None and (before is None or last in _NAMED):
+      value = f'={next(arguments, "")}'
+    if last in _NAMED and isinstance(before, ConfigDict | str | None):
+      name = (value or '=')[1:]
+      _set(group, last, ConfigDict(as_kind(before, name)) if isinstance(before, ConfigDict) else name)
+    elif isinstance(before, ConfigDict):
+      fields = ', '.join(f'config.{found["path"]}.{name}' for name in before)
+      raise ValueError(f'config.{found["path"]}: a group of fields cannot be set as a whole; its fields are {fields}')
+    else:
+      left.append(f'--config.{found["path"]}{value or ""}')
   return left
 
 
@@ -390,10 +367,14 @@ def _check_renamed(overrides: Sequence[str]) -> None:
   """Raises a ValueError if a flag is a field of an earlier version, which says how it is called now."""
   from darts_jax.search.settings import RENAMED  # Takes seconds to import, and few commands need it.
 
+  def match(name: str, argument: str) -> re.Match[str] | None:
+    return re.match(rf'--?(config\.(?:\w+\.)*?){re.escape(name)}(?:[=.]|$)', argument)
+
   for argument in overrides:
     for old, new in RENAMED.items():
-      found = re.match(rf'--?(config\.(?:\w+\.)*?){re.escape(old)}(?:[=.]|$)', argument)
-      if found:
+      found = match(old, argument)
+      # Some have been moved into a group, and kept their name.
+      if found and not match(new, argument):
         raise ValueError(f'{found[1]}{old}: it is called {found[1]}{new} now')
 
 

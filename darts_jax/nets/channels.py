@@ -338,7 +338,7 @@ def _spread_aval(offsets: Any, *, shape: Shape) -> list[jax.core.ShapedArray]:
   return [jax.core.ShapedArray(shape, offsets.dtype)] * offsets.shape[0]
 
 
-def _sum_pixels_aval(*images: Any, shape: Shape) -> list[jax.core.ShapedArray]:
+def _of_each_sum_aval(*images: Any, shape: Shape) -> list[jax.core.ShapedArray]:
   return [jax.core.ShapedArray((len(images), *shape), images[0].dtype)]
 
 
@@ -414,7 +414,7 @@ spread_p = _linear(
 )
 sum_pixels_p = _linear(
   'sum_pixels',
-  _sum_pixels_aval,
+  _of_each_sum_aval,
   lambda cts, args: spread_p.bind(cts[0], shape=args[0].aval.shape),
   _sum_pixels,
   on_cpu=_sum_pixels_on_cpu,
@@ -425,7 +425,7 @@ sum_pixels_p = _linear(
 typical_pixels_p = Primitive('typical_pixels')
 typical_pixels_p.multiple_results = True
 typical_pixels_p.def_impl(jax.jit(typical_pixels_p.bind, static_argnames='shape'))
-typical_pixels_p.def_abstract_eval(_sum_pixels_aval)
+typical_pixels_p.def_abstract_eval(_of_each_sum_aval)
 lower_as(typical_pixels_p, _typical_pixels, cpu=_typical_pixels_on_cpu)
 batching.primitive_batchers[typical_pixels_p] = functools.partial(_batch, typical_pixels_p)
 

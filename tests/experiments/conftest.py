@@ -5,10 +5,12 @@ import pathlib
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
+USAGE = 'usage: how it is called'
 
 
 @pytest.fixture(scope='session')
@@ -31,3 +33,28 @@ def command() -> Callable[..., 'subprocess.CompletedProcess[str]']:
     )
 
   return run
+
+
+class Answer(NamedTuple):
+  code: int | str | None
+  output: str
+  errors: str
+
+
+Ask = Callable[..., Answer]
+
+
+@pytest.fixture
+def ask(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path) -> Ask:
+  """Gives a command line to an entry point, the one of the search by default, in an empty folder."""
+  monkeypatch.chdir(tmp_path)
+
+  from experiments import entry, search
+
+  def ask(*arguments: str, run: Callable[..., int] = search.run) -> Answer:
+    monkeypatch.setattr(sys, 'argv', ['search.py', *arguments])
+    with pytest.raises(SystemExit) as exited:
+      entry.launch(run, USAGE, distributed=True)
+    return Answer(exited.value.code, *capsys.readouterr())
+
+  return ask
