@@ -24,7 +24,7 @@ class InProcess(futures.Executor):
     future: futures.Future[T] = futures.Future()
     try:
       future.set_result(function(*args, **kwargs))
-    except Exception as error:
+    except Exception as error:  # As executors do: whoever asks for the result gets it.
       future.set_exception(error)
     return future
 

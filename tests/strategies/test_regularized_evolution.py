@@ -61,6 +61,12 @@ class Game:
     outcome = failed(proposal, 'why') if reward is None else Outcome(proposal, 'done', reward)
     self.state = self.strategy.tell(self.state, outcome)
 
+  def fill(self, number):
+    """Members 0, 1, …, the later the better."""
+    for each in range(number):
+      self.ask()
+      self.tell(each, each / 10)
+
   @property
   def living(self):
     return [outcome.proposal.number for outcome in self.state.population]
@@ -124,9 +130,7 @@ def test_failures_are_not_members_and_are_replaced_at_the_beginning():
 
 def test_a_tournament_of_one_is_a_uniform_draw():
   game = Game(5, 1)
-  for number in range(5):
-    game.ask()
-    game.tell(number, number / 10)
+  game.fill(5)
   parents = [game.ask().parent for _ in range(2000)]
   assert stats.chisquare(np.bincount(parents, minlength=5)).pvalue > 1e-3
   drawn = [game.strategy.sample(game.state, Key(2, spawn_key=(i,))) for i in range(2000)]
@@ -137,9 +141,7 @@ def test_a_tournament_of_one_is_a_uniform_draw():
 
 def test_the_best_of_three_drawn_with_replacement_wins():
   game = Game(5, 3)
-  for number in range(5):
-    game.ask()
-    game.tell(number, number / 10)
+  game.fill(5)
   parents = [game.ask().parent for _ in range(3000)]
   # Member k wins if no draw is above it and not all are below it.
   expected = [((k + 1) ** 3 - k**3) / 125 for k in range(5)]
