@@ -1,11 +1,9 @@
 """The compiled parts of a search, on the tiniest supernet with a parallel and a strided edge of every kind."""
 
-import dataclasses
 import functools
 import itertools
 import math
-import types
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,22 +12,17 @@ import optax
 import pytest
 from jax.extend.core import jaxprs_in_params
 from jax.flatten_util import ravel_pytree
-from jax.sharding import PartitionSpec
 
 from darts_jax.data.images import Images, load, split
-from darts_jax.data.settings import Augment
 from darts_jax.runtime.compilation import CompilationCounter, count_compilations
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.search import ImageSearcher, Search
 from darts_jax.search.images import ImageLoss, divide
 from darts_jax.search.optimizers import Optimizers
 from darts_jax.search.searched import Searched
-from darts_jax.search.searcher import Searcher
-from darts_jax.search.settings import BatchNorm, Data
-from darts_jax.search.state import Halves, SearchState
-from darts_jax.search.step import BatchLoss, search_step
+from darts_jax.search.state import Halves
+from darts_jax.search.step import search_step
 from darts_jax.settings import build
-from darts_jax.strategies.darts import Darts
 
 EPOCHS, BATCH = 4, 128
 SEARCH = build(
@@ -331,89 +324,6 @@ def test_evaluation_counts_every_image_once(request, digits, trajectory, name):
   np.testing.assert_allclose(found.accuracy, (logits.argmax(axis=1) == labels).mean(), rtol=1e-6)
 
 
-NUM_IMAGES, NUM_VALID = 52, 18
-
-
-@pytest.fixture(scope='module')
-def numbered() -> Images:
-  """Images whose pixels are all their number plus one, with the remainder by 10 as label."""
-  numbers = np.arange(NUM_IMAGES)
-  x = np.broadcast_to(numbers[:, None, None, None] + 1, (NUM_IMAGES, 8, 8, 1)).astype(np.float32)
-  return Images('numbered', x, (numbers % 10).astype(np.int32), None, None, 10, (0.0,), (1.0,))
-
-
-class Drawn(NamedTuple):
-  """Of the first steps of a search: images `[steps, B, 8, 8]`, their numbers and labels `[steps, B]`."""
-
-  pixels: np.ndarray
-  numbers: np.ndarray
-  labels: np.ndarray
-
-
-def draw(images: Images, num_steps: int, batch_size: int, num_devices: int = 1, **changes: Any) -> Halves:
-  """What a search trains on, by half."""
-  settings = dataclasses.replace(
-    SEARCH,
-    batch_size=batch_size,
-    data=Data(validation_fraction=NUM_VALID / NUM_IMAGES),
-    augment=Augment(crop_padding=changes.pop('crop_padding', 0), flip=False, cutout=0),
-    **changes,
-  )
-  each = make_lab(settings, images, num_devices)
-
-  def batches(step, data):
-    return each.searcher.batches(types.SimpleNamespace(key=jax.random.key(settings.seed), step=step), data)
-
-  same, shared = PartitionSpec(), PartitionSpec('data')
-  whole = jax.jit(jax.shard_map(batches, mesh=each.searcher.mesh, in_specs=same, out_specs=shared, check_vma=False))
-  drawn = [jax.device_get(whole(jnp.int32(step), each.data)) for step in range(num_steps)]
-  parts = []
-  for half in Halves._fields:
-    pixels = np.stack([getattr(halves, half).images[..., 0] for halves in drawn])
-    labels = np.stack([getattr(halves, half).labels for halves in drawn])
-    parts.append(Drawn(pixels, pixels.max(axis=(2, 3)).astype(int) - 1, labels))
-  return Halves(*parts)
-
-
-def test_images_of_the_weights_are_seen_at_most_once_an_epoch(numbered):
-  epochs, steps, size = 6, 4, 8
-  train, valid = draw(numbered, epochs * steps, size)
-  ours, others = split(NUM_IMAGES, NUM_VALID / NUM_IMAGES, SEARCH.seed)
-  orders = train.numbers.reshape(epochs, steps * size)
-  for order in orders:
-    assert len(set(order)) == steps * size
-    assert set(order) <= set(ours)
-  # Every epoch has another order, and leaves out another two of the 34 images.
-  assert len({tuple(order) for order in orders}) == epochs
-  assert len({frozenset(ours) - frozenset(order) for order in orders}) > 1
-  np.testing.assert_array_equal(train.labels, train.numbers % 10)
-  # α sees any images of the other half: all of them in 192 draws, some twice in a batch.
-  assert set(valid.numbers.ravel()) == set(others)
-  assert any(len(set(batch)) < size for batch in valid.numbers)
-  np.testing.assert_array_equal(valid.labels, valid.numbers % 10)
-
-
-def test_order_depends_on_the_seed_alone(numbered):
-  order = draw(numbered, 4, 8).train.numbers.ravel()
-  np.testing.assert_array_equal(draw(numbered, 2, 16).train.numbers.ravel(), order)
-  wide = draw(numbered, 4, 8, num_devices=8)
-  np.testing.assert_array_equal(wide.train.numbers.ravel(), order)
-  np.testing.assert_array_equal(wide.valid.numbers, draw(numbered, 4, 8).valid.numbers)
-  assert set(draw(numbered, 4, 8, seed=1).train.numbers.ravel()) != set(order)
-
-
-def test_every_step_and_half_is_augmented_in_its_own_way(numbered):
-  train, valid = draw(numbered, 2, 8, crop_padding=4)
-  # Where the padding has come into the picture, pixels are black.
-  crops = [(half.pixels[step] > 0).tobytes() for half in (train, valid) for step in range(2)]
-  assert len(set(crops)) == 4
-
-
-def test_batch_that_is_larger_than_a_half_is_refused(numbered):
-  with pytest.raises(ValueError, match='^config.batch_size: 19 is larger than the valid half of numbered,'):
-    draw(numbered, 1, NUM_VALID + 1)
-
-
 def make_step(settings: Search, images: Images) -> tuple[Any, Any]:
   """A step as a function of state and batches, and these."""
   each = make_lab(settings, images, 1)
@@ -517,97 +427,3 @@ def test_remat_changes_nothing_but_rounding(take_step, tiny_step):
   assert_trees_close(info.metrics, expected.metrics, rtol=1e-4)
   assert_trees_close((state.weights, state.statistics), (expected_state.weights, expected_state.statistics), 1e-4, 1e-5)
   assert relative_error(info.hypergradient, expected.hypergradient) < 1e-2
-
-
-@pytest.mark.parametrize(('batch_size', 'group_size', 'field'), [(1, 0, 'batch_size'), (2, 1, 'batch_norm.group_size')])
-def test_statistics_of_single_numbers_are_refused(digits, batch_size, group_size, field):
-  settings = dataclasses.replace(SEARCH, batch_size=batch_size, batch_norm=BatchNorm(group_size))
-  images = dataclasses.replace(digits, x_train=digits.x_train[:, :4, :4])
-  with pytest.raises(
-    ValueError, match=f'^config.{field}: 1 is not allowed with images of 4×4 pixels, of which the netw'
-  ):
-    ImageSearcher(settings, Searched.from_settings(settings), images, make_mesh(1))
-
-
-def test_more_steps_than_int32_counts_are_refused(digits):
-  settings = dataclasses.replace(SEARCH, epochs=20_000, batch_size=2)
-  many = {
-    name: np.broadcast_to(getattr(digits, name)[:1], (500_000, *getattr(digits, name).shape[1:]))
-    for name in ('x_train', 'y_train')
-  }
-  with pytest.raises(ValueError, match='^config.epochs: 20000 are 2500000000 steps; at most 2147483647 are allowed$'):
-    ImageSearcher(settings, Searched.from_settings(settings), dataclasses.replace(digits, **many), make_mesh(1))
-
-
-def test_what_is_drawn_in_a_step_has_a_purpose_of_its_own(digits, purposes):
-  """The order of the images, those for α, how either are augmented, the relaxation; and that of an evaluation."""
-  searched = Searched.from_settings(SEARCH)
-  searcher = ImageSearcher(SEARCH, searched, digits, make_mesh(1))
-  data = searcher.place([divide(digits, SEARCH, SEARCH.seed)])
-
-  def draw(state):
-    searcher.batches(state, data)
-    BatchLoss.at(state, searcher.objective, searched, 'float32')
-    searcher.searched.look(state.alphas, state.step, state.key)
-
-  alphas = searched.init(jax.random.key(1))
-  found = purposes(draw, SearchState(jnp.int32(0), jax.random.key(0), None, None, alphas, None, None))
-  assert len(found) == len(set(found)) == 6
-
-
-@pytest.mark.parametrize('platform', ['cpu', 'tpu'])
-@pytest.mark.parametrize('name', ['run', 'evaluate'])
-@pytest.mark.parametrize('num_devices', [1, 8])
-def test_supernets_are_traced_as_suits_the_devices(digits, edges_are_channels, num_devices, name, platform):
-  mesh = make_mesh(num_devices)
-  state = SearchState(jnp.int32(0), jax.random.key(0), None, None, {}, None, None)
-  args = (state, None, jnp.int32(1)) if name == 'run' else (state, None)
-
-  def make():
-    return ImageSearcher(SEARCH, Searched.from_settings(SEARCH), digits, mesh)
-
-  assert edges_are_channels(Searcher, name, mesh, platform, make, *args) == (platform == 'tpu')
-
-
-@dataclasses.dataclass(frozen=True)
-class Watched(Darts):
-  """Writes down which keys it consumes."""
-
-  draws: ClassVar[bool] = True
-
-  consumed: list[tuple[int, ...]] = dataclasses.field(default_factory=list)
-
-  def init(self, space, key):
-    self.consumed.append(tuple(jax.random.key_data(key).tolist()))
-    return super().init(space, key)
-
-  def mix(self, arch, space, cells, time, key, purpose):
-    self.consumed.append(tuple(jax.random.key_data(key).tolist()))
-    return super().mix(arch, space, cells, time, key, purpose)
-
-
-def test_no_key_is_consumed_twice(digits, monkeypatch):
-  watched = Watched()
-  searched = Searched.start(watched, SEARCH.network.space())
-  searcher = ImageSearcher(SEARCH, searched, digits, make_mesh(1))
-  drawn = []
-
-  def variables(key, mixing):
-    drawn.append(tuple(jax.random.key_data(key).tolist()))
-    return {name: {'none': jnp.zeros(1)} for name in ('params', 'batch_stats')}
-
-  monkeypatch.setattr(searcher, 'variables', variables)
-  monkeypatch.setattr(searcher, 'measure', lambda state, mixing, data: None)
-  state = searcher._init(searcher.keys())
-  for step in range(3):
-    now = state.replace(step=jnp.int32(step))
-    if step:
-      searcher._evaluate(now, None)
-    loss = BatchLoss.at(now, lambda *args: None, searched, 'float32')
-    for updating in (False, True):
-      loss(now.weights.vector, now.alphas, None, updating)
-  root = tuple(jax.random.key_data(state.key).tolist())
-  keys = [root, *drawn, *watched.consumed]
-  # Weights and α are moved by mixing weights of keys of their own.
-  assert len(keys) == 2 + 2 + 2 + 2 * 3
-  assert len(set(keys)) == len(keys)

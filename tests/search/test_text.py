@@ -1,8 +1,7 @@
-"""Searches for recurrent cells: what is read when, and the step by its formulas."""
+"""Searches for recurrent cells: the step by its formulas."""
 
 import dataclasses
 import functools
-import itertools
 import math
 import types
 from typing import Any, NamedTuple
@@ -15,18 +14,16 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from jax.sharding import PartitionSpec
 
-from darts_jax.data import windows
 from darts_jax.data.corpus import Corpus, columns
-from darts_jax.data.sequences import Sequences, Text, perplexity
+from darts_jax.data.sequences import Sequences, perplexity
 from darts_jax.hypergradient import BILEVEL, Estimator, make
 from darts_jax.nets.recurrent import Dropout, Masks
 from darts_jax.runtime.mesh import make_mesh, replicated
 from darts_jax.search import RecurrentSearch, Search, TextSearcher
 from darts_jax.search.optimizers import Optimizers
 from darts_jax.search.searched import Searched
-from darts_jax.search.settings import BatchNorm
 from darts_jax.search.state import Halves, SearchState
-from darts_jax.search.step import BatchLoss, search_step
+from darts_jax.search.step import search_step
 from darts_jax.search.text import TextBatch, cell_weights, texts
 from darts_jax.settings import build
 from darts_jax.spaces import Mixing
@@ -53,17 +50,6 @@ WITHOUT_DROPOUT = dataclasses.replace(
 )
 
 
-@pytest.fixture(scope='module')
-def corpus() -> Corpus:
-  """Words that follow each other as a rule; some are left over, whatever the columns."""
-  rng = np.random.default_rng(0)
-
-  def text(length):
-    return np.cumsum(rng.choice([1, 3], size=length, p=[0.8, 0.2])).astype(np.int32) % VOCAB
-
-  return Corpus('counting', tuple('abcdefghij'), text(203), text(101), text(50))
-
-
 class Lab(NamedTuple):
   searcher: TextSearcher
   data: Halves
@@ -81,116 +67,6 @@ def make_lab(settings: RecurrentSearch, corpus: Corpus, num_devices: int = 1) ->
 @pytest.fixture(scope='module')
 def lab(corpus) -> Lab:
   return make_lab(WITHOUT_DROPOUT, corpus)
-
-
-# What is read.
-
-
-def test_sequences_are_cut_with_targets_one_row_later():
-  rows = np.arange(1, 15, dtype=np.int32).reshape(7, 2)
-  plan = windows.Windows(np.array([0, 3, 5, 2], np.int32), np.array([3, 3, 1, 2], np.int32), (4,), 4)
-  text = jax.device_put(Text.cut(rows, plan))
-  for number, (start, length) in enumerate(zip(plan.starts, plan.lengths, strict=True)):
-    first, found = text.window(jnp.int32(number))
-    assert found.tokens.shape == found.targets.shape == (4, 2)
-    assert (first, found.length) == (start, length)
-    np.testing.assert_array_equal(found.tokens[:length], rows[start : start + length])
-    np.testing.assert_array_equal(found.targets[:length], rows[start + 1 : start + length + 1])
-
-
-@pytest.fixture(scope='module')
-def drawn(corpus) -> tuple[Lab, list[Halves]]:
-  """With dropout: the batches of all steps; hidden states carried to them are the step, plus a half for α."""
-  lab = make_lab(SEARCH, corpus)
-  shape = lab.searcher.carried().train.shape
-
-  @jax.jit
-  def batches(step):
-    carried = Halves(jnp.full(shape, 1.0 + step), jnp.full(shape, 1.5 + step))
-    state: Any = types.SimpleNamespace(key=jax.random.key(0), step=step, carried=carried)
-    return lab.searcher.batches(state, lab.data), lab.searcher.step_metrics(state, lab.data)
-
-  found = [jax.device_get(batches(jnp.int32(step))) for step in range(lab.searcher.epoch_ends[-1])]
-  for halves, step_metrics in found:
-    assert step_metrics == {'sequence_length': halves.train.sequences.length}
-  return lab, [halves for halves, _ in found]
-
-
-def test_sequences_of_alphas_follow_each_other_where_they_move(corpus):
-  settings = dataclasses.replace(SEARCH, alphas=dataclasses.replace(SEARCH.alphas, every=2, from_epoch=1))
-  lab = make_lab(settings, corpus)
-  batches, state = jax.jit(lab.searcher.batches), lab.init()
-  start, text = lab.searcher.epoch_ends[0], lab.data.valid
-  moving = [step for step in range(start, lab.searcher.epoch_ends[-1]) if step % 2]
-  assert len(moving) > 2
-  for number, step in enumerate(moving):
-    _, expected = text.window(number % len(text.starts))
-    found = batches(state.replace(step=jnp.int32(step)), lab.data).valid.sequences
-    np.testing.assert_array_equal(found.tokens, expected.tokens)
-
-
-def test_sequences_of_the_weights_follow_each_other(corpus, drawn):
-  lab, batches = drawn
-  rows = columns(corpus.train, BATCH)
-  ends = lab.searcher.epoch_ends
-  assert len(ends) == SEARCH.epochs
-  orders = []
-  for first, end in itertools.pairwise((0, *ends)):
-    sequences = [halves.train.sequences for halves in batches[first:end]]
-    tokens = np.concatenate([each.tokens[: each.length] for each in sequences])
-    targets = np.concatenate([each.targets[: each.length] for each in sequences])
-    # All of the text, but perhaps a row at its end.
-    assert len(rows) - 2 <= len(tokens) <= len(rows) - 1
-    np.testing.assert_array_equal(tokens, rows[: len(tokens)])
-    np.testing.assert_array_equal(targets, rows[1 : len(tokens) + 1])
-    lengths = [int(each.length) for each in sequences]
-    assert set(lengths[:-1]) == {BPTT, BPTT // 2}
-    orders.append(tuple(lengths))
-    # Zeros at the beginning of an epoch, what was carried after.
-    for step, halves in enumerate(batches[first:end], start=first):
-      np.testing.assert_array_equal(halves.train.hidden, np.full((BATCH, 4), 0.0 if step == first else 1.0 + step))
-  assert len(set(orders)) == SEARCH.epochs
-  assert lab.data.train.capacity == lab.data.valid.capacity == BPTT
-
-
-def test_text_of_alpha_begins_again_at_its_end(corpus, drawn):
-  _, batches = drawn
-  rows = columns(corpus.valid, BATCH)
-  assert len(rows) == 12
-  # Eleven rows have another after them: two sequences of five, and one of one.
-  for step, halves in enumerate(batches):
-    start, length = [(0, 5), (5, 5), (10, 1)][step % 3]
-    sequences, hidden, _ = halves.valid
-    assert sequences.length == length
-    np.testing.assert_array_equal(sequences.tokens[:length], rows[start : start + length])
-    np.testing.assert_array_equal(sequences.targets[:length], rows[start + 1 : start + length + 1])
-    np.testing.assert_array_equal(hidden, np.full((BATCH, 4), 0.0 if start == 0 else 1.5 + step))
-  assert len(batches) > 6
-
-
-def test_every_step_and_half_has_its_own_masks(drawn):
-  _, batches = drawn
-  dropout = SEARCH.network.dropout
-  for name in ('embedded', 'x', 'h', 'output'):
-    masks = np.array([getattr(half.masks, name) for halves in batches for half in halves])
-    assert len({mask.tobytes() for mask in masks}) == len(masks)
-    rate = getattr(dropout, name)
-    # Five standard deviations.
-    assert abs(np.mean(masks == 0) - rate) < 5 * np.sqrt(rate * (1 - rate) / masks.size)
-  # No words are dropped in the paper's search.
-  assert all(np.all(half.masks.words == 1) for halves in batches for half in halves)
-
-
-def test_text_that_is_too_short_is_refused(corpus):
-  for part, said in zip(Halves._fields, ('training', 'validation'), strict=True):
-    short = dataclasses.replace(corpus, **{part: corpus.train[: 3 * BATCH - 1]})
-    message = f'config.batch_size: 8 is too large; the {said} text of counting has 23 tokens, which are enough for 7 co'
-    with pytest.raises(ValueError, match=f'^{message}'):
-      make_lab(SEARCH, short)
-    texts(dataclasses.replace(corpus, **{part: corpus.train[: 3 * BATCH]}), SEARCH)
-
-
-# The step.
 
 
 class Step(NamedTuple):
@@ -592,28 +468,3 @@ def test_search_on_the_help_texts_learns_more_than_how_frequent_words_are():
   assert sums['finite']
   found = lab.searcher.metrics(jax.device_get(lab.searcher.evaluate(state, lab.data)))['perplexity']
   assert 1 < found < 0.75 * unigram
-
-
-@pytest.mark.parametrize(('batch_size', 'group_size', 'field'), [(1, 0, 'batch_size'), (2, 1, 'batch_norm.group_size')])
-def test_statistics_of_single_columns_are_refused(corpus, batch_size, group_size, field):
-  settings = dataclasses.replace(SEARCH, batch_size=batch_size, batch_norm=BatchNorm(group_size))
-  with pytest.raises(
-    ValueError, match=f'^config.{field}: 1 is not allowed; batch normalisation would make a single num'
-  ):
-    make_lab(settings, corpus)
-
-
-def test_what_is_drawn_in_a_step_has_a_purpose_of_its_own(corpus, purposes):
-  """Dropout masks of either half, the relaxation, and that of an evaluation."""
-  lab = make_lab(SEARCH, corpus)
-  searcher = lab.searcher
-
-  def draw(state):
-    searcher.batches(state, lab.data)
-    BatchLoss.at(state, searcher.objective, searcher.searched, 'float32')
-    searcher.searched.look(state.alphas, state.step, state.key)
-
-  alphas = searcher.searched.init(jax.random.key(1))
-  state = SearchState(jnp.int32(0), jax.random.key(0), None, None, alphas, None, None, searcher.carried())
-  found = purposes(draw, state)
-  assert len(found) == len(set(found)) == 4
