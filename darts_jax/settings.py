@@ -17,8 +17,7 @@ from darts_jax.runtime.files import as_unicode, one_line
 
 T = TypeVar('T')
 
-#: The fields that a group had when its name became another one, for those that the other kind has, too. No config can
-#: have a field of this name otherwise.
+#: Key of the fields that a group had before its name was changed; no field of a config can have this name.
 REPLACED = '(replaced)'
 
 # Values of a tuple, and characters of a value in a message.
@@ -58,11 +57,17 @@ def variant(
 
 
 def as_kind(group: Mapping[str, Any], name: str) -> dict[str, Any]:
-  """The config of a variant by another name, with those of its fields that the kind of that name has, too."""
+  """The config of a variant by another name; `build` takes those of its fields that the kind of that name has, too."""
   if name == group.get('name'):
     return dict(group.items())
-  fields = {**group.get(REPLACED, {}), **group}
-  return {'name': name, REPLACED: {field: value for field, value in fields.items() if field not in ('name', REPLACED)}}
+  fields = group.get(REPLACED, group)
+  return {'name': name, REPLACED: {field: value for field, value in fields.items() if field != 'name'}}
+
+
+def name_alone(group: Any) -> Any:
+  """The name of a group that has no other fields; anything else as it is."""
+  fields = {*group} - {REPLACED} if hasattr(group, 'items') else set()
+  return group['name'] if fields == {'name'} else group
 
 
 def as_config(settings: Any) -> dict[str, Any]:
@@ -71,7 +76,11 @@ def as_config(settings: Any) -> dict[str, Any]:
   for field in dataclasses.fields(settings):
     value = getattr(settings, field.name)
     if 'kinds' in field.metadata:
-      [name] = [name for name, kind in field.metadata['kinds'].items() if kind is type(value)]
+      # A kind may go by several names.
+      name = next((name for name, kind in field.metadata['kinds'].items() if kind is type(value)), None)
+      if name is None:
+        kinds = ', '.join(field.metadata['kinds'])
+        raise ValueError(f'config.{field.name}: {type(value).__name__} is not registered; there are {kinds}')
       found[field.name] = {'name': name, **as_config(value)}
     else:
       found[field.name] = as_config(value) if dataclasses.is_dataclass(value) else value
@@ -188,13 +197,11 @@ def build_by_space(kinds: Mapping[str, type[T]], config: Mapping[str, Any]) -> T
   Raises:
     ValueError: as `build`; or the space is unknown.
   """
-  space = dict(_items(config, 'config')).get('space', 'convolutional')
-  if hasattr(space, 'items') and [*dict(_items(space, 'config.space'))] == ['name']:
-    space = space['name']
-    config = {**dict(_items(config, 'config')), 'space': space}
+  fields = dict(_items(config, 'config'))
+  space = name_alone(fields.get('space', 'convolutional'))
   if not isinstance(space, str) or space not in kinds:
     raise ValueError(f'config.space: {_shown(space)} is not known; allowed are {", ".join(kinds)}')
-  return build(kinds[space], config)
+  return build(kinds[space], {**fields, 'space': space})
 
 
 def check_seeds(first: int, number: int, what: str, path: str) -> None:

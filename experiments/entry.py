@@ -306,7 +306,6 @@ def _overridden(path: str, overrides: list[str]) -> tuple[ConfigDict, list[str]]
     rest = fields(overrides)
   except (AttributeError, LookupError, TypeError, ValueError) as error:
     # A path through the config that leads nowhere, such as --config.epochs.more=1, or is none, such as --config.1=1.
-    _check_renamed(overrides[1:])
     raise ValueError(f'{" ".join(overrides[1:])}: no such field ({one_line(error)})') from error
   return config.value, rest
 
@@ -322,11 +321,12 @@ def _prepared(config: ConfigDict, overrides: Sequence[str]) -> list[str]:
     The other flags, in which a field that the file leaves out and its value are one argument.
 
   Raises:
-    ValueError: a flag sets a group as if it was a field, or is a field of an earlier version.
+    ValueError: a flag sets a group as if it was a field.
   """
   left: list[str] = []
-  arguments = iter(overrides)
-  for argument in arguments:
+  arguments = list(reversed(overrides))
+  while arguments:
+    argument = arguments.pop()
     found = _FIELD.fullmatch(argument)
     *parents, last = found['path'].split('.') if found else ('',)
     if last == 'name' and parents and parents[-1] in _NAMED:
@@ -335,7 +335,6 @@ def _prepared(config: ConfigDict, overrides: Sequence[str]) -> list[str]:
     for name in parents:
       inner = group.get(name) if isinstance(group, ConfigDict) else config
       if inner is None or (isinstance(inner, str) and name in _NAMED):
-        _check_renamed([argument])
         _set(group, name, ConfigDict({} if inner is None else {'name': inner}))
       group = group.get(name) if isinstance(group, ConfigDict) else None
     if found is None or not isinstance(group, ConfigDict):
@@ -343,9 +342,10 @@ def _prepared(config: ConfigDict, overrides: Sequence[str]) -> list[str]:
       continue
     before, value = group.get(last), found['value']
     if value is None and (before is None or last in _NAMED):
-      value = f'={next(arguments, "")}'
+      # Without a value it is a switch.
+      value = f'={arguments.pop()}' if arguments and not arguments[-1].startswith('--') else '=True'
     if last in _NAMED and isinstance(before, ConfigDict | str | None):
-      name = (value or '=')[1:]
+      name = str(value).removeprefix('=')
       _set(group, last, ConfigDict(as_kind(before, name)) if isinstance(before, ConfigDict) else name)
     elif isinstance(before, ConfigDict):
       fields = ', '.join(f'config.{found["path"]}.{name}' for name in before)
@@ -361,21 +361,6 @@ def _set(group: ConfigDict, name: str, value: Any) -> None:
     if name in group:
       del group[name]
     group[name] = value
-
-
-def _check_renamed(overrides: Sequence[str]) -> None:
-  """Raises a ValueError if a flag is a field of an earlier version, which says how it is called now."""
-  from darts_jax.search.settings import RENAMED  # Takes seconds to import, and few commands need it.
-
-  def match(name: str, argument: str) -> re.Match[str] | None:
-    return re.match(rf'--?(config\.(?:\w+\.)*?){re.escape(name)}(?:[=.]|$)', argument)
-
-  for argument in overrides:
-    for old, new in RENAMED.items():
-      found = match(old, argument)
-      # Some have been moved into a group, and kept their name.
-      if found and not match(new, argument):
-        raise ValueError(f'{found[1]}{old}: it is called {found[1]}{new} now')
 
 
 def _load(path: str) -> ConfigDict:

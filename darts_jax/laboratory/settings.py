@@ -4,18 +4,7 @@ import dataclasses
 
 from darts_jax import limits
 from darts_jax.hypergradient import BILEVEL, ESTIMATORS
-from darts_jax.hypergradient.settings import (
-  Amended,
-  ConjugateGradient,
-  Exact,
-  ExactReverse,
-  FiniteDifference,
-  FirstOrder,
-  Hypergradient,
-  Neumann,
-  Truncated,
-  Unrolled,
-)
+from darts_jax.hypergradient.settings import HYPERGRADIENTS, Hypergradient
 from darts_jax.search.settings import Search, check_alone
 from darts_jax.settings import setting
 
@@ -32,19 +21,10 @@ class Quadratic:
   condition: float = setting(100.0, at_least=1, at_most=1e12)
 
 
-@dataclasses.dataclass(frozen=True)
-class Estimators:
-  """The fields of every estimator but the search's own; what all share is that of the search."""
-
-  first_order: FirstOrder = setting(FirstOrder())
-  finite_difference: FiniteDifference = setting(FiniteDifference())
-  exact: Exact = setting(Exact())
-  exact_reverse: ExactReverse = setting(ExactReverse())
-  unrolled: Unrolled = setting(Unrolled())
-  truncated: Truncated = setting(Truncated())
-  neumann: Neumann = setting(Neumann())
-  conjugate_gradient: ConjugateGradient = setting(ConjugateGradient())
-  amended: Amended = setting(Amended())
+#: The fields of every estimator but the search's own; what all share is that of the search.
+Estimators = dataclasses.make_dataclass(
+  'Estimators', [(name, HYPERGRADIENTS[name], setting(HYPERGRADIENTS[name]())) for name in BILEVEL], frozen=True
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +60,7 @@ class Laboratory:
   compare_every: int = setting(8, at_least=1, at_most=limits.STEPS)
   unrolled_steps: tuple[int, ...] = setting((1, 2, 4, 8), at_least=1, at_most=limits.INNER_STEPS)
   quadratic: Quadratic = setting(Quadratic())
-  fields: Estimators = setting(Estimators())
+  fields: Estimators = setting(Estimators())  # type: ignore[valid-type]
   search: Search = setting(Search())
 
   def __post_init__(self) -> None:

@@ -123,12 +123,12 @@ class SupernetLab:
         f'config.search.strategy: {search.strategy.name} is not allowed; estimators are compared on a whole search'
         ' space, by darts'
       )
-    self._searched = Searched.from_settings(search)
+    searched = Searched.from_settings(search)
     self._searchers: dict[int, tuple[ImageSearcher, Halves, Callable[..., Halves]]] = {}
     for size in dict.fromkeys((search.batch_size, *settings.batch_sizes)):
       sized = dataclasses.replace(search, batch_size=size)
       try:
-        searcher = ImageSearcher(sized, self._searched, images, mesh)
+        searcher = ImageSearcher(sized, searched, images, mesh)
         halves = searcher.place([divide(images, sized, search.seed)])
       except ValueError as error:
         message = rename(str(error), 'config.search')
@@ -186,7 +186,7 @@ class SupernetLab:
       fine = self.bench('float32', smooth) if precision == 'bfloat16' else None
       net = dataclasses.replace(self._searcher.net, smooth=smooth)
       self._benches[precision, smooth] = Bench(
-        net, self._searched, self._optimizers, precision, fine, self._note, self._advances
+        net, self._searcher.searched, self._optimizers, precision, fine, self._note, self._advances
       )
     return self._benches[precision, smooth]
 

@@ -17,6 +17,8 @@ from darts_jax.spaces.checks import check_operations
 
 Record = Mapping[str, Any]
 
+# Strategies whose architectures are derived here, from what their files say; None of files that name none.
+_RULES = ('darts', 'sgas', None)
 #: What an edge is (see `Alphas.decided`) that no operation was decided for.
 UNDECIDED, REMOVED = -1, -2
 #: Steps and epochs are below the first whole number that a float cannot tell from the next.
@@ -62,6 +64,7 @@ class Alphas:
     scores: by name, of `SCORES`, and cell type, `[T, E]` float: what the decision of a snapshot, if it had one, was
       made by. It means nothing on edges decided or removed at an earlier one. Empty for a search that does not decide.
     temperatures: `[T]`, what the supernet divides α by before it takes the softmax; None for 1 throughout.
+    strategy: of the search; None if it is not known.
   """
 
   steps: np.ndarray
@@ -70,6 +73,7 @@ class Alphas:
   edges: Mapping[str, tuple[tuple[int, int], ...]]
   scores: Mapping[str, Mapping[str, np.ndarray]] = dataclasses.field(default_factory=dict)
   temperatures: np.ndarray | None = None
+  strategy: str | None = None
 
   @functools.cached_property
   def decides(self) -> bool:
@@ -184,8 +188,10 @@ class Alphas:
     their best operation. The importance of an edge is the weight of its operations other than `none`.
 
     Raises:
-      ValueError: they are not the cells of a space, or no architecture can be derived.
+      ValueError: they are not the cells of a space, no architecture can be derived, or the strategy has another rule.
     """
+    if self.strategy not in _RULES:
+      raise ValueError(f'the report does not know the rule of {self.strategy}')
     space, found = self.space, {}
     for cell in space.cells:
       mixing, spec = self.preferences(cell, snapshot), self.spec(cell)
@@ -200,9 +206,9 @@ class Alphas:
   def doubts(self) -> Doubts | None:
     """What of the latest architecture is in doubt by how far α moved since the snapshot before.
 
-    None if edges are decided one after the other, there is one snapshot alone, or no architecture can be derived.
+    None if edges are decided one after the other, there is one snapshot alone, or no architecture can be derived here.
     """
-    if self.decides or len(self.steps) < 2:
+    if self.decides or len(self.steps) < 2 or self.strategy not in _RULES:
       return None
     before, after = ({cell: self.preferences(cell, i) for cell in self.alphas} for i in (-2, -1))
     try:
@@ -354,16 +360,20 @@ def read(path: pathlib.Path) -> Run:
   records, num_broken = contents['metrics.jsonl'] or ([], 0)
   if num_broken:
     problems['metrics.jsonl'] = f'{num_broken} broken lines of metrics.jsonl are left out.'
+  config, alphas = contents['config.json'], contents['alphas.npz']
+  if alphas is not None and config is not None:
+    strategy = config.get('strategy')
+    alphas = dataclasses.replace(alphas, strategy=strategy.get('name') if isinstance(strategy, Mapping) else strategy)
   return Run(
     path=path,
-    config=contents['config.json'],
+    config=config,
     steps=_latest(records, 'step'),
     epochs=_latest(records, 'epoch'),
     events=tuple(record for record in records if record['kind'] == 'event'),
     tests=tuple(record for record in records if record['kind'] == 'test'),
     status=_status(records),
     genotype=contents['genotype.json'],
-    alphas=contents['alphas.npz'],
+    alphas=alphas,
     problems=problems,
   )
 

@@ -221,12 +221,12 @@ class Loop(abc.ABC, Generic[State]):
     """Is called with the memory of a checkpoint, before its state is restored."""
 
   def finish(self, state: State) -> None:
-    """Is called after the last epoch; and when a finished run is started again whose log lacks what this writes."""
+    """Is called after the last epoch, and when a finished run is started again, if the log lacks something."""
 
   def lacks(self) -> str:
-    """What the log of a run that has got to its end lacks of what `finish` writes, for a message; the same everywhere.
+    """Names, for a message, the result that `finish` writes and that the log lacks; empty if the log lacks none.
 
-    All processes have to call this.
+    All processes have to call this, and get the same.
     """
     return ''
 
@@ -338,7 +338,7 @@ class Loop(abc.ABC, Generic[State]):
     finished, lacks = self.has_logged(lambda line: line.get('event') == 'finished'), self.lacks()
     if finished and lacks:
       self.note(self.total, 'brought_back', f'{metrics.FILE}: {lacks} was lost; it is found out again')
-    if lacks or not finished:
+    if lacks:
       self.finish(state)
     if not finished:
       self._log.write('event', self.total, {'event': 'finished', 'message': f'{len(self.plan.epoch_ends)} epochs done'})

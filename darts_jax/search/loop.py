@@ -331,11 +331,12 @@ class _Loop(Loop[SearchState]):
     found = [self.searched.turn(alphas, epoch) for alphas in self.alphas(state)]
     self._turned = [turned for _, turned in found]
     # Several searches have one strategy, which decides nothing.
+    cells = self.searched.cells
     self.searched, turned = found[0]
     for message in turned.messages:
       self.note(step, 'decided', message)
     ends_here = epoch + 1 in self._ends
-    if turned.cells is None and not ends_here:
+    if self.searched.cells == cells and not ends_here:
       return state
     if not ends_here and step < self.total:
       raise ValueError(
@@ -352,7 +353,7 @@ class _Loop(Loop[SearchState]):
     self._write_alphas(state, step, epoch, [turned.scores for turned in self._turned])
 
   def lacks(self) -> str:
-    # What other processes than the first have no histories to tell.
+    # Only the first process has histories; it tells the others.
     unsettled = processes.gather([any(warning is not None for warning in self.warnings())])[0, 0]
     told = self.has_logged(lambda line: line.get('event') == 'not_settled')
     return 'the warning that a genotype is not settled' if unsettled and not told else ''
@@ -364,8 +365,7 @@ class _Loop(Loop[SearchState]):
       for folder, warning in zip(self.folders, self.warnings(), strict=True)
       if warning is not None
     ]
-    if self.lacks():
-      self.write('event', self.total, {'event': 'not_settled', 'message': '; '.join(found)})
+    self.write('event', self.total, {'event': 'not_settled', 'message': '; '.join(found)})
 
   def warnings(self) -> list[str | None]:
     """For each search a line if its genotype is not settled; of other processes than the first, none."""

@@ -74,7 +74,7 @@ class Searcher(abc.ABC, Generic[AnySettings, Data]):
     self.searched = searched.over(epoch_ends[-1])
     self._optimizers = Optimizers.from_settings(settings, epoch_ends)
     self._estimator = settings.hypergradient.estimator()
-    if not self.timing.always and not self.timing.updates(epoch_ends[-1]):
+    if self._estimator.passes and not self.timing.always and not self.timing.updates(epoch_ends[-1]):
       raise ValueError(
         f'config.alphas.every: {settings.alphas.every} is not allowed; α would move at none of {epoch_ends[-1]} steps'
       )

@@ -189,11 +189,6 @@ class Settings:
     if estimator.single_level and alphas.order != 'alphas_first':
       raise ValueError(f'config.alphas.order: {alphas.order!r} is not allowed; with {estimator.name} both move at once')
     check_seeds(self.seed, self.mesh.seed, 'searches', 'config.seed')
-    if self.mesh.seed > 1 and self.strategy.start() is not None:
-      raise ValueError(
-        f'config.mesh.seed: {self.mesh.seed} is not allowed; with {self.strategy.name} it has to be 1, since supernets'
-        ' of different seeds change in different ways'
-      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,9 +210,14 @@ class Search(Settings):
     if self.network.channels % 2:
       raise ValueError(f'config.network.channels: {self.network.channels} is not allowed; it has to be even')
     try:
-      self.network.space()
+      space = self.network.space()
     except ValueError as error:
       raise ValueError(f'config.network.{error}') from error
+    if self.mesh.seed > 1 and (self.strategy.start() is not None or len(self.strategy.plan(space, self.epochs)) > 1):
+      raise ValueError(
+        f'config.mesh.seed: {self.mesh.seed} is not allowed; with {self.strategy.name} it has to be 1, since supernets'
+        ' of different seeds change in different ways'
+      )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from darts_jax import limits
 from darts_jax.search.settings import Search, check_alone
 from darts_jax.selection.trials import without_test
-from darts_jax.settings import build, check_seeds, rename, setting
+from darts_jax.settings import build, check_seeds, name_alone, rename, setting
 from darts_jax.spaces import Darts
 from darts_jax.spaces.darts import CANDIDATES
 from darts_jax.training.settings import Training
@@ -122,9 +122,9 @@ class RandomSearch:
   @classmethod
   def read(cls, config: Mapping[str, Any]) -> 'RandomSearch':
     """The settings, with the seed in all places; raises a ValueError as `darts_jax.settings.build`."""
-    if 'strategy' in config and hasattr(config['strategy'], 'items'):
+    if 'strategy' in config:
       # `random` is a name like those of other strategies, with no fields of its own.
-      config = {**config, 'strategy': config['strategy'].get('name', '')}
+      config = {**config, 'strategy': name_alone(config['strategy'])}
     settings = build(cls, config)
     return dataclasses.replace(settings, training=dataclasses.replace(settings.training, seed=settings.seed))
 

@@ -64,14 +64,11 @@ class Turn(NamedTuple):
 
   Attributes:
     memory: for the next epoch.
-    cells: the cells of the next stage, as `Relaxed.cells` has them with this memory, if they are others than before;
-      they can only lose edges and operations. They may change at the end of a stage only.
     scores: of the edges, by which the strategy decided.
     messages: what it decided, a line each.
   """
 
   memory: Memory
-  cells: Cells | None = None
   scores: Scores = MappingProxyType({})
   messages: tuple[str, ...] = ()
 
@@ -138,7 +135,10 @@ class Relaxed(abc.ABC):
     return (Stage(epochs),)
 
   def cells(self, space: CellSpace, memory: Memory) -> Cells:
-    """The cells of the supernet with this memory."""
+    """The cells of the supernet with this memory.
+
+    They may change only where a stage ends, and only lose edges and operations.
+    """
     del memory
     return space.cells
 

@@ -143,7 +143,7 @@ class Sgas(Softmax):
         where = f'edge {edge.source} → {target} of the {name} cell'
         messages.append(f'epoch {epoch + 1} has ended: {where} is {operation}')
     after = {'decisions': decisions, 'past': past}
-    return Turn(after, self.cells(space, after) if messages else None, scores, tuple(messages))
+    return Turn(after, scores, tuple(messages))
 
   def read(self, arch: Arch, space: CellSpace, memory: Memory) -> Genotype:
     """Decided edges; nodes that are short of edges take the most important undecided ones, in the order of edges."""

@@ -222,11 +222,9 @@ class _Loop(Loop[TrainState]):
     return 'the result of the test' if tests and not self.has_logged(lambda line: line['kind'] == 'test') else ''
 
   def finish(self, state: TrainState) -> None:
-    # A run that was killed right after it had tested does not test again.
-    if self.lacks():
-      values = self._measure('test', state, self.total)
-      self.check_finite(values, self.total)
-      self.write('test', self.total, values)
+    values = self._measure('test', state, self.total)
+    self.check_finite(values, self.total)
+    self.write('test', self.total, values)
 
   def report(self, folder: pathlib.Path) -> pathlib.Path:
     return report.write(folder)

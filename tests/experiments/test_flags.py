@@ -1,5 +1,6 @@
 """Flags that name a group of the config, and set fields of it."""
 
+import dataclasses
 import pathlib
 
 import pytest
@@ -8,6 +9,7 @@ from darts_jax.hypergradient.settings import Exact, FiniteDifference, FirstOrder
 from darts_jax.search.settings import RecurrentSearch, Search, read
 from darts_jax.strategies.darts import Darts
 from darts_jax.strategies.sgas import Sgas
+from experiments import entry
 
 ROOT = pathlib.Path(__file__).parents[2]
 DIGITS = f'--config={ROOT / "configs" / "digits.py"}'
@@ -86,6 +88,35 @@ def test_a_space_is_named_like_other_groups(ask, flag):
   assert found == ['recurrent']
   # Nor is a group refused that holds a name alone.
   assert read({'space': {'name': 'recurrent'}}) == RecurrentSearch()
+
+
+@pytest.mark.parametrize('given', ['pass', 'config.alphas = None'])
+def test_a_switch_that_a_file_leaves_out_leaves_the_next_flag(settings_of, given):
+  found = settings_of(['--config.remat', '--config.alphas.every', '2', '--config.epochs=3'], given)
+  assert (found.remat, found.alphas.every, found.epochs) == (True, 2, 3)
+
+
+def test_a_group_named_as_it_is_keeps_its_fields(ask, tmp_path):
+  lines = 'config = digits.get_config()', 'config.hypergradient.radios = 0.5', 'return config'
+  path = tmp_path / 'mine.py'
+  head = f'import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom configs import digits\ndef get_config():\n'
+  path.write_text(head + ''.join(f'  {line}\n' for line in lines))
+  answer = ask(f'--config={path}', '--config.hypergradient=finite_difference')
+  assert answer.code == 2
+  assert answer.errors.startswith('error: config.hypergradient.radios: unknown field; did you mean')
+
+
+@pytest.mark.parametrize('kind', [Search, RecurrentSearch])
+def test_flags_can_name_every_group_that_goes_by_a_name(kind):
+  groups = {field.name for field in dataclasses.fields(kind) if 'kinds' in field.metadata}
+  assert groups == {'strategy', 'hypergradient'}
+  assert groups < set(entry._NAMED)
+
+
+def test_a_space_that_is_a_group_is_renamed_by_a_flag(settings_of):
+  lines = ('config.space = ConfigDict({"name": "convolutional"})',)
+  assert settings_of(['--config.space=recurrent'], *lines) == RecurrentSearch()
+  assert settings_of([], *lines) == Search()
 
 
 def test_fields_of_groups_that_a_file_leaves_out_can_be_set(settings_of):

@@ -56,7 +56,7 @@ def test_checkpoint_of_a_search_on_other_data_is_refused(tmp_path):
 
 def test_a_walk_takes_the_steps_of_the_search_in_its_order_and_at_its_times():
   alphas = {'order': 'weights_first', 'every': 2, 'weight_decay': 0.1}
-  strategy = {'init_scale': 0.1}
+  strategy = {'init_scale': 0.1, 'temperature': (2.0, 0.5)}
   search = {
     **LABORATORY['search'],
     'batch_size': 16,

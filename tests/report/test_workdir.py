@@ -431,3 +431,20 @@ def test_alphas_that_were_cut_are_told(tmp_path):
   run = workdir.read(tmp_path)
   assert run.alphas is None
   assert run.problems['alphas.npz'].startswith('alphas.npz cannot be read: not a whole npz file: ')
+
+
+@pytest.mark.parametrize(('strategy', 'known'), [('darts', True), ({'name': 'sgas'}, True), ({'name': 'mine'}, False)])
+def test_architectures_are_derived_by_rules_that_are_known(tmp_path, strategy, known):
+  (tmp_path / 'config.json').write_text(json.dumps({'strategy': strategy}))
+  edges = np.array([(0, 2), (1, 2)])
+  alphas = {cell: np.zeros((2, 2, 2)) for cell in ('normal', 'reduce')}
+  named = {f'edges_{cell}': edges for cell in alphas}
+  operations = np.array(['none', 'skip_connect'])
+  np.savez(tmp_path / 'alphas.npz', step=np.arange(2), epoch=np.arange(2), operations=operations, **alphas, **named)
+  found = workdir.read(tmp_path).alphas
+  assert (found.doubts() is not None) == known
+  if known:
+    assert found.genotype(-1).cell('normal').pairs == (('skip_connect', 0), ('skip_connect', 1))
+  else:
+    with pytest.raises(ValueError, match='^the report does not know the rule of mine$'):
+      found.genotype(-1)

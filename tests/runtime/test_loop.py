@@ -106,6 +106,9 @@ class Counting(Loop[dict[str, Any]]):
   def report(self, folder):
     return folder / 'report.html'
 
+  def lacks(self):
+    return '' if self.has_logged(lambda line: line.get('event') == 'finished') else 'the end'
+
   def finish(self, state):
     self.calls.append(('finish', int(state['step'])))
 

@@ -62,6 +62,9 @@ def test_a_strategy_of_ones_own_is_one_of_the_settings():
   with pytest.raises(ValueError, match='^config.strategy.criterion: unknown field of drawn; it is one of sgas$'):
     build(Search, {'strategy': {'name': 'drawn', 'criterion': 2}})
   assert not is_random({'strategy': 'drawn'})
+  # Without a memory, but with two stages: supernets of several seeds side by side cannot be rebuilt.
+  with pytest.raises(ValueError, match='^config.mesh.seed: 2 is not allowed; with drawn it has to be 1, since supern'):
+    build(Search, {'epochs': 5, 'strategy': 'drawn', 'mesh': {'seed': 2}})
 
 
 @pytest.mark.usefixtures('drawn')
@@ -168,22 +171,6 @@ def test_stages_of_a_strategy_without_a_memory_are_trained_and_resumed(tmp_path,
   messages = [line['message'] for line in log if line['kind'] == 'event']
   assert messages[0].startswith('2 supernets will be compiled')
   assert sum(message.startswith('search step') for message in messages) == 2
-
-
-@dataclasses.dataclass(frozen=True)
-class Forgetful(Sgas):
-  """Does not say that cells have changed."""
-
-  def turn(self, *args):
-    return super().turn(*args)._replace(cells=None)
-
-
-def test_cells_are_those_of_the_memory():
-  searched = Searched.start(Forgetful(warmup_epochs=0), DartsSpace(1))
-  alphas = {name: np.zeros((2, 8)) for name in searched.space.cells}
-  message = '^config.strategy: the cells that sgas turns to after epoch 1 are not those that'
-  with pytest.raises(ValueError, match=message):
-    searched.turn(alphas, 0)
 
 
 def test_cells_change_only_where_a_stage_ends():

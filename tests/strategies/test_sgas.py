@@ -120,13 +120,14 @@ def test_the_schedule_of_the_paper():
 def test_everything_or_as_many_as_asked_for_is_decided(decisions, total):
   rng = np.random.default_rng(0)
   strategy = Sgas(criterion=2, warmup_epochs=1, decision_frequency=2, decisions=decisions)
-  memory, seen = strategy.start(), []
+  memory, cells, seen = strategy.start(), SPACE.cells, []
   for epoch in range(30):
     alphas = {name: rng.normal(size=(14, 8)) for name in SPACE.cells}
     turn = strategy.turn(memory, alphas, SPACE, epoch)
     memory = turn.memory
     decides = epoch % 2 == 1 and epoch < 2 * total
-    assert (len(turn.messages), turn.cells) == ((2, strategy.cells(SPACE, memory)) if decides else (0, None))
+    before, cells = cells, strategy.cells(SPACE, memory)
+    assert (len(turn.messages), cells != before) == ((2, True) if decides else (0, False))
     seen.append(len(memory['decisions']))
   assert seen[-1] == 2 * total
   assert strategy.cells(SPACE, memory)['normal'].is_discrete == (total == 8)

@@ -219,15 +219,13 @@ class _Loop(Loop[LanguageState]):
     return 'the result of the test' if tests and not self.has_logged(lambda line: line['kind'] == 'test') else ''
 
   def finish(self, state: LanguageState) -> None:
-    # A run that was killed right after it had tested does not test again.
-    if self.lacks():
-      best = self._best_of(state)
-      if best is None:
-        raise ValueError(f'--workdir: {self.workdir / BEST} has lost the checkpoint of the best weights')
-      loss = self._measure('test', best, self.total)
-      self.check_finite({'loss': loss}, self.total)
-      averaged = int(best.average.num_iterates > 0)
-      self.write('test', self.total, {'loss': loss, 'perplexity': perplexity(loss), 'averaged': averaged})
+    best = self._best_of(state)
+    if best is None:
+      raise ValueError(f'--workdir: {self.workdir / BEST} has lost the checkpoint of the best weights')
+    loss = self._measure('test', best, self.total)
+    self.check_finite({'loss': loss}, self.total)
+    averaged = int(best.average.num_iterates > 0)
+    self.write('test', self.total, {'loss': loss, 'perplexity': perplexity(loss), 'averaged': averaged})
 
   def report(self, folder: pathlib.Path) -> pathlib.Path:
     return report.write(folder)
