@@ -5,10 +5,18 @@ import numpy as np
 import pytest
 
 from configs import hypergradients
+from darts_jax.hypergradient.settings import Exact, Neumann
 from darts_jax.laboratory import Laboratory
 from darts_jax.laboratory.run import run
 from darts_jax.runtime.checkpoint import Checkpoints
 from darts_jax.settings import build
+
+
+def test_estimators_share_what_all_of_them_have_with_that_of_the_search():
+  search = {'hypergradient': {'name': 'exact', 'clipping': 'constant', 'clip_outer': True}}
+  settings = build(Laboratory, {'search': search, 'fields': {'neumann': {'terms': 3}}})
+  assert settings.hypergradient('exact') == Exact(clipping='constant', clip_outer=True)
+  assert settings.hypergradient('neumann') == Neumann(clipping='constant', clip_outer=True, terms=3)
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,36 @@ def test_a_run_locks_directories_inside_its_own_but_none_twice(tmp_path):
   assert list(tmp_path.iterdir()) == []
 
 
+def record_lock_is_free(workdir):
+  """Whether another process gets the lock of the file itself, whatever the file says."""
+  attempt = 'import fcntl, sys; fcntl.lockf(open(sys.argv[1], "r+"), fcntl.LOCK_EX | fcntl.LOCK_NB)'
+  process = subprocess.run(
+    [sys.executable, '-I', '-S', '-c', attempt, str(workdir / lock.FILE)], stderr=-1, text=True, check=False
+  )
+  if process.returncode:
+    assert 'BlockingIOError' in process.stderr
+  return process.returncode == 0
+
+
+@pytest.mark.parametrize(('first', 'second'), [('run', 'run/inside'), ('run/inside', 'run')])
+def test_a_directory_stays_locked_when_one_inside_or_around_it_was_locked_and_left(tmp_path, first, second):
+  with locked(tmp_path / first):
+    with locked(tmp_path / second):
+      assert not record_lock_is_free(tmp_path / second)
+    assert not record_lock_is_free(tmp_path / first)
+
+
+def test_runs_are_looked_for_three_levels_below(tmp_path):
+  third, fourth = tmp_path / 'a' / 'b' / 'c', tmp_path / 'a' / 'b' / 'c' / 'd'
+  fourth.mkdir(parents=True)
+  write_owner(fourth)
+  with locked(tmp_path):
+    pass
+  write_owner(third)
+  with pytest.raises(ValueError, match=f'holds {re.escape(str(third))}, which is in use by'), locked(tmp_path):
+    raise AssertionError
+
+
 def test_what_a_run_has_written_stays(tmp_path):
   with locked(tmp_path / 'a' / 'b'):
     (tmp_path / 'a' / 'b' / 'config.json').write_text('{}')

@@ -145,13 +145,15 @@ class Gone(io.StringIO):
     None,
   ],
 )
-def test_a_run_goes_on_when_nobody_can_be_told(monkeypatch, stream):
+def test_a_run_goes_on_when_nobody_can_be_told(monkeypatch, capsys, stream):
   monkeypatch.setattr(sys, 'stderr', stream)
   with Progress(10, interval=0) as bar:
     bar.update(1, {'loss': 1.0})
     bar.note('a note')
     bar.update(2, {})
   say('a line')
+  # Standard output is for results.
+  assert capsys.readouterr().out == ''
 
 
 def test_a_terminal_that_hangs_up_does_not_end_a_run(monkeypatch):

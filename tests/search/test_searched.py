@@ -11,8 +11,12 @@ import pytest
 from ml_collections import ConfigDict
 
 from darts_jax import search
+from darts_jax.runtime import loop as loops
 from darts_jax.runtime import metrics
+from darts_jax.runtime.checkpoint import Checkpoints
+from darts_jax.runtime.mesh import make_mesh
 from darts_jax.search import Search, is_random
+from darts_jax.search import loop as search_loop
 from darts_jax.search.images import batch_sizes
 from darts_jax.search.loop import _Loop
 from darts_jax.search.searched import Searched
@@ -113,13 +117,6 @@ def test_settings_that_cannot_be_searched_with(strategy, message):
     Searched.from_settings(build(Search, {'strategy': {'name': 'sgas', **strategy}}))
 
 
-def test_a_space_with_nothing_to_decide_is_refused():
-  settings = build(Search, {'strategy': 'sgas', 'network': {'operations': ('none', 'skip_connect')}})
-  message = '^config.network.operations: none, skip_connect leave nothing to decide[^\n]*$'
-  with pytest.raises(ValueError, match=message):
-    Searched.from_settings(settings)
-
-
 @pytest.mark.parametrize('make', [dict, ConfigDict])
 @pytest.mark.parametrize(
   ('config', 'message'),
@@ -160,17 +157,29 @@ def test_on_text_batches_do_not_grow():
   assert read({'space': 'recurrent'}).strategy == Darts()
 
 
-def test_stages_of_a_strategy_without_a_memory_are_trained_and_resumed(tmp_path, tiny_search, drawn):
+@pytest.mark.usefixtures('drawn')
+def test_stages_of_a_strategy_without_a_memory_are_trained_and_resumed(tmp_path, tiny_search, make_guard, monkeypatch):
   """Five batches of 128 of the 718 images in the first epoch, and three of 224 in the second."""
   config = tiny_search(strategy={'name': 'drawn', 'lengths': (1, 1), 'growth': 96, 'init_scale': 0.1})
-  found = [search.run(config, tmp_path / 'run') for _ in range(2)]
-  assert [result.finished for result in found] == [True, True]
-  assert found[0].genotype == found[1].genotype
-  log = metrics.read(tmp_path / 'run')
+  monkeypatch.setattr(search_loop, 'make_mesh', lambda seeds: make_mesh(1))
+  monkeypatch.setattr(search_loop, 'enable_cache', lambda: None)
+  whole = search.run(config, tmp_path / 'whole')
+  assert whole.finished
+  log = metrics.read(tmp_path / 'whole')
   assert [line['step'] for line in log if line['kind'] == 'epoch'] == [5, 8]
   messages = [line['message'] for line in log if line['kind'] == 'event']
   assert messages[0].startswith('2 supernets will be compiled')
   assert sum(message.startswith('search step') for message in messages) == 2
+  # Stopped after the first of the three larger batches.
+  with monkeypatch.context() as patch:
+    patch.setattr(loops, '_SECONDS_A_CALL', 0.0)  # One step a call.
+    asked = iter(range(100))
+    patch.setattr(search_loop, 'InterruptGuard', make_guard(lambda: 'SIGTERM' if next(asked) == 6 else None))
+    assert not search.run(config, tmp_path / 'stopped').finished
+  assert max(Checkpoints(tmp_path / 'stopped' / 'checkpoints').steps()) == 6
+  resumed = search.run(config, tmp_path / 'stopped')
+  assert resumed.finished
+  jax.tree.map(np.testing.assert_array_equal, resumed.state.alphas, whole.state.alphas)
 
 
 def test_cells_change_only_where_a_stage_ends():

@@ -5,7 +5,7 @@ import pytest
 
 from darts_jax.spaces.darts import Darts as DartsSpace
 from darts_jax.strategies.darts import Darts
-from darts_jax.strategies.relaxation import annealed, candidates, rows_of, softmax
+from darts_jax.strategies.relaxation import candidates, rows_of, softmax
 from darts_jax.strategies.relaxed import EVALUATE, Time
 
 SPACE = DartsSpace(2, ('none', 'skip_connect', 'sep_conv_3x3'))
@@ -21,12 +21,6 @@ def test_mixing_weights_are_the_softmax_at_the_temperature_of_the_step():
   exact = np.exp(np.asarray(alphas['normal']) / 2)
   np.testing.assert_allclose(mixing['normal'].operations, exact / exact.sum(axis=1, keepdims=True), rtol=1e-6)
   assert mixing['reduce'].edges is None
-
-
-def test_a_temperature_that_does_not_change_is_no_part_of_the_program():
-  assert annealed((0.5, 0.5), Time(None, 6)) == 0.5
-  values = [float(annealed((8.0, 2.0), Time(step, 2))) for step in (0, 1, 2)]
-  np.testing.assert_allclose(values, [8, 4, 2], rtol=1e-6)
 
 
 @pytest.mark.usefixtures('x64')

@@ -28,7 +28,8 @@ def test_softmax_of_logarithms_is_their_shares():
 def test_annealing_is_geometric():
   found = [float(annealed((4.0, 0.25), Time(step, 200))) for step in (0, 50, 100, 150, 200)]
   np.testing.assert_allclose(found, [4, 2, 1, 0.5, 0.25], rtol=1e-6)
-  assert annealed((3.0, 3.0), Time(jnp.int32(5), 7)) == 3.0
+  # A temperature that does not change is no part of the program.
+  assert annealed((3.0, 3.0), Time(None, 7)) == 3.0
 
 
 @pytest.mark.parametrize('strategy', ['darts', 'sgas'])
