@@ -176,7 +176,7 @@ def _settings(order: dict[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
   """The config of an order, and what reads it."""
   from darts_jax.search.settings import read as read_search
   from darts_jax.settings import as_kind
-  from darts_jax.training.spaces import read as read_training
+  from darts_jax.training.tasks import read as read_training
 
   config = importlib.import_module(f'configs.{order["config"]}').get_config()
   if order['config'] == 'hypergradients':
@@ -200,7 +200,7 @@ def _programs(
   config: Any, read: Callable[[Any], Any], mesh: Any, estimators: Sequence[str] = ()
 ) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
   """Name, jitted function and arguments, which are shapes, of every program; of the config's estimator by default."""
-  from darts_jax.search.settings import Search
+  from darts_jax.tasks import ImageTask
 
   if 'hypergradient' not in config:
     yield from _training_programs(read(config), mesh)
@@ -208,7 +208,7 @@ def _programs(
   settings = read(config)
   for name in estimators or (settings.hypergradient.name,):
     settings = dataclasses.replace(settings, hypergradient=settings.hypergradient.other(name))
-    found = _image_search(settings, mesh) if isinstance(settings, Search) else _text_search(settings, mesh)
+    found = _image_search(settings, mesh) if isinstance(settings.task, ImageTask) else _text_search(settings, mesh)
     for program, *rest in found:
       yield (f'{name}: {program}', *rest)
 
@@ -228,14 +228,13 @@ def _image_search(settings: Any, mesh: Any) -> Iterator[tuple[str, Any, tuple[An
 
   from benchmarks.pods import data_template, shapes_only
   from darts_jax.runtime.mesh import replicated
-  from darts_jax.search.images import ImageSearcher
-  from darts_jax.search.searched import Searched
+  from darts_jax.search.searcher import Searcher
   from darts_jax.strategies.sgas import Sgas
 
   images = shapes_only(settings, None, 10, 50_000)
   data = data_template(images, settings, mesh)
-  searched = Searched.from_settings(settings)
-  searcher = ImageSearcher(settings, searched, images, mesh)
+  searcher = Searcher.open(settings, images, mesh)
+  searched = searcher.searched
   steps = _placed(np.int32(0), replicated(mesh))
   yield 'reduction node', *_reduction_node(settings, mesh)
   yield 'search step', searcher.run, (searcher.template(), data, steps)
@@ -263,10 +262,10 @@ def _reduction_node(settings: Any, mesh: Any) -> tuple[Any, tuple[Any, ...]]:
   from darts_jax.runtime.mesh import replicated
   from darts_jax.runtime.precision import precisely
 
-  network = settings.network
-  edges = tuple((name, network.nodes) for name in network.operations if name != 'none')
+  spec = next(iter(settings.space.cells.values()))
+  edges = tuple((name, len(spec.nodes)) for name in spec.operations if name != 'none')
   node = Operations(edges, 2, False)
-  x = jax.ShapeDtypeStruct((settings.batch_size, 16, 16, network.channels), settings.precision)
+  x = jax.ShapeDtypeStruct((settings.batch_size, 16, 16, settings.task.network.channels), settings.precision)
   variables = jax.eval_shape(
     lambda key, x: node.init(key, jnp.zeros(x.shape, x.dtype), train=True), jax.random.key(0), x
   )
@@ -284,22 +283,23 @@ def _text_search(settings: Any, mesh: Any) -> Iterator[tuple[str, Any, tuple[Any
   import numpy as np
 
   from darts_jax.runtime.mesh import replicated
-  from darts_jax.search.searched import Searched
-  from darts_jax.search.text import TextSearcher, texts
+  from darts_jax.search.searcher import Searcher
 
-  corpus = _words(settings)
-  searcher = TextSearcher(settings, Searched.from_settings(settings), corpus, mesh)
-  data = _placed(texts(corpus, settings), searcher._places(searcher.data_axes))
+  task = settings.task
+  corpus = _words(task.source, settings.batch_size * (8 * task.bptt + 1))
+  searcher = Searcher.open(settings, corpus, mesh)
+  halves = task.halves(corpus, settings, settings.seed)
+  data = _placed(halves, searcher._places(searcher.learner.data_axes))
   yield 'search step', searcher.run, (searcher.template(), data, _placed(np.int32(0), replicated(mesh)))
   yield 'evaluation', searcher.evaluate, (searcher.template(), data)
 
 
-def _words(settings: Any) -> Any:
+def _words(name: str, count: int) -> Any:
   """Noise with about as many different words as the text has."""
   from benchmarks.search_step import random_words
 
-  size = {'ptb': 10_000, 'wikitext2': 33_278}.get(settings.data.name, 1_340)
-  return random_words(settings.data.name, size, settings.batch_size * (8 * settings.bptt + 1))
+  size = {'ptb': 10_000, 'wikitext2': 33_278}.get(name, 1_340)
+  return random_words(name, size, count)
 
 
 def _training_programs(settings: Any, mesh: Any) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
@@ -343,7 +343,7 @@ def _language_programs(settings: Any, mesh: Any) -> Iterator[tuple[str, Any, tup
   from darts_jax.training.language.texts import divide
   from darts_jax.training.language.trainer import LanguageTrainer
 
-  corpus = _words(settings)
+  corpus = _words(settings.data.name, settings.batch_size * (8 * settings.bptt + 1))
   parts = divide(corpus, settings)
   model: Any = RecurrentModel(spaces.resolve('RNN_DARTS_V2'), settings.network.width, corpus.vocabulary)
   trainer = LanguageTrainer(settings, model, mesh)

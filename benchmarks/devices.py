@@ -22,9 +22,9 @@ from ml_collections import config_flags
 from benchmarks.command import exit_code
 from darts_jax.data.images import Images
 from darts_jax.runtime.mesh import check_batch, make_mesh
-from darts_jax.search.images import ImageLoss, ImageSearcher, divide
-from darts_jax.search.searched import Searched
-from darts_jax.search.settings import Search, check_alone, read
+from darts_jax.search.searcher import Searcher
+from darts_jax.search.settings import Search, check_alone, image_task, read
+from darts_jax.tasks.images import ImageLoss
 
 TITLES = ('step', 'α moved', 'α differ', 'losses differ', 'α differ, smooth', 'losses differ, smooth')
 
@@ -45,10 +45,11 @@ def walk(settings: Search, images: Images, num_devices: int, steps: int, smooth:
   """Searches on so many devices, with the supernet or its smooth twin."""
   mesh = make_mesh(num_devices)
   check_batch(settings.batch_size, mesh)
-  searcher = ImageSearcher(settings, Searched.from_settings(settings), images, mesh)
-  searcher.net = searcher.net.clone(smooth=smooth)
-  searcher.objective = ImageLoss(searcher.net)
-  data = searcher.place([divide(images, settings, settings.seed)])
+  searcher = Searcher.open(settings, images, mesh)
+  learner = searcher.learner
+  learner.net = learner.net.clone(smooth=smooth)
+  learner.objective = ImageLoss(learner.net)
+  data = searcher.place([settings.task.halves(images, settings, settings.seed)])
   state = searcher.init(searcher.keys())
   alphas, losses = [jax.device_get(state.alphas)], []
   for _ in range(steps):
@@ -61,7 +62,7 @@ def walk(settings: Search, images: Images, num_devices: int, steps: int, smooth:
 
 def run(settings: Search, num_devices: int, steps: int) -> None:
   """Measures and prints the table."""
-  images = settings.data.load()
+  images = settings.task.load()
   pairs = [[walk(settings, images, count, steps, smooth) for count in (1, num_devices)] for smooth in (False, True)]
   print('| ' + ' | '.join(TITLES) + ' |\n|' + ' --- |' * len(TITLES))
   for step in sorted({1, 3, 10, 20, 30, steps} & {*range(1, steps + 1)}):
@@ -82,8 +83,7 @@ def main() -> int:
   def measured() -> None:
     flags.FLAGS(sys.argv)
     settings = read(config.value)
-    if not isinstance(settings, Search):
-      raise ValueError('--config: a search for recurrent cells; one for convolutional cells is measured')
+    image_task(settings)
     check_alone(settings)
     run(settings, devices.value, steps.value)
 

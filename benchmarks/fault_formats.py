@@ -49,7 +49,8 @@ def find(*places: str) -> Any:
 
 _SETTINGS: dict[str, Any] = {
   'data': {'name': 'digits'},
-  'network': {'channels': 2, 'layers': 3, 'nodes': 1, 'operations': ('none', 'skip_connect', 'max_pool_3x3')},
+  'space': {'nodes': 1, 'operations': ('none', 'skip_connect', 'max_pool_3x3')},
+  'network': {'channels': 2, 'layers': 3},
 }
 
 
@@ -72,7 +73,7 @@ def _image_arrays() -> list[bytes]:
 def _alphas() -> list[bytes]:
   series = {'step': np.array([0, 6, 12]), 'epoch': np.array([0, 1, 2])}
   edges = np.array([(0, 2), (1, 2)], np.int32)
-  constant = {'operations': np.array(_SETTINGS['network']['operations']), 'edges_normal': edges, 'edges_reduce': edges}
+  constant = {'operations': np.array(_SETTINGS['space']['operations']), 'edges_normal': edges, 'edges_reduce': edges}
   alphas = np.linspace(-1, 1, 18, dtype=np.float32).reshape(3, 2, 3)
   scores = {f'{score}_{cell}': np.zeros((3, 2)) for score in ('score', 'importance') for cell in ('normal', 'reduce')}
   return [

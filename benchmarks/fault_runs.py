@@ -48,7 +48,7 @@ _GENOTYPE = {'normal': _CELL, 'normal_concat': [2], 'reduce': _CELL, 'reduce_con
 _IMAGES = ('--config.data.name=npz', '--config.data.path={data}/images.npz', '--config.log_every=2')
 _TEXT = ('--config.data.name=files', '--config.data.dir={data}', '--config.log_every=2')
 _OPERATIONS = "('none','skip_connect','max_pool_3x3')"
-_SUPERNET = ('network.channels=2', 'network.layers=3', 'network.nodes=1', f'network.operations={_OPERATIONS}')
+_SUPERNET = ('network.channels=2', 'network.layers=3', 'space.nodes=1', f'space.operations={_OPERATIONS}')
 _SEARCH = (
   *(f'--config.{field}' for field in _SUPERNET),
   '--config.batch_size=8',
@@ -64,13 +64,13 @@ _SELECTION = (
 #: The commands that are disturbed, by name; of every kind of run the smallest that there is.
 RUNS = {
   'images': ('search', '--config=configs/digits.py', *_IMAGES, *_SEARCH, '--config.epochs=6'),
-  'text': ('search', '--config=configs/text.py', *_TEXT, *_SMALL_TEXT, '--config.network.nodes=2'),
+  'text': ('search', '--config=configs/text.py', *_TEXT, *_SMALL_TEXT, '--config.space.nodes=2'),
   'training': (
     *('train', '--config=configs/digits_eval.py', '--genotype={data}/genotype.json', *_IMAGES),
     *('--config.network.channels=2', '--config.network.layers=3', '--config.batch_size=8', '--config.epochs=6'),
   ),
   'sgas': (
-    *('search', '--config=configs/digits_sgas.py', *_IMAGES, *_SEARCH, '--config.network.nodes=2'),
+    *('search', '--config=configs/digits_sgas.py', *_IMAGES, *_SEARCH, '--config.space.nodes=2'),
     *('--config.strategy.decisions=2', '--config.epochs=5'),
   ),
   'side_by_side': (

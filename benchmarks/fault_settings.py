@@ -66,7 +66,7 @@ def read_settings(config: Any) -> Any:
     return find('darts_jax.selection.settings:RandomSearch').read(config)
   if 'hypergradient' in config:
     return find('darts_jax.search.settings:read')(config)
-  language = config.get('space') == 'recurrent'
+  language = config.get('task') == 'text'
   return build(find('darts_jax.training:LanguageTraining' if language else 'darts_jax.training:Training'), config)
 
 
@@ -74,7 +74,8 @@ def judge_settings(settings: Any, field: str) -> Fault | None:
   """What is wrong with a value that has been accepted."""
   value = settings
   for name in field.split('.'):
-    value = getattr(value, name)
+    # The groups of a task stand beside it in a config.
+    value = getattr(value if hasattr(value, name) else value.task, name)
   last = field.rpartition('.')[2]
   items = value if isinstance(value, list | tuple) else [value]
   if len(items) > _MOST_ITEMS:

@@ -58,9 +58,8 @@ from darts_jax.hypergradient import BILEVEL
 from darts_jax.runtime.compilation import compile_with_report, compiler_options
 from darts_jax.runtime.files import user_path
 from darts_jax.runtime.mesh import replicated
-from darts_jax.search.images import ImageSearcher
-from darts_jax.search.searched import Searched
-from darts_jax.search.settings import Search, check_alone, read
+from darts_jax.search.searcher import Searcher
+from darts_jax.search.settings import Search, check_alone, image_task, read
 
 
 class Chip(NamedTuple):
@@ -371,7 +370,7 @@ def measure(
   same = replicated(mesh)
   images = shapes_only(settings, None, 10, num_images)
   data = data_template(images, settings, mesh)
-  searcher = ImageSearcher(settings, Searched.from_settings(settings), images, mesh)
+  searcher = Searcher.open(settings, images, mesh)
   state = searcher.template()
   options = compiler_options(mesh) | OFFLINE
   if plain:
@@ -458,8 +457,7 @@ def run(
   if unknown or not names:
     raise ValueError(f'--estimators: {", ".join(unknown) or "none given"}; allowed are {", ".join(BILEVEL)}')
   settings = read(config)
-  if not isinstance(settings, Search):
-    raise ValueError('--config: a search for recurrent cells; one for convolutional cells is compiled')
+  image_task(settings)
   check_alone(settings)
   output = output_file(path, '--json')
   folder = user_path(hlo, '--hlo') if hlo else None

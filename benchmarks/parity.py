@@ -42,16 +42,17 @@ from darts_jax.nets.conv import Supernet
 from darts_jax.nets.recurrent import LanguageModel, Masks
 from darts_jax.runtime.files import parse_json, read_json, read_npz, user_path
 from darts_jax.runtime.packed import Packed
-from darts_jax.search.images import ImageLoss
 from darts_jax.search.optimizers import Optimizers
 from darts_jax.search.searched import Searched
-from darts_jax.search.settings import Alphas, RecurrentSearch, Search, Weights
-from darts_jax.search.state import Halves, SearchState
+from darts_jax.search.settings import Alphas, Search, Weights, read
+from darts_jax.search.state import SearchState
 from darts_jax.search.step import StepInfo, search_step
-from darts_jax.search.text import TextBatch, TextLoss
 from darts_jax.spaces import from_json, kind_of, to_json, undecided_edges
 from darts_jax.strategies.darts import Darts
 from darts_jax.strategies.sgas import Decision, Sgas
+from darts_jax.tasks.base import Halves
+from darts_jax.tasks.images import ImageLoss
+from darts_jax.tasks.text import TextBatch, TextLoss
 
 # In float64. Outputs and gradients agree up to rounding; a finite difference divides the rounding of two gradients by
 # its small step.
@@ -227,9 +228,9 @@ class RecurrentFile:
     self.variables = convert_language_model(self.net, _tensors(values))
     self.searched = Searched.start(Darts(), self.space)
     # Virtual steps clip with a constant factor, and the outer gradient is clipped, too.
-    settings = RecurrentSearch(
-      epochs=1, weights=Weights(meta['eta'], meta['eta'], 0, meta['weight_decay'], meta['clip'])
-    )
+    rates = {'learning_rate': meta['eta'], 'final_learning_rate': meta['eta'], 'momentum': 0.0}
+    group = {**rates, 'weight_decay': meta['weight_decay'], 'clip_norm': meta['clip']}
+    settings = read({'space': self.space.name, 'epochs': 1, 'weights': group})
     self.optimizers = Optimizers.from_settings(settings, [1])
     weights = Packed.pack(self.variables['params'])
     self.optimizers = dataclasses.replace(self.optimizers, inner=_keep_embedding(self.optimizers.inner, weights))

@@ -32,10 +32,11 @@ from benchmarks.search_step import open_search
 from darts_jax.nets.cell import operation_groups
 from darts_jax.nets.conv import Supernet, larger_inputs
 from darts_jax.nets.layers import BN_DECAY, BN_EPSILON
-from darts_jax.search.images import ImageSearcher
-from darts_jax.search.settings import RecurrentSearch, Search, read
+from darts_jax.search.searcher import Searcher
+from darts_jax.search.settings import Search, image_task, read
 from darts_jax.search.state import SearchState
 from darts_jax.strategies.relaxed import ALPHAS
+from darts_jax.tasks.images import ImageLearner
 
 Array = jax.Array
 PyTree = Any
@@ -193,9 +194,11 @@ class PlainSearch:
     optimizer: of the weights.
   """
 
-  def __init__(self, searcher: ImageSearcher) -> None:
+  def __init__(self, searcher: Searcher) -> None:
     """Builds the functions; compiles nothing."""
-    self.searcher, self.net = searcher, PlainSupernet(searcher.net)
+    assert isinstance(searcher.learner, ImageLearner)
+    self.image_shape = searcher.learner.image_shape
+    self.searcher, self.net = searcher, PlainSupernet(searcher.learner.net)
     rates = searcher.settings.weights
     self.optimizer = optax.chain(
       optax.clip_by_global_norm(rates.clip_norm),
@@ -205,8 +208,8 @@ class PlainSearch:
 
   def start(self, state: SearchState) -> PlainState:
     """From the state of a search."""
-    weights = plain_weights(state.weights.tree, self.searcher.net)
-    images = jnp.zeros((1, *self.searcher.image_shape))
+    weights = plain_weights(state.weights.tree, self.searcher.learner.net)
+    images = jnp.zeros((1, *self.image_shape))
     mixing = self._mixing(state, state.alphas)
     statistics = jax.eval_shape(self.net.init, state.key, images, mixing)['batch_stats']
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), statistics)
@@ -241,7 +244,6 @@ class PlainSearch:
 def run(settings: Search, repeats: int) -> None:
   """Measures and prints the table."""
   searcher, data, _, _ = open_search(settings, 1)
-  assert isinstance(searcher, ImageSearcher)
   state = searcher.init(jax.random.key(settings.seed))
   plain = PlainSearch(searcher)
   steps: dict[str, Step] = {
@@ -260,9 +262,7 @@ def main() -> int:
     flags.FLAGS(sys.argv)
     jax.config.update('jax_enable_compilation_cache', False)
     settings = read(config.value)
-    if isinstance(settings, RecurrentSearch):
-      raise ValueError('--config: a search for recurrent cells; one for convolutional cells is compared')
-    if settings.network.stem != 'cifar' or settings.precision != 'float32':
+    if image_task(settings).network.stem != 'cifar' or settings.precision != 'float32':
       raise ValueError('--config: the plain step has the stem cifar and computes in float32')
     hypergradient = settings.hypergradient.other('first_order')
     run(dataclasses.replace(settings, hypergradient=hypergradient), repeats.value)

@@ -25,9 +25,11 @@ from benchmarks.command import exit_code
 from benchmarks.comparison import Step, compare_steps
 from benchmarks.search_step import open_search
 from darts_jax.nets.layers import BN_EPSILON
-from darts_jax.search.settings import RecurrentSearch, read
+from darts_jax.search.searcher import Searcher
+from darts_jax.search.settings import Search, read
 from darts_jax.search.state import SearchState
-from darts_jax.search.text import TextBatch, TextSearcher
+from darts_jax.tasks import TextTask
+from darts_jax.tasks.text import TextBatch
 
 Array = jax.Array
 PyTree = Any
@@ -81,17 +83,15 @@ def plain_loss(
   return jnp.mean(jnp.stack(losses))
 
 
-def plain_step(
-  searcher: TextSearcher, state: SearchState, data: Any, scan: bool
-) -> tuple[SearchState, dict[str, Array]]:
+def plain_step(searcher: Searcher, state: SearchState, data: Any, scan: bool) -> tuple[SearchState, dict[str, Array]]:
   """The same first-order step with `plain_loss`, without statistics and hidden states to hand on."""
-  settings = searcher.settings
+  [(cell, spec)] = searcher.searched.space.cells.items()
   batches = searcher.batches(state, data)
   optimizers = searcher.optimizers(state, data)
-  operations, nodes = settings.network.operations, settings.network.nodes
+  operations, nodes = spec.operations, len(spec.nodes)
 
   def loss(vector: Array, alphas: PyTree, batch: TextBatch) -> Array:
-    return plain_loss(state.weights.replace(vector).tree, alphas['recurrent'], batch, operations, nodes, scan)
+    return plain_loss(state.weights.replace(vector).tree, alphas[cell], batch, operations, nodes, scan)
 
   with jax.default_matmul_precision('highest'):
     outer, gradient = jax.value_and_grad(loss, 1)(state.weights.vector, state.alphas, batches.valid)
@@ -101,10 +101,9 @@ def plain_step(
   return after, {'valid_loss': outer, 'train_loss': inner}
 
 
-def run(settings: RecurrentSearch, repeats: int, scan: bool) -> None:
+def run(settings: Search, repeats: int, scan: bool) -> None:
   """Measures and prints the table."""
   searcher, data, _, _ = open_search(settings, 1)
-  assert isinstance(searcher, TextSearcher)
   state = searcher.init(jax.random.key(settings.seed))
   steps: dict[str, Step] = {
     'package': (searcher._step, (state, data)),
@@ -123,11 +122,13 @@ def main() -> int:
     flags.FLAGS(sys.argv)
     jax.config.update('jax_enable_compilation_cache', False)
     settings = read(config.value)
-    if not isinstance(settings, RecurrentSearch):
-      raise ValueError('--config: a search for convolutional cells; one for recurrent cells is compared')
+    task = settings.task
+    if not isinstance(task, TextTask):
+      raise ValueError(f'config.task.name: {task.name!r} is not allowed; it has to be {TextTask.name!r} here')
     hypergradient = settings.hypergradient.other('first_order')
     # Without what the plain step has not.
-    compared = dataclasses.replace(settings, hypergradient=hypergradient, temporal_activation=0.0)
+    task = dataclasses.replace(task, temporal_activation=0.0)
+    compared = dataclasses.replace(settings, hypergradient=hypergradient, task=task)
     run(compared, repeats.value, time_loop.value == 'scan')
 
   return exit_code(measured, __doc__)

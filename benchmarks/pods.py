@@ -58,10 +58,9 @@ from darts_jax.data.images import Images, split
 from darts_jax.hypergradient import BILEVEL, Pass
 from darts_jax.runtime.compilation import compile_with_report
 from darts_jax.runtime.mesh import replicated
-from darts_jax.search.images import ImageSearcher
-from darts_jax.search.searched import Searched
-from darts_jax.search.settings import Search, check_alone, read
-from darts_jax.search.state import Halves
+from darts_jax.search.searcher import Searcher
+from darts_jax.search.settings import Search, check_alone, image_task, read
+from darts_jax.tasks import Halves
 
 
 class Chip(NamedTuple):
@@ -191,7 +190,7 @@ def within_memory(pod: Slice) -> Iterator[None]:
 def shapes_only(settings: Search, image: str | None, classes: int, num_images: int) -> Images:
   """So many images without contents, of the config's dataset or of a shape like `224x224x3`."""
   if image is None:
-    found = random_images(settings.data.name, 1)
+    found = random_images(settings.task.source, 1)
   else:
     if not re.fullmatch(r'\d+x\d+x\d+', image):
       raise ValueError(f'--image: {image!r}; height, width and channels are to be given as in 224x224x3')
@@ -220,7 +219,7 @@ def data_template(images: Images, settings: Search, mesh: Mesh) -> Halves:
     )
     return Examples(*shapes)
 
-  train, valid = split(len(images.y_train), settings.data.validation_fraction, settings.seed)
+  train, valid = split(len(images.y_train), image_task(settings).data.validation_fraction, settings.seed)
   return Halves(half(len(train)), half(len(valid)))
 
 
@@ -277,7 +276,7 @@ def measure(pod: Slice, settings: Search, images: Images) -> dict[str, Any]:
   """Compiles the step for a slice and projects its time; keys as in the JSON file."""
   mesh = pod.mesh()
   data = data_template(images, settings, mesh)
-  searcher = ImageSearcher(settings, Searched.from_settings(settings), images, mesh)
+  searcher = Searcher.open(settings, images, mesh)
   num_steps = jax.ShapeDtypeStruct((), np.int32, sharding=replicated(mesh))
   with within_memory(pod):
     compilation = compile_with_report(searcher.run, searcher.template(), data, num_steps)
@@ -381,8 +380,7 @@ def run(
     raise ValueError(f'--devices: {unknown[0]!r} is no number')
   pods = [whole.smaller(int(size)) for size in sizes] or [whole]
   settings = read(config)
-  if not isinstance(settings, Search):
-    raise ValueError('--config: a search for recurrent cells; one for convolutional cells is compiled')
+  image_task(settings)
   if settings.hypergradient.name not in BILEVEL:
     name, allowed = settings.hypergradient.name, ', '.join(BILEVEL)
     raise ValueError(f'config.hypergradient.name: {name!r} has no loop over passes to count; allowed are {allowed}')

@@ -43,11 +43,11 @@ from darts_jax.data.images import Images
 from darts_jax.hypergradient import BILEVEL, Derivative, derivative
 from darts_jax.runtime.compilation import compile_with_report, temporary_cache
 from darts_jax.runtime.mesh import make_mesh
-from darts_jax.search import images, text
-from darts_jax.search.searched import Searched
 from darts_jax.search.searcher import Searcher
-from darts_jax.search.settings import RecurrentSearch, Search, check_alone, read
+from darts_jax.search.settings import Search, check_alone, read
 from darts_jax.search.step import BatchLoss
+from darts_jax.tasks import TextTask
+from darts_jax.tasks.text import TextBatch
 
 #: Steps in a call. A search makes one call for all steps between two lines of its log, so that memory is new to the
 #: process only in the first of many steps.
@@ -91,23 +91,20 @@ def random_words(name: str, size: int, num_tokens: int) -> Corpus:
   return Corpus(name, tuple(map(str, range(size))), *tokens)
 
 
-def open_search(
-  settings: Search | RecurrentSearch, num_devices: int | None = None
-) -> tuple[Searcher[Any, Any], Any, int, str]:
+def open_search(settings: Search, num_devices: int | None = None) -> tuple[Searcher, Any, int, str]:
   """A search on random data, on all devices or on so many: its functions, data, the examples of a step, their name."""
   check_alone(settings)
-  mesh, searched = make_mesh(num_devices), Searched.from_settings(settings)
-  if isinstance(settings, RecurrentSearch):
+  mesh, size, task = make_mesh(num_devices), settings.batch_size, settings.task
+  found: Any
+  if isinstance(task, TextTask):
     # Every step of the benchmark reads a whole sequence.
-    settings = dataclasses.replace(settings, short_fraction=0.0)
-    corpus = random_corpus(settings.data.name, settings.batch_size * (8 * settings.bptt + 1))
-    reader = text.TextSearcher(settings, searched, corpus, mesh)
-    texts = text.texts(corpus, settings)
-    return reader, reader.place([texts]), settings.batch_size * settings.bptt, 'tokens'
-  found = random_images(settings.data.name, 4 * settings.batch_size)
-  searcher = images.ImageSearcher(settings, searched, found, mesh)
-  halves = images.divide(found, settings, settings.seed)
-  return searcher, searcher.place([halves]), settings.batch_size, 'images'
+    task = dataclasses.replace(task, short_fraction=0.0)
+    settings = dataclasses.replace(settings, task=task)
+    found, examples = random_corpus(task.source, size * (8 * task.bptt + 1)), size * task.bptt
+  else:
+    found, examples = random_images(task.source, 4 * size), size
+  searcher = Searcher.open(settings, found, mesh)
+  return searcher, searcher.place([task.halves(found, settings, settings.seed)]), examples, task.unit
 
 
 class Rates(NamedTuple):
@@ -160,20 +157,20 @@ def count_bytes(program: str) -> int:
   return total
 
 
-def count_operations(settings: Search | RecurrentSearch) -> float:
+def count_operations(settings: Search) -> float:
   """Floating-point operations of all gradients of a step, from their programs before XLA optimises them."""
   searcher, data, _, _ = open_search(settings, 1)
   state = searcher.init(jax.random.key(settings.seed))
   batch = jax.jit(searcher.batches)(state, data).train
   times = 1
-  if isinstance(searcher, text.TextSearcher):
+  if isinstance(batch, TextBatch):
     # What is done in a loop is counted once.
     times = data.train.capacity
     one = jax.tree.map(lambda x: x[:1] if x.ndim else jnp.int32(1), batch.sequences)
     batch = batch._replace(sequences=one)
 
   def loss(weights: jax.Array, alphas: Any) -> jax.Array:
-    return BatchLoss.at(state, searcher.objective, searcher.searched, searcher.settings.precision)(
+    return BatchLoss.at(state, searcher.learner.objective, searcher.searched, searcher.settings.precision)(
       weights, alphas, batch
     )[0]
 
@@ -210,7 +207,7 @@ class Program(NamedTuple):
   known: dict[str, float]
 
 
-def prepare(settings: Search | RecurrentSearch) -> Program:
+def prepare(settings: Search) -> Program:
   """Compiles a search step, with an empty compilation cache and from a full one."""
   searcher, data, examples, unit = open_search(settings)
   state = searcher.init(jax.random.key(settings.seed))

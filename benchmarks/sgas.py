@@ -24,8 +24,7 @@ from ml_collections import config_flags
 from benchmarks.command import exit_code
 from benchmarks.search_step import open_search
 from darts_jax.runtime.compilation import compile_with_report
-from darts_jax.search.images import ImageSearcher
-from darts_jax.search.settings import Search, read
+from darts_jax.search.settings import Search, image_task, read
 from darts_jax.strategies.sgas import Sgas
 
 TITLES = ('decisions', 'candidates', 'weights', 'compile s', 'step s', 'of the whole', 'temporary MB', 'of the whole')
@@ -38,7 +37,6 @@ def run(settings: Search, repeats: int) -> None:
     raise ValueError(f'config.strategy: {strategy.name} decides nothing; allowed is sgas')
   steady = dataclasses.replace(settings, strategy=dataclasses.replace(strategy, batch_growth=0))
   searcher, data, _, _ = open_search(steady)
-  assert isinstance(searcher, ImageSearcher)
   searched = searcher.searched
   generator = np.random.default_rng(settings.seed)
   state = searcher.init(jax.random.key(settings.seed))
@@ -95,8 +93,7 @@ def main() -> int:
     flags.FLAGS(sys.argv)
     jax.config.update('jax_enable_compilation_cache', False)
     settings = read(config.value)
-    if not isinstance(settings, Search):
-      raise ValueError('--config: a search for recurrent cells; one for convolutional cells is measured')
+    image_task(settings)
     run(settings, repeats.value)
 
   return exit_code(measured, __doc__)

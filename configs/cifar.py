@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
   """Every field of a search."""
   config = ConfigDict()
-  config.space = 'convolutional'
   config.seed = 0
   config.epochs = 50
   config.batch_size = 64
@@ -26,25 +25,10 @@ def get_config() -> ConfigDict:
   config.precision = 'float32'
   config.remat = False
 
-  config.data = ConfigDict()
-  config.data.name = 'cifar10'
-  config.data.dir = 'data'
-  config.data.path = ''
-  config.data.download = False
-  config.data.validation_fraction = 0.5
-
-  config.augment = ConfigDict()
-  config.augment.crop_padding = 4
-  config.augment.flip = True
-  config.augment.cutout = 0
-
-  config.network = ConfigDict()
-  config.network.channels = 16
-  config.network.layers = 8
-  config.network.nodes = 4
-  config.network.stem = 'cifar'
-  config.network.stem_multiplier = 3
-  config.network.operations = (
+  config.space = ConfigDict()
+  config.space.name = 'darts'
+  config.space.nodes = 4
+  config.space.operations = (
     'none',
     'max_pool_3x3',
     'avg_pool_3x3',
@@ -55,6 +39,28 @@ def get_config() -> ConfigDict:
     'dil_conv_5x5',
   )
 
+  config.task = ConfigDict()
+  config.task.name = 'images'
+
+  config.data = ConfigDict()
+  config.data.name = 'cifar10'
+  config.data.dir = 'data'
+  config.data.path = ''
+  config.data.download = False
+  config.data.num_images = 0
+  config.data.validation_fraction = 0.5
+
+  config.augment = ConfigDict()
+  config.augment.crop_padding = 4
+  config.augment.flip = True
+  config.augment.cutout = 0
+
+  config.network = ConfigDict()
+  config.network.channels = 16
+  config.network.layers = 8
+  config.network.stem = 'cifar'
+  config.network.stem_multiplier = 3
+
   config.weights = ConfigDict()
   config.weights.learning_rate = 0.025
   config.weights.final_learning_rate = 0.001
@@ -63,6 +69,7 @@ def get_config() -> ConfigDict:
   config.weights.clip_norm = 5.0
   config.weights.warmup_epochs = 0.0
   config.weights.reference_batch_size = 0
+  config.weights.nesterov = False
 
   config.strategy = ConfigDict()
   config.strategy.name = 'darts'
@@ -84,11 +91,13 @@ def get_config() -> ConfigDict:
   config.hypergradient.name = 'finite_difference'
   config.hypergradient.clipping = 'none'
   config.hypergradient.clip_outer = False
+  config.hypergradient.virtual_step = 'as_optimizer'
   config.hypergradient.radius = 0.01
   config.hypergradient.one_sided = False
 
   config.batch_norm = ConfigDict()
   config.batch_norm.group_size = 0
+  config.batch_norm.tracked = True
 
   config.mesh = ConfigDict()
   config.mesh.seed = 1

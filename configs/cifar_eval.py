@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
   """Every field of a training."""
   config = ConfigDict()
-  config.space = 'convolutional'
+  config.task = 'images'
   config.seed = 0
   config.epochs = 600
   config.batch_size = 96
@@ -31,6 +31,7 @@ def get_config() -> ConfigDict:
   config.data.dir = 'data'
   config.data.path = ''
   config.data.download = False
+  config.data.num_images = 0
   config.data.validation_fraction = 0.1
   config.data.test = True
   config.data.dataset = ''
@@ -67,6 +68,7 @@ def get_config() -> ConfigDict:
   config.weights.momentum = 0.9
   config.weights.weight_decay = 3e-4
   config.weights.clip_norm = 5.0
+  config.weights.nesterov = False
 
   config.checkpoint = ConfigDict()
   config.checkpoint.every = 1

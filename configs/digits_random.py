@@ -17,11 +17,8 @@ def get_config() -> ConfigDict:
   config = ConfigDict()
   config.seed = 0
   config.strategy = 'random'
-  config.space = 'convolutional'
+  config.space = digits.get_config().space
   config.architectures = 6
-  config.network = ConfigDict()
-  config.network.nodes = digits.get_config().network.nodes
-  config.network.operations = digits.get_config().network.operations
   config.training = digits_eval.get_config()
   # It is that of the search.
   del config.training.seed

@@ -15,8 +15,8 @@ def get_config() -> ConfigDict:
   """The search on digits, greedy and in first order, in a smaller space."""
   config = digits.get_config()
   config.epochs = 9
-  config.network.nodes = 3
-  config.network.operations = ('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3', 'dil_conv_3x3')
+  config.space.nodes = 3
+  config.space.operations = ('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3', 'dil_conv_3x3')
   config.hypergradient = ConfigDict({'name': 'first_order'})
   config.strategy = ConfigDict({'name': 'sgas', 'warmup_epochs': 1, 'decision_frequency': 1, 'batch_growth': 4})
   return config

@@ -43,6 +43,6 @@ def get_config() -> ConfigDict:
 
   config.search = digits.get_config()
   config.search.network.channels = 4
-  config.search.network.nodes = 2
-  config.search.network.operations = ('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3')
+  config.search.space.nodes = 2
+  config.search.space.operations = ('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3')
   return config

@@ -18,16 +18,23 @@ from configs import cifar
 def get_config() -> ConfigDict:
   """Every field of a recurrent search; estimators of the hypergradient are those of images."""
   config = ConfigDict()
-  config.space = 'recurrent'
   config.seed = 0
   config.epochs = 50
   config.batch_size = 256
-  config.bptt = 35
-  config.short_fraction = 0.05
-  config.temporal_activation = 1e-3
   config.log_every = 50
   config.precision = 'float32'
   config.remat = False
+
+  config.space = ConfigDict()
+  config.space.name = 'recurrent'
+  config.space.nodes = 8
+  config.space.operations = ('none', 'tanh', 'relu', 'sigmoid', 'identity')
+
+  config.task = ConfigDict()
+  config.task.name = 'text'
+  config.task.bptt = 35
+  config.task.short_fraction = 0.05
+  config.task.temporal_activation = 1e-3
 
   config.data = ConfigDict()
   config.data.name = 'ptb'
@@ -35,8 +42,6 @@ def get_config() -> ConfigDict:
 
   config.network = ConfigDict()
   config.network.width = 300
-  config.network.nodes = 8
-  config.network.operations = ('none', 'tanh', 'relu', 'sigmoid', 'identity')
   config.network.dropout = ConfigDict()
   config.network.dropout.words = 0.0
   config.network.dropout.embedded = 0.2
@@ -52,6 +57,7 @@ def get_config() -> ConfigDict:
   config.weights.clip_norm = 0.25
   config.weights.warmup_epochs = 0.0
   config.weights.reference_batch_size = 0
+  config.weights.nesterov = False
 
   config.strategy = ConfigDict()
   config.strategy.name = 'darts'
@@ -76,6 +82,7 @@ def get_config() -> ConfigDict:
 
   config.batch_norm = ConfigDict()
   config.batch_norm.group_size = 0
+  config.batch_norm.tracked = True
 
   config.mesh = ConfigDict()
   config.mesh.seed = 1

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
   """Every field of a training."""
   config = ConfigDict()
-  config.space = 'recurrent'
+  config.task = 'text'
   config.seed = 0
   config.epochs = 1600
   config.batch_size = 64

@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
   config = ptb.get_config()
   config.epochs = 16
   config.batch_size = 32
-  config.bptt = 20
+  config.task.bptt = 20
   config.log_every = 25
   config.data.name = 'pydoc'
   config.network.width = 64

@@ -34,10 +34,14 @@ def clip_by_global_norm(max_norm: float, constant: bool = False) -> optax.Gradie
 
 
 def decayed_sgd(
-  learning_rate: Callable[[Array], Array], momentum: float | None, weight_decay: float
+  learning_rate: Callable[[Array], Array], momentum: float | None, weight_decay: float, nesterov: bool = False
 ) -> optax.GradientTransformation:
-  """SGD with L2 decay in the gradient, of all parameters alike, and momentum: m ← μm + g + λw, w ← w − ξm."""
-  return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum=momentum))
+  """SGD with L2 decay in the gradient, of all parameters alike, and momentum: m ← μm + g + λw, w ← w − ξm.
+
+  With Nesterov's momentum the last step is w ← w − ξ(μm + g + λw), with the new m.
+  """
+  step = optax.sgd(learning_rate, momentum=momentum, nesterov=nesterov)
+  return optax.chain(optax.add_decayed_weights(weight_decay), step)
 
 
 def scaled_to_batch(learning_rate: float, batch_size: int, reference: int) -> float:

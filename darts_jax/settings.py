@@ -41,7 +41,12 @@ def setting(default: Any, **limits: Any) -> Any:
 
 
 def variant(
-  kinds: Mapping[str, type[Any]], default: Any, others: Mapping[str, Any] = types.MappingProxyType({})
+  kinds: Mapping[str, type[Any]],
+  default: Any,
+  others: Mapping[str, Any] = types.MappingProxyType({}),
+  *,
+  kept: bool = True,
+  beside: bool = False,
 ) -> Any:
   """A field of a settings dataclass that is one of several dataclasses: a group whose `name` says which.
 
@@ -52,8 +57,18 @@ def variant(
     default: what the field is where a config does not set it. Another kind has the values of those of its fields that
       both inherit.
     others: by name what another kind is before that, where it is not what its class says.
+    kept: whether a group that goes by another name from then on (see `as_kind`) keeps the fields that both kinds have.
+    beside: whether the groups among its fields stand beside it in a config, and not in it. A class has one such field
+      at most.
   """
-  return dataclasses.field(default_factory=lambda: default, metadata={'kinds': kinds, 'others': others})
+  metadata = {'kinds': kinds, 'others': others, 'kept': kept, 'beside': beside}
+  return dataclasses.field(default_factory=lambda: default, metadata=metadata)
+
+
+def kind_named(kinds: Mapping[str, type[T]], group: Any, usual: str) -> type[T]:
+  """The kind that a group names in a config, or the usual one; `build` says so if there is none of its name."""
+  name = group if isinstance(group, str) else group.get('name') if hasattr(group, 'items') else None
+  return kinds[name] if isinstance(name, str) and name in kinds else kinds[usual]
 
 
 def as_kind(group: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -82,6 +97,8 @@ def as_config(settings: Any) -> dict[str, Any]:
         kinds = ', '.join(field.metadata['kinds'])
         raise ValueError(f'config.{field.name}: {type(value).__name__} is not registered; there are {kinds}')
       found[field.name] = {'name': name, **as_config(value)}
+      if field.metadata['beside']:
+        found |= {each: found[field.name].pop(each) for each in _groups(type(value))}
     else:
       found[field.name] = as_config(value) if dataclasses.is_dataclass(value) else value
   return found
@@ -91,7 +108,8 @@ def build(kind: type[T], config: Mapping[str, Any], path: str = 'config', base: 
   """Builds a settings dataclass from a config of the same structure, such as a `ConfigDict`.
 
   Args:
-    kind: a dataclass whose fields are made by `setting`; nested dataclasses are nested configs.
+    kind: a dataclass whose fields are made by `setting` and `variant`; nested dataclasses are nested configs. If it has
+      a class method `prepared`, that gives, of config, path and base, the config and the base that are used.
     config: values by field name; fields that are left out have their default. A field that the class attribute
       `renamed` has by its earlier name is refused with the name that it has now.
     path: where the config hangs, for messages.
@@ -100,22 +118,39 @@ def build(kind: type[T], config: Mapping[str, Any], path: str = 'config', base: 
   Raises:
     ValueError: a field is unknown, of another type than declared, or outside its limits; one line naming it.
   """
-  if not isinstance(config, Mapping) and not hasattr(config, 'items'):
-    raise ValueError(f'{path}: {_shown(config)} is not a group of fields')
+  fields = items(config, path)
+  _check_renamed(getattr(kind, 'renamed', {}), fields, path)
+  prepared = getattr(kind, 'prepared', None)
+  if prepared is not None:
+    fields, base = prepared(fields, path, base)
+  return build_from(kind, fields, path, base)
+
+
+def build_from(kind: type[T], config: Mapping[str, Any], path: str, base: T | None) -> T:
+  """See `build`; the config is that of fields that are not renamed, and the base is as it is given."""
   hints = typing.get_type_hints(kind)
   fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
   values = {} if base is None else {name: getattr(base, name) for name in fields}
-  _check_renamed(getattr(kind, 'renamed', {}), config, path)
-  for name, value in _items(config, path):
+  opened = next((field for field in fields.values() if field.metadata.get('beside')), None)
+  groups = {} if opened is None else _owners(opened.metadata['kinds'])
+  beside = {name: value for name, value in config.items() if name not in fields and name in groups}
+  given = {name: value for name, value in config.items() if name not in beside}
+  if opened is not None:
+    given.setdefault(opened.name, {})
+  for name, value in given.items():
     if name not in fields:
-      close = difflib.get_close_matches(str(name), fields, 1)
-      hint = f'did you mean {path}.{close[0]}?' if close else f'allowed are {", ".join(fields) or "none"}'
+      close = difflib.get_close_matches(str(name), (*fields, *groups), 1)
+      hint = f'did you mean {path}.{close[0]}?' if close else f'allowed are {", ".join((*fields, *groups)) or "none"}'
       raise ValueError(f'{path}.{one_line(name)}: unknown field; {hint}')
-    if 'kinds' in fields[name].metadata or dataclasses.is_dataclass(hints[name]):
+    kind_of_field: Any = hints[name]
+    if dataclasses.is_dataclass(kind_of_field) and isinstance(value, typing.cast(type[Any], kind_of_field)):
+      values[name] = value
+    elif 'kinds' in fields[name].metadata or dataclasses.is_dataclass(hints[name]):
       # A group's defaults may be others here than where it is declared.
       default = getattr(base, name) if base is not None else typing.cast(Any, fields[name].default_factory)()
       if 'kinds' in fields[name].metadata:
-        values[name] = _build_variant(fields[name].metadata, value, f'{path}.{name}', default)
+        around = beside if fields[name] is opened else {}
+        values[name] = _build_variant(fields[name].metadata, value, path, name, default, around)
       else:
         values[name] = build(typing.cast(type[Any], hints[name]), value, f'{path}.{name}', default)
     else:
@@ -123,8 +158,29 @@ def build(kind: type[T], config: Mapping[str, Any], path: str = 'config', base: 
   try:
     return kind(**values)
   except ValueError as error:
-    # Settings name their fields as if they were a whole config.
-    raise ValueError(rename(str(error), path)) from error
+    # Settings name their fields as if they were a whole config, or by their name alone.
+    message = str(error)
+    message = f'config.{message}' if message.partition(':')[0] in fields else message
+    raise ValueError(rename(message, path)) from error
+
+
+def _groups(kind: type[Any]) -> list[str]:
+  """The fields of a settings dataclass that are groups."""
+  hints = typing.get_type_hints(kind)
+  return [
+    field.name
+    for field in dataclasses.fields(kind)
+    if 'kinds' in field.metadata or dataclasses.is_dataclass(hints[field.name])
+  ]
+
+
+def _owners(kinds: Mapping[str, type[Any]]) -> dict[str, list[str]]:
+  """By the name of a group, the kinds that have it."""
+  found: dict[str, list[str]] = {}
+  for name, kind in kinds.items():
+    for group in _groups(kind):
+      found.setdefault(group, []).append(name)
+  return found
 
 
 def check(settings: Any) -> None:
@@ -140,14 +196,17 @@ def check(settings: Any) -> None:
       _checked(getattr(settings, field.name), hints[field.name], field.metadata, f'config.{field.name}')
 
 
-def _build_variant(metadata: Mapping[str, Any], config: Any, path: str, default: Any) -> Any:
+def _build_variant(
+  metadata: Mapping[str, Any], config: Any, parent: str, field: str, default: Any, beside: Mapping[str, Any]
+) -> Any:
   """The settings of the kind that a config names; see `variant`."""
   kinds: Mapping[str, type[Any]] = metadata['kinds']
+  path = f'{parent}.{field}'
   if isinstance(config, str):
     config = {'name': config}
   if not isinstance(config, Mapping) and not hasattr(config, 'items'):
     raise ValueError(f'{path}: {_shown(config)} is neither a name nor a group of fields')
-  values = dict(_items(config, path))
+  values = items(config, path)
   [usual] = [name for name, kind in kinds.items() if kind is type(default)]
   name = values.pop('name', usual)
   if not isinstance(name, str) or name not in kinds:
@@ -155,19 +214,33 @@ def _build_variant(metadata: Mapping[str, Any], config: Any, path: str, default:
     hint = f'did you mean {close[0]!r}? ' if close else ''
     raise ValueError(f'{path}.name: {_shown(name)} is not known; {hint}allowed are {", ".join(kinds)}')
   kind = kinds[name]
-  own = {field.name for field in dataclasses.fields(kind)}
-  values = {field: value for field, value in values.pop(REPLACED, {}).items() if field in own} | values
-  for field in values:
-    others = [other for other in kinds if field in {each.name for each in dataclasses.fields(kinds[other])}]
-    if field not in own and others:
-      raise ValueError(f'{path}.{field}: unknown field of {name}; it is one of {", ".join(others)}')
-  if kind is type(default):
-    return build(kind, values, path, default)
-  # Of a base class that both have.
-  shared = [parent for parent in type(default).__mro__ if parent in kind.__mro__ and dataclasses.is_dataclass(parent)]
+  own = {each.name for each in dataclasses.fields(kind)}
+  before = values.pop(REPLACED, {})
+  if metadata['kept']:
+    values = {each: value for each, value in before.items() if each in own} | values
+  for each in values:
+    others = [other for other in kinds if each in {one.name for one in dataclasses.fields(kinds[other])}]
+    if each not in own and others:
+      raise ValueError(f'{path}.{each}: unknown field of {name}; it is one of {", ".join(others)}')
+  base = default if kind is type(default) else _with_shared(metadata['others'].get(name, kind()), default)
+  if metadata['beside']:
+    groups, hints = _groups(kind), typing.get_type_hints(kind)
+    for each in values.keys() & set(groups):
+      raise ValueError(f'{path}.{each}: it is called {parent}.{each}')
+    for each, value in beside.items():
+      if each not in groups:
+        raise ValueError(f'{parent}.{each}: unknown field of {name}; it is one of {", ".join(_owners(kinds)[each])}')
+      values[each] = build(hints[each], value, f'{parent}.{each}', getattr(base, each))
+  return build(kind, values, path, base)
+
+
+def _with_shared(settings: Any, other: Any) -> Any:
+  """The settings with the values that other settings have of a base class of both."""
+  shared = [
+    parent for parent in type(other).__mro__ if isinstance(settings, parent) and dataclasses.is_dataclass(parent)
+  ]
   names = {field.name for parent in shared for field in dataclasses.fields(parent)}
-  base = metadata['others'].get(name, kind())
-  return build(kind, values, path, dataclasses.replace(base, **{each: getattr(default, each) for each in names}))
+  return dataclasses.replace(settings, **{each: getattr(other, each) for each in names})
 
 
 def _check_renamed(renamed: Mapping[str, str], config: Mapping[str, Any], path: str) -> None:
@@ -175,33 +248,23 @@ def _check_renamed(renamed: Mapping[str, str], config: Mapping[str, Any], path: 
   for old, new in renamed.items():
     group: Any = config
     for name in old.split('.'):
-      group = dict(_items(group, path)).get(name, _MISSING) if hasattr(group, 'items') else _MISSING
+      group = items(group, path).get(name, _MISSING) if hasattr(group, 'items') else _MISSING
     if group is not _MISSING:
       raise ValueError(f'{path}.{old}: it is called {path}.{new} now')
 
 
-def _items(config: Mapping[str, Any], path: str) -> list[tuple[str, Any]]:
-  try:
-    return list(config.items())
-  except Exception as error:  # Fields of a `ConfigDict` can be computed from others, and required ones be missing.
-    raise ValueError(f'{path}: {one_line(error)}') from error
-
-
-def build_by_space(kinds: Mapping[str, type[T]], config: Mapping[str, Any]) -> T:
-  """Builds the settings of the search space that `config.space` names; convolutional if it names none.
-
-  Args:
-    kinds: settings dataclasses by search space.
-    config: see `build`.
+def items(config: Any, path: str) -> dict[str, Any]:
+  """The fields of a group of a config.
 
   Raises:
-    ValueError: as `build`; or the space is unknown.
+    ValueError: it is no group, or a field has no value; one line that begins with `path`.
   """
-  fields = dict(_items(config, 'config'))
-  space = name_alone(fields.get('space', 'convolutional'))
-  if not isinstance(space, str) or space not in kinds:
-    raise ValueError(f'config.space: {_shown(space)} is not known; allowed are {", ".join(kinds)}')
-  return build(kinds[space], {**fields, 'space': space})
+  if not isinstance(config, Mapping) and not hasattr(config, 'items'):
+    raise ValueError(f'{path}: {_shown(config)} is not a group of fields')
+  try:
+    return dict(config.items())
+  except Exception as error:  # Fields of a `ConfigDict` can be computed from others, and required ones be missing.
+    raise ValueError(f'{path}: {one_line(error)}') from error
 
 
 def check_seeds(first: int, number: int, what: str, path: str) -> None:

@@ -79,7 +79,7 @@ def run(genotype: str | None, draw: str | None, **others: Any) -> int:
   if drawing_path is not None and drawing_path.suffix.removeprefix('.').lower() not in _DRAWINGS:
     raise ValueError(f'--draw: {draw} is no file name that ends with one of .{", .".join(_DRAWINGS)}')
   of_classifiers = (*_FIELDS, 'imagenet', 'auxiliary')
-  if spaces.space_of(found).data == 'text':
+  if spaces.space_of(found).task == 'text':
     _refuse(of_classifiers, others, f'{name} is a recurrent architecture; it has --width and --vocabulary')
     described = describe_language_model(found, **_numbers(others, _PTB))
     text = _language_model_as_text(described)

@@ -78,7 +78,8 @@ def tiny_search() -> Callable[..., dict[str, Any]]:
       'log_every': 4,
       'data': {'name': 'digits'},
       'augment': {'crop_padding': 1, 'flip': True},
-      'network': {'channels': 2, 'layers': 3, 'nodes': 1, 'operations': ('none', 'skip_connect', 'avg_pool_3x3')},
+      'space': {'nodes': 1, 'operations': ('none', 'skip_connect', 'avg_pool_3x3')},
+      'network': {'channels': 2, 'layers': 3},
       'weights': {'learning_rate': 0.05},
       # Adam makes steps of one length of the smallest gradients, which are rounding; decay keeps them from that.
       'alphas': {'learning_rate': 0.01, 'weight_decay': 0.1},

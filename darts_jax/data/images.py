@@ -78,6 +78,24 @@ def load(name: str, *, directory: str = '', path: str = '', download: bool = Fal
   return Images(name, *arrays, num_classes=dataset.num_classes, mean=dataset.mean, std=dataset.std)
 
 
+def part(images: Images, number: int) -> Images:
+  """The dataset with so many of its training images, which are the same for every seed.
+
+  Raises:
+    ValueError: it has fewer, or these leave out a class.
+  """
+  if number > len(images.y_train):
+    raise ValueError(
+      f'config.data.num_images: {number} is not allowed; {images.name} has {len(images.y_train)} training images'
+    )
+  chosen = np.sort(np.random.Generator(np.random.PCG64(0)).permutation(len(images.y_train))[:number])
+  labels = images.y_train[chosen]
+  missing = sorted({*images.y_train.tolist()} - {*labels.tolist()})
+  if missing:
+    raise ValueError(f'config.data.num_images: {number} leave out class {missing[0]} of {images.name}; more are needed')
+  return dataclasses.replace(images, x_train=images.x_train[chosen], y_train=labels)
+
+
 def split(num_images: int, validation_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
   """Splits the training images at random between the weights and the architecture [DARTS §3.1].
 

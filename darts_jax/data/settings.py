@@ -17,16 +17,19 @@ class Source:
     dir: folder with prepared data, archives or unpacked archives.
     path: the file of `npz`.
     download: whether to fetch what is not found, checked by SHA-256, into `dir`.
+    num_images: if not 0, the number of training images that are used, drawn at random once and for all.
   """
 
   name: str = setting('cifar10', choices=images.NAMES)
   dir: str = setting('data')
   path: str = setting('')
   download: bool = setting(False)
+  num_images: int = setting(0, at_least=0, at_most=limits.COUNT)
 
   def load(self) -> images.Images:
     """The dataset. Raises ValueErrors that name the field."""
-    return images.load(self.name, directory=self.dir, path=self.path, download=self.download)
+    found = images.load(self.name, directory=self.dir, path=self.path, download=self.download)
+    return images.part(found, self.num_images) if self.num_images else found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,12 +18,15 @@ class Hypergradient:
       experiments; `differentiated`; or `constant`, with a factor that is a constant to derivatives.
     clip_outer: whether v, the outer loss's gradient in the weights, is clipped to `weights.clip_norm` before it is
       multiplied with second derivatives, as in the paper's search for recurrent cells.
+    virtual_step: the momentum of virtual steps: `as_optimizer`, that of real steps; or `heavy_ball`, as in the released
+      search on NAS-Bench-201, whose real steps have Nesterov's momentum.
   """
 
   name: ClassVar[str]
 
   clipping: str = setting('none', choices=('none', 'differentiated', 'constant'))
   clip_outer: bool = setting(False)
+  virtual_step: str = setting('as_optimizer', choices=('as_optimizer', 'heavy_ball'))
 
   @property
   def fields(self) -> dict[str, Any]:
@@ -35,7 +38,8 @@ class Hypergradient:
     """Another estimator with its default fields, and what all estimators have as here; itself if it is this one."""
     if name == self.name:
       return self
-    return HYPERGRADIENTS[name](clipping=self.clipping, clip_outer=self.clip_outer)
+    shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(Hypergradient)}
+    return HYPERGRADIENTS[name](**shared)
 
   def estimator(self) -> Estimator:
     """The estimator.

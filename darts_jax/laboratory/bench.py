@@ -22,11 +22,12 @@ from darts_jax.hypergradient.program import gated, gradient_pass
 from darts_jax.nets.bilinear import weights_gradient_if
 from darts_jax.nets.conv import Supernet
 from darts_jax.runtime.compilation import compile_with_report, compiler_options
-from darts_jax.search.images import ImageLoss
 from darts_jax.search.optimizers import Optimizers
 from darts_jax.search.searched import Searched
-from darts_jax.search.state import Halves, SearchState
+from darts_jax.search.state import SearchState
 from darts_jax.search.step import BatchLoss
+from darts_jax.tasks.base import Halves
+from darts_jax.tasks.images import ImageLoss
 
 Array = jax.Array
 PyTree = Any

@@ -25,9 +25,10 @@ from darts_jax.runtime.lock import locked
 from darts_jax.runtime.precision import in_float32
 from darts_jax.runtime.terminal import say
 from darts_jax.runtime.workdir import check_claimed, named_errors, remove_leftovers
-from darts_jax.search.settings import Search
+from darts_jax.search.settings import Search, image_task
 from darts_jax.settings import as_config, build
 from darts_jax.spaces import Genotype
+from darts_jax.tasks import ImageTask
 
 
 class Interrupted(RuntimeError):
@@ -83,7 +84,7 @@ def _run(config: Mapping[str, Any], workdir: pathlib.Path, checkpoint: str | Non
     note('quadratic problem')
     results['quadratic'] = studies.quadratic(settings)
   if supernet is not None:
-    note(f'supernet on {settings.search.data.name}, {supernet.source}')
+    note(f'supernet on {settings.search.task.source}, {supernet.source}')
     results['supernet'] = supernet.results()
   results['search'] = None
   results['setting'] = {
@@ -131,8 +132,10 @@ def _search_of(checkpoint: str, own: Search) -> Search:
   except ValueError as error:
     raise ValueError(f'--checkpoint: {one_line(error)}') from error
   hypergradient = dataclasses.replace(own.hypergradient, clipping=saved.hypergradient.clipping)
-  folder = saved.data.dir if own.data.dir == Search().data.dir else own.data.dir
-  return dataclasses.replace(saved, hypergradient=hypergradient, data=dataclasses.replace(saved.data, dir=folder))
+  task, given = image_task(saved, 'config.search'), image_task(own, 'config.search')
+  folder = task.data.dir if given.data.dir == ImageTask().data.dir else given.data.dir
+  task = dataclasses.replace(task, data=dataclasses.replace(task.data, dir=folder))
+  return dataclasses.replace(saved, hypergradient=hypergradient, task=task)
 
 
 def _searches(settings: Laboratory, workdir: pathlib.Path) -> list[dict[str, Any]]:

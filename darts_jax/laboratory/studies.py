@@ -18,11 +18,12 @@ from darts_jax.runtime.checkpoint import Checkpoints, claims
 from darts_jax.runtime.files import user_path
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.runtime.workdir import CHECKPOINTS
-from darts_jax.search.images import ImageSearcher, divide
 from darts_jax.search.optimizers import Optimizers
-from darts_jax.search.searched import Searched
-from darts_jax.search.state import Halves, SearchState
+from darts_jax.search.searcher import Searcher
+from darts_jax.search.settings import image_task
+from darts_jax.search.state import SearchState
 from darts_jax.settings import rename
+from darts_jax.tasks.base import Halves
 
 Json = Any
 
@@ -110,8 +111,9 @@ class SupernetLab:
       ValueError: a setting, the data or the directory is unfit.
     """
     search = settings.search
+    task = image_task(search, 'config.search')
     try:
-      images = search.data.load()
+      images = task.load()
     except ValueError as error:
       # Data name the fields of a search, which are a part of the laboratory's.
       raise ValueError(rename(str(error), 'config.search')) from error
@@ -123,13 +125,12 @@ class SupernetLab:
         f'config.search.strategy: {search.strategy.name} is not allowed; estimators are compared on a whole search'
         ' space, by darts'
       )
-    searched = Searched.from_settings(search)
-    self._searchers: dict[int, tuple[ImageSearcher, Halves, Callable[..., Halves]]] = {}
+    self._searchers: dict[int, tuple[Searcher, Halves, Callable[..., Halves]]] = {}
     for size in dict.fromkeys((search.batch_size, *settings.batch_sizes)):
       sized = dataclasses.replace(search, batch_size=size)
       try:
-        searcher = ImageSearcher(sized, searched, images, mesh)
-        halves = searcher.place([divide(images, sized, search.seed)])
+        searcher = Searcher.open(sized, images, mesh)
+        halves = searcher.place([task.halves(images, sized, search.seed)])
       except ValueError as error:
         message = rename(str(error), 'config.search')
         if size != search.batch_size:
@@ -144,7 +145,8 @@ class SupernetLab:
     else:
       template = searcher.template()
       folder = user_path(checkpoint, '--checkpoint') / CHECKPOINTS
-      if any(claim.get('dataset', searcher.fingerprint) != searcher.fingerprint for claim in claims(folder)):
+      fingerprint = task.fingerprint(images)
+      if any(claim.get('dataset', fingerprint) != fingerprint for claim in claims(folder)):
         raise ValueError(
           f'--checkpoint: {checkpoint} was searched on other data than those of config.search.data ({images.name})'
         )
@@ -171,7 +173,7 @@ class SupernetLab:
     self.frozen = self.freeze(self.states[max(self.states)])
 
   @property
-  def _searcher(self) -> ImageSearcher:
+  def _searcher(self) -> Searcher:
     return self._searchers[self._settings.search.batch_size][0]
 
   def freeze(self, state: SearchState, batch_size: int | None = None, draw: int | None = None) -> Frozen:
@@ -184,7 +186,7 @@ class SupernetLab:
     """The network or its smooth twin in a precision; the same each time."""
     if (precision, smooth) not in self._benches:
       fine = self.bench('float32', smooth) if precision == 'bfloat16' else None
-      net = dataclasses.replace(self._searcher.net, smooth=smooth)
+      net = dataclasses.replace(self._searcher.learner.net, smooth=smooth)
       self._benches[precision, smooth] = Bench(
         net, self._searcher.searched, self._optimizers, precision, fine, self._note, self._advances
       )
@@ -344,19 +346,19 @@ class SupernetLab:
 
   def results(self) -> Json:
     """All of it."""
-    search = self._settings.search
+    search, task = self._settings.search, image_task(self._settings.search)
     state = self.states[max(self.states)]
     outer = _norm(self.reference.outer)
     return {
-      'data': search.data.name,
+      'data': task.source,
       'state': self.source,
       'weights': int(state.weights.vector.size),
       'alphas': sum(leaf.size for leaf in jax.tree.leaves(state.alphas)),
       'batch_size': search.batch_size,
-      'operations': len(search.network.operations),
-      'channels': search.network.channels,
-      'layers': search.network.layers,
-      'nodes': search.network.nodes,
+      'operations': len(next(iter(search.space.cells.values())).operations),
+      'channels': task.network.channels,
+      'layers': task.network.layers,
+      'nodes': len(next(iter(search.space.cells.values())).nodes),
       'reference_steps': self._settings.reference_steps,
       'outer_norm': outer,
       'term_fraction': _norm(self.reference.term) / outer,

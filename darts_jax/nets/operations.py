@@ -42,6 +42,11 @@ Array = jax.Array
 #: The dense convolutions of NAS-Bench-201 and the side of their filters.
 _DENSE: Mapping[str, int] = {'nor_conv_1x1': 1, 'nor_conv_3x3': 3}
 _POOLS: Mapping[str, Callable[[Array, int], Array]] = {'max_pool_3x3': max_pool, 'avg_pool_3x3': avg_pool}
+#: The operations on images that there are.
+NAMES = (
+  *('none', 'skip_connect', *_POOLS, *_DENSE, 'conv_7x1_1x7'),
+  *('sep_conv_3x3', 'sep_conv_5x5', 'sep_conv_7x7', 'dil_conv_3x3', 'dil_conv_5x5'),
+)
 
 
 class ReluConv(nn.Module):

@@ -72,7 +72,7 @@ def _from_dict(values: Any) -> Architecture:
   if not isinstance(values, dict) or set(values) != names:
     raise ValueError(f'an architecture has the fields {", ".join(sorted(names))}')
   genotype = spaces.from_json(values['genotype'])
-  if spaces.space_of(genotype).data != 'images':
+  if spaces.space_of(genotype).task != 'images':
     raise ValueError(f'genotype: a {spaces.kind_of(genotype)} architecture')
   # They are about trainings that have ended; 2⁵³ is the first whole number that a float cannot tell from the next.
   for name, most in (('number', 2**53), ('parameters', 2**53), ('valid_accuracy', 1.0), ('seconds', 2.0**53)):

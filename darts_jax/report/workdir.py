@@ -268,11 +268,15 @@ class Run:
   @property
   def reads_text(self) -> bool:
     """Whether it is about a language model; by the settings, or without them by what else is there."""
-    if self.config is not None and 'space' in self.config:
-      return any(space.kind == self.config['space'] and space.data == 'text' for space in spaces.SPACES.values())
+    task, space = self.setting('task'), self.setting('space')
+    if task is not None:
+      return bool(task == 'text')
+    if space is not None:
+      # Of an earlier version.
+      return any(each.kind == space and each.task == 'text' for each in spaces.SPACES.values())
     cells = [*(dict(self.genotype.cells) if self.genotype else ()), *(self.alphas.edges if self.alphas else ())]
     found = map(spaces.space_with, cells)
-    return any(space is not None and space.data == 'text' for space in found)
+    return any(space is not None and space.task == 'text' for space in found)
 
   @property
   def dataset(self) -> Any:

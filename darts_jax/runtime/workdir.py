@@ -34,7 +34,7 @@ _MARKS = ('config.json', 'model.json', 'metrics.jsonl', 'results.json')
 # Data that come with packages.
 _INSTALLED = ('digits', 'pydoc')
 # Where data lie, in what `differences` says; what they are is told by their fingerprint.
-_PLACES = ('config.data.dir: ', 'config.data.path: ')
+_PLACES = ('config.data.dir: ', 'config.data.path: ', 'config.space.table: ')
 # The latter two of earlier versions.
 _LEFTOVERS = (f'*{PARTIAL}', '*.tmp', f'*{PARTIAL}.npz')
 

@@ -22,10 +22,9 @@ from darts_jax.runtime.loop import Loop, Plan, Sums
 from darts_jax.runtime.mesh import check_batch, make_mesh
 from darts_jax.runtime.precision import in_float32
 from darts_jax.runtime.workdir import as_json, claim, claim_together, named_errors
-from darts_jax.search import images, records, text
-from darts_jax.search.searched import Searched
+from darts_jax.search import records
 from darts_jax.search.searcher import Searcher
-from darts_jax.search.settings import RecurrentSearch, Search, Settings, check_alone, read
+from darts_jax.search.settings import Search, check_alone, read
 from darts_jax.search.state import SearchState
 from darts_jax.search.step import counted_by
 from darts_jax.settings import as_config, build, variant
@@ -105,8 +104,7 @@ def run_side_by_side(config: Mapping[str, Any], workdir: str | pathlib.Path) -> 
   """Searches, or goes on with the search or the searches that `workdir` holds.
 
   Args:
-    config: fields of `darts_jax.search.settings.Search`, or of `RecurrentSearch` if its `space` is `recurrent`, as
-      nested mappings or `ConfigDict`.
+    config: fields of `darts_jax.search.settings.Search`, as nested mappings or `ConfigDict`.
     workdir: gets `config.json`, `metrics.jsonl`, `tensorboard/`, `genotype.json`, `alphas.npz`, `checkpoints/` and
       `report.html`. A search that was stopped resumes to the same result, bit for bit. Searches side by side have all
       but the checkpoints in folders `seed_0`, `seed_1`, … of their own.
@@ -126,7 +124,7 @@ def run_side_by_side(config: Mapping[str, Any], workdir: str | pathlib.Path) -> 
     return _run(settings, workdir, folders)
 
 
-def _run(settings: Search | RecurrentSearch, workdir: pathlib.Path, folders: Sequence[pathlib.Path]) -> list[Result]:
+def _run(settings: Search, workdir: pathlib.Path, folders: Sequence[pathlib.Path]) -> list[Result]:
   searcher, data, fingerprint = processes.together(lambda: _open(settings))
   config = as_json({**as_config(settings), 'dataset': fingerprint})
   claim_together(workdir, lambda: _claim(config, workdir, folders), lambda: config)
@@ -151,7 +149,7 @@ def _run(settings: Search | RecurrentSearch, workdir: pathlib.Path, folders: Seq
   ]
 
 
-def _folders(settings: Settings, workdir: pathlib.Path) -> list[pathlib.Path]:
+def _folders(settings: Search, workdir: pathlib.Path) -> list[pathlib.Path]:
   """Where the searches write."""
   if settings.mesh.seed == 1:
     return [workdir]
@@ -167,7 +165,7 @@ def _claim(config: Mapping[str, Any], workdir: pathlib.Path, folders: Sequence[p
 
 
 @in_float32
-def check(settings: Search | RecurrentSearch) -> Any:
+def check(settings: Search) -> Any:
   """Raises the ValueError that `run` would, before anything is searched.
 
   Returns:
@@ -176,34 +174,16 @@ def check(settings: Search | RecurrentSearch) -> Any:
   return _open(settings)[2]
 
 
-def _open(settings: Search | RecurrentSearch) -> tuple[Searcher[Any, Any], Any, Any]:
+def _open(settings: Search) -> tuple[Searcher, Any, Any]:
   """The search, its data on the devices, and JSON values of these, with which alone a search goes on."""
   mesh = make_mesh(seeds=settings.mesh.seed)
   check_batch(settings.batch_size, mesh)
-  searched = Searched.from_settings(settings)
-  if isinstance(settings, RecurrentSearch):
-    corpus = settings.data.load()
-    texts = text.texts(corpus, settings)
-    reader = text.TextSearcher(settings, searched, corpus, mesh)
-    return reader, reader.place([texts]), corpus.fingerprint
-  found = settings.data.load()
+  task = settings.task
+  found = task.load()
   seeds = range(settings.seed, settings.seed + settings.mesh.seed)
-  halves = [images.divide(found, settings, seed) for seed in seeds]
-  least = min(len(half.labels) for half in halves[0])
-  for size in images.batch_sizes(settings, searched):
-    grown = f'config.batch_size: {settings.batch_size} grows to {size} by the decisions, which'
-    devices = mesh.shape['data']
-    if size % devices:
-      raise ValueError(
-        f'{grown} does not divide evenly over the devices ({devices} devices); see config.strategy.batch_growth'
-      )
-    if size > least:
-      raise ValueError(
-        f'{grown} is more than half of the images ({least} images in the smaller half); see'
-        ' config.strategy.batch_growth'
-      )
-  searcher = images.ImageSearcher(settings, searched, found, mesh)
-  return searcher, searcher.place(halves), searcher.fingerprint
+  halves = [task.halves(found, settings, seed) for seed in seeds]
+  searcher = Searcher.open(settings, found, mesh)
+  return searcher, searcher.place(halves), task.fingerprint(found)
 
 
 class _Loop(Loop[SearchState]):
@@ -214,16 +194,15 @@ class _Loop(Loop[SearchState]):
 
   def __init__(
     self,
-    settings: Settings,
+    settings: Search,
     workdir: pathlib.Path,
-    searcher: Searcher[Any, Any],
+    searcher: Searcher,
     data: Any,
     guard: InterruptGuard,
     folders: Sequence[pathlib.Path],
     config: Mapping[str, Any],
   ) -> None:
-    name = searcher.settings.data.name
-    plan = Plan(f'search {name}', searcher.epoch_ends, settings.log_every, settings.checkpoint)
+    plan = Plan(f'search {settings.task.source}', searcher.epoch_ends, settings.log_every, settings.checkpoint)
     super().__init__(workdir, plan, guard, folders, config)
     self._settings = settings
     self._searcher = searcher
@@ -281,7 +260,7 @@ class _Loop(Loop[SearchState]):
     # Not compiled before it is needed, so that the first step is seen sooner.
     self._evaluate = self._evaluate or self.compile(step, 'evaluation', self._searcher.evaluate, state, self._data)
     found = self._each(processes.fetch(self._evaluate(state, self._data)))
-    metrics = self._joined([self._searcher.metrics(each) for each in found])
+    metrics = self._joined([self._searcher.learner.metrics(each) for each in found])
     return {f'valid_{name}': value for name, value in metrics.items()}
 
   def alphas(self, state: SearchState) -> list[dict[str, np.ndarray]]:
@@ -308,7 +287,7 @@ class _Loop(Loop[SearchState]):
     keys = self._each(processes.fetch(jax.random.key_data(state.key)))
     found = zip(self.alphas(state), map(jax.random.wrap_key_data, keys), strict=True)
     details = self._joined([self._describe(alphas, step, key) for alphas, key in found])
-    return {**details, **self._searcher.summary(sums.means(), sums.values), **super().summary(state, sums)}
+    return {**details, **self._searcher.learner.summary(sums.means(), sums.values), **super().summary(state, sums)}
 
   def _describe(self, alphas: Mapping[str, Any], step: Any, key: jax.Array) -> dict[str, float | int]:
     """What a line of the log says of α and of the mixing weights that the supernet has after `step` steps."""

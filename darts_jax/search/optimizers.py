@@ -12,7 +12,7 @@ import optax
 from darts_jax.hypergradient import InnerOptimizer, from_optax
 from darts_jax.optimizers import clip_by_global_norm, decayed_sgd, scaled_to_batch, warmed_up
 from darts_jax.runtime.materialise import materialise
-from darts_jax.search.settings import Settings
+from darts_jax.search.settings import Search
 from darts_jax.search.state import SearchState
 
 Array = jax.Array
@@ -25,8 +25,8 @@ class Optimizers:
 
   Attributes:
     weights: clipping by global norm, then SGD.
-    inner: the same steps, clipping as the settings say, whose update is the virtual step of the hypergradient; its
-      state is that of `weights`.
+    inner: SGD as well, with clipping and momentum as the settings say, whose update is the virtual step of the
+      hypergradient; its state is that of `weights`.
     alphas: Adam with decay in the gradient.
     learning_rate: the weights' learning rate at a step.
     clip_norm: of the weights' gradient.
@@ -44,13 +44,13 @@ class Optimizers:
   clip_outer: bool = False
 
   @classmethod
-  def from_settings(cls, settings: Settings, epoch_ends: Sequence[int]) -> 'Optimizers':
+  def from_settings(cls, settings: Search, epoch_ends: Sequence[int]) -> 'Optimizers':
     """Cosine by epoch from the first to the final learning rate; SGD and Adam as the settings say [DARTS §A.1].
 
     Learning rates are scaled to the batch and warmed up if the settings say so.
 
     Args:
-      settings: `Search` or another with weights, α and hypergradient.
+      settings: of weights, α and hypergradient.
       epoch_ends: steps taken by the end of every epoch.
     """
     rates, alphas = settings.weights, settings.alphas
@@ -73,7 +73,10 @@ class Optimizers:
       return materialise(warmed(step))
 
     alphas_schedule = warmed_up(lambda step: jnp.float32(alphas_rate), alphas_warmup) if alphas_warmup else alphas_rate
-    step = decayed_sgd(learning_rate, rates.momentum or None, rates.weight_decay)
+    momentum, decay = rates.momentum or None, rates.weight_decay
+    step = decayed_sgd(learning_rate, momentum, decay, rates.nesterov)
+    heavy_ball = settings.hypergradient.virtual_step == 'heavy_ball'
+    virtual = decayed_sgd(learning_rate, momentum, decay) if heavy_ball else step
     clip = clip_by_global_norm(rates.clip_norm)
     inner_clip = {
       'none': optax.stateless(lambda updates, params: updates),
@@ -82,7 +85,7 @@ class Optimizers:
     }[settings.hypergradient.clipping]
     return cls(
       optax.chain(clip, step),
-      optax.chain(inner_clip, step),
+      optax.chain(inner_clip, virtual),
       optax.chain(
         optax.add_decayed_weights(alphas.weight_decay),
         optax.adam(alphas_schedule, alphas.beta1, alphas.beta2),

@@ -6,14 +6,12 @@ from typing import Any, Self
 
 import jax
 
-from darts_jax.search.settings import RecurrentSearch, Search
+from darts_jax.search.settings import Search
 from darts_jax.spaces import CellSpace, Doubts, Genotype, Mixing
 from darts_jax.strategies.relaxed import EVALUATE, Arch, Cells, Memory, Relaxed, Scores, Stage, Time, Turn
 
 Array = jax.Array
 
-#: The random key of a step is folded with this number for mixing weights, and then with their purpose.
-MIX = 0
 #: The number for mixing weights where no step is taken.
 _LOOK = 2**16
 
@@ -45,9 +43,9 @@ class Searched:
     return cls(strategy, space, strategy.start(), steps)
 
   @classmethod
-  def from_settings(cls, settings: Search | RecurrentSearch) -> Self:
-    """The strategy that the settings name, on the space that they describe; raises a ValueError as `start`."""
-    return cls.start(settings.strategy, settings.network.space())
+  def from_settings(cls, settings: Search) -> Self:
+    """The strategy that the settings name, on the space that they have; raises a ValueError as `start`."""
+    return cls.start(settings.strategy, settings.space)
 
   def over(self, steps: int) -> Self:
     """The same in a search of so many steps, which schedules are relative to."""

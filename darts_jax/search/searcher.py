@@ -1,10 +1,9 @@
 """A search as compiled functions: the state, many steps in a call, the evaluation."""
 
-import abc
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, NamedTuple, Self, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,29 +17,24 @@ from darts_jax.runtime.mesh import Shards, put, template
 from darts_jax.runtime.packed import Packed
 from darts_jax.runtime.steps import take_steps
 from darts_jax.search.optimizers import Optimizers
-from darts_jax.search.searched import MIX, Searched
-from darts_jax.search.settings import Settings
-from darts_jax.search.state import Halves, SearchState
-from darts_jax.search.step import Objective, search_step, watched
+from darts_jax.search.searched import Searched
+from darts_jax.search.settings import Search, batch_sizes
+from darts_jax.search.state import SearchState
+from darts_jax.search.step import search_step, watched
 from darts_jax.search.timing import Timing
-from darts_jax.spaces import Mixing
+from darts_jax.tasks import Halves, Learner, Moment, SupernetSpec
 
 Array = jax.Array
 PyTree = Any
-Data = TypeVar('Data')
-AnySettings = TypeVar('AnySettings', bound=Settings)
 
-#: The random key of a step is folded with these and further numbers for every other purpose.
-FIRST_PURPOSE = MIX + 1
-
-# What a batch hands to the next is of its examples; all else is the same on all devices.
+# `carried` is per example, hence sharded; everything else is replicated.
 _STATE_AXES: dict[str, Any] = {field.name: PartitionSpec() for field in dataclasses.fields(SearchState)} | {
   'carried': PartitionSpec('data')
 }
 
 
-class Searcher(abc.ABC, Generic[AnySettings, Data]):
-  """A search as compiled functions: `init`, `run` steps, `evaluate`; what is searched on is up to subclasses.
+class Searcher:
+  """A search as compiled functions: `init`, `run` steps, `evaluate`.
 
   Every device runs them by itself on its part of each batch (see `Shards`). If the axis `seed` of the mesh has more
   than one device, they are as many searches side by side, and everything has a first axis for these: the key that
@@ -49,28 +43,37 @@ class Searcher(abc.ABC, Generic[AnySettings, Data]):
   Attributes:
     settings: of the search.
     searched: the strategy, whose cells are those of the supernet.
+    learner: the supernet and what it learns.
     mesh: devices with the axes `seed` and `data`.
     shards: how the examples of a batch are shared out.
     epoch_ends: steps taken by the end of every epoch.
     timing: at which steps α move.
-    objective: the loss of the supernet on a batch.
-    data_axes: how the data of a search lie on its devices, as `PartitionSpec`s, a pytree prefix.
-    state_axes: likewise, how the state does.
+    state_axes: how the state lies on the devices of a search, as `PartitionSpec`s, a pytree prefix.
   """
 
-  objective: Objective
-  data_axes: PyTree = PartitionSpec()
   state_axes: PyTree = SearchState(**_STATE_AXES)
 
-  def __init__(self, settings: AnySettings, searched: Searched, mesh: Mesh, epoch_ends: Sequence[int]) -> None:
+  @classmethod
+  def open(cls, settings: Search, data: Any, mesh: Mesh) -> 'Searcher':
+    """The search that the settings describe, in its first stage, on data that its task has loaded.
+
+    Raises:
+      ValueError: settings and data do not fit into each other.
+    """
+    searched = Searched.from_settings(settings)
+    learner = settings.task.learner(data, settings, supernet_of(settings, searched), mesh)
+    return cls(settings, searched, learner, mesh)
+
+  def __init__(self, settings: Search, searched: Searched, learner: Learner, mesh: Mesh) -> None:
     """Builds the functions; compiles nothing.
 
     Raises:
       ValueError: all epochs have too many steps, or too few for α to move at any.
     """
+    epoch_ends = learner.epoch_ends
     check_steps(settings.epochs, epoch_ends[-1])
     self.timing = Timing.from_settings(settings, epoch_ends)
-    self.settings, self.mesh, self.epoch_ends = settings, mesh, epoch_ends
+    self.settings, self.learner, self.mesh, self.epoch_ends = settings, learner, mesh, epoch_ends
     self.searched = searched.over(epoch_ends[-1])
     self._optimizers = Optimizers.from_settings(settings, epoch_ends)
     self._estimator = settings.hypergradient.estimator()
@@ -81,7 +84,7 @@ class Searcher(abc.ABC, Generic[AnySettings, Data]):
     self.shards = Shards(mesh.shape['data'])
     self._seeds = mesh.shape['seed']
     same = PartitionSpec()
-    state, data = self.state_axes, self.data_axes
+    state, data = self.state_axes, learner.data_axes
     self._shardings = self._places(state)
     options = compiler_options(mesh)
     # A search by itself starts as one on one device, in global arrays.
@@ -97,44 +100,15 @@ class Searcher(abc.ABC, Generic[AnySettings, Data]):
       self.spread(self._evaluate, (state, data), same), out_shardings=self._places(same), compiler_options=options
     )
 
-  @abc.abstractmethod
-  def variables(self, key: Array, mixing: dict[str, Mixing]) -> PyTree:
-    """Variables of the supernet before the first step, `params` and `batch_stats`; consumes the key."""
-
-  @property
-  @abc.abstractmethod
-  def fingerprint(self) -> Any:
-    """JSON values that tell the data that is searched on from others."""
-
-  @abc.abstractmethod
-  def batches(self, state: SearchState, data: Data) -> Halves:
-    """This device's part of the batches of a step."""
-
-  @abc.abstractmethod
-  def measure(self, state: SearchState, mixing: dict[str, Mixing], data: Data) -> NamedTuple:
-    """What an evaluation of the supernet finds, `[]` each and the same on all devices."""
-
-  @abc.abstractmethod
-  def metrics(self, found: Any) -> dict[str, float]:
-    """An evaluation, fetched from the devices, as it is logged."""
-
-  @abc.abstractmethod
-  def summary(self, means: Mapping[str, float], sums: Mapping[str, float]) -> dict[str, float]:
-    """What is logged besides the means of metrics over `sums['steps']` steps in `sums['seconds']`."""
-
-  @abc.abstractmethod
-  def restage(self, searched: Searched, first_epoch: int) -> Self:
+  def restage(self, searched: Searched, first_epoch: int) -> 'Searcher':
     """The same search in another stage, whose supernet may be smaller, from an epoch on, counted from 0."""
+    learner = self.learner.rebuilt(supernet_of(self.settings, searched, first_epoch))
+    return Searcher(self.settings, searched, learner, self.mesh)
 
-  def inherited(self, variables: Packed, before: Self) -> np.ndarray:
-    """Where, among parameters or running statistics of a search whose supernet was larger, those of this one are."""
-    del before
-    return np.arange(variables.vector.size)
-
-  def inherit(self, state: SearchState, before: Self) -> SearchState:
+  def inherit(self, state: SearchState, before: 'Searcher') -> SearchState:
     """The state of a search whose supernet was larger, with the weights, momentum and statistics that are left."""
     template = self.template()
-    chosen, others = (self.inherited(packed, before) for packed in (state.weights, state.statistics))
+    chosen, others = (self.learner.inherited(packed, before.learner) for packed in (state.weights, state.statistics))
     size = state.weights.vector.shape
     momentum = jax.tree.map(lambda leaf: leaf[chosen] if leaf.shape == size else leaf, state.weights_optimizer)
     after = state.replace(
@@ -144,19 +118,18 @@ class Searcher(abc.ABC, Generic[AnySettings, Data]):
     )
     return jax.device_put(after, jax.tree.broadcast(self._shardings, after))
 
-  def carried(self) -> Halves:
-    """What the first batches begin with."""
-    return Halves((), ())
+  def moment(self, state: SearchState) -> Moment:
+    """The step that a state is about to take."""
+    return Moment(state.key, state.step, jnp.asarray(self.timing.updates(state.step)), state.carried)
 
-  def step_metrics(self, state: SearchState, data: Data) -> dict[str, Array]:
-    """Metrics of the next step that no pass of it knows, `[]` each."""
-    del state, data
-    return {}
+  def batches(self, state: SearchState, data: Any) -> Halves:
+    """This device's part of the batches of the next step."""
+    return self.learner.batches(self.moment(state), data)
 
-  def optimizers(self, state: SearchState, data: Data) -> Optimizers:
-    """Those of the next step."""
-    del state, data
-    return self._optimizers
+  def optimizers(self, state: SearchState, data: Any) -> Optimizers:
+    """The optimisers of the next step."""
+    rate = self.learner.rate(self.moment(state), data)
+    return self._optimizers if rate is None else self._optimizers.scaled(rate)
 
   def template(self) -> SearchState:
     """Shapes, dtypes and places of the state, without arrays."""
@@ -171,10 +144,10 @@ class Searcher(abc.ABC, Generic[AnySettings, Data]):
     placed: Any = put(data, self._places(PartitionSpec()))
     return jax.random.wrap_key_data(placed)
 
-  def place(self, data: Sequence[Data]) -> Data:
+  def place(self, data: Sequence[Any]) -> Any:
     """The data of every search, as NumPy arrays, on the devices."""
     whole = data[0] if self._seeds == 1 else jax.tree.map(lambda *arrays: np.stack(arrays), *data)
-    return put(whole, self._places(self.data_axes))
+    return put(whole, self._places(self.learner.data_axes))
 
   def spread(self, function: Callable[..., Any], axes: tuple[Any, ...], out: PyTree, *further: Any) -> Any:
     """A function of global arrays that runs on every device, from one for the devices of a single search.
@@ -200,7 +173,7 @@ class Searcher(abc.ABC, Generic[AnySettings, Data]):
     return jax.shard_map(each, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
   def _side_by_side(self, axes: PyTree) -> PyTree:
-    """How arrays lie on all devices that lie on those of one search as is given."""
+    """Adds the axis `seed` to `PartitionSpec`s."""
     return axes if self._seeds == 1 else jax.tree.map(lambda spec: PartitionSpec('seed', *spec), axes)
 
   def _places(self, axes: PyTree) -> PyTree:
@@ -212,7 +185,7 @@ class Searcher(abc.ABC, Generic[AnySettings, Data]):
     run_key, weights_key, alphas_key = jax.random.split(key, 3)
     alphas = self.searched.init(alphas_key)
     step = jnp.zeros((), jnp.int32)
-    variables = self.variables(weights_key, self.searched.look(alphas, step, run_key))
+    variables = self.learner.variables(weights_key, self.searched.look(alphas, step, run_key))
     weights = Packed.pack(variables['params'])
     return SearchState(
       step=step,
@@ -222,10 +195,10 @@ class Searcher(abc.ABC, Generic[AnySettings, Data]):
       alphas=alphas,
       weights_optimizer=self._optimizers.weights.init(weights.vector),
       alphas_optimizer=self._optimizers.alphas.init(alphas),
-      carried=self.carried(),
+      carried=self.learner.carried(),
     )
 
-  def _run(self, state: SearchState, data: Data, num_steps: Array) -> tuple[SearchState, dict[str, Array]]:
+  def _run(self, state: SearchState, data: Any, num_steps: Array) -> tuple[SearchState, dict[str, Array]]:
     """Takes up to `num_steps` steps; stops after one whose loss is not finite.
 
     Args:
@@ -240,14 +213,14 @@ class Searcher(abc.ABC, Generic[AnySettings, Data]):
     step = functools.partial(self._step, data=data)
     return take_steps(step, state, num_steps, watched(self._estimator))
 
-  def _step(self, state: SearchState, data: Data) -> tuple[SearchState, dict[str, Array]]:
+  def _step(self, state: SearchState, data: Any) -> tuple[SearchState, dict[str, Array]]:
     train, valid = self.batches(state, data)
-    metrics = self.step_metrics(state, data)
+    metrics = self.learner.step_metrics(self.moment(state), data)
     state, info = search_step(
       state,
       train,
       valid,
-      objective=self.objective,
+      objective=self.learner.objective,
       searched=self.searched,
       estimator=self._estimator,
       optimizers=self.optimizers(state, data),
@@ -258,5 +231,12 @@ class Searcher(abc.ABC, Generic[AnySettings, Data]):
     )
     return state, {**info.metrics, **metrics}
 
-  def _evaluate(self, state: SearchState, data: Data) -> NamedTuple:
-    return self.measure(state, self.searched.look(state.alphas, state.step, state.key), data)
+  def _evaluate(self, state: SearchState, data: Any) -> NamedTuple:
+    variables = {'params': state.weights.tree, 'batch_stats': state.statistics.tree}
+    return self.learner.measure(variables, self.searched.look(state.alphas, state.step, state.key), data)
+
+
+def supernet_of(settings: Search, searched: Searched, first_epoch: int = 0) -> SupernetSpec:
+  """The supernet of a stage of a search that begins with an epoch, counted from 0."""
+  sizes = batch_sizes(settings.batch_size, searched.plan(settings.epochs))
+  return SupernetSpec(searched.space, searched.cells, sizes, first_epoch)

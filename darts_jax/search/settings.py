@@ -1,23 +1,19 @@
 """The settings of a search; defaults are the paper's CIFAR-10 search [DARTS §A.1]."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 from darts_jax import limits
-from darts_jax.data.settings import Augment, Source, TextSource
 from darts_jax.hypergradient.settings import HYPERGRADIENTS, FiniteDifference, Hypergradient
-from darts_jax.nets.recurrent import Dropout
 from darts_jax.runtime.loop import Checkpoint
-from darts_jax.settings import build_by_space, check_seeds, setting, variant
-from darts_jax.spaces import Darts, Recurrent
-from darts_jax.spaces.darts import CANDIDATES
-from darts_jax.spaces.recurrent import ACTIVATIONS
+from darts_jax.settings import build, build_from, check_seeds, items, kind_named, setting, variant
+from darts_jax.spaces import SPACES, CellSpace, Darts
 from darts_jax.strategies import RELAXED
 from darts_jax.strategies.darts import Darts as DartsStrategy
-from darts_jax.strategies.relaxed import Relaxed
-from darts_jax.strategies.sgas import Sgas
+from darts_jax.strategies.relaxed import Relaxed, Stage
+from darts_jax.tasks import TASKS, ImageTask, Task
 
 #: Fields of earlier versions, and how they are called now.
 RENAMED: Mapping[str, str] = MappingProxyType(
@@ -31,40 +27,14 @@ RENAMED: Mapping[str, str] = MappingProxyType(
     'temperature.final': 'strategy.temperature',
     'temperature': 'strategy.temperature',
     'alphas.init_scale': 'strategy.init_scale',
+    'network.nodes': 'space.nodes',
+    'network.operations': 'space.operations',
+    **{name: f'task.{name}' for name in ('bptt', 'short_fraction', 'temporal_activation')},
   }
 )
 
-
-@dataclasses.dataclass(frozen=True)
-class Data(Source):
-  """Which images, see `Source`, and the part of the training images that trains α; the rest trains the weights."""
-
-  validation_fraction: float = setting(0.5, above=0, below=1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Network:
-  """The supernet.
-
-  Attributes:
-    channels: channels `C` of the first cell; even, since strided identities make two halves.
-    layers: cells `L`; cells ⌊L/3⌋ and ⌊2L/3⌋ are reduction cells.
-    nodes: intermediate nodes a cell.
-    stem: `cifar`, one convolution that keeps the size of images; or `imagenet`, three that divide it by eight.
-    stem_multiplier: the stem for CIFAR has so many times `C` channels.
-    operations: candidate operations, the columns of α.
-  """
-
-  channels: int = setting(16, at_least=2, at_most=limits.CHANNELS)
-  layers: int = setting(8, at_least=3, at_most=limits.LAYERS)
-  nodes: int = setting(4, at_least=1, at_most=limits.NODES)
-  stem: str = setting('cifar', choices=('cifar', 'imagenet'))
-  stem_multiplier: int = setting(3, at_least=1, at_most=limits.STEM_MULTIPLIER)
-  operations: tuple[str, ...] = setting(CANDIDATES)
-
-  def space(self) -> Darts:
-    """The search space; raises a ValueError if there is none of these operations."""
-    return Darts(self.nodes, self.operations)
+#: Names of spaces in earlier versions, and how they are called now.
+EARLIER_SPACES: Mapping[Any, str] = MappingProxyType({'convolutional': 'darts'})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +50,7 @@ class Weights:
     warmup_epochs: over so many epochs the learning rate grows linearly, step by step, to what the cosine says.
     reference_batch_size: if not 0, both learning rates are for a batch of this size, and multiplied by `batch_size`
       divided by it [Goyal et al. 2017, arXiv 1706.02677].
+    nesterov: whether the momentum is Nesterov's.
   """
 
   learning_rate: float = setting(0.025, above=0, at_most=limits.FACTOR)
@@ -89,6 +60,7 @@ class Weights:
   clip_norm: float = setting(5.0, above=0, at_most=limits.FACTOR)
   warmup_epochs: float = setting(0.0, at_least=0, at_most=limits.EPOCHS)
   reference_batch_size: int = setting(0, at_least=0, at_most=limits.BATCH)
+  nesterov: bool = setting(False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,9 +97,12 @@ class BatchNorm:
   Attributes:
     group_size: consecutive examples of a batch that share statistics; 0: all of them, on all devices. Groups that no
       two devices share need no communication.
+    tracked: whether cells of images have running statistics, with which supernets are evaluated; if not, a supernet is
+      evaluated with the statistics of each batch, as in NAS-Bench-201.
   """
 
   group_size: int = setting(0, at_least=0, at_most=limits.BATCH)
+  tracked: bool = setting(True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,11 +117,13 @@ class Mesh:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-  """What all searches have.
+class Search:
+  """A search by gradients.
 
   Attributes:
     seed: of everything random: the split, initial weights and α, order and augmentation of images, dropout.
+    space: the search space, one of `SPACES`.
+    task: what is learnt, one of `TASKS`; in a config its groups, such as `data` and `network`, stand beside it.
     strategy: how mixing weights are made of α, and an architecture is read off them; one of `RELAXED`.
     epochs: passes over the data that train the weights.
     batch_size: examples a batch, over all devices of a search.
@@ -160,6 +137,8 @@ class Settings:
   renamed: ClassVar[Mapping[str, str]] = RENAMED
 
   seed: int = setting(0, at_least=0, at_most=limits.SEEDS - 1)
+  space: CellSpace = variant(SPACES, Darts(), kept=False)
+  task: Task[Any] = variant(TASKS, ImageTask(), kept=False, beside=True)
   strategy: Relaxed = variant(RELAXED, DartsStrategy())
   epochs: int = setting(50, at_least=1, at_most=limits.EPOCHS)
   batch_size: int = setting(64, at_least=1, at_most=limits.BATCH)
@@ -189,112 +168,64 @@ class Settings:
     if estimator.single_level and alphas.order != 'alphas_first':
       raise ValueError(f'config.alphas.order: {alphas.order!r} is not allowed; with {estimator.name} both move at once')
     check_seeds(self.seed, self.mesh.seed, 'searches', 'config.seed')
-
-
-@dataclasses.dataclass(frozen=True)
-class Search(Settings):
-  """A search for convolutional cells.
-
-  Attributes:
-    space: what is searched.
-    data: see `Data`; and so on.
-  """
-
-  space: str = setting('convolutional', choices=('convolutional',))
-  data: Data = setting(Data())
-  augment: Augment = setting(Augment())
-  network: Network = setting(Network())
-
-  def __post_init__(self) -> None:
-    super().__post_init__()
-    if self.network.channels % 2:
-      raise ValueError(f'config.network.channels: {self.network.channels} is not allowed; it has to be even')
-    try:
-      space = self.network.space()
-    except ValueError as error:
-      raise ValueError(f'config.network.{error}') from error
-    if self.mesh.seed > 1 and (self.strategy.start() is not None or len(self.strategy.plan(space, self.epochs)) > 1):
+    stages = self.stages
+    self.task.check(self.space, self, batch_sizes(self.batch_size, stages), self.mesh.seed)
+    if self.mesh.seed > 1 and (self.strategy.start() is not None or len(stages) > 1):
       raise ValueError(
         f'config.mesh.seed: {self.mesh.seed} is not allowed; with {self.strategy.name} it has to be 1, since supernets'
         ' of different seeds change in different ways'
       )
 
+  @classmethod
+  def prepared(cls, config: Mapping[str, Any], path: str, base: 'Search | None') -> tuple[dict[str, Any], 'Search']:
+    """See `darts_jax.settings.build`: fields that are left out have the defaults of the space and of the task."""
+    called = _name(config.get('space'))
+    if called in EARLIER_SPACES:
+      raise ValueError(f'{path}.space: {called!r} is called {EARLIER_SPACES[called]!r} now')
+    if called and called not in SPACES:
+      # Its defaults are not known; this says so.
+      build_from(cls, {'space': called}, path, base)
+    space = kind_named(SPACES, config.get('space'), Darts.name)
+    task = kind_named(TASKS, config.get('task'), space.task)
+    named = {'space': {'name': space.name}, 'task': {'name': task.name}}
+    defaults = build_from(cls, {**space.defaults, **task.defaults, **named}, path, base)
+    fields = dict(config)
+    given = fields.get('strategy')
+    if _name(given) in task.strategies:
+      own = {'name': given} if isinstance(given, str) else items(given, f'{path}.strategy')
+      fields['strategy'] = {**task.strategies[_name(given)], **own}
+    return fields, defaults
 
-@dataclasses.dataclass(frozen=True)
-class RecurrentNetwork:
-  """The recurrent supernet.
-
-  Attributes:
-    width: of the embedding and of every state.
-    nodes: intermediate nodes of the cell.
-    operations: candidate activations, the columns of α.
-    dropout: see `darts_jax.nets.recurrent.Dropout`.
-  """
-
-  width: int = setting(300, at_least=1, at_most=limits.WIDTH)
-  nodes: int = setting(8, at_least=1, at_most=limits.NODES)
-  operations: tuple[str, ...] = setting(ACTIVATIONS)
-  dropout: Dropout = setting(Dropout())
-
-  def space(self) -> Recurrent:
-    """The search space; raises a ValueError if there is none of these activations."""
-    return Recurrent(self.nodes, self.operations)
-
-
-@dataclasses.dataclass(frozen=True)
-class RecurrentSearch(Settings):
-  """A search for recurrent cells on text; defaults are the paper's search on PTB [DARTS §A.1].
-
-  Attributes:
-    space: what is searched.
-    bptt: time steps of a sequence, which gradients go back through.
-    short_fraction: the chance that a sequence has half of them; its learning rate is scaled by its length.
-    temporal_activation: weight of temporal activation regularisation, in the update of the weights.
-    data: see `TextSource`; α is trained on the validation text.
-    network: see `RecurrentNetwork`.
-  """
-
-  batch_size: int = setting(256, at_least=2, at_most=limits.BATCH)
-  weights: Weights = setting(Weights(20.0, 20.0, 0.0, 5e-7, 0.25))
-  alphas: Alphas = setting(Alphas(3e-3, 0.9))
-  hypergradient: Hypergradient = variant(HYPERGRADIENTS, FiniteDifference(clipping='constant', clip_outer=True))
-  strategy: Relaxed = variant(RELAXED, DartsStrategy(), {'sgas': Sgas(batch_growth=0)})
-  space: str = setting('recurrent', choices=('recurrent',))
-  bptt: int = setting(35, at_least=2, at_most=limits.BPTT)
-  short_fraction: float = setting(0.05, at_least=0, at_most=1)
-  temporal_activation: float = setting(1e-3, at_least=0, at_most=limits.FACTOR)
-  data: TextSource = setting(TextSource())
-  network: RecurrentNetwork = setting(RecurrentNetwork())
-
-  def __post_init__(self) -> None:
-    super().__post_init__()
-    try:
-      space = self.network.space()
-    except ValueError as error:
-      raise ValueError(f'config.network.{error}') from error
-    for stage in self.strategy.plan(space, self.epochs):
-      if stage.batch_growth:
-        raise ValueError(
-          f'config.strategy.batch_growth: {stage.batch_growth} is not allowed; it has to be 0 on text, where hidden'
-          ' states go from one batch to the next'
-        )
-    if self.mesh.seed > 1:
-      raise ValueError(
-        f'config.mesh.seed: {self.mesh.seed} is not allowed; it has to be 1 on text, where every seed divides an epoch'
-        ' into another number of steps'
-      )
+  @property
+  def stages(self) -> tuple[Stage, ...]:
+    """The stages of the strategy."""
+    return self.strategy.plan(self.space, self.epochs)
 
 
-def check_alone(settings: Settings, path: str = 'config') -> None:
+def _name(group: Any) -> str:
+  """The name that a group of a config has, or is; empty if there is none."""
+  name = group.get('name') if hasattr(group, 'items') else group
+  return name if isinstance(name, str) else ''
+
+
+def batch_sizes(usual: int, stages: Sequence[Stage]) -> list[int]:
+  """The examples of a batch in every epoch."""
+  return [usual + stage.batch_growth for stage in stages for _ in range(stage.epochs)]
+
+
+def check_alone(settings: Search, path: str = 'config') -> None:
   """Raises a ValueError if the settings, which hang at `path`, are of several searches side by side."""
   if settings.mesh.seed > 1:
     raise ValueError(f'{path}.mesh.seed: {settings.mesh.seed} is not allowed; it has to be 1 here')
 
 
-def read(config: Mapping[str, Any]) -> Search | RecurrentSearch:
-  """The settings of a search; raises a ValueError as `darts_jax.settings.build_by_space`."""
-  kinds: Mapping[str, type[Search] | type[RecurrentSearch]] = {
-    'convolutional': Search,
-    'recurrent': RecurrentSearch,
-  }
-  return build_by_space(kinds, config)
+def image_task(settings: Search, path: str = 'config') -> ImageTask:
+  """The task of a search on images; a ValueError if the settings, which hang at `path`, have another one."""
+  if not isinstance(settings.task, ImageTask):
+    raise ValueError(f'{path}.task.name: {settings.task.name!r} is not allowed; it has to be {ImageTask.name!r} here')
+  return settings.task
+
+
+def read(config: Mapping[str, Any]) -> Search:
+  """The settings of a search; raises a ValueError as `darts_jax.settings.build`."""
+  return build(Search, config)

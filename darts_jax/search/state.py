@@ -1,24 +1,15 @@
 """The state of a search."""
 
 import dataclasses
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import jax
 
 from darts_jax.runtime.packed import Packed
+from darts_jax.tasks.base import Halves
 
 Array = jax.Array
 PyTree = Any
-
-
-class Halves(NamedTuple):
-  """What there is for either half of the data: `train` moves the weights and `valid` α, or `train` both.
-
-  That is so if weights and α have one loss (see `darts_jax.hypergradient.Estimator`).
-  """
-
-  train: Any
-  valid: Any
 
 
 @jax.tree_util.register_dataclass

@@ -11,7 +11,7 @@ over all of them. Besides, only statistics of BN cross devices.
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,53 +24,17 @@ from darts_jax.runtime.mesh import UNSHARED, Shards
 from darts_jax.runtime.packed import Packed
 from darts_jax.runtime.precision import precisely
 from darts_jax.search.optimizers import Optimizers
-from darts_jax.search.searched import MIX, Searched
-from darts_jax.search.state import Halves, SearchState
+from darts_jax.search.searched import Searched
+from darts_jax.search.state import SearchState
 from darts_jax.search.timing import ALWAYS, Timing
-from darts_jax.spaces import Mixing
 from darts_jax.strategies.relaxed import ALPHAS, WEIGHTS
+from darts_jax.tasks.base import MIX, Halves, Objective, Seen
 
 Array = jax.Array
 PyTree = Any
 
 #: The metric that says whether α moved at a step, 1 or 0, of a search where they do not move at all of them.
 UPDATES = 'alphas_updates'
-
-
-class Seen(NamedTuple):
-  """What a network saw in a batch.
-
-  Attributes:
-    loss: `[]` nats; what is minimised may have regularisers besides.
-    metrics: `[]` each, more to be logged.
-    statistics: running BN statistics after the batch, as one vector.
-    carried: what the next batch of the same half begins with.
-  """
-
-  loss: Array
-  metrics: dict[str, Array]
-  statistics: Array
-  carried: PyTree
-
-
-class Objective(Protocol):
-  """The loss of a network on a batch."""
-
-  def __call__(
-    self, weights: PyTree, statistics: Packed, mixing: dict[str, Mixing], batch: Any, precision: str, updating: Array
-  ) -> tuple[Array, Seen]:
-    """What is minimised, and what was seen.
-
-    Args:
-      weights: of the network.
-      statistics: running BN statistics before the batch.
-      mixing: mixing weights of every kind of cell.
-      batch: of one half.
-      precision: see `search_step`.
-      updating: `[]` bool: whether the gradient updates the weights, where regularisers may count; the hypergradient
-        is that of the losses alone.
-    """
-    ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Self
 import jax
 import jax.numpy as jnp
 
-from darts_jax.search.settings import Settings
+from darts_jax.search.settings import Search
 
 Array = jax.Array
 
@@ -27,7 +27,7 @@ class Timing:
   start: int = 0
 
   @classmethod
-  def from_settings(cls, settings: Settings, epoch_ends: Sequence[int]) -> Self:
+  def from_settings(cls, settings: Search, epoch_ends: Sequence[int]) -> Self:
     """As the settings of α say.
 
     Args:

@@ -146,7 +146,7 @@ class _RandomSearch:
     folder = self._folder(number)
     self._stop_if_asked()
     self._note(f'architecture {number}: training {number + 1} of {settings.architectures}')
-    genotype = random_genotype(settings.network.space(), settings.seed, number)
+    genotype = random_genotype(settings.space, settings.seed, number)
 
     def diverged(message: str) -> None:
       self._event('diverged', f'architecture {number}: {message}', number + 1)

@@ -2,14 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import Any, ClassVar, TypeVar
 
 from darts_jax import limits
-from darts_jax.search.settings import Search, check_alone
+from darts_jax.search.settings import Search, check_alone, image_task
 from darts_jax.selection.trials import without_test
-from darts_jax.settings import build, check_seeds, name_alone, rename, setting
-from darts_jax.spaces import Darts
-from darts_jax.spaces.darts import CANDIDATES
+from darts_jax.settings import build, check_seeds, name_alone, rename, setting, variant
+from darts_jax.spaces import SPACES, CellSpace, Darts
 from darts_jax.training.settings import Training
 
 S = TypeVar('S')
@@ -43,6 +43,7 @@ class Selection:
 
   def __post_init__(self) -> None:
     check_alone(self.search, 'config.search')
+    image_task(self.search, 'config.search')
     check_seeds(self.search.seed, self.searches, 'searches', 'config.search.seed')
     check_seeds(self.training.seed, self.trainings, 'trainings', 'config.training.seed')
     if not self.training.data.validation_fraction:
@@ -69,47 +70,30 @@ class Selection:
 
 
 @dataclasses.dataclass(frozen=True)
-class Cells:
-  """The cells that architectures are drawn from.
-
-  Attributes:
-    nodes: intermediate nodes a cell.
-    operations: candidate operations of every edge; `none` is not drawn.
-  """
-
-  nodes: int = setting(4, at_least=1, at_most=limits.NODES)
-  operations: tuple[str, ...] = setting(CANDIDATES)
-
-  def space(self) -> Darts:
-    """The search space; raises a ValueError if there is none of these operations."""
-    return Darts(self.nodes, self.operations)
-
-
-@dataclasses.dataclass(frozen=True)
 class RandomSearch:
   """Architectures drawn at random, each trained as in an evaluation, the best by validation kept.
 
   Attributes:
     seed: of everything random: the architectures, and all that is in a training.
     strategy: what sets it apart from other searches.
-    space: what is searched.
+    space: the search space, one of `SPACES`; architectures are drawn from it.
     architectures: how many are drawn.
-    network: see `Cells`.
     training: see `Training`; of every architecture. Its seed is that of the search, and need not be set.
   """
 
+  renamed: ClassVar[Mapping[str, str]] = MappingProxyType(
+    {'network.nodes': 'space.nodes', 'network.operations': 'space.operations'}
+  )
+
   seed: int = setting(0, at_least=0, at_most=limits.SEEDS - 1)
   strategy: str = setting('random', choices=('random',))
-  space: str = setting('convolutional', choices=('convolutional',))
+  space: CellSpace = variant(SPACES, Darts(), kept=False)
   architectures: int = setting(24, at_least=1, at_most=limits.RUNS)
-  network: Cells = setting(Cells())
   training: Training = setting(Training())
 
   def __post_init__(self) -> None:
-    try:
-      self.network.space()
-    except ValueError as error:
-      raise ValueError(f'config.network.{error}') from error
+    if self.space.task != self.training.task:
+      raise ValueError(f'config.space.name: {self.space.name!r} is not allowed; architectures are trained on images')
     if not self.training.data.validation_fraction:
       raise ValueError(
         'config.training.data.validation_fraction: 0.0 is not allowed; architectures are compared by images held out'

@@ -158,7 +158,7 @@ class _Selection:
       spent = sum(candidate.selection_seconds for candidate in candidates)
       if number and spent + spent / number > budget:
         break
-      genotype = random_genotype(settings.search.network.space(), settings.training.seed, number)
+      genotype = random_genotype(settings.search.space, settings.training.seed, number)
       candidates.append(self._briefly_trained(f'random_{number}', genotype, 0.0))
     return candidates
 
@@ -201,7 +201,7 @@ class _Selection:
     tests, seconds = [], 0.0
     for number in range(self._settings.random_architectures):
       # Other numbers than those that are selected among.
-      genotype = random_genotype(self._settings.search.network.space(), settings.seed, 10**6 + number)
+      genotype = random_genotype(self._settings.search.space, settings.seed, 10**6 + number)
       self._note(f'random architecture {number + 1} of {self._settings.random_architectures}')
       folder = self._workdir / 'final' / 'random_architectures' / str(number)
       tests.append(trials.train(settings, genotype, folder).test_accuracy)

@@ -12,6 +12,7 @@ import abc
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -198,7 +199,8 @@ class CellSpace(Space[Genotype]):
 
   Attributes:
     kind: an adjective for its architectures in messages; the name of the space if empty.
-    data: what its networks read, `images` or `text`.
+    task: what is learnt in a search, if a config does not say otherwise; the name of a task.
+    defaults: fields of a search's config whose default is another one in this space.
     evaluation: the config by which its architectures are trained from scratch.
     look: how its cells are shown.
     identity: the operation that passes on its input as it is, by the number of which searches collapse.
@@ -206,7 +208,8 @@ class CellSpace(Space[Genotype]):
   """
 
   kind: ClassVar[str] = ''
-  data: ClassVar[str] = 'images'
+  task: ClassVar[str] = 'images'
+  defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})
   evaluation: ClassVar[str] = 'configs/cifar_eval.py'
   look: ClassVar[Look] = Look()
   identity: ClassVar[str] = 'skip_connect'

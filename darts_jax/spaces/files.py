@@ -17,10 +17,11 @@ from darts_jax.spaces.cells import CellSpace, Genotype
 from darts_jax.spaces.checks import suggest
 from darts_jax.spaces.darts import Darts
 from darts_jax.spaces.look import Look
+from darts_jax.spaces.nasbench201 import NasBench201, last_printed
 from darts_jax.spaces.recurrent import Recurrent
 
 #: The spaces that there are; a user may add others.
-SPACES: dict[str, type[CellSpace]] = {'darts': Darts, 'recurrent': Recurrent}
+SPACES: dict[str, type[CellSpace]] = {'darts': Darts, 'recurrent': Recurrent, 'nasbench201': NasBench201}
 
 # Files of these spaces do not name them; a field tells.
 _FIELDS = {'recurrent': 'recurrent', 'normal': 'darts'}
@@ -72,7 +73,9 @@ def from_json(values: Any) -> Genotype:
     ValueError: a field is missing, unknown or of the wrong form, or the genotype is not a valid one.
   """
   fields: Mapping[str, Any] = values if isinstance(values, Mapping) else {}
-  name = next((space for field, space in _FIELDS.items() if field in fields), fields.get('space', 'darts'))
+  # Architectures of NAS-Bench-201 are texts.
+  usual = NasBench201.name if isinstance(values, str) else Darts.name
+  name = next((space for field, space in _FIELDS.items() if field in fields), fields.get('space', usual))
   return _named(name).from_json(values)
 
 
@@ -84,9 +87,11 @@ def save(genotype: Genotype, path: str | os.PathLike[str]) -> None:
 def to_text(genotype: Genotype) -> str:
   """The line by which programs of the field print a genotype: `Genotype(normal=[('skip_connect', 0), …], …)`.
 
-  It is JSON of spaces that the field does not print in this form.
+  Of NAS-Bench-201 it is the text that the benchmark has, and JSON of spaces that the field does not print at all.
   """
   values = to_json(genotype)
+  if isinstance(values, str):
+    return values
   return notation.to_text(values) if genotype.space in _FIELDS.values() else json.dumps(values)
 
 
@@ -94,7 +99,8 @@ def load(path: str | os.PathLike[str]) -> Genotype:
   """Reads a genotype from a file: JSON, or any text, such as the log of a search, of which the last one is taken.
 
   Of JSON it is the whole, or what lies below `genotype`; in a text it is printed as `to_text` does, on one line or
-  several, or as a dictionary; see `darts_jax.spaces.notation`.
+  several, or as a dictionary; see `darts_jax.spaces.notation`. An architecture of NAS-Bench-201 is written as the
+  benchmark does.
 
   Raises:
     ValueError: the file is missing or unreadable, or holds no valid genotype; one line naming it.
@@ -118,11 +124,13 @@ def _fields_of(text: str) -> Any:
   try:
     values = parse_json(text.encode())
   except ValueError as not_json:
+    if not notation.is_printed(text) and (printed := last_printed(text)) is not None:
+      return printed
     try:
       return notation.parse(text)
     except ValueError as error:
       raise ValueError(f'not JSON ({not_json}); {error}') from error
-  return values['genotype'] if isinstance(values, dict) and isinstance(values.get('genotype'), dict) else values
+  return values['genotype'] if isinstance(values, dict) and isinstance(values.get('genotype'), dict | str) else values
 
 
 @functools.cache
@@ -140,9 +148,10 @@ def resolve(name_or_path: str) -> Genotype:
   """
   if name_or_path in published():
     return published()[name_or_path]
-  if notation.is_printed(name_or_path):
+  # No path that anybody has begins like an architecture of NAS-Bench-201.
+  if notation.is_printed(name_or_path) or name_or_path.startswith('|'):
     try:
-      return from_json(_fields_of(name_or_path))
+      return from_json(name_or_path if name_or_path.startswith('|') else _fields_of(name_or_path))
     except ValueError as error:
       raise ValueError(f'genotype: {one_line(error)}') from error
   if not user_path(name_or_path, 'genotype').exists():

@@ -6,16 +6,20 @@ edge may have the operation `none`, which is zero, so that some architectures do
 Source: [NB201] arXiv 2001.00326, §2.1.
 """
 
+import collections
 import dataclasses
 import functools
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from darts_jax.runtime.files import one_line
+from darts_jax.settings import setting
 from darts_jax.spaces.cells import CellSpace, CellSpec, Genotype, full_cell
 from darts_jax.spaces.checks import suggest
+from darts_jax.spaces.look import Look
 from darts_jax.spaces.plan import Plan, stages
 
 #: Candidates of every edge, in the order of the columns of α.
@@ -33,9 +37,29 @@ _FORM = '|op~0|+|op~0|op~1|+|op~0|op~1|op~2|'
 
 @dataclasses.dataclass(frozen=True)
 class NasBench201(CellSpace):
-  """The search space of NAS-Bench-201."""
+  """The search space of NAS-Bench-201.
+
+  Attributes:
+    table: folder with the benchmark's results (see `darts_jax.spaces.nasbench201_table`), by which a search is judged
+      while it goes on; empty for none. No strategy reads it.
+  """
 
   name: ClassVar[str] = 'nasbench201'
+  evaluation: ClassVar[str] = 'configs/nasbench201_eval.py'
+  defaults: ClassVar[Mapping[str, Any]] = MappingProxyType(
+    {
+      'network': {'channels': 16, 'layers': 15, 'stem_multiplier': 1},
+      # As in the published code, whose supernets are evaluated with the statistics of each batch.
+      'batch_norm': {'tracked': False},
+    }
+  )
+  look: ClassVar[Look] = Look(
+    titles={CELL: 'Cell'},
+    inputs=('input',),
+    legend='Blue boxes are nodes, which add what arrives; the last one is the output.',
+  )
+
+  table: str = setting('')
 
   @property
   def cells(self) -> Mapping[str, CellSpec]:
@@ -132,6 +156,12 @@ def operations_of(text: Any) -> tuple[str, ...]:
         f'{one_line(repr(operation))} is no operation of NAS-Bench-201; {suggest(operation, OPERATIONS)}'
       )
   return found.groups()
+
+
+def last_printed(text: str) -> str | None:
+  """The last architecture that is written in a text as the benchmark writes it, if there is one."""
+  found = collections.deque(_TEXT.finditer(text), maxlen=1)
+  return found[0].group() if found else None
 
 
 def place(operations: Sequence[str]) -> int:

@@ -47,7 +47,7 @@ class Recurrent(CellSpace):
 
   name: ClassVar[str] = 'recurrent'
   kind: ClassVar[str] = 'recurrent'
-  data: ClassVar[str] = 'text'
+  task: ClassVar[str] = 'text'
   evaluation: ClassVar[str] = 'configs/ptb_eval.py'
   look: ClassVar[Look] = Look(
     titles={_CELL: 'Recurrent cell'},

@@ -65,8 +65,7 @@ class Sgas(Softmax):
         raise ValueError(f'config.strategy: cell {name}: some edges lack operations; sgas begins with undecided edges')
       if len(_columns(spec)) < 2:
         raise ValueError(
-          f'config.network.operations: {", ".join(spec.operations)} leave nothing to decide; two or more besides none'
-          ' do'
+          f'config.space.operations: {", ".join(spec.operations)} leave nothing to decide; two or more besides none do'
         )
       if self.decisions > sum(spec.num_kept):
         raise ValueError(

@@ -10,7 +10,7 @@ from darts_jax.training.model import Model
 from darts_jax.training.repeats import mean_and_std, run_seeds, summarise
 from darts_jax.training.restore import Trained, write
 from darts_jax.training.settings import Training
-from darts_jax.training.spaces import check_genotype, load, run
+from darts_jax.training.tasks import check_genotype, load, run
 from darts_jax.training.trainer import Trainer, TrainState
 
 __all__ = [

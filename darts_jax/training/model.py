@@ -94,8 +94,8 @@ class Model(Described):
       raise ValueError(f'its space is {values[SPACE]!r}; a convolutional network is needed')
     fields = cls.fields(values)
     found = spaces.from_json(fields['genotype'])
-    if found.space != spaces.Darts.name:
-      raise ValueError(f'genotype: a {spaces.kind_of(found)} architecture; a convolutional one is needed')
+    if spaces.space_of(found).task != 'images':
+      raise ValueError(f'genotype: a {spaces.kind_of(found)} architecture; one for images is needed')
     tuples: dict[str, tuple[Any, ...]] = {}
     for name in ('image_shape', 'mean', 'std'):
       if not isinstance(fields[name], list | tuple):

@@ -12,7 +12,7 @@ from darts_jax.settings import check_seeds
 from darts_jax.spaces import Genotype
 from darts_jax.training.language import LanguageResult
 from darts_jax.training.loop import Result
-from darts_jax.training.spaces import read, run
+from darts_jax.training.tasks import read, run
 
 AnyResult = Result | LanguageResult
 

@@ -1,6 +1,9 @@
 """The settings of a training from scratch; defaults are the paper's CIFAR-10 evaluation [DARTS §A.2]."""
 
 import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import ClassVar
 
 from darts_jax import limits
 from darts_jax.data import images
@@ -38,6 +41,10 @@ class Data(Source):
   num_workers: int = setting(0, at_least=0, at_most=limits.WORKERS)
   validation_fraction: float = setting(0.1, at_least=0, below=1)
   test: bool = setting(True)
+
+  def __post_init__(self) -> None:
+    if self.num_images and self.name in STREAMED:
+      raise ValueError(f'config.num_images: {self.num_images} is not allowed; all images of {self.name} are streamed')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +106,8 @@ class Weights:
       2017, arXiv 1706.02677].
     momentum: of the gradient.
     weight_decay: L2, in the gradient.
-    clip_norm: of the gradient, over all weights.
+    clip_norm: of the gradient, over all weights; 0: no clipping.
+    nesterov: whether the momentum is Nesterov's.
   """
 
   learning_rate: float = setting(0.025, above=0, at_most=limits.FACTOR)
@@ -110,7 +118,8 @@ class Weights:
   reference_batch_size: int = setting(0, at_least=0, at_most=limits.BATCH)
   momentum: float = setting(0.9, at_least=0, below=1)
   weight_decay: float = setting(3e-4, at_least=0, at_most=limits.FACTOR)
-  clip_norm: float = setting(5.0, above=0, at_most=limits.FACTOR)
+  clip_norm: float = setting(5.0, at_least=0, at_most=limits.FACTOR)
+  nesterov: bool = setting(False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +127,7 @@ class Training:
   """A training.
 
   Attributes:
-    space: of the architectures that are trained; `darts_jax.training.language` trains recurrent ones.
+    task: what is learnt, `images` or `text`, which have settings of their own.
     seed: of everything random: the split, initial weights, order and augmentation of images, drop path.
     epochs: passes over the training images.
     batch_size: images a batch, over all devices.
@@ -130,7 +139,9 @@ class Training:
     data: see `Data`; and so on.
   """
 
-  space: str = setting('convolutional', choices=('convolutional',))
+  renamed: ClassVar[Mapping[str, str]] = MappingProxyType({'space': 'task'})
+
+  task: str = setting('images', choices=('images',))
   seed: int = setting(0, at_least=0, at_most=limits.SEEDS - 1)
   epochs: int = setting(600, at_least=1, at_most=limits.EPOCHS)
   batch_size: int = setting(96, at_least=1, at_most=limits.BATCH)

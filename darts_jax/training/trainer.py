@@ -118,7 +118,8 @@ class Trainer:
     rates = settings.weights
     self.learning_rate = learning_rates(settings, self.steps_per_epoch)
     self._optimizer = optax.chain(
-      clip_by_global_norm(rates.clip_norm), decayed_sgd(self.learning_rate, rates.momentum, rates.weight_decay)
+      clip_by_global_norm(rates.clip_norm) if rates.clip_norm else optax.identity(),
+      decayed_sgd(self.learning_rate, rates.momentum, rates.weight_decay, rates.nesterov),
     )
     same = replicated(mesh)
     options = compiler_options(mesh)
@@ -233,12 +234,12 @@ class Trainer:
     with precisely(settings.precision):
       gradient, (loss, accuracy, moments) = jax.grad(loss_of, has_aux=True)(state.weights.vector)
     updates, optimizer = self._optimizer.update(gradient, state.optimizer, state.weights.vector)
-    norm = global_norm(gradient)
+    norm, clip_norm = global_norm(gradient), settings.weights.clip_norm
     metrics = {
       'train_loss': loss,
       'train_accuracy': accuracy,
       'weights_gradient_norm': norm,
-      'clipped': jnp.asarray(norm > settings.weights.clip_norm, norm.dtype),
+      'clipped': jnp.asarray((norm > clip_norm) & bool(clip_norm), norm.dtype),
       'learning_rate': self.learning_rate(state.step),
       'drop_path': rate,
     }

@@ -16,7 +16,7 @@ SOME = ('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3', 'dil_conv_5x5')
 #: As small as can be with every kind of cell.
 TINY = {
   'network.channels': 4,
-  'network.nodes': 1,
+  'space.nodes': 1,
   'batch_size': 8,
   'hypergradient.name': 'first_order',
 }
@@ -50,7 +50,7 @@ def compiled(chip, config, **how):
   ],
 )
 def test_search_step_and_evaluation_compile(chip, precision, defaults, operations):
-  changes = TINY | {'network.operations': operations}
+  changes = TINY | {'space.operations': operations}
   results = compiled(chip, 'digits', precision=precision, defaults=defaults, changes=changes)
   assert [*results] == [f'first_order: {name}' for name in ('reduction node', 'search step', 'evaluation')]
   if chip == 'v5e':

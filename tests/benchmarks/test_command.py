@@ -11,9 +11,9 @@ from benchmarks.command import exit_code, output_file
 @pytest.mark.parametrize(
   ('benchmark', 'argument', 'message'),
   [
-    ('plain_recurrent', '--config=configs/cifar.py', '--config: a search for convolutional cells'),
-    ('plain_convolutional', '--config=configs/ptb.py', '--config: a search for recurrent cells'),
-    ('sgas', '--config=configs/ptb.py', '--config: a search for recurrent cells'),
+    ('plain_recurrent', '--config=configs/cifar.py', "config.task.name: 'images' is not allowed"),
+    ('plain_convolutional', '--config=configs/ptb.py', "config.task.name: 'text' is not allowed"),
+    ('sgas', '--config=configs/ptb.py', "config.task.name: 'text' is not allowed"),
     ('search_step', '--repeats=1', '--config: missing'),
     ('rulers', '--json=results.json', '--table: missing'),
   ],

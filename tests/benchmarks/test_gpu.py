@@ -164,7 +164,7 @@ def test_chips_are_described_as_published():
     ('v100', ['first_order'], digits, "--chip: 'v100'; allowed are a100, h100, h200, b200"),
     ('h200', ['second_order'], digits, '--estimators: second_order; allowed are first_order'),
     ('h200', [], digits, '--estimators: none given; allowed are'),
-    ('h200', ['first_order'], ptb, '--config: a search for recurrent cells; one for convolutional cells is compiled'),
+    ('h200', ['first_order'], ptb, "config.task.name: 'text' is not allowed; it has to be 'images' here"),
   ],
 )
 def test_wrong_arguments_are_named(monkeypatch, chip, names, config, message):

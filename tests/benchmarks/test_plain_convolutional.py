@@ -20,9 +20,10 @@ def make_settings(nodes, *operations):
   config = digits.get_config()
   config.batch_size = 8
   config.hypergradient = ConfigDict({'name': 'first_order'})
-  config.network.update(channels=2, layers=3, nodes=nodes)
+  config.network.update(channels=2, layers=3)
+  config.space.nodes = nodes
   if operations:
-    config.network.operations = operations
+    config.space.operations = operations
   return build(Search, config)
 
 
@@ -42,9 +43,9 @@ def test_weights_are_those_of_the_package_one_by_one():
   searcher, _, _, _ = open_search(make_settings(2), 1)
   state = searcher.init(jax.random.key(0))
   plain = plain_convolutional.PlainSearch(searcher)
-  weights = plain_convolutional.plain_weights(state.weights.tree, searcher.net)
+  weights = plain_convolutional.plain_weights(state.weights.tree, searcher.learner.net)
   mixing = {name: each.operations for name, each in searcher.searched.look(state.alphas, state.step, state.key).items()}
-  images = jnp.zeros((1, *searcher.image_shape))
+  images = jnp.zeros((1, *searcher.learner.image_shape))
   expected = jax.eval_shape(plain.net.init, state.key, images, mixing)['params']
   assert jax.tree.map(jnp.shape, weights) == jax.tree.map(jnp.shape, expected)
   values = [np.sort(np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])) for tree in (weights, state.weights)]

@@ -7,17 +7,17 @@ from ml_collections import ConfigDict
 
 from benchmarks import plain_recurrent
 from configs import ptb
-from darts_jax.search.settings import RecurrentSearch
+from darts_jax.search.settings import Search
 from darts_jax.settings import build
 
 
 @pytest.fixture
 def settings():
   config = ptb.get_config()
-  config.update(batch_size=8, bptt=2, temporal_activation=0.0)
+  config.update(batch_size=8, task={'name': 'text', 'bptt': 2, 'temporal_activation': 0.0})
   config.hypergradient = ConfigDict({'name': 'first_order'})
-  config.network.update(width=3, nodes=2)
-  return build(RecurrentSearch, config)
+  config.space.nodes, config.network.width = 2, 3
+  return build(Search, config)
 
 
 @pytest.mark.parametrize('scan', [True, False])

@@ -23,7 +23,7 @@ GRADIENTS = 'gradients'
 def config():
   config = digits.get_config()
   config.network.channels = 2
-  config.network.nodes = 1
+  config.space.nodes = 1
   return config
 
 
@@ -128,7 +128,7 @@ def test_what_cannot_be_compiled_is_refused(config, topology, sizes, changes, me
 
 
 def test_a_recurrent_search_is_refused():
-  with pytest.raises(ValueError, match='^--config: a search for recurrent cells; one for convolutional cells is'):
+  with pytest.raises(ValueError, match="^config.task.name: 'text' is not allowed; it has to be 'images' here$"):
     pods.run(ptb.get_config(), 'v5e:2x4', [])
 
 

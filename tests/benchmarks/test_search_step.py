@@ -15,8 +15,8 @@ def config():
   config = digits.get_config()
   config.batch_size = 8
   config.network.channels = 2
-  config.network.nodes = 1
-  config.network.operations = ('none', 'skip_connect', 'dil_conv_3x3')
+  config.space.nodes = 1
+  config.space.operations = ('none', 'skip_connect', 'dil_conv_3x3')
   return config
 
 

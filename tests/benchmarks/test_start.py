@@ -11,8 +11,8 @@ SMALL = [
   '--config=configs/digits.py',
   '--config.batch_size=8',
   '--config.network.channels=2',
-  '--config.network.nodes=2',
-  "--config.network.operations=('none', 'sep_conv_3x3', 'dil_conv_5x5')",
+  '--config.space.nodes=2',
+  "--config.space.operations=('none', 'sep_conv_3x3', 'dil_conv_5x5')",
   '--config.hypergradient.name=first_order',
 ]
 

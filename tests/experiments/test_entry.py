@@ -65,8 +65,11 @@ def check_refused(answer, *parts: str) -> None:
     ([DIGITS, 'more'], ['more: unexpected argument', USAGE]),
     ([DIGITS, '--config.batchsize=16'], ['config.batchsize: unknown field; did you mean config.batch_size?']),
     ([DIGITS, '--config.network.chanels=8'], ['config.network.chanels', 'did you mean config.network.channels?']),
-    ([DIGITS, '--config.zzz=8'], ['config.zzz: unknown field; allowed are seed, strategy, epochs']),
-    ([DIGITS, '--config.optimizer.name=sgd'], ['config.optimizer: unknown field; allowed are seed, strategy']),
+    ([DIGITS, '--config.zzz=8'], ['config.zzz: unknown field; allowed are seed, space, task, strategy']),
+    (
+      [DIGITS, '--config.optimizer.name=sgd'],
+      ['config.optimizer: unknown field; allowed are seed, space'],
+    ),
     ([DIGITS, '--config.1=2'], ['--config.1=2: no such field']),
     ([DIGITS, '--config.a-b=1'], ['--config.a-b=1: no such field']),
     ([DIGITS, '--config.strategy=rando'], ["'rando'", "did you mean 'random'? allowed are darts, sgas, random"]),
@@ -77,7 +80,7 @@ def check_refused(answer, *parts: str) -> None:
     ([DIGITS, '--config.strategy.criterion=2'], ['config.strategy.criterion: unknown field of darts; it is one of']),
     ([DIGITS, f'--workdir={"a/" * 1900}'], ['--workdir: a/a/', ' has 1900 parts; there may be up to 256']),
     ([DIGITS, '--config.epochs.number=3'], ['--config.epochs.number=3: no such field']),
-    ([DIGITS, '--config.network.operations[0]=none'], ['--config.network.operations[0]=none: no such field']),
+    ([DIGITS, '--config.space.operations[0]=none'], ['--config.space.operations[0]=none: no such field']),
     (
       [DIGITS, '--config.network=8'],
       ['config.network: a group of fields cannot be set as a whole; its fields are config.network.channels'],
@@ -98,10 +101,10 @@ def check_refused(answer, *parts: str) -> None:
       ["config.data.name: 'cifar11'", "did you mean 'cifar10'?", 'digits, mnist, cifar10, cifar100, npz'],
     ),
     (
-      [DIGITS, "--config.network.operations=('none', 'sep_conv_4x4')"],
-      ["config.network.operations: 'sep_conv_4x4' is not an operation; did you mean"],
+      [DIGITS, "--config.space.operations=('none', 'sep_conv_4x4')"],
+      ["config.space.operations: 'sep_conv_4x4' is not an operation; did you mean"],
     ),
-    ([DIGITS, '--config.network.operations=none'], ["config.network.operations: ('none',) has nothing to choose"]),
+    ([DIGITS, '--config.space.operations=none'], ["config.space.operations: ('none',) has nothing to choose"]),
     ([DIGITS, '--config.network.channels=5'], ['config.network.channels: 5', 'even']),
     ([DIGITS, '--config.batch_size=720'], ['config.batch_size: 720', 'digits', '719 images']),
     ([DIGITS, '--config.batch_size=12'], ['config.batch_size: 12 does not divide evenly over 8 devices']),
@@ -173,7 +176,7 @@ def get_config():
     (GOOD.format('config = config.copy_and_resolve_references(); del config["epochs"]; config.epochs = "many"'),
       ["config.epochs: 'many' is not of type int"]),
     (GOOD.format('config = config.copy_and_resolve_references(); del config["space"]; config.space = []'),
-      ['config.space: [] is not known; allowed are convolutional, recurrent']),
+      ['config.space: [] is neither a name nor a group of fields']),
     (GOOD.format('config.data.name = "npz"; config.data.path = "a\\0b.npz"'),
       ["config.data.path: 'a\\x00b.npz' has a zero byte"]),
     (GOOD.format('config.sgas = {"criterion": 2}'),
@@ -363,12 +366,12 @@ def test_config_and_directory_reach_the_program(ask):
   received = []
 
   def run(config, workdir):
-    received.append((config.epochs, config.network.operations, config.data.download, config.seed, workdir))
+    received.append((config.epochs, config.space.operations, config.data.download, config.seed, workdir))
     return 7
 
   # Flags come in any order, values after = or a space; a field that the file leaves out can be set.
   pathlib.Path('mine.py').write_text(GOOD.format('del config.seed'))
-  operations = "--config.network.operations=('none', 'skip_connect')"
+  operations = "--config.space.operations=('none', 'skip_connect')"
   answer = ask(
     operations, '--config.epochs', '2', '--config.data.download', '--config=mine.py', '--config.seed=3', run=run
   )

@@ -5,8 +5,9 @@ import pathlib
 
 import pytest
 
+from darts_jax import spaces
 from darts_jax.hypergradient.settings import Exact, FiniteDifference, FirstOrder, Unrolled
-from darts_jax.search.settings import RecurrentSearch, Search, read
+from darts_jax.search.settings import Search, read
 from darts_jax.strategies.darts import Darts
 from darts_jax.strategies.sgas import Sgas
 from experiments import entry
@@ -77,17 +78,17 @@ def test_a_group_may_be_a_name_alone_or_left_out(settings_of, given, arguments, 
 
 
 @pytest.mark.parametrize('flag', ['--config.space=recurrent', '--config.space.name=recurrent'])
-def test_a_space_is_named_like_other_groups(ask, flag):
-  found = []
+def test_a_space_is_named_like_other_groups(settings_of, flag):
+  # The operations of the file are those of its own space.
+  lines = ('config.space = ConfigDict({"name": "darts", "nodes": 2, "operations": ("none", "skip_connect")})',)
+  assert settings_of([flag], *lines) == read({'space': 'recurrent'})
+  assert settings_of([], *lines).space == spaces.Darts(2, ('none', 'skip_connect'))
 
-  def run(config, workdir, **flags):
-    found.append(config['space'])
-    return 0
 
-  assert ask(DIGITS, flag, run=run).code == 0
-  assert found == ['recurrent']
-  # Nor is a group refused that holds a name alone.
-  assert read({'space': {'name': 'recurrent'}}) == RecurrentSearch()
+def test_a_space_that_the_task_of_a_file_cannot_learn_is_refused(ask):
+  answer = ask(DIGITS, '--config.space=recurrent', run=lambda config, workdir: read(config) and 0)
+  assert answer.code == 2
+  assert answer.errors.startswith("error: config.space.name: 'recurrent' is not allowed; the task images has no")
 
 
 @pytest.mark.parametrize('given', ['pass', 'config.alphas = None'])
@@ -106,20 +107,13 @@ def test_a_group_named_as_it_is_keeps_its_fields(ask, tmp_path):
   assert answer.errors.startswith('error: config.hypergradient.radios: unknown field; did you mean')
 
 
-@pytest.mark.parametrize('kind', [Search, RecurrentSearch])
-def test_flags_can_name_every_group_that_goes_by_a_name(kind):
-  groups = {field.name for field in dataclasses.fields(kind) if 'kinds' in field.metadata}
-  assert groups == {'strategy', 'hypergradient'}
+def test_flags_can_name_every_group_that_goes_by_a_name():
+  groups = {field.name for field in dataclasses.fields(Search) if 'kinds' in field.metadata}
+  assert groups == {'space', 'task', 'strategy', 'hypergradient'}
   assert groups < set(entry._NAMED)
-
-
-def test_a_space_that_is_a_group_is_renamed_by_a_flag(settings_of):
-  lines = ('config.space = ConfigDict({"name": "convolutional"})',)
-  assert settings_of(['--config.space=recurrent'], *lines) == RecurrentSearch()
-  assert settings_of([], *lines) == Search()
 
 
 def test_fields_of_groups_that_a_file_leaves_out_can_be_set(settings_of):
   flags = ['--config.alphas.every=2', '--config.network.channels', '6', '--config.hypergradient.name=exact']
   found = settings_of(flags, 'config.data = ConfigDict({"name": "digits"})')
-  assert (found.alphas.every, found.network.channels, found.hypergradient) == (2, 6, Exact())
+  assert (found.alphas.every, found.task.network.channels, found.hypergradient) == (2, 6, Exact())

@@ -30,9 +30,9 @@ SMALL = (
   '--config.reference_steps=2',
   '--config.search.batch_size=128',
   '--config.search.epochs=1',
-  '--config.search.network.nodes=1',
+  '--config.search.space.nodes=1',
   '--config.search.network.channels=2',
-  "--config.search.network.operations=('none','skip_connect')",
+  "--config.search.space.operations=('none','skip_connect')",
 )
 
 

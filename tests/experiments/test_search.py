@@ -34,7 +34,7 @@ def finished(tmp_path_factory, command) -> Finished:
     f'--workdir={workdir}',
     f'--config.epochs={EPOCHS}',
     '--config.augment.crop_padding=0',
-    '--config.network.nodes=1',
+    '--config.space.nodes=1',
   ]
   # Its 132 steps take longer than their compilation otherwise.
   process = command('search', *arguments, optimised=True)
@@ -105,7 +105,7 @@ def test_directory_holds_the_run(finished):
     'tensorboard',
   }
   expected = digits.get_config()
-  expected.epochs, expected.augment.crop_padding, expected.network.nodes = EPOCHS, 0, 1
+  expected.epochs, expected.augment.crop_padding, expected.space.nodes = EPOCHS, 0, 1
   config = json.loads((finished.workdir / 'config.json').read_text())
   assert config.pop('dataset')['images'] == 1438
   assert config == json.loads(expected.to_json())

@@ -129,7 +129,7 @@ def test_wrong_settings_are_one_line_and_nothing_is_written(tmp_path, changes, s
     (
       'RNN_DARTS_V2',
       '1',
-      "--genotype: RNN_DARTS_V2 is a recurrent architecture; this config trains convolutional ones (config.space='conv",
+      "--genotype: RNN_DARTS_V2 is a recurrent architecture, whose task is text; this config has config.task='images'",
     ),
     ('DARTS_V2', '0', '--seeds: 0 is not allowed; it has to be a whole number ≥ 1'),
     ('DARTS_V2', 'two', '--seeds: two is not allowed'),
@@ -203,14 +203,12 @@ def test_a_recurrent_cell_is_trained_on_text_with_several_seeds(tmp_path, capsys
 
 def test_wrong_architectures_and_spaces_for_text_are_one_line(tmp_path, text_config):
   said = (
-    "--genotype: DARTS_V2 is a convolutional architecture; this config trains recurrent ones (config.space='recurrent"
+    "--genotype: DARTS_V2 is a convolutional architecture, whose task is images; this config has config.task='text'"
   )
   with pytest.raises(ValueError, match=re.escape(said)):
     train.run(text_config, tmp_path / 'run', 'DARTS_V2', '1')
-  text_config.space = 'recurrent_'
-  with pytest.raises(
-    ValueError, match=re.escape("config.space: 'recurrent_' is not known; allowed are convolutional, ")
-  ):
+  text_config.task = 'txt'
+  with pytest.raises(ValueError, match=re.escape("config.task: 'txt' is not known; allowed are images, text")):
     train.run(text_config, tmp_path / 'run', 'RNN_DARTS_V2', '1')
   assert not (tmp_path / 'run').exists()
 

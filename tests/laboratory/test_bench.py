@@ -19,8 +19,7 @@ from darts_jax.hypergradient.settings import ConjugateGradient, Exact, ExactReve
 from darts_jax.laboratory.bench import Bench, Frozen, compare, to_host
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.runtime.packed import Packed
-from darts_jax.search import ImageSearcher, Search
-from darts_jax.search.images import divide
+from darts_jax.search import Search, Searcher
 from darts_jax.search.optimizers import Optimizers
 from darts_jax.search.searched import Searched
 from darts_jax.search.step import search_step
@@ -32,7 +31,8 @@ SETTINGS = build(
     'batch_size': 4,
     'data': {'name': 'digits'},
     'augment': {'crop_padding': 1, 'flip': False},
-    'network': {'channels': 2, 'layers': 3, 'nodes': 1, 'operations': ('none', 'skip_connect', 'max_pool_3x3')},
+    'space': {'nodes': 1, 'operations': ('none', 'skip_connect', 'max_pool_3x3')},
+    'network': {'channels': 2, 'layers': 3},
     'weights': {'learning_rate': 0.05, 'clip_norm': 1.0},
     'strategy': {'init_scale': 0.1},
     'hypergradient': {'clipping': 'differentiated'},
@@ -51,7 +51,7 @@ def distance(found, expected):
 
 @pytest.fixture(scope='module')
 def searcher():
-  return ImageSearcher(SETTINGS, Searched.from_settings(SETTINGS), load('digits'), make_mesh(1))
+  return Searcher.open(SETTINGS, load('digits'), make_mesh(1))
 
 
 @pytest.fixture(scope='module')
@@ -66,7 +66,7 @@ def state(searcher):
 
 @pytest.fixture(scope='module')
 def frozen(searcher, state):
-  halves = searcher.place([divide(load('digits'), SETTINGS, SETTINGS.seed)])
+  halves = searcher.place([SETTINGS.task.halves(load('digits'), SETTINGS, SETTINGS.seed)])
   return Frozen(to_host(state), jax.device_get(jax.jit(searcher.batches)(state, halves)))
 
 
@@ -78,7 +78,7 @@ def optimizers(searcher):
 @pytest.fixture(scope='module')
 def benches(searcher, optimizers):
   searched = Searched.from_settings(SETTINGS)
-  return {name: Bench(searcher.net, searched, optimizers, name) for name in ('float32', 'float64')}
+  return {name: Bench(searcher.learner.net, searched, optimizers, name) for name in ('float32', 'float64')}
 
 
 @pytest.fixture(scope='module')
@@ -182,7 +182,7 @@ def test_search_step_makes_the_same_passes(benches, frozen, searcher, optimizers
     return search_step(
       state.replace(key=jax.random.key(0)),
       *batches,
-      objective=searcher.objective,
+      objective=searcher.learner.objective,
       searched=Searched.from_settings(SETTINGS),
       estimator=estimator,
       optimizers=optimizers,

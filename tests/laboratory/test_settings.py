@@ -61,7 +61,7 @@ def test_settings_of_the_laboratory_have_their_limits(config, message):
 
 def test_default_config_is_fit():
   settings = build(Laboratory, hypergradients.get_config())
-  assert settings.search.data.name == 'digits'
+  assert settings.search.task.source == 'digits'
   assert settings.precisions == ('float32', 'float64', 'bfloat16')
 
 

@@ -9,7 +9,7 @@ import pytest
 from darts_jax.laboratory import Laboratory
 from darts_jax.laboratory.studies import SupernetLab
 from darts_jax.runtime.checkpoint import Checkpoints
-from darts_jax.search import ImageSearcher
+from darts_jax.search import Searcher
 from darts_jax.settings import build
 
 LABORATORY = {
@@ -18,7 +18,8 @@ LABORATORY = {
     'seed': 5,
     'batch_size': 4,
     'data': {'name': 'digits'},
-    'network': {'channels': 2, 'layers': 3, 'nodes': 1, 'operations': ('none', 'skip_connect')},
+    'space': {'nodes': 1, 'operations': ('none', 'skip_connect')},
+    'network': {'channels': 2, 'layers': 3},
   },
 }
 
@@ -27,7 +28,7 @@ def test_without_a_checkpoint_the_network_is_at_initialisation():
   settings = build(Laboratory, LABORATORY)
   lab = SupernetLab(settings, None, print)
   assert lab.source == 'initialisation'
-  searcher: ImageSearcher = lab._searcher
+  searcher: Searcher = lab._searcher
   state = searcher.init(jax.random.key(5))
   np.testing.assert_array_equal(lab.frozen.state.weights.vector, state.weights.vector)
   np.testing.assert_array_equal(lab.frozen.state.alphas['normal'], state.alphas['normal'])
@@ -40,12 +41,13 @@ def test_without_a_checkpoint_the_network_is_at_initialisation():
 
 
 def test_checkpoint_of_a_search_on_other_data_is_refused(tmp_path):
-  searcher: ImageSearcher = SupernetLab(build(Laboratory, LABORATORY), None, print)._searcher
-  state = searcher.init(jax.random.key(0))
-  for pixels in ('others', searcher.fingerprint['pixels']):
-    claim = {'dataset': {**searcher.fingerprint, 'pixels': pixels}}
+  settings = build(Laboratory, LABORATORY)
+  state = SupernetLab(settings, None, print)._searcher.init(jax.random.key(0))
+  fingerprint = settings.search.task.fingerprint(settings.search.task.load())
+  for pixels in ('others', fingerprint['pixels']):
+    claim = {'dataset': {**fingerprint, 'pixels': pixels}}
     Checkpoints(tmp_path / pixels / 'checkpoints').save(0, state, {}, claim=claim)
-  same = tmp_path / searcher.fingerprint['pixels']
+  same = tmp_path / fingerprint['pixels']
   assert SupernetLab(build(Laboratory, LABORATORY), str(same), print).source == f'step 0 of {same}'
   with pytest.raises(
     ValueError,

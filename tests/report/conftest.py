@@ -95,7 +95,8 @@ def search_folder(tmp_path) -> pathlib.Path:
 def recurrent_search_folder(tmp_path) -> pathlib.Path:
   """The folder of a made-up search on text that ended at RNN_DARTS_V2, by way of the cells of RNN_DARTS_V1."""
   config = {
-    'space': 'recurrent',
+    'space': {'name': 'recurrent'},
+    'task': {'name': 'text'},
     'seed': 5,
     'epochs': 3,
     'data': {'name': 'files', 'dir': '/texts/novels'},

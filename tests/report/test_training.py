@@ -97,7 +97,7 @@ def recurrent(tmp_path, parse_page):
   def write(*records, **data):
     architecture = spaces.published()['RNN_DARTS_V2']
     config = {
-      'space': 'recurrent',
+      'task': 'text',
       'seed': 4,
       'epochs': 2,
       'data': {'name': 'ptb', 'dir': '/texts', 'test': True, **data},

@@ -15,10 +15,11 @@ SEARCH = {
   'epochs': 1,
   'batch_size': 8,
   'data': {'name': 'digits'},
-  'network': {**NETWORK, 'nodes': 1, 'operations': ('none', 'skip_connect')},
+  'space': {'nodes': 1, 'operations': ('none', 'skip_connect')},
+  'network': NETWORK,
 }
 TRAINING = {'epochs': 1, 'batch_size': 8, 'data': {'name': 'digits'}, 'network': {**NETWORK, 'auxiliary': False}}
-TEXT = {'space': 'recurrent', 'epochs': 1, 'batch_size': 8, 'network': {'width': 4}}
+TEXT = {'epochs': 1, 'batch_size': 8, 'network': {'width': 4}}
 
 
 class Opened(Exception):
@@ -40,11 +41,13 @@ def dtypes(tree):
   ('loops', 'run'),
   [
     (search_loop, lambda folder: search.run(SEARCH, folder / 'run')),
-    (search_loop, lambda folder: search.run({**TEXT, 'data': words(folder)}, folder / 'run')),
+    (search_loop, lambda folder: search.run({**TEXT, 'space': 'recurrent', 'data': words(folder)}, folder / 'run')),
     (training_loop, lambda folder: training.run(TRAINING, folder / 'run', spaces.published()['DARTS_V2'])),
     (
       language_loop,
-      lambda folder: training.run({**TEXT, 'data': words(folder)}, folder / 'run', spaces.published()['RNN_DARTS_V2']),
+      lambda folder: training.run(
+        {**TEXT, 'task': 'text', 'data': words(folder)}, folder / 'run', spaces.published()['RNN_DARTS_V2']
+      ),
     ),
   ],
   ids=['search', 'search on text', 'training', 'training on text'],

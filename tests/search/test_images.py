@@ -1,7 +1,6 @@
 """What a search of images reads at which step, with which keys, and for which devices it is traced."""
 
 import dataclasses
-import types
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -13,22 +12,22 @@ from jax.sharding import PartitionSpec
 from darts_jax.data.images import Images, load, split
 from darts_jax.data.settings import Augment
 from darts_jax.runtime.mesh import make_mesh
-from darts_jax.search import ImageSearcher, Search
-from darts_jax.search.images import divide
+from darts_jax.search import Search, Searcher
 from darts_jax.search.searched import Searched
-from darts_jax.search.searcher import Searcher
-from darts_jax.search.settings import BatchNorm, Data
-from darts_jax.search.state import Halves, SearchState
+from darts_jax.search.settings import BatchNorm
+from darts_jax.search.state import SearchState
 from darts_jax.search.step import BatchLoss
 from darts_jax.settings import build
 from darts_jax.strategies.darts import Darts
+from darts_jax.tasks.base import Halves, Moment
+from darts_jax.tasks.images import Data
 
-NETWORK = {'channels': 2, 'layers': 3, 'nodes': 1, 'operations': ('none', 'skip_connect')}
-SEARCH = build(Search, {'epochs': 4, 'batch_size': 128, 'data': {'name': 'digits'}, 'network': NETWORK})
+SPACE, NETWORK = {'nodes': 1, 'operations': ('none', 'skip_connect')}, {'channels': 2, 'layers': 3}
+SEARCH = build(Search, {'epochs': 4, 'batch_size': 128, 'data': {'name': 'digits'}, 'space': SPACE, 'network': NETWORK})
 
 
-def make_searcher(settings: Search, images: Images, num_devices: int = 1) -> ImageSearcher:
-  return ImageSearcher(settings, Searched.from_settings(settings), images, make_mesh(num_devices))
+def make_searcher(settings: Search, images: Images, num_devices: int = 1) -> Searcher:
+  return Searcher.open(settings, images, make_mesh(num_devices))
 
 
 @pytest.fixture(scope='module')
@@ -57,18 +56,17 @@ class Drawn(NamedTuple):
 
 def draw(images: Images, num_steps: int, batch_size: int, num_devices: int = 1, **changes: Any) -> Halves:
   """What a search trains on, by half."""
-  settings = dataclasses.replace(
-    SEARCH,
-    batch_size=batch_size,
+  task = dataclasses.replace(
+    SEARCH.task,
     data=Data(validation_fraction=NUM_VALID / NUM_IMAGES),
     augment=Augment(crop_padding=changes.pop('crop_padding', 0), flip=False, cutout=0),
-    **changes,
   )
+  settings = dataclasses.replace(SEARCH, batch_size=batch_size, task=task, **changes)
   searcher = make_searcher(settings, images, num_devices)
-  placed = searcher.place([divide(images, settings, settings.seed)])
+  placed = searcher.place([settings.task.halves(images, settings, settings.seed)])
 
   def batches(step, data):
-    return searcher.batches(types.SimpleNamespace(key=jax.random.key(settings.seed), step=step), data)
+    return searcher.learner.batches(Moment(jax.random.key(settings.seed), step, step, ()), data)
 
   same, shared = PartitionSpec(), PartitionSpec('data')
   whole = jax.jit(jax.shard_map(batches, mesh=searcher.mesh, in_specs=same, out_specs=shared, check_vma=False))
@@ -144,11 +142,11 @@ def test_what_is_drawn_in_a_step_has_a_purpose_of_its_own(digits, purposes):
   """The order of the images, those for α, how either are augmented, the relaxation; and that of an evaluation."""
   searcher = make_searcher(SEARCH, digits)
   searched = searcher.searched
-  data = searcher.place([divide(digits, SEARCH, SEARCH.seed)])
+  data = searcher.place([SEARCH.task.halves(digits, SEARCH, SEARCH.seed)])
 
   def draw(state):
     searcher.batches(state, data)
-    BatchLoss.at(state, searcher.objective, searched, 'float32')
+    BatchLoss.at(state, searcher.learner.objective, searched, 'float32')
     searcher.searched.look(state.alphas, state.step, state.key)
 
   alphas = searched.init(jax.random.key(1))
@@ -165,7 +163,7 @@ def test_supernets_are_traced_as_suits_the_devices(digits, edges_are_channels, n
   args = (state, None, jnp.int32(1)) if name == 'run' else (state, None)
 
   def make():
-    return ImageSearcher(SEARCH, Searched.from_settings(SEARCH), digits, mesh)
+    return Searcher.open(SEARCH, digits, mesh)
 
   assert edges_are_channels(Searcher, name, mesh, platform, make, *args) == (platform == 'tpu')
 
@@ -189,16 +187,17 @@ class Watched(Darts):
 
 def test_no_key_is_consumed_twice(digits, monkeypatch):
   watched = Watched()
-  searched = Searched.start(watched, SEARCH.network.space())
-  searcher = ImageSearcher(SEARCH, searched, digits, make_mesh(1))
+  searched = Searched.start(watched, SEARCH.space)
+  learner = Searcher.open(SEARCH, digits, make_mesh(1)).learner
+  searcher = Searcher(SEARCH, searched, learner, make_mesh(1))
   drawn = []
 
   def variables(key, mixing):
     drawn.append(tuple(jax.random.key_data(key).tolist()))
     return {name: {'none': jnp.zeros(1)} for name in ('params', 'batch_stats')}
 
-  monkeypatch.setattr(searcher, 'variables', variables)
-  monkeypatch.setattr(searcher, 'measure', lambda state, mixing, data: None)
+  monkeypatch.setattr(learner, 'variables', variables)
+  monkeypatch.setattr(learner, 'measure', lambda variables, mixing, data: None)
   state = searcher._init(searcher.keys())
   for step in range(3):
     now = state.replace(step=jnp.int32(step))

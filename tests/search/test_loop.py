@@ -26,7 +26,6 @@ from darts_jax.runtime.checkpoint import Checkpoints
 from darts_jax.runtime.lock import locked
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.search import loop
-from darts_jax.search.searched import Searched
 from darts_jax.settings import build
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -38,7 +37,8 @@ CONFIG = {
   'log_every': 4,
   'data': {'name': 'digits'},
   'augment': {'crop_padding': 1, 'flip': False},
-  'network': {'channels': 2, 'layers': 3, 'nodes': 1, 'operations': ('none', 'skip_connect', 'avg_pool_3x3')},
+  'space': {'nodes': 1, 'operations': ('none', 'skip_connect', 'avg_pool_3x3')},
+  'network': {'channels': 2, 'layers': 3},
   'weights': {'learning_rate': 0.05},
   'alphas': {'learning_rate': 0.01},
   'hypergradient': {'name': 'first_order'},
@@ -134,7 +134,7 @@ def interrupted(tmp_path_factory, uninterrupted) -> History:
 
 def final_state(workdir: pathlib.Path) -> dict[str, np.ndarray]:
   settings = build(search.Search, CONFIG)
-  searcher = search.ImageSearcher(settings, Searched.from_settings(settings), load('digits'), make_mesh(1))
+  searcher = search.Searcher.open(settings, load('digits'), make_mesh(1))
   restored = Checkpoints(workdir / 'checkpoints').restore(jax.eval_shape(searcher.init, jax.random.key(0)))
   assert (restored.step, restored.damaged) == (33, ())
   state = restored.state.replace(key=jax.random.key_data(restored.state.key))
@@ -335,7 +335,7 @@ def test_nothing_is_lost_if_every_checkpoint_is_damaged(finished_search):
 @pytest.mark.parametrize(('batch_size', 'last_good', 'step'), [(256, 2, 4), (512, 1, 2)])
 def test_search_that_diverges_stops(tmp_path, in_process, batch_size, last_good, step):
   config = copy.deepcopy(CONFIG) | {'batch_size': batch_size}
-  config['network']['operations'] = ('none', 'skip_connect')
+  config['space']['operations'] = ('none', 'skip_connect')
   config['weights']['final_learning_rate'] = 4e30 / 3
   message = (
     f'step {step}: a loss or gradient is not finite; the last good checkpoint is that of step {last_good},'

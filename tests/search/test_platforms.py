@@ -7,26 +7,20 @@ import pytest
 
 from darts_jax.data.images import load
 from darts_jax.runtime.mesh import make_mesh
-from darts_jax.search import ImageSearcher, Search
-from darts_jax.search.images import divide
-from darts_jax.search.searched import Searched
+from darts_jax.search import Search, Searcher
 from darts_jax.settings import build
 
-NETWORK = {
-  'channels': 2,
-  'layers': 3,
-  'nodes': 1,
-  'operations': ('none', 'skip_connect', 'avg_pool_3x3', 'sep_conv_3x3'),
-}
+NETWORK = {'channels': 2, 'layers': 3}
+SPACE = {'nodes': 1, 'operations': ('none', 'skip_connect', 'avg_pool_3x3', 'sep_conv_3x3')}
 
 
 # An estimator with checks, one without, and one that makes products besides gradients.
 @pytest.mark.parametrize('estimator', ['finite_difference', 'first_order', 'exact'])
 def test_steps_for_a_gpu_are_those_for_the_cpu(tiny_search, estimator):
-  config = tiny_search(batch_size=32, log_every=1, network=NETWORK, hypergradient={'name': estimator})
+  config = tiny_search(batch_size=32, log_every=1, space=SPACE, network=NETWORK, hypergradient={'name': estimator})
   settings, images = build(Search, config), load('digits')
-  searcher = ImageSearcher(settings, Searched.from_settings(settings), images, make_mesh(1))
-  data = jax.tree.map(jnp.asarray, divide(images, settings, settings.seed))
+  searcher = Searcher.open(settings, images, make_mesh(1))
+  data = jax.tree.map(jnp.asarray, settings.task.halves(images, settings, settings.seed))
   arguments = searcher.init(jax.random.key(settings.seed)), data, jnp.int32(1)
   # A program for a platform can be called here, too, and is compiled for the CPU then.
   checks = [jax.export.DisabledSafetyCheck.platform()]

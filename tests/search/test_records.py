@@ -108,7 +108,7 @@ def test_a_line_of_the_log_has_the_entropies_at_the_temperature_of_its_step(tmp_
   search = object.__new__(loop._Loop)
   search.folders = [tmp_path]
   search.searched = Searched.start(Darts(temperature=(4.0, 1.0)), space, 22)
-  search._searcher = types.SimpleNamespace(summary=lambda means, sums: {})
+  search._searcher = types.SimpleNamespace(learner=types.SimpleNamespace(summary=lambda means, sums: {}))
   alphas = np.tile(np.float32([2 * np.log(3), 0]), (space.cells['recurrent'].num_edges, 1))
   state = types.SimpleNamespace(step=np.int32(11), alphas={'recurrent': alphas}, key=jax.random.key(0))
   line = search.summary(state, Sums({'steps': 1.0, 'seconds': 2.0}))

@@ -17,10 +17,9 @@ from darts_jax.runtime.checkpoint import Checkpoints
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.search import Search, is_random
 from darts_jax.search import loop as search_loop
-from darts_jax.search.images import batch_sizes
 from darts_jax.search.loop import _Loop
 from darts_jax.search.searched import Searched
-from darts_jax.search.settings import read
+from darts_jax.search.settings import batch_sizes, read
 from darts_jax.selection.settings import RandomSearch, Selection
 from darts_jax.settings import as_config, build
 from darts_jax.spaces import Darts as DartsSpace
@@ -62,7 +61,7 @@ def test_a_strategy_of_ones_own_is_one_of_the_settings():
   settings = build(Search, {'epochs': 5, 'strategy': {'name': 'drawn', 'init_scale': 0.5}})
   assert settings.strategy == Drawn(init_scale=0.5)
   assert build(Search, as_config(settings)) == settings
-  assert batch_sizes(settings, Searched.from_settings(settings)) == [64, 64, 72, 72, 72]
+  assert batch_sizes(settings.batch_size, settings.stages) == [64, 64, 72, 72, 72]
   with pytest.raises(ValueError, match='^config.strategy.criterion: unknown field of drawn; it is one of sgas$'):
     build(Search, {'strategy': {'name': 'drawn', 'criterion': 2}})
   assert not is_random({'strategy': 'drawn'})
@@ -125,10 +124,13 @@ def test_settings_that_cannot_be_searched_with(strategy, message):
     ({'sgas': {}}, 'config.sgas: it is called config.strategy now'),
     ({'temperature': {'final': 2.0}}, 'config.temperature.final: it is called config.strategy.temperature now'),
     ({'alphas': {'init_scale': 1.0}}, 'config.alphas.init_scale: it is called config.strategy.init_scale now'),
+    ({'network': {'nodes': 2}}, 'config.network.nodes: it is called config.space.nodes now'),
+    ({'network': {'operations': ()}}, 'config.network.operations: it is called config.space.operations now'),
+    ({'bptt': 20}, 'config.bptt: it is called config.task.bptt now'),
   ],
 )
 def test_fields_of_earlier_versions_are_told_how_they_are_called_now(make, config, message):
-  for space in ('convolutional', 'recurrent'):
+  for space in ('darts', 'recurrent'):
     with pytest.raises(ValueError, match=f'^{message}$'):
       read(make({'space': space, **config}))
   with pytest.raises(ValueError, match=f'^{message.replace("config.", "config.search.")}$'):

@@ -16,13 +16,13 @@ from jax.flatten_util import ravel_pytree
 from darts_jax.data.images import Images, load, split
 from darts_jax.runtime.compilation import CompilationCounter, count_compilations
 from darts_jax.runtime.mesh import make_mesh
-from darts_jax.search import ImageSearcher, Search
-from darts_jax.search.images import ImageLoss, divide
+from darts_jax.search import Search, Searcher
 from darts_jax.search.optimizers import Optimizers
 from darts_jax.search.searched import Searched
-from darts_jax.search.state import Halves
 from darts_jax.search.step import search_step
 from darts_jax.settings import build
+from darts_jax.tasks.base import Halves
+from darts_jax.tasks.images import ImageLoss
 
 EPOCHS, BATCH = 4, 128
 SEARCH = build(
@@ -33,12 +33,8 @@ SEARCH = build(
     'log_every': 2,
     'data': {'name': 'digits'},
     'augment': {'crop_padding': 1, 'flip': True, 'cutout': 2},
-    'network': {
-      'channels': 4,
-      'layers': 3,
-      'nodes': 1,
-      'operations': ('none', 'skip_connect', 'max_pool_3x3', 'sep_conv_3x3'),
-    },
+    'space': {'nodes': 1, 'operations': ('none', 'skip_connect', 'max_pool_3x3', 'sep_conv_3x3')},
+    'network': {'channels': 4, 'layers': 3},
     # Decay and clipping are strong enough for their absence to be seen.
     'weights': {'learning_rate': 0.01, 'final_learning_rate': 0.002, 'weight_decay': 0.01, 'clip_norm': 0.42},
     'alphas': {'learning_rate': 0.003, 'weight_decay': 0.05},
@@ -49,7 +45,7 @@ SEARCH = build(
 
 
 class Lab(NamedTuple):
-  searcher: ImageSearcher
+  searcher: Searcher
   data: Halves
 
   def init(self) -> Any:
@@ -60,8 +56,8 @@ class Lab(NamedTuple):
 
 def make_lab(settings: Search, images: Images, num_devices: int) -> Lab:
   mesh = make_mesh(num_devices)
-  searcher = ImageSearcher(settings, Searched.from_settings(settings), images, mesh)
-  return Lab(searcher, searcher.place([divide(images, settings, settings.seed)]))
+  searcher = Searcher.open(settings, images, mesh)
+  return Lab(searcher, searcher.place([settings.task.halves(images, settings, settings.seed)]))
 
 
 @pytest.fixture(scope='module')
@@ -178,7 +174,7 @@ def learning_rate(step: int, steps_per_epoch: int) -> float:
 @pytest.fixture(scope='module')
 def gradients(lab, trajectory) -> list[Gradients]:
   """The gradients of the steps of the trajectory, put together from gradients of a loss written down here."""
-  net, rates = lab.searcher.net, SEARCH.weights
+  net, rates = lab.searcher.learner.net, SEARCH.weights
   batches = jax.jit(lab.searcher.batches)
 
   @jax.jit
@@ -195,7 +191,7 @@ def gradients(lab, trajectory) -> list[Gradients]:
     train, valid = batches(before, lab.data)
     w, unravel = ravel_pytree(before.weights.tree)
     momentum = optax.tree_utils.tree_get(before.weights_optimizer, 'trace')
-    rate = learning_rate(int(before.step), lab.searcher.steps_per_epoch)
+    rate = learning_rate(int(before.step), lab.searcher.learner.steps_per_epoch)
 
     def at(w, alphas, batch):
       (of_weights, of_alphas), statistics = differentiate(before.statistics.tree, unravel(w), alphas, batch)
@@ -257,7 +253,7 @@ def test_weights_move_by_clipped_sgd_with_momentum_and_decay(trajectory, gradien
     g = gradients[t].weights
     factors.append(min(1, rates.clip_norm / norm(g)))
     momentum = rates.momentum * momentum + factors[-1] * g + rates.weight_decay * w
-    step = -learning_rate(t, lab.searcher.steps_per_epoch) * momentum
+    step = -learning_rate(t, lab.searcher.learner.steps_per_epoch) * momentum
     np.testing.assert_allclose(ravel_pytree(after.weights.tree)[0] - w, step, rtol=1e-3, atol=1e-6, err_msg=f'step {t}')
     np.testing.assert_allclose(trajectory.metrics[t]['weights_gradient_norm'], norm(g), rtol=1e-4)
   # Some gradients have been clipped.
@@ -271,7 +267,7 @@ def test_running_statistics_are_those_of_the_weight_update(trajectory, gradients
 
 
 def test_learning_rate_falls_from_first_to_final_by_epoch(lab):
-  steps = lab.searcher.steps_per_epoch
+  steps = lab.searcher.learner.steps_per_epoch
   assert steps == 719 // BATCH
   schedule = Optimizers.from_settings(SEARCH, lab.searcher.epoch_ends).learning_rate
   found = np.array([float(schedule(jnp.int32(step))) for step in range(EPOCHS * steps + 1)])
@@ -295,7 +291,7 @@ def test_one_device_and_eight_find_the_same_genotype(lab, wide_lab):
     # From here the genotype changes, and its operations end well ahead of the next (by 0.035 in α).
     state = each.searcher.init(jax.random.key(3))
     initial = jax.device_get(state.alphas)
-    state, _ = each.searcher.run(state, each.data, jnp.int32(EPOCHS * lab.searcher.steps_per_epoch))
+    state, _ = each.searcher.run(state, each.data, jnp.int32(EPOCHS * lab.searcher.learner.steps_per_epoch))
     found.append(searched.read(jax.device_get(state.alphas)))
     assert found[-1] != searched.read(initial)
   assert found[0] == found[1]
@@ -317,7 +313,7 @@ def test_evaluation_counts_every_image_once(request, digits, trajectory, name):
   images = (digits.x_train[chosen] - np.float32(digits.mean)) / np.float32(digits.std)
   mixing = {name: np.exp(a) / np.exp(a).sum(axis=1, keepdims=True) for name, a in state.alphas.items()}
   variables = {'params': state.weights.tree, 'batch_stats': state.statistics.tree}
-  logits = jax.jit(functools.partial(each.searcher.net.apply, train=False))(variables, images, mixing)
+  logits = jax.jit(functools.partial(each.searcher.learner.net.apply, train=False))(variables, images, mixing)
   logits, labels = np.asarray(logits, np.float64), digits.y_train[chosen]
   losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(len(labels)), labels]
   np.testing.assert_allclose(found.loss, losses.mean(), rtol=1e-5)
@@ -330,7 +326,7 @@ def make_step(settings: Search, images: Images) -> tuple[Any, Any]:
   state = each.searcher.init(jax.random.key(0))
   step = functools.partial(
     search_step,
-    objective=each.searcher.objective,
+    objective=each.searcher.learner.objective,
     searched=Searched.from_settings(settings),
     estimator=settings.hypergradient.estimator(),
     optimizers=Optimizers.from_settings(settings, [1]),
@@ -341,7 +337,8 @@ def make_step(settings: Search, images: Images) -> tuple[Any, Any]:
 
 TINIEST = {
   'batch_size': 4,
-  'network': {'channels': 2, 'layers': 3, 'nodes': 1, 'operations': ('none', 'skip_connect')},
+  'space': {'nodes': 1, 'operations': ('none', 'skip_connect')},
+  'network': {'channels': 2, 'layers': 3},
 }
 
 
@@ -358,7 +355,8 @@ def test_learning_rate_is_not_computed_in_every_kernel_that_reads_it(digits):
 
 TINY = {
   'batch_size': 16,
-  'network': {'channels': 2, 'layers': 3, 'nodes': 1, 'operations': ('none', 'skip_connect', 'sep_conv_3x3')},
+  'space': {'nodes': 1, 'operations': ('none', 'skip_connect', 'sep_conv_3x3')},
+  'network': {'channels': 2, 'layers': 3},
   'hypergradient': {'name': 'finite_difference'},
 }
 

@@ -14,25 +14,23 @@ from darts_jax.data import windows
 from darts_jax.data.corpus import columns
 from darts_jax.data.sequences import Text
 from darts_jax.runtime.mesh import make_mesh
-from darts_jax.search import RecurrentSearch, TextSearcher
-from darts_jax.search.searched import Searched
+from darts_jax.search import Search, Searcher
 from darts_jax.search.settings import BatchNorm
-from darts_jax.search.state import Halves, SearchState
+from darts_jax.search.state import SearchState
 from darts_jax.search.step import BatchLoss
-from darts_jax.search.text import texts
 from darts_jax.settings import build
+from darts_jax.tasks.base import Halves
 
 BATCH, BPTT = 8, 5
-NETWORK = {'width': 4, 'nodes': 1, 'operations': ('none', 'tanh')}
-SEARCH = build(
-  RecurrentSearch, {'epochs': 3, 'batch_size': BATCH, 'bptt': BPTT, 'short_fraction': 0.5, 'network': NETWORK}
-)
+SPACE = {'name': 'recurrent', 'nodes': 1, 'operations': ('none', 'tanh')}
+TASK = {'bptt': BPTT, 'short_fraction': 0.5}
+SEARCH = build(Search, {'epochs': 3, 'batch_size': BATCH, 'space': SPACE, 'task': TASK, 'network': {'width': 4}})
 
 
 def make_searcher(settings, corpus):
   """A search, and its texts on the devices."""
-  data = texts(corpus, settings)
-  searcher = TextSearcher(settings, Searched.from_settings(settings), corpus, make_mesh(1))
+  data = settings.task.halves(corpus, settings, settings.seed)
+  searcher = Searcher.open(settings, corpus, make_mesh(1))
   return searcher, searcher.place([data])
 
 
@@ -52,13 +50,13 @@ def test_sequences_are_cut_with_targets_one_row_later():
 def drawn(corpus):
   """With dropout: the batches of all steps; hidden states carried to them are the step, plus a half for α."""
   searcher, data = make_searcher(SEARCH, corpus)
-  shape = searcher.carried().train.shape
+  shape = searcher.learner.carried().train.shape
 
   @jax.jit
   def batches(step):
     carried = Halves(jnp.full(shape, 1.0 + step), jnp.full(shape, 1.5 + step))
     state: Any = types.SimpleNamespace(key=jax.random.key(0), step=step, carried=carried)
-    return searcher.batches(state, data), searcher.step_metrics(state, data)
+    return searcher.batches(state, data), searcher.learner.step_metrics(searcher.moment(state), data)
 
   found = [jax.device_get(batches(jnp.int32(step))) for step in range(searcher.epoch_ends[-1])]
   for halves, step_metrics in found:
@@ -120,7 +118,7 @@ def test_text_of_alpha_begins_again_at_its_end(corpus, drawn):
 
 def test_every_step_and_half_has_its_own_masks(drawn):
   *_, batches = drawn
-  dropout = SEARCH.network.dropout
+  dropout = SEARCH.task.network.dropout
   for name in ('embedded', 'x', 'h', 'output'):
     masks = np.array([getattr(half.masks, name) for halves in batches for half in halves])
     assert len({mask.tobytes() for mask in masks}) == len(masks)
@@ -137,15 +135,14 @@ def test_text_that_is_too_short_is_refused(corpus):
     message = f'config.batch_size: 8 is too large; the {said} text of counting has 23 tokens, which are enough for 7 co'
     with pytest.raises(ValueError, match=f'^{message}'):
       make_searcher(SEARCH, short)
-    texts(dataclasses.replace(corpus, **{part: corpus.train[: 3 * BATCH]}), SEARCH)
+    enough = dataclasses.replace(corpus, **{part: corpus.train[: 3 * BATCH]})
+    SEARCH.task.halves(enough, SEARCH, SEARCH.seed)
 
 
-@pytest.mark.parametrize(('batch_size', 'group_size', 'field'), [(1, 0, 'batch_size'), (2, 1, 'batch_norm.group_size')])
-def test_statistics_of_single_columns_are_refused(corpus, batch_size, group_size, field):
-  settings = dataclasses.replace(SEARCH, batch_size=batch_size, batch_norm=BatchNorm(group_size))
-  with pytest.raises(
-    ValueError, match=f'^config.{field}: 1 is not allowed; batch normalisation would make a single num'
-  ):
+def test_statistics_of_single_columns_are_refused(corpus):
+  settings = dataclasses.replace(SEARCH, batch_size=2, batch_norm=BatchNorm(1))
+  message = '^config.batch_norm.group_size: 1 is not allowed; batch normalisation would make a single number'
+  with pytest.raises(ValueError, match=message):
     make_searcher(settings, corpus)
 
 
@@ -155,10 +152,10 @@ def test_what_is_drawn_in_a_step_has_a_purpose_of_its_own(corpus, purposes):
 
   def draw(state):
     searcher.batches(state, data)
-    BatchLoss.at(state, searcher.objective, searcher.searched, 'float32')
+    BatchLoss.at(state, searcher.learner.objective, searcher.searched, 'float32')
     searcher.searched.look(state.alphas, state.step, state.key)
 
   alphas = searcher.searched.init(jax.random.key(1))
-  state = SearchState(jnp.int32(0), jax.random.key(0), None, None, alphas, None, None, searcher.carried())
+  state = SearchState(jnp.int32(0), jax.random.key(0), None, None, alphas, None, None, searcher.learner.carried())
   found = purposes(draw, state)
   assert len(found) == len(set(found)) == 4

@@ -8,14 +8,17 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from configs import cifar, digits, mnist, ptb, text
-from darts_jax.data.settings import TextSource
+from darts_jax.data.settings import Augment, TextSource
 from darts_jax.laboratory.settings import Laboratory
-from darts_jax.search.settings import Alphas, Data, Network, RecurrentSearch, Search, Weights, read
+from darts_jax.search.settings import Alphas, Search, Weights, read
 from darts_jax.selection.settings import RandomSearch, Selection
 from darts_jax.settings import as_config, build, differences, setting
+from darts_jax.spaces import Darts, Recurrent
 from darts_jax.spaces.darts import CANDIDATES
 from darts_jax.spaces.recurrent import ACTIVATIONS
 from darts_jax.strategies.darts import Darts as DartsStrategy
+from darts_jax.tasks import ImageTask, TextTask
+from darts_jax.tasks.images import Data, Network
 from darts_jax.training.language.settings import LanguageTraining
 from darts_jax.training.settings import Training
 
@@ -70,9 +73,9 @@ def test_fields_that_are_left_out_have_those_of_the_base():
 
 
 def test_integers_are_numbers_and_lists_are_tuples():
-  built = build(Search, {'weights': {'learning_rate': 1}, 'network': {'operations': ['none', 'skip_connect']}})
+  built = build(Search, {'weights': {'learning_rate': 1}, 'space': {'operations': ['none', 'skip_connect']}})
   assert isinstance(built.weights.learning_rate, float)
-  assert built.network.operations == ('none', 'skip_connect')
+  assert built.space.operations == ('none', 'skip_connect')
 
 
 @pytest.mark.parametrize(
@@ -117,13 +120,13 @@ def test_errors_name_the_field_the_value_and_what_is_allowed(config, message):
     ({'data': {'validation_fraction': 1.0}}, 'config.data.validation_fraction: 1.0 is not allowed'),
     ({'network': {'channels': 5}}, 'config.network.channels: 5 is not allowed; it has to be even'),
     ({'network': {'layers': 2}}, 'config.network.layers: 2 is not allowed; it has to be ≥ 3'),
-    ({'network': {'operations': ()}}, 'config.network.operations: no operation is listed'),
-    ({'network': {'operations': ('none',)}}, "config.network.operations: ('none',) has nothing to choose"),
+    ({'space': {'operations': ()}}, 'config.space.operations: no operation is listed'),
+    ({'space': {'operations': ('none',)}}, "config.space.operations: ('none',) has nothing to choose"),
     (
-      {'network': {'operations': ('sep_conv_3x4',)}},
-      "config.network.operations: 'sep_conv_3x4' is not an operation; did you mean 'sep_conv_3x3'?",
+      {'space': {'operations': ('sep_conv_3x4',)}},
+      "config.space.operations: 'sep_conv_3x4' is not an operation; did you mean 'sep_conv_3x3'?",
     ),
-    ({'network': {'operations': ('none',) * 2}}, 'config.network.operations: an operation is listed twice'),
+    ({'space': {'operations': ('none',) * 2}}, 'config.space.operations: an operation is listed twice'),
     ({'weights': {'learning_rate': 0.0}}, 'config.weights.learning_rate: 0.0 is not allowed; it has to be > 0'),
     ({'alphas': {'beta1': 1.0}}, 'config.alphas.beta1: 1.0 is not allowed; it has to be < 1'),
     (
@@ -161,17 +164,17 @@ def test_settings_of_a_search_have_their_limits(config, message):
   ('config', 'message'),
   [
     ({'batch_size': 1}, 'config.batch_size: 1 is not allowed; it has to be ≥ 2'),
-    ({'bptt': 1}, 'config.bptt: 1 is not allowed; it has to be ≥ 2'),
-    ({'short_fraction': 1.5}, 'config.short_fraction: 1.5 is not allowed; it has to be ≤ 1'),
-    ({'temporal_activation': -1.0}, 'config.temporal_activation: -1.0 is not allowed; it has to be ≥ 0'),
-    ({'augment': {}}, 'config.augment: unknown field; '),
+    ({'task': {'bptt': 1}}, 'config.task.bptt: 1 is not allowed; it has to be ≥ 2'),
+    ({'task': {'short_fraction': 1.5}}, 'config.task.short_fraction: 1.5 is not allowed; it has to be ≤ 1'),
+    ({'task': {'temporal_activation': -1.0}}, 'config.task.temporal_activation: -1.0 is not allowed; it has to be ≥ 0'),
+    ({'augment': {}}, 'config.augment: unknown field of text; it is one of images'),
     ({'network': {'channels': 4}}, 'config.network.channels: unknown field; '),
     ({'network': {'width': 0}}, 'config.network.width: 0 is not allowed; it has to be ≥ 1'),
-    ({'network': {'nodes': 0}}, 'config.network.nodes: 0 is not allowed; it has to be ≥ 1'),
-    ({'network': {'operations': ('none',)}}, "config.network.operations: ('none',) has nothing to choose"),
+    ({'space': {'name': 'recurrent', 'nodes': 0}}, 'config.space.nodes: 0 is not allowed; it has to be ≥ 1'),
+    ({'space': {'name': 'recurrent', 'operations': ('none',)}}, "config.space.operations: ('none',) has nothing to"),
     (
-      {'network': {'operations': ('none', 'skip_connect')}},
-      "config.network.operations: 'skip_connect' is not an operation; allowed are none, tanh, relu, sigmoid, identity",
+      {'space': {'name': 'recurrent', 'operations': ('none', 'skip_connect')}},
+      "config.space.operations: 'skip_connect' is not an operation; allowed are none, tanh, relu, sigmoid, identity",
     ),
     ({'network': {'dropout': {'x': 1.0}}}, 'config.network.dropout.x: 1.0 is not allowed; it has to be < 1'),
     ({'network': {'dropout': {'hidden': 0.1}}}, 'config.network.dropout.hidden: unknown field; '),
@@ -179,7 +182,10 @@ def test_settings_of_a_search_have_their_limits(config, message):
       {'data': {'name': 'cifar10'}},
       "config.data.name: 'cifar10' is not known; allowed are pydoc, ptb, wikitext2, files",
     ),
-    ({'space': 'convolution'}, "config.space: 'convolution' is not known; allowed are convolutional, recurrent"),
+    ({'space': 'recurren'}, "config.space.name: 'recurren' is not known; did you mean 'recurrent'? allowed are darts"),
+    ({'space': 'recurrent', 'task': 'images'}, "config.space.name: 'recurrent' is not allowed; the task images has no"),
+    ({'space': 'darts', 'task': 'text'}, "config.space.name: 'darts' is not allowed; the task text has one cell"),
+    ({'task': {'network': {}}}, 'config.task.network: it is called config.network'),
   ],
 )
 def test_settings_of_a_recurrent_search_have_their_limits(config, message):
@@ -188,12 +194,13 @@ def test_settings_of_a_recurrent_search_have_their_limits(config, message):
 
 
 def test_space_tells_which_search():
-  assert read({}) == read({'space': 'convolutional'}) == Search()
-  assert read({'space': 'recurrent', 'bptt': 20}) == RecurrentSearch(bptt=20)
-  with pytest.raises(ValueError, match='^config.bptt: unknown field'):
-    read({'bptt': 20})
-  with pytest.raises(ValueError, match='^config.network.operations: .tanh. is not an operation'):
-    read({'network': {'operations': ('none', 'tanh')}})
+  assert read({}) == read({'space': 'darts'}) == read({'space': {}, 'task': 'images'}) == Search()
+  assert read({'space': {'name': 'recurrent'}, 'task': {'bptt': 20}}).task == TextTask(bptt=20)
+  assert read({'space': 'recurrent', 'data': {'dir': 'x'}}).task.data == TextSource('ptb', 'x')
+  with pytest.raises(ValueError, match='^config.task.bptt: unknown field of images; it is one of text$'):
+    read({'task': {'bptt': 20}})
+  with pytest.raises(ValueError, match='^config.space.operations: .tanh. is not an operation'):
+    read({'space': {'operations': ('none', 'tanh')}})
 
 
 def test_groups_of_a_recurrent_search_keep_its_defaults():
@@ -211,7 +218,7 @@ def test_groups_of_a_recurrent_search_keep_its_defaults():
   assert found.alphas == Alphas(3e-3, 0.9, 0.99, 1e-3)
   assert found.strategy == DartsStrategy(init_scale=0.1)
   assert (found.hypergradient.clipping, found.hypergradient.clip_outer) == ('constant', True)
-  assert dataclasses.asdict(found.network.dropout) == {
+  assert dataclasses.asdict(found.task.network.dropout) == {
     'words': 0.0,
     'embedded': 0.2,
     'x': 0.5,
@@ -238,7 +245,7 @@ def test_groups_of_a_recurrent_search_keep_its_defaults():
     ),
   ],
 )
-@pytest.mark.parametrize('space', ['convolutional', 'recurrent'])
+@pytest.mark.parametrize('space', ['darts', 'recurrent'])
 def test_times_of_alphas_have_their_limits(space, config, message):
   with pytest.raises(ValueError, match=f'^{re.escape(message)}'):
     read({'space': space, **config})
@@ -270,8 +277,10 @@ def test_configs_build_and_those_of_the_papers_have_every_field(module):
   settings = build(Search, config)
   missing = names(settings) - names(config)
   # What estimators share is as the other one has it.
-  assert missing == ({'.hypergradient.clipping', '.hypergradient.clip_outer'} if module is mnist else set())
-  assert settings.data.name == module.__name__.removeprefix('configs.').replace('cifar', 'cifar10')
+  assert missing == (
+    {f'.hypergradient.{name}' for name in ('clipping', 'clip_outer', 'virtual_step')} if module is mnist else set()
+  )
+  assert settings.task.source == module.__name__.removeprefix('configs.').replace('cifar', 'cifar10')
 
 
 def test_cifar_config_is_the_published_protocol():
@@ -280,9 +289,9 @@ def test_cifar_config_is_the_published_protocol():
   assert config.epochs == 50
   assert config.batch_size == 64
   assert config.strategy == DartsStrategy(init_scale=1e-3, temperature=(1.0, 1.0))
-  assert config.data == Data('cifar10', 'data', '', False, validation_fraction=0.5)
-  assert (config.augment.crop_padding, config.augment.flip, config.augment.cutout) == (4, True, 0)
-  assert config.network == Network(channels=16, layers=8, nodes=4, stem_multiplier=3, operations=CANDIDATES)
+  data, network = Data('cifar10', 'data', '', False, validation_fraction=0.5), Network(16, 8, 'cifar', 3)
+  assert config.task == ImageTask(data, Augment(crop_padding=4, flip=True, cutout=0), network)
+  assert config.space == Darts(nodes=4, operations=CANDIDATES)
   assert dataclasses.asdict(config.weights) == {
     'learning_rate': 0.025,
     'final_learning_rate': 0.001,
@@ -291,6 +300,7 @@ def test_cifar_config_is_the_published_protocol():
     'clip_norm': 5.0,
     'warmup_epochs': 0.0,
     'reference_batch_size': 0,
+    'nesterov': False,
   }
   assert dataclasses.asdict(config.alphas) == {
     'learning_rate': 3e-4,
@@ -313,20 +323,21 @@ def test_configs_of_recurrent_searches_have_every_field_and_build(module):
   config = module.get_config()
   settings = read(config)
   assert names(config) == names(settings)
-  assert isinstance(settings, RecurrentSearch)
-  assert settings.data.name == {ptb: 'ptb', text: 'pydoc'}[module]
+  assert isinstance(settings.task, TextTask)
+  assert settings.task.source == {ptb: 'ptb', text: 'pydoc'}[module]
 
 
 def test_ptb_config_is_the_published_protocol():
   # [DARTS §3.1.2, §A.1]
   config = read(ptb.get_config())
-  assert (config.network.width, config.batch_size, config.bptt) == (300, 256, 35)
-  assert (config.network.nodes, config.network.operations) == (8, ACTIVATIONS)
-  dropout = config.network.dropout
+  task = config.task
+  assert (task.network.width, config.batch_size, task.bptt) == (300, 256, 35)
+  assert config.space == Recurrent(8, ACTIVATIONS)
+  dropout = task.network.dropout
   assert (dropout.x, dropout.h, dropout.embedded, dropout.words, dropout.output) == (0.75, 0.25, 0.2, 0.0, 0.75)
   assert config.epochs == 50
   assert config.strategy == DartsStrategy(init_scale=1e-3, temperature=(1.0, 1.0))
-  assert config.data == TextSource('ptb', 'data')
+  assert task.data == TextSource('ptb', 'data')
   assert dataclasses.asdict(config.weights) == {
     'learning_rate': 20.0,
     'final_learning_rate': 20.0,
@@ -335,6 +346,7 @@ def test_ptb_config_is_the_published_protocol():
     'clip_norm': 0.25,
     'warmup_epochs': 0.0,
     'reference_batch_size': 0,
+    'nesterov': False,
   }
   assert dataclasses.asdict(config.alphas) == {
     'learning_rate': 3e-3,
@@ -347,48 +359,60 @@ def test_ptb_config_is_the_published_protocol():
     'every': 1,
     'from_epoch': 0,
   }
-  assert (config.short_fraction, config.temporal_activation) == (0.05, 1e-3)
+  assert (task.short_fraction, task.temporal_activation) == (0.05, 1e-3)
   # The inner gradient is clipped with a constant factor, and v to the same norm.
   hypergradient = config.hypergradient
   assert (hypergradient.name, hypergradient.radius) == ('finite_difference', 0.01)
   assert (hypergradient.clipping, hypergradient.clip_outer) == ('constant', True)
   # The defaults of a recurrent search are the same.
-  assert config == RecurrentSearch()
+  assert config == read({'space': 'recurrent'})
 
 
-ROOTS = (Search, RecurrentSearch, Training, LanguageTraining, Selection, RandomSearch, Laboratory)
+ROOTS = (Search, Training, LanguageTraining, Selection, RandomSearch, Laboratory)
 
 
-def numbers(kind, path=()):
-  """(names of the fields on the way, type, limits) of every number of a settings dataclass."""
+def numbers(kind, path=(), chosen=()):
+  """(names of the fields on the way, type, limits, groups that have to be named) of every number of settings."""
   types = typing.get_type_hints(kind)
   for field in dataclasses.fields(kind):
-    found = types[field.name]
-    if dataclasses.is_dataclass(found):
-      yield from numbers(found, (*path, field.name))
+    found, place = types[field.name], (*path, field.name)
+    if 'kinds' in field.metadata:
+      for name, each in field.metadata['kinds'].items():
+        # What is one of text goes with the space of text.
+        named = ((*path, 'space'), 'recurrent') if name == 'text' else (place, name)
+        for where, *rest in numbers(each, place, (*chosen, named)):
+          beside = field.metadata['beside'] and len(where) > len(place) + 1
+          yield (*path, *where[len(place) :]) if beside else where, *rest
+    elif dataclasses.is_dataclass(found):
+      yield from numbers(found, place, chosen)
     found = (*typing.get_args(found), found)[0]
     if found in (int, float):
-      yield (*path, field.name), types[field.name], field.metadata
+      yield place, types[field.name], field.metadata, chosen
 
 
-def nested(names, value):
-  for name in reversed(names):
-    value = {name: value}
-  return value
+def nested(names, value, chosen=()):
+  found = {}
+  for path, content in (*(((*path, 'name'), name) for path, name in chosen), (names, value)):
+    *groups, last = path
+    group = found
+    for name in groups:
+      group = group.setdefault(name, {})
+    group[last] = content
+  return found
 
 
 @pytest.mark.parametrize('root', ROOTS)
 def test_every_number_has_limits_at_both_ends(root):
   found = list(numbers(root))
   assert len(found) > 20
-  for names, kind, limits in found:
+  for names, kind, limits, chosen in found:
     path = '.'.join(('config', *names))
     ends = limits.keys() & {'above', 'at_least'}, limits.keys() & {'below', 'at_most'}
     assert 'choices' in limits or all(ends), path
     for value in (2**31, 10**12, 10**400, -1, 1e300, -1e300, math.inf):
       if limits.get('at_most', 0) < abs(value) or value < 0:
         with pytest.raises(ValueError, match=f'^{path}: [^\n]{{1,200}}$'):
-          build(root, nested(names, (value,) if typing.get_origin(kind) is tuple else value))
+          build(root, nested(names, (value,) if typing.get_origin(kind) is tuple else value, chosen))
 
 
 @pytest.mark.parametrize(
@@ -396,8 +420,8 @@ def test_every_number_has_limits_at_both_ends(root):
   [
     (Search, {'epochs': 2**31}, 'config.epochs: 2147483648 is not allowed; it has to be ≤ 20000'),
     (Search, {'network': {'layers': 10**12}}, 'config.network.layers: 1000000000000 is not allowed; it'),
-    (Search, {'network': {'nodes': 1000}}, 'config.network.nodes: 1000 is not allowed; it has to be ≤ 20'),
-    (Search, {'network': {'operations': ('none',) * 10**6}}, 'config.network.operations: 1000000 values are'),
+    (Search, {'space': {'nodes': 1000}}, 'config.space.nodes: 1000 is not allowed; it has to be ≤ 20'),
+    (Search, {'space': {'operations': ('none',) * 10**6}}, 'config.space.operations: 1000000 values are'),
     (Search, {'epochs': 10**5000}, 'config.epochs: 0x'),
     (Search, {'epochs': 'x' * 10**6}, "config.epochs: 'xxx"),
     (Search, {3: 1}, 'config.3: unknown field; allowed are seed, '),
@@ -415,10 +439,18 @@ def test_what_no_device_could_do_is_refused_at_once(kind, config, message):
     build(kind, config)
 
 
-@pytest.mark.parametrize('space', [[], {}, None, 3, 'recurent'])
-def test_space_that_is_none(space):
-  with pytest.raises(ValueError, match=r'^config\.space: .* is not known; allowed are convolutional, recurrent$'):
-    read({'space': space})
+@pytest.mark.parametrize('group', ['space', 'task', 'strategy', 'hypergradient'])
+@pytest.mark.parametrize('value', [[], None, 3, {'name': None}, {'name': []}, 'recurent'])
+def test_a_group_without_a_known_name_is_refused(group, value):
+  message = rf'config\.{group}(: .* is neither a name nor a group of fields|\.name: .* is not known; [^\n]+)'
+  with pytest.raises(ValueError, match=f'^{message}$'):
+    read({group: value})
+
+
+def test_names_of_earlier_versions_are_told_how_they_are_called_now():
+  for given in ('convolutional', {'name': 'convolutional'}, ConfigDict({'name': 'convolutional'})):
+    with pytest.raises(ValueError, match=r"^config\.search\.space: 'convolutional' is called 'darts' now$"):
+      build(Selection, {'search': {'space': given}})
 
 
 def test_config_that_cannot_be_computed():

@@ -19,8 +19,7 @@ from darts_jax.runtime import metrics
 from darts_jax.runtime.checkpoint import Checkpoints
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.runtime.progress import Progress
-from darts_jax.search import ImageSearcher, Search, loop, records
-from darts_jax.search.images import divide
+from darts_jax.search import Search, Searcher, loop, records
 from darts_jax.search.searched import Searched
 from darts_jax.settings import build
 from darts_jax.spaces import Mixing, undecided_edges
@@ -33,12 +32,8 @@ CONFIG: dict[str, Any] = {
   'log_every': 2,
   'data': {'name': 'digits'},
   'augment': {'crop_padding': 1, 'flip': False},
-  'network': {
-    'channels': 4,
-    'layers': 3,
-    'nodes': 2,
-    'operations': ('none', 'skip_connect', 'sep_conv_3x3'),
-  },
+  'space': {'nodes': 2, 'operations': ('none', 'skip_connect', 'sep_conv_3x3')},
+  'network': {'channels': 4, 'layers': 3},
   'alphas': {'learning_rate': 0.05},
   'hypergradient': {'name': 'first_order'},
   'strategy': {
@@ -75,8 +70,8 @@ def undecided(searched: Searched) -> dict[str, np.ndarray]:
 class Stages(NamedTuple):
   """A search before and after decisions, and its state at both times; its momentum is known."""
 
-  whole: ImageSearcher
-  smaller: ImageSearcher
+  whole: Searcher
+  smaller: Searcher
   data: Any
   before: Any
   after: Any
@@ -85,7 +80,7 @@ class Stages(NamedTuple):
 def make_stages(num_devices: int, **changes: Any) -> Stages:
   settings = build(Search, CONFIG | changes)
   mesh, images = make_mesh(num_devices), load('digits')
-  whole = ImageSearcher(settings, Searched.from_settings(settings), images, mesh)
+  whole = Searcher.open(settings, images, mesh)
   smaller = whole.restage(decided_strategy(settings), 1)
   before = whole.init(jax.random.key(0))
   # In the middle of a search: Adam has moments, and the momentum of a weight is three times the weight.
@@ -95,7 +90,7 @@ def make_stages(num_devices: int, **changes: Any) -> Stages:
     before.weights_optimizer,
   )
   before = before.replace(step=jnp.int32(whole.epoch_ends[0]), weights_optimizer=momentum, alphas_optimizer=moved)
-  data = whole.place([divide(images, settings, settings.seed)])
+  data = whole.place([settings.task.halves(images, settings, settings.seed)])
   return Stages(whole, smaller, data, before, smaller.inherit(before, whole))
 
 
@@ -118,7 +113,9 @@ def test_the_smaller_supernet_classifies_as_the_whole_one_with_its_operations_al
 
   def classify(searcher, state, mixing):
     variables = {'params': state.weights.tree, 'batch_stats': state.statistics.tree}
-    return jax.jit(lambda: searcher.net.apply(variables, images, mixing, train=True, mutable=['batch_stats'])[0])()
+    return jax.jit(
+      lambda: searcher.learner.net.apply(variables, images, mixing, train=True, mutable=['batch_stats'])[0]
+    )()
 
   expected = classify(stages.whole, stages.before, whole)
   np.testing.assert_allclose(classify(stages.smaller, stages.after, few), expected, atol=1e-5 * np.abs(expected).max())
@@ -201,7 +198,7 @@ def test_larger_batches_are_those_of_whole_epochs():
 
 
 # Whole searches, whose only node has two edges: both are decided in the end, and nothing depends on α any more.
-TINY: dict[str, Any] = CONFIG | {'network': CONFIG['network'] | {'nodes': 1}}
+TINY: dict[str, Any] = CONFIG | {'space': CONFIG['space'] | {'nodes': 1}}
 
 
 class Killed(BaseException):

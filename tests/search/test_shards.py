@@ -13,13 +13,11 @@ import pytest
 from benchmarks.hlo import Collective, Program
 from darts_jax.data.images import Images, load
 from darts_jax.runtime.mesh import make_mesh
-from darts_jax.search import ImageSearcher, Search
-from darts_jax.search.images import divide
+from darts_jax.search import Search, Searcher
 from darts_jax.search.optimizers import Optimizers
-from darts_jax.search.searched import Searched
 from darts_jax.search.settings import Alphas, BatchNorm, Weights
-from darts_jax.search.state import Halves
 from darts_jax.settings import build
+from darts_jax.tasks.base import Halves
 
 DEVICES, BATCH = 8, 128
 SEARCH = build(
@@ -29,12 +27,8 @@ SEARCH = build(
     'batch_size': BATCH,
     'data': {'name': 'digits'},
     'augment': {'crop_padding': 1, 'flip': True, 'cutout': 2},
-    'network': {
-      'channels': 2,
-      'layers': 3,
-      'nodes': 1,
-      'operations': ('none', 'skip_connect', 'avg_pool_3x3', 'sep_conv_3x3'),
-    },
+    'space': {'nodes': 1, 'operations': ('none', 'skip_connect', 'avg_pool_3x3', 'sep_conv_3x3')},
+    'network': {'channels': 2, 'layers': 3},
     # Decay keeps gradients from being nothing but rounding, of which Adam makes steps of full length.
     'alphas': {'learning_rate': 0.003, 'weight_decay': 0.1},
     'strategy': {'init_scale': 0.1},
@@ -44,7 +38,7 @@ SEARCH = build(
 
 
 class Lab(NamedTuple):
-  searcher: ImageSearcher
+  searcher: Searcher
   data: Halves
 
 
@@ -55,8 +49,8 @@ def digits() -> Images:
 
 def make_lab(digits: Images, num_devices: int, group_size: int) -> Lab:
   settings = dataclasses.replace(SEARCH, batch_norm=BatchNorm(group_size))
-  searcher = ImageSearcher(settings, Searched.from_settings(settings), digits, make_mesh(num_devices))
-  return Lab(searcher, searcher.place([divide(digits, settings, settings.seed)]))
+  searcher = Searcher.open(settings, digits, make_mesh(num_devices))
+  return Lab(searcher, searcher.place([settings.task.halves(digits, settings, settings.seed)]))
 
 
 def crossing(lab: Lab) -> tuple[Any, list[Collective]]:

@@ -119,7 +119,7 @@ def test_what_cannot_be_searched_is_one_line_and_leaves_nothing(tmp_path, settin
 
 def test_texts_are_searched_one_by_one():
   with pytest.raises(ValueError, match=r'^config.mesh.seed: 2 is not allowed; it has to be 1 on text'):
-    build(search.RecurrentSearch, {'mesh': {'seed': 2}})
+    build(search.Search, {'space': 'recurrent', 'mesh': {'seed': 2}})
 
 
 @pytest.mark.parametrize('kind', [laboratory.Laboratory, selection.Selection])

@@ -16,9 +16,10 @@ from darts_jax.hypergradient import Estimator, Pass, make
 from darts_jax.runtime.mesh import Shards, make_mesh
 from darts_jax.runtime.packed import Packed
 from darts_jax.search.optimizers import Optimizers
-from darts_jax.search.state import Halves, SearchState
-from darts_jax.search.step import Seen, counted_by, search_step, watched
+from darts_jax.search.state import SearchState
+from darts_jax.search.step import counted_by, search_step, watched
 from darts_jax.search.timing import Timing
+from darts_jax.tasks.base import Halves, Seen
 
 RATE, ALPHAS_RATE, DECAY = 0.2, 0.1, 0.05
 RNG = np.random.default_rng(0)

@@ -19,48 +19,47 @@ from darts_jax.data.sequences import Sequences, perplexity
 from darts_jax.hypergradient import BILEVEL, Estimator, make
 from darts_jax.nets.recurrent import Dropout, Masks
 from darts_jax.runtime.mesh import make_mesh, replicated
-from darts_jax.search import RecurrentSearch, Search, TextSearcher
+from darts_jax.search import Search, Searcher
 from darts_jax.search.optimizers import Optimizers
-from darts_jax.search.searched import Searched
-from darts_jax.search.state import Halves, SearchState
+from darts_jax.search.state import SearchState
 from darts_jax.search.step import search_step
-from darts_jax.search.text import TextBatch, cell_weights, texts
 from darts_jax.settings import build
 from darts_jax.spaces import Mixing
 from darts_jax.strategies.sgas import Sgas
+from darts_jax.tasks.base import Halves
+from darts_jax.tasks.text import Network, TextBatch, cell_weights
 
 VOCAB, BATCH, BPTT = 10, 8, 5
 SEARCH = build(
-  RecurrentSearch,
+  Search,
   {
     'epochs': 3,
     'batch_size': BATCH,
-    'bptt': BPTT,
-    'short_fraction': 0.5,
     # Regularisation, decay and clipping are strong enough for their absence to be seen.
-    'temporal_activation': 0.3,
-    'network': {'width': 4, 'nodes': 1, 'operations': ('none', 'tanh', 'sigmoid')},
+    'task': {'bptt': BPTT, 'short_fraction': 0.5, 'temporal_activation': 0.3},
+    'space': {'name': 'recurrent', 'nodes': 1, 'operations': ('none', 'tanh', 'sigmoid')},
+    'network': {'width': 4},
     'weights': {'learning_rate': 4.0, 'final_learning_rate': 4.0, 'weight_decay': 0.02, 'clip_norm': 0.05},
     'alphas': {'learning_rate': 0.02, 'weight_decay': 0.05},
     'strategy': {'init_scale': 0.5},
   },
 )
 WITHOUT_DROPOUT = dataclasses.replace(
-  SEARCH, network=dataclasses.replace(SEARCH.network, dropout=Dropout(0, 0, 0, 0, 0))
+  SEARCH, task=dataclasses.replace(SEARCH.task, network=Network(SEARCH.task.network.width, Dropout(0, 0, 0, 0, 0)))
 )
 
 
 class Lab(NamedTuple):
-  searcher: TextSearcher
+  searcher: Searcher
   data: Halves
 
   def init(self) -> SearchState:
     return self.searcher.init(jax.random.key(0))
 
 
-def make_lab(settings: RecurrentSearch, corpus: Corpus, num_devices: int = 1) -> Lab:
-  data = texts(corpus, settings)
-  searcher = TextSearcher(settings, Searched.from_settings(settings), corpus, make_mesh(num_devices))
+def make_lab(settings: Search, corpus: Corpus, num_devices: int = 1) -> Lab:
+  data = settings.task.halves(corpus, settings, settings.seed)
+  searcher = Searcher.open(settings, corpus, make_mesh(num_devices))
   return Lab(searcher, searcher.place([data]))
 
 
@@ -96,7 +95,7 @@ def make_step(lab: Lab, estimator: Estimator) -> Any:
     after, info = search_step(
       state,
       *batches,
-      objective=searcher.objective,
+      objective=searcher.learner.objective,
       searched=searcher.searched,
       estimator=estimator,
       optimizers=searcher.optimizers(state, data),
@@ -105,7 +104,7 @@ def make_step(lab: Lab, estimator: Estimator) -> Any:
     return after, batches, info
 
   batches = Halves(BATCH_AXES, BATCH_AXES)
-  axes = searcher.state_axes, searcher.data_axes
+  axes = searcher.state_axes, searcher.learner.data_axes
   return jax.jit(searcher.spread(step, axes, (searcher.state_axes, batches, PartitionSpec())))
 
 
@@ -152,7 +151,7 @@ def differentiate(lab: Lab, half: Any) -> Any:
   """
   length = int(half.sequences.length)
   tokens, targets = half.sequences.tokens[:length], half.sequences.targets[:length]
-  net = lab.searcher.net
+  net = lab.searcher.learner.net
 
   @jax.jit
   def compute(weights, alphas, statistics, temporal):
@@ -234,7 +233,7 @@ def formulas(lab, walks) -> list[Formulas]:
     new_alphas = alphas - adam.learning_rate * mean / (1 - adam.beta1 ** (count + 1)) / (root + 1e-8)
 
     # The weights at the new α, with the temporal term.
-    last = train(w, new_alphas, before, SEARCH.temporal_activation)
+    last = train(w, new_alphas, before, SEARCH.task.temporal_activation)
     weights = w - rate * (coefficient(last.weights) * last.weights + rates.weight_decay * w)
     coefficients = coefficient(g), coefficient(outer.weights), coefficient(last.weights)
     return Formulas(outer.alphas, second_order, new_alphas, weights, last, outer, coefficients)
@@ -348,7 +347,7 @@ def test_a_decided_edge_is_decided_for_the_whole_step(corpus, name):
   settings = dataclasses.replace(
     WITHOUT_DROPOUT,
     strategy=Sgas(batch_growth=0),
-    network=dataclasses.replace(WITHOUT_DROPOUT.network, nodes=2),
+    space=dataclasses.replace(WITHOUT_DROPOUT.space, nodes=2),
     hypergradient=WITHOUT_DROPOUT.hypergradient.other(name),
   )
   whole = make_lab(settings, corpus)
@@ -374,7 +373,7 @@ def test_weights_of_edges_are_factors_in_the_sum_of_a_node():
 
 def test_a_decided_edge_is_all_that_a_node_computes(corpus):
   settings = dataclasses.replace(
-    WITHOUT_DROPOUT, strategy=Sgas(batch_growth=0), network=dataclasses.replace(WITHOUT_DROPOUT.network, nodes=2)
+    WITHOUT_DROPOUT, strategy=Sgas(batch_growth=0), space=dataclasses.replace(WITHOUT_DROPOUT.space, nodes=2)
   )
   whole = make_lab(settings, corpus)
   decided = whole.searcher.searched.recall({'decisions': [[0, 'recurrent', 0, 'sigmoid']], 'past': {}})
@@ -383,8 +382,9 @@ def test_a_decided_edge_is_all_that_a_node_computes(corpus):
   state = smaller.inherit(before, whole.searcher)
   # As if all other operations of that edge had no weight.
   mixing = whole.searcher.searched.look(state.alphas, state.step, jax.random.key(0))['recurrent'].operations
+  variables = {'params': before.weights.tree, 'batch_stats': before.statistics.tree}
   mixing = mixing.at[0].set(jnp.array([0.0, 0.0, 1.0]))
-  expected = whole.searcher.measure(before, {'recurrent': Mixing(mixing)}, whole.data)
+  expected = whole.searcher.learner.measure(variables, {'recurrent': Mixing(mixing)}, whole.data)
   np.testing.assert_allclose(smaller.evaluate(state, whole.data).loss, expected.loss, rtol=1e-6)
 
 
@@ -398,7 +398,7 @@ def test_all_devices_share_a_batch(corpus):
       seen.append(searcher.batches(state, data))
       return seen[0]
 
-    axes = searcher.state_axes, searcher.data_axes
+    axes = searcher.state_axes, searcher.learner.data_axes
     whole = jax.jit(searcher.spread(batches, axes, Halves(BATCH_AXES, BATCH_AXES)))(lab.init(), lab.data)
     train = seen[0].train
     assert train.hidden.shape == train.masks.h.shape == (BATCH // devices, 4)
@@ -416,11 +416,11 @@ def test_evaluation_is_that_of_one_long_sequence_without_dropout(corpus, lab):
   alphas = np.asarray(state.alphas['recurrent'])
   mixing = np.exp(alphas) / np.exp(alphas).sum(axis=1, keepdims=True)
   variables = {'params': state.weights.tree, 'batch_stats': state.statistics.tree}
-  apply = jax.jit(functools.partial(lab.searcher.net.apply, train=True))
+  apply = jax.jit(functools.partial(lab.searcher.learner.net.apply, train=True))
   log_probs, _ = apply(variables, rows[:-1], jnp.zeros((BATCH, 4)), mixing)
   expected = -np.mean(np.take_along_axis(np.asarray(log_probs), rows[1:, :, None], axis=-1))
   np.testing.assert_allclose(found.loss, expected, rtol=1e-5)
-  assert lab.searcher.metrics(found) == {'loss': float(found.loss), 'perplexity': math.exp(found.loss)}
+  assert lab.searcher.learner.metrics(found) == {'loss': float(found.loss), 'perplexity': math.exp(found.loss)}
 
 
 def test_outer_gradient_is_clipped_as_in_the_published_search_and_only_there():
@@ -431,13 +431,13 @@ def test_outer_gradient_is_clipped_as_in_the_published_search_and_only_there():
     ({'weights': {'clip_norm': 8.0}}, 5.0),
     ({'hypergradient': {'clipping': 'none'}}, 0.25),
   ):
-    optimizers = Optimizers.from_settings(build(RecurrentSearch, changes), [10])
+    optimizers = Optimizers.from_settings(build(Search, {'space': 'recurrent', **changes}), [10])
     limit = optimizers.inner_optimizer(optimizers.weights.init(v)).limit
     np.testing.assert_allclose(limit(v), v * norm / 5, rtol=1e-6)
     # A step of another length has the same limit.
     scaled = optimizers.scaled(jnp.float32(0.5))
     np.testing.assert_allclose(scaled.inner_optimizer(scaled.weights.init(v)).limit(v), v * norm / 5, rtol=1e-6)
-  for settings in (build(Search, {}), build(RecurrentSearch, {'hypergradient': {'clip_outer': False}})):
+  for settings in (build(Search, {}), build(Search, {'space': 'recurrent', 'hypergradient': {'clip_outer': False}})):
     optimizers = Optimizers.from_settings(settings, [10])
     assert optimizers.inner_optimizer(optimizers.weights.init(v)).limit is None
 
@@ -449,22 +449,23 @@ def test_perplexity_is_the_exponential_as_far_as_there_are_numbers():
 
 def test_search_on_the_help_texts_learns_more_than_how_frequent_words_are():
   settings = build(
-    RecurrentSearch,
+    Search,
     {
       'epochs': 2,
       'batch_size': 32,
-      'bptt': 5,
+      'task': {'bptt': 5},
       'data': {'name': 'pydoc'},
       'weights': {'learning_rate': 6.0, 'final_learning_rate': 6.0},
-      'network': {'width': 16, 'nodes': 1, 'dropout': {'embedded': 0.0, 'x': 0.1, 'h': 0.1, 'output': 0.1}},
+      'space': {'name': 'recurrent', 'nodes': 1},
+      'network': {'width': 16, 'dropout': {'embedded': 0.0, 'x': 0.1, 'h': 0.1, 'output': 0.1}},
       'hypergradient': {'name': 'first_order'},
     },
   )
-  corpus = settings.data.load()
+  corpus = settings.task.load()
   counts = np.bincount(corpus.train, minlength=len(corpus.vocabulary)) + 1.0
   unigram = np.exp(-np.mean(np.log(counts / counts.sum())[corpus.valid]))
   lab = make_lab(settings, corpus)
   state, sums = lab.searcher.run(lab.init(), lab.data, jnp.int32(lab.searcher.epoch_ends[-1]))
   assert sums['finite']
-  found = lab.searcher.metrics(jax.device_get(lab.searcher.evaluate(state, lab.data)))['perplexity']
+  found = lab.searcher.learner.metrics(jax.device_get(lab.searcher.evaluate(state, lab.data)))['perplexity']
   assert 1 < found < 0.75 * unigram

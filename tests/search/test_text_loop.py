@@ -45,17 +45,14 @@ OPERATIONS = ('none', 'tanh', 'identity')
 
 def make_config(folder: pathlib.Path) -> dict[str, Any]:
   return {
-    'space': 'recurrent',
     'epochs': 2,
     'batch_size': 8,
-    'bptt': 6,
-    'short_fraction': 0.4,
+    'task': {'bptt': 6, 'short_fraction': 0.4},
     'log_every': 4,
     'data': {'name': 'files', 'dir': str(folder)},
+    'space': {'name': 'recurrent', 'nodes': 2, 'operations': OPERATIONS},
     'network': {
       'width': 6,
-      'nodes': 2,
-      'operations': OPERATIONS,
       'dropout': {'embedded': 0.0, 'x': 0.1, 'h': 0.1, 'output': 0.1},
     },
     'weights': {'learning_rate': 3.0, 'final_learning_rate': 3.0},
@@ -236,17 +233,17 @@ def change(config: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
   ('path', 'value', 'message'),
   [
-    ('space', 'convolution', "config.space: 'convolution' is not known; allowed are convolutional, recurrent"),
+    ('space', 'recurent', "config.space.name: 'recurent' is not known; did you mean 'recurrent'? allowed are darts"),
     (
-      'network.operations',
+      'space.operations',
       ('none', 'sep_conv_3x3'),
-      "config.network.operations: 'sep_conv_3x3' is not an operation; allowed are none, tanh, relu, sigmoid, identity",
+      "config.space.operations: 'sep_conv_3x3' is not an operation; allowed are none, tanh, relu, sigmoid, identity",
     ),
     ('batch_size', 40, 'config.batch_size: 40 is too large; the validation text of files has 98 tokens'),
     ('data.dir', '/nowhere', "config.data.dir '/nowhere' is not a folder"),
     ('data.name', 'cifar10', "config.data.name: 'cifar10' is not known"),
     ('network.channels', 4, 'config.network.channels: unknown field'),
-    ('bptt', 1, 'config.bptt: 1 is not allowed; it has to be ≥ 2'),
+    ('task.bptt', 1, 'config.task.bptt: 1 is not allowed; it has to be ≥ 2'),
   ],
 )
 def test_what_cannot_be_searched_is_one_line_and_leaves_nothing(config, tmp_path, path, value, message):

@@ -19,9 +19,7 @@ from darts_jax.runtime import metrics
 from darts_jax.runtime.checkpoint import Checkpoints
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.runtime.progress import Progress
-from darts_jax.search import ImageSearcher, Search, loop
-from darts_jax.search.images import divide
-from darts_jax.search.searched import Searched
+from darts_jax.search import Search, Searcher, loop
 from darts_jax.settings import build
 
 
@@ -38,15 +36,14 @@ def folder(tmp_path_factory) -> pathlib.Path:
 
 def make_config(folder: pathlib.Path, **changes: Any) -> dict[str, Any]:
   return {
-    'space': 'recurrent',
     'epochs': 3,
     'batch_size': 8,
-    'bptt': 6,
-    'short_fraction': 0.4,
+    'task': {'bptt': 6, 'short_fraction': 0.4},
     'log_every': 2,
     'checkpoint': {'keep': 9},
     'data': {'name': 'files', 'dir': str(folder)},
-    'network': {'width': 4, 'nodes': 1, 'operations': ('none', 'tanh', 'identity')},
+    'space': {'name': 'recurrent', 'nodes': 1, 'operations': ('none', 'tanh', 'identity')},
+    'network': {'width': 4},
     'weights': {'learning_rate': 3.0, 'final_learning_rate': 3.0},
     'hypergradient': {'name': 'finite_difference'},
     'alphas': {'learning_rate': 0.01},
@@ -164,10 +161,10 @@ def test_searches_without_an_outer_loss(folder, tmp_path, in_process, parse_page
 def test_images_of_the_training_half_are_all_that_is_learnt_from(tiny_search, name):
   """The other half may be anything: what is not a number would be seen at once."""
   config = tiny_search(hypergradient={'name': name}, batch_size=32)
-  config['network'] = {'channels': 2, 'layers': 3, 'nodes': 1, 'operations': ('none', 'skip_connect')}
+  config['space'] = {'nodes': 1, 'operations': ('none', 'skip_connect')}
   settings, images = build(Search, config), load('digits')
-  searcher = ImageSearcher(settings, Searched.from_settings(settings), images, make_mesh(1))
-  halves = divide(images, settings, settings.seed)
+  searcher = Searcher.open(settings, images, make_mesh(1))
+  halves = settings.task.halves(images, settings, settings.seed)
   nothing = halves.valid._replace(images=np.full_like(halves.valid.images, np.nan, np.float32))
   data = searcher.place([halves._replace(valid=nothing)])
   state = searcher.init(searcher.keys())
@@ -182,4 +179,4 @@ def test_images_of_the_training_half_are_all_that_is_learnt_from(tiny_search, na
 def test_alphas_that_would_never_move_are_refused(tiny_search):
   settings, images = build(Search, tiny_search(alphas={'every': 1000})), load('digits')
   with pytest.raises(ValueError, match=r'^config.alphas.every: 1000 is not allowed; α would move at none of 10 steps$'):
-    ImageSearcher(settings, Searched.from_settings(settings), images, make_mesh(1))
+    Searcher.open(settings, images, make_mesh(1))

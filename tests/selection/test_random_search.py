@@ -16,7 +16,6 @@ from darts_jax.report.architectures import Architecture
 from darts_jax.runtime import loop as loops
 from darts_jax.runtime import metrics
 from darts_jax.runtime.progress import Progress
-from darts_jax.search.settings import Network
 from darts_jax.selection import RandomSearch, random_search, trials
 from darts_jax.settings import build
 from darts_jax.training import loop as training_loop
@@ -43,7 +42,7 @@ def config(images):
   def make(**changes):
     found = digits_random.get_config()
     found.update(seed=2, architectures=2)
-    found.network.update(nodes=1, operations=('none', 'skip_connect', 'max_pool_3x3', 'avg_pool_3x3'))
+    found.space.update(nodes=1, operations=('none', 'skip_connect', 'max_pool_3x3', 'avg_pool_3x3'))
     found.training.update(epochs=2, batch_size=16, log_every=1)
     found.training.data.update(name='npz', path=str(images), validation_fraction=1 / 3)
     found.training.augment.update(crop_padding=0, cutout=0)
@@ -109,9 +108,9 @@ def events(workdir):
 
 def test_an_architecture_is_a_function_of_seed_and_number(finished, config, scripted, tmp_path):
   workdir, _ = finished
-  network = Network(nodes=1, operations=('none', 'skip_connect', 'max_pool_3x3', 'avg_pool_3x3'))
+  space = spaces.Darts(nodes=1, operations=('none', 'skip_connect', 'max_pool_3x3', 'avg_pool_3x3'))
   drawn = [each.genotype for each in architectures.read(workdir)]
-  assert drawn == [selection.random_genotype(network.space(), 2, number) for number in range(2)]
+  assert drawn == [selection.random_genotype(space, 2, number) for number in range(2)]
   calls = scripted(*[0.5] * 6)
   # Neither how many are drawn nor how they are trained matters.
   changes = {'training.epochs': 5, 'training.weights.learning_rate': 0.3}
@@ -366,7 +365,7 @@ def test_what_is_found_can_be_trained(finished):
 
 def test_the_config_is_the_search_space_and_a_shorter_evaluation():
   settings = RandomSearch.read(digits_random.get_config())
-  assert (settings.network.nodes, settings.network.operations) == (Network().nodes, Network().operations)
+  assert settings.space == spaces.Darts()
   evaluation = build(training.Training, digits_eval.get_config())
   assert settings.training.weights == evaluation.weights
   assert settings.training.augment == evaluation.augment
@@ -380,11 +379,14 @@ def test_the_config_is_the_search_space_and_a_shorter_evaluation():
     ({'seed': -1}, 'config.seed: -1 is not allowed; it has to be ≥ 0'),
     ({'training.seed': 5}, 'config.training.seed: 5 is not allowed; set config.seed, which is that of trainings, too'),
     ({'strategy': 'randm'}, "config.strategy: 'randm' is not known; did you mean 'random'?"),
-    ({'space': 'recurrent'}, "config.space: 'recurrent' is not known; allowed are convolutional"),
+    (
+      {'space': {'name': 'recurrent'}},
+      "config.space.name: 'recurrent' is not allowed; architectures are trained on images",
+    ),
     ({'architecture': 3}, 'config.architecture: unknown field; did you mean config.architectures?'),
-    ({'network.channels': 3}, 'config.network.channels: unknown field; allowed are nodes, operations'),
-    ({'network.nodes': 0}, 'config.network.nodes: 0 is not allowed; it has to be ≥ 1'),
-    ({'network.operations': ('none',)}, r"config.network.operations: \('none',\) has nothing to choose"),
+    ({'network': {'nodes': 3}}, 'config.network.nodes: it is called config.space.nodes now'),
+    ({'space.nodes': 0}, 'config.space.nodes: 0 is not allowed; it has to be ≥ 1'),
+    ({'space.operations': ('none',)}, r"config.space.operations: \('none',\) has nothing to choose"),
     ({'training.data.validation_fraction': 0.0}, 'config.training.data.validation_fraction: 0.0 is not allowed; arch'),
     ({'training.weights.warmup_epochs': 3.0}, 'config.training.weights.warmup_epochs: 3.0 is not allowed; there are 2'),
     ({'training.epoch': 3}, 'config.training.epoch: unknown field; did you mean config.training.epochs?'),

@@ -10,7 +10,6 @@ from darts_jax import selection, spaces, training
 from darts_jax.report.html import duration
 from darts_jax.runtime import metrics
 from darts_jax.search import loop as search_loop
-from darts_jax.search.settings import Network
 from darts_jax.selection import stages, trials
 from darts_jax.settings import build
 from darts_jax.training import loop as training_loop
@@ -22,7 +21,8 @@ def config(**changes):
   found = digits_select.get_config()
   found.update(searches=2, selection_epochs=1, trainings=2, random_architectures=1, random_candidates=1)
   found.search.update(epochs=2, batch_size=64)
-  found.search.network.update(channels=2, layers=3, nodes=1, operations=('none', 'skip_connect', 'avg_pool_3x3'))
+  found.search.network.update(channels=2, layers=3)
+  found.search.space.update(nodes=1, operations=('none', 'skip_connect', 'avg_pool_3x3'))
   found.training.epochs = 2
   found.training.network.update(channels=2, layers=3)
   found.update_from_flattened_dict(changes)
@@ -149,9 +149,9 @@ def test_random_architectures_are_not_those_that_are_selected_among(finished):
   workdir, results, _ = finished
   method = results['methods'][2]
   assert (method['name'], len(method['test_accuracies'])) == ('random architectures', 1)
-  network = build(selection.Selection, config()).search.network
+  space = build(selection.Selection, config()).search.space
   found = spaces.load(workdir / 'final' / 'random_architectures' / '0' / 'genotype.json')
-  assert found == selection.random_genotype(network.space(), 0, 10**6)
+  assert found == selection.random_genotype(space, 0, 10**6)
 
 
 def test_random_search_has_the_time_of_the_search(monkeypatch, tmp_path):
@@ -195,16 +195,16 @@ def test_earlier_results_are_there_until_they_are_renewed(finished, monkeypatch)
 
 
 def test_random_cells_are_uniform():
-  network = Network(nodes=3, operations=('none', 'skip_connect', 'max_pool_3x3', 'sep_conv_3x3'))
-  drawn = [selection.random_genotype(network.space(), 1, number) for number in range(600)]
-  assert drawn[:3] == [selection.random_genotype(network.space(), 1, number) for number in range(3)]
-  assert selection.random_genotype(network.space(), 2, 0) != drawn[0]
+  space = spaces.Darts(nodes=3, operations=('none', 'skip_connect', 'max_pool_3x3', 'sep_conv_3x3'))
+  drawn = [selection.random_genotype(space, 1, number) for number in range(600)]
+  assert drawn[:3] == [selection.random_genotype(space, 1, number) for number in range(3)]
+  assert selection.random_genotype(space, 2, 0) != drawn[0]
   cells = [cell for found in drawn for _, cell in found.cells]
   assert len(cells) == 1200
   assert all(cell.outputs == (2, 3, 4) for cell in cells)
   operations = [operation for cell in cells for operation, _ in cell.pairs]
   # 7200 draws among three: a share has a standard deviation of 0.0056.
-  for operation in network.operations[1:]:
+  for operation in space.operations[1:]:
     assert abs(operations.count(operation) / len(operations) - 1 / 3) < 0.028
   assert 'none' not in operations
   # The third node reads two of four: each pair in a sixth of 1200 cells, standard deviation 0.0108.

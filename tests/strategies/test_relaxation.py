@@ -7,8 +7,7 @@ import pytest
 
 from darts_jax.data.images import load
 from darts_jax.runtime.mesh import make_mesh
-from darts_jax.search import ImageSearcher, Search
-from darts_jax.search.searched import Searched
+from darts_jax.search import Search, Searcher
 from darts_jax.settings import build
 from darts_jax.spaces import full_cell
 from darts_jax.strategies.relaxation import annealed, softmax
@@ -41,10 +40,11 @@ def test_strategies_anneal_over_the_whole_search_and_compile_once(strategy):
       'epochs': 4,
       'batch_size': 64,
       'data': {'name': 'digits'},
-      'network': {'channels': 2, 'layers': 3, 'nodes': 1},
+      'space': {'nodes': 1},
+      'network': {'channels': 2, 'layers': 3},
     },
   )
-  searcher = ImageSearcher(settings, Searched.from_settings(settings), load('digits'), make_mesh(1))
+  searcher = Searcher.open(settings, load('digits'), make_mesh(1))
   searched, total = searcher.searched, searcher.epoch_ends[-1]
   assert total == 4 * (718 // 64)
   alphas = {name: 3 * value for name, value in searched.init(jax.random.key(0)).items()}

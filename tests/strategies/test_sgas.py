@@ -183,7 +183,7 @@ def test_a_space_that_has_lost_operations_is_refused():
     (
       Sgas(),
       DartsSpace(operations=('none', 'skip_connect')),
-      r'config.network.operations: none, skip_connect leave nothing to decide',
+      r'config.space.operations: none, skip_connect leave nothing to decide',
     ),
   ],
 )

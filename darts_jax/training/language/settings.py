@@ -1,6 +1,9 @@
 """The settings of a language model's training; defaults are the paper's PTB evaluation [DARTS §A.2]."""
 
 import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import ClassVar
 
 from darts_jax import limits
 from darts_jax.data.settings import TextSource
@@ -56,7 +59,7 @@ class LanguageTraining:
   """A training of a language model.
 
   Attributes:
-    space: of the architectures that are trained.
+    task: what is learnt, `images` or `text`, which have settings of their own.
     seed: of everything random: initial weights, lengths of sequences, dropout.
     epochs: passes over the training text.
     batch_size: columns that the training text is divided into, over all devices; what does not fill a column is not
@@ -76,7 +79,9 @@ class LanguageTraining:
     data: see `Data`; and so on.
   """
 
-  space: str = setting('recurrent', choices=('recurrent',))
+  renamed: ClassVar[Mapping[str, str]] = MappingProxyType({'space': 'task'})
+
+  task: str = setting('text', choices=('text',))
   seed: int = setting(0, at_least=0, at_most=limits.SEEDS - 1)
   epochs: int = setting(1600, at_least=1, at_most=limits.EPOCHS)
   batch_size: int = setting(64, at_least=1, at_most=limits.BATCH)

@@ -31,7 +31,7 @@ from darts_jax.training.language import loop as language_loop
 EPOCHS = 8
 # 2,400 tokens in 8 columns: 300 rows, some 40 steps an epoch.
 CONFIG = {
-  'space': 'recurrent',
+  'task': 'text',
   'epochs': EPOCHS,
   'batch_size': 8,
   'valid_batch_size': 2,
@@ -423,8 +423,9 @@ def test_a_training_goes_on_with_the_same_text_only(tmp_path, finished, folder, 
     ({'batchsize': 1}, 'config.batchsize: unknown field; did you mean config.batch_size?'),
     ({'network': {'dropout': {'y': 0.1}}}, 'config.network.dropout.y: unknown field; allowed are words, embedded, x,'),
     ({'network': {'dropout': {'x': 1.0}}}, 'config.network.dropout.x: 1.0 is not allowed; it has to be < 1'),
-    ({'space': 'convolutional'}, 'config.valid_batch_size: unknown field'),
-    ({'space': 'recurent'}, "config.space: 'recurent' is not known; allowed are convolutional, recurrent"),
+    ({'task': 'images'}, 'config.valid_batch_size: unknown field'),
+    ({'task': 'txt'}, "config.task: 'txt' is not known; allowed are images, text"),
+    ({'space': 'recurrent'}, 'config.space: it is called config.task now'),
   ],
 )
 def test_wrong_settings_are_one_line_and_nothing_is_written(tmp_path, folder, genotype, changes, said):
@@ -442,9 +443,11 @@ def test_batches_divide_over_the_devices(tmp_path, folder, genotype, monkeypatch
 
 
 def test_an_architecture_of_the_other_kind_is_refused(tmp_path, folder, genotype):
-  with pytest.raises(ValueError, match='^genotype is a convolutional architecture; this config trains recurrent ones'):
+  with pytest.raises(
+    ValueError, match='^genotype is a convolutional architecture, whose task is images; this config has'
+  ):
     training.run(configured(folder), tmp_path, spaces.published()['DARTS_V2'])
-  with pytest.raises(ValueError, match='^genotype is a recurrent architecture; this config trains convolutional ones'):
+  with pytest.raises(ValueError, match='^genotype is a recurrent architecture, whose task is text; this config has'):
     training.run({}, tmp_path, genotype)
   assert list(tmp_path.iterdir()) == []
 

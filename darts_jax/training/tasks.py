@@ -1,4 +1,4 @@
-"""Either kind of training, by the kind of architecture: the convolutional space has images, the recurrent one text."""
+"""Either kind of training, by the task of the architecture: classification of images, or prediction of words."""
 
 import os
 import pathlib
@@ -8,9 +8,9 @@ from typing import Any
 import jax
 
 from darts_jax.runtime import processes
-from darts_jax.runtime.files import read_object, user_path
-from darts_jax.settings import build_by_space
-from darts_jax.spaces import Genotype, kind_of, space_of
+from darts_jax.runtime.files import one_line, read_object, user_path
+from darts_jax.settings import build, items, name_alone
+from darts_jax.spaces import SPACES, Genotype, kind_of, space_of
 from darts_jax.training import language, loop, restore
 from darts_jax.training.language import LanguageResult, LanguageTraining
 from darts_jax.training.loop import Result
@@ -18,22 +18,32 @@ from darts_jax.training.restore import Trained
 from darts_jax.training.settings import Training
 from darts_jax.training.workdir import FILE, SPACE
 
+#: The settings of a training by the name of its task.
+TRAININGS: Mapping[str, type[Training] | type[LanguageTraining]] = {'images': Training, 'text': LanguageTraining}
+
 
 def read(config: Mapping[str, Any]) -> Training | LanguageTraining:
-  """The settings of a training; raises a ValueError as `darts_jax.settings.build_by_space`."""
-  kinds: Mapping[str, type[Training] | type[LanguageTraining]] = {
-    'convolutional': Training,
-    'recurrent': LanguageTraining,
-  }
-  return build_by_space(kinds, config)
+  """The settings of a training, of images if `config.task` does not name another task.
+
+  Raises:
+    ValueError: as `darts_jax.settings.build`.
+  """
+  fields = items(config, 'config')
+  if 'task' in fields:
+    fields['task'] = name_alone(fields['task'])
+    if fields['task'] not in tuple(TRAININGS):
+      raise ValueError(
+        f'config.task: {one_line(repr(fields["task"]))} is not known; allowed are {", ".join(TRAININGS)}'
+      )
+  return build(TRAININGS[fields.get('task', 'images')], fields)
 
 
 def check_genotype(config: Mapping[str, Any], genotype: Genotype, name: str = 'genotype') -> None:
-  """Raises a ValueError, which calls the architecture `name`, unless it is of the space that a config is for."""
-  wanted = read(config).space
-  if kind_of(genotype) != wanted:
+  """Raises a ValueError, which calls the architecture `name`, unless it is of the task that a config is for."""
+  wanted, task = read(config).task, space_of(genotype).task
+  if task != wanted:
     raise ValueError(
-      f'{name} is a {kind_of(genotype)} architecture; this config trains {wanted} ones (config.space={wanted!r})'
+      f'{name} is a {kind_of(genotype)} architecture, whose task is {task}; this config has config.task={wanted!r}'
     )
 
 
@@ -41,7 +51,7 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genoty
   """Trains an architecture from scratch, or goes on with the training that `workdir` holds.
 
   Args:
-    config: of the space of the architecture; see `darts_jax.training.loop.run` and
+    config: of the task of the architecture; see `darts_jax.training.loop.run` and
       `darts_jax.training.language.loop.run`.
     workdir: likewise.
     genotype: the architecture.
@@ -51,7 +61,7 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genoty
     Diverged: a loss or gradient was not finite.
   """
   processes.together(lambda: check_genotype(config, genotype))
-  if space_of(genotype).data == 'images':
+  if space_of(genotype).task == 'images':
     return loop.run(config, workdir, genotype)
   if jax.process_count() > 1:
     raise ValueError('--distributed: networks for text are trained in one process')
@@ -73,4 +83,5 @@ def load(workdir: str | os.PathLike[str]) -> Trained:
   """
   folder = user_path(workdir, 'workdir')
   values = read_object(folder / FILE, 'a training writes it into its workdir')
-  return language.load(folder) if values.get(SPACE) == 'recurrent' else restore.load(folder)
+  space = SPACES.get(str(values.get(SPACE)))
+  return language.load(folder) if space is not None and space.task == 'text' else restore.load(folder)

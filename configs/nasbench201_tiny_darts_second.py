@@ -1,0 +1,19 @@
+"""A small search of DARTS on NAS-Bench-201 with scikit-learn's handwritten digits, second order as published.
+
+Command: python -m experiments.search --config=configs/nasbench201_tiny_darts_second.py
+CIFAR-10 as in configs/nasbench201_tiny_darts.py. Exact: --config.hypergradient.name=exact.
+Cost: COST
+Should give: RESULT
+"""
+
+from ml_collections import ConfigDict
+
+from configs import nasbench201_darts_second, nasbench201_tiny_darts
+
+
+def get_config() -> ConfigDict:
+  """The small search with the hypergradient and the order of configs/nasbench201_darts_second.py."""
+  config, published = nasbench201_tiny_darts.get_config(), nasbench201_darts_second.get_config()
+  config.alphas.order = published.alphas.order
+  config.hypergradient = published.hypergradient
+  return config

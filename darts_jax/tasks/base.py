@@ -1,0 +1,261 @@
+"""The contract of a task, which says what a supernet learns: data, batches, network, loss and measures.
+
+A task is its settings, a frozen dataclass. With data and devices it becomes a `Learner`, of which a search makes its
+compiled functions. A task knows neither the strategy of a search nor its optimisers nor its hypergradient.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from darts_jax.runtime.packed import Packed
+from darts_jax.spaces import CellSpace, CellSpec, Mixing
+
+Array = jax.Array
+PyTree = Any
+#: What a task loads.
+Data = TypeVar('Data')
+
+#: The random key of a step is folded with this number for mixing weights; tasks have the numbers from the next one on.
+MIX = 0
+FIRST_PURPOSE = MIX + 1
+
+
+class Halves(NamedTuple):
+  """What there is for either half of the data: `train` moves the weights and `valid` α, or `train` both.
+
+  That is so if weights and α have one loss (see `darts_jax.hypergradient.Estimator`).
+  """
+
+  train: Any
+  valid: Any
+
+
+class Seen(NamedTuple):
+  """What a network saw in a batch.
+
+  Attributes:
+    loss: `[]` nats; what is minimised may have regularisers besides.
+    metrics: `[]` each, more to be logged.
+    statistics: running BN statistics after the batch, as one vector.
+    carried: what the next batch of the same half begins with.
+  """
+
+  loss: Array
+  metrics: dict[str, Array]
+  statistics: Array
+  carried: PyTree
+
+
+class Objective(Protocol):
+  """The loss of a network on a batch."""
+
+  def __call__(
+    self, weights: PyTree, statistics: Packed, mixing: dict[str, Mixing], batch: Any, precision: str, updating: Array
+  ) -> tuple[Array, Seen]:
+    """What is minimised, and what was seen.
+
+    Args:
+      weights: of the network.
+      statistics: running BN statistics before the batch.
+      mixing: mixing weights of every kind of cell.
+      batch: of one half.
+      precision: see `darts_jax.search.step.search_step`.
+      updating: `[]` bool: whether the gradient updates the weights, where regularisers may count; the hypergradient
+        is that of the losses alone.
+    """
+    ...
+
+
+class Moment(NamedTuple):
+  """The step that batches are read for.
+
+  Attributes:
+    key: typed random key of the run.
+    step: `[]` int32, steps taken before it.
+    updates: `[]` int32, updates of α before it.
+    carried: what the batches before it handed on.
+  """
+
+  key: Array
+  step: Array
+  updates: Array
+  carried: Halves
+
+
+class BatchNorm(Protocol):
+  """The settings of batch normalisation that a network depends on; see `darts_jax.search.settings.BatchNorm`."""
+
+  @property
+  def group_size(self) -> int: ...  # noqa: D102
+  @property
+  def tracked(self) -> bool: ...  # noqa: D102
+
+
+class Conditions(Protocol):
+  """The settings of a search that a task depends on; see `darts_jax.search.settings.Search`."""
+
+  @property
+  def seed(self) -> int: ...  # noqa: D102
+  @property
+  def epochs(self) -> int: ...  # noqa: D102
+  @property
+  def batch_size(self) -> int: ...  # noqa: D102
+  @property
+  def precision(self) -> str: ...  # noqa: D102
+  @property
+  def remat(self) -> bool: ...  # noqa: D102
+  @property
+  def batch_norm(self) -> BatchNorm: ...  # noqa: D102
+
+
+class SupernetSpec(NamedTuple):
+  """The supernet that is to be built.
+
+  Attributes:
+    space: the searched space.
+    cells: the cells it has now, those of the space or a part of them.
+    batch_sizes: the examples of a batch in every epoch.
+    first_epoch: the first epoch in which it is trained, counted from 0.
+  """
+
+  space: CellSpace
+  cells: Mapping[str, CellSpec]
+  batch_sizes: Sequence[int]
+  first_epoch: int = 0
+
+
+class Learner(abc.ABC):
+  """A supernet and what it learns, on the devices of a search; every device runs its methods by itself.
+
+  Attributes:
+    net: the supernet, a Flax module.
+    objective: the loss of the supernet on a batch.
+    epoch_ends: steps taken by the end of every epoch.
+    data_axes: how the data of a search lie on its devices, as `PartitionSpec`s, a pytree prefix.
+  """
+
+  net: Any
+  objective: Objective
+  epoch_ends: Sequence[int]
+  data_axes: PyTree = PartitionSpec()
+
+  @abc.abstractmethod
+  def variables(self, key: Array, mixing: dict[str, Mixing]) -> PyTree:
+    """Variables of the supernet before the first step, `params` and `batch_stats`; consumes the key."""
+
+  @abc.abstractmethod
+  def batches(self, moment: Moment, data: Any) -> Halves:
+    """This device's part of the batches of a step."""
+
+  @abc.abstractmethod
+  def measure(self, variables: PyTree, mixing: dict[str, Mixing], data: Any) -> NamedTuple:
+    """What an evaluation of the supernet finds, `[]` each and equal on all devices."""
+
+  @abc.abstractmethod
+  def metrics(self, found: Any) -> dict[str, float]:
+    """An evaluation, fetched from the devices, as it is logged."""
+
+  @abc.abstractmethod
+  def summary(self, means: Mapping[str, float], sums: Mapping[str, float]) -> dict[str, float]:
+    """What is logged besides the means of metrics over `sums['steps']` steps in `sums['seconds']`."""
+
+  @abc.abstractmethod
+  def rebuilt(self, supernet: SupernetSpec) -> Self:
+    """The learner of another supernet, on the same data and devices."""
+
+  def inherited(self, variables: Packed, before: Self) -> np.ndarray:
+    """Where, among parameters or running statistics of a larger supernet, those of this one are; all by default."""
+    del before
+    return np.arange(variables.vector.size)
+
+  def carried(self) -> Halves:
+    """What the first batches begin with."""
+    return Halves((), ())
+
+  def step_metrics(self, moment: Moment, data: Any) -> dict[str, Array]:
+    """Metrics of a step that no pass of it knows, `[]` each."""
+    del moment, data
+    return {}
+
+  def rate(self, moment: Moment, data: Any) -> Array | None:
+    """`[]`: the factor of the weights' learning rate at a step; None for 1 throughout."""
+    del moment, data
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Task(abc.ABC, Generic[Data]):
+  """A task; its fields that are groups stand beside `config.task` in a config, `config.data` for one.
+
+  Attributes:
+    name: by which configs call it, its key in `TASKS`.
+    unit: what its examples are called in messages.
+    defaults: fields of a config whose default is another one than that of `darts_jax.search.settings.Search`.
+    strategies: by the name of a strategy, likewise of the group `strategy`.
+  """
+
+  name: ClassVar[str]
+  unit: ClassVar[str] = 'examples'
+  defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+  strategies: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
+
+  def check(self, space: CellSpace, conditions: Conditions, batch_sizes: Sequence[int], seeds: int) -> None:
+    """Checks what can be without the data.
+
+    Args:
+      space: the searched space.
+      conditions: of the search.
+      batch_sizes: the examples of a batch in every epoch.
+      seeds: number of searches side by side.
+
+    Raises:
+      ValueError: the task cannot be learnt in such a search; one line that names a field of the config.
+    """
+    del space, conditions, batch_sizes, seeds
+
+  @property
+  @abc.abstractmethod
+  def source(self) -> str:
+    """What the data are called in messages."""
+
+  @abc.abstractmethod
+  def load(self) -> Data:
+    """The data, on the host; raises ValueErrors that name the field."""
+
+  @abc.abstractmethod
+  def fingerprint(self, data: Data) -> Any:
+    """JSON values that tell the data from others."""
+
+  @abc.abstractmethod
+  def halves(self, data: Data, conditions: Conditions, seed: int) -> Halves:
+    """The two halves of the data, pytrees of NumPy arrays.
+
+    Args:
+      data: all of them.
+      conditions: of the search.
+      seed: of this search.
+
+    Raises:
+      ValueError: a half is too small.
+    """
+
+  @abc.abstractmethod
+  def learner(self, data: Data, conditions: Conditions, supernet: SupernetSpec, mesh: Mesh) -> Learner:
+    """Builds the supernet; compiles nothing.
+
+    Args:
+      data: for their shapes and classes; the halves are placed on the devices by the search.
+      conditions: of the search.
+      supernet: which one.
+      mesh: devices with the axes `seed` and `data`.
+
+    Raises:
+      ValueError: supernet, batches and data do not fit into each other.
+    """

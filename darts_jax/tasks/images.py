@@ -1,0 +1,290 @@
+"""Classification of images: where they come from, their batches, the supernet and its loss."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from darts_jax import limits
+from darts_jax.data.augment import augment
+from darts_jax.data.batches import Evaluation, Examples, epoch_indices, evaluate
+from darts_jax.data.images import Images, digest, split
+from darts_jax.data.settings import Augment, Source
+from darts_jax.nets.conv import Supernet, check_statistics
+from darts_jax.nets.layers import NormGroups, init_variables, running_average
+from darts_jax.nets.operations import NAMES
+from darts_jax.nets.owners import left, owners
+from darts_jax.runtime.mesh import Shards
+from darts_jax.runtime.packed import Packed
+from darts_jax.settings import setting
+from darts_jax.spaces import CellSpace, Mixing
+from darts_jax.tasks.base import FIRST_PURPOSE, Conditions, Halves, Learner, Moment, Seen, SupernetSpec, Task
+
+Array = jax.Array
+PyTree = Any
+
+# What the random key of a step is folded with for each purpose.
+_ORDER, _VALID, _AUGMENT_TRAIN, _AUGMENT_VALID = range(FIRST_PURPOSE, FIRST_PURPOSE + 4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data(Source):
+  """Which images, see `Source`, and the part of the training images that trains α; the rest trains the weights."""
+
+  validation_fraction: float = setting(0.5, above=0, below=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """The supernet.
+
+  Attributes:
+    channels: channels `C` of the first cell; even, since strided identities make two halves.
+    layers: cells `L`; in the space of DARTS cells ⌊L/3⌋ and ⌊2L/3⌋ are reduction cells.
+    stem: `cifar`, one convolution that keeps the size of images; or `imagenet`, three that divide it by eight.
+    stem_multiplier: the stem for CIFAR has so many times `C` channels.
+  """
+
+  channels: int = setting(16, at_least=2, at_most=limits.CHANNELS)
+  layers: int = setting(8, at_least=3, at_most=limits.LAYERS)
+  stem: str = setting('cifar', choices=('cifar', 'imagenet'))
+  stem_multiplier: int = setting(3, at_least=1, at_most=limits.STEM_MULTIPLIER)
+
+  def __post_init__(self) -> None:
+    if self.channels % 2:
+      raise ValueError(f'config.channels: {self.channels} is not allowed; it has to be even')
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageTask(Task[Images]):
+  """Classification of images.
+
+  Attributes:
+    data: see `Data`.
+    augment: see `darts_jax.data.settings.Augment`.
+    network: see `Network`.
+  """
+
+  name: ClassVar[str] = 'images'
+  unit: ClassVar[str] = 'images'
+
+  data: Data = setting(Data())
+  augment: Augment = setting(Augment())
+  network: Network = setting(Network())
+
+  def check(self, space: CellSpace, conditions: Conditions, batch_sizes: Sequence[int], seeds: int) -> None:
+    """See `Task`."""
+    del conditions, batch_sizes, seeds
+    try:
+      space.plan(self.network.layers)
+    except ValueError as error:
+      raise ValueError(f'config.network.{error}') from error
+    for spec in space.cells.values():
+      unknown = [operation for operation in spec.operations if operation not in NAMES]
+      if unknown:
+        raise ValueError(
+          f'config.space.name: {space.name!r} is not allowed; the task images has no operation {unknown[0]!r}, only'
+          f' {", ".join(NAMES)}'
+        )
+      if spec.preparation == 'none' and (self.network.stem, self.network.stem_multiplier) != ('cifar', 1):
+        raise ValueError(
+          f'config.network.stem_multiplier: {self.network.stem_multiplier} is not allowed with the stem'
+          f' {self.network.stem}; cells of {space.name} read C channels, which the stem cifar has if it is 1'
+        )
+
+  @property
+  def source(self) -> str:
+    """The name of the dataset."""
+    return self.data.name
+
+  def load(self) -> Images:
+    """See `Task`."""
+    return self.data.load()
+
+  def fingerprint(self, data: Images) -> Any:
+    """See `Task`."""
+    return digest(data.x_train, data.y_train)
+
+  def halves(self, data: Images, conditions: Conditions, seed: int) -> Halves:
+    """The training images, divided by seed.
+
+    Raises:
+      ValueError: a batch is larger than one of the two parts.
+    """
+    indices = split(len(data.y_train), self.data.validation_fraction, seed)
+    parts = []
+    for name, chosen in zip(Halves._fields, indices, strict=True):
+      if len(chosen) < conditions.batch_size:
+        raise ValueError(
+          f'config.batch_size: {conditions.batch_size} is larger than the {name} half of {data.name},'
+          f' which has {len(chosen)} images'
+        )
+      parts.append(Examples(data.x_train[chosen], data.y_train[chosen]))
+    return Halves(*parts)
+
+  def learner(self, data: Images, conditions: Conditions, supernet: SupernetSpec, mesh: Mesh) -> 'ImageLearner':
+    """See `Task`."""
+    return ImageLearner(self, data, conditions, supernet, mesh)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageLoss:
+  """Mean cross-entropy of a supernet in training mode (see `Objective`), and its accuracy.
+
+  In bfloat16 images are that throughout the network.
+
+  Attributes:
+    net: the supernet.
+  """
+
+  net: Supernet
+
+  def __call__(
+    self,
+    weights: PyTree,
+    statistics: Packed,
+    mixing: dict[str, Mixing],
+    batch: Examples,
+    precision: str,
+    updating: Array,
+  ) -> tuple[Array, Seen]:
+    """See `Objective`; a batch is normalised images `[B, H, W, C]` and labels `[B]`."""
+    del updating
+    # In float32 images keep their dtype, which is float64 where exactness is tested.
+    images = batch.images if precision == 'float32' else batch.images.astype(precision)
+    found: Any = self.net.apply({'params': weights}, images, mixing, train=True, mutable=['moments'])
+    logits, updated = found
+    loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels))
+    accuracy = jnp.mean(jnp.argmax(logits, -1) == batch.labels, dtype=loss.dtype)
+    moments = Packed.pack(updated['moments'])
+    assert moments.treedef == statistics.treedef, 'moments are to lie where the running statistics are'
+    return loss, Seen(loss, {'accuracy': accuracy}, running_average(statistics.vector, moments.vector), ())
+
+
+class ImageLearner(Learner):
+  """See `Learner`; its data are the two halves of the training images.
+
+  Attributes:
+    net: the supernet.
+    image_shape: of an image, `(H, W, C)`.
+    batch_size: examples a batch.
+    steps_per_epoch: batches in the weights' half; what is left over by the last full batch is another part of the
+      images in every epoch.
+  """
+
+  def __init__(
+    self, task: ImageTask, images: Images, conditions: Conditions, supernet: SupernetSpec, mesh: Mesh
+  ) -> None:
+    """See `Task.learner`."""
+    self._task, self._images, self._conditions, self._mesh = task, images, conditions, mesh
+    self._supernet = supernet
+    self._shards = shards = Shards(mesh.shape['data'])
+    num_train, num_valid = (len(part) for part in split(len(images.y_train), task.data.validation_fraction, 0))
+    sizes, first = supernet.batch_sizes, supernet.first_epoch
+    # A batch that is larger than its half makes no step; `halves` says so.
+    self.epoch_ends = ends = list(itertools.accumulate(num_train // size for size in sizes))
+    self.batch_size = sizes[min(first, conditions.epochs - 1)]
+    self.steps_per_epoch = num_train // self.batch_size
+    self._first_step = ends[first - 1] if first else 0
+    groups = NormGroups(conditions.batch_norm.group_size, shards)
+    for size in sizes:
+      _check_size(size, conditions.batch_size, shards.size, min(num_train, num_valid))
+      groups.divide(size // shards.size)
+    network = task.network
+    shared = ('batch_norm.group_size', groups.size) if groups.size else ('batch_size', sizes[0])
+    height, width = images.x_train.shape[1:3]
+    plan = supernet.space.plan(network.layers)
+    check_statistics(f'config.{shared[0]}', shared[1], height, width, plan, stem=network.stem)
+    self.net = Supernet(
+      tuple(supernet.cells.items()),
+      plan,
+      network.channels,
+      images.num_classes,
+      network.stem_multiplier,
+      conditions.remat,
+      groups=groups,
+      stem=network.stem,
+      tracked=conditions.batch_norm.tracked,
+    )
+    self.objective = ImageLoss(self.net)
+    self.image_shape = images.x_train.shape[1:]
+    self._mean, self._std = np.array(images.mean, np.float32), np.array(images.std, np.float32)
+    self._num_train, self._num_valid = num_train, num_valid
+
+  def variables(self, key: Array, mixing: dict[str, Mixing]) -> PyTree:
+    """See `Learner`."""
+    return init_variables(self.net, key, jnp.zeros((1, *self.image_shape)), mixing, train=False)
+
+  def batches(self, moment: Moment, data: Halves) -> Halves:
+    """This device's part of the batches of a step: the next ones of a random order for the weights, any for α."""
+    size, key, shards = self.batch_size, moment.key, self._shards
+    step_key = jax.random.fold_in(key, moment.step)
+    epochs, position = jnp.divmod(moment.step - self._first_step, self.steps_per_epoch)
+    indices = (
+      epoch_indices(key, _ORDER, self._supernet.first_epoch + epochs, position, size, self._num_train),
+      jax.random.randint(jax.random.fold_in(step_key, _VALID), (size,), 0, self._num_valid),
+    )
+    augmentation = self._task.augment
+    parts = []
+    for half, drawn, purpose in zip(data, indices, (_AUGMENT_TRAIN, _AUGMENT_VALID), strict=True):
+      chosen = shards.own(drawn)
+      images = augment(
+        half.images[chosen],
+        jax.random.fold_in(step_key, purpose),
+        self._mean,
+        self._std,
+        crop_padding=augmentation.crop_padding,
+        flip=augmentation.flip,
+        cutout=augmentation.cutout,
+        first=shards.first(len(chosen)),
+      )
+      parts.append(Examples(images, half.labels[chosen]))
+    return Halves(*parts)
+
+  def measure(self, variables: PyTree, mixing: dict[str, Mixing], data: Halves) -> Evaluation:
+    """Loss and accuracy of the supernet on the whole architecture half, without augmentation."""
+
+    def logits_of(images: Array) -> Array:
+      logits: Any = self.net.apply(variables, images, mixing, train=False)
+      return logits
+
+    size, precision, own = self._conditions.batch_size, self._conditions.precision, self._shards.own
+    found = evaluate(logits_of, data.valid, size, self._mean, self._std, precision, own)
+    return jax.tree.map(lambda part: part * self._shards.size, self._shards.mean(found))
+
+  def metrics(self, found: Evaluation) -> dict[str, float]:
+    """See `Learner`."""
+    return {'loss': float(found.loss), 'accuracy': float(found.accuracy)}
+
+  def summary(self, means: Mapping[str, float], sums: Mapping[str, float]) -> dict[str, float]:
+    """See `Learner`."""
+    del means
+    return {'images_per_second': sums['steps'] * self.batch_size / sums['seconds']}
+
+  def rebuilt(self, supernet: SupernetSpec) -> Self:
+    """See `Learner`."""
+    return type(self)(self._task, self._images, self._conditions, supernet, self._mesh)
+
+  def inherited(self, variables: Packed, before: Self) -> np.ndarray:
+    """See `Learner`."""
+    after = dict(self.net.cells)
+    kept = {name: left(spec, after[name]) for name, spec in before.net.cells}
+    return np.flatnonzero(owners(before.net, variables.tree).flagged(kept))
+
+
+def _check_size(size: int, usual: int, num_devices: int, most: int) -> None:
+  """Raises a ValueError unless batches that have grown to a size can be read."""
+  if size == usual:
+    return
+  grown = f'config.batch_size: {usual} grows to {size} by the decisions, which'
+  hint = 'see config.strategy.batch_growth'
+  if size % num_devices:
+    raise ValueError(f'{grown} does not divide evenly over the devices ({num_devices} devices); {hint}')
+  if size > most:
+    raise ValueError(f'{grown} is more than half of the images ({most} images in the smaller half); {hint}')
