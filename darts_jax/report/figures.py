@@ -229,7 +229,7 @@ def mixing_weights(
       transform=axes.transAxes,
       size=TEXT,
       color=style.INK if chosen else style.MUTED,
-      weight='bold' if chosen else 'normal',
+      weight='bold' if chosen else 'regular',
       va='bottom',
     )
     axes.text(
