@@ -103,7 +103,7 @@ def along_the_way(run: Run, history: History, genotype: Genotype | None) -> str:
     parts.append(f'<h3>{run.time_unit.capitalize()} {times[i]:.0f}</h3>\n<div class="cells small">{cells}</div>')
   lead = (
     'The supernet after some of the decisions: labelled edges are fixed to their operation; pale ones are undecided,'
-    ' with all candidates mixed; removed ones are left out.'
+    ' and mix what is left of their candidates; removed ones are left out.'
   )
   return html.section(title, '\n'.join(parts), lead)
 

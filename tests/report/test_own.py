@@ -135,6 +135,7 @@ def test_the_page_of_a_space_and_a_strategy_of_ones_own(folder, parse_page, monk
 
 def test_edges_that_lost_some_of_their_operations_have_the_others(folder):
   found = workdir.read(folder).history
+  assert found.cells == Ladder().cells
   left = [[edge.operations for _, edge in found.cell('rung', i).edges][:2] for i in range(4)]
   assert left == [
     [('wood', 'rope'), ('none', 'wood', 'rope', 'steel')],

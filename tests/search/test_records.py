@@ -59,6 +59,14 @@ def test_history_of_a_resumed_search_ends_where_it_resumes(tmp_path):
   assert found['normal'][:, 0, 0].tolist() == [0, 11, -1]
 
 
+def test_a_history_of_an_earlier_version_is_not_gone_on_with(tmp_path):
+  AlphaHistory(tmp_path, DARTS, None).append(0, 0, alphas(0), KEY, DARTS, {})
+  assert AlphaHistory(tmp_path, DARTS, 0).steps == [0]
+  known = {name: values for name, values in read(tmp_path / 'alphas.npz').items() if name != 'mixing_reduce'}
+  np.savez(tmp_path / 'alphas.npz', **known)
+  assert AlphaHistory(tmp_path, DARTS, 0).steps == []
+
+
 def test_search_from_the_start_forgets_the_history(tmp_path):
   AlphaHistory(tmp_path, DARTS, None).append(11, 1, alphas(1), KEY, DARTS, {})
   AlphaHistory(tmp_path, DARTS, None).append(0, 0, alphas(2), KEY, DARTS, {})
