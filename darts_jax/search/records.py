@@ -34,8 +34,8 @@ class AlphaHistory:
     entropies (see `Searched.look`), of the supernet from that time on; 0 for operations that it has lost.
     `edge_weights_CELL`: `[T, E]`, of strategies that weigh edges, too.
   - `left_CELL`: `[T, E, O]` bool, the operations that the supernet has from that time on.
-  - `CELL`: `[T, E, O]` α, where the architecture parameters of a kind of cell are such an array; −∞ for operations that
-    the supernet has lost.
+  - `CELL`: `[T, E, O]` α, where the architecture parameters have such an array by the name of the cell; −∞ for
+    operations that the supernet has lost. `parameters_PATH`: other arrays of the architecture parameters.
   - `genotype`: `[T]` texts, JSON of the architecture that the search would have returned, in the form of its space;
     `cells`: the same in the form of `darts_jax.spaces.topology`, which every space of cells shares.
   - `not_settled`: `[T]` texts, what is in doubt of that architecture, as the log has it at the end; empty for nothing.
@@ -116,23 +116,21 @@ class AlphaHistory:
       searched: the strategy of the next step; tells what has been pruned.
       scores: of the epoch that has ended.
     """
-    specs, count = searched.space.cells, len(self.steps)
+    specs, count, names = searched.space.cells, len(self.steps), _names(arch, searched.space.cells)
     found: dict[str, Any] = {'step': step, 'epoch': epoch}
     mixing = searched.look(arch, np.int32(step), key)
     for name, spec in specs.items():
       cell, weights = searched.cells[name], mixing[name]
-      left = _whole(candidates(cell), cell, spec)
       found[f'mixing_{name}'] = _whole(weights.operations, cell, spec)
-      found[f'left_{name}'] = left
+      found[f'left_{name}'] = _whole(candidates(cell), cell, spec)
       if weights.edges is not None:
         found[f'edge_weights_{name}'] = _whole(weights.edges, cell, spec)
-      alphas: Any = arch.get(name) if isinstance(arch, Mapping) else None
-      if getattr(alphas, 'shape', None) == left.shape:
-        found[name] = np.where(left, alphas, -np.inf).astype(alphas.dtype)
+    for name, leaf in zip(jax.tree.leaves(names), map(np.asarray, jax.tree.leaves(arch)), strict=True):
+      found[name] = np.where(found[f'left_{name}'], leaf, -np.inf).astype(leaf.dtype) if name in specs else leaf
     genotype = searched.read(arch)
     found['genotype'] = json.dumps(searched.space.to_json(genotype), ensure_ascii=False)
     found['cells'] = json.dumps(cells_to_json(genotype), ensure_ascii=False)
-    found['not_settled'] = self._doubts(found, searched) or ''
+    found['not_settled'] = self._doubts(found, names, searched) or ''
     for score, cells in scores.items():
       if any(f'{score}_{name}' in (*found, *self._constants) for name in cells):
         raise ValueError(f'config.strategy: {score!r} cannot be the name of a score; {FILE} has other arrays of it')
@@ -144,14 +142,17 @@ class AlphaHistory:
       series += [np.full(np.shape(series[-1]), np.nan)] * (count + 1 - len(series))
     self.write()
 
-  def _doubts(self, found: Mapping[str, Any], searched: Searched) -> str | None:
-    """What is in doubt by how far α have moved since the last snapshot; of α that are not written, nothing is."""
-    names = searched.space.cells
-    if self._doubt is not None or not self.steps or not all(name in found and name in self._series for name in names):
+  def _doubts(self, found: Mapping[str, Any], names: Any, searched: Searched) -> str | None:
+    """What is in doubt by how far the architecture parameters have moved since the last snapshot."""
+    if self._doubt is not None or not self.steps or not all(name in self._series for name in jax.tree.leaves(names)):
       return self._doubt
-    before = {name: np.asarray(self._series[name][-1]) for name in names}
-    doubts = searched.doubts(before, {name: found[name] for name in names})
+    before, after = (jax.tree.map(each.__getitem__, names) for each in (self._latest, found))
+    doubts = searched.doubts(before, after)
     return None if doubts is None else doubts.message
+
+  @property
+  def _latest(self) -> dict[str, Any]:
+    return {name: np.asarray(values[-1]) for name, values in self._series.items()}
 
   def write(self) -> None:
     """Writes the file. It need not be on the disk at once: checkpoints keep copies."""
@@ -164,6 +165,17 @@ class AlphaHistory:
     content = io.BytesIO()
     np.savez(content, allow_pickle=False, **arrays)
     write_whole(self._path, content.getvalue(), sync=False)
+
+
+def _names(arch: Arch, specs: Mapping[str, CellSpec]) -> Any:
+  """For every array of the architecture parameters, in the same tree, the name that the file has for it."""
+
+  def name(path: Any, leaf: Any) -> str:
+    own = jax.tree_util.keystr(path, simple=True, separator='_')
+    is_alphas = own in specs and np.shape(leaf) == (specs[own].num_edges, len(specs[own].operations))
+    return own if is_alphas else f'parameters_{own}'
+
+  return jax.tree_util.tree_map_with_path(name, arch)
 
 
 def _whole(values: Any, cell: CellSpec, searched: CellSpec) -> np.ndarray:

@@ -13,7 +13,7 @@ from darts_jax.runtime.loop import Sums
 from darts_jax.search import loop
 from darts_jax.search.records import AlphaHistory
 from darts_jax.search.searched import Searched
-from darts_jax.spaces import Mixing
+from darts_jax.spaces import Doubts, Mixing
 from darts_jax.strategies.darts import Darts
 from darts_jax.strategies.relaxed import Relaxed
 from darts_jax.strategies.sgas import Decision, Sgas
@@ -152,6 +152,10 @@ class Paths(Relaxed):
   def read(self, arch, space, memory):
     return space.strongest({name: np.tile([0, 1, 0], (spec.num_edges, 1)) for name, spec in space.cells.items()})
 
+  def doubts(self, before, after, space):
+    assert [len(each['others'][1]['of']) for each in (before, after)] == [2, 2]
+    return Doubts(int(after['shared']), int(before['shared']), 0)
+
 
 def test_any_architecture_parameters_leave_a_history(tmp_path):
   searched = Searched.start(Paths(), SPACE, 20)
@@ -163,13 +167,15 @@ def test_any_architecture_parameters_leave_a_history(tmp_path):
     history.append(step, step // 10, arch | {'shared': np.float32(shared)}, KEY, searched, scores)
   found = read(tmp_path / 'alphas.npz')
   assert not {'normal', 'reduce'} & found.keys()
+  assert found['parameters_shared'].tolist() == [0, 1, 2]
+  assert (found['parameters_others_0'].shape, found['parameters_others_1_of'].shape) == ((3,), (3, 2))
   for i, step in enumerate((0, 10, 20)):
     for name, mixing in searched.look(arch, np.int32(step), KEY).items():
       np.testing.assert_array_equal(found[f'mixing_{name}'][i], mixing.operations)
     exponentials = np.exp(i * np.arange(5))
     np.testing.assert_allclose(found['edge_weights_normal'][i], exponentials / exponentials.sum(), rtol=1e-5)
   np.testing.assert_array_equal(found['gain_reduce'], [[np.nan] * 5, np.arange(5), [np.nan] * 5])
-  assert history.doubt is None
+  assert history.doubt == Doubts(2, 1, 0).message
   before = (tmp_path / 'alphas.npz').read_bytes()
   AlphaHistory(tmp_path, searched, 10).append(20, 2, arch | {'shared': np.float32(2)}, KEY, searched, {})
   assert (tmp_path / 'alphas.npz').read_bytes() == before
