@@ -8,6 +8,7 @@ import pathlib
 import pickle
 import struct
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -71,15 +72,24 @@ def _image_arrays() -> list[bytes]:
 
 
 def _alphas() -> list[bytes]:
-  series = {'step': np.array([0, 6, 12]), 'epoch': np.array([0, 1, 2])}
-  edges = np.array([(0, 2), (1, 2)], np.int32)
-  constant = {'operations': np.array(_SETTINGS['space']['operations']), 'edges_normal': edges, 'edges_reduce': edges}
-  alphas = np.linspace(-1, 1, 18, dtype=np.float32).reshape(3, 2, 3)
-  scores = {f'{score}_{cell}': np.zeros((3, 2)) for score in ('score', 'importance') for cell in ('normal', 'reduce')}
-  return [
-    _saved({**constant, **series, 'normal': alphas, 'reduce': -alphas}),
-    _saved({**constant, **series, **scores, 'normal': alphas, 'reduce': -alphas}),
-  ]
+  return [_history({}), _history({'strategy': 'sgas'})]
+
+
+def _history(settings: Mapping[str, Any]) -> bytes:
+  """The history of two epochs."""
+  with tempfile.TemporaryDirectory() as folder:
+    for step in (0, 6, 12):
+      _append(pathlib.Path(folder), settings, step)
+    return (pathlib.Path(folder) / 'alphas.npz').read_bytes()
+
+
+def _append(folder: pathlib.Path, settings: Mapping[str, Any], step: int) -> None:
+  """What a search does with its history when it is resumed, and when its next epoch is done."""
+  read = find('darts_jax.search.settings:read')
+  searched = find('darts_jax.search.searched:Searched').from_settings(read({**_SETTINGS, **settings}))
+  history = find('darts_jax.search.records:AlphaHistory')(folder, searched, step)
+  alphas = {cell: np.zeros((2, 3), np.float32) for cell in ('normal', 'reduce')}
+  history.append(step, step // 6, alphas, find('jax.random:key')(0), searched, searched.scores(alphas))
 
 
 def _metrics() -> list[bytes]:
@@ -162,18 +172,9 @@ def page(folder: pathlib.Path) -> None:
   find('darts_jax.report:write')(folder)
 
 
-def _resume(folder: pathlib.Path) -> None:
-  """What a search does with the history of α when it is resumed, and when its next epoch is done."""
-  settings = find('darts_jax.search.settings:read')(_SETTINGS)
-  searched = find('darts_jax.search.searched:Searched').from_settings(settings)
-  history = find('darts_jax.search.records:AlphaHistory')(folder, searched, 12)
-  alphas = {cell: np.zeros((2, 3), np.float32) for cell in ('normal', 'reduce')}
-  history.append(18, 3, alphas, searched, searched.scores(alphas))
-
-
 def _read_alphas(folder: pathlib.Path) -> None:
   page(folder)
-  _resume(folder)
+  _append(folder, {}, 18)
 
 
 def _read_metrics(folder: pathlib.Path) -> None:

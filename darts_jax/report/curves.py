@@ -10,15 +10,14 @@ from matplotlib.figure import Figure
 
 from darts_jax.report import diagnostics, figures, style
 from darts_jax.report.figures import Line
-from darts_jax.report.workdir import Record, Run, kept_edges, number, series
-from darts_jax.spaces import look_of, space_with
+from darts_jax.report.history import kept_edges
+from darts_jax.report.workdir import Record, Run, number, series
+from darts_jax.spaces import look_of
 
 _LARGE = (5.5, 3.1)
 _SMALL = (3.75, 2.2)
 #: What runs count by the second, each `…_per_second`.
 UNITS = ('images', 'tokens')
-#: Of how many snapshots of α at most an architecture is derived.
-MAX_DERIVED = 1000
 _ENTROPY = 'entropy_'
 _COLORS = (style.BLUE, style.VERMILION, style.GREEN, style.AMBER)
 
@@ -82,8 +81,13 @@ def optimisation(run: Run) -> Iterator[Panel]:
       yield Panel(f'gradient-{of}', f'Gradient norm, {symbol}', figure)
   lines = _entropies(run)
   if lines:
-    count = len(run.alphas.operations) if run.alphas else 0
-    uniform = (math.log(count), f'uniform: log {count}') if count else None
+    cells = run.history.cells.values() if run.history else ()
+    counts = {len(edge.operations) for spec in cells for _, edge in spec.edges}
+    # Where edges have different numbers of candidates, there is no such line.
+    uniform = None
+    if len(counts) == 1:
+      [count] = counts
+      uniform = (math.log(count), f'uniform: log {count}')
     yield Panel(
       'entropy',
       'Entropy of mixing weights, nats',
@@ -109,14 +113,14 @@ def optimisation(run: Run) -> Iterator[Panel]:
     limit = (diagnostics.MAX_SKIP_CONNECTIONS, 'warned of from here on')
     yield Panel(
       'skip-connections',
-      'Skip connections, derived normal cell',
+      f'Skip connections, {_first_cell(run)}',
       figures.chart(lines, run.time_unit, _SMALL, integer=True, reference=limit),
     )
   changes = _changes(run)
   if changes is not None:
     yield Panel(
       'changes',
-      'Derived edges that changed',
+      'Edges of the architecture that changed',
       figures.chart([changes], run.time_unit, _SMALL, integer=True),
     )
 
@@ -156,11 +160,18 @@ def _lines(
 
 def _entropies(run: Run) -> list[Line]:
   """A line for each kind of cell, which is named if there are several."""
-  logged = dict.fromkeys(name for record in run.steps for name in record if name.startswith(_ENTROPY))
-  cells = [cell for cell in (name.removeprefix(_ENTROPY) for name in logged) if space_with(cell) is not None]
-  names = [look_of(cell).title(cell).removesuffix(' cell').lower() if len(cells) > 1 else '' for cell in cells]
+  look = look_of(run.space)
+  known = run.history.cells if run.history else look.titles
+  cells = [cell for cell in known if any(f'{_ENTROPY}{cell}' in record for record in run.steps)]
+  names = [look.title(cell).removesuffix(' cell').lower() if len(cells) > 1 else '' for cell in cells]
   metrics = [f'{_ENTROPY}{cell}' for cell in cells]
   return _lines(run, run.steps, *zip(metrics, itertools.cycle(_COLORS), names, strict=False))
+
+
+def _first_cell(run: Run) -> str:
+  """What the first kind of cell is called."""
+  look = look_of(run.space)
+  return look.title(next(iter(run.history.cells if run.history else look.titles), 'first cell')).lower()
 
 
 def _with_means(run: Run, metric: str) -> list[Line]:
@@ -176,16 +187,12 @@ def _with_means(run: Run, metric: str) -> list[Line]:
 
 
 def _changes(run: Run) -> Line | None:
-  """Between one snapshot of α and the next, how many edges of the derived cells are replaced by others."""
-  if run.alphas is None or len(run.alphas.steps) < 3:
+  """How many edges of the architecture are others than a snapshot before."""
+  if run.history is None or len(run.history.steps) < 3:
     return None
-  count = len(run.alphas.steps)
-  # Each takes about a millisecond, and the report is renewed after every epoch.
-  chosen = np.unique(np.linspace(0, count - 1, min(count, MAX_DERIVED)).round().astype(int))
-  try:
-    derived = [run.alphas.genotype(i) for i in chosen.tolist()]
-  except ValueError:
-    return None
-  edges = [{(cell, *edge) for cell, _ in genotype.cells for edge in kept_edges(genotype, cell)} for genotype in derived]
-  changes = [len(after - before) for before, after in itertools.pairwise(edges)]
-  return Line(run.times(run.alphas.steps[chosen[1:]]), np.array(changes, float), style.INK, stepped=True)
+  edges = {
+    found: {(cell, *edge) for cell, _ in found.cells for edge in kept_edges(found, cell)}
+    for found in set(run.history.architectures)
+  }
+  changes = [len(edges[after] - edges[before]) for before, after in itertools.pairwise(run.history.architectures)]
+  return Line(run.times(run.history.steps[1:]), np.array(changes, float), style.INK, stepped=True)

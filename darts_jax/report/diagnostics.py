@@ -8,9 +8,9 @@ import numpy as np
 from darts_jax.report.workdir import Record, last, number
 from darts_jax.spaces import Genotype
 
-#: Skip connections in the normal cell from which on a search counts as collapsed.
+#: Skip connections in the first kind of cell from which on a search counts as collapsed.
 MAX_SKIP_CONNECTIONS = 3
-#: Share of the nodes of a recurrent cell that apply the identity from which on a search counts as collapsed.
+#: Share of the nodes of the first kind of cell that apply the identity from which on a search counts as collapsed.
 MAX_IDENTITY_SHARE = 0.75
 #: Share of the entropy of uniform mixing weights, log O, under which a cell's mixing weights count as collapsed.
 MIN_ENTROPY_SHARE = 0.1
@@ -30,9 +30,9 @@ def warnings(
 ) -> list[str]:
   """One line for each sign of a search gone wrong.
 
-  - The normal cell of the derived genotype has `MAX_SKIP_CONNECTIONS` skip connections or more; or of the nodes of the
-    recurrent cell, `MAX_IDENTITY_SHARE` or more apply the identity.
-  - A metric, or α, was not finite.
+  - The first cell of the architecture has `MAX_SKIP_CONNECTIONS` skip connections or more; or of its edges,
+    `MAX_IDENTITY_SHARE` or more apply the identity.
+  - A metric, or a mixing weight, was not finite.
   - The entropy of a cell's mixing weights collapsed (see `entropy`): at the latest snapshot it is under
     `MIN_ENTROPY_SHARE` · log O, and it has been since a time at which at least one more epoch was to come. From then
     on, the epochs that remain hardly change the architecture. A cell that gets there at the very end is fine.
@@ -43,7 +43,7 @@ def warnings(
 
   Args:
     records: all records of `metrics.jsonl`, of any kind.
-    genotype: the derived architecture, if there is one.
+    genotype: the architecture, if there is one.
     mixing: by cell type, `[T, E, O]` mixing weights.
     times: `[T]` epochs completed at each snapshot of `mixing`.
     num_epochs: epochs the search is meant to have; without it, any collapse counts.
@@ -110,12 +110,12 @@ def _skips(genotype: Genotype | None) -> list[str]:
 def _identities(genotype: Genotype | None) -> list[str]:
   if genotype is None:
     return []
-  _, cell = genotype.cells[0]
+  name, cell = genotype.cells[0]
   count, total = sum(activation == 'identity' for activation, _ in cell.pairs), cell.num_edges
   if count < MAX_IDENTITY_SHARE * total:
     return []
   return [
-    f'{count} of the {_count(total, "node", "nodes")} of the recurrent cell apply the identity, which leaves little but'
+    f'{count} of the {_count(total, "node", "nodes")} of the {name} cell apply the identity, which leaves little but'
     ' gates that is not linear. Like skip connections in convolutional cells, identities make a supernet easy to train,'
     ' which need not make a good cell.'
   ]
@@ -138,7 +138,9 @@ def _non_finite(records: Sequence[Record], mixing: Mapping[str, np.ndarray]) -> 
       f'A value was not finite at step {record["step"]:,}.' for record in records if record.get('event') == 'non_finite'
     )
   found.extend(
-    f'α of the {cell} cell is not finite.' for cell, weights in mixing.items() if not np.isfinite(weights).all()
+    f'Mixing weights of the {cell} cell are not finite.'
+    for cell, weights in mixing.items()
+    if not np.isfinite(weights).all()
   )
   return found
 

@@ -14,7 +14,7 @@ from matplotlib.path import Path
 from matplotlib.textpath import TextPath
 
 from darts_jax.report import layout, style
-from darts_jax.spaces import CellSpec, Genotype, Look, space_of
+from darts_jax.spaces import CellSpec, Genotype, Look, look_of
 
 #: What text artists that name the operation of an edge have as their `gid`.
 LABEL = 'operation'
@@ -64,7 +64,7 @@ def draw_cell(cell: CellSpec, look: Look = _PLAIN, title: str = '', pale: bool =
 
 def draw_genotype(genotype: Genotype) -> Figure:
   """The cells of an architecture, one above the other; see `draw_cell`."""
-  look = space_of(genotype).look
+  look = look_of(genotype.space)
   plans = [_plan(cell, look, look.title(name)) for name, cell in genotype.cells]
   width, height = max(plan.size[0] for plan in plans), sum(plan.size[1] for plan in plans)
   figure = Figure(figsize=(width, height))

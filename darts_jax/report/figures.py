@@ -169,7 +169,7 @@ def mixing_weights(
     weights: `[T, E, O]` mixing weights.
     operations: names of the `O` operations.
     edges: (source, target) of the `E` edges.
-    kept: (source, target, operation) of the edges of the derived cell; their titles stand out and name it.
+    kept: (source, target, operation) of the edges of the architecture; their titles stand out and name it.
     largest: the weight that the darkest colour stands for.
     time_unit: the name of the horizontal axes.
     look: of the space.
@@ -229,7 +229,7 @@ def mixing_weights(
       transform=axes.transAxes,
       size=TEXT,
       color=style.INK if chosen else style.MUTED,
-      weight='bold' if chosen else 'normal',
+      weight='bold' if chosen else 'regular',
       va='bottom',
     )
     axes.text(

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from darts_jax import spaces
-from darts_jax.report import curves, decisions, diagnostics, figures, html, sections
-from darts_jax.report.workdir import REMOVED, UNDECIDED, Run, kept_edges, last
-from darts_jax.spaces import Genotype
+from darts_jax.report import curves, decisions, diagnostics, edges, figures, html, sections
+from darts_jax.report.history import REMOVED, UNDECIDED, kept_edges
+from darts_jax.report.workdir import Run, last
+from darts_jax.spaces import CellSpace, Genotype
 
 _MAX_SNAPSHOTS = 3
 _IDENTITIES = {'skip_connect': 'Skip connections', 'identity': 'Identities'}
@@ -20,13 +21,12 @@ def render(run: Run) -> str:
   """The page of a run; the same bytes for the same files."""
   genotype, origin = _current(run)
   records = [*run.steps, *run.epochs, *run.events]
-  mixing = {cell: run.alphas.mixing(cell) for cell in run.alphas.alphas} if run.alphas else {}
-  times = run.times(run.alphas.steps) if run.alphas else np.zeros(0)
+  history = run.history
+  times = run.times(history.steps) if history else np.zeros(0)
   epochs = times if run.epochs else np.zeros(len(times))
-  warnings = diagnostics.warnings(records, genotype, mixing, epochs, run.num_epochs)
-  doubts = run.alphas.doubts() if run.alphas else None
-  if doubts is not None and doubts.message is not None:
-    warnings.append(f'{doubts.message[0].upper()}{doubts.message[1:]}.')
+  warnings = diagnostics.warnings(records, genotype, history.mixing if history else {}, epochs, run.num_epochs)
+  if history and history.doubts[-1]:
+    warnings.append(f'{history.doubts[-1][0].upper()}{history.doubts[-1][1:]}.')
   dataset = html.text(run.dataset or run.setting('dataset') or 'Unnamed dataset')
   body = ''.join(
     [
@@ -35,7 +35,7 @@ def render(run: Run) -> str:
       sections.architecture(genotype, origin),
       sections.learning_curves(run),
       _optimisation(run),
-      _mixing(run, genotype, mixing, times),
+      _mixing(run, genotype, times),
       decisions.section(run),
       _snapshots(run, genotype),
       _usage(run, genotype),
@@ -51,13 +51,10 @@ def _current(run: Run) -> tuple[Genotype | None, str]:
   """The architecture to show, and where it is from, or why there is none."""
   if run.genotype is not None:
     return run.genotype, 'As in <code>genotype.json</code>.'
-  if run.alphas is None:
+  if run.history is None:
     return None, f'{run.problems["genotype.json"]} {run.problems["alphas.npz"]}'
-  try:
-    genotype = run.alphas.genotype(-1)
-  except ValueError as error:
-    return None, f'No architecture can be derived from the latest α: {error}'
-  return genotype, f'Derived from α after step {run.alphas.steps[-1]:,}. {html.escape(run.problems["genotype.json"])}'
+  origin = f'As in <code>alphas.npz</code>, after step {run.history.steps[-1]:,}.'
+  return run.history.architectures[-1], f'{origin} {html.escape(run.problems["genotype.json"])}'
 
 
 def _headline(run: Run, genotype: Genotype | None, dataset: str) -> str:
@@ -81,7 +78,7 @@ def _tiles(run: Run, genotype: Genotype | None) -> Iterator[tuple[str, str]]:
     yield 'Supernet loss', '–' if loss is None else f'{loss:.3f} <small>validation</small>'
   yield from sections.progress_tiles(run)
   if genotype is not None:
-    identity = spaces.space_of(genotype).identity
+    identity = _space(genotype).identity
     name, cell = genotype.cells[0]
     count = sum(operation == identity for operation, _ in cell.pairs)
     which = f'{name} edges' if len(genotype.cells) > 1 else 'nodes' if cell.kept == 1 else 'edges'
@@ -94,51 +91,48 @@ def _optimisation(run: Run) -> str:
     return html.section(
       'Optimisation', html.absent('Nothing has been recorded yet.', run.problems.get('metrics.jsonl'))
     )
-  lead = 'Entropy falls as the search makes up its mind; changed edges are counted from one snapshot of α to the next.'
-  if run.alphas is not None and len(run.alphas.steps) > curves.MAX_DERIVED:
-    lead = f'{lead[:-1]}, of {curves.MAX_DERIVED} that are spread evenly.'
+  lead = 'Entropy falls as the search makes up its mind; changed edges are counted from one snapshot to the next.'
   return html.section('Optimisation', f'<div class="grid">{sections.panels(panels)}</div>', lead)
 
 
-def _mixing(run: Run, genotype: Genotype | None, mixing: Mapping[str, np.ndarray], times: np.ndarray) -> str:
-  title = 'Mixing weights over time'
-  if run.alphas is None:
-    return html.section(
-      title,
-      html.absent(f'{run.problems["alphas.npz"]} Searches that do not train α (random search, for one) write none.'),
-    )
-  states = {cell: run.alphas.decided(cell)[..., None] for cell in mixing}
+def _mixing(run: Run, genotype: Genotype | None, times: np.ndarray) -> str:
+  title, history = 'Mixing weights over time', run.history
+  if history is None:
+    return html.section(title, html.absent(run.problems['alphas.npz']))
+  look, states = spaces.look_of(history.space), {cell: history.decided(cell)[..., None] for cell in history.cells}
   # Beside the weights of decided edges, which are 1, all others would look alike.
   largest = max(
-    float(np.nanmax(weights, initial=0.0, where=states[cell] == UNDECIDED)) for cell, weights in mixing.items()
+    float(np.nanmax(weights, initial=0.0, where=states[cell] == UNDECIDED)) for cell, weights in history.mixing.items()
   )
-  largest = min(1.0, max(largest, 2 / len(run.alphas.operations)))
+  largest = min(1.0, max(largest, 2 / max(len(spec.operations) for spec in history.cells.values())))
   parts = []
-  for cell, weights in mixing.items():
+  for cell, spec in history.cells.items():
+    name = look.title(cell)
     figure = figures.mixing_weights(
       times,
-      np.where(states[cell] == REMOVED, np.nan, weights),
-      run.alphas.operations,
-      run.alphas.edges[cell],
+      np.where(states[cell] == REMOVED, np.nan, history.mixing[cell]),
+      spec.operations,
+      history.pairs(cell),
       kept_edges(genotype, cell),
       largest,
       run.time_unit,
-      look=spaces.look_of(cell),
+      look=look,
     )
-    name = spaces.look_of(cell).title(cell)
     parts.append(html.figure(figure, f'mixing-{cell}', name, f'{name}: mixing weights of every edge over time.'))
+    if cell in history.edges:
+      figure = edges.draw_weights(history, cell, look, times, run.time_unit)
+      parts.append(
+        html.figure(figure, f'edges-{cell}', name, f'{name}: the weight of every edge in its node over time.')
+      )
   lead = (
     'One map for each edge: a row holds the edges into a node, a column those out of a node. In a map, each line is a'
-    ' candidate operation, darker where its weight (softmax of α) is larger. Bold titles and red arrows mark what'
+    ' candidate operation, darker where its weight in the supernet is larger. Bold titles and red arrows mark what'
     ' the architecture at the top keeps.'
   )
-  if run.alphas.temperatures is not None:
-    first, latest = run.alphas.temperatures[[0, -1]]
-    lead += (
-      f' Weights are those of the supernet, whose softmax has a temperature of {first:.3g} at first and of {latest:.3g}'
-      ' in the end; architectures are derived at 1.'
-    )
-  if run.alphas.decides:
+  if history.temperatures is not None:
+    first, latest = history.temperatures[[0, -1]]
+    lead += f' Weights have a temperature of {first:.3g} at first and of {latest:.3g} in the end.'
+  if history.decides:
     lead += (
       ' A decided edge has its operation alone, in the darkest colour, which otherwise stands for the largest weight on'
       ' an undecided one; a removed edge is blank.'
@@ -147,34 +141,29 @@ def _mixing(run: Run, genotype: Genotype | None, mixing: Mapping[str, np.ndarray
 
 
 def _snapshots(run: Run, genotype: Genotype | None) -> str:
-  title = 'Cells along the way'
-  if run.alphas is None:
-    return html.section(title, html.absent(f'{run.problems["alphas.npz"]} Earlier cells are derived from it.'))
-  if run.alphas.decides:
-    return decisions.along_the_way(run, run.alphas, genotype)
-  count = len(run.alphas.steps)
+  title, history = 'Cells along the way', run.history
+  if history is None:
+    return html.section(title, html.absent(run.problems['alphas.npz']))
+  if history.decides:
+    return decisions.along_the_way(run, history, genotype)
+  count = len(history.steps)
   spaced = np.linspace(0, count - 1, _MAX_SNAPSHOTS + 2).round().astype(int)
   chosen = sorted({int(i) for i in spaced if 0 < i < count - 1})
   if not chosen:
-    return html.section(title, html.absent('There are too few snapshots of α yet.'))
-  times = run.times(run.alphas.steps)
+    return html.section(title, html.absent('There are too few snapshots yet.'))
+  times = run.times(history.steps)
   parts = []
   for i in chosen:
-    when = f'{run.time_unit.capitalize()} {times[i]:.0f}'
-    try:
-      earlier = run.alphas.genotype(i)
-    except ValueError as error:
-      parts.append(f'<h3>{when}</h3>{html.absent(f"No architecture can be derived: {error}")}')
-      continue
+    earlier = history.architectures[i]
     cells = ''.join(_earlier_cell(earlier, genotype, cell, i) for cell, _ in earlier.cells)
-    parts.append(f'<h3>{when}</h3>\n<div class="cells small">{cells}</div>')
-  return html.section(title, '\n'.join(parts), 'What the rule of DARTS derives from earlier α.')
+    parts.append(f'<h3>{run.time_unit.capitalize()} {times[i]:.0f}</h3>\n<div class="cells small">{cells}</div>')
+  return html.section(title, '\n'.join(parts), 'The architectures that the search would have returned then.')
 
 
 def _earlier_cell(earlier: Genotype, genotype: Genotype | None, cell: str, snapshot: int) -> str:
   before, now = kept_edges(earlier, cell), kept_edges(genotype, cell)
   if before == now:
-    return sections.same_cell(cell)
+    return sections.same_cell(spaces.look_of(earlier.space).title(cell))
   note = f'{len(before & now)} of {len(before)} edges as at the top' if now else ''
   return sections.cell_figure(earlier, cell, f'snapshot-{snapshot}-{cell}', note)
 
@@ -183,26 +172,39 @@ def _usage(run: Run, genotype: Genotype | None) -> str:
   if genotype is None:
     return html.section('Use this architecture', html.absent('There is no architecture yet.'))
   name, cell = genotype.cells[0]
-  text = _json_text(spaces.to_json(genotype), cell.kept or 1)
-  path = str(run.path / 'genotype.json')
-  code = f"""from darts_jax import spaces
+  parts = {'genotype.json': _json_text(_values(run), cell.kept or 1)}
+  if genotype.space in spaces.SPACES:
+    path = str(run.path / 'genotype.json')
+    code = f"""from darts_jax import spaces
 from darts_jax.report import drawing
 
 found = spaces.load({path!r})
-look = spaces.space_of(found).look
+look = spaces.look_of(found.space)
 print(drawing.to_graphviz(found.cell({name!r}), {name!r}, look))  # Graphviz source of a cell"""
-  config = spaces.space_of(genotype).evaluation
-  command = f'python -m experiments.train --config={config} --genotype={shlex.quote(path)}'
-  parts = {'Train it from scratch': command, 'Read it': code, 'genotype.json': text}
+    config = _space(genotype).evaluation
+    command = f'python -m experiments.train --config={config} --genotype={shlex.quote(path)}'
+    parts = {'Train it from scratch': command, 'Read it': code, **parts}
   return html.section(
     'Use this architecture',
     '\n'.join(f'<h3>{title}</h3>\n<pre>{html.escape(content)}</pre>' for title, content in parts.items()),
   )
 
 
+def _space(genotype: Genotype) -> type[CellSpace]:
+  """The space of an architecture, or what any space of cells has if it is not known here."""
+  return spaces.SPACES.get(genotype.space, CellSpace)
+
+
+def _values(run: Run) -> Any:
+  """The architecture to show in the form of its space, which need not be known here."""
+  if run.genotype is not None:
+    return spaces.to_json(run.genotype)
+  return json.loads(run.history.texts[-1]) if run.history else None
+
+
 def _json_text(values: Any, per_line: int) -> str:
   """JSON with the pairs of a node on a line, if it has lists of pairs and nodes alone."""
-  if not isinstance(values, Mapping) or not all(isinstance(value, list) for value in values.values()):
+  if not isinstance(values, Mapping) or not all(isinstance(value, list) and value for value in values.values()):
     return json.dumps(values)
   return '{\n' + ',\n'.join(f'  "{name}": {_json_lines(value, per_line)}' for name, value in values.items()) + '\n}'
 

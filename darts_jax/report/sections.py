@@ -9,8 +9,9 @@ import numpy as np
 
 from darts_jax.report import curves, drawing, html
 from darts_jax.report.curves import Panel
-from darts_jax.report.workdir import Run, kept_edges, series
-from darts_jax.spaces import Genotype, look_of, space_of
+from darts_jax.report.history import kept_edges
+from darts_jax.report.workdir import Run, series
+from darts_jax.spaces import Genotype, look_of
 
 #: By status of a run (see `Run`), what a reader is told.
 STATUSES = {
@@ -66,7 +67,7 @@ def architecture(genotype: Genotype | None, origin: str) -> str:
   if genotype is None:
     return html.section('Architecture', html.absent(origin))
   cells = ''.join(cell_figure(genotype, cell, f'now-{cell}') for cell, _ in genotype.cells)
-  return html.section('Architecture', f'<div class="cells">{cells}</div>', f'{origin} {space_of(genotype).look.legend}')
+  return html.section('Architecture', f'<div class="cells">{cells}</div>', f'{origin} {look_of(genotype.space).legend}')
 
 
 def learning_curves(run: Run) -> str:
@@ -178,15 +179,14 @@ def panels(charts: Iterable[Panel]) -> str:
 def cell_figure(genotype: Genotype, cell: str, name: str, note: str = '') -> str:
   """The drawing of a cell, with its title and a note."""
   kept = sorted(kept_edges(genotype, cell), key=lambda edge: (edge[1], edge[0]))
-  look = space_of(genotype).look
+  look = look_of(genotype.space)
   node_name, title = functools.partial(drawing.node_name, look), look.title(cell)
   edges = '; '.join(f'{node_name(s)} to {node_name(t)} by {operation}' for s, t, operation in kept)
   return html.figure(drawing.draw_cell(genotype.cell(cell), look), name, title, f'{title}: {edges}.', note)
 
 
-def same_cell(cell: str) -> str:
-  """Stands in the place of the drawing of a cell that the page has already."""
-  title = look_of(cell).title(cell)
+def same_cell(title: str) -> str:
+  """Stands in the place of the drawing of a cell of this title that the page has already."""
   return f'<figure><figcaption>{html.escape(title)}</figcaption><p class="absent">The same as at the top.</p></figure>'
 
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
   from darts_jax.selection import RandomSearchResult
 #: The file of what has been derived from α.
 GENOTYPE = 'genotype.json'
+_STAYS = 'the genotype is that of α as they were drawn; config.hypergradient is none, so they stay'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,7 +239,8 @@ class _Loop(Loop[SearchState]):
 
   def opened(self, state: SearchState, resume_step: int | None) -> None:
     if processes.is_first():
-      self._histories = [records.AlphaHistory(folder, self.searched, resume_step) for folder in self.folders]
+      doubt = _STAYS if self._settings.hypergradient.name == 'none' else None
+      self._histories = [records.AlphaHistory(folder, self.searched, resume_step, doubt) for folder in self.folders]
     if resume_step is None:
       if self._ends:
         number = 1 + len(self._ends)
@@ -267,6 +269,10 @@ class _Loop(Loop[SearchState]):
     """Those of each search, on the host."""
     return self._each(processes.fetch(state.alphas))
 
+  def _keys(self, state: SearchState) -> list[jax.Array]:
+    """The key of each search, on the host."""
+    return [*map(jax.random.wrap_key_data, self._each(processes.fetch(jax.random.key_data(state.key))))]
+
   def _each(self, tree: Any) -> list[Any]:
     """What there is for all searches, for each of them."""
     if len(self.folders) == 1:
@@ -284,8 +290,7 @@ class _Loop(Loop[SearchState]):
 
   def summary(self, state: SearchState, sums: Sums) -> dict[str, Any]:
     step = np.int32(np.ravel(processes.fetch(state.step))[0])
-    keys = self._each(processes.fetch(jax.random.key_data(state.key)))
-    found = zip(self.alphas(state), map(jax.random.wrap_key_data, keys), strict=True)
+    found = zip(self.alphas(state), self._keys(state), strict=True)
     details = self._joined([self._describe(alphas, step, key) for alphas, key in found])
     return {**details, **self._searcher.learner.summary(sums.means(), sums.values), **super().summary(state, sums)}
 
@@ -348,23 +353,17 @@ class _Loop(Loop[SearchState]):
 
   def warnings(self) -> list[str | None]:
     """For each search a line if its genotype is not settled; of other processes than the first, none."""
-    if self._histories and self._settings.hypergradient.name == 'none':
-      return ['the genotype is that of α as they were drawn; config.hypergradient is none, so they stay'] * len(
-        self.folders
-      )
-    moves = [history.last_epoch(self.searched.space.cells) for history in self._histories] or [None] * len(self.folders)
-    found = [None if move is None else self.searched.doubts(*move) for move in moves]
-    return [None if doubts is None else doubts.message for doubts in found]
+    return [history.doubt for history in self._histories] or [None] * len(self.folders)
 
   def report(self, folder: pathlib.Path) -> pathlib.Path:
     return report.write(folder)
 
   def _write_alphas(self, state: SearchState, step: int, epoch: int, scores: Sequence[Scores]) -> None:
-    found = self.alphas(state)
+    found, keys = self.alphas(state), self._keys(state)
     # Of other processes than the first there are no histories.
-    for folder, history, alphas, score in zip(self.folders, self._histories, found, scores, strict=False):
+    for folder, history, alphas, key, score in zip(self.folders, self._histories, found, keys, scores, strict=False):
       with named_errors(folder):
-        history.append(step, epoch, alphas, self.searched, score)
+        history.append(step, epoch, alphas, key, self.searched, score)
         spaces.save(self.searched.read(alphas), folder / GENOTYPE)
 
   def is_readable(self, path: pathlib.Path) -> bool:
@@ -379,13 +378,14 @@ class _Loop(Loop[SearchState]):
   def _write_again(self, state: SearchState, step: int) -> None:
     """Writes what is derived from α again; what no checkpoint keeps of its history is lost."""
     epoch = bisect.bisect_right(self.plan.epoch_ends, step)
-    for folder, history, alphas in zip(self.folders, self._histories, self.alphas(state), strict=False):
+    found, keys = self.alphas(state), self._keys(state)
+    for folder, history, alphas, key in zip(self.folders, self._histories, found, keys, strict=False):
       with named_errors(folder):
         if history.steps:
           history.write()
         else:
-          message = f'{(folder / records.FILE).relative_to(self.workdir)}: lost or damaged; α are known from here on'
+          message = f'{(folder / records.FILE).relative_to(self.workdir)}: lost or damaged; the history begins here'
           self.note(step, 'incomplete_log', message)
-          history.append(step, epoch, alphas, self.searched, self.searched.scores(alphas))
+          history.append(step, epoch, alphas, key, self.searched, self.searched.scores(alphas))
         if step == self.total or not self.is_readable(folder / GENOTYPE):
           spaces.save(self.searched.read(alphas), folder / GENOTYPE)

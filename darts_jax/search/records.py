@@ -1,100 +1,186 @@
-"""The history of α, and of what a strategy scores edges by, in a search's working directory."""
+"""The history of a search in its working directory: the mixing weights that it used, and its architectures."""
 
 import contextlib
 import io
+import json
 import pathlib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from darts_jax.runtime.durable import write_whole
 from darts_jax.runtime.files import read_npz
 from darts_jax.search.searched import Searched
 from darts_jax.spaces import CellSpec
-from darts_jax.strategies.relaxed import Scores
+from darts_jax.spaces.topology import cell_to_json, cells_to_json
+from darts_jax.strategies.relaxation import candidates, rows_of
+from darts_jax.strategies.relaxed import Arch, Scores
 
 #: The file of the history.
 FILE = 'alphas.npz'
+# Arrays that are no series, or follow from steps.
+_DERIVED = ('scores', 'temperature')
 
 
 class AlphaHistory:
-  """α over the search, in `alphas.npz`: `step` and `epoch` `[T]`, and `[T, E, O]` for every kind of cell.
+  """The history in `alphas.npz`, with a snapshot before the first step and one after every epoch, `T` in all.
 
-  α of pruned operations are −∞. If the strategy has scores, there are `[T, E]` for every score and kind of cell,
-  `importance_normal` for one, as they were before what was decided at that time. `temperature` `[T]`, unless it is 1
-  throughout, is what the supernet divides α by from that time on.
+  Rows and columns of `[E, O]` are edges and operations of the searched cells, also after the supernet has lost some.
+
+  - `step`, `epoch`: `[T]`.
+  - `mixing_CELL`: `[T, E, O]` mixing weights of every kind of cell, as evaluations use them and as the log has their
+    entropies (see `Searched.look`), of the supernet from that time on; 0 for operations that it has lost.
+    `edge_weights_CELL`: `[T, E]`, of strategies that weigh edges, too.
+  - `left_CELL`: `[T, E, O]` bool, the operations that the supernet has from that time on.
+  - `CELL`: `[T, E, O]` α, where the architecture parameters have such an array by the name of the cell; −∞ for
+    operations that the supernet has lost. `parameters_PATH`: other arrays of the architecture parameters.
+  - `genotype`: `[T]` texts, JSON of the architecture that the search would have returned, in the form of its space;
+    `cells`: the same in the form of `darts_jax.spaces.topology`, which every space of cells shares.
+  - `not_settled`: `[T]` texts, what is in doubt of that architecture, as the log has it at the end; empty for nothing.
+  - `SCORE_CELL`: `[T, E]`, by what the strategy scored edges before it decided; NaN where it did not. `scores` has the
+    names.
+  - `temperature`: `[T]`, unless it is 1 throughout.
+  - `topology`: a JSON text, the searched cells and what else the report needs. `operations`, of the first kind of cell,
+    and `edges_CELL`, `[E, 2]` source and target, say a part of it in NumPy.
+
+  One file holds all, so that what belongs to a snapshot is written, copied to checkpoints and brought back together.
   """
 
-  def __init__(self, workdir: pathlib.Path, searched: Searched, resume_step: int | None) -> None:
-    """Reads what is there up to `resume_step`; None starts over."""
+  def __init__(
+    self, workdir: pathlib.Path, searched: Searched, resume_step: int | None, doubt: str | None = None
+  ) -> None:
+    """Reads what is there up to `resume_step`; None starts over.
+
+    Args:
+      workdir: of the search.
+      searched: the strategy.
+      resume_step: steps taken so far.
+      doubt: what is in doubt of every architecture, whatever the architecture parameters do; one line.
+    """
     specs = searched.space.cells
     self._path = workdir / FILE
     self._temperature_at = searched.temperature_at
-    self._constants: dict[str, np.ndarray] = {'operations': np.array(next(iter(specs.values())).operations)}
+    self._doubt = doubt
+    topology = {
+      'space': searched.space.name,
+      'legend': searched.strategy.legend,
+      'cells': {name: cell_to_json(spec) for name, spec in specs.items()},
+    }
+    self._constants: dict[str, np.ndarray] = {
+      'topology': np.array(json.dumps(topology, ensure_ascii=False)),
+      'operations': np.array(next(iter(specs.values())).operations),
+    }
     for name, spec in specs.items():
       self._constants[f'edges_{name}'] = np.array([(edge.source, target) for target, edge in spec.edges], np.int32)
-    self._series: dict[str, list[Any]] = {name: [] for name in ('step', 'epoch', *specs)}
+    self._needed = ['step', 'epoch', 'genotype', 'cells', 'not_settled']
+    self._needed += [f'{kind}_{name}' for name in specs for kind in ('mixing', 'left')]
+    self._series: dict[str, list[Any]] = {}
+    self._scores: list[str] = []
     if resume_step is not None and self._path.exists():
       # Whoever resumes is told by `steps`.
       with contextlib.suppress(ValueError):
-        self._series = self._read(resume_step)
+        self._series, self._scores = self._read(resume_step)
 
   @property
   def steps(self) -> list[int]:
     """Of the snapshots that there are."""
-    return [int(step) for step in self._series['step']]
+    return [int(step) for step in self._series.get('step', ())]
 
-  def _read(self, resume_step: int) -> dict[str, list[Any]]:
-    # Temperatures follow from steps.
-    unkept = (*self._constants, 'temperature')
-    saved = {name: values for name, values in read_npz(self._path).items() if name not in unkept}
-    missing = self._series.keys() - saved.keys()
+  @property
+  def doubt(self) -> str | None:
+    """What is in doubt of the latest architecture; one line."""
+    return str(self._series['not_settled'][-1]) or None if self._series else self._doubt
+
+  def _read(self, resume_step: int) -> tuple[dict[str, list[Any]], list[str]]:
+    found = read_npz(self._path)
+    saved = {name: values for name, values in found.items() if name not in (*self._constants, *_DERIVED)}
+    missing = set(self._needed) - saved.keys()
     if missing:
       raise ValueError(f'{self._path}: lacks {min(missing)}')
     steps = saved['step']
     if steps.ndim != 1 or steps.dtype.kind not in 'iu' or any(x.shape[:1] != steps.shape for x in saved.values()):
       raise ValueError(f'{self._path}: not a row for each of its steps')
-    return {name: list(values[steps <= resume_step]) for name, values in saved.items()}
+    names = [str(name) for name in np.ravel(found.get('scores', []))]
+    return {name: list(values[steps <= resume_step]) for name, values in saved.items()}, names
 
-  def append(self, step: int, epoch: int, alphas: Mapping[str, np.ndarray], searched: Searched, scores: Scores) -> None:
-    """Adds the α after `step` steps and `epoch` epochs, and writes the file.
+  def append(self, step: int, epoch: int, arch: Arch, key: jax.Array, searched: Searched, scores: Scores) -> None:
+    """Adds the snapshot after `step` steps and `epoch` epochs, and writes the file.
 
     Args:
       step: taken so far.
       epoch: done so far.
-      alphas: `[E, O]` for every kind of cell.
+      arch: the architecture parameters, on the host.
+      key: of the run.
       searched: the strategy of the next step; tells what has been pruned.
       scores: of the epoch that has ended.
     """
-    left = {name: _left(searched.space.cells[name], searched.cells[name]) for name in alphas}
-    marked = {name: np.where(left[name], value, -np.inf).astype(value.dtype) for name, value in alphas.items()}
-    named = {f'{name}_{cell}': values for name, cells in scores.items() for cell, values in cells.items()}
-    for name, value in {'step': step, 'epoch': epoch, **marked, **named}.items():
-      self._series.setdefault(name, []).append(value)
+    specs, count, names = searched.space.cells, len(self.steps), _names(arch, searched.space.cells)
+    found: dict[str, Any] = {'step': step, 'epoch': epoch}
+    mixing = searched.look(arch, np.int32(step), key)
+    for name, spec in specs.items():
+      cell, weights = searched.cells[name], mixing[name]
+      found[f'mixing_{name}'] = _whole(weights.operations, cell, spec)
+      found[f'left_{name}'] = _whole(candidates(cell), cell, spec)
+      if weights.edges is not None:
+        found[f'edge_weights_{name}'] = _whole(weights.edges, cell, spec)
+    for name, leaf in zip(jax.tree.leaves(names), map(np.asarray, jax.tree.leaves(arch)), strict=True):
+      found[name] = np.where(found[f'left_{name}'], leaf, -np.inf).astype(leaf.dtype) if name in specs else leaf
+    genotype = searched.read(arch)
+    found['genotype'] = json.dumps(searched.space.to_json(genotype), ensure_ascii=False)
+    found['cells'] = json.dumps(cells_to_json(genotype), ensure_ascii=False)
+    found['not_settled'] = self._doubts(found, names, searched) or ''
+    for score, cells in scores.items():
+      if any(f'{score}_{name}' in (*found, *self._constants) for name in cells):
+        raise ValueError(f'config.strategy: {score!r} cannot be the name of a score; {FILE} has other arrays of it')
+      found |= {f'{score}_{name}': values for name, values in cells.items()}
+    self._scores = list(dict.fromkeys([*self._scores, *scores]))
+    for name, value in found.items():
+      self._series.setdefault(name, [np.full(np.shape(value), np.nan)] * count).append(value)
+    for series in self._series.values():
+      series += [np.full(np.shape(series[-1]), np.nan)] * (count + 1 - len(series))
     self.write()
+
+  def _doubts(self, found: Mapping[str, Any], names: Any, searched: Searched) -> str | None:
+    """What is in doubt by how far the architecture parameters have moved since the last snapshot."""
+    if self._doubt is not None or not self.steps or not all(name in self._series for name in jax.tree.leaves(names)):
+      return self._doubt
+    before, after = (jax.tree.map(each.__getitem__, names) for each in (self._latest, found))
+    doubts = searched.doubts(before, after)
+    return None if doubts is None else doubts.message
+
+  @property
+  def _latest(self) -> dict[str, Any]:
+    return {name: np.asarray(values[-1]) for name, values in self._series.items()}
 
   def write(self) -> None:
     """Writes the file. It need not be on the disk at once: checkpoints keep copies."""
     arrays = {**self._constants, **{k: np.array(v) for k, v in self._series.items()}}
-    temperatures = np.array([self._temperature_at(int(each)) for each in self._series['step']])
+    if self._scores:
+      arrays['scores'] = np.array(self._scores)
+    temperatures = np.array([self._temperature_at(step) for step in self.steps])
     if np.any(temperatures != 1):
       arrays['temperature'] = temperatures
     content = io.BytesIO()
     np.savez(content, allow_pickle=False, **arrays)
     write_whole(self._path, content.getvalue(), sync=False)
 
-  def last_epoch(self, specs: Collection[str]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]] | None:
-    """α of the kinds of cells before and after the last epoch that was done; None before there is one."""
-    if len(self._series['step']) < 2:
-      return None
-    before, after = ({name: np.asarray(self._series[name][i]) for name in specs} for i in (-2, -1))
-    return before, after
+
+def _names(arch: Arch, specs: Mapping[str, CellSpec]) -> Any:
+  """For every array of the architecture parameters, in the same tree, the name that the file has for it."""
+
+  def name(path: Any, leaf: Any) -> str:
+    own = jax.tree_util.keystr(path, simple=True, separator='_')
+    is_alphas = own in specs and np.shape(leaf) == (specs[own].num_edges, len(specs[own].operations))
+    return own if is_alphas else f'parameters_{own}'
+
+  return jax.tree_util.tree_map_with_path(name, arch)
 
 
-def _left(space: CellSpec, spec: CellSpec) -> np.ndarray:
-  """`[E, O]` bool: candidates of a search space that are in a smaller cell, too."""
-  operations = {(edge.source, target): edge.operations for target, edge in spec.edges}
-  return np.array(
-    [[name in operations.get((edge.source, target), ()) for name in space.operations] for target, edge in space.edges]
-  )
+def _whole(values: Any, cell: CellSpec, searched: CellSpec) -> np.ndarray:
+  """Rows that belong to the edges of a smaller cell, as rows of the searched cell; zeros where it lost the edge."""
+  values = np.asarray(values)
+  found = np.zeros((searched.num_edges, *values.shape[1:]), values.dtype)
+  found[rows_of(cell, searched)] = values
+  return found

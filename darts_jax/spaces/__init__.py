@@ -16,7 +16,6 @@ from darts_jax.spaces.files import (
   resolve,
   save,
   space_of,
-  space_with,
   to_json,
   to_text,
 )
@@ -51,7 +50,6 @@ __all__ = [
   'resolve',
   'save',
   'space_of',
-  'space_with',
   'strongest',
   'to_json',
   'to_text',

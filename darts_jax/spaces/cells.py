@@ -24,12 +24,11 @@ from darts_jax.spaces.base import Space
 from darts_jax.spaces.checks import (
   Pairs,
   check_fields,
-  check_nodes,
   check_operations,
   check_outputs,
   check_source,
-  parse_outputs,
-  parse_pairs,
+  listed,
+  parse_listed,
 )
 from darts_jax.spaces.derivation import strongest
 from darts_jax.spaces.look import Look
@@ -313,31 +312,16 @@ class CellSpace(Space[Genotype]):
 
   def to_json(self, arch: Genotype) -> Any:
     """The name of the space, and of every cell the pairs of each node and the nodes that make up the output."""
-    cells = {}
-    for name, cell in arch.cells:
-      nodes = [[[edge.operations[0], edge.source] for edge in edges] for edges in cell.nodes]
-      cells[name] = {'nodes': nodes, 'outputs': list(cell.outputs)}
-    return {'space': self.name, 'cells': cells}
+    return {'space': self.name, 'cells': {name: listed(cell) for name, cell in arch.cells}}
 
   def from_json(self, values: Any) -> Genotype:
     """See `Space`; the cells may have any number of nodes."""
     check_fields(values, ('space', 'cells'))
     check_fields(values['cells'], tuple(self.cells), 'the field cells')
-    return self.genotype({name: self._parsed(values['cells'][name], name) for name in self.cells})
-
-  def _parsed(self, values: Any, name: str) -> CellSpec:
-    check_fields(values, ('nodes', 'outputs'), f'the cell {name}')
-    spec, listed = self.cells[name], values['nodes']
-    if not isinstance(listed, list | tuple) or not listed:
-      raise ValueError(f'{name}: {listed!r} is not a list of nodes')
-    nodes = [parse_pairs(node, f'{name}: node {number}') for number, node in enumerate(listed, spec.num_inputs)]
-    check_nodes(nodes, spec.num_inputs, self.known_operations, name)
-    for number, node in enumerate(nodes, spec.num_inputs):
-      if spec.kept is not None and len(node) != spec.kept:
-        raise ValueError(f'{name}: node {number} has {len(node)} pairs; {spec.kept} are needed')
-    outputs = parse_outputs(values['outputs'], f'{name}: outputs')
-    check_outputs(outputs, spec.num_inputs, len(nodes), f'{name}: outputs')
-    return spec.discrete(nodes, outputs)
+    cells = {
+      name: parse_listed(values['cells'][name], name, spec, self.known_operations) for name, spec in self.cells.items()
+    }
+    return self.genotype(cells)
 
 
 def _drawn(choices: Sequence[str], rng: np.random.Generator) -> str:

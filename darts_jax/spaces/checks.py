@@ -2,9 +2,13 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from darts_jax import limits
+
+if TYPE_CHECKING:
+  # Cells are made with these checks.
+  from darts_jax.spaces.cells import CellSpec
 
 #: `(operation, source)` of every edge, node by node.
 Pairs = tuple[tuple[str, int], ...]
@@ -116,6 +120,38 @@ def flattened(values: Any, kept: int, num_inputs: int, where: str) -> Any:
     if len(pairs) != kept:
       raise ValueError(f'{where}: node {node} has {len(pairs)} pairs; {kept} are needed')
   return [pair for node in values for pair in node]
+
+
+def listed(cell: 'CellSpec') -> dict[str, Any]:
+  """A discrete cell as JSON values: the pairs of each node, and the nodes that make up the output."""
+  nodes = [[[edge.operations[0], edge.source] for edge in edges] for edges in cell.nodes]
+  return {'nodes': nodes, 'outputs': list(cell.outputs)}
+
+
+def parse_listed(values: Any, name: str, spec: 'CellSpec', allowed: Sequence[str] | None) -> 'CellSpec':
+  """The discrete cell that `listed` wrote.
+
+  Args:
+    values: JSON values.
+    name: of the cell, which messages begin with.
+    spec: the searched cell; the number of nodes may be another.
+    allowed: names of operations; None for any.
+
+  Raises:
+    ValueError: the values are of the wrong form, or describe no such cell; one line.
+  """
+  check_fields(values, ('nodes', 'outputs'), f'the cell {name}')
+  found = values['nodes']
+  if not isinstance(found, list | tuple) or not found:
+    raise ValueError(f'{name}: {found!r} is not a list of nodes')
+  nodes = [parse_pairs(node, f'{name}: node {number}') for number, node in enumerate(found, spec.num_inputs)]
+  check_nodes(nodes, spec.num_inputs, allowed, name)
+  for number, node in enumerate(nodes, spec.num_inputs):
+    if spec.kept is not None and len(node) != spec.kept:
+      raise ValueError(f'{name}: node {number} has {len(node)} pairs; {spec.kept} are needed')
+  outputs = parse_outputs(values['outputs'], f'{name}: outputs')
+  check_outputs(outputs, spec.num_inputs, len(nodes), f'{name}: outputs')
+  return spec.discrete(nodes, outputs)
 
 
 def _is_index(value: Any) -> bool:

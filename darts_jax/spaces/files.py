@@ -45,20 +45,14 @@ def space_of(genotype: Genotype) -> CellSpace:
   return _named(genotype.space)
 
 
-def space_with(cell: str) -> CellSpace | None:
-  """The space that has a kind of cell of this name, with its default settings, if there is one."""
-  return next((space for space in map(_default, SPACES.values()) if cell in space.cells), None)
-
-
 def kind_of(genotype: Genotype) -> str:
   """An adjective for an architecture in messages, such as `convolutional`."""
   return space_of(genotype).kind or genotype.space
 
 
-def look_of(cell: str) -> Look:
-  """How a kind of cell is shown: as its space says, or plainly if there is none (see `space_with`)."""
-  space = space_with(cell)
-  return Look() if space is None else space.look
+def look_of(space: str) -> Look:
+  """How the cells of the space of this name are shown: as it says, or plainly if it is not among `SPACES`."""
+  return SPACES[space].look if space in SPACES else Look()
 
 
 def to_json(genotype: Genotype) -> Any:

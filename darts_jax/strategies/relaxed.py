@@ -87,6 +87,11 @@ class Relaxed(abc.ABC):
   name: ClassVar[str]
   draws: ClassVar[bool] = True
 
+  @property
+  def legend(self) -> str:
+    """Explains to readers of the report what edges are scored by and how they are decided; plain text."""
+    return ''
+
   def check(self, space: CellSpace) -> None:
     """Raises a ValueError, one line that begins with a field of the config, if the space cannot be searched."""
     del space
@@ -148,7 +153,10 @@ class Relaxed(abc.ABC):
     return Turn(memory)
 
   def scores(self, arch: Arch, space: CellSpace, memory: Memory) -> Scores:
-    """What `turn` would score edges by; none if there is nothing to decide."""
+    """What `turn` would score edges by; none if there is nothing to decide.
+
+    The report shows all of them, and beside a decision the one that is called `score`, or else the first.
+    """
     del arch, space, memory
     return {}
 

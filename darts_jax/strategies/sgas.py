@@ -58,6 +58,19 @@ class Sgas(Softmax):
   batch_growth: int = setting(8, at_least=0, at_most=limits.BATCH)
   decisions: int = setting(0, at_least=0, at_most=limits.EDGES)
 
+  @property
+  def legend(self) -> str:
+    """See `Relaxed`."""
+    criteria = ['importance (the weight of operations other than none)']
+    criteria.append('certainty (one minus the entropy of those weights, relative to uniform ones)')
+    if self.criterion == 2:
+      criteria.append('stability (their overlap with those of earlier epochs)')
+    return (
+      'At a decision, the undecided edge with the highest score, the product of'
+      f' {", ".join(criteria[:-1])} and {criteria[-1]}, each scaled to [0, 1] over the edges of the cell, is fixed to'
+      ' its best operation.'
+    )
+
   def check(self, space: CellSpace) -> None:
     """Raises a ValueError unless there is something to decide in every kind of cell."""
     for name, spec in space.cells.items():

@@ -11,6 +11,7 @@ import pytest
 from darts_jax import spaces
 from darts_jax.spaces import darts
 
+_LEGEND = 'The score is <made> up.'
 _HOSTILE = '</td></table><script>alert("1")</script><img src=http://example.com/x.png>&amp;'
 
 
@@ -56,7 +57,7 @@ def _metrics() -> list[dict]:
 
 
 def _alphas_of(architecture: spaces.Genotype, space: spaces.CellSpace, strength: float) -> dict[str, np.ndarray]:
-  """`[E, O]` raw α from which DARTS's rule derives the cells: their edges' operations stand out by `strength`."""
+  """`[E, O]` raw α in which the operations of the edges of an architecture stand out by `strength`."""
   alphas = {}
   for cell, spec in space.cells.items():
     rows = {(edge.source, target): row for row, (target, edge) in enumerate(spec.edges)}
@@ -64,6 +65,45 @@ def _alphas_of(architecture: spaces.Genotype, space: spaces.CellSpace, strength:
     for target, edge in architecture.cell(cell).edges:
       alphas[cell][rows[edge.source, target], spec.operations.index(edge.operations[0])] = strength
   return alphas
+
+
+def _written(
+  space: spaces.CellSpace, architectures: Sequence[spaces.Genotype], left: dict[str, np.ndarray], alphas: dict
+) -> dict[str, np.ndarray]:
+  """What `alphas.npz` of a search by DARTS or SGAS holds besides scores, with snapshots four steps apart.
+
+  `left` and α are `[T, E, O]` by kind of cell; mixing weights are the softmax of α over what is left.
+  """
+  arrays = {'step': 4 * np.arange(len(architectures)), 'epoch': np.arange(len(architectures))}
+  cells = {}
+  for name, spec in space.cells.items():
+    exponentials = np.where(left[name], np.exp(alphas[name]), 0)
+    total = exponentials.sum(axis=-1, keepdims=True)
+    arrays[f'mixing_{name}'] = exponentials / np.where(total == 0, 1, total)
+    arrays[f'left_{name}'] = left[name]
+    arrays[name] = np.where(left[name], alphas[name], -math.inf)
+    arrays[f'edges_{name}'] = np.array([(edge.source, target) for target, edge in spec.edges])
+    nodes = [[[edge.source, edge.operations] for edge in edges] for edges in spec.nodes]
+    fields = ('operations', 'num_inputs', 'outputs', 'output', 'kept')
+    cells[name] = {'nodes': nodes, **{field: getattr(spec, field) for field in fields}}
+    arrays['operations'] = np.array(spec.operations)
+  found = []
+  for architecture in architectures:
+    pairs = {
+      name: {
+        'nodes': [[[edge.operations[0], edge.source] for edge in edges] for edges in cell.nodes],
+        'outputs': cell.outputs,
+      }
+      for name, cell in architecture.cells
+    }
+    found.append(json.dumps(pairs))
+  return {
+    **arrays,
+    'topology': np.array(json.dumps({'space': space.name, 'legend': _LEGEND, 'cells': cells})),
+    'genotype': np.array([json.dumps(spaces.to_json(architecture)) for architecture in architectures]),
+    'cells': np.array(found),
+    'not_settled': np.array([''] * len(architectures)),
+  }
 
 
 @pytest.fixture(scope='session')
@@ -137,7 +177,7 @@ def deciding_search() -> tuple[dict[str, np.ndarray], list[tuple]]:
 
   What its `alphas.npz` holds, and in their order its decisions: snapshot, cell, edge, operation, score, edges removed.
   """
-  return _decide(spaces.Darts().cells['normal'], num_snapshots=18, first=2, every=2)
+  return _decide(spaces.Darts(), num_snapshots=18, first=2, every=2)
 
 
 @pytest.fixture
@@ -147,14 +187,16 @@ def deciding_search_folder(tmp_path, deciding_search) -> pathlib.Path:
   return tmp_path
 
 
-def _decide(spec: spaces.CellSpec, num_snapshots: int, first: int, every: int) -> tuple[dict[str, np.ndarray], list]:
+def _decide(space: spaces.CellSpace, num_snapshots: int, first: int, every: int) -> tuple[dict[str, np.ndarray], list]:
   """What `alphas.npz` of a search by criterion 2 [SGAS §3] holds whose α drift apart, and its decisions in order."""
   rng = np.random.default_rng(0)
+  spec = next(iter(space.cells.values()))
   real = [column for column, operation in enumerate(spec.operations) if operation != 'none']
   edges = [(edge.source, target) for target, edge in spec.edges]
-  arrays: dict[str, list[np.ndarray]] = {}
+  scores: dict[str, list[np.ndarray]] = {}
+  raw, left, found = ({cell: [] for cell in space.cells} for _ in range(3))
   told: list[tuple] = []
-  for cell in ('normal', 'reduce'):
+  for cell in space.cells:
     drift, past = rng.normal(size=(len(edges), len(spec.operations))), None
     fixed: dict[int, int] = {}
     undecided = set(range(len(edges)))
@@ -176,20 +218,21 @@ def _decide(spec: spaces.CellSpec, num_snapshots: int, first: int, every: int) -
         undecided -= set(gone)
         operation, removed = spec.operations[fixed[row]], tuple(edges[other] for other in gone)
         told.append((snapshot, cell, edges[row], operation, criteria['score'][row], removed))
-      left = np.zeros(alphas.shape, bool)
-      left[sorted(undecided)] = True
-      left[list(fixed), list(fixed.values())] = True
-      arrays.setdefault(cell, []).append(np.where(left, alphas, -math.inf))
+      there = np.zeros(alphas.shape, bool)
+      there[sorted(undecided)] = True
+      there[list(fixed), list(fixed.values())] = True
+      raw[cell].append(alphas)
+      left[cell].append(there)
+      found[cell].append(
+        spaces.complete(weights, spec, {row: spec.operations[column] for row, column in fixed.items()})
+      )
       for name, values in criteria.items():
-        arrays.setdefault(f'{name}_{cell}', []).append(values)
-  steps = np.arange(num_snapshots)
-  constants = {
-    'operations': np.array(spec.operations),
-    'edges_normal': np.array(edges),
-    'edges_reduce': np.array(edges),
-  }
-  series = {name: np.stack(values) for name, values in arrays.items()}
-  return {'step': 4 * steps, 'epoch': steps, **constants, **series}, sorted(told, key=lambda decision: decision[0])
+        scores.setdefault(f'{name}_{cell}', []).append(values)
+  architectures = [space.genotype({cell: found[cell][i] for cell in space.cells}) for i in range(num_snapshots)]
+  arrays = _written(space, architectures, *({cell: np.stack(each[cell]) for cell in each} for each in (left, raw)))
+  series = {name: np.stack(values) for name, values in scores.items()}
+  names = np.array(['importance', 'certainty', 'stability', 'score'])
+  return {**arrays, **series, 'scores': names}, sorted(told, key=lambda decision: decision[0])
 
 
 def _save_deciding_search(folder: pathlib.Path, arrays: dict[str, np.ndarray], told: list[tuple]) -> None:
@@ -214,13 +257,6 @@ def _save_alphas(folder: pathlib.Path, space: spaces.CellSpace, names: Sequence[
   """Writes `alphas.npz` with a snapshot for each of the published architectures, four steps apart."""
   published = spaces.published()
   snapshots = [_alphas_of(published[name], space, 1.0 + i) for i, name in enumerate(names)]
-  spec = next(iter(space.cells.values()))
-  edges = np.array([(edge.source, target) for target, edge in spec.edges])
-  np.savez(
-    folder / 'alphas.npz',
-    step=4 * np.arange(len(names)),
-    epoch=np.arange(len(names)),
-    operations=np.array(spec.operations),
-    **{cell: np.stack([snapshot[cell] for snapshot in snapshots]) for cell in snapshots[0]},
-    **{f'edges_{cell}': edges for cell in snapshots[0]},
-  )
+  alphas = {cell: np.stack([snapshot[cell] for snapshot in snapshots]) for cell in space.cells}
+  left = {cell: np.ones(values.shape, bool) for cell, values in alphas.items()}
+  np.savez(folder / 'alphas.npz', **_written(space, [published[name] for name in names], left, alphas))

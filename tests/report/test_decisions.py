@@ -16,7 +16,7 @@ _CRITERIA = ('importance', 'certainty', 'stability')
 
 def _draw(folder, cell: str) -> Figure:
   run = workdir.read(folder)
-  return decisions.draw_scores(run.alphas, cell, run.times(run.alphas.steps), run.time_unit)
+  return decisions.draw_scores(run.history, cell, spaces.Darts.look, run.times(run.history.steps), run.time_unit)
 
 
 def _made(deciding_search, cell: str) -> list[tuple]:
@@ -37,7 +37,7 @@ def test_scores_are_shown_up_to_the_decision(deciding_search_folder, deciding_se
     until |= dict.fromkeys([row, *removed], snapshot)
   assert sorted(until) == list(range(14))
   axes = _draw(deciding_search_folder, cell).axes
-  titles = ['Score', 'Edge importance', 'Selection certainty', 'Selection stability']
+  titles = ['Score', 'Importance', 'Certainty', 'Stability']
   assert [shown.get_title(loc='left') for shown in axes] == titles
   for name, shown in zip(('score', *_CRITERIA), axes, strict=True):
     image, values = shown.images[0].get_array(), deciding_search[0][f'{name}_{cell}']
@@ -97,7 +97,7 @@ def parse(parse_page):
     run = workdir.read(folder)
     if whole:
       return parse_page(page.render(run))
-    return parse_page(decisions.section(run) + decisions.along_the_way(run, run.alphas, run.genotype))
+    return parse_page(decisions.section(run) + decisions.along_the_way(run, run.history, run.genotype))
 
   return parse
 
@@ -115,8 +115,7 @@ def test_the_page_of_a_search_that_decides(deciding_search_folder, deciding_sear
   # Epochs are counted as snapshots: one was taken before the first.
   expected = ' '.join(_row(*decision) for decision in deciding_search[1])
   assert table.startswith(f'{expected} Cells along the way')
-  assert 'the product of importance' in parsed.text
-  assert 'and stability (' in parsed.text
+  assert 'or removal (hatched). The score is <made> up.' in parsed.text
   assert (
     parsed.text.index('Mixing weights over time') < parsed.text.index('Decisions') < parsed.text.index('Cells along')
   )
@@ -159,7 +158,7 @@ def test_the_last_decision_is_shown_if_the_architecture_is_another(deciding_sear
 def test_a_cell_that_was_complete_before_the_other_is_not_drawn_again(deciding_search_folder, deciding_search, parse):
   arrays = dict(deciding_search[0])
   # As if the reduction cell were decided whole in the third snapshot.
-  arrays['reduce'] = arrays['reduce'][[0, 0] + [16] * 16]
+  arrays['left_reduce'] = arrays['left_reduce'][[0, 0] + [16] * 16]
   np.savez(deciding_search_folder / 'alphas.npz', **arrays)
   assert parse(deciding_search_folder).text.count('The same as at the top.') == 4
 
@@ -167,47 +166,57 @@ def test_a_cell_that_was_complete_before_the_other_is_not_drawn_again(deciding_s
 def _cut(folder, deciding_search, count: int, *left_out: str) -> None:
   """Leaves the first snapshots, without some of the scores."""
   arrays = {
-    name: values if name == 'operations' or name.startswith('edges') else values[:count]
+    name: values if name in ('operations', 'topology', 'scores') or name.startswith('edges') else values[:count]
     for name, values in deciding_search[0].items()
     if name.partition('_')[0] not in left_out
   }
-  np.savez(folder / 'alphas.npz', **arrays)
+  names = [name for name in arrays.pop('scores') if name not in left_out]
+  np.savez(folder / 'alphas.npz', **arrays, **({'scores': np.array(names)} if names else {}))
 
 
 def test_before_the_first_decision(deciding_search_folder, deciding_search, parse):
   _cut(deciding_search_folder, deciding_search, 2)
-  parsed = parse(deciding_search_folder)
-  assert 'No edge has been decided yet.' in parsed.text
-  assert 'There are too few decisions yet.' in parsed.text
+  text = parse(deciding_search_folder, whole=True).text
+  assert 'No edge has been decided yet.' in text
+  assert 'There are too few snapshots yet.' in text
 
 
-def test_of_criterion_1_there_is_no_stability(deciding_search_folder, deciding_search, parse):
+def test_only_the_scores_that_there_are_are_shown(deciding_search_folder, deciding_search, parse):
   _cut(deciding_search_folder, deciding_search, 18, 'stability')
   titles = [axes.get_title(loc='left') for axes in _draw(deciding_search_folder, 'normal').axes]
-  assert titles == ['Score', 'Edge importance', 'Selection certainty']
-  text = parse(deciding_search_folder).text
-  assert 'and certainty (' in text
-  assert 'tability' not in text
+  assert titles == ['Score', 'Importance', 'Certainty']
+  assert 'tability' not in parse(deciding_search_folder).text
+
+
+def test_scores_of_any_name_are_shown(deciding_search_folder, deciding_search, parse):
+  """The first of five is the one that decisions go by; the others stand in rows of three."""
+  arrays = {name: values for name, values in deciding_search[0].items() if name != 'scores'}
+  names = ['strength_of_edges', 'a', 'b', 'c', 'd']
+  made = {name: np.random.default_rng(i).uniform(size=(18, 14)) for i, name in enumerate(names)}
+  made['a'][5] = np.nan
+  scores = {f'{name}_{cell}': values for name, values in made.items() for cell in ('normal', 'reduce')}
+  np.savez(deciding_search_folder / 'alphas.npz', **arrays, **scores, scores=np.array(names))
+  main, *others = figure = _draw(deciding_search_folder, 'normal').axes
+  assert [axes.get_title(loc='left') for axes in figure] == ['Strength of edges', 'A', 'B', 'C', 'D']
+  assert np.ma.getmaskarray(others[0].images[0].get_array())[:, 5].all()
+  boxes = [axes.get_position() for axes in figure]
+  assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+  assert all(box.y0 > 0 and box.x1 <= 1 for box in boxes)
+  assert len({round(box.y0, 6) for box in boxes[1:]}) == 2
+  snapshot, row, *_ = _made(deciding_search, 'normal')[0]
+  assert main.images[0].get_array()[row, snapshot] == made['strength_of_edges'][snapshot, row]
+  assert f' {made["strength_of_edges"][snapshot, row]:.3f} ' in parse(deciding_search_folder).text
 
 
 def test_decisions_are_shown_without_scores(deciding_search_folder, deciding_search, parse):
   _cut(deciding_search_folder, deciding_search, 18, 'score', *_CRITERIA)
   (axes,) = _draw(deciding_search_folder, 'normal').axes
-  assert len(axes.texts) == 8
+  assert (axes.get_title(loc='left'), len(axes.texts)) == ('Decisions', 8)
   assert np.ma.getmaskarray(axes.images[0].get_array()).all()
   text = parse(deciding_search_folder).text
-  assert 'the product of' not in text
   _, cell, edge, operation, *_ = deciding_search[1][-1]
   assert cell == 'reduce'
   assert f'Reduction cell {("cₖ₋₂", "cₖ₋₁")[edge[0]]} → {edge[1] - 2} {operation} – –' in text
-
-
-def test_operations_that_are_unknown_leave_the_rest_of_the_page(deciding_search_folder, deciding_search, parse):
-  operations = np.array(['none', *(f'operation_{i}' for i in range(7))])
-  np.savez(deciding_search_folder / 'alphas.npz', **{**deciding_search[0], 'operations': operations})
-  text = parse(deciding_search_folder, whole=True).text
-  assert 'No cell can be drawn: ' in text
-  assert 'Use this architecture' in text
 
 
 def test_a_search_that_does_not_decide_has_no_such_section(search_folder, tmp_path_factory):
@@ -225,16 +234,14 @@ def test_maps_of_mixing_weights_have_the_scale_of_undecided_edges(deciding_searc
 
   monkeypatch.setattr(figures, 'mixing_weights', spy)
   page.render(workdir.read(deciding_search_folder))
-  alphas = np.stack([deciding_search[0][cell] for cell in ('normal', 'reduce')])
-  undecided = alphas[np.isfinite(alphas).all(axis=-1)]
-  largest = (np.exp(undecided).max(axis=-1) / np.exp(undecided).sum(axis=-1)).max()
+  mixing = np.stack([deciding_search[0][f'mixing_{cell}'] for cell in ('normal', 'reduce')])
+  left = np.stack([deciding_search[0][f'left_{cell}'] for cell in ('normal', 'reduce')]).sum(axis=-1)
+  largest = mixing[left > 1].max()
   assert largest < 0.8
-  for values, (weights, scale) in zip(alphas, shown, strict=True):
-    # The same quotient of exponentials, up to rounding.
-    assert scale == pytest.approx(largest, rel=1e-12)
-    gone = np.isneginf(values).all(axis=-1)
-    np.testing.assert_array_equal(np.isnan(weights), np.broadcast_to(gone[..., None], weights.shape))
-    assert (weights[np.isfinite(values).sum(axis=-1) == 1].max(axis=-1) == 1).all()
+  for values, count, (weights, scale) in zip(mixing, left, shown, strict=True):
+    assert scale == largest
+    np.testing.assert_array_equal(weights, np.where(count[..., None], values, np.nan))
+    assert (weights[count == 1].max(axis=-1) == 1).all()
 
 
 def test_decided_edges_change_no_more(deciding_search_folder):
@@ -246,15 +253,3 @@ def test_decided_edges_change_no_more(deciding_search_folder):
   assert (changes <= 16 - 2 * ((times - 1) // 2)).all()
   assert changes[-1] == 0
   assert changes[0] > 0
-
-
-def test_of_many_snapshots_some_are_derived(deciding_search_folder, monkeypatch, parse_page):
-  run = workdir.read(deciding_search_folder)
-  changes = curves._changes(run)
-  assert 'spread evenly' not in parse_page(page._optimisation(run)).text
-  monkeypatch.setattr(curves, 'MAX_DERIVED', 4)
-  assert 'one snapshot of α to the next, of 4 that are spread evenly.' in parse_page(page._optimisation(run)).text
-  some = curves._changes(run)
-  assert some.times.tolist() == [6, 11, 17]
-  # At least what is different at the end was changed on the way.
-  assert some.values.sum() <= changes.values.sum()

@@ -154,7 +154,9 @@ def test_decided_edges_are_no_collapse_and_hide_none():
 def test_alphas_that_are_not_finite_are_told():
   weights = np.full((2, 1, 2), 0.5)
   weights[1, 0, 0] = math.nan
-  assert diagnostics.warnings([], None, {'normal': weights}, [0, 1], 2) == ['α of the normal cell is not finite.']
+  assert diagnostics.warnings([], None, {'normal': weights}, [0, 1], 2) == [
+    'Mixing weights of the normal cell are not finite.'
+  ]
 
 
 @pytest.mark.parametrize(('train', 'valid', 'warned'), [(0.99, 0.75, False), (0.99, 0.73, True), (0.5, 0.9, False)])

@@ -98,7 +98,7 @@ def test_a_search_that_does_not_train_alpha(search_folder, write):
   (search_folder / 'metrics.jsonl').unlink()
   parsed, _ = write(search_folder)
   assert parsed.tags.count('svg') == 2
-  assert 'alphas.npz is not there (yet). Searches that do not train α' in parsed.text
+  assert 'Mixing weights over time alphas.npz is not there (yet).' in parsed.text
 
 
 def test_a_search_that_has_just_begun(search_folder, write):
@@ -106,27 +106,27 @@ def test_a_search_that_has_just_begun(search_folder, write):
   lines = (search_folder / 'metrics.jsonl').read_text().splitlines()
   (search_folder / 'metrics.jsonl').write_text('\n'.join(lines[:3]) + lines[3][:25])
   with np.load(search_folder / 'alphas.npz') as file:
-    first = {name: file[name][:1] if name in ('step', 'epoch', 'normal', 'reduce') else file[name] for name in file}
+    first = {name: file[name][:1] if len(file[name].shape) and len(file[name]) == 4 else file[name] for name in file}
   np.savez(search_folder / 'alphas.npz', **first)
   parsed, _ = write(search_folder)
-  assert 'Derived from α after step 0.' in parsed.text
-  assert 'There are too few snapshots of α yet.' in parsed.text
+  assert 'As in alphas.npz , after step 0.' in parsed.text
+  assert 'There are too few snapshots yet.' in parsed.text
   assert 'Single batches; the first epoch has not ended.' in parsed.text
   (copied,) = [json.loads(t) for t in parsed.texts if t.startswith('{') and '"normal"' in t]
   derived = spaces.from_json(copied)
   assert set(derived.cell('normal').edges) == set(spaces.published()['PDARTS'].cell('normal').edges)
 
 
-def test_alphas_that_are_not_finite_leave_the_rest_of_the_page(search_folder, write):
+def test_weights_that_are_not_finite_leave_the_rest_of_the_page(search_folder, write):
   (search_folder / 'genotype.json').unlink()
   (search_folder / 'metrics.jsonl').unlink()
   with np.load(search_folder / 'alphas.npz') as file:
     arrays = dict(file)
-  arrays['normal'][-1, 3, 2] = np.nan
+  arrays['mixing_normal'][-1, 3, 2] = np.nan
   np.savez(search_folder / 'alphas.npz', **arrays)
   parsed, _ = write(search_folder)
-  assert 'No architecture can be derived from the latest α' in parsed.text
-  assert 'α of the normal cell is not finite.' in parsed.text
+  assert 'Mixing weights of the normal cell are not finite.' in parsed.text
+  assert parsed.tags.count('svg') == 2 + 1 + 2 + 2
 
 
 def test_a_recurrent_search(recurrent_search_folder, write):
@@ -156,7 +156,7 @@ def test_a_recurrent_search_without_its_genotype_or_config(recurrent_search_fold
   (recurrent_search_folder / 'genotype.json').unlink()
   (recurrent_search_folder / 'config.json').unlink()
   parsed, _ = write(recurrent_search_folder)
-  assert 'Derived from α after step 12.' in parsed.text
+  assert 'As in alphas.npz , after step 12.' in parsed.text
   (copied,) = [json.loads(t) for t in parsed.texts if t.startswith('{') and '"recurrent"' in t]
   assert spaces.from_json(copied) == spaces.published()['RNN_DARTS_V2']
 

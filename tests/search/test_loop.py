@@ -316,7 +316,7 @@ def test_history_that_no_checkpoint_has_begins_anew_and_says_so(finished_search)
   for _ in range(2):
     assert search.run(CONFIG, finished_search).finished
     found = workdirs.read(finished_search)
-    assert found.alphas.steps.tolist() == [33]
+    assert found.history.steps.tolist() == [33]
     assert [event['event'] for event in found.events].count('incomplete_log') == 1
     assert (finished_search / 'genotype.json').read_bytes() == genotype
 
@@ -349,5 +349,5 @@ def test_search_that_diverges_stops(tmp_path, in_process, batch_size, last_good,
   assert (found.events[-1]['event'], found.events[-1]['message']) == ('non_finite', message)
   assert [record['epoch'] for record in found.epochs] == [0]
   assert math.isfinite(found.epochs[0]['valid_loss'])
-  assert found.alphas.steps.tolist() == [0, last_good]
+  assert found.history.steps.tolist() == [0, last_good]
   assert message in (tmp_path / 'report.html').read_text()
