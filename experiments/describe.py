@@ -1,10 +1,11 @@
 """Says what a network costs: parameters, multiply-adds, part by part; draws its cells.
 
 python -m experiments.describe --genotype=NAME|PATH [--channels=N --layers=N --classes=N --image_size=N
-  --image_channels=N --imagenet --auxiliary] [--width=N --vocabulary=N] [--json] [--draw=FILE.svg|png|pdf|dot]
+  --image_channels=N --imagenet --auxiliary] [--width=N --vocabulary=N] [--table=DIR] [--json]
+  [--draw=FILE.svg|png|pdf|dot]
 
 Of a convolutional architecture it describes an image classifier, of a recurrent one a language model, whose sizes are
-`--width` and `--vocabulary`.
+`--width` and `--vocabulary`. Of a cell of NAS-Bench-201 it can say how accurate its network is, by the table in DIR.
 """
 
 import pathlib
@@ -19,6 +20,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from darts_jax import limits, spaces
 from darts_jax.nets import cost
 from darts_jax.nets.conv import Network, check_image_size
@@ -27,11 +30,14 @@ from darts_jax.runtime.durable import write_whole
 from darts_jax.runtime.files import user_path
 from darts_jax.runtime.terminal import show
 from darts_jax.spaces import Genotype
+from darts_jax.spaces.nasbench201 import NasBench201
+from darts_jax.spaces.nasbench201_table import DATASETS, Accuracies, Table
 from experiments.entry import GENOTYPE_HELP, Flag, launch_flags, require, whole_number
 
 USAGE = (
   'usage: python -m experiments.describe --genotype=NAME|PATH [--channels=N --layers=N --classes=N --image_size=N'
-  ' --image_channels=N --imagenet --auxiliary] [--width=N --vocabulary=N] [--json] [--draw=FILE.svg|png|pdf|dot]'
+  ' --image_channels=N --imagenet --auxiliary] [--width=N --vocabulary=N] [--table=DIR] [--json]'
+  ' [--draw=FILE.svg|png|pdf|dot]'
 )
 #: Channels, cells, classes, pixels a side, colours: the sizes of the published evaluations [DARTS §3.2, §3.3].
 _CIFAR, _IMAGENET = (36, 20, 10, 32, 3), (48, 14, 1000, 224, 3)
@@ -65,6 +71,7 @@ FLAGS = (
   Flag('auxiliary', False, 'Count the auxiliary head, too.'),
   Flag('width', None, f'Width of a language model, of embedding and states; {_PTB["width"]} by default.'),
   Flag('vocabulary', None, f'Words of a language model; {_PTB["vocabulary"]} by default.'),
+  Flag('table', None, 'Folder with the table of NAS-Bench-201; says the accuracies and ranks of one of its cells.'),
   Flag('json', False, 'Print JSON.'),
   Flag('draw', None, f'Draw the cells to a file: {", ".join(_DRAWINGS)}.'),
 )
@@ -87,9 +94,15 @@ def run(genotype: str | None, draw: str | None, **others: Any) -> int:
     allowed = ', '.join(f'--{flag}' for flag in of_classifiers)
     _refuse(tuple(_PTB), others, f'{name} is a convolutional architecture; it has {allowed}')
     imagenet, auxiliary = others['imagenet'], others['auxiliary']
-    numbers = _numbers(others, dict(zip(_FIELDS, _IMAGENET if imagenet else _CIFAR, strict=True)))
-    described = describe(found, auxiliary=auxiliary, imagenet=imagenet, **numbers)
+    usual = dict(zip(_FIELDS, _IMAGENET if imagenet else _CIFAR, strict=True))
+    network = {'stem_multiplier': 3, **spaces.space_of(found).defaults.get('network', {})}
+    numbers = _numbers(others, {name: network.get(name, value) for name, value in usual.items()})
+    stem_multiplier = network['stem_multiplier']
+    described = describe(found, auxiliary=auxiliary, imagenet=imagenet, stem_multiplier=stem_multiplier, **numbers)
     text = _as_text(described)
+  if others['table'] is not None:
+    described['benchmark'] = _accuracies(found, others['table'], name)
+    text = f'{text}\n\n{_accuracies_as_text(described["benchmark"])}'
   if drawing_path is not None:
     _draw(found, drawing_path)
   show(json.dumps(described, indent=2) if others['json'] else f'{text}\n\n{spaces.to_text(found)}')
@@ -106,6 +119,7 @@ def describe(
   image_channels: int,
   imagenet: bool,
   auxiliary: bool,
+  stem_multiplier: int = 3,
 ) -> dict[str, Any]:
   """What a network costs, as JSON values."""
   stem = 'imagenet' if imagenet else 'cifar'
@@ -125,6 +139,7 @@ def describe(
     auxiliary,
     # The published network for ImageNet leaves this BN out.
     auxiliary_norm=not imagenet,
+    stem_multiplier=stem_multiplier,
   )
   parts = cost.parts_of(net, image_size, image_size, image_channels)
   head = sum(part.weights for part in parts if part.name == 'auxiliary')
@@ -160,6 +175,27 @@ def describe_language_model(genotype: Genotype, *, width: int, vocabulary: int) 
     'genotype': spaces.to_json(genotype),
     'parts': [part._asdict() for part in parts],
   }
+
+
+def _accuracies(genotype: Genotype, folder: str, name: str) -> dict[str, dict[str, float]]:
+  """By dataset of the table, the accuracies of an architecture and its rank by the test accuracy after 200 epochs."""
+  if genotype.space != NasBench201.name:
+    raise ValueError(f'--table: not allowed; {name} is a {spaces.kind_of(genotype)} architecture')
+  table, space = Table.read(folder, '--table'), NasBench201()
+  best = table.values[:, :, Accuracies._fields.index('test_200')]
+  found: dict[str, dict[str, float]] = {}
+  for column, dataset in enumerate(DATASETS):
+    own = table.accuracies(genotype, dataset)
+    found[dataset] = {**own._asdict(), 'rank': 1 + int(np.sum(best[:, column] > best[space.index(genotype), column]))}
+  return found
+
+
+def _accuracies_as_text(found: Mapping[str, Mapping[str, float]]) -> str:
+  rows: list[Sequence[str]] = [('', 'validation, 12 epochs', 'test, 12 epochs', 'test, 200 epochs', 'rank of 15,625')]
+  for dataset, values in found.items():
+    accuracies = (f'{100 * values[name]:.2f} %' for name in Accuracies._fields)
+    rows.append((dataset, *accuracies, f'{values["rank"]:,}'))
+  return '\n'.join(['in NAS-Bench-201:', *_table(rows, 1)])
 
 
 def _refuse(names: Sequence[str], given: Mapping[str, Any], why: str) -> None:

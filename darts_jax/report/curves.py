@@ -57,6 +57,20 @@ def learning(run: Run) -> Iterator[Panel]:
       yield Panel(f'curve-{metric}', title, figure)
 
 
+def benchmark(run: Run) -> Iterator[Panel]:
+  """How accurate the architectures along the way are in a benchmark, where the search was told."""
+  lines = _lines(
+    run,
+    run.epochs,
+    ('true_accuracy', style.BLUE, 'returned'),
+    ('true_optimum', style.GREEN, 'optimum'),
+    ('true_mean', style.AMBER, 'mean of random cells'),
+  )
+  if lines:
+    figure = figures.chart(lines, run.time_unit, _LARGE, percent=True)
+    yield Panel('benchmark', 'Test accuracy of the architecture in the benchmark', figure)
+
+
 def optimisation(run: Run) -> Iterator[Panel]:
   """Small multiples of what tells whether the optimisation of weights and α goes well."""
   lines: list[Line] = []

@@ -34,6 +34,7 @@ def render(run: Run) -> str:
       sections.warnings(warnings),
       sections.architecture(genotype, origin),
       sections.learning_curves(run),
+      sections.benchmark(run),
       _optimisation(run),
       _mixing(run, genotype, times),
       decisions.section(run),

@@ -10,7 +10,7 @@ import numpy as np
 from darts_jax.report import curves, drawing, html
 from darts_jax.report.curves import Panel
 from darts_jax.report.history import kept_edges
-from darts_jax.report.workdir import Run, series
+from darts_jax.report.workdir import Run, last, series
 from darts_jax.spaces import Genotype, look_of
 
 #: By status of a run (see `Run`), what a reader is told.
@@ -92,6 +92,21 @@ def learning_curves(run: Run) -> str:
   )
   lead += ' Crosses: not finite.' if curves.has_non_finite(run) else ''
   return html.section(title, f'<div class="grid wide">{panels(charts)}</div>', lead)
+
+
+def benchmark(run: Run) -> str:
+  """How good the architectures along the way are in a benchmark; empty for a search that was not told."""
+  charts = list(curves.benchmark(run))
+  if not charts:
+    return ''
+  lead = (
+    'The accuracy of the architecture that the search would have returned after every epoch, as a table of trainings'
+    ' from scratch has it; the search itself does not read the table.'
+  )
+  accuracy, rank = (last(run.epochs, f'true_{name}') for name in ('accuracy', 'rank'))
+  if accuracy is not None and rank is not None:
+    lead += f' In the end it is {100 * accuracy:.2f} %, rank {rank:,.0f}.'
+  return html.section('In the benchmark', f'<div class="grid wide">{panels(charts)}</div>', lead)
 
 
 def throughput(run: Run) -> str:

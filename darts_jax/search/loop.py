@@ -180,6 +180,8 @@ def _open(settings: Search) -> tuple[Searcher, Any, Any]:
   mesh = make_mesh(seeds=settings.mesh.seed)
   check_batch(settings.batch_size, mesh)
   task = settings.task
+  # Before anything is written.
+  settings.space.judge(task.source)
   found = task.load()
   seeds = range(settings.seed, settings.seed + settings.mesh.seed)
   halves = [task.halves(found, settings, seed) for seed in seeds]
@@ -216,6 +218,7 @@ class _Loop(Loop[SearchState]):
     # The epoch that the supernet, as it is now, was first trained in.
     self._since = 0
     self._turned: list[Turn] = []
+    self._judge = settings.space.judge(settings.task.source)
     self._histories: list[records.AlphaHistory] = []
     self._run: Any = None
     self._evaluate: Any = None
@@ -263,7 +266,15 @@ class _Loop(Loop[SearchState]):
     self._evaluate = self._evaluate or self.compile(step, 'evaluation', self._searcher.evaluate, state, self._data)
     found = self._each(processes.fetch(self._evaluate(state, self._data)))
     metrics = self._joined([self._searcher.learner.metrics(each) for each in found])
-    return {f'valid_{name}': value for name, value in metrics.items()}
+    return {f'valid_{name}': value for name, value in metrics.items()} | self._judged(state, step)
+
+  def _judged(self, state: SearchState, step: int) -> dict[str, Any]:
+    """What is known without a training of the architectures that the searches would return after an epoch."""
+    if self._judge is None:
+      return {}
+    epoch = self.plan.epoch_ends.index(step)
+    found = [self.searched.turn(alphas, epoch)[0].read(alphas) for alphas in self.alphas(state)]
+    return self._joined([self._judge(each) for each in found])
 
   def alphas(self, state: SearchState) -> list[dict[str, np.ndarray]]:
     """Those of each search, on the host."""

@@ -11,7 +11,7 @@ Sources: [DARTS] arXiv 1806.09055, [SGAS] arXiv 1912.00195.
 import abc
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -238,6 +238,20 @@ class CellSpace(Space[Genotype]):
     """
     names = tuple(self.cells)
     return thirds(num_layers, names[0], names[-1])
+
+  def judge(self, dataset: str) -> Callable[[Genotype], Mapping[str, float]] | None:
+    """A function from an architecture to what is known of it without training it; None by default.
+
+    A search logs what it says of the architecture that it would return after every epoch.
+
+    Args:
+      dataset: `config.data.name`.
+
+    Raises:
+      ValueError: what the settings name cannot be read; one line that begins with `config.space`.
+    """
+    del dataset
+    return None
 
   def genotype(self, cells: Mapping[str, CellSpec]) -> Genotype:
     """The architecture of these discrete cells."""
