@@ -13,6 +13,7 @@ from jax import lax
 from darts_jax.nets.bilinear import as_channels, in_plain
 from darts_jax.nets.channels import spread, weighted_sums
 from darts_jax.nets.layers import WHOLE_BATCH, Affine, BatchNorm, NormGroups, evaluate
+from darts_jax.nets.mixed import Weights, weights_of
 from darts_jax.nets.operations import FactorizedReduce, Operations, ReluConv
 from darts_jax.runtime.materialise import materialise
 from darts_jax.spaces import CellSpec, Mixing
@@ -106,11 +107,14 @@ class Cell(nn.Module):
     """
     spec, num_inputs = self.spec, self.spec.num_inputs
     states = self._prepare(inputs, train)
-    weights = None if mixing is None else _by_operation(mixing, spec)
+    mixed = None if mixing is None else weights_of(mixing, spec)
+    weights = None if mixed is None else _by_operation(mixed, spec)
     arriving: list[list[Array]] = [[] for _ in spec.nodes]
     for source in range(num_inputs + len(spec.nodes)):
       if source >= num_inputs:
-        states.append(self._merged(arriving[source - num_inputs], source - num_inputs, states[0]))
+        node = source - num_inputs
+        constant = None if mixed is None else mixed.constant_of(spec.rows[node])
+        states.append(self._merged(arriving[node], node, states[0], constant))
       groups = operation_groups(spec, source)
       stride = self.stride if source < num_inputs else 1
       settings: dict[str, Any] = {'smooth': self.smooth, 'groups': self.groups, 'tracked': self.tracked}
@@ -156,21 +160,26 @@ class Cell(nn.Module):
     normalise = BatchNorm(self.discrete, self.groups, self.tracked, name='preprocess_bn')
     return [materialise(x[0]) for x in evaluate(normalise.fold(*[x[None] for x in projected], train=train))]
 
-  def _merged(self, messages: Sequence[Array], node: int, first: Array) -> Array:
+  def _merged(self, messages: Sequence[Array], node: int, first: Array, constant: Array | None) -> Array:
     """The state of an intermediate node; zeros where nothing but `none` arrives."""
-    if not messages:
+    if messages:
+      total = functools.reduce(jnp.add, messages)
+    else:
       number, height, width, _ = first.shape
-      return jnp.zeros((number, -(-height // self.stride), -(-width // self.stride), self.channels), first.dtype)
-    total = functools.reduce(jnp.add, messages)
+      total = jnp.zeros((number, -(-height // self.stride), -(-width // self.stride), self.channels), first.dtype)
+    if constant is not None:
+      total = total + constant.astype(total.dtype)
+    elif not messages:
+      return total
     return materialise(total / len(self.spec.nodes[node]) if self.spec.merge == 'mean' else total)
 
 
-def _by_operation(mixing: Mixing | Array, spec: CellSpec) -> dict[tuple[int, str], Array]:
-  """Of mixing weights, those of every operation that leaves a node, `[M]` for the edges that have it."""
-  operations, edges = mixing if isinstance(mixing, Mixing) else (mixing, None)
-  if edges is not None:
+def _by_operation(weights: Weights, spec: CellSpec) -> dict[tuple[int, str], Array]:
+  """The weights of every operation that leaves a node, `[M]` for the edges that have it."""
+  operations = weights.operations
+  if weights.edges is not None:
     # The sum of an edge times its weight, but of vectors and not of images.
-    operations = operations * edges[:, None]
+    operations = operations * weights.edges[:, None]
   places = {
     (source, operation): [len(spec.operations) * edge + spec.operations.index(operation) for edge, _ in members]
     for source in range(spec.num_inputs + len(spec.nodes))

@@ -16,7 +16,7 @@ from darts_jax.data.batches import Evaluation, Examples, epoch_indices, evaluate
 from darts_jax.data.images import Images, digest, split
 from darts_jax.nets.conv import Supernet, check_statistics
 from darts_jax.nets.layers import NormGroups, init_variables, running_average
-from darts_jax.nets.owners import left, owners
+from darts_jax.nets.owners import flagged, left, owners
 from darts_jax.runtime.packed import Packed
 from darts_jax.search.searched import Searched
 from darts_jax.search.searcher import FIRST_PURPOSE, Searcher
@@ -87,7 +87,12 @@ class ImageLoss:
     accuracy = jnp.mean(jnp.argmax(logits, -1) == batch.labels, dtype=loss.dtype)
     moments = Packed.pack(updated['moments'])
     assert moments.treedef == statistics.treedef, 'moments are to lie where the running statistics are'
-    return loss, Seen(loss, {'accuracy': accuracy}, running_average(statistics.vector, moments.vector), ())
+    after = running_average(statistics.vector, moments.vector)
+    computed = flagged(self.net, statistics.tree, {name: each.computed for name, each in mixing.items()})
+    if computed is not None:
+      after = jnp.where(computed, after, statistics.vector)
+    active = flagged(self.net, weights, {name: each.active for name, each in mixing.items()})
+    return loss, Seen(loss, {'accuracy': accuracy}, after, (), active)
 
 
 class ImageSearcher(Searcher[Search, Halves]):

@@ -71,7 +71,7 @@ class Searcher(abc.ABC, Generic[AnySettings, Data]):
     check_steps(settings.epochs, epoch_ends[-1])
     self.timing = Timing.from_settings(settings, epoch_ends)
     self.settings, self.mesh, self.epoch_ends = settings, mesh, epoch_ends
-    self.searched = searched.over(epoch_ends[-1])
+    self.searched = searched.over(epoch_ends)
     self._optimizers = Optimizers.from_settings(settings, epoch_ends)
     self._estimator = settings.hypergradient.estimator()
     if self._estimator.passes and not self.timing.always and not self.timing.updates(epoch_ends[-1]):

@@ -45,12 +45,14 @@ class Seen(NamedTuple):
     metrics: `[]` each, more to be logged.
     statistics: running BN statistics after the batch, as one vector.
     carried: what the next batch of the same half begins with.
+    active: `[P]` bool, the weights that an update moves, as mixing weights say; None for all.
   """
 
   loss: Array
   metrics: dict[str, Array]
   statistics: Array
   carried: PyTree
+  active: Array | None = None
 
 
 class Objective(Protocol):
@@ -212,7 +214,7 @@ def search_step(
 
   def follow_update(carry: Carry, found: Found) -> Carry:
     gradient, seen = found.gradients.weights, found.seen
-    now = optimizers.move_weights(carry.rest.state, gradient)
+    now = optimizers.move_weights(carry.rest.state, gradient, seen.active)
     now = now.replace(statistics=now.statistics.replace(seen.statistics))
     number, memory = carry.number + 1, carry.memory
     if weights_first:

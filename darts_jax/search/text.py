@@ -121,7 +121,7 @@ def cell_weights(mixing: Mapping[str, Mixing]) -> Array:
   """`[E, O]`: the weight of every operation of the one cell in the sum of a node."""
   [cell] = mixing.values()
   weights: Array = cell.operations if cell.edges is None else cell.edges[:, None] * cell.operations
-  return weights
+  return weights if cell.computed is None else jnp.where(cell.computed, weights, 0)
 
 
 class TextSearcher(Searcher[RecurrentSearch, Halves]):

@@ -166,8 +166,8 @@ def prepared(module, whole, inputs):
   return states
 
 
-def cell(module, variables, inputs, mixing=None, *, train):
-  """A cell, one edge and one operation after the other."""
+def cell(module, variables, inputs, mixing=None, *, train, constants=None):
+  """A cell, one edge and one operation after the other; `constants[edge]` are added to every pixel of an edge."""
   whole = Variables(variables['params'], variables.get('batch_stats', {}), train)
   states = prepared(module, whole, inputs)
   edges = collections.defaultdict(collections.Counter)
@@ -179,6 +179,7 @@ def cell(module, variables, inputs, mixing=None, *, train):
     total = 0
     for edge in arriving:
       row = next(rows)
+      total = total + (0 if constants is None else constants[row])
       for name in edge.operations:
         if name != 'none':
           y = whole.inside(f'node{edge.source}').operation(

@@ -83,7 +83,7 @@ def test_pruned_operations_are_minus_infinity_and_scores_are_kept(tmp_path):
 
 @pytest.mark.parametrize('kind', [Darts, Sgas])
 def test_weights_and_entropies_that_are_shown_are_those_of_the_supernet(tmp_path, kind):
-  searched = Searched.start(kind(temperature=(4.0, 0.25)), SPACE, 22)
+  searched = Searched.start(kind(temperature=(4.0, 0.25)), SPACE, (22,))
   rng = np.random.default_rng(0)
   snapshots = {step: {name: rng.normal(size=(5, 3)).astype(np.float32) for name in SPECS} for step in (0, 11, 22)}
   for epoch, (step, values) in enumerate(snapshots.items()):
@@ -107,7 +107,7 @@ def test_a_line_of_the_log_has_the_entropies_at_the_temperature_of_its_step(tmp_
   space = spaces.Recurrent(1, ('none', 'tanh'))
   search = object.__new__(loop._Loop)
   search.folders = [tmp_path]
-  search.searched = Searched.start(Darts(temperature=(4.0, 1.0)), space, 22)
+  search.searched = Searched.start(Darts(temperature=(4.0, 1.0)), space, (22,))
   search._searcher = types.SimpleNamespace(summary=lambda means, sums: {})
   alphas = np.tile(np.float32([2 * np.log(3), 0]), (space.cells['recurrent'].num_edges, 1))
   state = types.SimpleNamespace(step=np.int32(11), alphas={'recurrent': alphas}, key=jax.random.key(0))

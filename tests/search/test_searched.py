@@ -80,7 +80,7 @@ def test_stages_are_all_epochs(lengths):
 
 
 def test_every_purpose_has_a_draw_of_its_own_and_the_same_in_every_pass():
-  searched = Searched.start(Drawn(), DartsSpace(1), 7)
+  searched = Searched.start(Drawn(), DartsSpace(1), (7,))
   alphas = searched.init(jax.random.key(0))
   mix = jax.jit(lambda purpose: searched.mix(alphas, 3, jax.random.key(1), purpose)['normal'].operations)
   found = [np.asarray(mix(jnp.int32(purpose))) for purpose in (WEIGHTS, ALPHAS, EVALUATE, WEIGHTS)]
