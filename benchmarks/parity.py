@@ -14,8 +14,9 @@ states `h…`, log-probabilities, losses and hypergradients.
 Files of the kind genotype_parse are lists of α with the genotype that belongs to each.
 Files of the kind sgas_decisions are lists of searches: α after every epoch, and what has been decided by then.
 Files of the kinds nb201_eval, nb201_search and nb201_params are about networks of NAS-Bench-201: discrete ones with
-logits, gradients and running statistics; a supernet; numbers of weights and multiply-adds. Differences up to 1e-12 are
-not counted there, since some gradients are nothing but rounding.
+logits, gradients and running statistics; a supernet; numbers of weights and multiply-adds. Files of the kind gdas are
+about draws of GDAS and their gradients on such a supernet. Differences up to 1e-12 are not counted there, since some
+gradients are nothing but rounding.
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks import nasbench201_parity
+from benchmarks import nasbench201_parity, strategies_parity
 from benchmarks.command import exit_code
 from darts_jax import spaces
 from darts_jax.data.batches import Examples
@@ -396,6 +397,8 @@ def compare(path: pathlib.Path) -> Iterator[tuple[str, float, float]]:
       yield from compare_recurrent_search(RecurrentFile(values))
     elif '0/logits_eval' in values:
       yield from nasbench201_parity.compare_networks(values)
+    elif '0/gumbel' in values:
+      yield from strategies_parity.compare_gdas(values)
     elif 'dalpha_train' in values:
       yield from nasbench201_parity.compare_supernet(values)
     elif 'alphas_normal' in values and 'meta' in values:

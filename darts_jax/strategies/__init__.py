@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from darts_jax.strategies.darts import Darts
+from darts_jax.strategies.gdas import Gdas
 from darts_jax.strategies.random_search import RandomSearch
 from darts_jax.strategies.regularized_evolution import RegularizedEvolution
 from darts_jax.strategies.relaxed import Relaxed
@@ -20,6 +21,7 @@ T = TypeVar('T')
 STRATEGIES: dict[str, type[Relaxed] | type[Sampled[Any]]] = {
   'darts': Darts,
   'sgas': Sgas,
+  'gdas': Gdas,
   'random_search': RandomSearch,
   'regularized_evolution': RegularizedEvolution,
 }
