@@ -24,6 +24,7 @@ from darts_jax.search.settings import Search
 from darts_jax.search.state import Halves, SearchState
 from darts_jax.search.step import Seen
 from darts_jax.spaces import Mixing
+from darts_jax.strategies.relaxed import Stage
 
 Array = jax.Array
 PyTree = Any
@@ -52,8 +53,12 @@ def divide(images: Images, settings: Search, seed: int) -> Halves:
 
 def batch_sizes(settings: Search, searched: Searched) -> list[int]:
   """The examples of a batch in every epoch."""
-  stages = searched.plan(settings.epochs)
-  return [settings.batch_size + stage.batch_growth for stage in stages for _ in range(stage.epochs)]
+  return [settings.batch_size + stage.batch_growth for stage in stages(settings, searched)]
+
+
+def stages(settings: Search, searched: Searched) -> list[Stage]:
+  """The stage of every epoch."""
+  return [stage for stage in searched.plan(settings.epochs) for _ in range(stage.epochs)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +149,7 @@ class ImageSearcher(Searcher[Search, Halves]):
       settings.remat,
       groups=groups,
       stem=settings.network.stem,
+      channel_part=stages(settings, searched)[min(first_epoch, settings.epochs - 1)].channel_part,
     )
     self.objective = ImageLoss(self.net)
     self.image_shape = images.x_train.shape[1:]

@@ -373,7 +373,7 @@ class _Loop(Loop[SearchState]):
       return ['the genotype is that of α as they were drawn; config.hypergradient is none, so they stay'] * len(
         self.folders
       )
-    moves = [history.last_epoch(self.searched.space.cells) for history in self._histories] or [None] * len(self.folders)
+    moves = [history.last_epoch(self.searched.parameters) for history in self._histories] or [None] * len(self.folders)
     found = [None if move is None else self.searched.doubts(*move) for move in moves]
     return [None if doubts is None else doubts.message for doubts in found]
 

@@ -21,9 +21,9 @@ FILE = 'alphas.npz'
 class AlphaHistory:
   """α over the search, in `alphas.npz`: `step` and `epoch` `[T]`, and `[T, E, O]` for every kind of cell.
 
-  α of pruned operations are −∞. If the strategy has scores, there are `[T, E]` for every score and kind of cell,
-  `importance_normal` for one, as they were before what was decided at that time. `temperature` `[T]`, unless it is 1
-  throughout, is what the supernet divides α by from that time on.
+  α of pruned operations are −∞. Further architecture parameters have names of their own. If the strategy has scores,
+  there are `[T, E]` for every score and kind of cell, `importance_normal` for one, as they were before what was decided
+  at that time. `temperature` `[T]`, unless it is 1 throughout, is what the supernet divides α by from that time on.
   """
 
   def __init__(self, workdir: pathlib.Path, searched: Searched, resume_step: int | None) -> None:
@@ -63,12 +63,13 @@ class AlphaHistory:
     Args:
       step: taken so far.
       epoch: done so far.
-      alphas: `[E, O]` for every kind of cell.
+      alphas: `[E, O]` for every kind of cell, and further architecture parameters by other names.
       searched: the strategy of the next step; tells what has been pruned.
       scores: of the epoch that has ended.
     """
-    left = {name: _left(searched.space.cells[name], searched.cells[name]) for name in alphas}
-    marked = {name: np.where(left[name], value, -np.inf).astype(value.dtype) for name, value in alphas.items()}
+    marked = dict(alphas)
+    for name, spec in searched.space.cells.items():
+      marked[name] = np.where(_left(spec, searched.cells[name]), alphas[name], -np.inf).astype(alphas[name].dtype)
     named = {f'{name}_{cell}': values for name, cells in scores.items() for cell, values in cells.items()}
     for name, value in {'step': step, 'epoch': epoch, **marked, **named}.items():
       self._series.setdefault(name, []).append(value)
@@ -84,11 +85,11 @@ class AlphaHistory:
     np.savez(content, allow_pickle=False, **arrays)
     write_whole(self._path, content.getvalue(), sync=False)
 
-  def last_epoch(self, specs: Collection[str]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]] | None:
-    """α of the kinds of cells before and after the last epoch that was done; None before there is one."""
+  def last_epoch(self, names: Collection[str]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]] | None:
+    """Architecture parameters before and after the last epoch that was done; None before there is one."""
     if len(self._series['step']) < 2:
       return None
-    before, after = ({name: np.asarray(self._series[name][i]) for name in specs} for i in (-2, -1))
+    before, after = ({name: np.asarray(self._series[name][i]) for name in names} for i in (-2, -1))
     return before, after
 
 

@@ -213,6 +213,12 @@ class Search(Settings):
       space = self.network.space()
     except ValueError as error:
       raise ValueError(f'config.network.{error}') from error
+    for part in {stage.channel_part for stage in self.strategy.plan(space, self.epochs)} - {1}:
+      if self.network.channels % (2 * part):
+        raise ValueError(
+          f'config.network.channels: {self.network.channels} is not allowed; it has to be a multiple of {2 * part},'
+          f' since edges compute one in {part} channels (config.strategy.channel_part)'
+        )
     if self.mesh.seed > 1 and (self.strategy.start() is not None or len(self.strategy.plan(space, self.epochs)) > 1):
       raise ValueError(
         f'config.mesh.seed: {self.mesh.seed} is not allowed; with {self.strategy.name} it has to be 1, since supernets'
@@ -277,6 +283,11 @@ class RecurrentSearch(Settings):
         raise ValueError(
           f'config.strategy.batch_growth: {stage.batch_growth} is not allowed; it has to be 0 on text, where hidden'
           ' states go from one batch to the next'
+        )
+      if stage.channel_part > 1:
+        raise ValueError(
+          f'config.strategy.channel_part: {stage.channel_part} is not allowed; it has to be 1 on text, where states'
+          ' have no channels that could be shuffled'
         )
     if self.mesh.seed > 1:
       raise ValueError(

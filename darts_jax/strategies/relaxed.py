@@ -70,10 +70,12 @@ class Stage(NamedTuple):
   Attributes:
     epochs: how many there are in it.
     batch_growth: by how many examples its batches are larger than `config.batch_size`.
+    channel_part: K, if edges of convolutional cells compute one in K channels [PC-DARTS §3.2]; 1 for all.
   """
 
   epochs: int
   batch_growth: int = 0
+  channel_part: int = 1
 
 
 class Turn(NamedTuple):

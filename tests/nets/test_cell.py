@@ -235,3 +235,24 @@ def test_a_constant_stands_for_operations_that_are_not_computed(plain, weighted)
 def test_mixing_weights_that_do_not_fit_a_cell_are_named(wrong):
   with pytest.raises(AssertionError, match=f'mixing weights of a cell with {SMALL.num_edges} edges and 8 operations'):
     weights_of(wrong, SMALL)
+
+
+@pytest.mark.parametrize('weighted', [False, True])
+@pytest.mark.parametrize(
+  ('kind', 'stride', 'train'), [('darts', 2, True), ('darts', 1, False), ('nasbench201', 1, True)]
+)
+@pytest.mark.usefixtures('x64')
+def test_a_part_of_the_channels_is_computed_and_the_others_pass(plain, kind, stride, train, weighted):
+  """They are shuffled afterwards, and have the weight of their edge."""
+  spec = SMALL if kind == 'darts' else NasBench201().cells['cell']
+  larger = (True, False) if kind == 'darts' else (False,)
+  cell = Cell(spec, 8, stride, larger, discrete=False, channel_part=4)
+  rng = np.random.default_rng(2)
+  inputs = draw_inputs(cell, (3, 4)) if kind == 'darts' else [rng.normal(size=(2, 3, 4, 8))]
+  operations = rng.uniform(size=(spec.num_edges, len(spec.operations)))
+  edges = rng.uniform(size=spec.num_edges) if weighted else None
+  variables = plain.draw(lambda: cell.init(jax.random.key(0), inputs, operations, train=False))
+  expected = plain.cell(cell, variables, inputs, operations, train=train, edges_mixing=edges)
+  found = apply(cell, inputs, Mixing(operations, edges), variables, train=train)
+  assert found.shape == expected.shape
+  np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())

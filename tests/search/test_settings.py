@@ -114,7 +114,7 @@ def test_errors_name_the_field_the_value_and_what_is_allowed(config, message):
     ({'seed': 2**32}, 'config.seed: 4294967296 is not allowed'),
     (
       {'strategy': 'sgs'},
-      "config.strategy.name: 'sgs' is not known; did you mean 'sgas'? allowed are darts, sgas, gdas",
+      "config.strategy.name: 'sgs' is not known; did you mean 'sgas'? allowed are darts, sgas, gdas, pc_darts",
     ),
     ({'data': {'name': 'cifar'}}, "config.data.name: 'cifar' is not known; did you mean 'cifar10'?"),
     ({'data': {'validation_fraction': 1.0}}, 'config.data.validation_fraction: 1.0 is not allowed'),
