@@ -123,7 +123,8 @@ class Optimizers:
       state: before it.
       gradient: of the weights, `[P]`.
       active: `[P]` bool: the weights that move. Others stay as they are, and so does what the optimiser keeps for each
-        of them: a gradient of zero would let them decay, and momentum would carry them on. None for all.
+        of them: a gradient of zero would let them decay, and momentum would carry them on. None for all. Virtual steps
+        move all, since with the same mixing weights no loss depends on what is not active.
     """
     vector, before = state.weights.vector, state.weights_optimizer
     updates, after = self.weights.update(gradient, before, vector)

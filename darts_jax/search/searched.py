@@ -67,7 +67,7 @@ class Searched:
     """The stages of so many epochs.
 
     Raises:
-      ValueError: the strategy's stages have another number of epochs.
+      ValueError: the strategy's stages have another number of epochs, or different parts of the channels.
     """
     stages = self.strategy.plan(self.space, epochs)
     planned = [stage.epochs for stage in stages]
@@ -75,6 +75,11 @@ class Searched:
       raise ValueError(
         f'config.strategy: the stages of {self.strategy.name} have {planned} epochs; they have to be {epochs} in all,'
         ' and one or more each'
+      )
+    parts = sorted({stage.channel_part for stage in stages})
+    if len(parts) > 1:
+      raise ValueError(
+        f'config.strategy: the stages of {self.strategy.name} have channel_part {parts}; it has to be the same in all'
       )
     return stages
 

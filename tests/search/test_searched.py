@@ -79,6 +79,15 @@ def test_stages_are_all_epochs(lengths):
     Searched.from_settings(settings).plan(5)
 
 
+def test_no_stage_has_another_part_of_the_channels(monkeypatch):
+  def plan(self, space, epochs):
+    return Stage(2, channel_part=4), Stage(3, channel_part=2)
+
+  monkeypatch.setattr(Drawn, 'plan', plan)
+  with pytest.raises(ValueError, match=r'^config.strategy: the stages of drawn have channel_part \[2, 4\]; it has to '):
+    Searched.start(Drawn(), DartsSpace(1)).plan(5)
+
+
 def test_every_purpose_has_a_draw_of_its_own_and_the_same_in_every_pass():
   searched = Searched.start(Drawn(), DartsSpace(1), (7,))
   alphas = searched.init(jax.random.key(0))
