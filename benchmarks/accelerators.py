@@ -41,7 +41,7 @@ FOLDER = pathlib.Path(sys.prefix) / 'accelerators'
 TPU = 'v5e'
 #: All configs with programs of their own; the others search or train like one of these.
 CONFIGS = (
-  *('cifar', 'cifar_sgas', 'digits', 'mnist', 'ptb', 'text', 'hypergradients'),
+  *('cifar', 'cifar_sgas', 'cifar_gdas', 'cifar_pc_darts', 'digits', 'mnist', 'ptb', 'text', 'hypergradients'),
   *('cifar_eval', 'digits_eval', 'imagenet_eval', 'ptb_eval', 'wikitext2_eval', 'text_eval'),
 )
 #: A network of images has at least one cell of each kind.

@@ -33,15 +33,18 @@ def error_beyond_rounding(ours: Any, theirs: Any) -> float:
   return 0.0 if beyond <= 0 else beyond / max(float(np.max(np.abs(theirs))), np.finfo(np.float64).tiny)
 
 
-def _images(values: Mapping[str, np.ndarray], name: str) -> jax.Array:
+def images_of(values: Mapping[str, np.ndarray], name: str) -> jax.Array:
+  """The images of a file, `[N, H, W, C]`."""
   return jnp.asarray(values[name].transpose(0, 2, 3, 1))
 
 
-def _group(values: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+def group(values: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+  """The arrays whose names have a prefix, without it."""
   return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
 
 
-def _compare_trees(name: str, ours: Any, theirs: Any) -> Iterator[Result]:
+def compare_trees(name: str, ours: Any, theirs: Any) -> Iterator[Result]:
+  """Yields the name, relative error and tolerance of every leaf."""
   expected = dict(jax.tree_util.tree_leaves_with_path(theirs))
   for path, leaf in jax.tree_util.tree_leaves_with_path(ours):
     place = '/'.join(key.key for key in path)
@@ -51,10 +54,10 @@ def _compare_trees(name: str, ours: Any, theirs: Any) -> Iterator[Result]:
 def compare_networks(values: Mapping[str, np.ndarray]) -> Iterator[Result]:
   """Yields the name, relative error and tolerance of the results of some discrete cells."""
   meta = parse_json(str(values['meta']).encode())
-  space, labels, images = NasBench201(), jnp.asarray(values['y']), _images(values, 'x')
+  space, labels, images = NasBench201(), jnp.asarray(values['y']), images_of(values, 'x')
   for i, arch in enumerate(meta['archs']):
-    results = _group(values, f'{i}/')
-    tensors = _group(results, 'w/')
+    results = group(values, f'{i}/')
+    tensors = group(results, 'w/')
     net = Network(
       space.from_json(arch).cells, space.plan(3 * meta['N']), meta['C'], meta['num_classes'], stem_multiplier=1
     )
@@ -78,8 +81,8 @@ def compare_networks(values: Mapping[str, np.ndarray]) -> Iterator[Result]:
       ('loss_train', loss),
     ):
       yield f'{i}/{name}', error_beyond_rounding(ours, results[name]), TOLERANCE
-    yield from _compare_trees(f'{i}/grad', gradient, convert(net, _group(results, 'grad/'), statistics=False)['params'])
-    yield from _compare_trees(f'{i}/after', after, convert(net, tensors | _group(results, 'after/'))['batch_stats'])
+    yield from compare_trees(f'{i}/grad', gradient, convert(net, group(results, 'grad/'), statistics=False)['params'])
+    yield from compare_trees(f'{i}/after', after, convert(net, tensors | group(results, 'after/'))['batch_stats'])
 
 
 def compare_supernet(values: Mapping[str, np.ndarray]) -> Iterator[Result]:
@@ -92,7 +95,7 @@ def compare_supernet(values: Mapping[str, np.ndarray]) -> Iterator[Result]:
     raise ValueError(f'meta: ops and edges are not {", ".join(OPERATIONS)} and {", ".join(edges)}')
   plan = space.plan(3 * meta['N'])
   net = Supernet(cells, plan, meta['C'], meta['num_classes'], stem_multiplier=1, tracked=False)
-  tensors = _group(values, 'w/')
+  tensors = group(values, 'w/')
   variables = convert(net, tensors)
 
   def logits_of(params: Any, alpha: Any, images: Any, train: bool) -> Any:
@@ -107,17 +110,17 @@ def compare_supernet(values: Mapping[str, np.ndarray]) -> Iterator[Result]:
   alpha = jnp.asarray(values['alpha'])
   compute = jax.jit(jax.value_and_grad(loss_of, (0, 1), has_aux=True))
   for half in ('train', 'valid'):
-    found = compute(variables['params'], alpha, _images(values, f'x_{half}'), jnp.asarray(values[f'y_{half}']))
+    found = compute(variables['params'], alpha, images_of(values, f'x_{half}'), jnp.asarray(values[f'y_{half}']))
     (loss, (logits, after)), (weights, alphas) = found
     for name, ours in (('logits', logits), ('loss', loss), ('dalpha', alphas)):
       yield f'{name}_{half}', error_beyond_rounding(ours, values[f'{name}_{half}']), TOLERANCE
     if half == 'train':
-      theirs = convert(net, _group(values, 'dw_train/'), statistics=False)
-      yield from _compare_trees('dw_train', weights, theirs['params'])
-      theirs = convert(net, tensors | _group(values, 'after_train/'))
-      yield from _compare_trees('after_train', after, theirs['batch_stats'])
+      theirs = convert(net, group(values, 'dw_train/'), statistics=False)
+      yield from compare_trees('dw_train', weights, theirs['params'])
+      theirs = convert(net, tensors | group(values, 'after_train/'))
+      yield from compare_trees('after_train', after, theirs['batch_stats'])
   evaluate = jax.jit(lambda images: logits_of(variables['params'], alpha, images, False)[0])
-  yield 'logits_eval', error_beyond_rounding(evaluate(_images(values, 'x_train')), values['logits_eval']), TOLERANCE
+  yield 'logits_eval', error_beyond_rounding(evaluate(images_of(values, 'x_train')), values['logits_eval']), TOLERANCE
 
 
 def compare_counts(file: Mapping[str, Any]) -> Iterator[Result]:

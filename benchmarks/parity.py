@@ -14,8 +14,10 @@ states `h…`, log-probabilities, losses and hypergradients.
 Files of the kind genotype_parse are lists of α with the genotype that belongs to each.
 Files of the kind sgas_decisions are lists of searches: α after every epoch, and what has been decided by then.
 Files of the kinds nb201_eval, nb201_search and nb201_params are about networks of NAS-Bench-201: discrete ones with
-logits, gradients and running statistics; a supernet; numbers of weights and multiply-adds. Differences up to 1e-12 are
-not counted there, since some gradients are nothing but rounding.
+logits, gradients and running statistics; a supernet; numbers of weights and multiply-adds. Files of the kind gdas are
+about draws of GDAS and their gradients on such a supernet, pc_darts about a supernet of PC-DARTS. Differences up to
+1e-12 are not counted in these, since some gradients are nothing but rounding. Files of the kind pc_darts_genotypes are
+lists of α and β with the genotype that belongs to each.
 """
 
 import dataclasses
@@ -30,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks import nasbench201_parity
+from benchmarks import nasbench201_parity, strategies_parity
 from benchmarks.command import exit_code
 from darts_jax import spaces
 from darts_jax.data.batches import Examples
@@ -382,6 +384,8 @@ def compare(path: pathlib.Path) -> Iterator[tuple[str, float, float]]:
     if cases is not None:
       if isinstance(cases, list) and cases and 'decision_freq' in cases[0]:
         yield from compare_decisions(cases)
+      elif isinstance(cases, list) and cases and 'betas_normal' in cases[0]:
+        yield from strategies_parity.compare_pc_darts_genotypes(cases)
       elif isinstance(cases, list) and cases and {'alphas', 'alphas_normal'} & set(cases[0]):
         yield from compare_genotypes(cases)
       elif isinstance(cases, dict) and 'rows' in cases:
@@ -397,6 +401,10 @@ def compare(path: pathlib.Path) -> Iterator[tuple[str, float, float]]:
       yield from compare_recurrent_search(RecurrentFile(values))
     elif '0/logits_eval' in values:
       yield from nasbench201_parity.compare_networks(values)
+    elif 'betas_normal' in values:
+      yield from strategies_parity.compare_pc_darts(values)
+    elif '0/gumbel' in values:
+      yield from strategies_parity.compare_gdas(values)
     elif 'dalpha_train' in values:
       yield from nasbench201_parity.compare_supernet(values)
     elif 'alphas_normal' in values and 'meta' in values:

@@ -384,17 +384,22 @@ def _read_cell(
       ]
       for operation, members in operation_groups(spec, source).items()
     }
-    own, own_stats = _read_operations(reader, names, reduction and source < spec.num_inputs, discrete)
+    own, own_stats = read_operations(reader, names, reduction and source < spec.num_inputs, discrete)
     for tree, part in ((params, own), (stats, own_stats)):
       if part:
         tree[f'node{source}'] = part
   return params, stats
 
 
-def _read_operations(
-  reader: Reader, names: Mapping[str, list[str]], strided: bool, discrete: bool
-) -> tuple[Tree, Tree]:
-  """What leaves a node, from the names of each operation's edges."""
+def read_operations(reader: Reader, names: Mapping[str, list[str]], strided: bool, discrete: bool) -> tuple[Tree, Tree]:
+  """The variables of what leaves a node.
+
+  Args:
+    reader: of the tensors.
+    names: for every operation its edges by their names in the reference.
+    strided: whether operations have stride 2.
+    discrete: whether they are those of a discrete network.
+  """
   twice, once = separable_filters(tuple((operation, len(edges)) for operation, edges in names.items()))
   params: Tree = {}
   stats: Tree = {}

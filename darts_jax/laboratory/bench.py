@@ -290,12 +290,14 @@ def compare(found: Gradient, reference: Gradient) -> dict[str, float | None]:
   error = float(np.linalg.norm(a - b)) / norms[1]
   if not norms[0]:
     return {'error': error, 'cosine': None, 'sign': None, 'rank': None}
-  ranks = [_kendall(*pair) for name in names for pair in zip(found[name], reference[name], strict=True)]
+  # A vector, such as the β of PC-DARTS, is one row.
+  rows = [[np.atleast_2d(each[name]) for each in (found, reference)] for name in names]
+  ranks = [_kendall(*pair) for both in rows for pair in zip(*both, strict=True)]
   return {
     'error': error,
     'cosine': float(a @ b) / (norms[0] * norms[1]),
     'sign': float(np.mean(np.sign(a) == np.sign(b))),
-    'rank': float(np.mean(ranks)) if found[names[0]].shape[1] > 1 else None,
+    'rank': float(np.mean(ranks)) if any(both[0].shape[1] > 1 for both in rows) else None,
   }
 
 

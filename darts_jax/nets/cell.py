@@ -11,9 +11,11 @@ import numpy as np
 from jax import lax
 
 from darts_jax.nets.bilinear import as_channels, in_plain
-from darts_jax.nets.channels import spread, weighted_sums
+from darts_jax.nets.channels import shuffle_channels, spread, weighted_sums
 from darts_jax.nets.layers import WHOLE_BATCH, Affine, BatchNorm, NormGroups, evaluate
+from darts_jax.nets.mixed import Weights, weights_of
 from darts_jax.nets.operations import FactorizedReduce, Operations, ReluConv
+from darts_jax.nets.pooling import halve, max_halve
 from darts_jax.runtime.materialise import materialise
 from darts_jax.spaces import CellSpec, Mixing
 
@@ -67,6 +69,9 @@ class Cell(nn.Module):
     smooth: whether the network is a smooth twin (see `Operations`).
     groups: the examples that share statistics of BN.
     tracked: whether BN has running statistics.
+    channel_part: K, if operations compute the first of K equal parts of the channels of a node, and the others reach
+      the sum of the edge as they are, maximum pooled if it has stride 2; the channels of every node are shuffled then
+      [PC-DARTS §3.2]. 1 for all channels.
   """
 
   spec: CellSpec
@@ -77,6 +82,7 @@ class Cell(nn.Module):
   smooth: bool = False
   groups: NormGroups = WHOLE_BATCH
   tracked: bool = True
+  channel_part: int = 1
 
   @nn.compact
   def __call__(
@@ -106,18 +112,26 @@ class Cell(nn.Module):
     """
     spec, num_inputs = self.spec, self.spec.num_inputs
     states = self._prepare(inputs, train)
-    weights = None if mixing is None else _by_operation(mixing, spec)
+    mixed = None if mixing is None else weights_of(mixing, spec)
+    weights = None if mixed is None else _by_operation(mixed, spec)
     arriving: list[list[Array]] = [[] for _ in spec.nodes]
+    part, passed = self.channels // self.channel_part, list[Array]()
     for source in range(num_inputs + len(spec.nodes)):
       if source >= num_inputs:
-        states.append(self._merged(arriving[source - num_inputs], source - num_inputs, states[0]))
+        node = source - num_inputs
+        states.append(self._merged(arriving[node], node, states[0], mixed, passed))
+      image = states[source]
+      if self.channel_part > 1:
+        image, rest = image[..., :part], image[..., part:]
+        halving = halve if self.smooth else max_halve
+        passed.append(halving(rest) if self.stride == 2 and source < num_inputs else materialise(rest))
       groups = operation_groups(spec, source)
       stride = self.stride if source < num_inputs else 1
       settings: dict[str, Any] = {'smooth': self.smooth, 'groups': self.groups, 'tracked': self.tracked}
       operate = node_operations(
         spec, source, stride=self.stride, discrete=self.discrete, **settings, name=f'node{source}'
       )
-      outputs = operate(states[source], train=train)
+      outputs = operate(image, train=train)
       by_members: dict[Members, list[str]] = {}
       for operation, members in groups.items():
         by_members.setdefault(members, []).append(operation)
@@ -125,7 +139,7 @@ class Cell(nn.Module):
         chosen = None if weights is None else [weights[source, operation] for operation in operations]
         images = [outputs[operation] for operation in operations]
         if as_channels():
-          messages = _messages_of_channels(images, chosen, edges=len(members), channels=self.channels, plain=in_plain())
+          messages = _messages_of_channels(images, chosen, edges=len(members), channels=part, plain=in_plain())
         else:
           messages = _messages(images, chosen, edges=len(members), plain=in_plain())
         for (edge, target), message in zip(members, messages, strict=True):
@@ -156,21 +170,51 @@ class Cell(nn.Module):
     normalise = BatchNorm(self.discrete, self.groups, self.tracked, name='preprocess_bn')
     return [materialise(x[0]) for x in evaluate(normalise.fold(*[x[None] for x in projected], train=train))]
 
-  def _merged(self, messages: Sequence[Array], node: int, first: Array) -> Array:
-    """The state of an intermediate node; zeros where nothing but `none` arrives."""
-    if not messages:
+  def _merged(
+    self, messages: Sequence[Array], node: int, first: Array, mixed: Weights | None, passed: Sequence[Array]
+  ) -> Array:
+    """The state of an intermediate node; zeros where nothing but `none` arrives.
+
+    Args:
+      messages: what arrives.
+      node: counted from the first intermediate one.
+      first: the first input.
+      mixed: the weights of the cell; none if it is discrete.
+      passed: of every earlier node the channels that no operation computes, if there are any.
+    """
+    rows = self.spec.rows[node]
+    constant = None if mixed is None else mixed.constant_of(rows)
+    if messages:
+      total = functools.reduce(jnp.add, messages)
+    else:
       number, height, width, _ = first.shape
-      return jnp.zeros((number, -(-height // self.stride), -(-width // self.stride), self.channels), first.dtype)
-    total = functools.reduce(jnp.add, messages)
+      channels = self.channels // self.channel_part
+      total = jnp.zeros((number, -(-height // self.stride), -(-width // self.stride), channels), first.dtype)
+    if constant is not None:
+      total = total + constant.astype(total.dtype)
+    if passed:
+      images = [passed[edge.source] for edge in self.spec.nodes[node]]
+      edges = None if mixed is None or mixed.edges is None else mixed.edges[np.array(rows, int)]
+      total = shuffle_channels(jnp.concatenate([total, _passed_on(images, edges)], axis=-1), self.channel_part)
+    elif constant is None and not messages:
+      return total
     return materialise(total / len(self.spec.nodes[node]) if self.spec.merge == 'mean' else total)
 
 
-def _by_operation(mixing: Mixing | Array, spec: CellSpec) -> dict[tuple[int, str], Array]:
-  """Of mixing weights, those of every operation that leaves a node, `[M]` for the edges that have it."""
-  operations, edges = mixing if isinstance(mixing, Mixing) else (mixing, None)
-  if edges is not None:
+def _passed_on(images: Sequence[Array], edges: Array | None) -> Array:
+  """The sum of images `[N, H, W, C]`, each times the weight of its edge, `[E]`; none for all the same."""
+  if edges is None:
+    return functools.reduce(jnp.add, images)
+  factors = jnp.broadcast_to(edges.astype(images[0].dtype)[:, None], (len(images), images[0].shape[-1]))
+  return weighted_sums(images, factors, tuple((i, 0) for i in range(len(images))))[0]
+
+
+def _by_operation(weights: Weights, spec: CellSpec) -> dict[tuple[int, str], Array]:
+  """The weights of every operation that leaves a node, `[M]` for the edges that have it."""
+  operations = weights.operations
+  if weights.edges is not None:
     # The sum of an edge times its weight, but of vectors and not of images.
-    operations = operations * edges[:, None]
+    operations = operations * weights.edges[:, None]
   places = {
     (source, operation): [len(spec.operations) * edge + spec.operations.index(operation) for edge, _ in members]
     for source in range(spec.num_inputs + len(spec.nodes))

@@ -72,6 +72,11 @@ def sum_pixels(images: Sequence[Array], shape: Shape) -> Array:
   return sum_pixels_p.bind(*images, shape=shape)[0]
 
 
+def shuffle_channels(x: Array, groups: int) -> Array:
+  """`[…, C]`: channels in the order 0, C/groups, 2·C/groups, …, 1, C/groups + 1, … [ShuffleNet §3.1]."""
+  return x.reshape(*x.shape[:-1], groups, -1).swapaxes(-1, -2).reshape(x.shape)
+
+
 def typical_pixels(images: Sequence[Array], shape: Shape) -> Array:
   """`[K, *shape]`: for every sum over pixels the median of three of these; a constant to derivatives.
 

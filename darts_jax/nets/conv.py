@@ -35,6 +35,7 @@ class Supernet(nn.Module):
     stem: see `Network`.
     tracked: whether BN in cells has running statistics; if not, those of the batch are used in evaluation, too. Stem,
       blocks and the last BN have them in any case.
+    channel_part: K, if edges compute one in K channels; see `Cell`.
   """
 
   cells: Cells
@@ -47,6 +48,7 @@ class Supernet(nn.Module):
   groups: NormGroups = WHOLE_BATCH
   stem: str = 'cifar'
   tracked: bool = True
+  channel_part: int = 1
 
   @nn.compact
   def __call__(self, images: Array, mixing: Mapping[str, Mixing | Array], *, train: bool) -> Array:
@@ -70,7 +72,8 @@ class Supernet(nn.Module):
     outputs = _stem(self, images, self.groups, train=train, smooth=self.smooth)
     compute_cell = nn.remat(compute) if self.remat else compute
     style: dict[str, Any] = {'smooth': self.smooth, 'groups': self.groups}
-    for kind, module, count in _layers(self, discrete=False, tracked=self.tracked, **style):
+    own: dict[str, Any] = {'tracked': self.tracked, 'channel_part': self.channel_part}
+    for kind, module, count in _layers(self, discrete=False, **own, **style):
       if isinstance(module, Cell):
         outputs.append(compute_cell(module, last_of(outputs, count), mixing[kind]))
       else:
@@ -295,6 +298,7 @@ def _layers(
   smooth: bool = False,
   groups: NormGroups = WHOLE_BATCH,
   tracked: bool = True,
+  channel_part: int = 1,
 ) -> Iterator[tuple[str, Cell | Residual, int]]:
   """The layers of the network that is being built: name of the cell or block, module, number of outputs it reads."""
   specs = dict(net.cells)
@@ -304,6 +308,7 @@ def _layers(
     channels = layer.channels * net.channels
     if layer.cell in specs:
       style: dict[str, Any] = {'discrete': discrete, 'smooth': smooth, 'groups': groups, 'tracked': tracked}
+      style['channel_part'] = channel_part
       cell = Cell(specs[layer.cell], channels, layer.stride, larger, **style, name=f'cell{index}')
       yield layer.cell, cell, len(larger)
     else:

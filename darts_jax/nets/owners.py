@@ -116,6 +116,24 @@ def owners(net: Supernet, variables: PyTree) -> Owners:
   return Owners(entries, tuple(places))
 
 
+def flagged(net: Supernet, variables: PyTree, flags: Mapping[str, Any]) -> Any | None:
+  """Which numbers of packed variables belong to operations that are flagged.
+
+  Args:
+    net: the supernet.
+    variables: see `owners`.
+    flags: by kind of cell `[E, O]` bool; None if all operations of the cell are flagged.
+
+  Returns:
+    See `Owners.flagged`; None if no kind of cell has flags.
+  """
+  if all(each is None for each in flags.values()):
+    return None
+  shapes = {name: (spec.num_edges, len(spec.operations)) for name, spec in net.cells}
+  whole = {name: np.ones(shape, bool) if flags[name] is None else flags[name] for name, shape in shapes.items()}
+  return owners(net, variables).flagged(whole)
+
+
 def left(before: CellSpec, after: CellSpec) -> np.ndarray:
   """Which operations of a searched cell a smaller one still has, `[E, O]` bool.
 

@@ -64,6 +64,15 @@ def halve(x: Array) -> Array:
   return total * jnp.asarray(1 / (rows[:, None, None] * columns[:, None]), x.dtype)
 
 
+def max_halve(x: Array) -> Array:
+  """2×2 maximum pooling, `[N, H, W, C]` → `[N, ⌈H/2⌉, ⌈W/2⌉, C]`; gradients go to the first of equal pixels."""
+  size = -(-x.shape[1] // 2), -(-x.shape[2] // 2)
+  padded = pad_images(x, (0, x.shape[1] % 2), (0, x.shape[2] % 2), fill=-jnp.inf)
+  pixels = [window(padded, (i, j), size, 2) for i in range(2) for j in range(2)]
+  # Not `jnp.maximum`, which gives half of the gradient to either of two equal numbers.
+  return materialise(functools.reduce(lambda a, b: jnp.where(b > a, b, a), pixels))
+
+
 def _counted(extent: int, stride: int) -> np.ndarray:
   """How many pixels of a row or column every window has."""
   return np.array([min(i + 2, extent) - max(i - 1, 0) for i in range(0, extent, stride)])

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,12 +119,27 @@ class Optimizers:
     updates, optimizer = self.alphas.update(gradient, state.alphas_optimizer, state.alphas)
     return state.replace(alphas=optax.apply_updates(state.alphas, updates), alphas_optimizer=optimizer)
 
-  def move_weights(self, state: SearchState, gradient: Array) -> SearchState:
-    """The state after an update of the weights, which ends a step; their gradient is one vector."""
-    vector = state.weights.vector
-    updates, after = self.weights.update(gradient, state.weights_optimizer, vector)
-    weights = state.weights.replace(optax.apply_updates(vector, updates))
-    return state.replace(step=state.step + 1, weights=weights, weights_optimizer=after)
+  def move_weights(self, state: SearchState, gradient: Array, active: Array | None = None) -> SearchState:
+    """The state after an update of the weights, which ends a step.
+
+    Args:
+      state: before it.
+      gradient: of the weights, `[P]`.
+      active: `[P]` bool: the weights that move. Others stay as they are, and so does what the optimiser keeps for each
+        of them: a gradient of zero would let them decay, and momentum would carry them on. None for all. Virtual steps
+        move all, since with the same mixing weights no loss depends on what is not active.
+    """
+    vector, before = state.weights.vector, state.weights_optimizer
+    updates, after = self.weights.update(gradient, before, vector)
+    moved = optax.apply_updates(vector, updates)
+    if active is not None:
+      chex.assert_equal_shape([active, vector])
+
+      def gated(new: Array, old: Array) -> Array:
+        return jnp.where(active, new, old) if new.shape == vector.shape else new
+
+      moved, after = jax.tree.map(gated, (moved, after), (vector, before))
+    return state.replace(step=state.step + 1, weights=state.weights.replace(moved), weights_optimizer=after)
 
   def inner_optimizer(self, state: PyTree) -> InnerOptimizer:
     """What a hypergradient unrolls, from a state of `weights`."""

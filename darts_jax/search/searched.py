@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, Self
 
 import jax
@@ -24,32 +25,32 @@ class Searched:
     strategy: its settings.
     space: the searched space.
     memory: what it has learnt.
-    steps: of the whole search.
+    ends: steps taken by the end of every epoch of the search.
   """
 
   strategy: Relaxed
   space: CellSpace
   memory: Memory
-  steps: int = 1
+  ends: tuple[int, ...] = (1,)
 
   @classmethod
-  def start(cls, strategy: Relaxed, space: CellSpace, steps: int = 1) -> Self:
+  def start(cls, strategy: Relaxed, space: CellSpace, ends: Sequence[int] = (1,)) -> Self:
     """A strategy before the first epoch.
 
     Raises:
       ValueError: it cannot search this space.
     """
     strategy.check(space)
-    return cls(strategy, space, strategy.start(), steps)
+    return cls(strategy, space, strategy.start(), tuple(ends))
 
   @classmethod
   def from_settings(cls, settings: Search) -> Self:
     """The strategy that the settings name, on the space that they have; raises a ValueError as `start`."""
     return cls.start(settings.strategy, settings.space)
 
-  def over(self, steps: int) -> Self:
-    """The same in a search of so many steps, which schedules are relative to."""
-    return dataclasses.replace(self, steps=steps)
+  def over(self, ends: Sequence[int]) -> Self:
+    """The same in a search whose epochs end after these steps, which schedules are relative to."""
+    return dataclasses.replace(self, ends=tuple(ends))
 
   def recall(self, memory: Memory) -> Self:
     """The same with what it had learnt when it had this memory."""
@@ -64,7 +65,7 @@ class Searched:
     """The stages of so many epochs.
 
     Raises:
-      ValueError: the strategy's stages have another number of epochs.
+      ValueError: the strategy's stages have another number of epochs, or different parts of the channels.
     """
     stages = self.strategy.plan(self.space, epochs)
     planned = [stage.epochs for stage in stages]
@@ -73,11 +74,21 @@ class Searched:
         f'config.strategy: the stages of {self.strategy.name} have {planned} epochs; they have to be {epochs} in all,'
         ' and one or more each'
       )
+    parts = sorted({stage.channel_part for stage in stages})
+    if len(parts) > 1:
+      raise ValueError(
+        f'config.strategy: the stages of {self.strategy.name} have channel_part {parts}; it has to be the same in all'
+      )
     return stages
 
   def init(self, key: Array) -> Arch:
     """The architecture parameters before the first step; consumes the key."""
     return self.strategy.init(self.space, key)
+
+  @functools.cached_property
+  def parameters(self) -> tuple[str, ...]:
+    """The names of the architecture parameters."""
+    return tuple(jax.eval_shape(self.init, jax.random.key(0)))
 
   def mix(self, arch: Arch, step: Any, key: Array, purpose: Any) -> dict[str, Mixing]:
     """Mixing weights of the supernet.
@@ -89,7 +100,7 @@ class Searched:
       purpose: `WEIGHTS`, `ALPHAS` or `EVALUATE`; may be traced.
     """
     own = jax.random.fold_in(key, purpose) if self.strategy.draws else None
-    return self.strategy.mix(arch, self.space, self.cells, Time(step, self.steps), own, purpose)
+    return self.strategy.mix(arch, self.space, self.cells, Time(step, self.ends), own, purpose)
 
   def look(self, arch: Arch, step: Any, key: Array) -> dict[str, Mixing]:
     """Mixing weights before a step, for what is no part of it; from the key of the run."""
@@ -97,7 +108,7 @@ class Searched:
 
   def temperature_at(self, step: int) -> float:
     """What architecture parameters are divided by, at a step, before their softmax; for logs and reports."""
-    return float(self.strategy.temperature_at(Time(step, self.steps)))
+    return float(self.strategy.temperature_at(Time(step, self.ends)))
 
   def project(self, before: Arch, after: Arch) -> Arch:
     """The architecture parameters after an update."""

@@ -18,7 +18,7 @@ from darts_jax.runtime.packed import Packed
 from darts_jax.runtime.steps import take_steps
 from darts_jax.search.optimizers import Optimizers
 from darts_jax.search.searched import Searched
-from darts_jax.search.settings import Search, batch_sizes
+from darts_jax.search.settings import Search
 from darts_jax.search.state import SearchState
 from darts_jax.search.step import search_step, watched
 from darts_jax.search.timing import Timing
@@ -74,7 +74,7 @@ class Searcher:
     check_steps(settings.epochs, epoch_ends[-1])
     self.timing = Timing.from_settings(settings, epoch_ends)
     self.settings, self.learner, self.mesh, self.epoch_ends = settings, learner, mesh, epoch_ends
-    self.searched = searched.over(epoch_ends[-1])
+    self.searched = searched.over(epoch_ends)
     self._optimizers = Optimizers.from_settings(settings, epoch_ends)
     self._estimator = settings.hypergradient.estimator()
     if self._estimator.passes and not self.timing.always and not self.timing.updates(epoch_ends[-1]):
@@ -238,5 +238,7 @@ class Searcher:
 
 def supernet_of(settings: Search, searched: Searched, first_epoch: int = 0) -> SupernetSpec:
   """The supernet of a stage of a search that begins with an epoch, counted from 0."""
-  sizes = batch_sizes(settings.batch_size, searched.plan(settings.epochs))
-  return SupernetSpec(searched.space, searched.cells, sizes, first_epoch)
+  stages = [stage for stage in searched.plan(settings.epochs) for _ in range(stage.epochs)]
+  sizes = [settings.batch_size + stage.batch_growth for stage in stages]
+  part = stages[min(first_epoch, settings.epochs - 1)].channel_part
+  return SupernetSpec(searched.space, searched.cells, sizes, first_epoch, part)

@@ -1,7 +1,7 @@
 """The settings of a search; defaults are the paper's CIFAR-10 search [DARTS §A.1]."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ from darts_jax.settings import build, build_from, check_seeds, items, kind_named
 from darts_jax.spaces import SPACES, CellSpace, Darts
 from darts_jax.strategies import RELAXED
 from darts_jax.strategies.darts import Darts as DartsStrategy
-from darts_jax.strategies.relaxed import Relaxed, Stage
+from darts_jax.strategies.relaxed import Relaxed
 from darts_jax.tasks import TASKS, ImageTask, Task
 
 #: Fields of earlier versions, and how they are called now.
@@ -168,8 +168,8 @@ class Search:
     if estimator.single_level and alphas.order != 'alphas_first':
       raise ValueError(f'config.alphas.order: {alphas.order!r} is not allowed; with {estimator.name} both move at once')
     check_seeds(self.seed, self.mesh.seed, 'searches', 'config.seed')
-    stages = self.stages
-    self.task.check(self.space, self, batch_sizes(self.batch_size, stages), self.mesh.seed)
+    stages = self.strategy.plan(self.space, self.epochs)
+    self.task.check(self.space, self, stages, self.mesh.seed)
     if self.mesh.seed > 1 and (self.strategy.start() is not None or len(stages) > 1):
       raise ValueError(
         f'config.mesh.seed: {self.mesh.seed} is not allowed; with {self.strategy.name} it has to be 1, since supernets'
@@ -196,21 +196,11 @@ class Search:
       fields['strategy'] = {**task.strategies[_name(given)], **own}
     return fields, defaults
 
-  @property
-  def stages(self) -> tuple[Stage, ...]:
-    """The stages of the strategy."""
-    return self.strategy.plan(self.space, self.epochs)
-
 
 def _name(group: Any) -> str:
   """The name that a group of a config has, or is; empty if there is none."""
   name = group.get('name') if hasattr(group, 'items') else group
   return name if isinstance(name, str) else ''
-
-
-def batch_sizes(usual: int, stages: Sequence[Stage]) -> list[int]:
-  """The examples of a batch in every epoch."""
-  return [usual + stage.batch_growth for stage in stages for _ in range(stage.epochs)]
 
 
 def check_alone(settings: Search, path: str = 'config') -> None:

@@ -176,7 +176,7 @@ def search_step(
 
   def follow_update(carry: Carry, found: Found) -> Carry:
     gradient, seen = found.gradients.weights, found.seen
-    now = optimizers.move_weights(carry.rest.state, gradient)
+    now = optimizers.move_weights(carry.rest.state, gradient, seen.active)
     now = now.replace(statistics=now.statistics.replace(seen.statistics))
     number, memory = carry.number + 1, carry.memory
     if weights_first:

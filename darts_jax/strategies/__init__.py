@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from darts_jax.strategies.darts import Darts
+from darts_jax.strategies.gdas import Gdas
+from darts_jax.strategies.pc_darts import PcDarts
 from darts_jax.strategies.random_search import RandomSearch
 from darts_jax.strategies.regularized_evolution import RegularizedEvolution
 from darts_jax.strategies.relaxed import Relaxed
@@ -20,6 +22,8 @@ T = TypeVar('T')
 STRATEGIES: dict[str, type[Relaxed] | type[Sampled[Any]]] = {
   'darts': Darts,
   'sgas': Sgas,
+  'gdas': Gdas,
+  'pc_darts': PcDarts,
   'random_search': RandomSearch,
   'regularized_evolution': RegularizedEvolution,
 }

@@ -3,11 +3,9 @@
 import dataclasses
 from typing import ClassVar
 
-import jax
-
 from darts_jax.spaces.cells import CellSpace, Genotype
 from darts_jax.spaces.doubts import Doubts, doubts
-from darts_jax.strategies.relaxation import Softmax, softmax
+from darts_jax.strategies.relaxation import Softmax, preferences
 from darts_jax.strategies.relaxed import Arch, Memory
 
 
@@ -20,13 +18,9 @@ class Darts(Softmax):
   def read(self, arch: Arch, space: CellSpace, memory: Memory) -> Genotype:
     """The strongest edges of every node with their best operations."""
     del memory
-    return space.strongest(_preferences(arch, space))
+    return space.strongest(preferences(arch, space))
 
   def doubts(self, before: Arch, after: Arch, space: CellSpace) -> Doubts:
     """What another epoch like the last one could change."""
-    found = _preferences(before, space), _preferences(after, space)
+    found = preferences(before, space), preferences(after, space)
     return doubts(*found, space.cells, keeps_none=space.keeps_none)
-
-
-def _preferences(arch: Arch, space: CellSpace) -> dict[str, jax.Array]:
-  return {name: softmax(arch[name], spec, spec) for name, spec in space.cells.items()}

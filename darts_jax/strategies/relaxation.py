@@ -46,6 +46,35 @@ def softmax(alphas: Array, spec: CellSpec, searched: CellSpec, temperature: Arra
   return jax.nn.softmax(alphas / temperature, axis=-1, where=allowed)
 
 
+def preferences(alphas: Mapping[str, Array], space: CellSpace) -> dict[str, Array]:
+  """The softmax of α over the operations of each edge of the searched cells, at a temperature of 1."""
+  return {name: softmax(alphas[name], spec, spec) for name, spec in space.cells.items()}
+
+
+def gumbel(key: Array, alphas: Mapping[str, Array]) -> dict[str, Array]:
+  """Independent draws from the standard Gumbel distribution, as many as there are α; consumes the key.
+
+  The largest of α + G belongs to an operation with the probability that a softmax of α gives it.
+  """
+  keys = jax.random.split(key, len(alphas))
+  pairs = zip(keys, sorted(alphas.items()), strict=True)
+  return {name: jax.random.gumbel(k, value.shape, value.dtype) for k, (name, value) in pairs}
+
+
+def straight_through(weights: Array) -> tuple[Array, Array]:
+  """The largest of the weights of every edge as 1, the others as 0, with the derivatives of the weights.
+
+  Args:
+    weights: `[E, O]`.
+
+  Returns:
+    The same shape, and `[E, O]` bool: which of them are 1. Of equal weights it is the first.
+  """
+  chosen = jax.nn.one_hot(jnp.argmax(weights, axis=1), weights.shape[1], dtype=bool)
+  # The difference is exactly zero, so that it rounds nothing.
+  return chosen.astype(weights.dtype) + (weights - jax.lax.stop_gradient(weights)), chosen
+
+
 def rows_of(spec: CellSpec, searched: CellSpec) -> np.ndarray:
   """`[E]` rows that the edges of a cell have in a cell of which it is a part."""
   rows = {(target, edge.source): row for row, (target, edge) in enumerate(searched.edges)}

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from darts_jax.spaces.cells import CellSpace, CellSpec, Genotype
@@ -40,11 +41,27 @@ class Time(NamedTuple):
 
   Attributes:
     step: `[]` steps taken; may be traced.
-    steps: of the whole search.
+    ends: steps taken by the end of every epoch of the search.
   """
 
   step: Any
-  steps: int
+  ends: tuple[int, ...]
+
+  @property
+  def steps(self) -> int:
+    """Steps of the whole search."""
+    return self.ends[-1]
+
+  @property
+  def epochs(self) -> int:
+    """Epochs of the whole search."""
+    return len(self.ends)
+
+  @property
+  def epoch(self) -> Array:
+    """`[]` int32: the epoch of the step, counted from 0; of the last step's end, the last epoch."""
+    done = jnp.sum(jnp.asarray(self.step) >= np.array(self.ends), dtype=jnp.int32)
+    return jnp.minimum(done, self.epochs - 1)
 
 
 class Stage(NamedTuple):
@@ -53,10 +70,12 @@ class Stage(NamedTuple):
   Attributes:
     epochs: how many there are in it.
     batch_growth: by how many examples its batches are larger than `config.batch_size`.
+    channel_part: K, if edges of convolutional cells compute one in K channels [PC-DARTS §3.2]; 1 for all.
   """
 
   epochs: int
   batch_growth: int = 0
+  channel_part: int = 1
 
 
 class Turn(NamedTuple):

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from darts_jax.runtime.packed import Packed
 from darts_jax.spaces import CellSpace, CellSpec, Mixing
+from darts_jax.strategies.relaxed import Stage
 
 Array = jax.Array
 PyTree = Any
@@ -45,12 +46,14 @@ class Seen(NamedTuple):
     metrics: `[]` each, more to be logged.
     statistics: running BN statistics after the batch, as one vector.
     carried: what the next batch of the same half begins with.
+    active: `[P]` bool, the weights that an update moves, as mixing weights say; None for all.
   """
 
   loss: Array
   metrics: dict[str, Array]
   statistics: Array
   carried: PyTree
+  active: Array | None = None
 
 
 class Objective(Protocol):
@@ -123,12 +126,14 @@ class SupernetSpec(NamedTuple):
     cells: the cells it has now, those of the space or a part of them.
     batch_sizes: the examples of a batch in every epoch.
     first_epoch: the first epoch in which it is trained, counted from 0.
+    channel_part: edges compute one in so many channels (see `darts_jax.nets.conv.Supernet`).
   """
 
   space: CellSpace
   cells: Mapping[str, CellSpec]
   batch_sizes: Sequence[int]
   first_epoch: int = 0
+  channel_part: int = 1
 
 
 class Learner(abc.ABC):
@@ -206,19 +211,19 @@ class Task(abc.ABC, Generic[Data]):
   defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})
   strategies: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
 
-  def check(self, space: CellSpace, conditions: Conditions, batch_sizes: Sequence[int], seeds: int) -> None:
+  def check(self, space: CellSpace, conditions: Conditions, stages: Sequence[Stage], seeds: int) -> None:
     """Checks what can be without the data.
 
     Args:
       space: the searched space.
       conditions: of the search.
-      batch_sizes: the examples of a batch in every epoch.
+      stages: of the strategy.
       seeds: number of searches side by side.
 
     Raises:
       ValueError: the task cannot be learnt in such a search; one line that names a field of the config.
     """
-    del space, conditions, batch_sizes, seeds
+    del space, conditions, stages, seeds
 
   @property
   @abc.abstractmethod

@@ -19,11 +19,12 @@ from darts_jax.data.settings import Augment, Source
 from darts_jax.nets.conv import Supernet, check_statistics
 from darts_jax.nets.layers import NormGroups, init_variables, running_average
 from darts_jax.nets.operations import NAMES
-from darts_jax.nets.owners import left, owners
+from darts_jax.nets.owners import flagged, left, owners
 from darts_jax.runtime.mesh import Shards
 from darts_jax.runtime.packed import Packed
 from darts_jax.settings import setting
 from darts_jax.spaces import CellSpace, Mixing
+from darts_jax.strategies.relaxed import Stage
 from darts_jax.tasks.base import FIRST_PURPOSE, Conditions, Halves, Learner, Moment, Seen, SupernetSpec, Task
 
 Array = jax.Array
@@ -78,9 +79,15 @@ class ImageTask(Task[Images]):
   augment: Augment = setting(Augment())
   network: Network = setting(Network())
 
-  def check(self, space: CellSpace, conditions: Conditions, batch_sizes: Sequence[int], seeds: int) -> None:
+  def check(self, space: CellSpace, conditions: Conditions, stages: Sequence[Stage], seeds: int) -> None:
     """See `Task`."""
-    del conditions, batch_sizes, seeds
+    del conditions, seeds
+    for part in {stage.channel_part for stage in stages} - {1}:
+      if self.network.channels % (2 * part):
+        raise ValueError(
+          f'config.network.channels: {self.network.channels} is not allowed; it has to be a multiple of {2 * part},'
+          f' since edges compute one in {part} channels (config.strategy.channel_part)'
+        )
     try:
       space.plan(self.network.layers)
     except ValueError as error:
@@ -164,7 +171,12 @@ class ImageLoss:
     accuracy = jnp.mean(jnp.argmax(logits, -1) == batch.labels, dtype=loss.dtype)
     moments = Packed.pack(updated['moments'])
     assert moments.treedef == statistics.treedef, 'moments are to lie where the running statistics are'
-    return loss, Seen(loss, {'accuracy': accuracy}, running_average(statistics.vector, moments.vector), ())
+    after = running_average(statistics.vector, moments.vector)
+    computed = flagged(self.net, statistics.tree, {name: each.computed for name, each in mixing.items()})
+    if computed is not None:
+      after = jnp.where(computed, after, statistics.vector)
+    active = flagged(self.net, weights, {name: each.active for name, each in mixing.items()})
+    return loss, Seen(loss, {'accuracy': accuracy}, after, (), active)
 
 
 class ImageLearner(Learner):
@@ -211,6 +223,7 @@ class ImageLearner(Learner):
       groups=groups,
       stem=network.stem,
       tracked=conditions.batch_norm.tracked,
+      channel_part=supernet.channel_part,
     )
     self.objective = ImageLoss(self.net)
     self.image_shape = images.x_train.shape[1:]

@@ -22,6 +22,7 @@ from darts_jax.runtime.packed import Packed
 from darts_jax.runtime.precision import precisely
 from darts_jax.settings import setting
 from darts_jax.spaces import CellSpace, Mixing
+from darts_jax.strategies.relaxed import Stage
 from darts_jax.tasks.base import FIRST_PURPOSE, Conditions, Halves, Learner, Moment, Seen, SupernetSpec, Task
 
 Array = jax.Array
@@ -103,7 +104,7 @@ class TextTask(Task[Corpus]):
   data: TextSource = setting(TextSource())
   network: Network = setting(Network())
 
-  def check(self, space: CellSpace, conditions: Conditions, batch_sizes: Sequence[int], seeds: int) -> None:
+  def check(self, space: CellSpace, conditions: Conditions, stages: Sequence[Stage], seeds: int) -> None:
     """See `Task`."""
     if conditions.batch_size < 2:
       raise ValueError(f'config.batch_size: {conditions.batch_size} is not allowed; it has to be ≥ 2')
@@ -112,11 +113,16 @@ class TextTask(Task[Corpus]):
         f'config.space.name: {space.name!r} is not allowed; the task text has one cell of one input, whose output is'
         ' the mean of nodes'
       )
-    for size in batch_sizes:
-      if size != conditions.batch_size:
+    for stage in stages:
+      if stage.batch_growth:
         raise ValueError(
-          f'config.strategy.batch_growth: {size - conditions.batch_size} is not allowed; it has to be 0 on text, where'
-          ' hidden states go from one batch to the next'
+          f'config.strategy.batch_growth: {stage.batch_growth} is not allowed; it has to be 0 on text, where hidden'
+          ' states go from one batch to the next'
+        )
+      if stage.channel_part > 1:
+        raise ValueError(
+          f'config.strategy.channel_part: {stage.channel_part} is not allowed; it has to be 1 on text, where states'
+          ' have no channels that could be shuffled'
         )
     if seeds > 1:
       raise ValueError(
@@ -206,7 +212,7 @@ def cell_weights(mixing: Mapping[str, Mixing]) -> Array:
   """`[E, O]`: the weight of every operation of the one cell in the sum of a node."""
   [cell] = mixing.values()
   weights: Array = cell.operations if cell.edges is None else cell.edges[:, None] * cell.operations
-  return weights
+  return weights if cell.computed is None else jnp.where(cell.computed, weights, 0)
 
 
 class TextLearner(Learner):

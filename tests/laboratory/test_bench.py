@@ -199,7 +199,7 @@ def test_search_step_makes_the_same_passes(benches, frozen, searcher, optimizers
 
 
 def test_comparison():
-  reference = {'a': np.array([[1.0, 2.0, 3.0], [0.0, 0.0, 1.0]]), 'b': np.array([[1.0, -1.0, 0.0]])}
+  reference = {'a': np.array([[1.0, 2.0, 3.0], [0.0, 0.0, 1.0]]), 'b': np.array([1.0, -1.0, 0.0])}
   same = compare(reference, reference)
   assert same['error'] == 0
   assert same['cosine'] == pytest.approx(1)

@@ -65,6 +65,12 @@ def halve(x):
   return np.nanmean([padded[:, i::2, j::2] for i in (0, 1) for j in (0, 1)], axis=0)
 
 
+def max_halve(x):
+  """Maxima over 2×2 pixels, or over what is there of them at the end of an odd side."""
+  padded = np.pad(x, [(0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)], constant_values=-np.inf)
+  return np.max([padded[:, i::2, j::2] for i in (0, 1) for j in (0, 1)], axis=0)
+
+
 def batch_norm(x, statistics=None, affine=None):
   """With `statistics` and `affine`, each a mapping of `[C]` arrays, or with the batch's own statistics."""
   mean = statistics['mean'] if statistics else x.mean(axis=(0, 1, 2))
@@ -166,8 +172,12 @@ def prepared(module, whole, inputs):
   return states
 
 
-def cell(module, variables, inputs, mixing=None, *, train):
-  """A cell, one edge and one operation after the other."""
+def cell(module, variables, inputs, mixing=None, *, train, constants=None, edges_mixing=None):
+  """A cell, one edge and one operation after the other.
+
+  `constants[edge]` are added to every pixel of an edge, which is multiplied with `edges_mixing[edge]`.
+  """
+  part = module.channels // module.channel_part
   whole = Variables(variables['params'], variables.get('batch_stats', {}), train)
   states = prepared(module, whole, inputs)
   edges = collections.defaultdict(collections.Counter)
@@ -179,19 +189,28 @@ def cell(module, variables, inputs, mixing=None, *, train):
     total = 0
     for edge in arriving:
       row = next(rows)
+      image, rest = np.split(states[edge.source], [part], axis=-1)
+      stride = module.stride if edge.source < module.spec.num_inputs else 1
+      message = 0 if constants is None else constants[row]
       for name in edge.operations:
         if name != 'none':
           y = whole.inside(f'node{edge.source}').operation(
-            states[edge.source],
+            image,
             name,
             used[edge.source, name],
             edges=edges[edge.source],
-            stride=module.stride if edge.source < module.spec.num_inputs else 1,
+            stride=stride,
             discrete=module.discrete,
             pools_normalised=module.spec.pools_normalised,
           )
           used[edge.source, name] += 1
-          total = total + (y if mixing is None else mixing[row, module.spec.operations.index(name)] * y)
+          message = message + (y if mixing is None else mixing[row, module.spec.operations.index(name)] * y)
+      if module.channel_part > 1:
+        rest = max_halve(rest) if stride == 2 else rest
+        parts = [message, *np.split(rest, module.channel_part - 1, axis=-1)]
+        # Channel after channel, of each part in turn.
+        message = np.stack(parts, axis=-1).reshape(*message.shape[:-1], -1)
+      total = total + message * (1 if edges_mixing is None else edges_mixing[row])
     states.append(total / len(arriving) if module.spec.merge == 'mean' else total)
   found = [states[node] for node in module.spec.outputs]
   return np.concatenate(found, axis=-1) if module.spec.output == 'concat' else np.mean(found, axis=0)

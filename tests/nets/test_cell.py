@@ -7,6 +7,7 @@ import pytest
 
 from darts_jax.nets.bilinear import edges_as_channels
 from darts_jax.nets.cell import Cell
+from darts_jax.nets.mixed import weights_of
 from darts_jax.spaces import CellSpec, Darts, Edge, Mixing, darts, published
 from darts_jax.spaces.darts import CANDIDATES
 from darts_jax.spaces.nasbench201 import NasBench201
@@ -196,3 +197,62 @@ def test_inputs_that_a_cell_cannot_read_are_refused(channels, larger):
   cell = Cell(NasBench201().cells['cell'], CHANNELS, 1, (larger,), discrete=False, name='cell0')
   with pytest.raises(ValueError, match=rf'^plan: cell0: an input has {channels} channels, or is larger .* reads 4'):
     cell.init(jax.random.key(0), [np.zeros((1, 4, 4, channels))], np.zeros((6, 5)), train=False)
+
+
+@pytest.mark.parametrize('weighted', [False, True])
+@pytest.mark.usefixtures('x64')
+def test_a_constant_stands_for_operations_that_are_not_computed(plain, weighted):
+  """Their weights are not zero here, so that it can be seen."""
+  cell = Cell(SMALL, CHANNELS, 2, (False, False), discrete=False)
+  inputs = draw_inputs(cell, (3, 4))
+  rng = np.random.default_rng(2)
+  operations = rng.uniform(size=(SMALL.num_edges, 8))
+  factors = rng.uniform(size=SMALL.num_edges) if weighted else None
+  # The last node has nothing else.
+  computed = rng.uniform(size=operations.shape) < 0.5
+  computed[list(SMALL.rows[-1])] = False
+  variables = plain.draw(lambda: cell.init(jax.random.key(0), inputs, operations, train=False))
+  whole = operations if factors is None else operations * factors[:, None]
+  for constant in (None, 0.25):
+    constants = (constant or 0) * (whole * ~computed).sum(axis=1)
+    expected = plain.cell(cell, variables, inputs, whole * computed, train=True, constants=constants)
+    mixing = Mixing(operations, factors, computed=computed, constant=None if constant is None else jnp.array(constant))
+    found = apply(cell, inputs, mixing, variables, train=True)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+  'wrong',
+  [
+    np.ones((SMALL.num_edges, 7)),
+    Mixing(np.ones((SMALL.num_edges + 1, 8))),
+    Mixing(np.ones((SMALL.num_edges, 8)), np.ones((SMALL.num_edges, 1))),
+    Mixing(np.ones((SMALL.num_edges, 8)), active=np.ones(8, bool)),
+    Mixing(np.ones((SMALL.num_edges, 8)), computed=np.ones((SMALL.num_edges, 8))),
+    Mixing(np.ones((SMALL.num_edges, 8)), computed=np.ones((SMALL.num_edges, 8), bool), constant=np.ones(3)),
+  ],
+)
+def test_mixing_weights_that_do_not_fit_a_cell_are_named(wrong):
+  with pytest.raises(AssertionError, match=f'mixing weights of a cell with {SMALL.num_edges} edges and 8 operations'):
+    weights_of(wrong, SMALL)
+
+
+@pytest.mark.parametrize('weighted', [False, True])
+@pytest.mark.parametrize(
+  ('kind', 'stride', 'train'), [('darts', 2, True), ('darts', 1, False), ('nasbench201', 1, True)]
+)
+@pytest.mark.usefixtures('x64')
+def test_a_part_of_the_channels_is_computed_and_the_others_pass(plain, kind, stride, train, weighted):
+  """They are shuffled afterwards, and have the weight of their edge."""
+  spec = SMALL if kind == 'darts' else NasBench201().cells['cell']
+  larger = (True, False) if kind == 'darts' else (False,)
+  cell = Cell(spec, 8, stride, larger, discrete=False, channel_part=4)
+  rng = np.random.default_rng(2)
+  inputs = draw_inputs(cell, (3, 4)) if kind == 'darts' else [rng.normal(size=(2, 3, 4, 8))]
+  operations = rng.uniform(size=(spec.num_edges, len(spec.operations)))
+  edges = rng.uniform(size=spec.num_edges) if weighted else None
+  variables = plain.draw(lambda: cell.init(jax.random.key(0), inputs, operations, train=False))
+  expected = plain.cell(cell, variables, inputs, operations, train=train, edges_mixing=edges)
+  found = apply(cell, inputs, Mixing(operations, edges), variables, train=train)
+  assert found.shape == expected.shape
+  np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())

@@ -8,6 +8,7 @@ import pytest
 from darts_jax.nets.channels import (
   scale_channels,
   shifted_sums,
+  shuffle_channels,
   spread,
   sum_pixels,
   sum_products,
@@ -169,3 +170,10 @@ def test_what_is_not_finite_stays_as_it_is_and_where_it_is(value):
   np.testing.assert_array_equal(jax.jit(lambda x: sum_pixels(x, (3,)))(images), [[32, value, 32], [32] * 3])
   found = jax.jit(lambda x: sum_products(x, [images[1]] * 2, (3,)))(images)
   np.testing.assert_array_equal(found, [[32, value, 32], [32] * 3])
+
+
+def test_shuffled_channels_are_those_of_each_group_in_turn():
+  order = shuffle_channels(jnp.arange(16), 4)
+  assert order.tolist() == [0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15]
+  x = np.random.default_rng(0).normal(size=(2, 3, 24))
+  np.testing.assert_array_equal(shuffle_channels(shuffle_channels(x, 4), 6), x)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from darts_jax.nets.pooling import avg_pool, max_pool
+from darts_jax.nets.pooling import avg_pool, max_halve, max_pool
 from darts_jax.runtime.mesh import batch_sharding, make_mesh
 
 WINDOW = (1, 3, 3, 1)
@@ -91,3 +91,25 @@ def test_over_two_devices_exchange_no_images():
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
   assert 'all-reduce' in compiled.as_text()
   assert 'all-gather' not in compiled.as_text()
+
+
+@pytest.mark.parametrize('size', [(4, 6), (5, 3)])
+@pytest.mark.usefixtures('x64')
+def test_the_maximum_over_two_by_two_pixels_to_second_order(two_orders, assert_close, size):
+  """As a reduction of windows; an odd side has one row more."""
+  padding = [(0, 0), *[(0, side % 2) for side in size], (0, 0)]
+
+  def expected(x):
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), padding)
+
+  point, direction = np.random.default_rng(0).normal(size=(2, 2, *size, 3))
+  ours, theirs = jax.jit(
+    lambda point, direction: [two_orders(each, (point,), (direction,)) for each in (max_halve, expected)]
+  )(point, direction)
+  assert ours[0].shape == (2, -(-size[0] // 2), -(-size[1] // 2), 3)
+  assert_close(ours, theirs)
+
+
+def test_the_gradient_of_that_maximum_goes_to_the_first_of_equal_pixels():
+  x = jnp.array([[1.0, 2.0], [2.0, 2.0]]).reshape(1, 2, 2, 1)
+  np.testing.assert_array_equal(jax.grad(lambda x: max_halve(x).sum())(x)[0, :, :, 0], [[0, 1], [0, 0]])

@@ -85,7 +85,7 @@ class Weakest(Relaxed):
 @pytest.fixture
 def folder(tmp_path):
   """A search of three epochs, of whose rungs an edge is decided after the first, and all others after the third."""
-  searched = Searched.start(Weakest(), Ladder(), 30)
+  searched = Searched.start(Weakest(), Ladder(), (30,))
   history = AlphaHistory(tmp_path, searched, None)
   arch = searched.init(KEY)
   history.append(0, 0, arch, KEY, searched, {})

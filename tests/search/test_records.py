@@ -97,7 +97,7 @@ def test_pruned_operations_are_minus_infinity_and_scores_are_kept(tmp_path):
 @pytest.mark.parametrize('kind', [Darts, Sgas])
 def test_weights_are_those_of_the_supernet_and_architectures_those_of_the_search(tmp_path, kind):
   """The temperature goes from 4 to a quarter by the same factor at each of 22 steps, so it is 1 after 11."""
-  searched = Searched.start(kind(temperature=(4.0, 0.25)), SPACE, 22)
+  searched = Searched.start(kind(temperature=(4.0, 0.25)), SPACE, (22,))
   rng = np.random.default_rng(0)
   snapshots = {step: {name: rng.normal(size=(5, 3)).astype(np.float32) for name in SPECS} for step in (0, 11, 22)}
   for epoch, (step, values) in enumerate(snapshots.items()):
@@ -158,7 +158,7 @@ class Paths(Relaxed):
 
 
 def test_any_architecture_parameters_leave_a_history(tmp_path):
-  searched = Searched.start(Paths(), SPACE, 20)
+  searched = Searched.start(Paths(), SPACE, (20,))
   history = AlphaHistory(tmp_path, searched, None)
   arch = searched.init(KEY)
   for step, shared in ((0, 0.0), (10, 1.0), (20, 2.0)):
@@ -197,7 +197,7 @@ def test_a_line_of_the_log_has_the_entropies_at_the_temperature_of_its_step(tmp_
   space = spaces.Recurrent(1, ('none', 'tanh'))
   search = object.__new__(loop._Loop)
   search.folders = [tmp_path]
-  search.searched = Searched.start(Darts(temperature=(4.0, 1.0)), space, 22)
+  search.searched = Searched.start(Darts(temperature=(4.0, 1.0)), space, (22,))
   search._searcher = types.SimpleNamespace(learner=types.SimpleNamespace(summary=lambda means, sums: {}))
   alphas = np.tile(np.float32([2 * np.log(3), 0]), (space.cells['recurrent'].num_edges, 1))
   state = types.SimpleNamespace(step=np.int32(11), alphas={'recurrent': alphas}, key=jax.random.key(0))

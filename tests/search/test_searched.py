@@ -19,7 +19,8 @@ from darts_jax.search import Search, is_random
 from darts_jax.search import loop as search_loop
 from darts_jax.search.loop import _Loop
 from darts_jax.search.searched import Searched
-from darts_jax.search.settings import batch_sizes, read
+from darts_jax.search.searcher import supernet_of
+from darts_jax.search.settings import read
 from darts_jax.selection.settings import RandomSearch, Selection
 from darts_jax.settings import as_config, build
 from darts_jax.spaces import Darts as DartsSpace
@@ -61,7 +62,7 @@ def test_a_strategy_of_ones_own_is_one_of_the_settings():
   settings = build(Search, {'epochs': 5, 'strategy': {'name': 'drawn', 'init_scale': 0.5}})
   assert settings.strategy == Drawn(init_scale=0.5)
   assert build(Search, as_config(settings)) == settings
-  assert batch_sizes(settings.batch_size, settings.stages) == [64, 64, 72, 72, 72]
+  assert [*supernet_of(settings, Searched.from_settings(settings)).batch_sizes] == [64, 64, 72, 72, 72]
   with pytest.raises(ValueError, match='^config.strategy.criterion: unknown field of drawn; it is one of sgas$'):
     build(Search, {'strategy': {'name': 'drawn', 'criterion': 2}})
   assert not is_random({'strategy': 'drawn'})
@@ -78,8 +79,17 @@ def test_stages_are_all_epochs(lengths):
     Searched.from_settings(settings).plan(5)
 
 
+def test_no_stage_has_another_part_of_the_channels(monkeypatch):
+  def plan(self, space, epochs):
+    return Stage(2, channel_part=4), Stage(3, channel_part=2)
+
+  monkeypatch.setattr(Drawn, 'plan', plan)
+  with pytest.raises(ValueError, match=r'^config.strategy: the stages of drawn have channel_part \[2, 4\]; it has to '):
+    Searched.start(Drawn(), DartsSpace(1)).plan(5)
+
+
 def test_every_purpose_has_a_draw_of_its_own_and_the_same_in_every_pass():
-  searched = Searched.start(Drawn(), DartsSpace(1), 7)
+  searched = Searched.start(Drawn(), DartsSpace(1), (7,))
   alphas = searched.init(jax.random.key(0))
   mix = jax.jit(lambda purpose: searched.mix(alphas, 3, jax.random.key(1), purpose)['normal'].operations)
   found = [np.asarray(mix(jnp.int32(purpose))) for purpose in (WEIGHTS, ALPHAS, EVALUATE, WEIGHTS)]

@@ -115,7 +115,10 @@ def test_errors_name_the_field_the_value_and_what_is_allowed(config, message):
     ({'seed': -1}, 'config.seed: -1 is not allowed'),
     # A seed is a number of 32 bits; NumPy and JAX disagree on what lies above.
     ({'seed': 2**32}, 'config.seed: 4294967296 is not allowed'),
-    ({'strategy': 'gdas'}, "config.strategy.name: 'gdas' is not known; did you mean 'sgas'? allowed are darts, sgas"),
+    (
+      {'strategy': 'sgs'},
+      "config.strategy.name: 'sgs' is not known; did you mean 'sgas'? allowed are darts, sgas, gdas, pc_darts",
+    ),
     ({'data': {'name': 'cifar'}}, "config.data.name: 'cifar' is not known; did you mean 'cifar10'?"),
     ({'data': {'validation_fraction': 1.0}}, 'config.data.validation_fraction: 1.0 is not allowed'),
     ({'network': {'channels': 5}}, 'config.network.channels: 5 is not allowed; it has to be even'),

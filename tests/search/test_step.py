@@ -50,6 +50,18 @@ class Bowl(NamedTuple):
     return loss, Seen(loss, {'size': jnp.sqrt(loss)}, statistics.vector + 1, jax.lax.stop_gradient(carried))
 
 
+ACTIVE = np.array([[True, False, True, True, False], [False, False, True, False, True]])
+
+
+class Gated(Bowl):
+  """The same, of whose weights only some are active: at every other step these and those."""
+
+  def __call__(self, weights, statistics, *args):
+    loss, seen = super().__call__(weights, statistics, *args)
+    active = jnp.asarray(ACTIVE)[statistics.vector[0].astype(int) % 2]
+    return loss, seen._replace(active=active)
+
+
 class Straight(NamedTuple):
   """Mixing weights are α."""
 
@@ -318,6 +330,27 @@ def test_steps_for_a_gpu_are_those_for_the_cpu(name, timing):
     for platform in ('cuda', 'cpu')
   )
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12), found, expected)
+
+
+@pytest.mark.parametrize('name', ['joint', 'first_order', 'finite_difference'])
+@pytest.mark.usefixtures('x64')
+def test_weights_that_are_not_active_stay_and_so_does_their_momentum(name):
+  steps = Steps(make(name, FIELDS))
+  momentum = optax.chain(optax.add_decayed_weights(DECAY), optax.sgd(RATE, momentum=0.9))
+  steps.optimizers = dataclasses.replace(steps.optimizers, weights=momentum, inner=momentum)
+  step = jax.jit(functools.partial(steps.step, objective=Gated()))
+  state, w, trace = steps.start(), W, np.zeros(5)
+  for number in range(4):
+    before = values(state)
+    state, _ = step(state, *BATCHES)
+    alpha = before[1] if name == 'joint' else values(state)[1]
+    active = ACTIVE[number % 2]
+    trace = np.where(active, 0.9 * trace + slope(w, alpha, 'train')[0] + DECAY * w, trace)
+    w = np.where(active, w - RATE * trace, w)
+    np.testing.assert_allclose(values(state)[0], w, rtol=1e-12)
+    found = optax.tree_utils.tree_get(state.weights_optimizer, 'trace')
+    np.testing.assert_allclose(found, trace, rtol=1e-12)
+    np.testing.assert_array_equal(values(state)[0][~active], before[0][~active])
 
 
 def test_batches_of_other_shapes_are_named():

@@ -369,6 +369,10 @@ def test_weights_of_edges_are_factors_in_the_sum_of_a_node():
   found = cell_weights({'recurrent': Mixing(operations, edges)})
   np.testing.assert_array_equal(found, [[0.25, 0.75], [0.25, 0.25]])
   np.testing.assert_array_equal(cell_weights({'recurrent': Mixing(operations)}), operations)
+  # What is not computed is left out.
+  computed = np.array([[True, False], [True, True]])
+  found = cell_weights({'recurrent': Mixing(operations, edges, computed=computed)})
+  np.testing.assert_array_equal(found, [[0.25, 0], [0.25, 0.25]])
 
 
 def test_a_decided_edge_is_all_that_a_node_computes(corpus):

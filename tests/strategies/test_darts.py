@@ -16,7 +16,7 @@ SPEC = SPACE.cells['normal']
 def test_mixing_weights_are_the_softmax_at_the_temperature_of_the_step():
   strategy = Darts(temperature=(4.0, 1.0))
   alphas = {name: jnp.arange(15.0).reshape(5, 3) ** 1.5 for name in SPACE.cells}
-  mixing = strategy.mix(alphas, SPACE, SPACE.cells, Time(jnp.int32(3), 6), jax.random.key(0), EVALUATE)
+  mixing = strategy.mix(alphas, SPACE, SPACE.cells, Time(jnp.int32(3), (3, 6)), jax.random.key(0), EVALUATE)
   # Half way from 4 to 1 by equal factors.
   exact = np.exp(np.asarray(alphas['normal']) / 2)
   np.testing.assert_allclose(mixing['normal'].operations, exact / exact.sum(axis=1, keepdims=True), rtol=1e-6)

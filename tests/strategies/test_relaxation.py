@@ -25,10 +25,10 @@ def test_softmax_of_logarithms_is_their_shares():
 
 
 def test_annealing_is_geometric():
-  found = [float(annealed((4.0, 0.25), Time(step, 200))) for step in (0, 50, 100, 150, 200)]
+  found = [float(annealed((4.0, 0.25), Time(step, (50, 200)))) for step in (0, 50, 100, 150, 200)]
   np.testing.assert_allclose(found, [4, 2, 1, 0.5, 0.25], rtol=1e-6)
   # A temperature that does not change is no part of the program.
-  assert annealed((3.0, 3.0), Time(None, 7)) == 3.0
+  assert annealed((3.0, 3.0), Time(None, (7,))) == 3.0
 
 
 @pytest.mark.parametrize('strategy', ['darts', 'sgas'])

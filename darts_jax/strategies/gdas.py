@@ -1,0 +1,84 @@
+"""GDAS: every step samples an architecture, and computes and trains that one alone [GDAS §3].
+
+On each edge the operation with the largest α + G is chosen, G drawn from a Gumbel distribution: operation o with
+probability p_o = softmax(α)_o. In the gradient of α the chosen operations stand for softmax((α + G) / τ).
+
+Sources: [GDAS] arXiv 1910.04465; the authors' code, AutoDL-Projects, by which the temperature falls.
+"""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from darts_jax import limits
+from darts_jax.settings import setting
+from darts_jax.spaces.cells import CellSpace, CellSpec, Genotype
+from darts_jax.spaces.doubts import Doubts, doubts
+from darts_jax.spaces.mixing import Mixing
+from darts_jax.strategies.relaxation import gumbel, normal_alphas, preferences, softmax, straight_through
+from darts_jax.strategies.relaxed import EVALUATE, Arch, Cells, Memory, Relaxed, Time
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Gdas(Relaxed):
+  """Gradient-based search with a differentiable architecture sampler.
+
+  Attributes:
+    init_scale: α start at this times a standard normal.
+    tau: the temperature τ in the first and in the last epoch; it changes by the same amount from epoch to epoch.
+    inactive_gradient: what an operation that was not chosen counts as in the gradient of its weight. `none`: as zero,
+      as in the paper, where gradients go back through what was chosen. `exact`: as its own image, which is computed
+      then. `released`: as an image of ones, as in the authors' code, which adds the weight itself.
+  """
+
+  name: ClassVar[str] = 'gdas'
+
+  init_scale: float = setting(1e-3, at_least=0, at_most=limits.FACTOR)
+  tau: tuple[float, float] = setting((10.0, 0.1), at_least=1e-6, at_most=1e6)
+  inactive_gradient: str = setting('none', choices=('none', 'exact', 'released'))
+
+  def check(self, space: CellSpace) -> None:
+    """Raises a ValueError if the networks of the space cannot add the weights of what was not chosen."""
+    if self.inactive_gradient == 'released' and space.task != 'images':
+      raise ValueError(
+        "config.strategy.inactive_gradient: 'released' is not allowed; on text it has to be 'none' or 'exact'"
+      )
+
+  def init(self, space: CellSpace, key: Array) -> Arch:
+    """Draws α."""
+    return normal_alphas(key, space.cells, self.init_scale)
+
+  def tau_at(self, time: Time) -> Array:
+    """`[]`: the temperature of an epoch."""
+    first, last = self.tau
+    return first + (last - first) * time.epoch.astype(jnp.float32) / max(time.epochs - 1, 1)
+
+  def mix(self, arch: Arch, space: CellSpace, cells: Cells, time: Time, key: Any, purpose: Any) -> dict[str, Mixing]:
+    """One operation an edge, drawn; in an evaluation the most likely one."""
+    wanted, tau = jnp.asarray(purpose) != EVALUATE, self.tau_at(time)
+    noise = {name: jnp.where(wanted, value, 0) for name, value in gumbel(key, arch).items()}
+    return {name: self.choose(arch[name] + noise[name], cells[name], spec, tau) for name, spec in space.cells.items()}
+
+  def choose(self, scores: Array, spec: CellSpec, searched: CellSpec, tau: Array | float) -> Mixing:
+    """The operations with the largest scores α + G, `[E', O]`; see `softmax` for the cells."""
+    operations, chosen = straight_through(softmax(scores, spec, searched, tau))
+    return Mixing(
+      operations,
+      active=chosen,
+      computed=None if self.inactive_gradient == 'exact' else chosen,
+      constant=jnp.ones((), operations.dtype) if self.inactive_gradient == 'released' else None,
+    )
+
+  def read(self, arch: Arch, space: CellSpace, memory: Memory) -> Genotype:
+    """The strongest edges with their most likely operations, as the space keeps edges and `none`."""
+    del memory
+    return space.strongest(preferences(arch, space))
+
+  def doubts(self, before: Arch, after: Arch, space: CellSpace) -> Doubts:
+    """What another epoch like the last one could change."""
+    found = preferences(before, space), preferences(after, space)
+    return doubts(*found, space.cells, keeps_none=space.keeps_none)

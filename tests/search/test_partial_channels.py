@@ -1,0 +1,86 @@
+"""A search whose edges compute a part of the channels: when α and β move, and that devices and calls do not matter."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from darts_jax.data.images import Images, load
+from darts_jax.runtime.mesh import make_mesh
+from darts_jax.search import Search, Searcher
+from darts_jax.search.state import SearchState
+from darts_jax.settings import build
+from darts_jax.tasks.base import Halves
+
+SEARCH = build(
+  Search,
+  {
+    'epochs': 4,
+    # Epochs of two steps.
+    'batch_size': 256,
+    'data': {'name': 'digits'},
+    'augment': {'crop_padding': 1, 'flip': False},
+    'space': {'nodes': 1, 'operations': ('none', 'skip_connect', 'sep_conv_3x3')},
+    'network': {'channels': 4, 'layers': 3},
+    # Decay keeps gradients from being nothing but rounding, of which Adam makes steps of full length.
+    'alphas': {'learning_rate': 0.003, 'weight_decay': 0.1, 'from_epoch': 1},
+    'strategy': {'name': 'pc_darts', 'init_scale': 0.1, 'channel_part': 2},
+    'hypergradient': {'name': 'first_order'},
+  },
+)
+
+
+class Lab(NamedTuple):
+  searcher: Searcher
+  data: Halves
+
+
+@pytest.fixture(scope='module')
+def digits() -> Images:
+  return load('digits')
+
+
+def make_lab(digits: Images, num_devices: int) -> Lab:
+  searcher = Searcher.open(SEARCH, digits, make_mesh(num_devices))
+  return Lab(searcher, searcher.place([SEARCH.task.halves(digits, SEARCH, SEARCH.seed)]))
+
+
+@pytest.fixture(scope='module')
+def lab(digits) -> Lab:
+  return make_lab(digits, 1)
+
+
+@pytest.fixture(scope='module')
+def states(lab) -> list[SearchState]:
+  """Before the first of four steps, and after each of them, on the host."""
+  state = lab.searcher.init(lab.searcher.keys())
+  found = [jax.device_get(state)]
+  for _ in range(4):
+    state, _ = lab.searcher.run(state, lab.data, np.int32(1))
+    found.append(jax.device_get(state))
+  return found
+
+
+def test_alphas_and_betas_move_from_their_epoch_on(lab, states):
+  assert lab.searcher.learner.net.channel_part == 2
+  for name, first in states[0].alphas.items():
+    np.testing.assert_array_equal(states[2].alphas[name], first)
+    assert (states[3].alphas[name] != first).all()
+  assert set(states[0].alphas) == {'normal', 'reduce', 'betas_normal', 'betas_reduce'}
+
+
+def test_the_steps_of_a_state_are_the_same_in_any_call(lab, states):
+  state, _ = lab.searcher.run(jax.device_put(states[1]), lab.data, np.int32(3))
+  for a, b in zip(jax.tree.leaves(state.replace(key=None)), jax.tree.leaves(states[4].replace(key=None)), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_eight_devices_take_the_steps_of_one(digits, states):
+  wide = make_lab(digits, 8)
+  state, _ = wide.searcher.run(wide.searcher.init(wide.searcher.keys()), wide.data, np.int32(4))
+  # Rounding, in sums of another order.
+  for name, alphas in states[4].alphas.items():
+    np.testing.assert_allclose(state.alphas[name], alphas, rtol=0, atol=1e-5)
+  np.testing.assert_allclose(state.weights.vector, states[4].weights.vector, rtol=0, atol=1e-4)
+  np.testing.assert_allclose(state.statistics.vector, states[4].statistics.vector, rtol=0, atol=1e-4)
