@@ -25,6 +25,9 @@ from darts_jax.runtime.mesh import UNSHARED, Shards
 
 Array = jax.Array
 
+#: What the names of modules begin with that are a user's own operations.
+OWN = 'own_'
+
 BN_EPSILON = 1e-5
 BN_DECAY = 0.9
 
@@ -47,7 +50,8 @@ def init_variables(net: nn.Module, key: Array, *args: Any, **kwargs: Any) -> Any
   """`net.init` with all weights drawn in one go: the same distribution, a hundredth of the time to compile.
 
   Every draw of its own costs a copy of the random generator in the program. Here the initialisers give the half-widths
-  of their distributions, which multiply one long vector of draws; scales and biases of BN keep their constants.
+  of their distributions, which multiply one long vector of draws; scales and biases of BN keep their constants, and a
+  user's own operations what their initialisers give.
   """
   token = _half_widths_only.set(True)
   try:
@@ -55,7 +59,9 @@ def init_variables(net: nn.Module, key: Array, *args: Any, **kwargs: Any) -> Any
   finally:
     _half_widths_only.reset(token)
   leaves, treedef = jax.tree_util.tree_flatten_with_path(variables['params'])
-  drawn = [path[-1].key not in ('scale', 'bias') for path, _ in leaves]
+  drawn = [
+    path[-1].key not in ('scale', 'bias') and not any(key.key.startswith(OWN) for key in path) for path, _ in leaves
+  ]
   sizes = [leaf.size for (_, leaf), wanted in zip(leaves, drawn, strict=True) if wanted]
   draws = iter(jnp.split(jax.random.uniform(key, (sum(sizes),), jnp.float32, -1), np.cumsum(sizes)[:-1]))
   params = [

@@ -10,8 +10,9 @@ sums all operations. Which part of a variable is which edge's is noted where it 
 """
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -22,6 +23,7 @@ from darts_jax.nets.bilinear import as_channels, in_plain, weights_gradient_if, 
 from darts_jax.nets.dense import dense_conv
 from darts_jax.nets.depthwise import depthwise_convs, depthwise_convs_apart
 from darts_jax.nets.layers import (
+  OWN,
   WHOLE_BATCH,
   Affine,
   BatchNorm,
@@ -34,19 +36,15 @@ from darts_jax.nets.layers import (
   uniform_fan_in,
 )
 from darts_jax.nets.padding import pad_images
-from darts_jax.nets.parts import note
+from darts_jax.nets.parts import note, note_member
 from darts_jax.nets.pooling import avg_pool, max_pool
+from darts_jax.spaces.operations import OPERATIONS, is_own
 
 Array = jax.Array
 
 #: The dense convolutions of NAS-Bench-201 and the side of their filters.
 _DENSE: Mapping[str, int] = {'nor_conv_1x1': 1, 'nor_conv_3x3': 3}
 _POOLS: Mapping[str, Callable[[Array, int], Array]] = {'max_pool_3x3': max_pool, 'avg_pool_3x3': avg_pool}
-#: The operations on images that there are.
-NAMES = (
-  *('none', 'skip_connect', *_POOLS, *_DENSE, 'conv_7x1_1x7'),
-  *('sep_conv_3x3', 'sep_conv_5x5', 'sep_conv_7x7', 'dil_conv_3x3', 'dil_conv_5x5'),
-)
 
 
 class ReluConv(nn.Module):
@@ -257,14 +255,15 @@ class Operations(nn.Module):
     Returns:
       For every operation `[M, N, ⌈H/stride⌉, ⌈W/stride⌉, C]`; 1 for M if its edges share it; `[1, …, M·C]` as channels.
     """
-    return self._traced_once(x, weights_gradient_wanted(), train=train, traced=(in_plain(), as_channels()))
+    own = tuple(OPERATIONS[name] for name, _ in self.edges if is_own(name))
+    return self._traced_once(x, weights_gradient_wanted(), train=train, traced=(in_plain(), as_channels(), own))
 
   # A network has dozens of nodes but few that differ: the others take the trace, and its derivatives, from the cache.
   # A gate has to be an argument then, or it would be that of the first trace; likewise, how operations are traced.
   @functools.partial(nn.jit, static_argnames=('train', 'traced'))
   @nn.compact
   def _traced_once(
-    self, x: Array, wanted: Array | None, *, train: bool, traced: tuple[bool, bool]
+    self, x: Array, wanted: Array | None, *, train: bool, traced: tuple[bool, bool, tuple[Any, ...]]
   ) -> dict[str, Affine]:
     del traced
     with weights_gradient_if(wanted):
@@ -277,7 +276,9 @@ class Operations(nn.Module):
     if twice or once:
       images |= SeparableStage(twice + once, True, self.stride, self.smooth, name='stage0')(x)
     for name, count in self.edges:
-      if name in _POOLS:
+      if is_own(name):
+        outputs[name] = Affine.identity(self._computed_apart(name, count, x, train))
+      elif name in _POOLS:
         pool = avg_pool if self.smooth else _POOLS[name]
         images[name] = pool(x, self.stride)[None]
         if self.discrete or not self.pools_normalised:
@@ -298,6 +299,26 @@ class Operations(nn.Module):
       outputs |= self._normalised('bn1', SeparableStage(twice, False, 1, self.smooth, name='stage1')(*halfway), train)
     return outputs
 
+  def _computed_apart(self, name: str, count: int, x: Array, train: bool) -> Array:
+    """The images of a user's own operation, each edge by a module of its own, as a stack.
+
+    Raises:
+      ValueError: the operation cannot be made or called as docs/operations.md says, or gives an image of another shape.
+    """
+    images = []
+    shape = (x.shape[0], *(-(-side // self.stride) for side in x.shape[1:3]), x.shape[-1])
+    for member in range(count):
+      # Two digits, so that modules are sorted as edges are.
+      label = f'{OWN}{name}_{member:02d}'
+      note_member((*self.path, label), name, member)
+      module = _made(name, x.shape[-1], self.stride, label)
+      image = module(x, train=train) if _takes_train(module) else module(x)
+      if getattr(image, 'shape', None) != shape:
+        found = getattr(image, 'shape', type(image).__name__)
+        raise ValueError(f'operation {name}: gives {found} of {x.shape} at stride {self.stride}; it has to be {shape}')
+      images.append(image.astype(x.dtype))
+    return jnp.concatenate(images, axis=-1)[None] if as_channels() else jnp.stack(images)
+
   def _normalised(self, name: str, images: Mapping[str, Array], train: bool) -> dict[str, Affine]:
     """BN of all images, whose variables lie side by side in this order."""
     if not images:
@@ -310,6 +331,26 @@ class Operations(nn.Module):
 
 def separable_filters(edges: tuple[tuple[str, int], ...]) -> tuple[tuple[Filters, ...], tuple[Filters, ...]]:
   """Of the operations, `sep_conv`, which is a separable stage twice, the first strided; and `dil_conv`, one dilated."""
-  twice = tuple(Filters(name, int(name[-1]), 1, count) for name, count in edges if name.startswith('sep_conv'))
-  once = tuple(Filters(name, int(name[-1]), 2, count) for name, count in edges if name.startswith('dil_conv'))
+  known = [(name, count) for name, count in edges if not is_own(name)]
+  twice = tuple(Filters(name, int(name[-1]), 1, count) for name, count in known if name.startswith('sep_conv'))
+  once = tuple(Filters(name, int(name[-1]), 2, count) for name, count in known if name.startswith('dil_conv'))
   return twice, once
+
+
+def _made(name: str, features: int, stride: int, label: str) -> nn.Module:
+  """A user's own operation."""
+  kind = OPERATIONS[name]
+  if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+    raise ValueError(f'operation {name}: OPERATIONS has {kind!r}; it has to be a Flax module, a class')
+  try:
+    made: nn.Module = kind(features=features, stride=stride, name=label)
+  except TypeError as error:
+    raise ValueError(
+      f'operation {name}: {kind.__name__}(features={features}, stride={stride}) cannot be made ({error}); it has to'
+      ' have the attributes features and stride, and defaults for all others'
+    ) from error
+  return made
+
+
+def _takes_train(module: nn.Module) -> bool:
+  return 'train' in inspect.signature(type(module).__call__).parameters

@@ -19,10 +19,12 @@ class Parts(NamedTuple):
   Attributes:
     axis: of the variable.
     counts: operations in the order of their parts, and how many each has: one an edge, or one that its edges share.
+    member: of a variable that is not divided, the one edge whose it is, by its place among those with the operation.
   """
 
   axis: int
   counts: tuple[tuple[str, int], ...]
+  member: int | None = None
 
 
 _notes: contextvars.ContextVar[dict[Path, Parts] | None] = contextvars.ContextVar('notes', default=None)
@@ -44,3 +46,10 @@ def note(path: Path, axis: int, counts: Sequence[tuple[str, int]]) -> None:
   found = _notes.get()
   if found is not None:
     found[path] = Parts(axis, tuple(counts))
+
+
+def note_member(path: Path, operation: str, member: int) -> None:
+  """Notes that all variables of a module are those of one edge; see `Parts`."""
+  found = _notes.get()
+  if found is not None:
+    found[path] = Parts(0, ((operation, 1),), member)

@@ -22,6 +22,7 @@ from darts_jax.nets.layers import BN_EPSILON, WHOLE_BATCH, NormGroups, pointwise
 from darts_jax.runtime.materialise import materialise
 from darts_jax.settings import setting
 from darts_jax.spaces import CellSpec, Edge
+from darts_jax.spaces.operations import ACTIVATIONS
 
 Array = jax.Array
 PyTree = Any
@@ -35,13 +36,21 @@ _CHUNK = 20
 # What products are called when it is said what gradients keep.
 _KEPT = 'product'
 
-#: What an edge applies; an edge with `none` adds nothing.
-ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
+# What an edge applies; an edge with `none` adds nothing.
+_FUNCTIONS: Mapping[str, Callable[[Array], Array]] = {
   'tanh': jnp.tanh,
   'relu': jax.nn.relu,
   'sigmoid': jax.nn.sigmoid,
   'identity': lambda x: x,
 }
+
+
+def activation(name: str) -> Callable[[Array], Array]:
+  """The function of an activation other than `none`, the package's or a user's own."""
+  own = ACTIVATIONS[name]
+  if not isinstance(own, str) and not callable(own):
+    raise ValueError(f'activation {name}: ACTIVATIONS has {own!r}; it has to be a function')
+  return _FUNCTIONS[name] if isinstance(own, str) else own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,12 +265,12 @@ class LanguageModel(nn.Module):
     is_candidate = np.array([[name in edge.operations for name in names] for edge in edges])
     if mixing is None:
       assert is_candidate.sum() == len(edges) == 1, 'a cell that is not discrete needs mixing weights'
-      return read[0] + gate[0] * (ACTIVATIONS[names[0]](value[0]) - read[0])
+      return read[0] + gate[0] * (activation(names[0])(value[0]) - read[0])
     columns = np.array([self.spec.operations.index(name) for name in names])
     weights = jnp.where(is_candidate, mixing[row : row + len(edges)][:, columns], 0).astype(value.dtype)[
       ..., None, None
     ]
-    mixed = sum((weights[:, k] * ACTIVATIONS[name](value) for k, name in enumerate(names)), jnp.zeros_like(value))
+    mixed = sum((weights[:, k] * activation(name)(value) for k, name in enumerate(names)), jnp.zeros_like(value))
     kept = jnp.sum(weights, axis=1) * read
     return jnp.sum(kept + gate * (mixed - kept), axis=0)
 

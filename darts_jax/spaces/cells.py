@@ -11,7 +11,7 @@ Sources: [DARTS] arXiv 1806.09055, [SGAS] arXiv 1912.00195.
 import abc
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -212,7 +212,7 @@ class CellSpace(Space[Genotype]):
   evaluation: ClassVar[str] = 'configs/cifar_eval.py'
   look: ClassVar[Look] = Look()
   identity: ClassVar[str] = 'skip_connect'
-  known_operations: ClassVar[tuple[str, ...] | None] = None
+  known_operations: ClassVar[Collection[str] | None] = None
 
   @property
   @abc.abstractmethod

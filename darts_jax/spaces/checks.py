@@ -1,7 +1,7 @@
 """Checks of what files and callers say of cells, and the forms in which files say it."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from darts_jax import limits
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 Pairs = tuple[tuple[str, int], ...]
 
 
-def suggest(name: str, allowed: Sequence[str] | Mapping[str, object]) -> str:
+def suggest(name: str, allowed: Collection[str]) -> str:
   """The end of a message about an unknown name: the closest allowed one, or all of them."""
   close = difflib.get_close_matches(str(name), list(allowed), 1)
   return f'did you mean {close[0]!r}?' if close else f'allowed are {", ".join(allowed)}'
 
 
-def check_operations(operations: Sequence[str], allowed: Sequence[str] | None, where: str) -> None:
+def check_operations(operations: Sequence[str], allowed: Collection[str] | None, where: str) -> None:
   """Raises a ValueError unless there are operations, each listed once and, if `allowed` is given, one of these."""
   if not operations:
     raise ValueError(f'{where}: no operation is listed; allowed are {", ".join(allowed or ("names of operations",))}')
@@ -48,7 +48,7 @@ def check_outputs(outputs: Sequence[int], first: int, num_nodes: int, where: str
     )
 
 
-def check_nodes(nodes: Sequence[Pairs], num_inputs: int, allowed: Sequence[str] | None, where: str) -> None:
+def check_nodes(nodes: Sequence[Pairs], num_inputs: int, allowed: Collection[str] | None, where: str) -> None:
   """Raises a ValueError unless these are the intermediate nodes of a cell.
 
   Args:
@@ -128,7 +128,7 @@ def listed(cell: 'CellSpec') -> dict[str, Any]:
   return {'nodes': nodes, 'outputs': list(cell.outputs)}
 
 
-def parse_listed(values: Any, name: str, spec: 'CellSpec', allowed: Sequence[str] | None) -> 'CellSpec':
+def parse_listed(values: Any, name: str, spec: 'CellSpec', allowed: Collection[str] | None) -> 'CellSpec':
   """The discrete cell that `listed` wrote.
 
   Args:

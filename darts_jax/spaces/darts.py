@@ -8,7 +8,7 @@ Sources: [DARTS] arXiv 1806.09055, [NASNet] arXiv 1707.07012.
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 from darts_jax import limits
@@ -26,6 +26,7 @@ from darts_jax.spaces.checks import (
   parse_pairs,
 )
 from darts_jax.spaces.look import Look
+from darts_jax.spaces.operations import OPERATIONS
 
 #: The candidate operations of the space, in the order of the columns of α [DARTS §3.1.1].
 CANDIDATES = (
@@ -38,8 +39,6 @@ CANDIDATES = (
   'dil_conv_3x3',
   'dil_conv_5x5',
 )
-#: Every operation that a cell may hold; published cells use two more than the space has.
-OPERATIONS = (*CANDIDATES, 'sep_conv_7x7', 'conv_7x1_1x7')
 
 _INPUTS = _KEPT = 2
 _CELLS = ('normal', 'reduce')
@@ -52,7 +51,7 @@ class Darts(CellSpace):
 
   Attributes:
     nodes: intermediate nodes of a cell; 4 in the paper, which gives 2+3+4+5 = 14 edges.
-    operations: candidate operations, the columns of α. `none` may be among them.
+    operations: candidate operations, the columns of α, of those in `OPERATIONS`. `none` may be among them.
 
   Raises:
     ValueError: an operation is unknown or listed twice, only `none` is given, or there are too few or too many nodes.
@@ -63,7 +62,7 @@ class Darts(CellSpace):
   look: ClassVar[Look] = Look(
     titles={'normal': 'Normal cell', 'reduce': 'Reduction cell'}, inputs=('c_{k-2}', 'c_{k-1}'), output='c_{k}'
   )
-  known_operations: ClassVar[tuple[str, ...] | None] = OPERATIONS
+  known_operations: ClassVar[Collection[str] | None] = OPERATIONS
 
   nodes: int = setting(4, at_least=1, at_most=limits.NODES)
   operations: tuple[str, ...] = setting(CANDIDATES)
@@ -119,7 +118,7 @@ def genotype(normal: Pairs, normal_concat: Sequence[int], reduce: Pairs, reduce_
       if all(operation == 'none' for operation, _ in arriving):
         raise ValueError(f"{name}: node {node}: both operations are 'none'; one of them may be")
     check_outputs(outputs, _INPUTS, len(nodes), f'{name}_concat')
-    cells.append((name, _cell(OPERATIONS, 1).discrete(nodes, tuple(outputs))))
+    cells.append((name, _cell(CANDIDATES, 1).discrete(nodes, tuple(outputs))))
   return Genotype(Darts.name, tuple(cells))
 
 

@@ -7,7 +7,7 @@ Source: [DARTS] arXiv 1806.09055.
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 from darts_jax import limits
@@ -25,6 +25,7 @@ from darts_jax.spaces.checks import (
   parse_pairs,
 )
 from darts_jax.spaces.look import Look
+from darts_jax.spaces.operations import ACTIVATIONS as KNOWN
 
 #: The activations of a node, in the order of the columns of α [DARTS §3.1.2].
 ACTIVATIONS = ('none', 'tanh', 'relu', 'sigmoid', 'identity')
@@ -61,13 +62,13 @@ class Recurrent(CellSpace):
     ),
   )
   identity: ClassVar[str] = 'identity'
-  known_operations: ClassVar[tuple[str, ...] | None] = ACTIVATIONS
+  known_operations: ClassVar[Collection[str] | None] = KNOWN
 
   nodes: int = setting(8, at_least=1, at_most=limits.NODES)
   operations: tuple[str, ...] = setting(ACTIVATIONS)
 
   def __post_init__(self) -> None:
-    check_operations(self.operations, ACTIVATIONS, 'operations')
+    check_operations(self.operations, KNOWN, 'operations')
     _cell(self.operations, self.nodes)
 
   @functools.cached_property
@@ -101,7 +102,7 @@ def genotype(recurrent: Pairs, concat: Sequence[int]) -> Genotype:
     raise ValueError('recurrent: 0 pairs; a cell lists one (activation, source) pair a node')
   # A node without an activation would be a state of zeros.
   nodes = in_nodes(recurrent, 1)
-  check_nodes(nodes, 1, ACTIVATIONS[1:], _CELL)
+  check_nodes(nodes, 1, [name for name in KNOWN if name != 'none'], _CELL)
   check_outputs(concat, 1, len(nodes), 'concat')
   cell = _cell(ACTIVATIONS, 1).discrete(nodes, tuple(concat))
   return Genotype(Recurrent.name, ((_CELL, cell),))

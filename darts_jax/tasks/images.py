@@ -17,13 +17,14 @@ from darts_jax.data.batches import Evaluation, Examples, epoch_indices, evaluate
 from darts_jax.data.images import Images, digest, split
 from darts_jax.data.settings import Augment, Source
 from darts_jax.nets.conv import Supernet, check_statistics
-from darts_jax.nets.layers import NormGroups, init_variables, running_average
-from darts_jax.nets.operations import NAMES
+from darts_jax.nets.layers import NormGroups, init_variables
 from darts_jax.nets.owners import flagged, left, owners
+from darts_jax.nets.statistics import apply_in_training
 from darts_jax.runtime.mesh import Shards
 from darts_jax.runtime.packed import Packed
 from darts_jax.settings import setting
 from darts_jax.spaces import CellSpace, Mixing
+from darts_jax.spaces.operations import OPERATIONS
 from darts_jax.strategies.relaxed import Stage
 from darts_jax.tasks.base import FIRST_PURPOSE, Conditions, Halves, Learner, Moment, Seen, SupernetSpec, Task
 
@@ -93,11 +94,11 @@ class ImageTask(Task[Images]):
     except ValueError as error:
       raise ValueError(f'config.network.{error}') from error
     for spec in space.cells.values():
-      unknown = [operation for operation in spec.operations if operation not in NAMES]
+      unknown = [operation for operation in spec.operations if operation not in OPERATIONS]
       if unknown:
         raise ValueError(
           f'config.space.name: {space.name!r} is not allowed; the task images has no operation {unknown[0]!r}, only'
-          f' {", ".join(NAMES)}'
+          f' {", ".join(OPERATIONS)}'
         )
       if spec.preparation == 'none' and (self.network.stem, self.network.stem_multiplier) != ('cifar', 1):
         raise ValueError(
@@ -165,13 +166,9 @@ class ImageLoss:
     del updating
     # In float32 images keep their dtype, which is float64 where exactness is tested.
     images = batch.images if precision == 'float32' else batch.images.astype(precision)
-    found: Any = self.net.apply({'params': weights}, images, mixing, train=True, mutable=['moments'])
-    logits, updated = found
+    logits, after = apply_in_training(self.net, weights, statistics, images, mixing)
     loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels))
     accuracy = jnp.mean(jnp.argmax(logits, -1) == batch.labels, dtype=loss.dtype)
-    moments = Packed.pack(updated['moments'])
-    assert moments.treedef == statistics.treedef, 'moments are to lie where the running statistics are'
-    after = running_average(statistics.vector, moments.vector)
     computed = flagged(self.net, statistics.tree, {name: each.computed for name, each in mixing.items()})
     if computed is not None:
       after = jnp.where(computed, after, statistics.vector)

@@ -19,7 +19,8 @@ from darts_jax.hypergradient import global_norm
 from darts_jax.limits import check_steps
 from darts_jax.nets.bilinear import traced_for
 from darts_jax.nets.conv import Logits
-from darts_jax.nets.layers import init_variables, running_average
+from darts_jax.nets.layers import init_variables
+from darts_jax.nets.statistics import apply_in_training
 from darts_jax.optimizers import clip_by_global_norm, decayed_sgd, scaled_to_batch, warmed_up
 from darts_jax.runtime.compilation import compiler_options
 from darts_jax.runtime.mesh import batch_sharding, replicated, template
@@ -217,22 +218,21 @@ class Trainer:
     key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _DROP_PATH)
     images = batch.images.astype(settings.precision)
 
-    def loss_of(vector: Array) -> tuple[Array, tuple[Array, Array, Packed]]:
-      variables = {'params': state.weights.replace(vector).tree}
-      apply = functools.partial(self.net.apply, variables, images, train=True, mutable=['moments'])
-      found: Any = apply(drop_path=rate, key=key) if settings.network.drop_path else apply()
+    def loss_of(vector: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+      dropped: dict[str, Any] = {'drop_path': rate, 'key': key} if settings.network.drop_path else {}
       logits: Logits
-      logits, updated = found
+      tree = state.weights.replace(vector).tree
+      logits, after = apply_in_training(self.net, tree, state.statistics, images, **dropped)
       main = jnp.mean(smoothed_cross_entropy(logits.main, batch.labels, settings.label_smoothing))
       loss = main
       if logits.auxiliary is not None:
         auxiliary = smoothed_cross_entropy(logits.auxiliary, batch.labels, settings.label_smoothing)
         loss = main + settings.auxiliary_weight * jnp.mean(auxiliary)
       accuracy = jnp.mean(jnp.argmax(logits.main, -1) == batch.labels, dtype=main.dtype)
-      return loss, (main, accuracy, Packed.pack(updated['moments']))
+      return loss, (main, accuracy, after)
 
     with precisely(settings.precision):
-      gradient, (loss, accuracy, moments) = jax.grad(loss_of, has_aux=True)(state.weights.vector)
+      gradient, (loss, accuracy, after) = jax.grad(loss_of, has_aux=True)(state.weights.vector)
     updates, optimizer = self._optimizer.update(gradient, state.optimizer, state.weights.vector)
     norm, clip_norm = global_norm(gradient), settings.weights.clip_norm
     metrics = {
@@ -247,7 +247,7 @@ class Trainer:
       state.step + 1,
       state.key,
       state.weights.replace(optax.apply_updates(state.weights.vector, updates)),
-      state.statistics.replace(running_average(state.statistics.vector, moments.vector)),
+      state.statistics.replace(after),
       optimizer,
     )
     return after, metrics

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from darts_jax.nets.operations import Operations
-from darts_jax.spaces.darts import OPERATIONS
+from darts_jax.spaces.operations import OPERATIONS
 
 # Numbers of edges that differ, so that no operation can be taken for another.
 NAMES = [name for name in OPERATIONS if name != 'none'] + ['nor_conv_1x1', 'nor_conv_3x3']

@@ -13,8 +13,8 @@ from darts_jax.nets.conv import Supernet
 from darts_jax.nets.owners import Owner, left, owners
 from darts_jax.runtime.packed import Packed
 from darts_jax.spaces import CellSpec, Darts, Edge, Layer, Plan
-from darts_jax.spaces.darts import OPERATIONS
 from darts_jax.spaces.nasbench201 import NasBench201
+from darts_jax.spaces.operations import OPERATIONS
 
 SPACE = Darts(2).cells['normal']
 CHANNELS = 2

@@ -1,0 +1,37 @@
+"""The operations and activations that there are, by name.
+
+Those of the package have a line that says what they are; `darts_jax.nets` computes them. A user adds Flax modules and
+functions of their own, `OPERATIONS['mine'] = Mine`, see docs/operations.md.
+"""
+
+from typing import Any
+
+#: Operations on images, the candidates of an edge.
+OPERATIONS: dict[str, Any] = {
+  'none': 'zeros',
+  'max_pool_3x3': 'the maximum of 3×3 pixels',
+  'avg_pool_3x3': 'the mean of 3×3 pixels, of those inside the image',
+  'skip_connect': 'the image itself; at stride 2 two strided 1×1 convolutions side by side',
+  'sep_conv_3x3': 'a separable 3×3 convolution, twice',
+  'sep_conv_5x5': 'a separable 5×5 convolution, twice',
+  'dil_conv_3x3': 'a dilated separable 3×3 convolution',
+  'dil_conv_5x5': 'a dilated separable 5×5 convolution',
+  'sep_conv_7x7': 'a separable 7×7 convolution, twice',
+  'conv_7x1_1x7': 'a 1×7 convolution and one of 7×1',
+  'nor_conv_1x1': 'a 1×1 convolution',
+  'nor_conv_3x3': 'a 3×3 convolution',
+}
+
+#: Activations of recurrent cells.
+ACTIVATIONS: dict[str, Any] = {
+  'none': 'zeros',
+  'tanh': 'hyperbolic tangent',
+  'relu': 'rectified linear unit',
+  'sigmoid': 'logistic function',
+  'identity': 'the state itself',
+}
+
+
+def is_own(name: str) -> bool:
+  """Whether an operation on images is a user's own, a Flax module."""
+  return not isinstance(OPERATIONS.get(name, ''), str)
