@@ -20,6 +20,7 @@ from ml_collections import ConfigDict, config_dict, config_flags
 from darts_jax import spaces
 from darts_jax.runtime import processes
 from darts_jax.runtime.files import one_line, user_path
+from darts_jax.runtime.modules import import_modules
 from darts_jax.runtime.platforms import check_devices
 from darts_jax.runtime.terminal import OutputError, prepare_streams, say, settle_streams, show
 from darts_jax.settings import as_kind
@@ -47,6 +48,9 @@ _NAMED = ('space', 'strategy', 'hypergradient', 'task', 'evaluator')
 _PAUSE = 0.05
 
 _CONFIG = Flag('config', None, 'Path of the config file, such as configs/digits.py.')
+_IMPORT = Flag(
+  'import', None, 'A module that adds operations, spaces, strategies or tasks of your own; several with commas.'
+)
 
 #: Of commands that several processes can run together; see `darts_jax.runtime.processes.initialize`.
 _DISTRIBUTED = (
@@ -65,7 +69,7 @@ def launch(run: Callable[..., int], usage: str, extra: Sequence[Flag] = (), *, d
   """Parses the command line, calls `run(config, workdir, **extra flags)` and exits with what it returns.
 
   A ValueError, which is what users can cause, is printed as one line and exits with 2; any other exception is an
-  error of the program and keeps its traceback. `--help` prints the usage.
+  error of the program and keeps its traceback. `--help` prints the usage. Every command has the flag `--import`.
 
   Args:
     run: the command.
@@ -136,10 +140,11 @@ def launch_flags(run: Callable[..., int], usage: str, extra: Sequence[Flag], *, 
   def parsed() -> int:
     known = flags.FlagValues()
     known.set_gnu_getopt()
-    _define((*extra, *((_CONFIG,) if has_config else ())), known)
+    _define((*extra, _IMPORT, *((_CONFIG,) if has_config else ())), known)
     values = {}
     try:
       rest = known(sys.argv, known_only=has_config)
+      _import(known)
       if has_config:
         path = known['config'].value
         values['config'], rest = _overridden(path, rest) if path else (None, flags.FlagValues()(rest))
@@ -273,9 +278,10 @@ def _parse(argv: list[str], usage: str, extra: Sequence[Flag] = ()) -> tuple[Con
     'Where the run is written, and resumed from; runs/NAME of the config file by default.',
     flag_values=known,
   )
-  _define((_CONFIG, *extra), known)
+  _define((_CONFIG, _IMPORT, *extra), known)
   try:
     overrides = known(argv, known_only=True)
+    _import(known)
     path = known['config'].value
     if not path:
       raise ValueError(f'--config: missing; {usage}')
@@ -286,6 +292,12 @@ def _parse(argv: list[str], usage: str, extra: Sequence[Flag] = ()) -> tuple[Con
     raise ValueError(f'{rest[1]}: unexpected argument; {usage}')
   values = {flag.name: known[flag.name].value for flag in extra}
   return config, user_path(workdir.value or f'runs/{pathlib.Path(path).stem}', '--workdir'), values
+
+
+def _import(known: flags.FlagValues) -> None:
+  """Imports the modules of the flag; before the config is read, which may be about what they add."""
+  given = known['import'].value
+  import_modules([] if given is None else given.split(','))
 
 
 def _overridden(path: str, overrides: list[str]) -> tuple[ConfigDict, list[str]]:

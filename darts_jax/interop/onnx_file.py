@@ -14,11 +14,16 @@ from darts_jax.nets.cell import operation_groups
 from darts_jax.nets.conv import larger_inputs
 from darts_jax.nets.layers import BN_EPSILON
 from darts_jax.nets.operations import separable_filters
-from darts_jax.spaces import CellSpec
+from darts_jax.spaces import CellSpec, Darts
 from darts_jax.training.model import Model
 
 #: Of the operators; runtimes from 2022 on know it.
 _OPSET, _IR_VERSION = 17, 8
+# The operations that are written.
+_OPERATIONS = (
+  *('none', 'skip_connect', 'max_pool_3x3', 'avg_pool_3x3', 'conv_7x1_1x7'),
+  *('sep_conv_3x3', 'sep_conv_5x5', 'sep_conv_7x7', 'dil_conv_3x3', 'dil_conv_5x5'),
+)
 Tree = Mapping[str, Any]
 #: Height and width.
 Size = tuple[int, int]
@@ -35,8 +40,9 @@ def build(model: Model, variables: Tree) -> Any:
     variables: of the network, on the host or a device.
 
   Raises:
-    ValueError: the package `onnx` is not installed.
+    ValueError: the package `onnx` is not installed, or the network has something that is not written as ONNX.
   """
+  _check(model)
   try:
     from onnx import TensorProto, checker, helper
   except ImportError as error:
@@ -77,6 +83,21 @@ def run(path: pathlib.Path, images: np.ndarray) -> np.ndarray:
 def _halved(size: Size, times: int) -> Size:
   """Height and width after so many strides of two, rounded up."""
   return -(-size[0] // 2**times), -(-size[1] // 2**times)
+
+
+def _check(model: Model) -> None:
+  """Raises a ValueError unless all of a network can be written."""
+  cells = [spec for _, spec in model.genotype.cells]
+  lacking = [
+    *(f'the operation {operation}' for spec in cells for operation, _ in spec.pairs if operation not in _OPERATIONS),
+    *(f'cells of the space {model.genotype.space}' for spec in cells if _form(spec) != _form(Darts().cells['normal'])),
+  ]
+  if lacking:
+    raise ValueError(f'--format: onnx: {lacking[0]} cannot be written so; stablehlo and safetensors hold any network')
+
+
+def _form(spec: CellSpec) -> tuple[str, ...]:
+  return spec.output, spec.merge, spec.preparation
 
 
 class _Graph:

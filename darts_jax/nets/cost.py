@@ -1,5 +1,6 @@
 """What a network costs: weights and multiply-adds, part by part, from shapes alone."""
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -8,6 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from darts_jax.nets.conv import Network
+from darts_jax.nets.layers import OWN
+from darts_jax.nets.operations import make_own, train_of
 from darts_jax.spaces import CellSpec
 
 #: How multiply-adds are counted; published counts follow several conventions.
@@ -135,8 +138,14 @@ def parts_of(net: Network, height: int, width: int, channels: int) -> list[Part]
         for operation, values in node.items():
           if operation.startswith('bn'):
             continue
+          at_input = int(name.removeprefix('node')) < spec.num_inputs
+          if operation.startswith(OWN):
+            stride = layer.stride if at_input else 1
+            read = before if at_input else size
+            multiply_adds += products_of(operation.removeprefix(OWN)[:-3], features, stride, *read)
+            continue
           multiply_adds += _count(values) * math.prod(size)
-          if operation == 'conv_7x1_1x7' and layer.stride == 2 and int(name.removeprefix('node')) < spec.num_inputs:
+          if operation == 'conv_7x1_1x7' and layer.stride == 2 and at_input:
             # Its first half shrinks the width alone.
             multiply_adds += values['across'].size * (before[0] * size[1] - math.prod(size))
     width_out = features * (len(spec.outputs) if spec.output == 'concat' else 1)
@@ -146,6 +155,40 @@ def parts_of(net: Network, height: int, width: int, channels: int) -> list[Part]
   if 'auxiliary' in params:
     found.append(Part('auxiliary', '', (1, 1), net.num_classes, _count(params['auxiliary']), 0))
   return found
+
+
+@functools.cache
+def products_of(operation: str, features: int, stride: int, height: int, width: int) -> int:
+  """Multiply-adds of a user's own operation on one image, see `CONVENTION`, from its program in evaluation."""
+  module = make_own(operation, features, stride)
+  images = jax.ShapeDtypeStruct((1, height, width, features), jnp.float32)
+  kwargs: dict[str, Any] = {**train_of(module, False)}
+
+  def apply(variables: Any, images: Any) -> Any:
+    return module.apply(variables, images, **kwargs)
+
+  variables = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, **kwargs), images)
+  return _products(jax.make_jaxpr(apply)(variables, images).jaxpr)
+
+
+def _products(jaxpr: Any) -> int:
+  """Multiply-adds of the products of matrices and the convolutions in a program."""
+  total = 0
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name == 'dot_general':
+      (contracted, _), _ = eqn.params['dimension_numbers']
+      shape = eqn.invars[0].aval.shape
+      total += math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
+    elif eqn.primitive.name == 'conv_general_dilated':
+      _, inputs, *spatial = eqn.params['dimension_numbers'].rhs_spec
+      kernel = eqn.invars[1].aval.shape
+      total += math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel[axis] for axis in (inputs, *spatial))
+    else:
+      # Inner programs, those of a loop once for each of its turns.
+      inner = jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, 'eqns') or hasattr(x, 'jaxpr'))
+      programs = [getattr(each, 'jaxpr', each) for each in inner if hasattr(each, 'eqns') or hasattr(each, 'jaxpr')]
+      total += eqn.params.get('length', 1) * sum(map(_products, programs))
+  return total
 
 
 def _count(tree: Any) -> int:

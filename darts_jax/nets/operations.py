@@ -11,7 +11,7 @@ sums all operations. Which part of a variable is which edge's is noted where it 
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -38,6 +38,7 @@ from darts_jax.nets.layers import (
 from darts_jax.nets.padding import pad_images
 from darts_jax.nets.parts import note, note_member
 from darts_jax.nets.pooling import avg_pool, max_pool
+from darts_jax.runtime.files import one_line
 from darts_jax.spaces.operations import OPERATIONS, is_own
 
 Array = jax.Array
@@ -311,8 +312,8 @@ class Operations(nn.Module):
       # Two digits, so that modules are sorted as edges are.
       label = f'{OWN}{name}_{member:02d}'
       note_member((*self.path, label), name, member)
-      module = _made(name, x.shape[-1], self.stride, label)
-      image = module(x, train=train) if _takes_train(module) else module(x)
+      module = make_own(name, x.shape[-1], self.stride, label)
+      image = module(x, **train_of(module, train))
       if getattr(image, 'shape', None) != shape:
         found = getattr(image, 'shape', type(image).__name__)
         raise ValueError(f'operation {name}: gives {found} of {x.shape} at stride {self.stride}; it has to be {shape}')
@@ -337,8 +338,18 @@ def separable_filters(edges: tuple[tuple[str, int], ...]) -> tuple[tuple[Filters
   return twice, once
 
 
-def _made(name: str, features: int, stride: int, label: str) -> nn.Module:
-  """A user's own operation."""
+def make_own(name: str, features: int, stride: int, label: str | None = None) -> nn.Module:
+  """A user's own operation.
+
+  Args:
+    name: of the operation.
+    features: channels of its images.
+    stride: 1 or 2.
+    label: what the module is called.
+
+  Raises:
+    ValueError: it is no Flax module, or has other attributes.
+  """
   kind = OPERATIONS[name]
   if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
     raise ValueError(f'operation {name}: OPERATIONS has {kind!r}; it has to be a Flax module, a class')
@@ -352,5 +363,27 @@ def _made(name: str, features: int, stride: int, label: str) -> nn.Module:
   return made
 
 
-def _takes_train(module: nn.Module) -> bool:
-  return 'train' in inspect.signature(type(module).__call__).parameters
+def check_own(names: Iterable[str], channels: int, height: int, width: int) -> None:
+  """Checks the user's own operations among some, on shapes alone, so that a network is not begun in vain.
+
+  Raises:
+    ValueError: one cannot be made or called, or gives another shape; one line that names it.
+  """
+  x = jax.ShapeDtypeStruct((2, height, width, channels), jnp.float32)
+  for name in dict.fromkeys(names):
+    for stride in (1, 2) if is_own(name) else ():
+      operate = Operations(((name, 1),), stride, discrete=False)
+      try:
+        jax.eval_shape(lambda key, x, operate=operate: operate.init(key, x, train=True), jax.random.key(0), x)
+      except ValueError:
+        raise
+      except Exception as error:  # It is anybody's program.
+        raise ValueError(
+          f'operation {name}: fails on images of {height}×{width} pixels and {channels} channels'
+          f' ({type(error).__name__}: {one_line(error)})'
+        ) from error
+
+
+def train_of(module: nn.Module, train: bool) -> dict[str, bool]:
+  """The argument `train` of a module, if it takes that."""
+  return {'train': train} if 'train' in inspect.signature(type(module).__call__).parameters else {}

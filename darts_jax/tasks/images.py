@@ -18,6 +18,7 @@ from darts_jax.data.images import Images, digest, split
 from darts_jax.data.settings import Augment, Source
 from darts_jax.nets.conv import Supernet, check_statistics
 from darts_jax.nets.layers import NormGroups, init_variables
+from darts_jax.nets.operations import check_own
 from darts_jax.nets.owners import flagged, left, owners
 from darts_jax.nets.statistics import apply_in_training
 from darts_jax.runtime.mesh import Shards
@@ -210,6 +211,8 @@ class ImageLearner(Learner):
     height, width = images.x_train.shape[1:3]
     plan = supernet.space.plan(network.layers)
     check_statistics(f'config.{shared[0]}', shared[1], height, width, plan, stem=network.stem)
+    names = (name for spec in supernet.cells.values() for name in spec.operations)
+    check_own(names, network.channels, height, width)
     self.net = Supernet(
       tuple(supernet.cells.items()),
       plan,

@@ -12,6 +12,7 @@ import jax
 from darts_jax import report, spaces
 from darts_jax.data.batches import Evaluation
 from darts_jax.nets.conv import check_image_size, check_statistics
+from darts_jax.nets.operations import check_own
 from darts_jax.runtime import metrics, processes
 from darts_jax.runtime.compilation import enable_cache
 from darts_jax.runtime.files import user_path
@@ -141,6 +142,7 @@ def make_model(settings: Training, genotype: Genotype, feed: Feed) -> Model:
   except ValueError as error:
     hint = ' (config.network.auxiliary=False)' if 'auxiliary' in str(error) else ''
     raise ValueError(f'config.data.name: {feed.name}: {error}{hint}') from error
+  check_own((name for _, spec in genotype.cells for name in spec.operations), network.channels, height, width)
   normalised = network.auxiliary and network.auxiliary_norm
   check_statistics(
     'config.batch_size',

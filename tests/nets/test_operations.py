@@ -6,7 +6,7 @@ from darts_jax.nets.operations import Operations
 from darts_jax.spaces.operations import OPERATIONS
 
 # Numbers of edges that differ, so that no operation can be taken for another.
-NAMES = [name for name in OPERATIONS if name != 'none'] + ['nor_conv_1x1', 'nor_conv_3x3']
+NAMES = [name for name in OPERATIONS if name != 'none']
 EDGES = dict(zip(NAMES, [2, 3, 2, 1, 2, 3, 1, 2, 2, 3, 2], strict=True))
 
 

@@ -80,7 +80,8 @@ def test_places_of_a_small_supernet_by_hand():
 
 def test_number_of_weights_of_every_operation():
   """Of all operations of DARTS and NASNet on the strided edges of one cell."""
-  spec = Darts(1, OPERATIONS).cells['normal']
+  operations = [name for name in OPERATIONS if not name.startswith('nor_conv')]
+  spec = Darts(1, tuple(operations)).cells['normal']
   net = supernet(spec, Plan((Layer('cell', 2, 2),)))
   found = owners(net, shapes(net)['params'])
   counts = dict(zip(found.owners, np.bincount(found.entries[found.entries >= 0]), strict=True))
@@ -89,7 +90,7 @@ def test_number_of_weights_of_every_operation():
   expected = {'skip_connect': pointwise, 'conv_7x1_1x7': 14 * pointwise}
   expected |= {f'sep_conv_{k}x{k}': 2 * (k * k * channels + pointwise) for k in (3, 5, 7)}
   expected |= {f'dil_conv_{k}x{k}': k * k * channels + pointwise for k in (3, 5)}
-  columns = {OPERATIONS.index(name): count for name, count in expected.items()}
+  columns = {operations.index(name): count for name, count in expected.items()}
   assert counts == {Owner('cell', (edge,), column): count for column, count in columns.items() for edge in (0, 1)}
 
 
