@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import flax.linen as nn
 import jax
 
 from darts_jax.nets.conv import Network, Supernet
@@ -34,7 +35,16 @@ def apply_in_training(
     moments = Packed.pack(updated['moments'])
     assert moments.treedef == statistics.treedef, 'moments are to lie where the running statistics are'
     return found, running_average(statistics.vector, moments.vector)
-  # What a user's own operations keep is as they leave it.
+  return apply_with_own_statistics(net, weights, statistics, *args, **kwargs)
+
+
+def apply_with_own_statistics(
+  net: nn.Module, weights: PyTree, statistics: Packed, *args: Any, **kwargs: Any
+) -> tuple[Any, Array]:
+  """Applies a network with modules of the user's own, whose statistics are as they leave them; see `apply_in_training`.
+
+  Its parameters are `params` and its statistics `batch_stats`, as Flax's BN has them.
+  """
   variables = {'params': weights, 'batch_stats': statistics.tree}
   found, updated = net.apply(variables, *args, train=True, mutable=['moments', 'batch_stats'], **kwargs)
   by_path = dict(jax.tree_util.tree_leaves_with_path(updated.get('moments', {})))
@@ -42,5 +52,5 @@ def apply_in_training(
   def after(path: Any, old: Array, new: Array) -> Array:
     return running_average(old, by_path[path]) if path in by_path else new.astype(old.dtype)
 
-  tree = jax.tree_util.tree_map_with_path(after, statistics.tree, updated['batch_stats'])
+  tree = jax.tree_util.tree_map_with_path(after, statistics.tree, updated.get('batch_stats', {}))
   return found, Packed.pack(tree).vector

@@ -35,6 +35,8 @@ class Packed:
   def pack(cls, tree: PyTree) -> Self:
     """The pytree as one vector; one of NumPy arrays as a NumPy array."""
     leaves, treedef = jax.tree.flatten(tree)
+    if not leaves:
+      return cls(jnp.zeros(0), treedef, ())
     xp = np if all(isinstance(leaf, np.ndarray) for leaf in leaves) else jnp
     return cls(xp.concatenate([xp.ravel(leaf) for leaf in leaves]), treedef, tuple(leaf.shape for leaf in leaves))
 
@@ -42,6 +44,9 @@ class Packed:
   def tree(self) -> PyTree:
     """The pytree; of NumPy arrays if the vector is one."""
     sizes = [math.prod(shape) for shape in self.shapes]
+    leaves: Any = []
+    if not sizes:
+      return jax.tree.unflatten(self.treedef, leaves)
     if isinstance(self.vector, np.ndarray):
       leaves = np.split(self.vector, np.cumsum(sizes)[:-1])
     else:

@@ -5,6 +5,7 @@ A task of one's own is added with `TASKS['mine'] = Mine`; see `darts_jax.tasks.b
 
 from typing import Any
 
+from darts_jax.tasks.arrays import Arrays, ArrayTask
 from darts_jax.tasks.base import Conditions, Halves, Learner, Moment, Objective, Seen, SupernetSpec, Task
 from darts_jax.tasks.images import ImageTask
 from darts_jax.tasks.text import TextTask
@@ -13,6 +14,8 @@ TASKS: dict[str, type[Task[Any]]] = {'images': ImageTask, 'text': TextTask}
 
 __all__ = [
   'TASKS',
+  'ArrayTask',
+  'Arrays',
   'Conditions',
   'Halves',
   'ImageTask',

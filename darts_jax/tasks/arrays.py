@@ -1,0 +1,253 @@
+"""Tasks on anything that fits into arrays; a user's own task is a subclass with data and a network.
+
+See docs/tasks.md for one on a table.
+"""
+
+import abc
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Self
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.sharding import Mesh
+
+from darts_jax.data.batches import epoch_indices
+from darts_jax.data.images import digest, split
+from darts_jax.nets.array_cell import flagged, inherited
+from darts_jax.nets.statistics import apply_with_own_statistics
+from darts_jax.runtime.mesh import Shards
+from darts_jax.runtime.packed import Packed
+from darts_jax.settings import setting
+from darts_jax.spaces import CellSpace, CellSpec, Mixing
+from darts_jax.strategies.relaxed import Stage
+from darts_jax.tasks.base import FIRST_PURPOSE, Conditions, Halves, Learner, Moment, Seen, SupernetSpec, Task
+
+Array = jax.Array
+PyTree = Any
+
+# The random key of a step is folded with these numbers, one for each purpose.
+_ORDER, _VALID, _PREPARE_TRAIN, _PREPARE_VALID = range(FIRST_PURPOSE, FIRST_PURPOSE + 4)
+
+
+class Arrays(NamedTuple):
+  """Examples: `x` `[N, …]` and `y` `[N, …]`, NumPy arrays, and the number of outputs of a network."""
+
+  x: np.ndarray
+  y: np.ndarray
+  num_outputs: int
+
+
+class Pairs(NamedTuple):
+  """A batch: inputs `[B, …]` and targets `[B, …]`."""
+
+  x: Any
+  y: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayTask(Task[Arrays]):
+  """A supervised task; a subclass says what the data and the network are, and may say all else.
+
+  Attributes:
+    validation_fraction: part of the examples that trains α; the rest trains the weights.
+  """
+
+  name: ClassVar[str] = 'arrays'
+
+  validation_fraction: float = setting(0.5, above=0, below=1)
+
+  @abc.abstractmethod
+  def network(self, data: Arrays, cells: Mapping[str, CellSpec]) -> nn.Module:
+    """The supernet, called with inputs `[B, …]`, mixing weights by kind of cell, and `train`; gives outputs `[B, …]`.
+
+    Args:
+      data: for their shapes.
+      cells: the cells that the supernet has now; see `darts_jax.nets.array_cell.ArrayCell`.
+    """
+
+  def prepare(self, x: Array, key: Array | None) -> Array:
+    """Inputs `[B, …]` as the network reads them; in training, with a key, they may be augmented."""
+    del key
+    return x
+
+  def loss(self, outputs: Array, targets: Array) -> Array:
+    """`[B]`: the loss of every example; cross-entropy in nats by default."""
+    return optax.softmax_cross_entropy_with_integer_labels(outputs, targets)
+
+  def measures(self, outputs: Array, targets: Array) -> dict[str, Array]:
+    """By name `[B]`, what is logged as a mean over examples; the accuracy by default."""
+    return {'accuracy': (jnp.argmax(outputs, -1) == targets).astype(outputs.dtype)}
+
+  @property
+  def source(self) -> str:
+    """The name of the task."""
+    return self.name
+
+  def check(self, space: CellSpace, conditions: Conditions, stages: Sequence[Stage], seeds: int) -> None:
+    """See `Task`."""
+    del space, conditions, seeds
+    if any(stage.channel_part > 1 for stage in stages):
+      raise ValueError(f'config.strategy.channel_part: it has to be 1; the task {self.name} has no partial channels')
+
+  def fingerprint(self, data: Arrays) -> Any:
+    """See `Task`."""
+    return digest(data.x, data.y)
+
+  def halves(self, data: Arrays, conditions: Conditions, seed: int) -> Halves:
+    """The examples, divided by seed.
+
+    Raises:
+      ValueError: a batch is larger than one of the two parts.
+    """
+    parts = []
+    for name, chosen in zip(Halves._fields, split(len(data.y), self.validation_fraction, seed), strict=True):
+      if len(chosen) < conditions.batch_size:
+        raise ValueError(
+          f'config.batch_size: {conditions.batch_size} is larger than the {name} half of {self.source}, which has'
+          f' {len(chosen)} examples'
+        )
+      parts.append(Pairs(data.x[chosen], data.y[chosen]))
+    return Halves(*parts)
+
+  def learner(self, data: Arrays, conditions: Conditions, supernet: SupernetSpec, mesh: Mesh) -> 'ArrayLearner':
+    """See `Task`."""
+    return ArrayLearner(self, data, conditions, supernet, mesh)
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayLoss:
+  """The mean loss of a supernet in training mode; see `Objective`."""
+
+  task: ArrayTask
+  net: nn.Module
+  cells: tuple[tuple[str, CellSpec], ...]
+
+  def __call__(
+    self,
+    weights: PyTree,
+    statistics: Packed,
+    mixing: dict[str, Mixing],
+    batch: Pairs,
+    precision: str,
+    updating: Array,
+  ) -> tuple[Array, Seen]:
+    """See `Objective`."""
+    del updating
+    x = batch.x if precision == 'float32' else batch.x.astype(precision)
+    outputs, after = apply_with_own_statistics(self.net, weights, statistics, x, mixing)
+    outputs = outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
+    loss = jnp.mean(self.task.loss(outputs, batch.y))
+    measures = {name: jnp.mean(each, dtype=loss.dtype) for name, each in self.task.measures(outputs, batch.y).items()}
+    cells = dict(self.cells)
+    computed = flagged(cells, statistics.tree, {name: each.computed for name, each in mixing.items()})
+    if computed is not None:
+      after = jnp.where(computed, after, statistics.vector)
+    active = flagged(cells, weights, {name: each.active for name, each in mixing.items()})
+    return loss, Seen(loss, measures, after, (), active)
+
+
+class _Found(NamedTuple):
+  """What an evaluation finds."""
+
+  loss: Array
+  measures: dict[str, Array]
+
+
+class ArrayLearner(Learner):
+  """See `Learner`; its data are the two halves of the examples.
+
+  Attributes:
+    batch_size: examples a batch.
+    steps_per_epoch: batches in the weights' half.
+  """
+
+  def __init__(self, task: ArrayTask, data: Arrays, conditions: Conditions, supernet: SupernetSpec, mesh: Mesh) -> None:
+    """See `Task.learner`."""
+    self._task, self._data, self._conditions, self._mesh = task, data, conditions, mesh
+    self._supernet = supernet
+    self._shards = Shards(mesh.shape['data'])
+    self._num_train, self._num_valid = (len(part) for part in split(len(data.y), task.validation_fraction, 0))
+    sizes, first = supernet.batch_sizes, supernet.first_epoch
+    self.epoch_ends = ends = list(itertools.accumulate(self._num_train // size for size in sizes))
+    self.batch_size = sizes[min(first, conditions.epochs - 1)]
+    self.steps_per_epoch = self._num_train // self.batch_size
+    self._first_step = ends[first - 1] if first else 0
+    self.net = task.network(data, supernet.cells)
+    self.objective = ArrayLoss(task, self.net, tuple(supernet.cells.items()))
+
+  def variables(self, key: Array, mixing: dict[str, Mixing]) -> PyTree:
+    """See `Learner`; the modules' own initialisers draw the parameters."""
+    x = self._task.prepare(jnp.asarray(self._data.x[:1]), None)
+    return {'batch_stats': {}, **self.net.init(key, x, mixing, train=False)}
+
+  def batches(self, moment: Moment, data: Halves) -> Halves:
+    """The next examples of a random order for the weights, any for α."""
+    size, key = self.batch_size, moment.key
+    step_key = jax.random.fold_in(key, moment.step)
+    epochs, position = jnp.divmod(moment.step - self._first_step, self.steps_per_epoch)
+    indices = (
+      epoch_indices(key, _ORDER, self._supernet.first_epoch + epochs, position, size, self._num_train),
+      jax.random.randint(jax.random.fold_in(step_key, _VALID), (size,), 0, self._num_valid),
+    )
+    parts = []
+    for half, drawn, purpose in zip(data, indices, (_PREPARE_TRAIN, _PREPARE_VALID), strict=True):
+      # All of a batch is prepared on every device, so that what is drawn does not depend on their number.
+      x = self._task.prepare(half.x[drawn], jax.random.fold_in(step_key, purpose))
+      parts.append(Pairs(self._shards.own(x), self._shards.own(half.y[drawn])))
+    return Halves(*parts)
+
+  def measure(self, variables: PyTree, mixing: dict[str, Mixing], data: Halves) -> _Found:
+    """The supernet on the whole architecture half."""
+    half, total, size = data.valid, self._num_valid, self._conditions.batch_size
+    # The last batch is filled up with repetitions that do not count.
+    indices = np.arange(-(-total // size) * size).reshape(-1, size)
+    precision = self._conditions.precision
+
+    def sums(chosen: Array) -> _Found:
+      place, counts = chosen % total, chosen < total
+      x = self._task.prepare(half.x[place], None)
+      outputs: Any = self.net.apply(
+        variables, x if precision == 'float32' else x.astype(precision), mixing, train=False
+      )
+      outputs = outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
+      found = _Found(self._task.loss(outputs, half.y[place]), self._task.measures(outputs, half.y[place]))
+      return jax.tree.map(lambda each: jnp.sum(jnp.where(counts, each, 0)), found)
+
+    def add(so_far: _Found, chosen: Array) -> tuple[_Found, None]:
+      return jax.tree.map(jnp.add, so_far, sums(self._shards.own(chosen))), None
+
+    shapes = jax.eval_shape(sums, self._shards.own(jnp.asarray(indices[0])))
+    found, _ = lax.scan(add, jax.tree.map(lambda each: jnp.zeros(each.shape, each.dtype), shapes), jnp.asarray(indices))
+    return jax.tree.map(lambda each: each / total * self._shards.size, self._shards.mean(found))
+
+  def metrics(self, found: _Found) -> dict[str, float]:
+    """See `Learner`."""
+    return {'loss': float(found.loss), **{name: float(each) for name, each in found.measures.items()}}
+
+  def summary(self, means: Mapping[str, float], sums: Mapping[str, float]) -> dict[str, float]:
+    """See `Learner`."""
+    del means
+    return {'examples_per_second': sums['steps'] * self.batch_size / sums['seconds']}
+
+  def rebuilt(self, supernet: SupernetSpec) -> Self:
+    """See `Learner`."""
+    return type(self)(self._task, self._data, self._conditions, supernet, self._mesh)
+
+  def inherited(self, variables: Packed, before: Self) -> np.ndarray:
+    """See `Learner`."""
+    del before
+    mixing = {
+      name: Mixing(jnp.zeros((spec.num_edges, len(spec.operations)))) for name, spec in self._supernet.cells.items()
+    }
+    own = jax.eval_shape(lambda key: self.variables(key, mixing), jax.random.key(0))
+    paths = [{path for path, _ in jax.tree_util.tree_leaves_with_path(tree)} for tree in own.values()]
+    given = {path for path, _ in jax.tree_util.tree_leaves_with_path(variables.tree)}
+    # Of parameters or of statistics, whichever the variables are.
+    tree = max(zip(paths, own.values(), strict=True), key=lambda pair: len(pair[0] & given))[1]
+    return inherited(variables.tree, tree)
