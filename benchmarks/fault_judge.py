@@ -32,8 +32,8 @@ RESULTS = (
 
 # Events that any undamaged run may have, and whose number and text depend on when it was stopped and on the machine.
 _INCIDENTAL = ('compiled', 'resumed', 'interrupted', 'damaged_checkpoint')
-# Fields that depend on the clock, or on where the working directory is.
-_OF_CLOCK_AND_PLACE = ('seconds', 'artefact')
+# Fields that depend on the clock or on where the working directory is, and checksums of such fields.
+_OF_CLOCK_AND_PLACE = ('seconds', 'artefact', 'crc32')
 _SHOWN = 160
 #: Bytes that are too many for a small file.
 _TOO_MUCH = 2**30

@@ -15,7 +15,6 @@ from darts_jax.spaces import CellSpace
 
 # Rows of the table, which ends with the last trial.
 _MAX_ROWS = 1000
-_ACCURACY = 'valid_accuracy'
 # Attributes of cells of the table, by whether they are at the right.
 _KINDS = {True: ' class="number"', False: ''}
 
@@ -70,8 +69,14 @@ def _best(run: Run, trials: Sequence[Trial]) -> Trial | None:
   return outcomes.best(trials)
 
 
+def _measure(run: Run) -> str:
+  """What the log calls the reward."""
+  names = (name for record in run.steps for name in record if name.startswith('best_'))
+  return next(names, 'best_reward').removeprefix('best_')
+
+
 def _is_accuracy(run: Run) -> bool:
-  return any(_ACCURACY in record for record in run.steps)
+  return 'accuracy' in _measure(run)
 
 
 def _shown(run: Run, value: float) -> str:
@@ -79,14 +84,14 @@ def _shown(run: Run, value: float) -> str:
 
 
 def _named(run: Run) -> str:
-  return 'Validation accuracy' if _is_accuracy(run) else 'Reward'
+  return sections.measured(_measure(run)).capitalize()
 
 
 def _tiles(run: Run, trials: Sequence[Trial], best: Trial | None) -> Iterator[tuple[str, str]]:
   optimum = last(run.steps, 'optimum')
   small = '' if optimum is None else f', the optimum is {_shown(run, optimum)}'
   yield (
-    f'Best {_named(run).lower()}',
+    f'Best {html.escape(_named(run).lower())}',
     '–' if best is None else f'{_shown(run, best.reward)} <small>trial {best.number}{small}</small>',
   )
   test = last(run.tests, 'accuracy')
@@ -152,7 +157,7 @@ def _table(run: Run, trials: Sequence[Trial], best: Trial | None, problem: str) 
   columns = {
     'Trial': True,
     'Status': False,
-    _named(run): True,
+    html.escape(_named(run)): True,
     **({'Parameters': True} if has_parameters else {}),
     'Seconds': True,
     **({'Parent': True} if has_parents else {}),
@@ -219,10 +224,15 @@ def _usage(run: Run) -> str:
     'Draw and count it': f'python -m experiments.describe --genotype={path} --draw=cells.svg',
   }
   if run.tests and (run.path / 'pick').is_dir():
+    call = (
+      'log_probabilities, hidden = apply(variables, tokens, hidden)'
+      if run.reads_text
+      else 'logits = apply(variables, images)  # raw images [N, H, W, C], as in the dataset'
+    )
     parts['Take the network that was tested'] = f"""import darts_jax
 
 apply, variables = darts_jax.load({str(run.path / 'pick')!r})
-logits = apply(variables, images)  # raw images [N, H, W, C], as in the dataset"""
+{call}"""
   return html.section(
     title, '\n'.join(f'<h3>{name}</h3>\n<pre>{html.escape(content)}</pre>' for name, content in parts.items())
   )

@@ -3,15 +3,18 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from darts_jax.runtime import metrics
 from darts_jax.runtime.loop import Diverged
 from darts_jax.settings import as_config
 from darts_jax.spaces import Genotype
-from darts_jax.training import loop
+from darts_jax.training import language, loop
+from darts_jax.training.language import LanguageResult, LanguageTraining
 from darts_jax.training.loop import Result
 from darts_jax.training.settings import Training
+
+T = TypeVar('T', Training, LanguageTraining)
 
 
 class Interrupted(RuntimeError):
@@ -30,8 +33,8 @@ class Trial(NamedTuple):
   seconds: float
 
 
-def without_test(settings: Training) -> Training:
-  """The same training, which does not read the test images: no choice can be made by them."""
+def without_test(settings: T) -> T:
+  """The same training, which does not read the test data: no choice can be made by them."""
   return dataclasses.replace(settings, data=dataclasses.replace(settings.data, test=False))
 
 
@@ -44,9 +47,20 @@ def train(settings: Training, genotype: Genotype, folder: pathlib.Path) -> Resul
     Interrupted: by a signal; nothing is lost.
   """
   result = loop.run(as_config(settings), folder, genotype)
+  _check_finished(result, folder)
+  return result
+
+
+def train_language(settings: LanguageTraining, genotype: Genotype, folder: pathlib.Path) -> LanguageResult:
+  """As `train`, of a language model."""
+  result = language.run(as_config(settings), folder, genotype)
+  _check_finished(result, folder)
+  return result
+
+
+def _check_finished(result: Result | LanguageResult, folder: pathlib.Path) -> None:
   if result.interrupted or not result.finished:
     raise Interrupted(f'the training in {folder} was interrupted; the same command goes on with it')
-  return result
 
 
 def compare(settings: Training, genotype: Genotype, folder: pathlib.Path, note: Callable[[str], None]) -> Trial:

@@ -177,7 +177,10 @@ def test_worker_processes_come_to_the_same(evolve):
     (['--config.evaluator.path=nowhere'], 'config.evaluator.path: nowhere is not there; wanted is a folder with'),
     (['--config.space=darts'], 'config.evaluator.name: table has no architectures of the space darts'),
     (['--config.evaluator.dataset=svhn'], "config.evaluator.dataset: 'svhn' is not known"),
-    (['--config.evaluator.epochs=3'], 'config.evaluator.epochs: unknown field of table; it is one of scratch'),
+    (
+      ['--config.evaluator.epochs=3'],
+      'config.evaluator.epochs: unknown field of table; it is one of scratch, scratch_text',
+    ),
     (['--config.tell=late'], "config.tell: 'late' is not known; allowed are as_completed, in_order"),
     (['--config.strategy.sample_size=30'], 'config.strategy.sample_size: 30 is not allowed; it has to be ≤ config.str'),
     (['--config.hypergradient=exact'], 'config.hypergradient: unknown field of regularized_evolution; it is one of'),

@@ -415,7 +415,7 @@ def test_the_config_is_the_search_space_and_a_shorter_evaluation():
     ),
     (
       {'space': {'name': 'recurrent'}},
-      'config.evaluator.name: scratch trains on images; architectures of the space recurrent are for text',
+      'config.evaluator.name: its trainings are on images; architectures of the space recurrent are for text',
     ),
     ({'trial': 3}, 'config.trial: unknown field; did you mean config.trials?'),
     ({'space.nodes': 0}, 'config.space.nodes: 0 is not allowed; it has to be ≥ 1'),
