@@ -274,14 +274,38 @@ def _read_results(folder: pathlib.Path) -> None:
     find('darts_jax.selection:run')(config, folder, begin)
 
 
-def _random_search(folder: pathlib.Path) -> None:
-  (folder / 'config.json').write_text('{"strategy": "random"}')
+def _trials() -> list[bytes]:
+  """The journals of two searches by proposals."""
+  contents = []
+  for fails in (False, True):
+    with tempfile.TemporaryDirectory() as folder:
+      _run_trials(pathlib.Path(folder), fails)
+      contents.append((pathlib.Path(folder) / 'trials.jsonl').read_bytes())
+  return contents
+
+
+def _run_trials(folder: pathlib.Path, fails: bool = False) -> None:
+  """A search by proposals that evaluates nothing, or goes on as the journal in a folder says."""
+  outcome, failed = (find(f'darts_jax.strategies.sampled:{name}') for name in ('Outcome', 'failed'))
+
+  class Constant(find('darts_jax.trials:Evaluator')):  # type: ignore[misc]
+    def __call__(self, proposal: Any) -> Any:
+      if fails and proposal.number:
+        return failed(proposal, 'diverged', 1.5)
+      return outcome(proposal, 'done', 0.5, {'parameters': 9.0}, {}, (0.25, 0.5), 1.5)
+
+  strategy = find('darts_jax.strategies:STRATEGIES')['regularized_evolution'](population=2, sample_size=1)
+  settings, executor = find('darts_jax.trials:Trials')(trials=3), find('darts_jax.trials:InProcess')()
+  with find('darts_jax.trials:Journal')(folder) as journal:
+    find('darts_jax.trials:run')(
+      strategy, find('darts_jax.spaces:Darts')(nodes=1), Constant(), settings, executor, journal=journal
+    )
+
+
+def _read_trials(folder: pathlib.Path) -> None:
+  (folder / 'config.json').write_text('{"evaluator": {"name": "scratch"}, "trials": 3}')
   page(folder)
-
-
-def _random_architectures() -> list[bytes]:
-  trial = {'number': 0, 'genotype': json.loads(_architectures()[0]), 'parameters': 9}
-  return [json.dumps([{**trial, 'valid_accuracy': 0.5, 'seconds': 1.0, 'diverged': False}]).encode()]
+  _run_trials(folder)
 
 
 def _read_weights(folder: pathlib.Path) -> None:
@@ -345,7 +369,7 @@ FORMATS: dict[str, Format] = {
   'training_config': Format('config.json', lambda: _config('training'), mutate_json, _read_config),
   'model': Format('model.json', _model, mutate_json, _read_model),
   'results': Format('results.json', _selection_results, mutate_json, _read_results),
-  'random_search': Format('architectures.json', _random_architectures, mutate_json, _random_search),
+  'trials': Format('trials.jsonl', _trials, mutate_json, _read_trials),
   'torch_zip': Format('weights', lambda: _golden('torch_zip.pt'), _mutate_weights, _read_weights),
   'torch_legacy': Format('weights', lambda: _golden('torch_legacy.pt'), mutate_pickle, _read_weights),
   'weights_npz': Format(

@@ -27,11 +27,13 @@ RESULTS = (
   'model.json',
   'config.json',
   'results.json',
-  'architectures.json',
+  'trials.jsonl',
 )
 
 # Events that any undamaged run may have, and whose number and text depend on when it was stopped and on the machine.
 _INCIDENTAL = ('compiled', 'resumed', 'interrupted', 'damaged_checkpoint')
+# Fields that depend on the clock or on where the working directory is, and checksums of such fields.
+_OF_CLOCK_AND_PLACE = ('seconds', 'artefact', 'crc32')
 _SHOWN = 160
 #: Bytes that are too many for a small file.
 _TOO_MUCH = 2**30
@@ -151,7 +153,7 @@ def _without_times(value: Any) -> Any:
     return {
       name: _without_times(item)
       for name, item in value.items()
-      if name != 'seconds' and not name.endswith('_per_second')
+      if name not in _OF_CLOCK_AND_PLACE and not name.endswith('_per_second')
     }
   return [_without_times(item) for item in value] if isinstance(value, list) else value
 

@@ -61,6 +61,11 @@ _SELECTION = (
   *(f'training.{field}' for field in ('network.channels=2', 'network.layers=3', 'batch_size=8', 'epochs=3')),
   *(f'{part}.data.{field}' for part in ('search', 'training') for field in ('name=npz', 'path={data}/images.npz')),
 )
+_TRIALS = (
+  *('trials=2', 'space.nodes=1', f'space.operations={_OPERATIONS}'),
+  *(f'evaluator.{field}' for field in ('network.channels=2', 'network.layers=3', 'batch_size=8', 'epochs=3')),
+  *(f'evaluator.{field}' for field in ('log_every=2', 'data.name=npz', 'data.path={data}/images.npz')),
+)
 #: The commands that are disturbed, by name; of every kind of run the smallest that there is.
 RUNS = {
   'images': ('search', '--config=configs/digits.py', *_IMAGES, *_SEARCH, '--config.epochs=6'),
@@ -81,6 +86,7 @@ RUNS = {
     '--config.epochs=4',
     '--config.mesh.seed=2',
   ),
+  'trials': ('search', '--config=configs/digits_random.py', *(f'--config.{field}' for field in _TRIALS)),
   'selection': ('select', '--config=configs/digits_select.py', *(f'--config.{field}' for field in _SELECTION)),
   'language': ('train', '--config=configs/text_eval.py', '--genotype=RNN_DARTS_V2', *_TEXT, *_SMALL_TEXT),
 }
@@ -516,6 +522,6 @@ def damage_names(workshop: Workshop, seed: int) -> Iterator[str]:
     results = [name for name in names if pathlib.PurePath(name).name in RESULTS]
     chosen = results if results and draw.random() < 0.6 else names
     file = chosen[draw.integers(len(chosen))]
-    # A selection has no checkpoint that knows its config.
-    modes = (*MODES, 'deleted+seed') if file == 'config.json' and run != 'selection' else MODES
+    # Selections and searches by proposals have no checkpoint that knows their config.
+    modes = (*MODES, 'deleted+seed') if file == 'config.json' and run not in ('selection', 'trials') else MODES
     yield f'damage:{run}:{state}:{file}:{modes[draw.integers(len(modes))]}'

@@ -62,10 +62,8 @@ def read_settings(config: Any) -> Any:
     return build(find('darts_jax.selection.settings:Selection'), config)
   if 'problems' in config:
     return build(find('darts_jax.laboratory.settings:Laboratory'), config)
-  if config.get('strategy') in ('random', {'name': 'random'}):
-    return find('darts_jax.selection.settings:RandomSearch').read(config)
-  if 'hypergradient' in config:
-    return find('darts_jax.search.settings:read')(config)
+  if 'hypergradient' in config or 'evaluator' in config:
+    return find('darts_jax.searches:read')(config)
   language = config.get('task') == 'text'
   return build(find('darts_jax.training:LanguageTraining' if language else 'darts_jax.training:Training'), config)
 

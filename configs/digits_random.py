@@ -3,8 +3,8 @@
 Six cells are drawn, each is trained from scratch as configs/digits_eval.py does, and the best by validation is tested.
 Command: python -m experiments.search --config=configs/digits_random.py
 Cost: some two minutes on 2 CPU cores, nearly all of it compilation; no download.
-Should give: a validation accuracy of the best around 95 % (of the six, from 89.6 to 95.1 %), and about as much on the
-test images (95.8 %).
+Should give: a validation accuracy of the best around 96 % (of the six, from 93.4 to 95.8 %), and about as much on the
+test images (95.3 %).
 """
 
 from ml_collections import ConfigDict
@@ -16,15 +16,18 @@ def get_config() -> ConfigDict:
   """Cells of the search in configs/digits.py, each trained as configs/digits_eval.py does, shorter and smaller."""
   config = ConfigDict()
   config.seed = 0
-  config.strategy = 'random'
   config.space = digits.get_config().space
-  config.architectures = 6
-  config.training = digits_eval.get_config()
+  config.strategy = ConfigDict({'name': 'random_search'})
+  config.trials = 6
+  config.workers = 1
+  config.tell = 'as_completed'
+  config.evaluator = digits_eval.get_config()
+  config.evaluator.name = 'scratch'
   # It is that of the search.
-  del config.training.seed
-  config.training.epochs = 10
+  del config.evaluator.seed
+  config.evaluator.epochs = 10
   # A tenth would be 144 images, too few to tell cells apart.
-  config.training.data.validation_fraction = 0.2
-  config.training.network.channels = 4
-  config.training.network.layers = 3
+  config.evaluator.data.validation_fraction = 0.2
+  config.evaluator.network.channels = 4
+  config.evaluator.network.layers = 3
   return config

@@ -18,25 +18,24 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-
-from darts_jax import search, selection, spaces
+from darts_jax import search, searches, spaces
 from darts_jax.data.sequences import perplexity
 from darts_jax.runtime import processes
 from darts_jax.runtime.terminal import say, show
+from darts_jax.trials import Failed, TrialsResult
 from experiments.entry import DISTRIBUTED_USAGE, launch
 
 
 def run(config: Mapping[str, Any], workdir: pathlib.Path) -> int:
   """Runs or resumes a search and prints what it found; returns the exit code."""
-  if search.is_random(config):
-    return _run_random(config, workdir)
   try:
-    results = search.run_side_by_side(config, workdir)
-  except search.Diverged as error:
+    results = searches.run(config, workdir, lambda message: say(f'== {message}'))
+  except (search.Diverged, Failed) as error:
     if processes.is_first():
       say(f'error: {error}')
     return 1
+  if isinstance(results, TrialsResult):
+    return _told(results)
   if not results[0].finished:
     return 130
   for result in results if processes.is_first() else ():
@@ -51,22 +50,12 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path) -> int:
   return 0
 
 
-def _run_random(config: Mapping[str, Any], workdir: pathlib.Path) -> int:
-  """The same for a random search."""
-  if jax.process_count() > 1:
-    raise ValueError('--distributed: a random search runs in one process; give every process architectures of its own')
-  try:
-    result = selection.random_search.run(config, workdir, lambda message: say(f'== {message}'))
-  except selection.Diverged as error:
-    say(f'error: {error}')
-    return 1
+def _told(result: TrialsResult) -> int:
+  """Prints what a search by proposals found; returns the exit code."""
   if not result.finished or result.genotype is None:
     return 130
-  show(f'genotype: {spaces.to_json(result.genotype)}')
-  show(f'validation accuracy of the best architecture: {result.valid_accuracy:.2%}')
-  if not math.isnan(result.test_accuracy):
-    show(f'test accuracy: {result.test_accuracy:.2%}')
-  show(f'report: {result.report}')
+  for line in (f'genotype: {spaces.to_json(result.genotype)}', *result.lines, f'report: {result.report}'):
+    show(line)
   return 0
 
 

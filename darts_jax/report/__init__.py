@@ -3,7 +3,7 @@
 import os
 import pathlib
 
-from darts_jax.report import page, random_search, training, workdir
+from darts_jax.report import page, training, trials, workdir
 from darts_jax.runtime.durable import write_whole
 from darts_jax.runtime.files import user_path
 
@@ -13,7 +13,7 @@ _FILE = 'report.html'
 def write(path: str | os.PathLike[str]) -> pathlib.Path:
   """Writes `report.html` into the working directory of a search or a training, from the files in it alone.
 
-  Reads `config.json`, `metrics.jsonl`, `genotype.json`, `alphas.npz`, and `architectures.json` of a random search. Any
+  Reads `config.json`, `metrics.jsonl`, `genotype.json`, `alphas.npz`, and `trials.jsonl` of a search by proposals. Any
   of them may be missing, broken or cut by a crash: the sections that needed it say so. The same files give the same
   bytes. The page is complete or absent, never half-written.
 
@@ -40,8 +40,8 @@ def _write(folder: pathlib.Path) -> pathlib.Path:
   run = workdir.read(folder)
   if run.is_training:
     text = training.render(run)
-  elif run.config is not None and run.config.get('strategy') == 'random':
-    text = random_search.render(run)
+  elif trials.is_search(run):
+    text = trials.render(run)
   else:
     text = page.render(run)
   write_whole(report, text.encode(), sync=False)

@@ -179,6 +179,14 @@ def config(run: Run) -> str:
   )
 
 
+def measured(name: str) -> str:
+  """What a number of a log is, in words: `valid_accuracy` is a validation accuracy."""
+  words = ['validation' if word == 'valid' else word for word in name.split('_')]
+  if words[-1].isdecimal():
+    words[-1:] = ['after', words[-1], 'epochs']
+  return ' '.join(words)
+
+
 def perplexity(value: float | None) -> str:
   """A perplexity as text; a dash for none."""
   if value is None or not math.isfinite(value):

@@ -17,6 +17,7 @@ import errno
 import fcntl
 import json
 import logging
+import multiprocessing
 import os
 import pathlib
 import socket
@@ -56,8 +57,9 @@ def locked(workdir: pathlib.Path, folders: Sequence[pathlib.Path] = ()) -> Itera
   """Within, no other process runs in a working directory, nor in one that lies up to three levels below it.
 
   None begins there, and those that run there already are found at the beginning. Threads of a process are kept apart
-  likewise, but may run below each other's directories, as the parts of a run do. Of several processes the first one
-  locks for all. Directories that are not there are made, and removed at the end if nothing has been written into them.
+  likewise, but may run below each other's directories, as the parts of a run do; so may the worker processes of a run.
+  Of several processes the first one locks for all. Directories that are not there are made, and removed at the end if
+  nothing has been written into them.
 
   Args:
     workdir: the directory.
@@ -132,13 +134,28 @@ def _release(path: pathlib.Path, number: int) -> None:
 def _check_free(folder: pathlib.Path, place: str) -> None:
   """Raises a ValueError, which names the place, if another process has locked a folder."""
   path = folder / FILE
-  if folder in _held or not os.access(path, os.R_OK | os.W_OK):
+  if folder in _held or not os.access(path, os.R_OK | os.W_OK) or _is_of_parent(path):
     return
   with contextlib.suppress(FileNotFoundError):
     # Something else of this name, in a folder that is no run's, is nobody's lock.
     if stat.S_ISREG(path.lstat().st_mode):
       # Only for a moment: what it shows is that nobody else has it.
       os.close(_acquire(path, place, _lock, os.O_RDWR))
+
+
+def _is_of_parent(path: pathlib.Path) -> bool:
+  """Whether the file of a lock says that it is held by the process that has this one for a worker."""
+  parent = multiprocessing.parent_process()
+  if parent is None:
+    return False
+  with contextlib.suppress(OSError, ValueError):
+    number = _open(path, os.O_RDONLY)
+    try:
+      owner = _read(number)
+    finally:
+      os.close(number)
+    return owner is not None and owner['pid'] == parent.pid and _lives(owner)
+  return False
 
 
 def _folders_below(folder: pathlib.Path, levels: int) -> Iterator[pathlib.Path]:

@@ -24,10 +24,10 @@ _MAX_LISTED = 6
 CHECKPOINTS = 'checkpoints'
 # What runs write, by what it has to be.
 _FOLDERS = (CHECKPOINTS, 'best', 'tensorboard')
-_FOLDERS_OF = {'selection': ('search', 'candidates', 'final'), 'random search': ('architectures', 'pick')}
+_FOLDERS_OF = {'selection': ('search', 'candidates', 'final'), 'search by proposals': ('trials', 'pick')}
 _FILES = (
   *('config.json', 'metrics.jsonl', 'genotype.json', 'alphas.npz', 'model.json', 'report.html'),
-  *('architectures.json', 'results.json', 'results.md', 'weights.safetensors'),
+  *('trials.jsonl', 'results.json', 'results.md', 'weights.safetensors'),
 )
 # What tells the working directory of a run from other folders.
 _MARKS = ('config.json', 'model.json', 'metrics.jsonl', 'results.json')

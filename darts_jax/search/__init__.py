@@ -1,7 +1,7 @@
 """Searches: how weights and α move. `run` is a whole search, and `Searcher` its compiled functions."""
 
 from darts_jax.runtime.loop import Diverged
-from darts_jax.search.loop import Result, check, is_random, run, run_side_by_side
+from darts_jax.search.loop import Result, check, run, run_side_by_side
 from darts_jax.search.searcher import Searcher
 from darts_jax.search.settings import Search
 from darts_jax.search.state import SearchState
@@ -13,7 +13,6 @@ __all__ = [
   'SearchState',
   'Searcher',
   'check',
-  'is_random',
   'run',
   'run_side_by_side',
 ]

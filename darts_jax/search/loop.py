@@ -7,7 +7,7 @@ import math
 import operator
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,14 +27,10 @@ from darts_jax.search.searcher import Searcher
 from darts_jax.search.settings import Search, check_alone, read
 from darts_jax.search.state import SearchState
 from darts_jax.search.step import counted_by
-from darts_jax.settings import as_config, build, variant
+from darts_jax.settings import as_config
 from darts_jax.spaces import Genotype
-from darts_jax.strategies import RELAXED
-from darts_jax.strategies.darts import Darts
 from darts_jax.strategies.relaxed import Scores, Turn
 
-if TYPE_CHECKING:
-  from darts_jax.selection import RandomSearchResult
 #: The file of what has been derived from α.
 GENOTYPE = 'genotype.json'
 _STAYS = 'the genotype is that of α as they were drawn; config.hypergradient is none, so they stay'
@@ -66,35 +62,8 @@ class Result:
   warning: str | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class _Random:
-  pass
-
-
-def is_random(config: Mapping[str, Any]) -> bool:
-  """Whether the strategy of a search is `random`, whose settings are `darts_jax.selection.RandomSearch`.
-
-  Raises:
-    ValueError: it is no strategy at all.
-  """
-
-  @dataclasses.dataclass(frozen=True)
-  class Named:
-    strategy: Any = variant({**RELAXED, 'random': _Random}, Darts())
-
-  given = {'strategy': config['strategy']} if 'strategy' in config else {}
-  return isinstance(processes.together(lambda: build(Named, given)).strategy, _Random)
-
-
-def run(config: Mapping[str, Any], workdir: str | pathlib.Path) -> 'Result | RandomSearchResult':
-  """One search, see `run_side_by_side`, where `config.mesh.seed` has to be 1.
-
-  With the strategy `random` it is `darts_jax.selection.random_search.run`, which has a result of its own.
-  """
-  if is_random(config):
-    from darts_jax.selection import random_search  # Whose other half needs this module.
-
-    return random_search.run(config, workdir)
+def run(config: Mapping[str, Any], workdir: str | pathlib.Path) -> Result:
+  """One search, see `run_side_by_side`, where `config.mesh.seed` has to be 1."""
   check_alone(read(config))
   [result] = run_side_by_side(config, workdir)
   return result

@@ -1,15 +1,13 @@
-"""The settings of what trains and compares architectures: the paper's protocol, and a random search."""
+"""The settings of the paper's protocol."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
 from darts_jax import limits
 from darts_jax.search.settings import Search, check_alone, image_task
-from darts_jax.selection.trials import without_test
-from darts_jax.settings import build, check_seeds, name_alone, rename, setting, variant
-from darts_jax.spaces import SPACES, CellSpace, Darts
+from darts_jax.settings import check_seeds, rename, setting
+from darts_jax.training.comparison import without_test
 from darts_jax.training.settings import Training
 
 S = TypeVar('S')
@@ -67,50 +65,6 @@ class Selection:
   def brief(self) -> Training:
     """The training that candidates are compared by; it does not read the test images."""
     return without_test(dataclasses.replace(self.training, epochs=self.selection_epochs))
-
-
-@dataclasses.dataclass(frozen=True)
-class RandomSearch:
-  """Architectures drawn at random, each trained as in an evaluation, the best by validation kept.
-
-  Attributes:
-    seed: of everything random: the architectures, and all that is in a training.
-    strategy: what sets it apart from other searches.
-    space: the search space, one of `SPACES`; architectures are drawn from it.
-    architectures: how many are drawn.
-    training: see `Training`; of every architecture. Its seed is that of the search, and need not be set.
-  """
-
-  renamed: ClassVar[Mapping[str, str]] = MappingProxyType(
-    {'network.nodes': 'space.nodes', 'network.operations': 'space.operations'}
-  )
-
-  seed: int = setting(0, at_least=0, at_most=limits.SEEDS - 1)
-  strategy: str = setting('random', choices=('random',))
-  space: CellSpace = variant(SPACES, Darts(), kept=False)
-  architectures: int = setting(24, at_least=1, at_most=limits.RUNS)
-  training: Training = setting(Training())
-
-  def __post_init__(self) -> None:
-    if self.space.task != self.training.task:
-      raise ValueError(f'config.space.name: {self.space.name!r} is not allowed; architectures are trained on images')
-    if not self.training.data.validation_fraction:
-      raise ValueError(
-        'config.training.data.validation_fraction: 0.0 is not allowed; architectures are compared by images held out'
-      )
-    if self.training.seed not in (0, self.seed):
-      raise ValueError(
-        f'config.training.seed: {self.training.seed} is not allowed; set config.seed, which is that of trainings, too'
-      )
-
-  @classmethod
-  def read(cls, config: Mapping[str, Any]) -> 'RandomSearch':
-    """The settings, with the seed in all places; raises a ValueError as `darts_jax.settings.build`."""
-    if 'strategy' in config:
-      # `random` is a name like those of other strategies, with no fields of its own.
-      config = {**config, 'strategy': name_alone(config['strategy'])}
-    settings = build(cls, config)
-    return dataclasses.replace(settings, training=dataclasses.replace(settings.training, seed=settings.seed))
 
 
 def checked(path: str, check: Callable[[S], T], settings: S) -> T:

@@ -12,12 +12,13 @@ from darts_jax.runtime.durable import write_whole
 from darts_jax.runtime.files import one_line, read_object, user_path
 from darts_jax.runtime.lock import locked
 from darts_jax.runtime.workdir import claim, named_errors
-from darts_jax.selection import page, trials
+from darts_jax.selection import page
 from darts_jax.selection.random_cells import random_genotype
 from darts_jax.selection.settings import Selection, checked
-from darts_jax.selection.trials import Interrupted
 from darts_jax.settings import as_config, build
 from darts_jax.spaces import Genotype
+from darts_jax.training import comparison
+from darts_jax.training.comparison import Interrupted
 
 Json = dict[str, Any]
 
@@ -144,7 +145,7 @@ class _Selection:
       [result] = searches.run_side_by_side(as_config(dataclasses.replace(settings.search, seed=seed)), folder)
       if result.interrupted or not result.finished:
         raise Interrupted(f'the search with seed {seed} was interrupted; the same command goes on with it')
-      found.append((f'seed_{seed}', result.genotype, trials.seconds(folder)))
+      found.append((f'seed_{seed}', result.genotype, comparison.seconds(folder)))
     return [self._briefly_trained(*each) for each in found]
 
   def randomly_searched(self, found: Sequence[_Candidate]) -> list[_Candidate]:
@@ -172,8 +173,8 @@ class _Selection:
       settings = dataclasses.replace(settings, seed=settings.seed + i)
       self._note(f'{name}: training {i + 1} of {self._settings.trainings} of the pick')
       folder = self._workdir / 'final' / name.replace(' ', '_') / f'seed_{settings.seed}'
-      tests.append(trials.train(settings, pick.genotype, folder).test_accuracy)
-      seconds += trials.seconds(folder)
+      tests.append(comparison.train(settings, pick.genotype, folder).test_accuracy)
+      seconds += comparison.seconds(folder)
     return {
       'name': name,
       'candidates': [
@@ -204,8 +205,8 @@ class _Selection:
       genotype = random_genotype(self._settings.search.space, settings.seed, 10**6 + number)
       self._note(f'random architecture {number + 1} of {self._settings.random_architectures}')
       folder = self._workdir / 'final' / 'random_architectures' / str(number)
-      tests.append(trials.train(settings, genotype, folder).test_accuracy)
-      seconds += trials.seconds(folder)
+      tests.append(comparison.train(settings, genotype, folder).test_accuracy)
+      seconds += comparison.seconds(folder)
     return {
       'name': 'random architectures',
       'candidates': [],
@@ -219,7 +220,7 @@ class _Selection:
   def _briefly_trained(self, name: str, genotype: Genotype, search_seconds: float) -> _Candidate:
     self._note(f'brief training of {name}')
     folder = self._workdir / 'candidates' / name
-    found = trials.compare(self._settings.brief, genotype, folder, self._note)
+    found = comparison.compare(self._settings.brief, genotype, folder, self._note)
     return _Candidate(name, genotype, found.valid_accuracy, search_seconds, found.seconds)
 
   def _num_weights(self, genotype: Genotype) -> int:

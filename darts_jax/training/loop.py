@@ -109,17 +109,22 @@ def _run(settings: Training, workdir: pathlib.Path, genotype: Genotype) -> Resul
 
 
 @in_float32
-def check(settings: Training) -> tuple[tuple[str, ...], Any]:
-  """Raises the ValueError that `run` would, whatever the architecture, before anything is trained.
+def check(settings: Training, genotype: Genotype | None = None) -> tuple[tuple[str, ...], Any]:
+  """Raises the ValueError that `run` would, before anything is trained.
+
+  Args:
+    settings: of the training.
+    genotype: the architecture; by default one of the space `darts`.
 
   Returns:
     Which parts of the images can be measured: `valid`, `test`. And JSON values that tell the images from others.
   """
   mesh = make_mesh()
   check_batch(settings.batch_size, mesh)
-  some = next(found for found in spaces.published().values() if found.space == spaces.Darts.name)
+  if genotype is None:
+    genotype = next(found for found in spaces.published().values() if found.space == spaces.Darts.name)
   feed = open_feed(settings, mesh)
-  make_model(settings, some, feed)
+  make_model(settings, genotype, feed)
   return feed.parts, feed.fingerprint
 
 

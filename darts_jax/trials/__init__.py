@@ -1,12 +1,27 @@
 """Searches by proposals: a sampled strategy proposes architectures, an evaluator scores them, many at once.
 
 `run` is the loop, `Journal` the file that a run resumes from, and `evaluators` has what architectures are scored by.
+`search` is a whole search in a working directory, from a config.
 """
 
-from darts_jax.trials.evaluators.base import Evaluator
+from darts_jax.trials.evaluators import EVALUATORS, Evaluator, EvaluatorSettings
 from darts_jax.trials.executors import InProcess, Processes
 from darts_jax.trials.journal import Journal
 from darts_jax.trials.loop import Result, run
-from darts_jax.trials.settings import Trials
+from darts_jax.trials.search import Failed, TrialsResult
+from darts_jax.trials.settings import Trials, TrialSearch
 
-__all__ = ['Evaluator', 'InProcess', 'Journal', 'Processes', 'Result', 'Trials', 'run']
+__all__ = [
+  'EVALUATORS',
+  'Evaluator',
+  'EvaluatorSettings',
+  'Failed',
+  'InProcess',
+  'Journal',
+  'Processes',
+  'Result',
+  'TrialSearch',
+  'Trials',
+  'TrialsResult',
+  'run',
+]

@@ -4,11 +4,12 @@ Worker processes import the file that the search was started with, so that it st
 `if __name__ == '__main__':`.
 """
 
+import importlib
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from multiprocessing import connection
 from typing import Any, NamedTuple, TypeVar
@@ -52,9 +53,15 @@ class Processes(futures.Executor):
   `if __name__ == '__main__':`, without which each process would begin the search again.
   """
 
-  def __init__(self, workers: int) -> None:
-    """Processes start when they are needed."""
+  def __init__(self, workers: int, modules: Sequence[str] = ()) -> None:
+    """Processes start when they are needed.
+
+    Args:
+      workers: how many there may be.
+      modules: that every process imports first, such as one that adds a space to `SPACES`.
+    """
     self._max_workers = workers
+    self._modules = tuple(modules)
     self._workers: list[_Worker] = []
 
   def submit(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> futures.Future[T]:
@@ -85,7 +92,7 @@ class Processes(futures.Executor):
       raise RuntimeError(f'all {self._max_workers} processes are busy')
     # A fork of a process with threads, as JAX has them, can lock up.
     context = multiprocessing.get_context('spawn')
-    pool = futures.ProcessPoolExecutor(1, mp_context=context, initializer=_prepare)
+    pool = futures.ProcessPoolExecutor(1, mp_context=context, initializer=_prepare, initargs=(self._modules,))
     return pool, pool.submit(os.getpid).result()
 
   def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -106,11 +113,13 @@ class Processes(futures.Executor):
     self.shutdown(cancel_futures=True)
 
 
-def _prepare() -> None:
+def _prepare(modules: Sequence[str]) -> None:
   """Makes a new process one that ends when this executor says so, or with its parent."""
   # A terminal sends SIGINT to all processes of its group; the parent decides what happens to this one.
   os.setpgrp()
   threading.Thread(target=_end_with_parent, daemon=True).start()
+  for name in modules:
+    importlib.import_module(name)
 
 
 def _end_with_parent() -> None:

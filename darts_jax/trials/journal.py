@@ -3,8 +3,9 @@
 The first line is `{"event": "run", "config": …}` with the settings that decide what the run comes to: of space,
 strategy, evaluator and loop. A further line is `{"event": "ask", "number": …, "arch": …, "parent": …, "budget": …}` or
 `{"event": "tell", "number": …, "status": …, "reward": …, …}` with the other fields of an outcome. It is strict JSON;
-floats that are not finite are the texts `nan`, `inf` and `-inf`. Strategies are functions of their keys, so a run is
-what its journal says: to resume it, the journal is replayed.
+floats that are not finite are the texts `nan`, `inf` and `-inf`. The last field of a line, `crc32`, is the checksum of
+the JSON of the others. Strategies are functions of their keys, so a run is what its journal says: to resume it, the
+journal is replayed.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import json
 import math
 import os
 import pathlib
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
@@ -27,6 +29,7 @@ FILE = 'trials.jsonl'
 
 _TEXTS = {'nan': math.nan, 'inf': math.inf, '-inf': -math.inf}
 _STATUSES = ('done', 'failed', 'stopped')
+_CHECKSUM = 'crc32'
 
 
 class Journal:
@@ -97,7 +100,7 @@ class Journal:
 
   def _write(self, line: Mapping[str, Any]) -> None:
     with self._errors_named():
-      self._file.write(json.dumps(line, allow_nan=False).encode() + b'\n')
+      self._file.write(signed(line))
       self._file.flush()
 
   @contextlib.contextmanager
@@ -121,6 +124,11 @@ def describe(settings: Any) -> dict[str, Any]:
   """What identifies a space, a strategy or an evaluator: the name of its class, and its fields as JSON values."""
   fields = as_config(settings) if dataclasses.is_dataclass(settings) else {}
   return {'class': type(settings).__name__, **_storable(fields)}
+
+
+def signed(line: Mapping[str, Any]) -> bytes:
+  """A line as the file has it, with its checksum and its end."""
+  return json.dumps({**line, _CHECKSUM: _checksum(line)}, allow_nan=False).encode() + b'\n'
 
 
 def ask_line(proposal: Proposal, space: Space[Any]) -> dict[str, Any]:
@@ -189,6 +197,8 @@ def _parsed(rows: list[bytes], path: pathlib.Path) -> Iterator[dict[str, Any]]:
   for i, row in enumerate(rows):
     try:
       line = parse_json(row)
+      if isinstance(line, dict) and line.pop(_CHECKSUM, None) != _checksum(line):
+        raise UnfitFile('its checksum is of another line')
       if not isinstance(line, dict) or not (_is_run(line, i) or _is_numbered(line)):
         raise UnfitFile('neither a proposal nor an outcome')
     except UnfitFile as error:
@@ -197,6 +207,11 @@ def _parsed(rows: list[bytes], path: pathlib.Path) -> Iterator[dict[str, Any]]:
         return
       raise ValueError(f'{path}: line {i + 1} is damaged: {error}') from error
     yield line
+
+
+def _checksum(line: Mapping[str, Any]) -> int:
+  # Of the values: spaces do not matter.
+  return zlib.crc32(json.dumps(line).encode())
 
 
 def _is_run(line: Mapping[str, Any], place: int) -> bool:

@@ -9,7 +9,7 @@ import dataclasses
 import enum
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -61,6 +61,7 @@ def run(
   *,
   journal: Journal | None = None,
   stop: Callable[[], bool] = lambda: False,
+  watch: Callable[[S, Sequence[Outcome]], None] = lambda state, outcomes: None,
 ) -> Result[S]:
   """Proposes and evaluates architectures, or goes on with the run that the journal holds.
 
@@ -73,6 +74,8 @@ def run(
       executor's to end.
     journal: gets proposals and outcomes; None writes nothing.
     stop: is asked between evaluations and while waiting for them.
+    watch: is called with the state of the strategy and all outcomes so far: first with those of the journal, then after
+      every further one has been told and written.
 
   Raises:
     ValueError: the evaluator has no use for this space, or the journal is of another run or has more proposals than
@@ -89,6 +92,7 @@ def run(
         f' {asked}'
       )
     trials.replay(journal)
+  watch(trials.state, trials.outcomes)
   queue = list(trials.pending.values())
   running: dict[int, futures.Future[Outcome]] = {}
   fitted = -1
@@ -116,6 +120,7 @@ def run(
     if journal is not None:
       journal.tell(outcome)
     trials.tell(outcome)
+    watch(trials.state, trials.outcomes)
   return Result(trials.state, tuple(trials.outcomes), False)
 
 

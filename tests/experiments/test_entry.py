@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from darts_jax import search, selection
+from darts_jax import search, trials
 from darts_jax.runtime import platforms
 from darts_jax.runtime.lock import locked
 from darts_jax.runtime.terminal import show
@@ -72,10 +72,7 @@ def check_refused(answer, *parts: str) -> None:
     ),
     ([DIGITS, '--config.1=2'], ['--config.1=2: no such field']),
     ([DIGITS, '--config.a-b=1'], ['--config.a-b=1: no such field']),
-    (
-      [DIGITS, '--config.strategy=rando'],
-      ["'rando'", "did you mean 'random'? allowed are darts, sgas, gdas, pc_darts, random"],
-    ),
+    ([DIGITS, '--config.strategy=rando'], ["'rando'", 'allowed are darts, sgas, gdas, pc_darts, random_search']),
     ([DIGITS, '--config.sgas.criterion=2'], ['config.sgas.criterion: it is called config.strategy.criterion now']),
     ([DIGITS, '--config.sgas.zzz=2'], ['config.sgas: it is called config.strategy now']),
     ([DIGITS, '--config.temperature.final', '2.0'], ['config.temperature.final: it is called config.strategy.temp']),
@@ -143,9 +140,12 @@ def check_refused(answer, *parts: str) -> None:
     ),
     ([DIGITS, '--config.weights.learning_rate=1e300'], ['config.weights.learning_rate: 1e+300 is not allowed']),
     ([DIGITS, '--distributed', '--timeout=99999999999'], ['--timeout: 99999999999 is not allowed; it has to be ≥ 1']),
-    ([RANDOM, '--config.architectures=0'], ['config.architectures: 0 is not allowed; it has to be ≥ 1']),
-    ([RANDOM, '--config.epochs=3'], ['config.epochs: unknown field; allowed are seed, strategy, space, architectures']),
-    ([RANDOM, '--config.training.data.validation_fraction=0.0'], ['config.training.data.validation_fraction: 0.0']),
+    ([RANDOM, '--config.trials=0'], ['config.trials: 0 is not allowed; it has to be ≥ 1']),
+    (
+      [RANDOM, '--config.epochs=3'],
+      ['config.epochs: unknown field of random_search; it is one of darts, sgas; trainings of'],
+    ),
+    ([RANDOM, '--config.evaluator.data.validation_fraction=0.0'], ['config.evaluator.data.validation_fraction: 0.0']),
   ],
 )
 def test_mistakes_on_the_command_line_are_one_line(ask, arguments, parts):
@@ -430,37 +430,41 @@ def test_search_that_was_stopped_exits_like_an_interrupted_program(ask, monkeypa
   assert ask(DIGITS) == (130, '', '')
 
 
-@pytest.mark.parametrize(('tested', 'lines'), [(0.9876, ['test accuracy: 98.76%']), (float('nan'), [])])
-def test_result_of_a_random_search_is_printed(ask, monkeypatch, tested, lines):
+def found(finished):
+  return trials.TrialsResult(
+    *(GENOTYPE, 0.9759, 'valid_accuracy', {'test_accuracy': 0.9876}, (), finished),
+    pathlib.Path('runs/digits_random/report.html'),
+  )
+
+
+def test_result_of_a_search_by_proposals_is_printed(ask, monkeypatch):
   received = []
-  result = selection.RandomSearchResult(GENOTYPE, 0.9759, tested, True, pathlib.Path('runs/digits_random/report.html'))
 
   def run(config, workdir, note):
-    received.append((config.architectures, workdir))
-    note('architecture 3: training 4 of 5')
-    return result
+    received.append((config.trials, workdir))
+    note('trial 3, 4 of 5: failed')
+    return found(True)
 
-  monkeypatch.setattr(selection.random_search, 'run', run)
-  answer = ask(RANDOM, '--config.architectures=5')
-  assert (answer.code, answer.errors) == (0, '== architecture 3: training 4 of 5\n')
+  monkeypatch.setattr(trials.search, 'run', run)
+  answer = ask(RANDOM, '--config.trials=5')
+  assert (answer.code, answer.errors) == (0, '== trial 3, 4 of 5: failed\n')
   assert answer.output.splitlines() == [
     "genotype: {'normal': [['skip_connect', 0], ['max_pool_3x3', 1]], 'normal_concat': [2],"
     " 'reduce': [['skip_connect', 0], ['skip_connect', 1]], 'reduce_concat': [2]}",
     'validation accuracy of the best architecture: 97.59%',
-    *lines,
+    'test accuracy: 98.76%',
     'report: runs/digits_random/report.html',
   ]
   assert received == [(5, pathlib.Path('runs/digits_random'))]
 
 
-def test_random_search_that_diverged_or_was_stopped_says_so_by_its_exit_code(ask, monkeypatch):
-  def diverge(config, workdir, note):
-    raise selection.Diverged('all 6 trainings diverged')
+def test_search_by_proposals_that_failed_or_was_stopped_says_so_by_its_exit_code(ask, monkeypatch):
+  def fail(config, workdir, note):
+    raise trials.Failed('all 6 evaluations failed')
 
-  monkeypatch.setattr(selection.random_search, 'run', diverge)
-  assert ask(RANDOM) == (1, '', 'error: all 6 trainings diverged\n')
-  result = selection.RandomSearchResult(GENOTYPE, 0.9, float('nan'), False, pathlib.Path('report.html'))
-  monkeypatch.setattr(selection.random_search, 'run', lambda config, workdir, note: result)
+  monkeypatch.setattr(trials.search, 'run', fail)
+  assert ask(RANDOM) == (1, '', 'error: all 6 evaluations failed\n')
+  monkeypatch.setattr(trials.search, 'run', lambda config, workdir, note: found(False))
   assert ask(RANDOM) == (130, '', '')
 
 

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from darts_jax import search
+from darts_jax import search, searches
 from darts_jax.runtime import loop as loops
 from darts_jax.runtime import metrics
 from darts_jax.runtime.checkpoint import Checkpoints
 from darts_jax.runtime.mesh import make_mesh
-from darts_jax.search import Search, is_random
+from darts_jax.search import Search
 from darts_jax.search import loop as search_loop
 from darts_jax.search.loop import _Loop
 from darts_jax.search.searched import Searched
 from darts_jax.search.searcher import supernet_of
 from darts_jax.search.settings import read
-from darts_jax.selection.settings import RandomSearch, Selection
+from darts_jax.selection.settings import Selection
 from darts_jax.settings import as_config, build
 from darts_jax.spaces import Darts as DartsSpace
 from darts_jax.strategies import RELAXED, SAMPLED, STRATEGIES
@@ -29,6 +29,7 @@ from darts_jax.strategies.darts import Darts
 from darts_jax.strategies.relaxation import Softmax
 from darts_jax.strategies.relaxed import ALPHAS, EVALUATE, WEIGHTS, Stage
 from darts_jax.strategies.sgas import Sgas
+from darts_jax.trials import TrialSearch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,7 @@ def test_a_strategy_of_ones_own_is_one_of_the_settings():
   assert [*supernet_of(settings, Searched.from_settings(settings)).batch_sizes] == [64, 64, 72, 72, 72]
   with pytest.raises(ValueError, match='^config.strategy.criterion: unknown field of drawn; it is one of sgas$'):
     build(Search, {'strategy': {'name': 'drawn', 'criterion': 2}})
-  assert not is_random({'strategy': 'drawn'})
+  assert not searches.proposes({'strategy': 'drawn'})
   # Without a memory, but with two stages: supernets of several seeds side by side cannot be rebuilt.
   with pytest.raises(ValueError, match='^config.mesh.seed: 2 is not allowed; with drawn it has to be 1, since supern'):
     build(Search, {'epochs': 5, 'strategy': 'drawn', 'mesh': {'seed': 2}})
@@ -147,17 +148,36 @@ def test_fields_of_earlier_versions_are_told_how_they_are_called_now(make, confi
     build(Selection, make({'search': config}))
 
 
-@pytest.mark.parametrize('strategy', ['random', {'name': 'random'}])
+@pytest.mark.parametrize('strategy', ['random_search', {'name': 'random_search'}])
 @pytest.mark.parametrize('make', [dict, ConfigDict])
-def test_random_is_the_name_of_another_search(make, strategy):
-  config = make({'strategy': strategy, 'architectures': 3})
-  assert is_random(config)
-  assert RandomSearch.read(config) == RandomSearch(architectures=3)
+def test_the_strategy_says_which_settings_a_search_has(make, strategy):
+  config = make({'strategy': strategy, 'trials': 3})
+  assert searches.proposes(config)
+  assert searches.read(config) == TrialSearch(trials=3)
+  assert not searches.proposes(make({'strategy': 'sgas'}))
+  assert searches.read(make({'strategy': 'sgas'})) == read({'strategy': 'sgas'})
+  assert searches.read(make({})) == read({})
 
 
-def test_random_has_no_fields():
-  with pytest.raises(ValueError, match='^config.strategy.tries: unknown field; allowed are none$'):
-    is_random({'strategy': {'name': 'random', 'tries': 3}})
+@pytest.mark.parametrize(
+  ('config', 'message'),
+  [
+    ({'strategy': 'random'}, "config.strategy: 'random' is called 'random_search' now"),
+    ({'strategy': {'name': 'random', 'tries': 3}}, "config.strategy: 'random' is called 'random_search' now"),
+    ({'strategy': {'name': 'random_search', 'tries': 3}}, 'config.strategy.tries: unknown field; allowed are none'),
+    ({'strategy': 'sgsa'}, "config.strategy.name: 'sgsa' is not known; did you mean 'sgas'"),
+    ({'strategy': 3}, 'config.strategy: 3 is neither a name nor a group of fields'),
+    ({'strategy': 'darts', 'trials': 3}, 'config.trials: unknown field of darts; it is one of random_search, regular'),
+    ({'strategy': 'random_search', 'bptt': 3}, 'config.bptt: unknown field of random_search; it is one of darts, sgas'),
+    (
+      {'strategy': 'random_search', 'alphas': {}},
+      'config.alphas: unknown field of random_search; it is one of darts, ',
+    ),
+  ],
+)
+def test_fields_of_the_other_kind_of_search_are_refused_by_name(config, message):
+  with pytest.raises(ValueError, match=f'^{message}'):
+    searches.read(config)
 
 
 def test_on_text_batches_do_not_grow():

@@ -11,7 +11,7 @@ from configs import cifar, digits, mnist, ptb, text
 from darts_jax.data.settings import Augment, TextSource
 from darts_jax.laboratory.settings import Laboratory
 from darts_jax.search.settings import Alphas, Search, Weights, read
-from darts_jax.selection.settings import RandomSearch, Selection
+from darts_jax.selection.settings import Selection
 from darts_jax.settings import as_config, build, differences, setting
 from darts_jax.spaces import Darts, Recurrent
 from darts_jax.spaces.darts import CANDIDATES
@@ -21,6 +21,7 @@ from darts_jax.tasks import ImageTask, TextTask
 from darts_jax.tasks.images import Data, Network
 from darts_jax.training.language.settings import LanguageTraining
 from darts_jax.training.settings import Training
+from darts_jax.trials import TrialSearch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -371,7 +372,7 @@ def test_ptb_config_is_the_published_protocol():
   assert config == read({'space': 'recurrent'})
 
 
-ROOTS = (Search, Training, LanguageTraining, Selection, RandomSearch, Laboratory)
+ROOTS = (Search, Training, LanguageTraining, Selection, TrialSearch, Laboratory)
 
 
 def numbers(kind, path=(), chosen=()):

@@ -10,8 +10,9 @@ from darts_jax import selection, spaces, training
 from darts_jax.report.html import duration
 from darts_jax.runtime import metrics
 from darts_jax.search import loop as search_loop
-from darts_jax.selection import stages, trials
+from darts_jax.selection import stages
 from darts_jax.settings import build
+from darts_jax.training import comparison
 from darts_jax.training import loop as training_loop
 from experiments import select as command
 
@@ -173,8 +174,8 @@ def test_a_candidate_that_diverges_is_not_picked(monkeypatch, tmp_path):
   def run(config, folder, genotype):
     raise training.Diverged('a loss is not finite')
 
-  monkeypatch.setattr(trials.loop, 'run', run)
-  monkeypatch.setattr(trials, 'seconds', lambda folder: 1.0)
+  monkeypatch.setattr(comparison.loop, 'run', run)
+  monkeypatch.setattr(comparison, 'seconds', lambda folder: 1.0)
   notes = []
   settings = build(selection.Selection, config())
   found = stages._Selection(settings, tmp_path, notes.append)._briefly_trained('random_0', None, 0.0)

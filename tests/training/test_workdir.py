@@ -6,8 +6,6 @@ import re
 import pytest
 
 from darts_jax import spaces
-from darts_jax.report import architectures
-from darts_jax.report.architectures import Architecture
 from darts_jax.runtime.lock import locked
 from darts_jax.training import Model, write
 from darts_jax.training.language.model import RecurrentModel
@@ -63,24 +61,3 @@ def test_config_is_read_or_refused(tmp_path, complaints):
   path.write_text(json.dumps({'epochs': 3, 'data': {'name': 'digits'}, 'network': {'channels': 8}, 'genotype': {}}))
   assert read_settings(Training, tmp_path).network.channels == 8
   assert len(complaints(lambda path: read_settings(Training, path.parent), path, 300)) > 200
-
-
-def test_architectures_are_read_or_refused(tmp_path, complaints):
-  written = [Architecture(number, DARTS, 3_000_000, 0.5 + number / 8, 12.5, number == 1) for number in range(2)]
-  architectures.write(written, tmp_path)
-  assert architectures.read(tmp_path) == written
-  path = tmp_path / 'architectures.json'
-  assert 200 < len(complaints(lambda path: architectures.read(path.parent), path, 300)) <= 300
-
-
-@pytest.mark.parametrize(
-  ('field', 'value'),
-  [('number', -1), ('parameters', 1.5), ('valid_accuracy', 1e400), ('seconds', '1'), ('diverged', 0), ('number', True)],
-)
-def test_fields_of_architectures_have_their_limits(tmp_path, field, value):
-  architectures.write([Architecture(0, DARTS, 1, 0.5, 12.5, False)], tmp_path)
-  path = tmp_path / 'architectures.json'
-  [values] = json.loads(path.read_text())
-  path.write_text(json.dumps([{**values, field: value}]))
-  with pytest.raises(ValueError, match=f'^[^\n]*architectures.json: cannot be read .{field}: '):
-    architectures.read(tmp_path)

@@ -158,9 +158,9 @@ def trained(monkeypatch):
     (folder / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
     if calls[1:]:
       raise training.Diverged('the loss of step 7\nis nan')
-    return types.SimpleNamespace(valid_accuracy=0.3)
+    return types.SimpleNamespace(valid_accuracy=0.3, num_weights=9)
 
-  monkeypatch.setattr(scratch.trials, 'train', train)
+  monkeypatch.setattr(scratch.comparison, 'train', train)
   return calls
 
 
@@ -183,6 +183,6 @@ def test_a_training_from_scratch_is_judged_by_images_held_out(trained, tmp_path)
 def test_images_have_to_be_held_out(tmp_path):
   settings = Training()
   settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, validation_fraction=0.0))
-  message = '^config.evaluator.training.data.validation_fraction: 0.0 is not allowed'
+  message = '^config.evaluator.data.validation_fraction: 0.0 is not allowed'
   with pytest.raises(ValueError, match=message):
     Scratch(settings, tmp_path).check(SPACE)

@@ -5,11 +5,13 @@ import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import BrokenExecutor
 
 import pytest
 
+from darts_jax.runtime.lock import locked
 from darts_jax.trials import InProcess, Processes
 
 
@@ -103,3 +105,33 @@ def test_processes_do_not_outlive_a_parent_that_was_killed(tmp_path):
   while any(is_there(worker) for worker in workers):
     assert time.monotonic() < deadline
     time.sleep(0.05)
+
+
+def test_processes_may_run_below_the_directory_of_their_parent(tmp_path):
+  script = 'import pathlib; from darts_jax.runtime.lock import locked\nwith locked(pathlib.Path(folder)): pass'
+  with locked(tmp_path), Processes(2) as executor:
+    executor.submit(exec, script, {'folder': str(tmp_path / 'trials' / '0')}).result()
+    # But not in it.
+    with pytest.raises(ValueError, match=f'^--workdir: {tmp_path} is in use by process {os.getpid()} on '):
+      executor.submit(exec, script, {'folder': str(tmp_path)}).result()
+  with tempfile.TemporaryDirectory() as other, Processes(1) as executor:
+    # Nor below the directory of somebody else.
+    holder = executor.submit(exec, HOLD, {'folder': other})
+    while not (pathlib.Path(other) / 'held').exists():
+      time.sleep(0.05)
+    with Processes(1) as second:
+      message = f'lies in {other}, which is in use by process '
+      with pytest.raises(ValueError, match=message):
+        second.submit(exec, script, {'folder': f'{other}/below'}).result()
+    (pathlib.Path(other) / 'held').unlink()
+    holder.result()
+
+
+HOLD = """
+import pathlib, time
+from darts_jax.runtime.lock import locked
+with locked(pathlib.Path(folder)):
+  (pathlib.Path(folder) / 'held').touch()
+  while (pathlib.Path(folder) / 'held').exists():
+    time.sleep(0.05)
+"""

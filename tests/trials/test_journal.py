@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import zlib
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from darts_jax.runtime.files import UnfitFile
 from darts_jax.spaces.nasbench201 import NasBench201
 from darts_jax.strategies.sampled import Outcome, Proposal, failed
 from darts_jax.trials import Journal
-from darts_jax.trials.journal import FILE, ask_line, describe, outcome_of, read, tell_line
+from darts_jax.trials.journal import FILE, ask_line, describe, outcome_of, read, signed, tell_line
 
 SPACE = NasBench201()
 TEXT = '|none~0|+|none~0|none~1|+|none~0|none~1|skip_connect~2|'
@@ -44,6 +45,10 @@ def test_lines_are_strict_json_and_there_as_soon_as_they_are_written(tmp_path):
     journal.ask(PROPOSAL, SPACE)
     journal.tell(OUTCOME)
     lines = [json.loads(line, parse_constant=refuse) for line in (tmp_path / FILE).read_text().splitlines()]
+  for line in lines:
+    # Of the JSON of the fields before it.
+    checksum = line.pop('crc32')
+    assert checksum == zlib.crc32(json.dumps(line).encode())
   asked = {'event': 'ask', 'number': 3, 'arch': TEXT, 'parent': 1, 'budget': 1.0}
   assert lines == [asked, TELL] == [ask_line(PROPOSAL, SPACE), tell_line(OUTCOME)]
   assert read(tmp_path / FILE) == lines
@@ -125,7 +130,7 @@ def written(tmp_path, content):
   return tmp_path / FILE
 
 
-GOOD = b'{"event": "ask", "number": 0}\n'
+GOOD = signed({'event': 'ask', 'number': 0})
 
 
 @pytest.mark.parametrize('rest', [b'{"eve', b'{"event": "ask", "number": 1}', b'\0\0\0\n', b'{"event": "ask"}\n'])
@@ -147,8 +152,10 @@ def test_a_last_line_that_is_not_whole_is_removed(tmp_path, rest):
     (b'', 'not JSON'),
     (b'\xff\xfe', 'not JSON'),
     (b'[]', 'neither a proposal nor an outcome'),
-    (b'{"event": "stop", "number": 1}', 'neither a proposal nor an outcome'),
-    (b'{"event": "ask", "number": true}', 'neither a proposal nor an outcome'),
+    (signed({'event': 'stop', 'number': 1})[:-1], 'neither a proposal nor an outcome'),
+    (signed({'event': 'ask', 'number': True})[:-1], 'neither a proposal nor an outcome'),
+    (b'{"event": "ask", "number": 1}', 'its checksum is of another line'),
+    (signed({'event': 'ask', 'number': 1})[:-1].replace(b'1', b'2', 1), 'its checksum is of another line'),
   ],
 )
 def test_damage_is_named(tmp_path, line, message):

@@ -1,6 +1,7 @@
 """The loop of asking and telling: its order, what it is a function of, and that it goes on after any end."""
 
 import dataclasses
+import json
 from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
 
@@ -12,7 +13,7 @@ from darts_jax.strategies.random_search import RandomSearch
 from darts_jax.strategies.regularized_evolution import RegularizedEvolution
 from darts_jax.strategies.sampled import Proposal
 from darts_jax.trials import InProcess, Journal, Trials, run
-from darts_jax.trials.journal import FILE, read, tell_line
+from darts_jax.trials.journal import FILE, read, signed, tell_line
 from darts_jax.trials.loop import Draw, key_of
 
 SPACE = NasBench201()
@@ -209,7 +210,8 @@ def test_lines_that_are_not_of_the_run_are_refused(evaluator, tmp_path):
   journaled(tmp_path, EVOLUTION, evaluator, SETTINGS, InProcess())
   content = (tmp_path / FILE).read_bytes()
   first, second, *_ = content.splitlines(keepends=True)
-  (tmp_path / FILE).write_bytes(content.replace(second, second.replace(b'"parent": null', b'"parent": 3')))
+  changed = {name: value for name, value in json.loads(second).items() if name != 'crc32'} | {'parent': 3}
+  (tmp_path / FILE).write_bytes(content.replace(second, signed(changed)))
   message = rf'^{tmp_path / FILE}: line 2: another proposal than that of this strategy, space and seed$'
   with pytest.raises(ValueError, match=message):
     journaled(tmp_path, EVOLUTION, evaluator, SETTINGS, InProcess())

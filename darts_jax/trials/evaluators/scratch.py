@@ -1,45 +1,60 @@
 """Evaluates architectures by a training of each from scratch."""
 
+import abc
+import contextlib
 import dataclasses
 import math
 import pathlib
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Generic, TypeVar
+
+import numpy as np
 
 from darts_jax import training
 from darts_jax.runtime import metrics
 from darts_jax.runtime.files import one_line
-from darts_jax.selection import trials
+from darts_jax.settings import rename
 from darts_jax.spaces.base import Space
 from darts_jax.strategies.sampled import Outcome, Proposal, failed
+from darts_jax.training import comparison
+from darts_jax.training.language import LanguageTraining
 from darts_jax.training.settings import Training
 from darts_jax.trials.evaluators.base import Evaluator
 
+T = TypeVar('T', Training, LanguageTraining)
+
+#: Name of the folder, beside that of the trainings, of the training that is tested.
+PICK = 'pick'
+
 
 @dataclasses.dataclass(frozen=True)
-class Scratch(Evaluator):
-  """The reward is the accuracy on held-out images after the last epoch; the test images are not read.
+class FromScratch(Evaluator, Generic[T]):
+  """An evaluation is a training, which does not read the test data.
 
   Attributes:
     training: settings of every training; a proposal with a part of the budget gets that part of the epochs.
     folder: gets a folder for each training, by the number of its proposal, in which an interrupted training goes on.
   """
 
-  training: Training
+  training: T
   folder: pathlib.Path
 
   def check(self, space: Space[Any]) -> None:
-    """Raises a ValueError if no images are held out."""
-    if not self.training.data.validation_fraction:
+    """Raises a ValueError if the networks of the space are for another task."""
+    task = getattr(space, 'task', self.training.task)
+    if task != self.training.task:
       raise ValueError(
-        'config.evaluator.training.data.validation_fraction: 0.0 is not allowed; architectures are compared by images'
-        ' held out'
+        f'config.evaluator.name: its trainings are on {self.training.task}; architectures of the space {space.name} are'
+        f' for {task}'
       )
 
   def identity(self) -> dict[str, Any]:
     """See `Evaluator`; the folder and the data may have moved."""
     identity = super().identity()
     data = identity['training']['data']
-    del identity['folder'], data['dir'], data['path']
+    del identity['folder']
+    for name in ('dir', 'path'):
+      data.pop(name, None)
     return identity
 
   def __call__(self, proposal: Proposal) -> Outcome:
@@ -51,11 +66,81 @@ class Scratch(Evaluator):
     """
     folder = self.folder / str(proposal.number)
     epochs = math.ceil(proposal.budget * self.training.epochs)
-    settings = trials.without_test(dataclasses.replace(self.training, epochs=epochs))
+    settings = comparison.without_test(dataclasses.replace(self.training, epochs=epochs))
     try:
-      result = trials.train(settings, proposal.arch, folder)
+      with named():
+        reward, num_weights = self._train(settings, proposal.arch, folder)
     except training.Diverged as error:
-      return failed(proposal, one_line(error), trials.seconds(folder))
-    curve = tuple(line['valid_accuracy'] for line in metrics.read(folder) if line['kind'] == 'epoch')
-    seconds = trials.seconds(folder)
-    return Outcome(proposal, 'done', result.valid_accuracy, curve=curve, seconds=seconds, artefact=str(folder))
+      return failed(proposal, one_line(error), comparison.seconds(folder))
+    return Outcome(
+      proposal,
+      'done',
+      reward,
+      {'parameters': float(num_weights)},
+      curve=tuple(self._reward(line) for line in metrics.read(folder) if line['kind'] == 'epoch'),
+      seconds=comparison.seconds(folder),
+      artefact=str(folder),
+    )
+
+  @abc.abstractmethod
+  def _train(self, settings: T, arch: Any, folder: pathlib.Path) -> tuple[float, int]:
+    """Trains an architecture, or the rest of it; returns the reward and the number of weights."""
+
+  @abc.abstractmethod
+  def _reward(self, epoch: Mapping[str, Any]) -> float:
+    """The reward that the line of an epoch in the log stands for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Scratch(FromScratch[Training]):
+  """The reward is the accuracy on held-out images after the last epoch; see `FromScratch`."""
+
+  measure: ClassVar[str] = 'valid_accuracy'
+
+  def check(self, space: Space[Any]) -> None:
+    """Raises a ValueError if the space has no networks for images, or if no images are held out."""
+    super().check(space)
+    if not self.training.data.validation_fraction:
+      raise ValueError(
+        'config.evaluator.data.validation_fraction: 0.0 is not allowed; architectures are compared by images held out'
+      )
+
+  def fingerprint(self, space: Space[Any]) -> Any:
+    """See `Evaluator`."""
+    with named():
+      # Whether networks can be trained does not depend on which architecture it is.
+      return training.check(self.training, space.sample(np.random.default_rng(0)))[1]
+
+  def test(self, outcome: Outcome) -> Mapping[str, float]:
+    """Trains the architecture again, with the same seed and so to the same weights, and reads the test images."""
+    arch = outcome.proposal.arch
+    with named():
+      if 'test' not in training.check(self.training, arch)[0]:
+        return {}
+      result = comparison.train(self.training, arch, self.folder.parent / PICK)
+    return {'test_loss': result.test_loss, 'test_accuracy': result.test_accuracy}
+
+  def _train(self, settings: Training, arch: Any, folder: pathlib.Path) -> tuple[float, int]:
+    result = comparison.train(settings, arch, folder)
+    return result.valid_accuracy, result.num_weights
+
+  def _reward(self, epoch: Mapping[str, Any]) -> float:
+    return float(epoch['valid_accuracy'])
+
+
+@dataclasses.dataclass(frozen=True)
+class ScratchSettings(Training):
+  """Settings of every training, see `Training`; in a search, its seed is that of the search by default."""
+
+  def open(self, folder: pathlib.Path) -> Scratch:
+    """See `EvaluatorSettings`."""
+    return Scratch(self, folder)
+
+
+@contextlib.contextmanager
+def named() -> Iterator[None]:
+  """Gives errors of a training the names that its fields have in the config of a search."""
+  try:
+    yield
+  except ValueError as error:
+    raise ValueError(rename(str(error), 'config.evaluator')) from error

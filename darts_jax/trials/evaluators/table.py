@@ -4,12 +4,13 @@ import dataclasses
 import functools
 import hashlib
 import os
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from darts_jax.settings import check, setting
 from darts_jax.spaces.base import Space
 from darts_jax.spaces.nasbench201 import NasBench201
-from darts_jax.spaces.nasbench201_table import DATASETS, Table
+from darts_jax.spaces.nasbench201_table import DATASETS, Accuracies, Table
 from darts_jax.strategies.sampled import Outcome, Proposal
 from darts_jax.trials.evaluators.base import Evaluator
 
@@ -26,6 +27,8 @@ class TableEvaluator(Evaluator):
     ValueError: there is no such data set; one line.
   """
 
+  measure: ClassVar[str] = 'valid_accuracy'
+
   path: str = setting('')
   dataset: str = setting('cifar10', choices=DATASETS)
 
@@ -38,12 +41,31 @@ class TableEvaluator(Evaluator):
     """Raises a ValueError if the space is not that of the table, or the table cannot be read."""
     if not isinstance(space, NasBench201):
       raise ValueError(f'config.evaluator.name: table has no architectures of the space {space.name}')
+    if not self.path:
+      raise ValueError('config.evaluator.path: is not set; it is the folder with the table, see docs/nasbench201.md')
     _table(self.path)
 
   def identity(self) -> dict[str, Any]:
     """See `Evaluator`; a table may have moved, and another one be at its place."""
-    content = hashlib.sha256(_table(self.path).values.tobytes()).hexdigest()
-    return {name: value for name, value in super().identity().items() if name != 'path'} | {'table_sha256': content}
+    return {name: value for name, value in super().identity().items() if name != 'path'} | self._digest()
+
+  def fingerprint(self, space: Space[Any]) -> Any:
+    """See `Evaluator`."""
+    return self._digest()
+
+  def _digest(self) -> dict[str, str]:
+    return {'table_sha256': hashlib.sha256(_table(self.path).values.tobytes()).hexdigest()}
+
+  def known(self) -> Mapping[str, float]:
+    """The highest reward and test accuracy of all architectures, each of another one perhaps, and their means."""
+    columns = _table(self.path).values[:, DATASETS.index(self.dataset)].T
+    values = dict(zip(Accuracies._fields, columns, strict=True))
+    return {
+      'optimum': float(values['valid_12'].max()),
+      'mean': float(values['valid_12'].mean()),
+      'optimum_test_accuracy_200': float(values['test_200'].max()),
+      'mean_test_accuracy_200': float(values['test_200'].mean()),
+    }
 
   def __call__(self, proposal: Proposal) -> Outcome:
     """See `Evaluator`."""

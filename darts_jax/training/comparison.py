@@ -1,16 +1,20 @@
-"""What architectures are compared by: a training of each, which does not read the test images."""
+"""Trainings that architectures are compared by: each in a folder of its own, without a look at the test images."""
 
 import dataclasses
 import pathlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from darts_jax import training
 from darts_jax.runtime import metrics
+from darts_jax.runtime.loop import Diverged
 from darts_jax.settings import as_config
 from darts_jax.spaces import Genotype
-from darts_jax.training import loop
+from darts_jax.training import language, loop
+from darts_jax.training.language import LanguageResult, LanguageTraining
+from darts_jax.training.loop import Result
 from darts_jax.training.settings import Training
+
+T = TypeVar('T', Training, LanguageTraining)
 
 
 class Interrupted(RuntimeError):
@@ -23,20 +27,18 @@ class Trial(NamedTuple):
   Attributes:
     valid_accuracy: on the held-out images after the last epoch, 0 to 1; 0 if the training diverged.
     seconds: in its epochs.
-    diverged: whether a loss or gradient was not finite.
   """
 
   valid_accuracy: float
   seconds: float
-  diverged: bool
 
 
-def without_test(settings: Training) -> Training:
-  """The same training, which does not read the test images: no choice can be made by them."""
+def without_test(settings: T) -> T:
+  """The same training, which does not read the test data: no choice can be made by them."""
   return dataclasses.replace(settings, data=dataclasses.replace(settings.data, test=False))
 
 
-def train(settings: Training, genotype: Genotype, folder: pathlib.Path) -> training.Result:
+def train(settings: Training, genotype: Genotype, folder: pathlib.Path) -> Result:
   """A whole training in a folder of its own, or the rest of it.
 
   Raises:
@@ -45,20 +47,31 @@ def train(settings: Training, genotype: Genotype, folder: pathlib.Path) -> train
     Interrupted: by a signal; nothing is lost.
   """
   result = loop.run(as_config(settings), folder, genotype)
+  _check_finished(result, folder)
+  return result
+
+
+def train_language(settings: LanguageTraining, genotype: Genotype, folder: pathlib.Path) -> LanguageResult:
+  """As `train`, of a language model."""
+  result = language.run(as_config(settings), folder, genotype)
+  _check_finished(result, folder)
+  return result
+
+
+def _check_finished(result: Result | LanguageResult, folder: pathlib.Path) -> None:
   if result.interrupted or not result.finished:
     raise Interrupted(f'the training in {folder} was interrupted; the same command goes on with it')
-  return result
 
 
 def compare(settings: Training, genotype: Genotype, folder: pathlib.Path, note: Callable[[str], None]) -> Trial:
   """As `train`; but one that diverges counts as a validation accuracy of 0, which `note` is told."""
   try:
-    accuracy, diverged = train(settings, genotype, folder).valid_accuracy, False
-  except training.Diverged as error:
+    accuracy = train(settings, genotype, folder).valid_accuracy
+  except Diverged as error:
     # Others may not diverge, and this one is not picked before them.
     note(f'{error}; it counts as a validation accuracy of 0')
-    accuracy, diverged = 0.0, True
-  return Trial(accuracy, seconds(folder), diverged)
+    accuracy = 0.0
+  return Trial(accuracy, seconds(folder))
 
 
 def seconds(folder: pathlib.Path) -> float:

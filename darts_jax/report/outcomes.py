@@ -1,0 +1,183 @@
+"""The trials of a search by proposals as its journal tells them, and the charts of their rewards."""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from darts_jax.report import figures, style
+from darts_jax.report.workdir import number
+from darts_jax.runtime.files import read_json_lines
+
+#: The journal, which `darts_jax.trials.journal` writes.
+FILE = 'trials.jsonl'
+#: What becomes of a trial.
+STATUSES = ('done', 'stopped', 'failed', 'pending')
+
+_SIZE = (5.5, 3.1)
+# Single trials that a chart shows; of more it shows evenly many.
+_MAX_POINTS = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+  """A proposal and its outcome.
+
+  Attributes:
+    number: of the proposal, from 0.
+    arch: the architecture as JSON values.
+    parent: the number of the proposal that it was made from, if there is one.
+    status: one of `STATUSES`.
+    reward: NaN if there is none.
+    seconds: that the evaluation took.
+    measures: further numbers by name.
+    test: numbers from test data by name.
+    failure: why it failed.
+  """
+
+  number: int
+  arch: Any
+  parent: int | None
+  status: str = 'pending'
+  reward: float = math.nan
+  seconds: float = 0.0
+  measures: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  test: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  failure: str = ''
+
+
+def read(workdir: pathlib.Path) -> tuple[list[Trial], str]:
+  """The trials of a journal: those with an outcome in the order in which it was told, then the pending ones.
+
+  Returns:
+    The trials, and one line that says what of the journal is not among them; it is empty if nothing is missing.
+  """
+  path = workdir / FILE
+  if not path.exists():
+    return [], f'{FILE} is not there (yet).'
+  try:
+    lines = read_json_lines(path)
+  except ValueError as error:
+    return [], f'{FILE} cannot be read: {str(error).removeprefix(f"{path}: ")}'
+  pending: dict[int, Trial] = {}
+  told: list[Trial] = []
+  broken = 0
+  for i, line in enumerate(lines):
+    line = line if isinstance(line, dict) else {}
+    event, count = line.get('event'), line.get('number')
+    if event == 'ask' and type(count) is int:
+      parent = line.get('parent')
+      pending[count] = Trial(count, line.get('arch'), parent if type(parent) is int else None)
+    elif event == 'tell' and type(count) is int and count in pending and line.get('status') in STATUSES:
+      told.append(_ended(pending.pop(count), line))
+    # A kill cuts the line that is being written; anywhere else a broken line is news.
+    elif event != 'run' and i < len(lines) - 1:
+      broken += 1
+  return [*told, *pending.values()], f'{broken} broken lines of {FILE} are left out.' if broken else ''
+
+
+def best(trials: Sequence[Trial]) -> Trial | None:
+  """The trial with the highest reward; of equal ones the first by number. None if no evaluation has succeeded."""
+  found = [trial for trial in trials if math.isfinite(trial.reward)]
+  return max(found, key=lambda trial: (trial.reward, -trial.number), default=None)
+
+
+def _ended(trial: Trial, line: Mapping[str, Any]) -> Trial:
+  reward = number(line.get('reward'))
+  failure = line.get('failure')
+  return dataclasses.replace(
+    trial,
+    status=line['status'],
+    reward=math.nan if reward is None or not math.isfinite(reward) else reward,
+    seconds=max(_finite(line.get('seconds')), 0.0),
+    measures=_numbers(line.get('measures')),
+    test=_numbers(line.get('test')),
+    failure=failure if isinstance(failure, str) else '',
+  )
+
+
+def _numbers(values: Any) -> dict[str, float]:
+  found = values.items() if isinstance(values, Mapping) else ()
+  return {name: value for name, each in found if (value := number(each)) is not None}
+
+
+def _finite(value: Any) -> float:
+  found = number(value)
+  return found if found is not None and math.isfinite(found) else 0.0
+
+
+def over_trials(trials: Sequence[Trial], total: int, optimum: float | None, *, percent: bool) -> Figure:
+  """Rewards in the order in which they were told, and the best so far.
+
+  Args:
+    trials: that were told, at least one.
+    total: how many there will be.
+    optimum: the highest reward there is, if it is known.
+    percent: rewards are fractions and are labelled as percentages.
+  """
+  places = np.arange(1.0, len(trials) + 1)
+  figure = _figure(places, trials, optimum, percent, 'trials')
+  figure.axes[0].set_xlim(0, max(total, len(trials)) + 0.5)
+  figure.axes[0].xaxis.set_major_locator(MaxNLocator(8, integer=True))
+  return figure
+
+
+def over_seconds(trials: Sequence[Trial], optimum: float | None, *, percent: bool) -> Figure:
+  """As `over_trials`, over the seconds that all evaluations have taken so far."""
+  figure = _figure(np.cumsum([trial.seconds for trial in trials]), trials, optimum, percent, 'seconds of evaluations')
+  figure.axes[0].set_xlim(left=0)
+  return figure
+
+
+def _figure(times: np.ndarray, trials: Sequence[Trial], optimum: float | None, percent: bool, unit: str) -> Figure:
+  drawn = Figure(figsize=_SIZE)
+  axes = drawn.add_axes(figures.inches(_SIZE, 0.6, 0.42, _SIZE[0] - 0.6 - 0.95, _SIZE[1] - 0.42 - 0.12))
+  figures.clean(axes)
+  axes.set_axisbelow(True)
+  axes.grid(axis='y', color='#E8ECF1', linewidth=0.8)
+  values = np.array([trial.reward for trial in trials])
+  sound = np.isfinite(values)
+  lines = []
+  if sound.any():
+    highest = np.maximum.accumulate(np.where(sound, values, -np.inf))
+    # It changes at a few trials, and goes on to the last one.
+    first = int(np.argmax(sound))
+    steps = np.unique([first, *(np.flatnonzero(np.diff(highest[first:])) + first + 1), len(values) - 1])
+    lines.append(figures.Line(times[steps], highest[steps], style.VERMILION, 'best so far'))
+    axes.plot(times[steps], highest[steps], color=style.VERMILION, linewidth=1.6, drawstyle='steps-post', zorder=2)
+    for stopped in (False, True):
+      chosen = _evenly(sound & (np.array([trial.status == 'stopped' for trial in trials]) == stopped))
+      face = 'white' if stopped else style.BLUE
+      size = 5 if len(trials) <= 60 else 3
+      axes.plot(
+        *(times[chosen], values[chosen], 'o'),
+        color=face,
+        markeredgecolor=style.BLUE,
+        markersize=size,
+        # The axis is about its own points: at an end they are whole.
+        clip_on=False,
+        zorder=3,
+      )
+  if optimum is not None:
+    axes.axhline(optimum, color=style.GREEN, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1.5)
+    lines.append(figures.Line(times[-1:], np.array([optimum]), style.GREEN, 'optimum'))
+  figures.name_ends(axes, _SIZE[1], lines)
+  figures.cross(axes, times[_evenly(~sound)])
+  axes.yaxis.set_major_locator(MaxNLocator(5))
+  scale, sign = (100, ' %') if percent else (1, '')
+  axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{scale * value:.4g}{sign}'))
+  axes.set_xlabel(unit, size=figures.TEXT, color=style.MUTED, labelpad=2)
+  return drawn
+
+
+def _evenly(chosen: np.ndarray) -> np.ndarray:
+  """The places where an array is true; of too many for a chart, some at even distances."""
+  places = np.flatnonzero(chosen)
+  if len(places) <= _MAX_POINTS:
+    return places
+  return places[np.linspace(0, len(places) - 1, _MAX_POINTS).round().astype(int)]

@@ -1,0 +1,49 @@
+"""Evaluates recurrent architectures by a training of each as a language model, from scratch."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from darts_jax.spaces.base import Space
+from darts_jax.strategies.sampled import Outcome
+from darts_jax.training import comparison, language
+from darts_jax.training.language import LanguageTraining
+from darts_jax.trials.evaluators.scratch import PICK, FromScratch, named
+
+
+@dataclasses.dataclass(frozen=True)
+class ScratchText(FromScratch[LanguageTraining]):
+  """The reward is the negative validation loss of the best epoch, in nats per token; see `FromScratch`."""
+
+  measure: ClassVar[str] = 'negative_valid_loss'
+
+  def fingerprint(self, space: Space[Any]) -> Any:
+    """See `Evaluator`."""
+    with named():
+      language.check(self.training)
+      return self.training.data.load().fingerprint
+
+  def test(self, outcome: Outcome) -> Mapping[str, float]:
+    """Trains the architecture again, with the same seed and so to the same weights, and reads the test text."""
+    if not self.training.data.test:
+      return {}
+    with named():
+      result = comparison.train_language(self.training, outcome.proposal.arch, self.folder.parent / PICK)
+    return {'test_loss': result.test_loss, 'test_perplexity': result.test_perplexity}
+
+  def _train(self, settings: LanguageTraining, arch: Any, folder: pathlib.Path) -> tuple[float, int]:
+    result = comparison.train_language(settings, arch, folder)
+    return -result.valid_loss, result.num_weights
+
+  def _reward(self, epoch: Mapping[str, Any]) -> float:
+    return -float(epoch['valid_loss'])
+
+
+@dataclasses.dataclass(frozen=True)
+class ScratchTextSettings(LanguageTraining):
+  """Settings of every training, see `LanguageTraining`; in a search, its seed is that of the search by default."""
+
+  def open(self, folder: pathlib.Path) -> ScratchText:
+    """See `EvaluatorSettings`."""
+    return ScratchText(self, folder)

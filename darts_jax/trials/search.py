@@ -1,0 +1,297 @@
+"""A search by proposals in a working directory: from a config to the best architecture, resumable at every moment."""
+
+import dataclasses
+import math
+import pathlib
+import pickle
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
+from typing import Any
+
+import numpy as np
+
+from darts_jax import report, spaces
+from darts_jax.report.sections import measured
+from darts_jax.runtime import metrics
+from darts_jax.runtime.files import one_line, user_path
+from darts_jax.runtime.interrupts import InterruptGuard
+from darts_jax.runtime.lock import locked
+from darts_jax.runtime.metrics import MetricsLog
+from darts_jax.runtime.workdir import claim, named_errors
+from darts_jax.settings import as_config
+from darts_jax.spaces import Genotype
+from darts_jax.strategies.sampled import Outcome, better
+from darts_jax.training.comparison import Interrupted
+from darts_jax.trials import loop
+from darts_jax.trials.evaluators import Evaluator
+from darts_jax.trials.executors import InProcess, Processes
+from darts_jax.trials.journal import Journal
+from darts_jax.trials.settings import TrialSearch, read
+
+#: What such a run is called by the working directory, and the folder of what evaluations write.
+KIND, FOLDER = 'search by proposals', 'trials'
+# Seconds from one report to the next while evaluations follow each other quickly.
+_REPORT_EVERY = 20.0
+
+
+class Failed(RuntimeError):
+  """Not one of the evaluations has succeeded."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrialsResult:
+  """What a search by proposals found.
+
+  Attributes:
+    genotype: the best architecture so far, as the strategy says; None before the first evaluation has succeeded.
+    reward: of it; NaN before.
+    measure: what the reward is, see `Evaluator`.
+    test: of it: numbers from test data, if there are any.
+    outcomes: of all evaluations, in the order in which they were told.
+    finished: whether all architectures were evaluated, and the best one tested; not so after an interruption.
+    report: path of the report page.
+  """
+
+  genotype: Genotype | None
+  reward: float
+  measure: str
+  test: Mapping[str, float]
+  outcomes: tuple[Outcome, ...]
+  finished: bool
+  report: pathlib.Path
+
+  @property
+  def lines(self) -> list[str]:
+    """Lines that say what is measured of the best architecture."""
+    return [
+      f'{measured(self.measure)} of the best architecture: {_shown(self.measure, self.reward)}',
+      *(f'{measured(name)}: {_shown(name, value)}' for name, value in self.test.items() if math.isfinite(value)),
+    ]
+
+
+def run(
+  config: Mapping[str, Any], workdir: str | pathlib.Path, note: Callable[[str], None] = lambda message: None
+) -> TrialsResult:
+  """Proposes and evaluates architectures, or goes on with the search that `workdir` holds.
+
+  No reward reads test data. Once the best architecture is known, its evaluator may test it.
+
+  Args:
+    config: fields of `darts_jax.trials.settings.TrialSearch`, as nested mappings or `ConfigDict`.
+    workdir: gets `config.json`, `trials.jsonl` (see `darts_jax.trials.journal`), `genotype.json` of the best so far,
+      `metrics.jsonl` (a step is an outcome), `tensorboard/` and `report.html`; of trainings from scratch `trials/0`, …,
+      and `pick`. A search that was stopped or killed goes on to the same result.
+    note: is told what came of every evaluation.
+
+  Raises:
+    ValueError: a setting, the data or the directory is unfit.
+    Failed: not one of the evaluations has succeeded.
+  """
+  settings = read(config)
+  workdir = user_path(workdir, '--workdir')
+  with locked(workdir):
+    evaluator = settings.evaluator.open(workdir / FOLDER)
+    evaluator.check(settings.space)
+    dataset = evaluator.fingerprint(settings.space)
+    executor = _executor(settings, evaluator)
+    claim(workdir, {**as_config(settings), 'dataset': dataset}, KIND)
+    with InterruptGuard() as guard, Journal(workdir) as journal:
+      return _Run(settings, evaluator, workdir, journal, note, guard).run(executor)
+
+
+def _executor(settings: TrialSearch, evaluator: Evaluator) -> futures.Executor:
+  """What evaluates architectures; a ValueError if these cannot be sent to processes of their own."""
+  if settings.workers == 1:
+    return InProcess()
+  kinds = type(settings.space), type(evaluator)
+  try:
+    pickle.dumps((evaluator, settings.space.sample(np.random.default_rng(0))))
+    missing = [kind.__name__ for kind in kinds if kind.__module__ not in sys.modules]
+    if missing:
+      raise pickle.PicklingError(f'{missing[0]} is not in a module')
+  except (AttributeError, TypeError, pickle.PicklingError) as error:
+    raise ValueError(
+      f'config.workers: {settings.workers} is not allowed; processes cannot be given the evaluator or the architectures'
+      f' ({one_line(error)}); define both in a module that can be imported'
+    ) from error
+  return Processes(settings.workers, [kind.__module__ for kind in kinds])
+
+
+class _Run:
+  """A search that goes on, and what it writes apart from the journal, from which all of it follows."""
+
+  def __init__(
+    self,
+    settings: TrialSearch,
+    evaluator: Evaluator,
+    workdir: pathlib.Path,
+    journal: Journal,
+    note: Callable[[str], None],
+    guard: InterruptGuard,
+  ) -> None:
+    self._settings = settings
+    self._evaluator = evaluator
+    self._workdir = workdir
+    self._journal = journal
+    self._note = note
+    self._guard = guard
+    self._outcomes: Sequence[Outcome] = ()
+    # Of the outcomes that have been looked at, so many, the one with the highest reward.
+    self._count: int | None = None
+    self._highest: Outcome | None = None
+    # By architecture the outcome with the highest reward, and of these the one that the strategy calls the best.
+    self._of: dict[Any, Outcome | None] = {}
+    self._best: Outcome | None = None
+    self._saved: Any = None
+    self._report_due = -math.inf
+    # Steps that the log has a line of, and those at which it tells of a failure.
+    self._logged: set[int] = set()
+    self._failures: set[int] = set()
+    self._log: MetricsLog
+
+  def run(self, executor: futures.Executor) -> TrialsResult:
+    """Evaluates what is left, and tests the best architecture."""
+    settings, total = self._settings, self._settings.trials
+    told = sum(line['event'] == 'tell' for line in self._journal.lines)
+    is_new = not self._journal.lines and not (self._workdir / metrics.FILE).exists()
+    with MetricsLog(self._workdir, resume_step=None if is_new else told, saved=b'') as self._log:
+      lines = metrics.read(self._workdir)
+      has_ended = any(line.get('event') in ('finished', 'failed') for line in lines)
+      self._begin(lines, told)
+      if not is_new and not has_ended:
+        self._event('resumed', f'resumed after {told} of {total} evaluations', told)
+      try:
+        with executor:
+          found = loop.run(
+            settings.strategy,
+            settings.space,
+            self._evaluator,
+            settings,
+            executor,
+            journal=self._journal,
+            stop=lambda: self._guard.requested is not None,
+            watch=self._watch,
+          )
+        self._check_not_stopped()
+        if self._best is None:
+          message = f'all {total} evaluations failed; the last one: {found.outcomes[-1].failure}'
+          if not has_ended:
+            self._event('failed', message)
+          self._report()
+          raise Failed(message)
+        self._test(self._best)
+      except Interrupted as error:
+        self._event('interrupted', str(error))
+        return self._result(False)
+      if not has_ended:
+        self._event('finished', f'{total} evaluations; the best is trial {self._best.proposal.number}')
+    return self._result(True)
+
+  def _begin(self, lines: Sequence[Mapping[str, Any]], told: int) -> None:
+    """Writes what comes before the first outcome, and tells of lines that are lost."""
+    self._logged = {line['step'] for line in lines if line['kind'] == 'step'}
+    self._failures = {line['step'] for line in lines if line.get('event') == 'trial_failed'}
+    known = {name: value for name, value in self._evaluator.known().items() if math.isfinite(value)}
+    if known and 0 not in self._logged:
+      self._log.write('step', 0, known)
+    missing = [step for step in range(1, told + 1) if step not in self._logged]
+    # A kill can come between an outcome and its line.
+    if missing not in ([], [told]):
+      self._event('brought_back', f'metrics.jsonl lacked {len(missing)} evaluations; they are back', missing[0])
+
+  def _watch(self, state: Any, outcomes: Sequence[Outcome]) -> None:
+    """Writes what follows from outcomes, after the replay of the journal and after every further one."""
+    is_replayed, first = self._count is None, self._count or 0
+    for count, outcome in enumerate(outcomes[first:], first + 1):
+      self._highest = better(self._highest, outcome)
+      arch = outcome.proposal.arch
+      self._of[arch] = better(self._of.get(arch), outcome)
+      if outcome.status == 'failed' and count not in self._failures:
+        self._event('trial_failed', f'trial {outcome.proposal.number}: {outcome.failure}', count)
+      if count not in self._logged:
+        self._log.write('step', count, self._line(outcome))
+      if not is_replayed:
+        self._note(self._progress(outcome, count))
+    self._outcomes, self._count = outcomes, len(outcomes)
+    if self._highest is not None:
+      self._choose(self._settings.strategy.best(state))
+    if time.monotonic() > self._report_due:
+      self._report()
+
+  def _line(self, outcome: Outcome) -> dict[str, float]:
+    """What the log says of an outcome."""
+    measure = self._evaluator.measure
+    values = {**outcome.measures, 'seconds': outcome.seconds}
+    if outcome.status != 'failed':
+      values[measure] = outcome.reward
+    if self._highest is not None:
+      values[f'best_{measure}'] = self._highest.reward
+    return values
+
+  def _progress(self, outcome: Outcome, count: int) -> str:
+    measure = self._evaluator.measure
+    said = f'trial {outcome.proposal.number}, {count} of {self._settings.trials}'
+    if outcome.status == 'failed':
+      return f'{said}: failed ({outcome.failure})'
+    said += f': {measured(measure)} {_shown(measure, outcome.reward)}'
+    assert self._highest is not None
+    return f'{said}, best {_shown(measure, self._highest.reward)} (trial {self._highest.proposal.number})'
+
+  def _choose(self, arch: Any) -> None:
+    """Keeps the best architecture, as the strategy says."""
+    self._best = self._of.get(arch)
+    if self._best is None:
+      raise ValueError(
+        f'config.strategy: {self._settings.strategy} calls an architecture the best of which no evaluation has'
+        ' succeeded'
+      )
+    if arch != self._saved:
+      with named_errors(self._workdir):
+        spaces.save(arch, self._workdir / 'genotype.json')
+      self._saved = arch
+
+  def _test(self, best: Outcome) -> None:
+    """Measures test data with the best architecture."""
+    if self._tested():
+      return
+    found = self._evaluator.test(best)
+    if found:
+      values = {name.removeprefix('test_'): value for name, value in found.items()}
+      self._log.write('test', len(self._outcomes), {'loss': math.nan, **values})
+
+  def _tested(self) -> dict[str, float]:
+    """What `_test` has measured."""
+    lines = metrics.read(self._workdir)
+    [*_, tested] = [{}, *(line for line in lines if line['kind'] == 'test')]
+    return {f'test_{name}': value for name, value in tested.items() if name not in ('kind', 'step')}
+
+  def _result(self, finished: bool) -> TrialsResult:
+    best, measure = self._best, self._evaluator.measure
+    path = self._report()
+    if best is None:
+      return TrialsResult(None, math.nan, measure, {}, tuple(self._outcomes), finished, path)
+    test = {**best.test, **self._tested()} if finished else dict(best.test)
+    return TrialsResult(best.proposal.arch, best.reward, measure, test, tuple(self._outcomes), finished, path)
+
+  def _check_not_stopped(self) -> None:
+    if self._guard.requested is not None:
+      raise Interrupted(f'{self._guard.requested} between two evaluations; the same command goes on')
+
+  def _event(self, event: str, message: str, step: int | None = None) -> None:
+    self._log.write('event', len(self._outcomes) if step is None else step, {'event': event, 'message': message})
+    if event != 'trial_failed':
+      self._note(message)
+
+  def _report(self) -> pathlib.Path:
+    start = time.monotonic()
+    path = report.write(self._workdir)
+    end = time.monotonic()
+    # Of many trials it takes long.
+    self._report_due = end + max(_REPORT_EVERY, 10 * (end - start))
+    return path
+
+
+def _shown(measure: str, value: float) -> str:
+  return f'{value:.2%}' if 'accuracy' in measure else f'{value:.6g}'
