@@ -16,6 +16,7 @@ from darts_jax.runtime.files import user_path
 from darts_jax.runtime.metrics import Writer
 from darts_jax.search.settings import check_alone
 from darts_jax.spaces import Genotype
+from darts_jax.tasks import ImageTask
 from darts_jax.trials import TrialsResult
 
 
@@ -49,18 +50,12 @@ def search(
     found = searches.run(config, folder)
     assert isinstance(found, TrialsResult)
     return found
-  if data is not None:
-    group = dict(config.get('data', {}))
+  if data is not None and isinstance(relaxed.settings.read(config).task, ImageTask):
     # The name says that no file has them.
-    config = {**config, 'data': {**group, 'name': 'arrays'}} if _takes_data(config) else config
+    config = {**config, 'data': {**config.get('data', {}), 'name': 'arrays'}}
   check_alone(relaxed.settings.read(config))
   [result] = relaxed.run_side_by_side(config, folder, data=data, writers=writers)
   return result
-
-
-def _takes_data(config: Mapping[str, Any]) -> bool:
-  """Whether the task of a config has a group `data` with the name of a dataset of images."""
-  return hasattr(relaxed.settings.read({**config, 'data': dict(config.get('data', {}))}).task, 'augment')
 
 
 def train(

@@ -23,8 +23,14 @@ from typing import Any
 import numpy as np
 
 from darts_jax import limits, spaces
-from darts_jax.nets import cost
-from darts_jax.nets.conv import Network, check_image_size
+from darts_jax.nets.description import (
+  CIFAR,
+  IMAGENET,
+  PTB,
+  classifier_sizes,
+  describe_classifier,
+  describe_language_model,
+)
 from darts_jax.report import drawing
 from darts_jax.runtime.durable import write_whole
 from darts_jax.runtime.files import user_path
@@ -39,11 +45,7 @@ USAGE = (
   ' --image_channels=N --imagenet --auxiliary] [--width=N --vocabulary=N] [--table=DIR] [--json]'
   ' [--draw=FILE.svg|png|pdf|dot]'
 )
-#: Channels, cells, classes, pixels a side, colours: the sizes of the published evaluations [DARTS §3.2, §3.3].
-_CIFAR, _IMAGENET = (36, 20, 10, 32, 3), (48, 14, 1000, 224, 3)
-_FIELDS = ('channels', 'layers', 'classes', 'image_size', 'image_channels')
-#: Width and words of the published evaluation on Penn Treebank [DARTS §3.2].
-_PTB = {'width': 850, 'vocabulary': 10_000}
+_FIELDS = tuple(CIFAR)
 #: The largest number that a flag may be.
 _LARGEST = {
   'channels': limits.CHANNELS,
@@ -62,15 +64,15 @@ FLAGS = (
     for name, text, cifar, imagenet in zip(
       _FIELDS,
       ('Channels of the first cell', 'Cells', 'Classes', 'Pixels a side', 'Channels of an image'),
-      _CIFAR,
-      _IMAGENET,
+      CIFAR.values(),
+      IMAGENET.values(),
       strict=True,
     )
   ),
   Flag('imagenet', False, 'The network for ImageNet, with its stem and, with --auxiliary, its head.'),
   Flag('auxiliary', False, 'Count the auxiliary head, too.'),
-  Flag('width', None, f'Width of a language model, of embedding and states; {_PTB["width"]} by default.'),
-  Flag('vocabulary', None, f'Words of a language model; {_PTB["vocabulary"]} by default.'),
+  Flag('width', None, f'Width of a language model, of embedding and states; {PTB["width"]} by default.'),
+  Flag('vocabulary', None, f'Words of a language model; {PTB["vocabulary"]} by default.'),
   Flag('table', None, 'Folder with the table of NAS-Bench-201; says the accuracies and ranks of one of its cells.'),
   Flag('json', False, 'Print JSON.'),
   Flag('draw', None, f'Draw the cells to a file: {", ".join(_DRAWINGS)}.'),
@@ -88,17 +90,17 @@ def run(genotype: str | None, draw: str | None, **others: Any) -> int:
   of_classifiers = (*_FIELDS, 'imagenet', 'auxiliary')
   if spaces.space_of(found).task == 'text':
     _refuse(of_classifiers, others, f'{name} is a recurrent architecture; it has --width and --vocabulary')
-    described = describe_language_model(found, **_numbers(others, _PTB))
+    described = describe_language_model(found, **_numbers(others, PTB))
     text = _language_model_as_text(described)
   else:
     allowed = ', '.join(f'--{flag}' for flag in of_classifiers)
-    _refuse(tuple(_PTB), others, f'{name} is a convolutional architecture; it has {allowed}')
+    _refuse(tuple(PTB), others, f'{name} is a convolutional architecture; it has {allowed}')
     imagenet, auxiliary = others['imagenet'], others['auxiliary']
-    usual = dict(zip(_FIELDS, _IMAGENET if imagenet else _CIFAR, strict=True))
-    network = {'stem_multiplier': 3, **spaces.space_of(found).defaults.get('network', {})}
-    numbers = _numbers(others, {name: network.get(name, value) for name, value in usual.items()})
-    stem_multiplier = network['stem_multiplier']
-    described = describe(found, auxiliary=auxiliary, imagenet=imagenet, stem_multiplier=stem_multiplier, **numbers)
+    numbers = _numbers(others, classifier_sizes(found, imagenet=imagenet))
+    try:
+      described = describe_classifier(found, auxiliary=auxiliary, imagenet=imagenet, **numbers)
+    except ValueError as error:
+      raise ValueError(f'--{error}') from error
     text = _as_text(described)
   if others['table'] is not None:
     described['benchmark'] = _accuracies(found, others['table'], name)
@@ -107,74 +109,6 @@ def run(genotype: str | None, draw: str | None, **others: Any) -> int:
     _draw(found, drawing_path)
   show(json.dumps(described, indent=2) if others['json'] else f'{text}\n\n{spaces.to_text(found)}')
   return 0
-
-
-def describe(
-  genotype: Genotype,
-  *,
-  channels: int,
-  layers: int,
-  classes: int,
-  image_size: int,
-  image_channels: int,
-  imagenet: bool,
-  auxiliary: bool,
-  stem_multiplier: int = 3,
-) -> dict[str, Any]:
-  """What a network costs, as JSON values."""
-  stem = 'imagenet' if imagenet else 'cifar'
-  if channels % 2:
-    raise ValueError(f'--channels: {channels} is not allowed; it has to be even')
-  try:
-    plan = spaces.space_of(genotype).plan(layers)
-    check_image_size(image_size, image_size, plan, stem=stem, auxiliary=auxiliary)
-  except ValueError as error:
-    raise ValueError(f'--{error}') from error
-  net = Network(
-    genotype.cells,
-    plan,
-    channels,
-    classes,
-    stem,
-    auxiliary,
-    # The published network for ImageNet leaves this BN out.
-    auxiliary_norm=not imagenet,
-    stem_multiplier=stem_multiplier,
-  )
-  parts = cost.parts_of(net, image_size, image_size, image_channels)
-  head = sum(part.weights for part in parts if part.name == 'auxiliary')
-  weights = sum(part.weights for part in parts) - head
-  return {
-    'parameters': weights,
-    **({'parameters_with_auxiliary_head': weights + head} if auxiliary else {}),
-    'multiply_adds': sum(part.multiply_adds for part in parts),
-    'convention': cost.CONVENTION,
-    'settings': {
-      'channels': channels,
-      'layers': layers,
-      'classes': classes,
-      'image_size': image_size,
-      'image_channels': image_channels,
-      'stem': stem,
-      'auxiliary': auxiliary,
-    },
-    'genotype': spaces.to_json(genotype),
-    'parts': [part._asdict() for part in parts],
-  }
-
-
-def describe_language_model(genotype: Genotype, *, width: int, vocabulary: int) -> dict[str, Any]:
-  """What a language model costs, as JSON values."""
-  [(_, cell)] = genotype.cells
-  parts = cost.language_parts_of(cell, width, vocabulary)
-  return {
-    'parameters': sum(part.weights for part in parts),
-    'multiply_adds': sum(part.multiply_adds for part in parts),
-    'convention': cost.LANGUAGE_CONVENTION,
-    'settings': {'width': width, 'vocabulary': vocabulary},
-    'genotype': spaces.to_json(genotype),
-    'parts': [part._asdict() for part in parts],
-  }
 
 
 def _accuracies(genotype: Genotype, folder: str, name: str) -> dict[str, dict[str, float]]:

@@ -12,7 +12,7 @@ from darts_jax.data.arrays import Arrays, check_range, validate
 from darts_jax.data.official import OFFICIAL
 from darts_jax.runtime.files import user_path
 
-NAMES = ('digits', *OFFICIAL, 'npz')
+NAMES = ('digits', *OFFICIAL, 'npz', 'arrays')
 
 _CHUNK = 64
 
@@ -42,6 +42,17 @@ class Images:
   std: tuple[float, ...]
 
 
+def from_arrays(x: Any, y: Any) -> Images:
+  """A dataset of arrays in memory: images `[N, H, W, C]` or `[N, H, W]`, uint8 or floating point, and labels `[N]`.
+
+  Raises:
+    ValueError: they are unfit for training; one line.
+  """
+  images, labels = np.asarray(x), np.asarray(y)
+  images = images.astype(np.float32) if images.dtype.kind == 'f' else images
+  return _own('arrays', Arrays(images[..., None] if images.ndim == 3 else images, labels, None, None), 'data')
+
+
 def load(name: str, *, directory: str = '', path: str = '', download: bool = False) -> Images:
   """Loads a dataset.
 
@@ -64,6 +75,10 @@ def load(name: str, *, directory: str = '', path: str = '', download: bool = Fal
   """
   if name not in NAMES:
     raise ValueError(f'config.data.name is {name!r}; allowed: {", ".join(NAMES)}')
+  if name == 'arrays':
+    raise ValueError(
+      "config.data.name is 'arrays': such data are handed over in Python, darts_jax.search(config, workdir, data=…)"
+    )
   if path and name != 'npz':
     raise ValueError(f"config.data.path is {path!r}, but config.data.name is {name!r}; a path is for 'npz' only")
   if name == 'npz':

@@ -18,6 +18,8 @@ optimiser with g = ∇w L_train:
 | `joint()` | ∇α L_train(w, α), where weights and α have one loss and no hypergradient | 1 |
 | `none()` | 0: α stay as they are | 0 |
 
+The package can be called as the function `hypergradient`.
+
 A pass is counted as one forward and one backward pass of a loss; a directional derivative of a gradient counts as two.
 """
 
@@ -41,6 +43,7 @@ from darts_jax.hypergradient.one_step import exact, exact_reverse, finite_differ
 from darts_jax.hypergradient.program import derivative, hypergradient
 from darts_jax.hypergradient.single_level import joint, none
 from darts_jax.hypergradient.unrolled import truncated, unrolled
+from darts_jax.runtime.callable import make_callable
 
 __all__ = [
   'BILEVEL',
@@ -73,3 +76,5 @@ __all__ = [
   'truncated',
   'unrolled',
 ]
+
+make_callable(__name__, hypergradient)

@@ -22,7 +22,7 @@ from darts_jax.runtime.checkpoint import Checkpoints, Restored
 from darts_jax.runtime.compilation import compile_with_report
 from darts_jax.runtime.durable import holds, sync_to_disk, write_whole
 from darts_jax.runtime.interrupts import SIGNALS, InterruptGuard, busy
-from darts_jax.runtime.metrics import MetricsLogs
+from darts_jax.runtime.metrics import MetricsLogs, Writer
 from darts_jax.runtime.progress import NoProgress, Progress
 from darts_jax.runtime.workdir import CHECKPOINTS, named_errors
 from darts_jax.settings import setting
@@ -129,11 +129,13 @@ class Loop(abc.ABC, Generic[State]):
     plan: see `Plan`.
     total: steps of the whole run.
     shown: names of the metrics beside the progress.
+    writers: are told of metrics as they are logged.
     derived: names of files, in all folders, that change with the epochs; a run that goes on brings them back as they
       were at its checkpoint.
   """
 
   shown: tuple[str, ...] = ('train_loss',)
+  writers: Sequence[Writer] = ()
   derived: tuple[str, ...] = ()
 
   def __init__(
@@ -248,7 +250,9 @@ class Loop(abc.ABC, Generic[State]):
     first = processes.is_first()
     step = resume_step or 0
     with (
-      MetricsLogs(self.folders if first else (), resume_step=resume_step, saved=self._copies(restored)) as self._log,
+      MetricsLogs(
+        self.folders if first else (), resume_step=resume_step, saved=self._copies(restored), writers=self.writers
+      ) as self._log,
       Progress(self.total, step, plan.name) if first else NoProgress() as self._progress,
     ):
       self._bring_back(restored)

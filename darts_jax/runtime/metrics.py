@@ -8,7 +8,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 
@@ -42,13 +42,35 @@ class Opened(NamedTuple):
   brought_back: int
 
 
+class Writer(Protocol):
+  """Who is told of metrics while they are logged, such as an experiment tracker."""
+
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    """Is told of the numbers of a step, `step/train_loss` and so on, named as in TensorBoard."""
+    ...
+
+
 class MetricsLogs:
   """The logs of runs side by side, see `MetricsLog`, or of one; a context manager."""
 
   def __init__(
-    self, folders: Sequence[pathlib.Path], *, resume_step: int | None, saved: Sequence[bytes] | None = None
+    self,
+    folders: Sequence[pathlib.Path],
+    *,
+    resume_step: int | None,
+    saved: Sequence[bytes] | None = None,
+    writers: Sequence[Writer] = (),
   ) -> None:
-    """Opens the logs, one in each folder, with a copy of each, if there are any. There may be none."""
+    """Opens the logs, one in each folder, with a copy of each, if there are any. There may be none.
+
+    Args:
+      folders: of the runs.
+      resume_step: see `MetricsLog`.
+      saved: likewise, of each.
+      writers: are told of all that is logged from now on; of runs side by side names begin with that of the folder.
+    """
+    self._names = [f'{folder.name}/' if len(folders) > 1 else '' for folder in folders]
+    self._writers = writers
     copies = [None] * len(folders) if saved is None else saved
     with contextlib.ExitStack() as stack:
       self._logs = [
@@ -64,8 +86,14 @@ class MetricsLogs:
 
   def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
     """Appends a line to every log; of values `[N]` each gets its own."""
+    told: dict[str, float] = {}
     for i, log in enumerate(self._logs):
-      log.write(kind, step, {name: value[i] if np.ndim(value) else value for name, value in values.items()})
+      own = {name: value[i] if np.ndim(value) else value for name, value in values.items()}
+      log.write(kind, step, own)
+      numbers = {name: value for name, value in own.items() if not isinstance(value, str)}
+      told |= {f'{self._names[i]}{kind}/{name}': float(value) for name, value in numbers.items()}
+    for writer in self._writers if told else ():
+      writer.write(step, told)
 
   def __enter__(self) -> Self:
     return self

@@ -1,5 +1,11 @@
-"""Searches: how weights and α move. `run` is a whole search, and `Searcher` its compiled functions."""
+"""Searches: how weights and α move. `run` is a whole search, and `Searcher` its compiled functions.
 
+The package can be called, see `darts_jax.api.search`.
+"""
+
+from typing import Any
+
+from darts_jax.runtime.callable import make_callable
 from darts_jax.runtime.loop import Diverged
 from darts_jax.search.loop import Result, check, run, run_side_by_side
 from darts_jax.search.searcher import Searcher
@@ -16,3 +22,13 @@ __all__ = [
   'run',
   'run_side_by_side',
 ]
+
+
+def _search(*args: Any, **kwargs: Any) -> Any:
+  """See `darts_jax.api.search`."""
+  from darts_jax import api  # Which needs this package.
+
+  return api.search(*args, **kwargs)
+
+
+make_callable(__name__, _search)

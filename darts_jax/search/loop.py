@@ -13,13 +13,14 @@ import jax
 import numpy as np
 
 from darts_jax import report, spaces
-from darts_jax.runtime import processes
+from darts_jax.runtime import metrics, processes
 from darts_jax.runtime.compilation import enable_cache
 from darts_jax.runtime.files import user_path
 from darts_jax.runtime.interrupts import InterruptGuard
 from darts_jax.runtime.lock import locked
 from darts_jax.runtime.loop import Loop, Plan, Sums
 from darts_jax.runtime.mesh import check_batch, make_mesh
+from darts_jax.runtime.metrics import Writer
 from darts_jax.runtime.precision import in_float32
 from darts_jax.runtime.workdir import as_json, claim, claim_together, named_errors
 from darts_jax.search import records
@@ -48,6 +49,7 @@ class Result:
     finished: whether all epochs were done; not so after an interruption.
     interrupted: whether a signal asked for an end, which ends a sequence of searches even if this one is finished.
     report: path of the report page.
+    history: what was logged of every epoch, in their order; empty in other processes than the first.
     warning: one line if the genotype would be another one if α moved once more as far as in the last epoch (see
       `darts_jax.spaces.doubts`); None after an interruption, and in other processes than the first.
   """
@@ -60,6 +62,7 @@ class Result:
   interrupted: bool
   report: pathlib.Path
   warning: str | None = None
+  history: tuple[Mapping[str, Any], ...] = ()
 
 
 def run(config: Mapping[str, Any], workdir: str | pathlib.Path) -> Result:
@@ -70,7 +73,13 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path) -> Result:
 
 
 @in_float32
-def run_side_by_side(config: Mapping[str, Any], workdir: str | pathlib.Path) -> list[Result]:
+def run_side_by_side(
+  config: Mapping[str, Any],
+  workdir: str | pathlib.Path,
+  *,
+  data: tuple[Any, Any] | None = None,
+  writers: Sequence[Writer] = (),
+) -> list[Result]:
   """Searches, or goes on with the search or the searches that `workdir` holds.
 
   Args:
@@ -78,6 +87,8 @@ def run_side_by_side(config: Mapping[str, Any], workdir: str | pathlib.Path) -> 
     workdir: gets `config.json`, `metrics.jsonl`, `tensorboard/`, `genotype.json`, `alphas.npz`, `checkpoints/` and
       `report.html`. A search that was stopped resumes to the same result, bit for bit. Searches side by side have all
       but the checkpoints in folders `seed_0`, `seed_1`, … of their own.
+    data: inputs and targets that take the place of those that the task would load; see `Task.given`.
+    writers: are told of the metrics as they are logged.
 
   Returns:
     What each of the `config.mesh.seed` searches found; it is what a search by itself with the same seed finds, but for
@@ -91,16 +102,23 @@ def run_side_by_side(config: Mapping[str, Any], workdir: str | pathlib.Path) -> 
   workdir = user_path(workdir, '--workdir')
   folders = _folders(settings, workdir)
   with locked(workdir, folders):
-    return _run(settings, workdir, folders)
+    return _run(settings, workdir, folders, data, writers)
 
 
-def _run(settings: Search, workdir: pathlib.Path, folders: Sequence[pathlib.Path]) -> list[Result]:
-  searcher, data, fingerprint = processes.together(lambda: _open(settings))
+def _run(
+  settings: Search,
+  workdir: pathlib.Path,
+  folders: Sequence[pathlib.Path],
+  given: tuple[Any, Any] | None,
+  writers: Sequence[Writer],
+) -> list[Result]:
+  searcher, data, fingerprint = processes.together(lambda: _open(settings, given))
   config = as_json({**as_config(settings), 'dataset': fingerprint})
   claim_together(workdir, lambda: _claim(config, workdir, folders), lambda: config)
   enable_cache()
   with InterruptGuard() as guard:
     loop = _Loop(settings, workdir, searcher, data, guard, folders, config)
+    loop.writers = writers
     state, last_epoch, finished, requested = loop.run()
   alphas = loop.alphas(state)
   reports, warnings = loop.reports(), loop.warnings()
@@ -114,9 +132,16 @@ def _run(settings: Search, workdir: pathlib.Path, folders: Sequence[pathlib.Path
       requested is not None,
       reports[i],
       warnings[i] if finished else None,
+      _epochs(folders[i]) if processes.is_first() else (),
     )
     for i in range(len(folders))
   ]
+
+
+def _epochs(folder: pathlib.Path) -> tuple[Mapping[str, Any], ...]:
+  """The lines of the log that are about epochs; of one that was done again the last."""
+  lines = {line['epoch']: line for line in metrics.read(folder) if line['kind'] == 'epoch'}
+  return tuple(lines[epoch] for epoch in sorted(lines))
 
 
 def _folders(settings: Search, workdir: pathlib.Path) -> list[pathlib.Path]:
@@ -144,14 +169,14 @@ def check(settings: Search) -> Any:
   return _open(settings)[2]
 
 
-def _open(settings: Search) -> tuple[Searcher, Any, Any]:
+def _open(settings: Search, given: tuple[Any, Any] | None = None) -> tuple[Searcher, Any, Any]:
   """The search, its data on the devices, and JSON values of these, with which alone a search goes on."""
   mesh = make_mesh(seeds=settings.mesh.seed)
   check_batch(settings.batch_size, mesh)
   task = settings.task
   # Before anything is written.
   settings.space.judge(task.source)
-  found = task.load()
+  found = task.load() if given is None else task.given(*given)
   seeds = range(settings.seed, settings.seed + settings.mesh.seed)
   halves = [task.halves(found, settings, seed) for seed in seeds]
   searcher = Searcher.open(settings, found, mesh)
@@ -234,8 +259,8 @@ class _Loop(Loop[SearchState]):
     # Not compiled before it is needed, so that the first step is seen sooner.
     self._evaluate = self._evaluate or self.compile(step, 'evaluation', self._searcher.evaluate, state, self._data)
     found = self._each(processes.fetch(self._evaluate(state, self._data)))
-    metrics = self._joined([self._searcher.learner.metrics(each) for each in found])
-    return {f'valid_{name}': value for name, value in metrics.items()} | self._judged(state, step)
+    measured = self._joined([self._searcher.learner.metrics(each) for each in found])
+    return {f'valid_{name}': value for name, value in measured.items()} | self._judged(state, step)
 
   def _judged(self, state: SearchState, step: int) -> dict[str, Any]:
     """What is known without a training of the architectures that the searches would return after an epoch."""

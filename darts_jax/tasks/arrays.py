@@ -95,6 +95,17 @@ class ArrayTask(Task[Arrays]):
     if any(stage.channel_part > 1 for stage in stages):
       raise ValueError(f'config.strategy.channel_part: it has to be 1; the task {self.name} has no partial channels')
 
+  def given(self, x: Any, y: Any) -> Arrays:
+    """Arrays whose targets are class numbers; a task with other targets says itself how many outputs there are."""
+    inputs, targets = np.asarray(x), np.asarray(y)
+    if len(inputs) != len(targets) or targets.dtype.kind not in 'iu' or not len(targets) or targets.min() < 0:
+      raise ValueError(
+        f'data: {inputs.shape} inputs and {targets.dtype}{list(targets.shape)} targets are not allowed; there has to be'
+        ' one class number ≥ 0 for each input'
+      )
+    inputs = inputs.astype(np.float32) if inputs.dtype.kind == 'f' else inputs
+    return Arrays(inputs, targets.astype(np.int32), int(targets.max()) + 1)
+
   def fingerprint(self, data: Arrays) -> Any:
     """See `Task`."""
     return digest(data.x, data.y)

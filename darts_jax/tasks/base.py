@@ -234,6 +234,11 @@ class Task(abc.ABC, Generic[Data]):
   def load(self) -> Data:
     """The data, on the host; raises ValueErrors that name the field."""
 
+  def given(self, x: Any, y: Any) -> Data:
+    """The data from arrays that are handed over in Python; raises a ValueError if the task takes none."""
+    del x, y
+    raise ValueError(f'data: the task {self.name} takes no arrays')
+
   @abc.abstractmethod
   def fingerprint(self, data: Data) -> Any:
     """JSON values that tell the data from others."""

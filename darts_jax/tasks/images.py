@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from darts_jax import limits
 from darts_jax.data.augment import augment
 from darts_jax.data.batches import Evaluation, Examples, epoch_indices, evaluate
-from darts_jax.data.images import Images, digest, split
+from darts_jax.data.images import Images, digest, from_arrays, part, split
 from darts_jax.data.settings import Augment, Source
 from darts_jax.nets.conv import Supernet, check_statistics
 from darts_jax.nets.layers import NormGroups, init_variables
@@ -84,11 +84,11 @@ class ImageTask(Task[Images]):
   def check(self, space: CellSpace, conditions: Conditions, stages: Sequence[Stage], seeds: int) -> None:
     """See `Task`."""
     del conditions, seeds
-    for part in {stage.channel_part for stage in stages} - {1}:
-      if self.network.channels % (2 * part):
+    for parts in {stage.channel_part for stage in stages} - {1}:
+      if self.network.channels % (2 * parts):
         raise ValueError(
-          f'config.network.channels: {self.network.channels} is not allowed; it has to be a multiple of {2 * part},'
-          f' since edges compute one in {part} channels (config.strategy.channel_part)'
+          f'config.network.channels: {self.network.channels} is not allowed; it has to be a multiple of {2 * parts},'
+          f' since edges compute one in {parts} channels (config.strategy.channel_part)'
         )
     try:
       space.plan(self.network.layers)
@@ -115,6 +115,11 @@ class ImageTask(Task[Images]):
   def load(self) -> Images:
     """See `Task`."""
     return self.data.load()
+
+  def given(self, x: Any, y: Any) -> Images:
+    """See `darts_jax.data.images.from_arrays`."""
+    found = from_arrays(x, y)
+    return part(found, self.data.num_images) if self.data.num_images else found
 
   def fingerprint(self, data: Images) -> Any:
     """See `Task`."""
