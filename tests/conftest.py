@@ -16,12 +16,13 @@ import pytest
 CACHE = pathlib.Path('~/.cache/darts_jax/tests').expanduser()
 DEVICES = 'xla_force_host_platform_device_count'
 
-# Most of the time of a first run is compilation, which takes a third of it without LLVM's optimisations and with the
-# plainer way of writing kernels; what XLA makes of a program before, and what is computed, stays the same.
+# Most of the time of a first run is compilation, which takes a third of it without LLVM's optimisations, with the
+# plainer way of writing kernels and with all kernels of a program in one module; what XLA makes of a program before,
+# and what is computed, stays the same.
 QUICK = ['--xla_backend_optimization_level=0']
 if importlib.metadata.version('jaxlib').startswith('0.10.'):
   # XLA ends a process whose flags it does not know.
-  QUICK.append('--xla_cpu_use_fusion_emitters=false')
+  QUICK += ['--xla_cpu_use_fusion_emitters=false', '--xla_cpu_parallel_codegen_split_count=1']
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 for flag in (f'--{DEVICES}=8', *QUICK):

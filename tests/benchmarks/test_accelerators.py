@@ -1,5 +1,6 @@
 """Programs compile for accelerators that are not there, each in a process of its own, which a compiler may end."""
 
+import os
 import subprocess
 import sys
 
@@ -11,8 +12,6 @@ OPERATIONS = (
   *('none', 'max_pool_3x3', 'avg_pool_3x3', 'skip_connect'),
   *('sep_conv_3x3', 'sep_conv_5x5', 'dil_conv_3x3', 'dil_conv_5x5'),
 )
-#: One of each kind.
-SOME = ('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3', 'dil_conv_5x5')
 #: As small as can be with every kind of cell.
 TINY = {
   'network.channels': 4,
@@ -31,25 +30,34 @@ def on(chip, *others):
   )
 
 
-def compiled(chip, config, **how):
-  """Every program, by name; none may fail."""
+@pytest.fixture
+def compiled(monkeypatch):
+  """Compiles every program, by name; none may fail."""
+  # Threads would compile the same kernels apart from each other, in a third more time of the processors.
+  flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_gpu_force_compilation_parallelism=1'
+  monkeypatch.setenv('XLA_FLAGS', flags)
+  return every_program
+
+
+def every_program(chip, config, **how):
   # A compiler that hangs is a failure, too.
   results = compile_apart(chip, config, timeout=900, **how)
   assert not [f'{each.program}: {each}' for each in results if each.error]
   return {each.program: each for each in results}
 
 
-# NVIDIA's last three generations and a TPU; of precisions, options and operations those that others leave out.
+# NVIDIA's last three generations and a TPU; of precisions, options and operations those that others leave out. All have
+# a step of 2 by a `skip_connect` beside one by a convolution, which is what compilers have aborted on.
 @pytest.mark.parametrize(
   ('chip', 'precision', 'defaults', 'operations'),
   [
-    on('a100', 'float32', True, OPERATIONS),
-    on('h100', 'bfloat16', False, SOME),
-    on('b200', 'float32', False, SOME),
+    on('a100', 'float32', True, ('max_pool_3x3', 'skip_connect', 'sep_conv_5x5')),
+    on('h100', 'bfloat16', False, ('none', 'avg_pool_3x3', 'skip_connect', 'dil_conv_3x3', 'dil_conv_5x5')),
+    on('b200', 'float32', False, ('none', 'skip_connect', 'sep_conv_3x3')),
     on('v5e', 'float32', False, OPERATIONS),
   ],
 )
-def test_search_step_and_evaluation_compile(chip, precision, defaults, operations):
+def test_search_step_and_evaluation_compile(compiled, chip, precision, defaults, operations):
   changes = TINY | {'space.operations': operations}
   results = compiled(chip, 'digits', precision=precision, defaults=defaults, changes=changes)
   assert [*results] == [f'first_order: {name}' for name in ('reduction node', 'search step', 'evaluation')]
@@ -84,7 +92,7 @@ def test_options_of_the_platform_are_those_that_its_compiler_knows(chip):
 
 # Two GPUs that share a batch exchange sums, and no images.
 @pytest.mark.parametrize('chip', [on('h100x2'), on('v5e')])
-def test_training_step_and_evaluation_compile(chip):
+def test_training_step_and_evaluation_compile(compiled, chip):
   results = compiled(chip, 'digits_eval', changes=TRAINING)
   assert [*results] == ['training step', 'evaluation']
   assert [each.gathers for each in results.values()] == [0, 0]

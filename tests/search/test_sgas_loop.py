@@ -198,7 +198,10 @@ def test_larger_batches_are_those_of_whole_epochs():
 
 
 # Whole searches, whose only node has two edges: both are decided in the end, and nothing depends on α any more.
-TINY: dict[str, Any] = CONFIG | {'space': CONFIG['space'] | {'nodes': 1}}
+TINY: dict[str, Any] = CONFIG | {
+  'space': {'nodes': 1, 'operations': ('none', 'skip_connect', 'avg_pool_3x3')},
+  'network': {'channels': 2, 'layers': 3},
+}
 
 
 class Killed(BaseException):

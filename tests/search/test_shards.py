@@ -53,6 +53,12 @@ def make_lab(digits: Images, num_devices: int, group_size: int) -> Lab:
   return Lab(searcher, searcher.place([settings.task.halves(digits, settings, settings.seed)]))
 
 
+@pytest.fixture(scope='module')
+def in_one(digits) -> Lab:
+  """A batch is one group."""
+  return make_lab(digits, DEVICES, 0)
+
+
 def crossing(lab: Lab) -> tuple[Any, list[Collective]]:
   """The state before the first step, and the collectives of the compiled step."""
   state = lab.searcher.init(lab.searcher.keys())
@@ -73,8 +79,8 @@ def check_gradients(found: list[Collective], state: Any) -> None:
     assert each.executions == 1
 
 
-def test_gradients_cross_devices_once_a_pass_and_statistics_once_each_way(digits):
-  state, found = crossing(make_lab(digits, DEVICES, 0))
+def test_gradients_cross_devices_once_a_pass_and_statistics_once_each_way(in_one):
+  state, found = crossing(in_one)
   check_gradients(found, state)
   others = [each for each in found if each.purpose != 'gradients']
   assert {(each.kind, each.purpose, each.place, each.group) for each in others} == {
@@ -97,10 +103,10 @@ def test_nothing_but_gradients_crosses_devices_if_groups_are_on_one(in_groups):
   assert len(found) == 2
 
 
-def test_steps_in_groups_are_the_same_on_any_number_of_devices(digits, in_groups):
+def test_steps_in_groups_are_the_same_on_any_number_of_devices(digits, in_groups, in_one):
   found = []
   for size in (in_groups.searcher.settings.batch_norm.group_size, 0):
-    for lab in (in_groups if size else make_lab(digits, DEVICES, 0), make_lab(digits, 1, size)):
+    for lab in (in_groups if size else in_one, make_lab(digits, 1, size)):
       state, sums = lab.searcher.run(lab.searcher.init(lab.searcher.keys()), lab.data, np.int32(3))
       assert sums['steps'] == 3
       found.append(jax.device_get((state.alphas, state.weights.vector, state.statistics.vector)))
