@@ -8,15 +8,26 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from darts_jax.data.batches import Examples
+from darts_jax.hypergradient import exact
 from darts_jax.interop.nasbench201 import convert
+from darts_jax.laboratory.bench import Bench, Frozen, to_host
 from darts_jax.nets import cost
 from darts_jax.nets.conv import Network, Supernet
 from darts_jax.runtime.files import parse_json
+from darts_jax.runtime.packed import Packed
+from darts_jax.search.optimizers import Optimizers
+from darts_jax.search.searched import Searched
+from darts_jax.search.settings import read
+from darts_jax.search.state import SearchState
 from darts_jax.spaces import Mixing
 from darts_jax.spaces.nasbench201 import CELL, OPERATIONS, NasBench201
+from darts_jax.tasks.base import Halves
 
 #: Of float64, relative to the largest number of an array.
 TOLERANCE = 1e-9
+#: Of a finite difference, which divides the rounding of two gradients by its small step.
+TOLERANCE_FINITE_DIFFERENCE = 1e-6
 #: Differences that are not counted: gradients of biases before BN, and behind what is zero, are nothing but rounding.
 ROUNDING = 1e-12
 
@@ -85,8 +96,8 @@ def compare_networks(values: Mapping[str, np.ndarray]) -> Iterator[Result]:
     yield from compare_trees(f'{i}/after', after, convert(net, tensors | group(results, 'after/'))['batch_stats'])
 
 
-def compare_supernet(values: Mapping[str, np.ndarray]) -> Iterator[Result]:
-  """Yields the name, relative error and tolerance of the results of a supernet, without those of virtual steps."""
+def _supernet(values: Mapping[str, np.ndarray]) -> tuple[Mapping[str, Any], Supernet]:
+  """What a file says of itself, and the supernet that it is about."""
   meta = parse_json(str(values['meta']).encode())
   space = NasBench201()
   cells = tuple(space.cells.items())
@@ -94,7 +105,12 @@ def compare_supernet(values: Mapping[str, np.ndarray]) -> Iterator[Result]:
   if (meta['ops'], meta['edges']) != (list(OPERATIONS), edges):
     raise ValueError(f'meta: ops and edges are not {", ".join(OPERATIONS)} and {", ".join(edges)}')
   plan = space.plan(3 * meta['N'])
-  net = Supernet(cells, plan, meta['C'], meta['num_classes'], stem_multiplier=1, tracked=False)
+  return meta, Supernet(cells, plan, meta['C'], meta['num_classes'], stem_multiplier=1, tracked=False)
+
+
+def compare_supernet(values: Mapping[str, np.ndarray]) -> Iterator[Result]:
+  """Yields the name, relative error and tolerance of the results of a supernet in first order."""
+  _, net = _supernet(values)
   tensors = group(values, 'w/')
   variables = convert(net, tensors)
 
@@ -121,6 +137,68 @@ def compare_supernet(values: Mapping[str, np.ndarray]) -> Iterator[Result]:
       yield from compare_trees('after_train', after, theirs['batch_stats'])
   evaluate = jax.jit(lambda images: logits_of(variables['params'], alpha, images, False)[0])
   yield 'logits_eval', error_beyond_rounding(evaluate(images_of(values, 'x_train')), values['logits_eval']), TOLERANCE
+
+
+def compare_virtual_steps(values: Mapping[str, np.ndarray]) -> Iterator[Result]:
+  """Yields the same of the hypergradients in second order, with momentum and without: released and exact ones.
+
+  The released code steps to both sides by `fd_radius / ‖v‖`, and its virtual step is that of the heavy ball, although
+  its optimiser has Nesterov's momentum.
+  """
+  meta, net = _supernet(values)
+  variables = convert(net, group(values, 'w/'))
+  rates = {'learning_rate': meta['lr'], 'final_learning_rate': meta['lr'], 'momentum': meta['momentum']}
+  settings = read(
+    {
+      'space': NasBench201.name,
+      'epochs': 1,
+      'weights': {**rates, 'weight_decay': meta['weight_decay'], 'nesterov': True},
+      'hypergradient': {'name': 'finite_difference', 'radius': meta['fd_radius'], 'virtual_step': 'heavy_ball'},
+    }
+  )
+  optimizers, searched = Optimizers.from_settings(settings, [1]), Searched.from_settings(settings)
+  weights, alphas = Packed.pack(variables['params']), {CELL: jnp.asarray(values['alpha'])}
+  momentum = Packed.pack(convert(net, group(values, 'momentum/'), statistics=False)['params']).vector
+  train, valid = (
+    Examples(images_of(values, f'x_{half}'), jnp.asarray(values[f'y_{half}'])) for half in ('train', 'valid')
+  )
+  bench = Bench(net, searched, optimizers, 'float64', products_of_weights=False)
+
+  @jax.jit
+  def at_virtual_step(state: SearchState, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    updates, _ = optimizers.inner.update(gradient, state.weights_optimizer, state.weights.vector)
+    params = state.weights.replace(optax.apply_updates(state.weights.vector, updates)).tree
+    mixing = {CELL: Mixing(jax.nn.softmax(state.alphas[CELL]))}
+    logits: Any = net.apply({**variables, 'params': params}, valid.images, mixing, train=True, mutable=['batch_stats'])[
+      0
+    ]
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, valid.labels)), logits
+
+  for prefix, trace in (('v2_', momentum), ('v2_nomom_', jnp.zeros_like(momentum))):
+    state = SearchState(
+      step=jnp.zeros((), jnp.int32),
+      key=jax.random.key(0),
+      weights=weights,
+      statistics=Packed.pack(variables['batch_stats']),
+      alphas=alphas,
+      weights_optimizer=optax.tree_utils.tree_set(optimizers.weights.init(weights.vector), trace=trace),
+      alphas_optimizer=optimizers.alphas.init(alphas),
+    )
+    frozen = Frozen(to_host(state), Halves(train, valid))
+    loss, logits = at_virtual_step(state, bench.gradients(frozen)[1].weights)
+    yield f'{prefix}loss', error_beyond_rounding(loss, values[f'{prefix}loss']), TOLERANCE
+    yield f'{prefix}logits', error_beyond_rounding(logits, values[f'{prefix}logits']), TOLERANCE
+    released = bench.estimate(settings.hypergradient.estimator(), frozen)
+    own = bench.estimate(exact(), frozen)
+    rate = -meta['lr']
+    for name, ours, tolerance in (
+      ('dalpha', released.estimate[CELL], TOLERANCE_FINITE_DIFFERENCE),
+      ('fd_product', released.term[CELL] / rate, TOLERANCE_FINITE_DIFFERENCE),
+      ('first_term', released.outer[CELL], TOLERANCE),
+      ('exact_dalpha', own.estimate[CELL], TOLERANCE),
+      ('exact_product', own.term[CELL] / rate, TOLERANCE),
+    ):
+      yield f'{prefix}{name}', error_beyond_rounding(ours, values[f'{prefix}{name}']), tolerance
 
 
 def compare_counts(file: Mapping[str, Any]) -> Iterator[Result]:

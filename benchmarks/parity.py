@@ -407,6 +407,7 @@ def compare(path: pathlib.Path) -> Iterator[tuple[str, float, float]]:
       yield from strategies_parity.compare_gdas(values)
     elif 'dalpha_train' in values:
       yield from nasbench201_parity.compare_supernet(values)
+      yield from nasbench201_parity.compare_virtual_steps(values)
     elif 'alphas_normal' in values and 'meta' in values:
       yield from compare_search(SearchFile(values))
     else:

@@ -49,9 +49,8 @@ def test_discrete_networks():
 def test_supernet():
   names = check(parity.compare(SUPERNET))
   results = {name.split('/')[0] for name in load(SUPERNET)}
-  # Those of virtual steps need a search.
   inputs = {'w', 'momentum', 'alpha', 'meta', 'x_train', 'y_train', 'x_valid', 'y_valid'}
-  assert {name.split('/')[0] for name in names} == {name for name in results - inputs if not name.startswith('v2_')}
+  assert {name.split('/')[0] for name in names} == results - inputs
 
 
 def test_numbers_of_weights_and_multiply_adds():
