@@ -17,7 +17,7 @@ from darts_jax.data.batches import Evaluation, Examples, epoch_indices, evaluate
 from darts_jax.data.images import Images, digest, from_arrays, part, split
 from darts_jax.data.settings import Augment, Source
 from darts_jax.nets.conv import Supernet, check_statistics
-from darts_jax.nets.layers import NormGroups, init_variables
+from darts_jax.nets.layers import WHOLE_BATCH, NormGroups, init_variables
 from darts_jax.nets.operations import check_own
 from darts_jax.nets.owners import flagged, left, owners
 from darts_jax.nets.statistics import apply_in_training
@@ -237,7 +237,9 @@ class ImageLearner(Learner):
 
   def variables(self, key: Array, mixing: dict[str, Mixing]) -> PyTree:
     """See `Learner`."""
-    return init_variables(self.net, key, jnp.zeros((1, *self.image_shape)), mixing, train=False)
+    # A search begins on one device, where there are no others to share statistics with.
+    net = self.net.clone(groups=WHOLE_BATCH)
+    return init_variables(net, key, jnp.zeros((1, *self.image_shape)), mixing, train=False)
 
   def batches(self, moment: Moment, data: Halves) -> Halves:
     """This device's part of the batches of a step: the next ones of a random order for the weights, any for α."""
