@@ -13,7 +13,7 @@ from darts_jax.settings import setting
 from darts_jax.spaces.cells import CellSpace, CellSpec, Edge, Genotype
 from darts_jax.spaces.decisions import complete, undecided_edges
 from darts_jax.strategies.relaxation import Softmax
-from darts_jax.strategies.relaxed import Arch, Cells, Memory, Scores, Stage, Turn
+from darts_jax.strategies.relaxed import Arch, Cells, Memory, Probe, Scores, Stage, Turn
 
 
 class Decision(NamedTuple):
@@ -139,8 +139,9 @@ class Sgas(Softmax):
         found.setdefault(criterion, {})[name] = values
     return found
 
-  def turn(self, memory: Memory, arch: Arch, space: CellSpace, epoch: int) -> Turn:
+  def turn(self, memory: Memory, arch: Arch, space: CellSpace, epoch: int, probe: Probe) -> Turn:
     """Remembers the epoch, and decides an edge in every kind of cell if its time has come."""
+    del probe
     scores = self.scores(arch, space, memory)
     decisions, past, messages = list(memory['decisions']), {}, []
     for name, spec in space.cells.items():
