@@ -81,7 +81,7 @@ setup(
   license_files=['LICENSE'],
   python_requires='>=3.11',
   packages=find_packages(include=('darts_jax', 'darts_jax.*')),
-  package_data={'darts_jax': ['py.typed', 'spaces/published.json']},
+  package_data={'darts_jax': ['py.typed', 'spaces/published.json', 'spaces/robust_s1.json']},
   install_requires=CORE,
   extras_require={
     'accelerators': ACCELERATORS,

@@ -17,7 +17,8 @@ Files of the kinds nb201_eval, nb201_search and nb201_params are about networks 
 logits, gradients and running statistics; a supernet; numbers of weights and multiply-adds. Files of the kind gdas are
 about draws of GDAS and their gradients on such a supernet, pc_darts about a supernet of PC-DARTS. Differences up to
 1e-12 are not counted in these, since some gradients are nothing but rounding. Files of the kind pc_darts_genotypes are
-lists of α and β with the genotype that belongs to each.
+lists of α and β with the genotype that belongs to each. Files of the kind robustdarts hold a supernet and the second
+derivative of its loss in α, or curvatures of searches and after which epochs these stop.
 """
 
 import dataclasses
@@ -388,6 +389,8 @@ def compare(path: pathlib.Path) -> Iterator[tuple[str, float, float]]:
         yield from strategies_parity.compare_pc_darts_genotypes(cases)
       elif isinstance(cases, list) and cases and {'alphas', 'alphas_normal'} & set(cases[0]):
         yield from compare_genotypes(cases)
+      elif isinstance(cases, dict) and 'ev_freq' in cases.get('meta', {}):
+        yield from strategies_parity.compare_curvatures(cases)
       elif isinstance(cases, dict) and 'rows' in cases:
         yield from nasbench201_parity.compare_counts(cases)
       else:
@@ -405,6 +408,8 @@ def compare(path: pathlib.Path) -> Iterator[tuple[str, float, float]]:
       yield from strategies_parity.compare_pc_darts(values)
     elif '0/gumbel' in values:
       yield from strategies_parity.compare_gdas(values)
+    elif 'hessian' in values:
+      yield from strategies_parity.compare_robust_darts(values)
     elif 'dalpha_train' in values:
       yield from nasbench201_parity.compare_supernet(values)
       yield from nasbench201_parity.compare_virtual_steps(values)

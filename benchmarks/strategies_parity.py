@@ -1,7 +1,7 @@
 """Comparison with the results of the published code of relaxed strategies; see `benchmarks.parity`."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,8 @@ import numpy as np
 import optax
 
 from benchmarks.nasbench201_parity import TOLERANCE, Result, compare_trees, error_beyond_rounding, group, images_of
+from darts_jax.data.batches import Examples
+from darts_jax.hypergradient.lanczos import tridiagonal
 from darts_jax.interop.nasbench201 import convert
 from darts_jax.interop.reference import Reader, convert_supernet, read_operations
 from darts_jax.nets.cell import Cell
@@ -16,13 +18,22 @@ from darts_jax.nets.channels import shuffle_channels
 from darts_jax.nets.conv import Supernet
 from darts_jax.nets.owners import flagged
 from darts_jax.runtime.files import parse_json
+from darts_jax.runtime.mesh import UNSHARED
 from darts_jax.runtime.packed import Packed
+from darts_jax.search.curvature import hessian_product
+from darts_jax.search.searched import Searched
+from darts_jax.search.step import BatchLoss
 from darts_jax.spaces import CellSpec, Darts, Edge
 from darts_jax.spaces.nasbench201 import CELL, NasBench201
+from darts_jax.strategies.darts import Darts as DartsStrategy
 from darts_jax.strategies.gdas import Gdas
 from darts_jax.strategies.pc_darts import PcDarts
 from darts_jax.strategies.relaxed import ALPHAS, Time
+from darts_jax.strategies.robust_darts import RobustDarts
+from darts_jax.tasks.images import ImageLoss
 
+#: Of second derivatives, each the sum of many more products than a gradient.
+TOLERANCE_HESSIAN = 1e-8
 #: The kinds of gradients that GDAS has at operations that were not chosen.
 MODES = ('released', 'exact', 'none')
 
@@ -148,3 +159,81 @@ def compare_pc_darts_genotypes(cases: list[Any]) -> Iterator[Result]:
     arch = {name: jnp.asarray(case[f'alphas_{name}']) for name in space.cells}
     arch |= {f'betas_{name}': jnp.asarray(case[f'betas_{name}']) for name in space.cells}
     yield f'genotype_{i}', float(space.to_json(PcDarts().read(arch, space, None)) != case['genotype']), 0.0
+
+
+def compare_robust_darts(values: Mapping[str, np.ndarray]) -> Iterator[Result]:
+  """Yields the name, relative error and tolerance of the curvature of a supernet of DARTS.
+
+  The loss of a batch and its gradient in α; its second derivative in α, to which the published code adds the decay of
+  α, and the eigenvalues of that; and the largest of these by few products with vectors, as a search finds it.
+  """
+  meta = parse_json(str(values['meta']).encode())
+  space = Darts(operations=tuple(meta['ops']))
+  net = Supernet(tuple(space.cells.items()), space.plan(meta['layers']), meta['C'], meta['num_classes'])
+  variables = convert_supernet(net, group(values, 'w/'))
+  batch = Examples(images_of(values, 'x'), jnp.asarray(values['y']))
+  alphas = {name: jnp.asarray(values[f'alphas_{name}']) for name in space.cells}
+  weights, statistics = Packed.pack(variables['params']), Packed.pack(variables['batch_stats'])
+  searched = Searched.start(DartsStrategy(), space)
+  loss = BatchLoss(ImageLoss(net), searched, weights, statistics, jax.random.key(0), jnp.int32(0))
+
+  @jax.jit
+  def compute() -> Any:
+    value, gradient = jax.value_and_grad(lambda x: loss(weights.vector, x, batch)[0])(alphas)
+    product, size = hessian_product(loss, weights.vector, alphas, batch, UNSHARED)
+    # As rows, so that the products are in the program once.
+    hessian = jax.lax.map(product, jnp.eye(size))
+    return value, gradient, hessian, tridiagonal(lambda vector: hessian @ vector, loss.key, size)
+
+  value, gradient, hessian, small = compute()
+  yield 'loss', error_beyond_rounding(value, values['loss']), TOLERANCE
+  for name in space.cells:
+    yield f'dalphas_{name}', error_beyond_rounding(gradient[name], values[f'dalphas_{name}']), TOLERANCE
+  decay = meta['arch_weight_decay']
+  hessian = np.asarray(hessian) + decay * np.eye(len(hessian))
+  yield 'hessian', error_beyond_rounding(hessian, values['hessian']), TOLERANCE_HESSIAN
+  eigenvalues = np.linalg.eigvalsh((hessian + hessian.T) / 2)
+  yield 'eigenvalues', error_beyond_rounding(eigenvalues, np.sort(values['eigenvalues'])), TOLERANCE_HESSIAN
+  yield 'max_abs', error_beyond_rounding(np.abs(eigenvalues).max(), values['max_abs']), TOLERANCE_HESSIAN
+  yield 'dominant', error_beyond_rounding(small.largest() + decay, values['dominant']), TOLERANCE_HESSIAN
+
+
+class _Told(NamedTuple):
+  """A probe that answers with a number that is known."""
+
+  value: float
+
+  def curvature(self) -> float:
+    return self.value
+
+  def measure(self, mixing: Any) -> dict[str, float]:
+    raise NotImplementedError
+
+
+def compare_curvatures(cases: Mapping[str, Any]) -> Iterator[Result]:
+  """Yields the name, relative error and tolerance of what follows from the curvatures of some searches.
+
+  The means of curvatures, up to the decision or to the end; and whether, after which epoch, the search stops, and with
+  which epoch's architecture. The published code averages more at the end of the last epoch, and decides nothing by it.
+  """
+  meta = cases['meta']
+  for i, case in enumerate(cases['rows']):
+    strategy = RobustDarts(
+      frequency=meta['ev_freq'],
+      window=meta['window'],
+      lag=case['delta'],
+      factor=case['factor'],
+      first_epoch=case['es_start_epoch'],
+    )
+    memory, means = strategy.start(), []
+    decided: list[int | None] = [None, None]
+    for epoch, value in zip(case['epochs'], case['eigenvalues'], strict=True):
+      turned = strategy.turn(memory, None, Darts(), epoch, _Told(value))
+      memory = turned.memory
+      means += [turned.measures[name] for name in ('curvature_mean',) if name in turned.measures]
+      if turned.then == 'stop':
+        decided = [epoch, turned.to_epoch]
+        break
+    yield f'decision_{i}', float(decided != [case['decided_at'], case['stop_epoch']]), 0.0
+    expected = case['local_avg'] if decided[0] is not None else case['local_avg'][: len(means)]
+    yield f'means_{i}', error_beyond_rounding(means, expected), TOLERANCE

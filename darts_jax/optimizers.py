@@ -34,7 +34,10 @@ def clip_by_global_norm(max_norm: float, constant: bool = False) -> optax.Gradie
 
 
 def decayed_sgd(
-  learning_rate: Callable[[Array], Array], momentum: float | None, weight_decay: float, nesterov: bool = False
+  learning_rate: Callable[[Array], Array],
+  momentum: float | None,
+  weight_decay: float | Array,
+  nesterov: bool = False,
 ) -> optax.GradientTransformation:
   """SGD with L2 decay in the gradient, of all parameters alike, and momentum: m ← μm + g + λw, w ← w − ξm.
 

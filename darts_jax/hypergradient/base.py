@@ -52,7 +52,7 @@ class InnerOptimizer:
 
   update: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
   state: PyTree = ()
-  weight_decay: float = 0.0
+  weight_decay: float | Array = 0.0
   limit: Callable[[PyTree], PyTree] | None = None
 
 
@@ -61,7 +61,9 @@ def sgd(learning_rate: float) -> InnerOptimizer:
   return InnerOptimizer(lambda w, g, state: (jax.tree.map(lambda x, y: x - learning_rate * y, w, g), state))
 
 
-def from_optax(optimizer: optax.GradientTransformation, state: PyTree, weight_decay: float = 0.0) -> InnerOptimizer:
+def from_optax(
+  optimizer: optax.GradientTransformation, state: PyTree, weight_decay: float | Array = 0.0
+) -> InnerOptimizer:
   """An Optax optimiser with its state.
 
   What Optax divides by a norm or a root has no derivative where that is zero: `optax.adam` needs `eps_root > 0` if an

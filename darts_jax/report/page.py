@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from darts_jax import spaces
-from darts_jax.report import curves, decisions, diagnostics, edges, figures, html, sections
+from darts_jax.report import curvature, curves, decisions, diagnostics, edges, figures, html, sections
 from darts_jax.report.history import REMOVED, UNDECIDED, kept_edges
 from darts_jax.report.workdir import Run, last
 from darts_jax.spaces import CellSpace, Genotype
@@ -38,6 +38,7 @@ def render(run: Run) -> str:
       _optimisation(run),
       _mixing(run, genotype, times),
       decisions.section(run),
+      curvature.section(run),
       _snapshots(run, genotype),
       _usage(run, genotype),
       sections.throughput(run),

@@ -1,6 +1,7 @@
 """Reads a run's working directory: what its files hold, and for every other file why it holds nothing."""
 
 import dataclasses
+import itertools
 import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,9 @@ from darts_jax.runtime.files import read_json_lines, read_object
 from darts_jax.spaces import Genotype
 
 Record = Mapping[str, Any]
+
+#: Events after which a search goes on from an earlier step, or has ended there.
+WENT_BACK = ('went_back', 'stopped_early')
 
 #: Metrics that are larger are shown as infinite.
 _MAX_SHOWN = 1e100
@@ -35,6 +39,8 @@ class Run:
     genotype: what `genotype.json` holds, if it is there.
     history: what `alphas.npz` holds, if it is there.
     problems: by file name, one line that says why a file or a part of it is not shown.
+    left_behind: records of kind `epoch` of later epochs than the one that a search went back to, or returned the
+      architecture of, each time it did.
   """
 
   path: pathlib.Path
@@ -47,6 +53,7 @@ class Run:
   genotype: Genotype | None
   history: History | None
   problems: Mapping[str, str]
+  left_behind: tuple[tuple[Record, ...], ...] = ()
 
   def setting(self, *names: str) -> Any:
     """The least nested setting called by the first of `names` that exists; the `name` of one that is a group."""
@@ -163,6 +170,7 @@ def read(path: pathlib.Path) -> Run:
   records, num_broken = contents['metrics.jsonl'] or ([], 0)
   if num_broken:
     problems['metrics.jsonl'] = f'{num_broken} broken lines of metrics.jsonl are left out.'
+  records, left_behind = _split(records)
   return Run(
     path=path,
     config=contents['config.json'],
@@ -174,7 +182,22 @@ def read(path: pathlib.Path) -> Run:
     genotype=contents['genotype.json'],
     history=contents['alphas.npz'],
     problems=problems,
+    left_behind=left_behind,
   )
+
+
+def _split(records: Sequence[Record]) -> tuple[list[Record], tuple[tuple[Record, ...], ...]]:
+  """The records that a search has not gone back behind, and the epochs of others."""
+  kept: list[Record] = []
+  left_behind = []
+  for record in records:
+    step = record.get('to_step') if record.get('event') in WENT_BACK else None
+    if _is_count(step):
+      later = [each['kind'] in ('step', 'epoch') and each['step'] > step for each in kept]
+      left_behind.append(_latest(list(itertools.compress(kept, later)), 'epoch'))
+      kept = [each for each, is_later in zip(kept, later, strict=True) if not is_later]
+    kept.append(record)
+  return kept, tuple(left_behind)
 
 
 def _read_metrics(path: pathlib.Path) -> tuple[list[Record], int]:

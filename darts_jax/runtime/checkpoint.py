@@ -22,7 +22,7 @@ import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -102,11 +102,12 @@ class Checkpoints:
     *,
     claim: Mapping[str, Any] | None = None,
     files: Mapping[str, bytes] | None = None,
+    needed: Collection[int] = (),
   ) -> None:
     """Writes a checkpoint; it is complete when this returns.
 
     Afterwards this checkpoint is the latest: an older one of the same step is replaced, and later ones, which the
-    run has gone back behind, are removed. Then the oldest are removed until `keep` are left.
+    run has gone back behind, are removed. Then the oldest are removed until `keep` are left, besides those needed.
 
     Args:
       step: 0 or more.
@@ -114,6 +115,7 @@ class Checkpoints:
       metadata: JSON values.
       claim: JSON values that say whose run this is: its config, and what tells its data from others.
       files: contents of files to keep, by name, in which `/` separates folders; those of the first process count.
+      needed: steps whose checkpoints stay in any case.
 
     Raises:
       ValueError: `step` is negative, a leaf is not an array, `metadata` is not JSON, or the checkpoint could not be
@@ -138,7 +140,7 @@ class Checkpoints:
       raise ValueError(f'metadata: {_one_line(error)}; only JSON values can be saved') from error
     manifest['claim_sha256'] = _json_digest(manifest['claim'])
     try:
-      self._write(step, arrays, manifest, files or {})
+      self._write(step, arrays, manifest, files or {}, needed)
     except (OSError, RuntimeError, ValueError) as error:
       self.remove_leftovers()
       kind = processes.AgreedError if isinstance(error, processes.AgreedError) else ValueError
@@ -186,7 +188,12 @@ class Checkpoints:
         shutil.rmtree(path, ignore_errors=True)
 
   def _write(
-    self, step: int, arrays: dict[str, np.ndarray], manifest: dict[str, Any], files: Mapping[str, bytes]
+    self,
+    step: int,
+    arrays: dict[str, np.ndarray],
+    manifest: dict[str, Any],
+    files: Mapping[str, bytes],
+    needed: Collection[int],
   ) -> None:
     revisions = [revision for other, revision, _ in _complete(self._directory) if other == step]
     # What a process sees of a shared folder may be old.
@@ -217,12 +224,12 @@ class Checkpoints:
       sync_to_disk([*sorted(partial.rglob('*'), reverse=True), partial])
       partial.rename(path)
       sync_to_disk([self._directory])
-      self._prune(step, path)
+      self._prune(step, path, needed)
     ocp.multihost.sync_global_processes('darts_jax:checkpoint:written')
 
-  def _prune(self, step: int, latest: pathlib.Path) -> None:
+  def _prune(self, step: int, latest: pathlib.Path, needed: Collection[int]) -> None:
     others = [(other, path) for other, _, path in _complete(self._directory) if path != latest]
-    earlier = [path for other, path in others if other < step]
+    earlier = [path for other, path in others if other < step and other not in needed]
     for path in [path for other, path in others if other >= step] + earlier[: len(earlier) - self._keep + 1]:
       # Half deleted, it must not look like a damaged checkpoint.
       shutil.rmtree(path.rename(_partial(path)), ignore_errors=True)

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, NoReturn, Self, TypeVar
 
 import jax
@@ -127,11 +127,12 @@ class Loop(abc.ABC, Generic[State]):
     workdir: of the run.
     folders: of its logs, one for each of several runs side by side; otherwise the working directory.
     plan: see `Plan`.
-    total: steps of the whole run.
+    total: steps of the whole run; fewer than planned once it is known that it ends early.
     shown: names of the metrics beside the progress.
     writers: are told of metrics as they are logged.
     derived: names of files, in all folders, that change with the epochs; a run that goes on brings them back as they
       were at its checkpoint.
+    back_to: set by `turn_epoch` if the run is to go on from an earlier checkpoint: its step.
   """
 
   shown: tuple[str, ...] = ('train_loss',)
@@ -155,6 +156,7 @@ class Loop(abc.ABC, Generic[State]):
     self._claim = claim
     self.plan = plan
     self.total = plan.epoch_ends[-1]
+    self.back_to: int | None = None
     self._guard = guard
     self._checkpoints = Checkpoints(workdir / CHECKPOINTS, keep=plan.checkpoint.keep)
     self._log: MetricsLogs
@@ -209,6 +211,19 @@ class Loop(abc.ABC, Generic[State]):
     del evaluation, step
     return state
 
+  def went_back(self, state: State, step: int) -> State:
+    """The state to go on with, from that of the earlier checkpoint that `back_to` names.
+
+    `recall` has been called with the memory that the checkpoint holds.
+    """
+    del step
+    return state
+
+  def needed(self, step: int) -> Collection[int]:
+    """Steps whose checkpoints the run may go back to from this step or a later one; they are kept."""
+    del step
+    return ()
+
   def recover(self, state: State, step: int) -> State | None:
     """The state to go on with after one whose loss or evaluation is not finite; None ends the run."""
     del state, step
@@ -245,8 +260,7 @@ class Loop(abc.ABC, Generic[State]):
       state = restored.state
     resume_step = None if restored is None else restored.step
     saved = {} if restored is None else restored.metadata
-    epoch_sums, log_sums = (Sums(_numbers(saved.get(name, {})), self.counted_by) for name in ('epoch_sums', 'log_sums'))
-    last_epoch = _numbers(saved.get('last_epoch', {}))
+    epoch_sums, log_sums, last_epoch = self._sums_of(saved)
     first = processes.is_first()
     step = resume_step or 0
     with (
@@ -322,7 +336,17 @@ class Loop(abc.ABC, Generic[State]):
           epoch_sums = Sums(counted_by=self.counted_by)
           state = self.turn_epoch(state, evaluation, step)
           self.epoch_done(state, step, epoch + 1)
-          if (epoch + 1) % plan.checkpoint.every == 0 or step == self.total:
+          if self.back_to is not None:
+            back = self._restored_then(self.back_to)
+            step, self.back_to = back.step, None
+            epoch_sums, log_sums, last_epoch = self._sums_of(back.metadata)
+            state = self.went_back(back.state, step)
+            self._log.go_back(step)
+            # Before anything else is logged, so that the decision is in the log once.
+            self._save(step, state, epoch_sums, log_sums, last_epoch)
+            if step < self.total:
+              self.prepare(state, step)
+          elif (epoch + 1) % plan.checkpoint.every == 0 or step == self.total or step in self.needed(step):
             self._save(step, state, epoch_sums, log_sums, last_epoch)
           if step < self.total:
             self.reports()
@@ -345,7 +369,8 @@ class Loop(abc.ABC, Generic[State]):
     if lacks:
       self.finish(state)
     if not finished:
-      self._log.write('event', self.total, {'event': 'finished', 'message': f'{len(self.plan.epoch_ends)} epochs done'})
+      done = bisect.bisect_right(self.plan.epoch_ends, self.total)
+      self._log.write('event', self.total, {'event': 'finished', 'message': f'{done} epochs done'})
 
   def compile(self, step: int, name: str, function: Any, *args: Any, detail: str = '') -> Any:
     """A jitted function compiled for arguments, with an event that says how long that took."""
@@ -356,9 +381,9 @@ class Loop(abc.ABC, Generic[State]):
     self.note(step, 'compiled', f'{name} {how} in {compilation.seconds:.1f} s')
     return compilation.compiled
 
-  def note(self, step: int, event: str, message: str) -> None:
-    """Logs an event and shows it."""
-    self._log.write('event', step, {'event': event, 'message': message})
+  def note(self, step: int, event: str, message: str, **values: float) -> None:
+    """Logs an event, and shows its message."""
+    self._log.write('event', step, {'event': event, 'message': message, **values})
     self._progress.note(message)
 
   def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
@@ -395,6 +420,18 @@ class Loop(abc.ABC, Generic[State]):
     found = processes.gather([names.index(self._guard.requested), planned])
     return names[int(found[:, 0].max())], int(found[0, 1])
 
+  def _sums_of(self, metadata: Mapping[str, Any]) -> tuple[Sums, Sums, dict[str, Any]]:
+    """The sums of an epoch and of a line of the log, and the metrics of the last epoch, that a checkpoint holds."""
+    epoch, line = (Sums(_numbers(metadata.get(name, {})), self.counted_by) for name in ('epoch_sums', 'log_sums'))
+    return epoch, line, _numbers(metadata.get('last_epoch', {}))
+
+  def _restored_then(self, step: int) -> Restored:
+    """An earlier checkpoint; raises a ValueError if it is gone."""
+    restored = self._checkpoints.restore(self._template_of, at=step)
+    if restored is None:
+      raise ValueError(f'{self.workdir}: the checkpoint of step {step}, which the run is to go back to, is gone')
+    return restored
+
   def _save(self, step: int, state: State, epoch_sums: Sums, log_sums: Sums, last_epoch: Mapping[str, Any]) -> None:
     values = {'epoch_sums': epoch_sums.values, 'log_sums': log_sums.values, 'last_epoch': last_epoch}
     metadata: dict[str, Any] = {
@@ -403,7 +440,7 @@ class Loop(abc.ABC, Generic[State]):
     if self.memory is not None:
       metadata['memory'] = self.memory
     files = {name: path.read_bytes() for name, path in self._kept().items() if processes.is_first() and path.is_file()}
-    self._checkpoints.save(step, state, metadata, claim=self._claim, files=files)
+    self._checkpoints.save(step, state, metadata, claim=self._claim, files=files, needed=self.needed(step))
 
   def _kept(self) -> dict[str, pathlib.Path]:
     """The files that checkpoints keep copies of, by name."""

@@ -95,6 +95,11 @@ class MetricsLogs:
     for writer in self._writers if told else ():
       writer.write(step, told)
 
+  def go_back(self, step: int) -> None:
+    """See `MetricsLog.go_back`."""
+    for log in self._logs:
+      log.go_back(step)
+
   def __enter__(self) -> Self:
     return self
 
@@ -117,7 +122,8 @@ class MetricsLog:
       resume_step: the step of the checkpoint that the run goes on from; what was logged after it is dropped, because
         it will be logged again. None: a run from the start, which drops all there is.
       saved: the content of the log when that checkpoint was saved, empty if nobody knows; what the log lacks of it is
-        brought back, and damaged lines are dropped.
+        brought back, and damaged lines are dropped. A run that had gone back to an earlier step by then has lines of
+        later steps in it, which stay.
 
     Raises:
       ValueError: `workdir` cannot be written; or its log is not one, and there is no copy.
@@ -125,8 +131,9 @@ class MetricsLog:
     self._path = _path(workdir)
     with _errors_named(self._path):
       found = _lines(self._path, lenient=resume_step is None or saved is not None)
-      kept = [] if resume_step is None else [line for line in found if line['step'] <= resume_step]
       wanted = _parsed(saved or b'', self._path, lenient=True)
+      intact = len(wanted) if found[: len(wanted)] == wanted else 0
+      kept = [] if resume_step is None else found[:intact] + _up_to(resume_step, found[intact:], wanted[intact:])
       brought_back = 0
       if kept[: len(wanted)] != wanted:
         known, there = ({json.dumps(line, sort_keys=True): line for line in lines} for lines in (wanted, kept))
@@ -174,6 +181,12 @@ class MetricsLog:
         self._events.flush()
         self._flushed = time.monotonic()
 
+  def go_back(self, step: int) -> None:
+    """Tells TensorBoard that the run goes on from an earlier step; lines of what it leaves behind stay."""
+    with _errors_named(self._path):
+      self._events.start(step + 1)
+      self._events.flush()
+
   def close(self) -> None:
     """Writes out what TensorBoard has not got yet and closes the files."""
     with _errors_named(self._path):
@@ -203,6 +216,12 @@ def read(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
     {name: _NON_FINITE.get(value, value) if isinstance(value, str) else value for name, value in line.items()}
     for line in _lines(path)
   ]
+
+
+def _up_to(step: int, lines: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[dict[str, Any]]:
+  """The lines up to a step, and those among `others`."""
+  known = {json.dumps(line, sort_keys=True) for line in others}
+  return [line for line in lines if line['step'] <= step or json.dumps(line, sort_keys=True) in known]
 
 
 def _path(workdir: str | pathlib.Path) -> pathlib.Path:

@@ -2,11 +2,12 @@
 
 import bisect
 import dataclasses
+import functools
 import itertools
 import math
 import operator
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,13 +25,14 @@ from darts_jax.runtime.metrics import Writer
 from darts_jax.runtime.precision import in_float32
 from darts_jax.runtime.workdir import as_json, claim, claim_together, named_errors
 from darts_jax.search import records
+from darts_jax.search.probe import SupernetProbe
 from darts_jax.search.searcher import Searcher
 from darts_jax.search.settings import Search, check_alone, read
 from darts_jax.search.state import SearchState
 from darts_jax.search.step import counted_by
 from darts_jax.settings import as_config
 from darts_jax.spaces import Genotype
-from darts_jax.strategies.relaxed import Scores, Turn
+from darts_jax.strategies.relaxed import Memory, Scores, Turn
 
 #: The file of what has been derived from α.
 GENOTYPE = 'genotype.json'
@@ -43,10 +45,11 @@ class Result:
 
   Attributes:
     genotype: derived from the final α.
-    valid_loss: of the supernet on the architecture half, in nats, at the end of the last complete epoch.
+    valid_loss: of the supernet on the architecture half, in nats, at the end of the last complete epoch, or of the one
+      that the strategy returns the architecture of.
     valid_accuracy: likewise, 0 to 1; NaN on text, whose perplexity is the exponential of the loss.
     state: final state; of all searches side by side.
-    finished: whether all epochs were done; not so after an interruption.
+    finished: whether all epochs were done, or as many as the strategy wanted; not so after an interruption.
     interrupted: whether a signal asked for an end, which ends a sequence of searches even if this one is finished.
     report: path of the report page.
     history: what was logged of every epoch, in their order; empty in other processes than the first.
@@ -212,10 +215,17 @@ class _Loop(Loop[SearchState]):
     # The epoch that the supernet, as it is now, was first trained in.
     self._since = 0
     self._turned: list[Turn] = []
+    # What the strategy makes of the epoch that ends with a step.
+    self._latest: tuple[int, list[Any]] | None = None
+    # What it has learnt where the search goes back, or ends.
+    self._learnt: Memory = None
+    self._ended = False
     self._judge = settings.space.judge(settings.task.source)
     self._histories: list[records.AlphaHistory] = []
+    # The programs of a search that is prepared.
+    self._prepared: Searcher | None = None
     self._run: Any = None
-    self._evaluate: Any = None
+    self._programs: dict[Any, Any] = {}
 
   def init(self) -> SearchState:
     return self._searcher.init(self._searcher.keys())
@@ -227,12 +237,17 @@ class _Loop(Loop[SearchState]):
   def memory(self) -> Any:
     if self.searched.memory is None and not self._ends:
       return None
-    return {'since': self._since, 'strategy': self.searched.memory}
+    ended = {'ended': self.total} if self._ended else {}
+    return {'since': self._since, 'strategy': self.searched.memory, **ended}
 
   def recall(self, memory: Any) -> None:
+    before = self._since, self.searched.cells
     self._since = memory['since']
     self.searched = self.searched.recall(memory['strategy'])
-    self._searcher = self._searcher.restage(self.searched, self._since)
+    if (self._since, self.searched.cells) != before:
+      self._searcher = self._searcher.restage(self.searched, self._since)
+    if 'ended' in memory:
+      self._ended, self.total = True, memory['ended']
 
   def opened(self, state: SearchState, resume_step: int | None) -> None:
     if processes.is_first():
@@ -247,28 +262,51 @@ class _Loop(Loop[SearchState]):
       self._write_again(state, resume_step)
 
   def prepare(self, state: SearchState, step: int) -> None:
+    if self._prepared is self._searcher:
+      return
     detail = f' ({self._settings.hypergradient.name})'
     self._run = self.compile(step, 'search step', self._searcher.run, state, self._data, np.int32(1), detail=detail)
-    self._evaluate = None
+    self._prepared, self._programs = self._searcher, {}
 
   def advance(self, state: SearchState, num_steps: int) -> tuple[SearchState, Mapping[str, Any]]:
     found: tuple[SearchState, Mapping[str, Any]] = self._run(state, self._data, np.int32(num_steps))
     return found
 
   def evaluate(self, state: SearchState, step: int) -> dict[str, float]:
-    # Not compiled before it is needed, so that the first step is seen sooner.
-    self._evaluate = self._evaluate or self.compile(step, 'evaluation', self._searcher.evaluate, state, self._data)
-    found = self._each(processes.fetch(self._evaluate(state, self._data)))
+    evaluate = self._compiled(step, 'evaluation', self._searcher.evaluate, state, self._data)
+    found = self._each(processes.fetch(evaluate(state, self._data)))
     measured = self._joined([self._searcher.learner.metrics(each) for each in found])
-    return {f'valid_{name}': value for name, value in measured.items()} | self._judged(state, step)
+    measures = self._joined([turned.measures for _, turned in self._turns(state, step)])
+    return {**{f'valid_{name}': value for name, value in measured.items()}, **self._judged(state, step), **measures}
+
+  def _compiled(self, step: int, name: str, function: Any, *arguments: Any) -> Any:
+    """A program, which is not compiled before it is needed, so that the first step is seen sooner."""
+    key = name, jax.tree.structure(arguments)
+    if key not in self._programs:
+      self._programs[key] = self.compile(step, name, function, *arguments)
+    return self._programs[key]
+
+  def _turns(self, state: SearchState, step: int) -> list[Any]:
+    """For every search the strategy after an epoch, and what it made of the epoch; asked for once."""
+    if self._latest is None or self._latest[0] != step:
+      epoch, compiled, alone = (
+        self.plan.epoch_ends.index(step),
+        functools.partial(self._compiled, step),
+        len(self.folders) == 1,
+      )
+      found = []
+      for i, alphas in enumerate(self.alphas(state)):
+        probe = SupernetProbe(self._searcher, state, self._data, compiled, None if alone else i)
+        found.append(self.searched.turn(alphas, epoch, probe))
+      self._latest = step, found
+    return self._latest[1]
 
   def _judged(self, state: SearchState, step: int) -> dict[str, Any]:
     """What is known without a training of the architectures that the searches would return after an epoch."""
     if self._judge is None:
       return {}
-    epoch = self.plan.epoch_ends.index(step)
-    found = [self.searched.turn(alphas, epoch)[0].read(alphas) for alphas in self.alphas(state)]
-    return self._joined([self._judge(each) for each in found])
+    turns = zip(self._turns(state, step), self.alphas(state), strict=True)
+    return self._joined([self._judge(after.read(alphas)) for (after, _), alphas in turns])
 
   def alphas(self, state: SearchState) -> list[dict[str, np.ndarray]]:
     """Those of each search, on the host."""
@@ -317,26 +355,66 @@ class _Loop(Loop[SearchState]):
 
   def turn_epoch(self, state: SearchState, evaluation: Mapping[str, Any], step: int) -> SearchState:
     epoch = self.plan.epoch_ends.index(step)
-    found = [self.searched.turn(alphas, epoch) for alphas in self.alphas(state)]
+    found, self._latest = self._turns(state, step), None
     self._turned = [turned for _, turned in found]
     # Several searches have one strategy, which decides nothing.
-    cells = self.searched.cells
+    before = self.searched
     self.searched, turned = found[0]
-    for message in turned.messages:
-      self.note(step, 'decided', message)
+    if turned.then == 'on':
+      for message in turned.messages:
+        self.note(step, 'decided', message)
+    elif self._leaves(turned, step):
+      return state
+    usual = self._settings.weights.weight_decay
+    if self.searched.weight_decay(usual) != before.weight_decay(usual):
+      state = self._searcher.with_weight_decay(state, self.searched)
     ends_here = epoch + 1 in self._ends
-    if self.searched.cells == cells and not ends_here:
+    if self.searched.cells == before.cells and not ends_here:
       return state
     if not ends_here and step < self.total:
       raise ValueError(
         f'config.strategy: {self.searched.strategy.name} changes cells after epoch {epoch + 1}, where no stage ends'
       )
-    before, self._since = self._searcher, epoch + 1
-    self._searcher = before.restage(self.searched, self._since)
-    state = self._searcher.inherit(state, before)
+    searcher, self._since = self._searcher, epoch + 1
+    self._searcher = searcher.restage(self.searched, self._since)
+    state = self._searcher.inherit(state, searcher)
     if step < self.total:
       self.prepare(state, step)
     return state
+
+  def _leaves(self, turned: Turn, step: int) -> bool:
+    """Ends the search or goes back, as the strategy says; returns whether it is to the end of an earlier epoch."""
+    epoch = self.plan.epoch_ends.index(step)
+    to_epoch = epoch if turned.to_epoch is None else turned.to_epoch
+    to_step = self.plan.epoch_ends[to_epoch]
+    if turned.then == 'stop':
+      self._ended, self.total = True, to_step
+      event, what = 'stopped_early', f'the search stops, with the architecture of epoch {to_epoch + 1}'
+    else:
+      event, what = 'went_back', f'the search goes on from epoch {to_epoch + 1}'
+    message = '; '.join(turned.messages) or f'epoch {epoch + 1} has ended: {what}'
+    self.note(step, event, message, epoch=epoch, to_epoch=to_epoch, to_step=to_step)
+    if to_epoch == epoch:
+      return False
+    self.back_to, self._learnt = to_step, turned.memory
+    return True
+
+  def needed(self, step: int) -> Collection[int]:
+    done = bisect.bisect_right(self.plan.epoch_ends, step)
+    return [self.plan.epoch_ends[epoch] for epoch in self.searched.may_return_to(done - 1)]
+
+  def went_back(self, state: SearchState, step: int) -> SearchState:
+    then = self.searched.cells
+    self.searched = self.searched.recall(self._learnt)
+    if self.searched.cells != then:
+      raise ValueError(
+        f'config.strategy: {self.searched.strategy.name} goes back to step {step}, where the supernet had other cells'
+      )
+    for folder, history, alphas in zip(self.folders, self._histories, self.alphas(state), strict=False):
+      with named_errors(folder):
+        history.go_back(step)
+        spaces.save(self.searched.read(alphas), folder / GENOTYPE)
+    return self._searcher.with_weight_decay(state, self.searched)
 
   def epoch_done(self, state: SearchState, step: int, epoch: int) -> None:
     self._write_alphas(state, step, epoch, [turned.scores for turned in self._turned])

@@ -31,7 +31,7 @@ class Optimizers:
     alphas: Adam with decay in the gradient.
     learning_rate: the weights' learning rate at a step.
     clip_norm: of the weights' gradient.
-    weight_decay: of the weights.
+    weight_decay: of the weights, a number or `[]`.
     clip_outer: whether the outer loss's gradient in the weights is clipped, too, before it becomes a part of the
       hypergradient.
   """
@@ -41,11 +41,13 @@ class Optimizers:
   alphas: optax.GradientTransformation
   learning_rate: Callable[[Array], Array]
   clip_norm: float
-  weight_decay: float
+  weight_decay: Any
   clip_outer: bool = False
 
   @classmethod
-  def from_settings(cls, settings: Search, epoch_ends: Sequence[int]) -> 'Optimizers':
+  def from_settings(
+    cls, settings: Search, epoch_ends: Sequence[int], weight_decay: Array | None = None
+  ) -> 'Optimizers':
     """Cosine by epoch from the first to the final learning rate; SGD and Adam as the settings say [DARTS §A.1].
 
     Learning rates are scaled to the batch and warmed up if the settings say so.
@@ -53,6 +55,7 @@ class Optimizers:
     Args:
       settings: of weights, α and hypergradient.
       epoch_ends: steps taken by the end of every epoch.
+      weight_decay: `[]`, of the weights; None for that of the settings.
     """
     rates, alphas = settings.weights, settings.alphas
     first, alphas_rate = (
@@ -74,7 +77,8 @@ class Optimizers:
       return materialise(warmed(step))
 
     alphas_schedule = warmed_up(lambda step: jnp.float32(alphas_rate), alphas_warmup) if alphas_warmup else alphas_rate
-    momentum, decay = rates.momentum or None, rates.weight_decay
+    momentum = rates.momentum or None
+    decay = rates.weight_decay if weight_decay is None else weight_decay
     step = decayed_sgd(learning_rate, momentum, decay, rates.nesterov)
     heavy_ball = settings.hypergradient.virtual_step == 'heavy_ball'
     virtual = decayed_sgd(learning_rate, momentum, decay) if heavy_ball else step
@@ -93,7 +97,7 @@ class Optimizers:
       ),
       learning_rate,
       rates.clip_norm,
-      rates.weight_decay,
+      decay,
       settings.hypergradient.clip_outer,
     )
 

@@ -154,6 +154,12 @@ class AlphaHistory:
   def _latest(self) -> dict[str, Any]:
     return {name: np.asarray(values[-1]) for name, values in self._series.items()}
 
+  def go_back(self, step: int) -> None:
+    """Forgets the snapshots after a step, which the search goes on from, and writes the file."""
+    count = sum(then <= step for then in self.steps)
+    self._series = {name: values[:count] for name, values in self._series.items()}
+    self.write()
+
   def write(self) -> None:
     """Writes the file. It need not be on the disk at once: checkpoints keep copies."""
     arrays = {**self._constants, **{k: np.array(v) for k, v in self._series.items()}}

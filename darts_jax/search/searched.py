@@ -2,19 +2,36 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import jax
 
 from darts_jax.search.settings import Search
 from darts_jax.spaces import CellSpace, Doubts, Genotype, Mixing
-from darts_jax.strategies.relaxed import EVALUATE, Arch, Cells, Memory, Relaxed, Scores, Stage, Time, Turn
+from darts_jax.strategies.relaxed import EVALUATE, Arch, Cells, Memory, Probe, Relaxed, Scores, Stage, Time, Turn
 
 Array = jax.Array
 
 #: The number for mixing weights where no step is taken.
 _LOOK = 2**16
+
+
+class _NoSupernet(Probe):
+  """See `NO_SUPERNET`."""
+
+  def curvature(self) -> float:
+    """Raises a ValueError."""
+    raise ValueError('config.strategy: it asks for the curvature of a supernet, and there is none here')
+
+  def measure(self, mixing: Mapping[str, Mixing]) -> dict[str, float]:
+    """Raises a ValueError."""
+    del mixing
+    raise ValueError('config.strategy: it asks for an evaluation of a supernet, and there is none here')
+
+
+#: A probe for decisions that ask for nothing.
+NO_SUPERNET = _NoSupernet()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,11 +143,38 @@ class Searched:
     """What of the architecture is in doubt by how far the parameters moved."""
     return self.strategy.doubts(before, after, self.space)
 
-  def turn(self, arch: Arch, epoch: int) -> tuple[Self, Turn]:
+  def turn(self, arch: Arch, epoch: int, probe: Probe = NO_SUPERNET) -> tuple[Self, Turn]:
     """Decides after an epoch.
+
+    Args:
+      arch: architecture parameters.
+      epoch: that has ended, counted from 0.
+      probe: answers questions about the supernet.
 
     Returns:
       The strategy with what it has learnt by then, and what it made of the epoch.
+
+    Raises:
+      ValueError: the strategy wants to go on from an epoch that it may not return to.
     """
-    turned = self.strategy.turn(self.memory, arch, self.space, epoch)
+    turned = self.strategy.turn(self.memory, arch, self.space, epoch, probe)
+    if turned.then not in ('on', 'stop', 'back') or (turned.then == 'back') > (turned.to_epoch is not None):
+      raise ValueError(
+        f'config.strategy: {self.strategy.name} has nothing that follows epoch {epoch + 1}: then is {turned.then!r},'
+        f" and to_epoch {turned.to_epoch}; allowed are 'on', 'stop', and 'back' to an epoch"
+      )
+    elsewhere = turned.then != 'on' and turned.to_epoch not in (None, epoch)
+    if elsewhere and turned.to_epoch not in self.strategy.may_return_to(self.memory, epoch - 1):
+      raise ValueError(
+        f'config.strategy: {self.strategy.name} returns to epoch {(turned.to_epoch or 0) + 1} after epoch {epoch + 1},'
+        ' whose checkpoint is not kept; see Relaxed.may_return_to'
+      )
     return self.recall(turned.memory), turned
+
+  def may_return_to(self, epoch: int) -> tuple[int, ...]:
+    """The epochs up to this one, counted from 0, that the search may return to."""
+    return self.strategy.may_return_to(self.memory, epoch) if epoch >= 0 else ()
+
+  def weight_decay(self, usual: float) -> float | None:
+    """The decay of the weights; None if the strategy leaves the usual one as it is."""
+    return self.strategy.weight_decay(self.memory, usual)

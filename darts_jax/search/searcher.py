@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,18 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from darts_jax.hypergradient.lanczos import Tridiagonal
 from darts_jax.limits import check_steps
 from darts_jax.nets.bilinear import traced_for
 from darts_jax.runtime.compilation import compiler_options
 from darts_jax.runtime.mesh import Shards, put, template
 from darts_jax.runtime.packed import Packed
 from darts_jax.runtime.steps import take_steps
+from darts_jax.search.curvature import architecture_curvature
 from darts_jax.search.optimizers import Optimizers
 from darts_jax.search.searched import Searched
 from darts_jax.search.settings import Search
 from darts_jax.search.state import SearchState
-from darts_jax.search.step import search_step, watched
+from darts_jax.search.step import BatchLoss, search_step, watched
 from darts_jax.search.timing import Timing
+from darts_jax.spaces import Mixing
 from darts_jax.tasks import Halves, Learner, Moment, SupernetSpec
 
 Array = jax.Array
@@ -34,7 +37,7 @@ _STATE_AXES: dict[str, Any] = {field.name: PartitionSpec() for field in dataclas
 
 
 class Searcher:
-  """A search as compiled functions: `init`, `run` steps, `evaluate`.
+  """A search as compiled functions: `init`, `run` steps, `evaluate`; and for strategies `curvature` and `measure`.
 
   Every device runs them by itself on its part of each batch (see `Shards`). If the axis `seed` of the mesh has more
   than one device, they are as many searches side by side, and everything has a first axis for these: the key that
@@ -96,9 +99,10 @@ class Searcher:
       out_shardings=(self._shardings, self._places(same)),
       compiler_options=options,
     )
-    self.evaluate = jax.jit(
-      self.spread(self._evaluate, (state, data), same), out_shardings=self._places(same), compiler_options=options
-    )
+    found: dict[str, Any] = {'out_shardings': self._places(same), 'compiler_options': options}
+    self.evaluate = jax.jit(self.spread(self._evaluate, (state, data), same), **found)
+    self.curvature = jax.jit(self.spread(self._curvature, (state, data), same), **found)
+    self.measure = jax.jit(self.spread(self._measure, (state, data), same, same), **found)
 
   def restage(self, searched: Searched, first_epoch: int) -> 'Searcher':
     """The same search in another stage, whose supernet may be smaller, from an epoch on, counted from 0."""
@@ -128,8 +132,18 @@ class Searcher:
 
   def optimizers(self, state: SearchState, data: Any) -> Optimizers:
     """The optimisers of the next step."""
-    rate = self.learner.rate(self.moment(state), data)
-    return self._optimizers if rate is None else self._optimizers.scaled(rate)
+    rate, found = self.learner.rate(self.moment(state), data), self._optimizers
+    if state.weight_decay is not None:
+      found = Optimizers.from_settings(self.settings, self.epoch_ends, state.weight_decay)
+    return found if rate is None else found.scaled(rate)
+
+  def with_weight_decay(self, state: SearchState, searched: Searched) -> SearchState:
+    """The state with the decay of the weights that the strategy wants with what it has learnt, if it says any."""
+    value = searched.weight_decay(self.settings.weights.weight_decay)
+    if value is None:
+      return state
+    decay: Any = np.full((self._seeds,) if self._seeds > 1 else (), value, np.float32)
+    return state.replace(weight_decay=put(decay, self._shardings.weight_decay))
 
   def template(self) -> SearchState:
     """Shapes, dtypes and places of the state, without arrays."""
@@ -187,6 +201,7 @@ class Searcher:
     step = jnp.zeros((), jnp.int32)
     variables = self.learner.variables(weights_key, self.searched.look(alphas, step, run_key))
     weights = Packed.pack(variables['params'])
+    decay = self.searched.weight_decay(self.settings.weights.weight_decay)
     return SearchState(
       step=step,
       key=run_key,
@@ -196,6 +211,7 @@ class Searcher:
       weights_optimizer=self._optimizers.weights.init(weights.vector),
       alphas_optimizer=self._optimizers.alphas.init(alphas),
       carried=self.learner.carried(),
+      weight_decay=None if decay is None else jnp.float32(decay),
     )
 
   def _run(self, state: SearchState, data: Any, num_steps: Array) -> tuple[SearchState, dict[str, Array]]:
@@ -232,8 +248,19 @@ class Searcher:
     return state, {**info.metrics, **metrics}
 
   def _evaluate(self, state: SearchState, data: Any) -> NamedTuple:
+    return self._measure(state, data, self.searched.look(state.alphas, state.step, state.key))
+
+  def _measure(self, state: SearchState, data: Any, mixing: Mapping[str, Mixing]) -> NamedTuple:
     variables = {'params': state.weights.tree, 'batch_stats': state.statistics.tree}
-    return self.learner.measure(variables, self.searched.look(state.alphas, state.step, state.key), data)
+    return self.learner.measure(variables, dict(mixing), data)
+
+  def _curvature(self, state: SearchState, data: Any) -> Tridiagonal:
+    """See `architecture_curvature`, of the batch of the latest step at which α moved."""
+    every = self.timing.every
+    then = state.replace(step=jnp.maximum(state.step // every * every - 1, 0))
+    loss = BatchLoss.at(then, self.learner.objective, self.searched, 'float32')
+    batch = self.batches(then, data).valid
+    return architecture_curvature(loss, state.weights.vector, state.alphas, batch, self.shards)
 
 
 def supernet_of(settings: Search, searched: Searched, first_epoch: int = 0) -> SupernetSpec:

@@ -26,6 +26,7 @@ class SearchState:
     weights_optimizer: Optax state of the weights as one vector.
     alphas_optimizer: Optax state of the α.
     carried: what one batch of a half hands to the next, such as the hidden state of a recurrent network.
+    weight_decay: `[]` float32, of the weights; None where it is that of the config throughout.
   """
 
   step: Array
@@ -36,6 +37,7 @@ class SearchState:
   weights_optimizer: PyTree
   alphas_optimizer: PyTree
   carried: Halves = Halves((), ())
+  weight_decay: Array | None = None
 
   def replace(self, **changes: Any) -> Self:
     """A copy with some fields changed."""

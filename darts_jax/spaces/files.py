@@ -19,9 +19,15 @@ from darts_jax.spaces.darts import Darts
 from darts_jax.spaces.look import Look
 from darts_jax.spaces.nasbench201 import NasBench201, last_printed
 from darts_jax.spaces.recurrent import Recurrent
+from darts_jax.spaces.robust import Robust
 
 #: The spaces that there are; a user may add others.
-SPACES: dict[str, type[CellSpace]] = {'darts': Darts, 'recurrent': Recurrent, 'nasbench201': NasBench201}
+SPACES: dict[str, type[CellSpace]] = {
+  'darts': Darts,
+  'recurrent': Recurrent,
+  'nasbench201': NasBench201,
+  'robust': Robust,
+}
 
 # Files of these spaces do not name them; a field tells.
 _FIELDS = {'recurrent': 'recurrent', 'normal': 'darts'}

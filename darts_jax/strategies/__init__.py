@@ -14,6 +14,7 @@ from darts_jax.strategies.pc_darts import PcDarts
 from darts_jax.strategies.random_search import RandomSearch
 from darts_jax.strategies.regularized_evolution import RegularizedEvolution
 from darts_jax.strategies.relaxed import Relaxed
+from darts_jax.strategies.robust_darts import RobustDarts
 from darts_jax.strategies.sampled import Sampled
 from darts_jax.strategies.sgas import Sgas
 
@@ -24,6 +25,7 @@ STRATEGIES: dict[str, type[Relaxed] | type[Sampled[Any]]] = {
   'sgas': Sgas,
   'gdas': Gdas,
   'pc_darts': PcDarts,
+  'robust_darts': RobustDarts,
   'random_search': RandomSearch,
   'regularized_evolution': RegularizedEvolution,
 }

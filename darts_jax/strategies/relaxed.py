@@ -12,7 +12,7 @@ import abc
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -85,11 +85,43 @@ class Turn(NamedTuple):
     memory: for the next epoch.
     scores: of the edges, by which the strategy decided.
     messages: what it decided, a line each.
+    then: what the search does next. `on`: the next epoch. `stop`: it ends. `back`: it goes on from where an earlier
+      epoch ended, with all that the supernet and its optimisers were then, and with this memory.
+    to_epoch: with `stop` or `back`, the epoch, counted from 0, that the search returns the architecture of or goes on
+      from; the checkpoints of such epochs are kept (see `Relaxed.may_return_to`). None with `stop`: this epoch.
+    measures: numbers about the epoch, which the log has in its line.
   """
 
   memory: Memory
   scores: Scores = MappingProxyType({})
   messages: tuple[str, ...] = ()
+  then: Literal['on', 'stop', 'back'] = 'on'
+  to_epoch: int | None = None
+  measures: Mapping[str, float] = MappingProxyType({})
+
+
+class Probe(Protocol):
+  """What a strategy may ask of the supernet after an epoch.
+
+  A program is compiled when it is first asked for. The answers depend on nothing but the state of the search.
+  """
+
+  def curvature(self) -> float:
+    """The largest eigenvalue of ∂²L_val/∂α² [RobustDARTS §4].
+
+    L_val is the loss in training mode of the latest batch that α moved by, at the weights of now; the derivatives are
+    in all architecture parameters together. It is neither normalised, nor is the decay of α a part of it.
+    """
+    ...
+
+  def measure(self, mixing: Mapping[str, Mixing]) -> dict[str, float]:
+    """What an evaluation of the supernet at these mixing weights finds, such as `loss` and `accuracy`.
+
+    Args:
+      mixing: of every kind of cell, rows and columns as `cells` has edges and operations. They are arguments of one
+        compiled program.
+    """
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,10 +198,38 @@ class Relaxed(abc.ABC):
     del memory
     return space.cells
 
-  def turn(self, memory: Memory, arch: Arch, space: CellSpace, epoch: int) -> Turn:
-    """Decides after an epoch, counted from 0; the same arguments always give the same."""
-    del arch, space, epoch
+  def turn(self, memory: Memory, arch: Arch, space: CellSpace, epoch: int, probe: Probe) -> Turn:
+    """Decides after an epoch, counted from 0; the same arguments always give the same.
+
+    Args:
+      memory: what the strategy has learnt by the end of the epoch before.
+      arch: architecture parameters, on the host.
+      space: the searched space.
+      epoch: that has ended.
+      probe: answers questions about the supernet.
+    """
+    del arch, space, epoch, probe
     return Turn(memory)
+
+  def may_return_to(self, memory: Memory, epoch: int) -> tuple[int, ...]:
+    """The epochs that `turn` may name as `to_epoch` after the epoch that follows this one, or a later one.
+
+    Their checkpoints are kept.
+
+    Args:
+      memory: after the epoch.
+      epoch: the latest one that has ended, counted from 0.
+    """
+    del memory, epoch
+    return ()
+
+  def weight_decay(self, memory: Memory, usual: float) -> float | None:
+    """The decay of the weights from now on; `usual` is that of the config.
+
+    None, and None ever after, for a strategy that leaves it as it is, so that it is a constant of the compiled step.
+    """
+    del memory, usual
+    return None
 
   def scores(self, arch: Arch, space: CellSpace, memory: Memory) -> Scores:
     """What `turn` would score edges by; none if there is nothing to decide.

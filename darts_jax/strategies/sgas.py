@@ -12,8 +12,8 @@ from darts_jax import limits
 from darts_jax.settings import setting
 from darts_jax.spaces.cells import CellSpace, CellSpec, Edge, Genotype
 from darts_jax.spaces.decisions import complete, undecided_edges
-from darts_jax.strategies.relaxation import Softmax
-from darts_jax.strategies.relaxed import Arch, Cells, Memory, Scores, Stage, Turn
+from darts_jax.strategies.relaxation import Softmax, candidates
+from darts_jax.strategies.relaxed import Arch, Cells, Memory, Probe, Scores, Stage, Turn
 
 
 class Decision(NamedTuple):
@@ -34,7 +34,7 @@ class Sgas(Softmax):
   products of criteria, each brought to [0, 1] over all edges of a cell:
 
   - importance Σ_{o ≠ none} p_o, of the mixing weights p;
-  - certainty 1 − H(q) / log n, of q, the n weights other than `none` scaled to sum to 1;
+  - certainty 1 − H(q) / log n, of q, the n weights of the edge other than `none` scaled to sum to 1;
   - stability, by criterion 2 only: the mean of Σ_o min(q_o, q'_o) over the latest q' of former epochs.
 
   The memory is `{'decisions': […], 'past': {cell: […]}}`: the decisions in their order, and the latest q, oldest first.
@@ -74,9 +74,8 @@ class Sgas(Softmax):
   def check(self, space: CellSpace) -> None:
     """Raises a ValueError unless there is something to decide in every kind of cell."""
     for name, spec in space.cells.items():
-      if any(edge.operations != spec.operations for _, edge in spec.edges):
-        raise ValueError(f'config.strategy: cell {name}: some edges lack operations; sgas begins with undecided edges')
-      if len(_columns(spec)) < 2:
+      counts = [len(edge.choices(keeps_none=False)) for _, edge in spec.edges]
+      if min(counts) < 1 or max(counts) < 2:
         raise ValueError(
           f'config.space.operations: {", ".join(spec.operations)} leave nothing to decide; two or more besides none do'
         )
@@ -92,10 +91,9 @@ class Sgas(Softmax):
     """α of undecided edges as the optimiser has moved them; others stay, whatever its decay and momentum say."""
     moved = {}
     for name, spec in space.cells.items():
-      undecided = {
-        (target, edge.source) for target, edge in cells[name].edges if len(edge.operations) == len(spec.operations)
-      }
-      rows = np.array([[(target, edge.source) in undecided] for target, edge in spec.edges])
+      # An edge with all of its candidates is undecided.
+      left = {(target, edge.source, edge.operations) for target, edge in cells[name].edges}
+      rows = np.array([[(target, edge.source, edge.operations) in left] for target, edge in spec.edges])
       moved[name] = after[name] if rows.all() else jnp.where(rows, after[name], before[name])
     return moved
 
@@ -129,7 +127,9 @@ class Sgas(Softmax):
     for name, spec in space.cells.items():
       importance, chances = _chances(spec, arch[name])
       entropy = -np.sum(chances * np.log(np.maximum(chances, 1e-300)), axis=1)
-      criteria = {'importance': importance, 'certainty': 1 - entropy / np.log(chances.shape[1])}
+      # The entropy of a single operation is 0, whatever it is divided by.
+      counts = [max(len(edge.choices(keeps_none=False)), 2) for _, edge in spec.edges]
+      criteria = {'importance': importance, 'certainty': 1 - entropy / np.log(counts)}
       if self.criterion == 2:
         past = [np.array(each) for each in memory['past'].get(name, ())]
         overlaps = [np.minimum(chances, other).sum(axis=1) for other in past] or [np.zeros(len(chances))]
@@ -139,8 +139,9 @@ class Sgas(Softmax):
         found.setdefault(criterion, {})[name] = values
     return found
 
-  def turn(self, memory: Memory, arch: Arch, space: CellSpace, epoch: int) -> Turn:
+  def turn(self, memory: Memory, arch: Arch, space: CellSpace, epoch: int, probe: Probe) -> Turn:
     """Remembers the epoch, and decides an edge in every kind of cell if its time has come."""
+    del probe
     scores = self.scores(arch, space, memory)
     decisions, past, messages = list(memory['decisions']), {}, []
     for name, spec in space.cells.items():
@@ -160,7 +161,7 @@ class Sgas(Softmax):
   def read(self, arch: Arch, space: CellSpace, memory: Memory) -> Genotype:
     """Decided edges; nodes that are short of edges take the most important undecided ones, in the order of edges."""
     return space.genotype(
-      {name: complete(_weights(arch[name]), spec, _decided(memory, name)) for name, spec in space.cells.items()}
+      {name: complete(_weights(spec, arch[name]), spec, _decided(memory, name)) for name, spec in space.cells.items()}
     )
 
 
@@ -189,15 +190,18 @@ def _columns(spec: CellSpec) -> list[int]:
 
 
 def _chances(spec: CellSpec, alphas: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-  """`[E]` importance, and `[E, n]` the weights of operations other than `none`, scaled to sum to 1."""
-  weights = _weights(alphas)[:, _columns(spec)]
+  """`[E]` importance, and `[E, n]` the weights of operations other than `none`, scaled to sum to 1.
+
+  Operations that an edge does not have weigh 0.
+  """
+  weights = _weights(spec, alphas)[:, _columns(spec)]
   importance = weights.sum(axis=1)
   return importance, weights / importance[:, None]
 
 
-def _weights(alphas: ArrayLike) -> np.ndarray:
-  """`[E, O]` float64 softmax: on the host, so that a decision does not depend on the device."""
-  exact = np.asarray(alphas, np.float64)
+def _weights(spec: CellSpec, alphas: ArrayLike) -> np.ndarray:
+  """`[E, O]` float64 softmax over candidates: on the host, so that a decision does not depend on the device."""
+  exact = np.where(candidates(spec), np.asarray(alphas, np.float64), -np.inf)
   weights: np.ndarray = np.exp(exact - exact.max(axis=1, keepdims=True))
   return weights / weights.sum(axis=1, keepdims=True)
 

@@ -11,6 +11,7 @@ from benchmarks import parity
 GOLDENS = pathlib.Path(__file__).parents[1] / 'goldens'
 GDAS, PC_DARTS = GOLDENS / 'gdas.npz', GOLDENS / 'pc_darts.npz'
 GENOTYPES = GOLDENS / 'pc_darts_genotypes.json'
+CURVATURE, CURVATURES = GOLDENS / 'robustdarts.npz', GOLDENS / 'robustdarts.json'
 
 
 @pytest.fixture(autouse=True)
@@ -88,3 +89,31 @@ def test_architectures_of_pc_darts(tmp_path, capsys):
   path.write_text(json.dumps([case]))
   assert parity.main([str(path)]) == 1
   assert capsys.readouterr().out == 'genotype_0 1.000e+00\n'
+
+
+def test_the_curvature_of_a_supernet_and_what_differs_is_noticed(tmp_path):
+  values = load(CURVATURE)
+  # The eigenvalues are compared with those in the file, which stay.
+  values['hessian'][3, 100] += 1e-5 * np.abs(values['hessian']).max()
+  values['dominant'] = values['max_abs']
+  path = tmp_path / 'wrong.npz'
+  np.savez(path, **values)
+  results = list(parity.compare(path))
+  names = ['loss', 'dalphas_normal', 'dalphas_reduce', 'hessian', 'eigenvalues', 'max_abs', 'dominant']
+  assert [name for name, _, _ in results] == names
+  assert {name for name, error, tolerance in results if not error <= tolerance} == {'hessian', 'dominant'}
+
+
+def test_where_searches_stop_by_their_curvatures(tmp_path, capsys):
+  assert sorted(check(parity.compare(CURVATURES))) == sorted(
+    f'{what}_{i}' for i in range(30) for what in ('decision', 'means')
+  )
+  cases = json.loads(CURVATURES.read_text())
+  assert sum(case['decided_at'] is not None for case in cases['rows']) == 14
+  cases['rows'][2]['stop_epoch'] += 2
+  cases['rows'][3]['local_avg'][5] *= 1.001
+  path = tmp_path / 'wrong.json'
+  path.write_text(json.dumps(cases))
+  assert parity.main([str(path)]) == 1
+  found = {line.split()[0]: float(line.split()[1]) for line in capsys.readouterr().out.splitlines()}
+  assert {name for name, error in found.items() if error > 1e-9} == {'decision_2', 'means_3'}

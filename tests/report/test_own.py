@@ -69,7 +69,7 @@ class Weakest(Relaxed):
       found[name] = dataclasses.replace(spec, nodes=nodes)
     return found
 
-  def turn(self, memory, arch, space, epoch):
+  def turn(self, memory, arch, space, epoch, probe):
     return Turn(memory + 1, {'loss_of_it': {name: np.arange(spec.num_edges) / 8 for name, spec in space.cells.items()}})
 
   def read(self, arch, space, memory):

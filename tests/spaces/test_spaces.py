@@ -198,7 +198,7 @@ def cell_of(**changes):
   ('values', 'message'),
   [
     ({'space': 'evry'}, "space: 'evry' is not known; did you mean 'every'?"),
-    ({'space': [7]}, 'space: [7] is not known; allowed are darts, recurrent, nasbench201, every, two'),
+    ({'space': [7]}, 'space: [7] is not known; allowed are darts, recurrent, nasbench201, robust, every, two'),
     ({'space': 'every'}, 'cells: missing; a genotype has the fields space, cells'),
     ({'space': 'every', 'cells': 1}, 'the field cells is an object with fields, not int'),
     ({'space': 'every', 'cells': {}}, 'only: missing; the field cells has the fields only'),
@@ -223,7 +223,8 @@ def test_a_file_of_any_space_is_read_or_refused_in_one_line(values, message, mon
 
 
 def test_an_architecture_of_a_space_that_is_not_listed_has_no_file():
-  with pytest.raises(ValueError, match="^space: 'every' is not known; allowed are darts, recurrent, nasbench201$"):
+  message = "^space: 'every' is not known; allowed are darts, recurrent, nasbench201, robust$"
+  with pytest.raises(ValueError, match=message):
     spaces.to_json(Every().sample(np.random.default_rng(0)))
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from darts_jax.search.searched import NO_SUPERNET
 from darts_jax.spaces.cells import Edge
 from darts_jax.spaces.darts import CANDIDATES
 from darts_jax.spaces.darts import Darts as DartsSpace
@@ -42,7 +43,7 @@ def test_criteria_by_hand():
   np.testing.assert_array_equal(scores['score']['normal'], [0, 0])
   assert Sgas(criterion=1).scores(FIRST, ONE_NODE, memory)['score']['normal'].tolist() == [0, 1]
 
-  second = strategy.scores(SECOND, ONE_NODE, strategy.turn(memory, FIRST, ONE_NODE, 0).memory)
+  second = strategy.scores(SECOND, ONE_NODE, strategy.turn(memory, FIRST, ONE_NODE, 0, NO_SUPERNET).memory)
   # (0.1, 0.9) with (0.5, 0.5), and (0.5, 0.5) with (0.75, 0.25).
   np.testing.assert_allclose(second['stability']['reduce'], [0.1 + 0.5, 0.5 + 0.25], rtol=1e-14)
 
@@ -53,7 +54,7 @@ def test_the_past_is_an_average_of_the_latest_epochs():
     strategy = Sgas(criterion=2, warmup_epochs=9, history=history)
     memory = strategy.start()
     for epoch in range(3):
-      memory = strategy.turn(memory, alphas[epoch], ONE_NODE, epoch).memory
+      memory = strategy.turn(memory, alphas[epoch], ONE_NODE, epoch, NO_SUPERNET).memory
     assert len(memory['past']['normal']) == history
     found = strategy.scores(SECOND, ONE_NODE, memory)['stability']['normal']
     np.testing.assert_allclose(found, expected, rtol=1e-14)
@@ -123,7 +124,7 @@ def test_everything_or_as_many_as_asked_for_is_decided(decisions, total):
   memory, cells, seen = strategy.start(), SPACE.cells, []
   for epoch in range(30):
     alphas = {name: rng.normal(size=(14, 8)) for name in SPACE.cells}
-    turn = strategy.turn(memory, alphas, SPACE, epoch)
+    turn = strategy.turn(memory, alphas, SPACE, epoch, NO_SUPERNET)
     memory = turn.memory
     decides = epoch % 2 == 1 and epoch < 2 * total
     before, cells = cells, strategy.cells(SPACE, memory)
@@ -144,8 +145,8 @@ def test_decisions_are_the_same_with_a_memory_that_was_written_to_a_file():
   memory = strategy.start()
   for epoch in range(9):
     alphas = {name: rng.normal(size=(14, 8)).astype(np.float32) for name in SPACE.cells}
-    again = strategy.turn(json.loads(json.dumps(memory)), alphas, SPACE, epoch)
-    memory, messages = (turn := strategy.turn(memory, alphas, SPACE, epoch)).memory, turn.messages
+    again = strategy.turn(json.loads(json.dumps(memory)), alphas, SPACE, epoch, NO_SUPERNET)
+    memory, messages = (turn := strategy.turn(memory, alphas, SPACE, epoch, NO_SUPERNET)).memory, turn.messages
     assert (again.memory, again.messages) == (memory, messages)
 
 
@@ -156,14 +157,14 @@ def test_a_recurrent_node_keeps_one_edge():
   memory = strategy.start()
   for epoch in range(3):
     alphas = {'recurrent': rng.normal(size=(6, 5))}
-    memory = strategy.turn(memory, alphas, space, epoch).memory
+    memory = strategy.turn(memory, alphas, space, epoch, NO_SUPERNET).memory
   [found] = strategy.cells(space, memory).values()
   assert found.is_discrete
   assert len(found.edges) == 3
   assert strategy.read(alphas, space, memory).cell('recurrent').nodes == found.nodes
 
 
-def test_a_space_that_has_lost_operations_is_refused():
+def test_a_space_of_decided_edges_is_refused():
   @dataclasses.dataclass(frozen=True)
   class Decided(DartsSpace):
     @property
@@ -172,7 +173,7 @@ def test_a_space_that_has_lost_operations_is_refused():
       nodes = (tuple(Edge(source, ('skip_connect',)) for source in range(2)),)
       return {'normal': whole, 'reduce': dataclasses.replace(whole, nodes=nodes)}
 
-  with pytest.raises(ValueError, match='^config.strategy: cell reduce: some edges lack operations; sgas begins'):
+  with pytest.raises(ValueError, match='^config.space.operations: none, skip_connect, max_pool_3x3 leave nothing to '):
     Sgas().check(Decided())
 
 

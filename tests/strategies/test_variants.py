@@ -14,7 +14,7 @@ from darts_jax.strategies import RELAXED
 from darts_jax.strategies.relaxed import ALPHAS, EVALUATE, WEIGHTS
 
 #: Of a user's own there may be more when other tests have run.
-NAMES = ('darts', 'sgas', 'gdas', 'pc_darts')
+NAMES = ('darts', 'sgas', 'gdas', 'pc_darts', 'robust_darts')
 
 
 class MixingTest(chex.TestCase):

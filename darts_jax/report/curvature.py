@@ -1,0 +1,64 @@
+"""How the curvature of the loss in the architecture parameters changed, and what a search made of it."""
+
+import numpy as np
+
+from darts_jax.report import figures, html, sections, style
+from darts_jax.report.curves import Panel
+from darts_jax.report.figures import Line
+from darts_jax.report.workdir import WENT_BACK, Record, Run, series
+
+_SIZE = (7.5, 3.1)
+
+
+def section(run: Run) -> str:
+  """Curvatures over epochs, and when the search went back or stopped; empty for a search whose log has none."""
+  lines = _lines(run)
+  made = [event for event in run.events if event['event'] in WENT_BACK]
+  if not lines:
+    return ''
+  found = [(event['event'], float(time)) for event, time in zip(made, _times(run, made), strict=True)]
+  figure = figures.chart(
+    lines,
+    run.time_unit,
+    _SIZE,
+    from_zero=True,
+    marks=[time for event, time in found if event == 'went_back'],
+    notes=[(time, 'returned') for event, time in found if event == 'stopped_early'][-1:],
+  )
+  title = 'Largest eigenvalue of ∂²L_val/∂α²'
+  lead = (
+    'Of one batch of the architecture’s half, in all architecture parameters together. Where it rises, the loss of the'
+    ' architecture that is read off weights grows away from that of the supernet.'
+  )
+  if run.left_behind:
+    lead += ' Pale: what the search left behind.'
+  if any(event == 'went_back' for event, _ in found):
+    lead += ' Dotted lines: where it went on from.'
+  if any(event == 'stopped_early' for event, _ in found):
+    lead += ' Dashed: the epoch whose architecture it returned when it stopped.'
+  items = ''.join(f'<li>{html.escape(html.text(event.get("message", "")))}</li>' for event in made)
+  told = f'<ul>{items}</ul>' if items else ''
+  charts = sections.panels([Panel('curvature', title, figure)])
+  return html.section('Curvature', f'<div class="stack">{charts}{told}</div>', lead)
+
+
+def _lines(run: Run) -> list[Line]:
+  """Curvatures, and over them their means, if there are any."""
+  found = []
+  for records in run.left_behind:
+    found += _line(run, records, 'curvature', '', faint=True)
+  found += _line(run, run.epochs, 'curvature', 'of epochs')
+  return found + _line(run, run.epochs, 'curvature_mean', 'mean', color=style.VERMILION)
+
+
+def _line(
+  run: Run, records: tuple[Record, ...], metric: str, name: str, faint: bool = False, color: str = style.BLUE
+) -> list[Line]:
+  steps, values = series(records, metric)
+  return [Line(run.times(steps), values, color, name, faint)] if np.isfinite(values).any() else []
+
+
+def _times(run: Run, events: list[Record]) -> np.ndarray:
+  """When the epochs ended that searches went back to, or returned the architectures of."""
+  steps = [event['to_step'] if isinstance(event.get('to_step'), int) else event['step'] for event in events]
+  return run.times(np.array(steps, float))
