@@ -252,7 +252,7 @@ def begin(monkeypatch, tmp_path, in_process) -> Callable[[], None]:
   def run(self):
     raise Begun
 
-  monkeypatch.setattr(loop._Loop, 'run', run)
+  monkeypatch.setattr(loop.Epochs, 'run', run)
   monkeypatch.setattr(loop, 'enable_cache', lambda: None)
   config = CONFIG | {'data': {'name': 'npz', 'path': str(tmp_path / 'mine.npz')}}
   return lambda: search.run(config, tmp_path / 'run')

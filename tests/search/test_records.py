@@ -106,7 +106,7 @@ def test_weights_are_those_of_the_supernet_and_architectures_those_of_the_search
   found, shown = read(tmp_path / 'alphas.npz'), workdir.read(tmp_path).history
   np.testing.assert_allclose(found['temperature'], [4, 1, 0.25], rtol=1e-6)
   for i, (step, values) in enumerate(snapshots.items()):
-    logged = loop._Loop._describe(types.SimpleNamespace(searched=searched), values, np.int32(step), KEY)
+    logged = loop.Epochs._describe(types.SimpleNamespace(searched=searched), values, np.int32(step), KEY)
     for name in SPECS:
       exponentials = np.exp(values[name].astype(float) / (4.0, 1.0, 0.25)[i])
       softmax = exponentials / exponentials.sum(axis=1, keepdims=True)
@@ -195,7 +195,7 @@ def test_a_score_with_the_name_of_another_array_is_refused(tmp_path):
 def test_a_line_of_the_log_has_the_entropies_at_the_temperature_of_its_step(tmp_path):
   """Half way from 4 to 1 it is 2, at which α of 2 log 3 and 0 weigh three quarters and a quarter."""
   space = spaces.Recurrent(1, ('none', 'tanh'))
-  search = object.__new__(loop._Loop)
+  search = object.__new__(loop.Epochs)
   search.folders = [tmp_path]
   search.searched = Searched.start(Darts(temperature=(4.0, 1.0)), space, (22,))
   search._searcher = types.SimpleNamespace(learner=types.SimpleNamespace(summary=lambda means, sums: {}))
@@ -218,7 +218,7 @@ def test_a_search_that_hardly_moved_says_so_in_log_and_result(tmp_path, resumed,
     after = {name: value + np.array([0, 1e-3, 0]) for name, value in before.items()}
   history.append(22, 2, after, KEY, DARTS, {})
   noted = []
-  search = object.__new__(loop._Loop)
+  search = object.__new__(loop.Epochs)
   search.folders, search.searched, search.total = [tmp_path], DARTS, 22
   search._histories = [AlphaHistory(tmp_path, DARTS, 22) if resumed else history]
   search.write = lambda *args: noted.append(args)
@@ -246,7 +246,7 @@ def test_a_first_epoch_is_nothing_to_go_by(tmp_path):
 
 
 def test_a_search_whose_alphas_stay_says_so(tmp_path):
-  search = object.__new__(loop._Loop)
+  search = object.__new__(loop.Epochs)
   search.folders, search.workdir, search.searched = [tmp_path], tmp_path, DARTS
   search._settings, search._ends = types.SimpleNamespace(hypergradient=Without()), []
   search.opened(types.SimpleNamespace(alphas=alphas(0), key=KEY), None)

@@ -109,8 +109,8 @@ def make_searches(patch: pytest.MonkeyPatch, config: dict[str, Any], folder: pat
   with patch.context() as context:
     context.setattr(loops, '_SECONDS_A_CALL', 0.0)  # One step a call.
     around(Progress, 'update', after='step')
-    around(loop._Loop, 'turn_epoch', before='before', after='decided')
-    around(loop._Loop, 'went_back', before='restored', after='gone_back')
+    around(loop.Epochs, 'turn_epoch', before='before', after='decided')
+    around(loop.Epochs, 'went_back', before='restored', after='gone_back')
     around(records.AlphaHistory, 'append', after='written')
     around(Checkpoints, 'save', before='unsaved', after='saved')
     for kill in kills:
@@ -262,7 +262,7 @@ def test_a_search_that_has_stopped_is_finished(stopping):
 
 
 def test_a_checkpoint_that_is_gone_is_one_line(patch, tmp_path):
-  turn = loop._Loop.turn_epoch
+  turn = loop.Epochs.turn_epoch
 
   def turned(self, state, evaluation, step):
     if step == 12:
@@ -271,6 +271,6 @@ def test_a_checkpoint_that_is_gone_is_one_line(patch, tmp_path):
     return turn(self, state, evaluation, step)
 
   with patch.context() as context:
-    context.setattr(loop._Loop, 'turn_epoch', turned)
+    context.setattr(loop.Epochs, 'turn_epoch', turned)
     with pytest.raises(ValueError, match='^[^\n]*the checkpoint of step 6, which the run is to go back to, is gone$'):
       search.run(STOPPING, tmp_path)

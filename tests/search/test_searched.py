@@ -17,7 +17,7 @@ from darts_jax.runtime.checkpoint import Checkpoints
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.search import Search
 from darts_jax.search import loop as search_loop
-from darts_jax.search.loop import _Loop
+from darts_jax.search.epochs import Epochs
 from darts_jax.search.searched import Searched
 from darts_jax.search.searcher import supernet_of
 from darts_jax.search.settings import read
@@ -216,7 +216,7 @@ def test_stages_of_a_strategy_without_a_memory_are_trained_and_resumed(tmp_path,
 
 def test_cells_change_only_where_a_stage_ends():
   searched = Searched.start(Sgas(warmup_epochs=0), DartsSpace(1))
-  loop = object.__new__(_Loop)
+  loop = object.__new__(Epochs)
   loop.searched, loop.folders, loop.total, loop._ends, loop._latest = searched, ['run'], 10, [], None
   loop._settings, loop._searcher, loop._data = build(Search, {}), None, None
   loop.plan = types.SimpleNamespace(epoch_ends=[5, 10])

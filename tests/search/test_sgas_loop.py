@@ -221,7 +221,7 @@ class Searches(NamedTuple):
 @pytest.fixture(scope='module')
 def searches(tmp_path_factory) -> Searches:
   whole, stopped = (tmp_path_factory.mktemp(name) for name in ('whole', 'stopped'))
-  update, append, turn = Progress.update, records.AlphaHistory.append, loop._Loop.turn_epoch
+  update, append, turn = Progress.update, records.AlphaHistory.append, loop.Epochs.turn_epoch
   happenings: dict[tuple[str, int], Any] = {}
 
   def happen(what: str, step: int) -> None:
@@ -249,7 +249,7 @@ def searches(tmp_path_factory) -> Searches:
     result = search.run(TINY, whole)
     patch.setattr(loops, '_SECONDS_A_CALL', 0.0)  # One step a call.
     patch.setattr(Progress, 'update', updated)
-    patch.setattr(loop._Loop, 'turn_epoch', turned)
+    patch.setattr(loop.Epochs, 'turn_epoch', turned)
     patch.setattr(records.AlphaHistory, 'append', appended)
     found = []
     for what, step, action in (

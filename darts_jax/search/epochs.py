@@ -1,0 +1,336 @@
+"""The loop over the epochs of a search: what is evaluated, decided, logged and written."""
+
+import bisect
+import functools
+import itertools
+import operator
+import pathlib
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from darts_jax import report, spaces
+from darts_jax.runtime import processes
+from darts_jax.runtime.interrupts import InterruptGuard
+from darts_jax.runtime.loop import Loop, Plan, Sums
+from darts_jax.runtime.workdir import named_errors
+from darts_jax.search import records
+from darts_jax.search.probe import SupernetProbe
+from darts_jax.search.searcher import Searcher
+from darts_jax.search.settings import Search
+from darts_jax.search.state import SearchState
+from darts_jax.search.step import counted_by
+from darts_jax.strategies.relaxed import Memory, Scores, Turn
+
+#: The file of what has been derived from α.
+GENOTYPE = 'genotype.json'
+_STAYS = 'the genotype is that of α as they were drawn; config.hypergradient is none, so they stay'
+
+
+class Epochs(Loop[SearchState]):
+  """The loop over the epochs of a search."""
+
+  shown = ('train_loss', 'valid_loss')
+  derived = (records.FILE, GENOTYPE)
+
+  def __init__(
+    self,
+    settings: Search,
+    workdir: pathlib.Path,
+    searcher: Searcher,
+    data: Any,
+    guard: InterruptGuard,
+    folders: Sequence[pathlib.Path],
+    config: Mapping[str, Any],
+  ) -> None:
+    """Opens the checkpoints; see `Loop`."""
+    plan = Plan(f'search {settings.task.source}', searcher.epoch_ends, settings.log_every, settings.checkpoint)
+    super().__init__(workdir, plan, guard, folders, config)
+    self._settings = settings
+    self._searcher = searcher
+    self._data = data
+    #: With all that it has decided.
+    self.searched = searcher.searched
+    stages = self.searched.plan(settings.epochs)
+    # Epochs after which another stage begins.
+    self._ends = [*itertools.accumulate(stage.epochs for stage in stages[:-1])]
+    # The epoch that the supernet, as it is now, was first trained in.
+    self._since = 0
+    self._turned: list[Turn] = []
+    # What the strategy makes of the epoch that ends with a step.
+    self._latest: tuple[int, list[Any]] | None = None
+    # What it has learnt where the search goes back, or ends.
+    self._learnt: Memory = None
+    self._ended = False
+    self._judge = settings.space.judge(settings.task.source)
+    self._histories: list[records.AlphaHistory] = []
+    # The programs of a search that is prepared.
+    self._prepared: Searcher | None = None
+    self._run: Any = None
+    self._programs: dict[Any, Any] = {}
+
+  def init(self) -> SearchState:
+    """See `Loop`."""
+    return self._searcher.init(self._searcher.keys())
+
+  def template(self) -> SearchState:
+    """See `Loop`."""
+    return self._searcher.template()
+
+  @property
+  def memory(self) -> Any:
+    """See `Loop`."""
+    if self.searched.memory is None and not self._ends:
+      return None
+    ended = {'ended': self.total} if self._ended else {}
+    return {'since': self._since, 'strategy': self.searched.memory, **ended}
+
+  def recall(self, memory: Any) -> None:
+    """See `Loop`."""
+    before = self._since, self.searched.cells
+    self._since = memory['since']
+    self.searched = self.searched.recall(memory['strategy'])
+    if (self._since, self.searched.cells) != before:
+      self._searcher = self._searcher.restage(self.searched, self._since)
+    if 'ended' in memory:
+      self._ended, self.total = True, memory['ended']
+
+  def opened(self, state: SearchState, resume_step: int | None) -> None:
+    """See `Loop`."""
+    if processes.is_first():
+      doubt = _STAYS if self._settings.hypergradient.name == 'none' else None
+      self._histories = [records.AlphaHistory(folder, self.searched, resume_step, doubt) for folder in self.folders]
+    if resume_step is None:
+      if self._ends:
+        number = 1 + len(self._ends)
+        self.note(0, 'stages', f'{number} supernets will be compiled, each smaller than the one before')
+      self._write_alphas(state, 0, 0, [self.searched.scores(alphas) for alphas in self.alphas(state)])
+    else:
+      self._write_again(state, resume_step)
+
+  def prepare(self, state: SearchState, step: int) -> None:
+    """See `Loop`."""
+    if self._prepared is self._searcher:
+      return
+    detail = f' ({self._settings.hypergradient.name})'
+    self._run = self.compile(step, 'search step', self._searcher.run, state, self._data, np.int32(1), detail=detail)
+    self._prepared, self._programs = self._searcher, {}
+
+  def advance(self, state: SearchState, num_steps: int) -> tuple[SearchState, Mapping[str, Any]]:
+    """See `Loop`."""
+    found: tuple[SearchState, Mapping[str, Any]] = self._run(state, self._data, np.int32(num_steps))
+    return found
+
+  def evaluate(self, state: SearchState, step: int) -> dict[str, float]:
+    """See `Loop`."""
+    evaluate = self._compiled(step, 'evaluation', self._searcher.evaluate, state, self._data)
+    found = self._each(processes.fetch(evaluate(state, self._data)))
+    measured = self._joined([self._searcher.learner.metrics(each) for each in found])
+    measures = self._joined([turned.measures for _, turned in self._turns(state, step)])
+    return {**{f'valid_{name}': value for name, value in measured.items()}, **self._judged(state, step), **measures}
+
+  def _compiled(self, step: int, name: str, function: Any, *arguments: Any) -> Any:
+    """A program, which is not compiled before it is needed, so that the first step is seen sooner."""
+    key = name, jax.tree.structure(arguments)
+    if key not in self._programs:
+      self._programs[key] = self.compile(step, name, function, *arguments)
+    return self._programs[key]
+
+  def _turns(self, state: SearchState, step: int) -> list[Any]:
+    """For every search the strategy after an epoch, and what it made of the epoch; asked for once."""
+    if self._latest is None or self._latest[0] != step:
+      epoch, compiled, alone = (
+        self.plan.epoch_ends.index(step),
+        functools.partial(self._compiled, step),
+        len(self.folders) == 1,
+      )
+      found = []
+      for i, alphas in enumerate(self.alphas(state)):
+        probe = SupernetProbe(self._searcher, state, self._data, compiled, None if alone else i)
+        found.append(self.searched.turn(alphas, epoch, probe))
+      self._latest = step, found
+    return self._latest[1]
+
+  def _judged(self, state: SearchState, step: int) -> dict[str, Any]:
+    """What is known without a training of the architectures that the searches would return after an epoch."""
+    if self._judge is None:
+      return {}
+    turns = zip(self._turns(state, step), self.alphas(state), strict=True)
+    return self._joined([self._judge(after.read(alphas)) for (after, _), alphas in turns])
+
+  def alphas(self, state: SearchState) -> list[dict[str, np.ndarray]]:
+    """Those of each search, on the host."""
+    return self._each(processes.fetch(state.alphas))
+
+  def _keys(self, state: SearchState) -> list[jax.Array]:
+    """The key of each search, on the host."""
+    return [*map(jax.random.wrap_key_data, self._each(processes.fetch(jax.random.key_data(state.key))))]
+
+  def _each(self, tree: Any) -> list[Any]:
+    """What there is for all searches, for each of them."""
+    if len(self.folders) == 1:
+      return [tree]
+    return [jax.tree.map(operator.itemgetter(i), tree) for i in range(len(self.folders))]
+
+  def _joined(self, values: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Metrics of each search, for all of them."""
+    if len(values) == 1:
+      return dict(values[0])
+    return {name: np.array([each[name] for each in values]) for name in values[0]}
+
+  def counted_by(self, name: str) -> str:
+    """See `Loop`."""
+    return counted_by(name)
+
+  def summary(self, state: SearchState, sums: Sums) -> dict[str, Any]:
+    """See `Loop`."""
+    step = np.int32(np.ravel(processes.fetch(state.step))[0])
+    found = zip(self.alphas(state), self._keys(state), strict=True)
+    details = self._joined([self._describe(alphas, step, key) for alphas, key in found])
+    return {**details, **self._searcher.learner.summary(sums.means(), sums.values), **super().summary(state, sums)}
+
+  def _describe(self, alphas: Mapping[str, Any], step: Any, key: jax.Array) -> dict[str, float | int]:
+    """What a line of the log says of α and of the mixing weights that the supernet has after `step` steps."""
+    values: dict[str, float | int] = {}
+    weights = self.searched.look(alphas, step, key)
+    for name in sorted(weights):
+      # Of the edges that there is something to choose on.
+      open_edges = [len(edge.operations) > 1 for _, edge in self.searched.cells[name].edges]
+      mixing = np.asarray(weights[name].operations, np.float64)[open_edges]
+      entropies = -np.sum(mixing * np.log(np.maximum(mixing, 1e-300)), axis=-1)
+      values[f'entropy_{name}'] = float(np.mean(entropies)) if len(entropies) else 0.0
+    derived = self.searched.read(alphas)
+    if self.searched.space.identity == 'skip_connect':
+      _, first = derived.cells[0]
+      values['skip_connections'] = sum(operation == 'skip_connect' for operation, _ in first.pairs)
+    return values
+
+  def turn_epoch(self, state: SearchState, evaluation: Mapping[str, Any], step: int) -> SearchState:
+    """See `Loop`."""
+    epoch = self.plan.epoch_ends.index(step)
+    found, self._latest = self._turns(state, step), None
+    self._turned = [turned for _, turned in found]
+    # Several searches have one strategy, which decides nothing.
+    before = self.searched
+    self.searched, turned = found[0]
+    if turned.then == 'on':
+      for message in turned.messages:
+        self.note(step, 'decided', message)
+    elif self._leaves(turned, step):
+      return state
+    usual = self._settings.weights.weight_decay
+    if self.searched.weight_decay(usual) != before.weight_decay(usual):
+      state = self._searcher.with_weight_decay(state, self.searched)
+    ends_here = epoch + 1 in self._ends
+    if self.searched.cells == before.cells and not ends_here:
+      return state
+    if not ends_here and step < self.total:
+      raise ValueError(
+        f'config.strategy: {self.searched.strategy.name} changes cells after epoch {epoch + 1}, where no stage ends'
+      )
+    searcher, self._since = self._searcher, epoch + 1
+    self._searcher = searcher.restage(self.searched, self._since)
+    state = self._searcher.inherit(state, searcher)
+    if step < self.total:
+      self.prepare(state, step)
+    return state
+
+  def _leaves(self, turned: Turn, step: int) -> bool:
+    """Ends the search or goes back, as the strategy says; returns whether it is to the end of an earlier epoch."""
+    epoch = self.plan.epoch_ends.index(step)
+    to_epoch = epoch if turned.to_epoch is None else turned.to_epoch
+    to_step = self.plan.epoch_ends[to_epoch]
+    if turned.then == 'stop':
+      self._ended, self.total = True, to_step
+      event, what = 'stopped_early', f'the search stops, with the architecture of epoch {to_epoch + 1}'
+    else:
+      event, what = 'went_back', f'the search goes on from epoch {to_epoch + 1}'
+    message = '; '.join(turned.messages) or f'epoch {epoch + 1} has ended: {what}'
+    self.note(step, event, message, epoch=epoch, to_epoch=to_epoch, to_step=to_step)
+    if to_epoch == epoch:
+      return False
+    self.back_to, self._learnt = to_step, turned.memory
+    return True
+
+  def needed(self, step: int) -> Collection[int]:
+    """See `Loop`."""
+    done = bisect.bisect_right(self.plan.epoch_ends, step)
+    return [self.plan.epoch_ends[epoch] for epoch in self.searched.may_return_to(done - 1)]
+
+  def went_back(self, state: SearchState, step: int) -> SearchState:
+    """See `Loop`."""
+    then = self.searched.cells
+    self.searched = self.searched.recall(self._learnt)
+    if self.searched.cells != then:
+      raise ValueError(
+        f'config.strategy: {self.searched.strategy.name} goes back to step {step}, where the supernet had other cells'
+      )
+    for folder, history, alphas in zip(self.folders, self._histories, self.alphas(state), strict=False):
+      with named_errors(folder):
+        history.go_back(step)
+        spaces.save(self.searched.read(alphas), folder / GENOTYPE)
+    return self._searcher.with_weight_decay(state, self.searched)
+
+  def epoch_done(self, state: SearchState, step: int, epoch: int) -> None:
+    """See `Loop`."""
+    self._write_alphas(state, step, epoch, [turned.scores for turned in self._turned])
+
+  def lacks(self) -> str:
+    """See `Loop`."""
+    # Only the first process has histories; it tells the others.
+    unsettled = processes.gather([any(warning is not None for warning in self.warnings())])[0, 0]
+    told = self.has_logged(lambda line: line.get('event') == 'not_settled')
+    return 'the warning that a genotype is not settled' if unsettled and not told else ''
+
+  def finish(self, state: SearchState) -> None:
+    """See `Loop`."""
+    alone = len(self.folders) == 1
+    found = [
+      warning if alone else f'{folder.name}: {warning}'
+      for folder, warning in zip(self.folders, self.warnings(), strict=True)
+      if warning is not None
+    ]
+    self.write('event', self.total, {'event': 'not_settled', 'message': '; '.join(found)})
+
+  def warnings(self) -> list[str | None]:
+    """For each search a line if its genotype is not settled; of other processes than the first, none."""
+    return [history.doubt for history in self._histories] or [None] * len(self.folders)
+
+  def report(self, folder: pathlib.Path) -> pathlib.Path:
+    """See `Loop`."""
+    return report.write(folder)
+
+  def _write_alphas(self, state: SearchState, step: int, epoch: int, scores: Sequence[Scores]) -> None:
+    found, keys = self.alphas(state), self._keys(state)
+    # Of other processes than the first there are no histories.
+    for folder, history, alphas, key, score in zip(self.folders, self._histories, found, keys, scores, strict=False):
+      with named_errors(folder):
+        history.append(step, epoch, alphas, key, self.searched, score)
+        spaces.save(self.searched.read(alphas), folder / GENOTYPE)
+
+  def is_readable(self, path: pathlib.Path) -> bool:
+    """See `Loop`."""
+    if path.name != GENOTYPE:
+      return path.name not in report.workdir.read(path.parent).problems
+    try:
+      spaces.load(path)
+    except ValueError:
+      return False
+    return True
+
+  def _write_again(self, state: SearchState, step: int) -> None:
+    """Writes what is derived from α again; what no checkpoint keeps of its history is lost."""
+    epoch = bisect.bisect_right(self.plan.epoch_ends, step)
+    found, keys = self.alphas(state), self._keys(state)
+    for folder, history, alphas, key in zip(self.folders, self._histories, found, keys, strict=False):
+      with named_errors(folder):
+        if history.steps:
+          history.write()
+        else:
+          message = f'{(folder / records.FILE).relative_to(self.workdir)}: lost or damaged; the history begins here'
+          self.note(step, 'incomplete_log', message)
+          history.append(step, epoch, alphas, key, self.searched, self.searched.scores(alphas))
+        if step == self.total or not self.is_readable(folder / GENOTYPE):
+          spaces.save(self.searched.read(alphas), folder / GENOTYPE)
