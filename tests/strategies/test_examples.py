@@ -2,30 +2,72 @@
 
 import pathlib
 import re
+import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from darts_jax.search import Search
+from darts_jax.nets import OPERATIONS
+from darts_jax.runtime.modules import import_modules
 from darts_jax.search.searched import Searched
-from darts_jax.settings import build
+from darts_jax.search.settings import read
 from darts_jax.strategies import STRATEGIES
-from darts_jax.strategies.relaxed import ALPHAS
+from darts_jax.strategies.gdas import Gdas
+from darts_jax.strategies.relaxed import ALPHAS, EVALUATE, WEIGHTS
 
 TEXT = (pathlib.Path(__file__).parents[2] / 'docs' / 'strategies.md').read_text(encoding='utf-8')
 
 
-def test_a_strategy_of_ones_own(tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
-  monkeypatch.setitem(STRATEGIES, 'noisy', None)
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+  """The module of the document, imported as `--import` does."""
   [example] = re.findall(r'```python\n(.*?)```', TEXT, re.DOTALL)
-  exec(example, {'__name__': 'mine'})
-  settings = build(Search, {'strategy': {'name': 'noisy', 'noise': 0.5}})
-  searched = Searched.from_settings(settings)
-  alphas = searched.init(jax.random.key(0))
-  mixing = searched.mix(alphas, 0, jax.random.key(1), ALPHAS)
-  for each in mixing.values():
-    # A softmax of α alone would be all but uniform.
-    assert np.ptp(np.asarray(each.operations), axis=1).min() > 0.01
-    np.testing.assert_allclose(np.sum(each.operations, axis=1), 1, rtol=1e-5)
-  assert searched.read(alphas).cell('normal').is_discrete
+  (tmp_path / 'mine.py').write_text(example)
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(sys, 'path', list(sys.path))
+  monkeypatch.setitem(STRATEGIES, 'mine', None)
+  monkeypatch.delitem(sys.modules, 'mine', raising=False)
+  before = dict(OPERATIONS)
+  import_modules(['mine'])
+  yield sys.modules['mine'].Mine
+  assert before == OPERATIONS
+  del sys.modules['mine']
+
+
+def test_the_strategy_of_the_document_is_gdas(mine):
+  [command] = re.findall(r'```sh\n(.*?)```', TEXT, re.DOTALL)
+  assert '--import=mine --config.strategy=mine' in command
+  settings = read({'strategy': {'name': 'mine', 'tau': (5.0, 0.1)}, 'epochs': 4})
+  assert settings.strategy == mine(tau=(5.0, 0.1))
+  searched = Searched.from_settings(settings).over((3, 6, 9, 12))
+  own = Searched.start(Gdas(tau=(5.0, 0.1)), settings.space, (3, 6, 9, 12))
+  alphas = {name: 3 * value for name, value in searched.init(jax.random.key(0)).items()}
+  jax.tree.map(np.testing.assert_array_equal, searched.init(jax.random.key(0)), own.init(jax.random.key(0)))
+  for purpose in (WEIGHTS, ALPHAS, EVALUATE):
+
+    def weigh(alphas, searched, purpose=purpose):
+      found = searched.mix(alphas, jnp.int32(7), jax.random.key(1), purpose)
+      return sum(
+        jnp.sum(each.operations * jnp.arange(each.operations.size).reshape(each.operations.shape))
+        for each in found.values()
+      ), found
+
+    results = [jax.grad(weigh, has_aux=True)(alphas, each) for each in (searched, own)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *results)
+    for each in results[0][1].values():
+      np.testing.assert_array_equal(np.sum(each.computed, axis=1), 1)
+  assert searched.read(alphas) == own.read(alphas)
+  other = {name: value[::-1] for name, value in alphas.items()}
+  assert searched.doubts(alphas, other) == own.doubts(alphas, other)
+
+
+def test_its_fields_are_checked(mine):
+  del mine
+  for config, message in (
+    ({'tau': (1.0, 0.0)}, 'config.strategy.tau: 0.0 is not allowed'),
+    ({'criterion': 2}, 'config.strategy.criterion: unknown field of mine; it is one of sgas'),
+  ):
+    with pytest.raises(ValueError, match=f'^{message}'):
+      read({'strategy': {'name': 'mine', **config}})
