@@ -139,6 +139,11 @@ def optimisation(run: Run) -> Iterator[Panel]:
     )
 
 
+def temperature(times: np.ndarray, values: np.ndarray, time_unit: str) -> Figure:
+  """The temperature over time; `[T]` both."""
+  return figures.chart([Line(times, values, style.INK, '', False, False)], time_unit, _SMALL, from_zero=True)
+
+
 def throughput(run: Run) -> Iterator[Panel]:
   """Images or tokens per second."""
   for unit in UNITS:

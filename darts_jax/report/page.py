@@ -36,6 +36,7 @@ def render(run: Run) -> str:
       sections.learning_curves(run),
       sections.benchmark(run),
       _optimisation(run),
+      _strategy(run, times),
       _mixing(run, genotype, times),
       decisions.section(run),
       curvature.section(run),
@@ -97,6 +98,19 @@ def _optimisation(run: Run) -> str:
   return html.section('Optimisation', f'<div class="grid">{sections.panels(panels)}</div>', lead)
 
 
+def _strategy(run: Run, times: np.ndarray) -> str:
+  """What the strategy says of itself, and its temperature; where edges are scored or decided, that is told there."""
+  history = run.history
+  if history is None or not history.legend or history.decides or history.scores:
+    return ''
+  parts = []
+  if history.temperatures is not None:
+    figure = curves.temperature(times, history.temperatures, run.time_unit)
+    parts.append(html.figure(figure, 'temperature', 'Temperature', 'Temperature of the softmax over time.'))
+  title = f'The strategy {run.setting("strategy") or ""}'.strip()
+  return html.section(title, f'<div class="grid">{"".join(parts)}</div>', html.escape(history.legend))
+
+
 def _mixing(run: Run, genotype: Genotype | None, times: np.ndarray) -> str:
   title, history = 'Mixing weights over time', run.history
   if history is None:
@@ -133,7 +147,7 @@ def _mixing(run: Run, genotype: Genotype | None, times: np.ndarray) -> str:
   )
   if history.temperatures is not None:
     first, latest = history.temperatures[[0, -1]]
-    lead += f' Weights have a temperature of {first:.3g} at first and of {latest:.3g} in the end.'
+    lead += f' The temperature is {first:.3g} at first and {latest:.3g} in the end.'
   if history.decides:
     lead += (
       ' A decided edge has its operation alone, in the darkest colour, which otherwise stands for the largest weight on'

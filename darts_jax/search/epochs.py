@@ -194,7 +194,7 @@ class Epochs(Loop[SearchState]):
   def _describe(self, alphas: Mapping[str, Any], step: Any, key: jax.Array) -> dict[str, float | int]:
     """What a line of the log says of α and of the mixing weights that the supernet has after `step` steps."""
     values: dict[str, float | int] = {}
-    weights = self.searched.look(alphas, step, key)
+    weights = self.searched.shown(alphas, step, key)
     for name in sorted(weights):
       # Of the edges that there is something to choose on.
       open_edges = [len(edge.operations) > 1 for _, edge in self.searched.cells[name].edges]

@@ -118,7 +118,7 @@ class AlphaHistory:
     """
     specs, count, names = searched.space.cells, len(self.steps), _names(arch, searched.space.cells)
     found: dict[str, Any] = {'step': step, 'epoch': epoch}
-    mixing = searched.look(arch, np.int32(step), key)
+    mixing = searched.shown(arch, np.int32(step), key)
     for name, spec in specs.items():
       cell, weights = searched.cells[name], mixing[name]
       found[f'mixing_{name}'] = _whole(weights.operations, cell, spec)

@@ -123,6 +123,12 @@ class Searched:
     """Mixing weights before a step, for what is no part of it; from the key of the run."""
     return self.mix(arch, step, jax.random.fold_in(jax.random.fold_in(key, step), _LOOK), EVALUATE)
 
+  def shown(self, arch: Arch, step: Any, key: Array) -> dict[str, Mixing]:
+    """What logs and reports show of a moment: see `look`, or the probabilities that operations are drawn with."""
+    mixing = self.look(arch, step, key)
+    chances = self.strategy.chances(arch, self.space, self.cells)
+    return mixing if chances is None else {name: Mixing(chances[name], each.edges) for name, each in mixing.items()}
+
   def temperature_at(self, step: int) -> float:
     """What architecture parameters are divided by, at a step, before their softmax; for logs and reports."""
     return float(self.strategy.temperature_at(Time(step, self.ends)))

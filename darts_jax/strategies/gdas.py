@@ -44,22 +44,29 @@ class Gdas(Relaxed):
   def check(self, space: CellSpace) -> None:
     """Raises a ValueError if the networks of the space cannot add the weights of what was not chosen."""
     if self.inactive_gradient == 'released' and space.task != 'images':
-      raise ValueError(
-        "config.strategy.inactive_gradient: 'released' is not allowed; on text it has to be 'none' or 'exact'"
-      )
+      raise ValueError("config.strategy.inactive_gradient: 'released' is not allowed; on text it is 'none' or 'exact'")
+
+  @property
+  def legend(self) -> str:
+    """See `Relaxed`."""
+    return 'Every step draws one operation an edge. Weights over time are the probabilities that they are drawn with.'
+
+  def chances(self, arch: Arch, space: CellSpace, cells: Cells) -> dict[str, Array]:
+    """The softmax of α, at a temperature of 1."""
+    return {name: softmax(arch[name], cells[name], spec) for name, spec in space.cells.items()}
 
   def init(self, space: CellSpace, key: Array) -> Arch:
     """Draws α."""
     return normal_alphas(key, space.cells, self.init_scale)
 
-  def tau_at(self, time: Time) -> Array:
+  def temperature_at(self, time: Time) -> Array:
     """`[]`: the temperature of an epoch."""
     first, last = self.tau
     return first + (last - first) * time.epoch.astype(jnp.float32) / max(time.epochs - 1, 1)
 
   def mix(self, arch: Arch, space: CellSpace, cells: Cells, time: Time, key: Any, purpose: Any) -> dict[str, Mixing]:
     """One operation an edge, drawn; in an evaluation the most likely one."""
-    wanted, tau = jnp.asarray(purpose) != EVALUATE, self.tau_at(time)
+    wanted, tau = jnp.asarray(purpose) != EVALUATE, self.temperature_at(time)
     noise = {name: jnp.where(wanted, value, 0) for name, value in gumbel(key, arch).items()}
     return {name: self.choose(arch[name] + noise[name], cells[name], spec, tau) for name, spec in space.cells.items()}
 
@@ -80,5 +87,4 @@ class Gdas(Relaxed):
 
   def doubts(self, before: Arch, after: Arch, space: CellSpace) -> Doubts:
     """What another epoch like the last one could change."""
-    found = preferences(before, space), preferences(after, space)
-    return doubts(*found, space.cells, keeps_none=space.keeps_none)
+    return doubts(preferences(before, space), preferences(after, space), space.cells, keeps_none=space.keeps_none)

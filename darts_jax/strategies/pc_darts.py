@@ -40,6 +40,15 @@ class PcDarts(Relaxed):
   init_scale: float = setting(1e-3, at_least=0, at_most=limits.FACTOR)
   channel_part: int = setting(4, at_least=1, at_most=limits.CHANNELS)
 
+  @property
+  def legend(self) -> str:
+    """See `Relaxed`."""
+    part = 'all' if self.channel_part == 1 else f'one in {self.channel_part}'
+    return (
+      f'Operations compute {part} channels. The edges into a node have weights, too, which are shown under those of'
+      ' operations; the architecture has the largest products of both.'
+    )
+
   def plan(self, space: CellSpace, epochs: int) -> tuple[Stage, ...]:
     """One stage."""
     del space

@@ -140,7 +140,7 @@ class Relaxed(abc.ABC):
 
   @property
   def legend(self) -> str:
-    """Explains to readers of the report what edges are scored by and how they are decided; plain text."""
+    """Explains to readers of the report how the strategy weighs, scores and decides edges; plain text."""
     return ''
 
   def check(self, space: CellSpace) -> None:
@@ -170,6 +170,14 @@ class Relaxed(abc.ABC):
   @abc.abstractmethod
   def read(self, arch: Arch, space: CellSpace, memory: Memory) -> Genotype:
     """The architecture that the parameters and what has been decided stand for; asked after any epoch."""
+
+  def chances(self, arch: Arch, space: CellSpace, cells: Cells) -> Mapping[str, Array] | None:
+    """`[E, O]` for every kind of cell: the probabilities that operations are drawn with, as `mix` has edges.
+
+    Logs and reports show them in place of the weights of an evaluation. None for a strategy that draws no operations.
+    """
+    del arch, space, cells
+    return None
 
   def temperature_at(self, time: Time) -> Array | float:
     """`[]`: what the parameters are divided by before `mix` takes a softmax; for logs and reports."""

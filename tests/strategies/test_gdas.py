@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from darts_jax.report import page, workdir
+from darts_jax.search.records import AlphaHistory
 from darts_jax.search.searched import Searched
 from darts_jax.spaces.darts import Darts as DartsSpace
 from darts_jax.spaces.nasbench201 import NasBench201
@@ -74,9 +76,9 @@ def test_what_is_not_chosen_is_not_trained(mode, computed, constant):
 
 def test_the_temperature_falls_by_the_same_amount_from_epoch_to_epoch():
   ends = (3, 6, 9, 12)
-  found = [float(Gdas(tau=(10.0, 1.0)).tau_at(Time(step, ends))) for step in range(13)]
+  found = [float(Gdas(tau=(10.0, 1.0)).temperature_at(Time(step, ends))) for step in range(13)]
   np.testing.assert_allclose(found, [10] * 3 + [7] * 3 + [4] * 3 + [1] * 4, rtol=1e-6)
-  assert float(Gdas().tau_at(Time(0, (5,)))) == 10
+  assert float(Gdas().temperature_at(Time(0, (5,)))) == 10
 
 
 def test_every_purpose_and_step_has_a_draw_of_its_own_and_evaluations_none():
@@ -117,6 +119,24 @@ def test_the_architecture_is_that_of_the_largest_alphas_as_the_space_has_it():
 
 
 def test_weights_cannot_be_added_to_the_states_of_a_recurrent_cell():
-  with pytest.raises(ValueError, match="^config.strategy.inactive_gradient: 'released' is not allowed; on text it has"):
+  with pytest.raises(ValueError, match="^config.strategy.inactive_gradient: 'released' is not allowed; on text it is"):
     Gdas(inactive_gradient='released').check(Recurrent())
   Gdas().check(Recurrent())
+
+
+def test_reports_show_the_probabilities_of_draws(tmp_path):
+  space = DartsSpace(1, ('none', 'skip_connect', 'sep_conv_3x3'))
+  searched = Searched.start(Gdas(tau=(10.0, 1.0), init_scale=1.0), space, (4, 8))
+  key = jax.random.key(0)
+  alphas = jax.device_get(searched.init(key))
+  history = AlphaHistory(tmp_path, searched, None)
+  for step in (0, 4, 8):
+    history.append(step, step // 4, alphas, key, searched, {})
+  run = workdir.read(tmp_path)
+  for name, values in alphas.items():
+    expected = np.exp(values) / np.exp(values).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(run.history.mixing[name][0], expected, rtol=1e-6)
+  np.testing.assert_allclose(run.history.temperatures, [10, 1, 1])
+  shown = page.render(run)
+  assert 'Every step draws one operation an edge.' in shown
+  assert 'aria-label="Temperature of the softmax over time."' in shown
