@@ -29,6 +29,8 @@ from darts_jax.strategies.relaxation import Softmax
 from darts_jax.strategies.relaxed import ALPHAS, EVALUATE, WEIGHTS, Stage
 from darts_jax.strategies.sgas import Sgas
 
+pytestmark = pytest.mark.usefixtures('undrawn')
+
 
 @dataclasses.dataclass(frozen=True)
 class Drawn(Softmax):

@@ -20,6 +20,8 @@ from darts_jax.selection import RandomSearch, random_search, trials
 from darts_jax.settings import build
 from darts_jax.training import loop as training_loop
 
+pytestmark = pytest.mark.usefixtures('undrawn')
+
 # 64 images are trained on, 4 steps an epoch.
 STEPS = 4
 
