@@ -17,6 +17,7 @@ CPU will do; the compilers are in the extra `accelerators`. The exit code is 1 i
 
 import contextlib
 import dataclasses
+import gc
 import importlib
 import itertools
 import json
@@ -146,6 +147,8 @@ def _child(order: dict[str, Any]) -> None:
   import jax
 
   jax.config.update('jax_enable_compilation_cache', False)
+  # A trace makes millions of objects that stay.
+  gc.set_threshold(100_000, 20, 10)
   config, read = _settings(order)
   from benchmarks import gpu, pods
   from darts_jax.runtime import compilation
@@ -231,7 +234,8 @@ def _image_search(settings: Any, mesh: Any) -> Iterator[tuple[str, Any, tuple[An
   from darts_jax.search.searcher import Searcher
   from darts_jax.strategies.sgas import Sgas
 
-  images = shapes_only(settings, None, 10, 50_000)
+  # Of a TPU's time, a sort of many images would take most.
+  images = shapes_only(settings, None, 10, 1_438 if settings.task.source == 'digits' else 50_000)
   data = data_template(images, settings, mesh)
   searcher = Searcher.open(settings, images, mesh)
   searched = searcher.searched

@@ -43,6 +43,7 @@ from darts_jax.interop.reference import convert_language_model, convert_network,
 from darts_jax.laboratory.bench import Bench, Frozen, to_host
 from darts_jax.nets.conv import Supernet
 from darts_jax.nets.recurrent import LanguageModel, Masks
+from darts_jax.runtime.compilation import compiler_options
 from darts_jax.runtime.files import parse_json, read_json, read_npz, user_path
 from darts_jax.runtime.packed import Packed
 from darts_jax.search.optimizers import Optimizers
@@ -139,7 +140,7 @@ class SearchFile:
         optimizers=self.optimizers,
       )
 
-    return jax.jit(run)(self.state, self.train, self.valid)
+    return jax.jit(run, compiler_options=compiler_options())(self.state, self.train, self.valid)
 
   def expected_weights(self) -> dict[str, Any]:
     """The weights after the whole step."""
@@ -269,7 +270,7 @@ class RecurrentFile:
         optimizers=self.optimizers,
       )
 
-    return jax.jit(run)(self.state, self.batches)
+    return jax.jit(run, compiler_options=compiler_options())(self.state, self.batches)
 
 
 def _keep_embedding(inner: optax.GradientTransformation, weights: Packed) -> optax.GradientTransformation:

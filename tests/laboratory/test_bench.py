@@ -1,6 +1,7 @@
 """Estimators run pass by pass on a tiny supernet, against each other where they agree in theory, and as in a search."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from darts_jax.hypergradient import (
 )
 from darts_jax.hypergradient.settings import ConjugateGradient, Exact, ExactReverse, FirstOrder, Truncated
 from darts_jax.laboratory.bench import Bench, Frozen, compare, to_host
+from darts_jax.runtime.compilation import compiler_options
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.runtime.packed import Packed
 from darts_jax.search import Search, Searcher
@@ -177,7 +179,7 @@ def test_search_step_makes_the_same_passes(benches, frozen, searcher, optimizers
   expected = benches['float64'].estimate(estimator, frozen)
   state, batches = jax.tree.map(lambda x: np.float64(x) if x.dtype == np.float32 else x, tuple(frozen))
 
-  @jax.jit
+  @functools.partial(jax.jit, compiler_options=compiler_options())
   def step(state, batches):
     return search_step(
       state.replace(key=jax.random.key(0)),

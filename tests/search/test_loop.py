@@ -28,6 +28,8 @@ from darts_jax.runtime.mesh import make_mesh
 from darts_jax.search import loop
 from darts_jax.settings import build
 
+pytestmark = pytest.mark.usefixtures('undrawn')
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 # 11 steps an epoch.
@@ -52,6 +54,7 @@ from darts_jax import search
 from darts_jax.runtime.progress import Progress
 from darts_jax.runtime import loop as loops
 from darts_jax.search import loop
+from matplotlib.figure import Figure
 
 config, workdir, name, moment = json.loads(sys.argv[1])
 update, rename = Progress.update, pathlib.Path.rename
@@ -66,6 +69,7 @@ def rename_or_die(self, target):
     os.kill(os.getpid(), getattr(signal, name))
   return rename(self, target)
 
+Figure.savefig = lambda self, file, **how: file.write('<svg></svg>')  # As `undrawn` does.
 loop.enable_cache = lambda: None  # As the tests have set it up: it keeps small programs, too.
 if name:
   loops._SECONDS_A_CALL = 0.0  # One step a call.

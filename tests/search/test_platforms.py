@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from darts_jax.data.images import load
+from darts_jax.runtime.compilation import compiler_options
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.search import Search, Searcher
 from darts_jax.settings import build
@@ -24,10 +25,15 @@ def test_steps_for_a_gpu_are_those_for_the_cpu(tiny_search, estimator):
   arguments = searcher.init(jax.random.key(settings.seed)), data, jnp.int32(1)
   # A program for a platform can be called here, too, and is compiled for the CPU then.
   checks = [jax.export.DisabledSafetyCheck.platform()]
-  found, expected = (
-    jax.export.export(jax.jit(searcher._run), platforms=[platform], disabled_checks=checks)(*arguments).call(*arguments)
-    for platform in ('cuda', 'cpu')
-  )
+
+  # Sums of one kind, so that both programs round alike.
+  options = {'xla_disable_hlo_passes': compiler_options()['xla_disable_hlo_passes']}
+
+  def call(platform):
+    exported = jax.export.export(jax.jit(searcher._run), platforms=[platform], disabled_checks=checks)(*arguments)
+    return jax.jit(exported.call, compiler_options=options)(*arguments)
+
+  found, expected = call('cuda'), call('cpu')
   (state, sums), (_, others) = found, expected
   assert int(sums['steps']) == 1
   if estimator == 'finite_difference':

@@ -31,6 +31,8 @@ from darts_jax.strategies.relaxed import ALPHAS, EVALUATE, WEIGHTS, Stage
 from darts_jax.strategies.sgas import Sgas
 from darts_jax.trials import TrialSearch
 
+pytestmark = pytest.mark.usefixtures('undrawn')
+
 
 @dataclasses.dataclass(frozen=True)
 class Drawn(Softmax):

@@ -14,7 +14,7 @@ from jax.extend.core import jaxprs_in_params
 from jax.flatten_util import ravel_pytree
 
 from darts_jax.data.images import Images, load, split
-from darts_jax.runtime.compilation import CompilationCounter, count_compilations
+from darts_jax.runtime.compilation import CompilationCounter, compiler_options, count_compilations
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.search import Search, Searcher
 from darts_jax.search.optimizers import Optimizers
@@ -345,7 +345,7 @@ TINIEST = {
 
 def test_step_without_jit_computes_the_same(digits):
   step, args = make_step(build(Search, TINIEST | {'hypergradient': {'name': 'first_order'}}), digits)
-  assert_trees_close(jax.jit(step)(*args), step(*args), rtol=1e-4, atol=1e-6)
+  assert_trees_close(jax.jit(step, compiler_options=compiler_options())(*args), step(*args), rtol=1e-4, atol=1e-6)
 
 
 def test_learning_rate_is_not_computed_in_every_kernel_that_reads_it(digits):
@@ -371,7 +371,7 @@ def take_step(digits):
 
   def take(**changes):
     step, args = make_step(build(Search, {**TINY, **changes}), digits, smooth=True)
-    return jax.jit(lambda: step(*args))
+    return jax.jit(lambda: step(*args), compiler_options=compiler_options())
 
   return take
 

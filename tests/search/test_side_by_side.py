@@ -15,6 +15,8 @@ from darts_jax.runtime.mesh import make_mesh
 from darts_jax.search import loop
 from darts_jax.settings import build
 
+pytestmark = pytest.mark.usefixtures('undrawn')
+
 SEEDS = (3, 4)
 
 

@@ -18,6 +18,7 @@ from darts_jax.data.corpus import Corpus, columns
 from darts_jax.data.sequences import Sequences, perplexity
 from darts_jax.hypergradient import BILEVEL, Estimator, make
 from darts_jax.nets.recurrent import Dropout, Masks
+from darts_jax.runtime.compilation import compiler_options
 from darts_jax.runtime.mesh import make_mesh, replicated
 from darts_jax.search import Search, Searcher
 from darts_jax.search.optimizers import Optimizers
@@ -105,7 +106,8 @@ def make_step(lab: Lab, estimator: Estimator) -> Any:
 
   batches = Halves(BATCH_AXES, BATCH_AXES)
   axes = searcher.state_axes, searcher.learner.data_axes
-  return jax.jit(searcher.spread(step, axes, (searcher.state_axes, batches, PartitionSpec())))
+  spread = searcher.spread(step, axes, (searcher.state_axes, batches, PartitionSpec()))
+  return jax.jit(spread, compiler_options=compiler_options())
 
 
 def walk(lab: Lab, estimator: Estimator, start: SearchState, num_steps: int) -> list[Step]:

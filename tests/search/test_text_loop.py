@@ -25,6 +25,8 @@ from darts_jax.search import loop
 from darts_jax.search.state import SearchState
 from experiments import search as command
 
+pytestmark = pytest.mark.usefixtures('undrawn')
+
 
 def set_up(patch: pytest.MonkeyPatch) -> None:
   """Searches in this process: on one device, and with programs kept as the tests have set it up."""

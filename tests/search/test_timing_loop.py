@@ -22,6 +22,8 @@ from darts_jax.runtime.progress import Progress
 from darts_jax.search import Search, Searcher, loop
 from darts_jax.settings import build
 
+pytestmark = pytest.mark.usefixtures('undrawn')
+
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory) -> pathlib.Path:

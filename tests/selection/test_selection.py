@@ -16,6 +16,8 @@ from darts_jax.training import comparison
 from darts_jax.training import loop as training_loop
 from experiments import select as command
 
+pytestmark = pytest.mark.usefixtures('undrawn')
+
 
 def config(**changes):
   """Two searches of three operations, two epochs each."""

@@ -26,6 +26,8 @@ from darts_jax.spaces import darts
 from darts_jax.training import feeds
 from darts_jax.training import loop as training_loop
 
+pytestmark = pytest.mark.usefixtures('undrawn')
+
 CELL = (('skip_connect', 0), ('max_pool_3x3', 1))
 GENOTYPE = darts.genotype(CELL, (2,), CELL, (2,))
 COLOURS = {'blue': (60, 60, 200), 'green': (60, 200, 60), 'red': (200, 60, 60)}

@@ -16,6 +16,8 @@ from darts_jax.runtime.progress import Progress
 from darts_jax.spaces import darts
 from darts_jax.training import loop as training_loop
 
+pytestmark = pytest.mark.usefixtures('undrawn')
+
 CELL = (('skip_connect', 0), ('avg_pool_3x3', 1))
 GENOTYPE = darts.genotype(CELL, (2,), CELL, (2,))
 # 1,438 training images, of which 144 are held out; 10 steps an epoch.
