@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from darts_jax import search as relaxed
-from darts_jax import searches, spaces, training
+from darts_jax import searches, spaces, training, trials
 from darts_jax.interop import export as exporting
 from darts_jax.nets.description import describe_classifier, describe_language_model
 from darts_jax.runtime.files import user_path
@@ -45,11 +45,9 @@ def search(
   """
   folder = pathlib.Path(workdir)
   if searches.proposes(config):
-    if data is not None or writers:
-      raise ValueError('data: a strategy that proposes architectures takes no data and no writers here')
-    found = searches.run(config, folder)
-    assert isinstance(found, TrialsResult)
-    return found
+    if data is not None:
+      raise ValueError('data: a strategy that proposes architectures takes no data here; its evaluator has them')
+    return trials.search.run(config, folder, writers=writers)
   if data is not None and isinstance(relaxed.settings.read(config).task, ImageTask):
     # The name says that no file has them.
     config = {**config, 'data': {**config.get('data', {}), 'name': 'arrays'}}

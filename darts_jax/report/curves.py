@@ -61,7 +61,8 @@ def benchmark(run: Run) -> Iterator[Panel]:
   """How accurate the architectures along the way are in a benchmark, where the search was told."""
   lines = _lines(
     run,
-    run.epochs,
+    # A search by proposals has no epochs.
+    run.epochs or run.steps,
     ('true_accuracy', style.BLUE, 'returned'),
     ('true_optimum', style.GREEN, 'optimum'),
     ('true_mean', style.AMBER, 'mean of random cells'),

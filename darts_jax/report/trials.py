@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from darts_jax import spaces
-from darts_jax.report import html, outcomes, sections
+from darts_jax.report import curves, html, outcomes, sections
 from darts_jax.report.outcomes import Trial
 from darts_jax.report.workdir import Run, last, number
 from darts_jax.spaces import CellSpace
@@ -39,6 +39,7 @@ def render(run: Run) -> str:
       sections.warnings(list(_warnings(trials))),
       _architecture(run, best),
       _rewards(run, trials, problem),
+      _benchmark(run),
       _table(run, trials, best, problem),
       _usage(run),
       sections.events(run),
@@ -144,6 +145,18 @@ def _rewards(run: Run, trials: Sequence[Trial], problem: str) -> str:
   lead += ' Crosses: failed.' if any(trial.status == 'failed' for trial in told) else ''
   lead += ' Hollow: stopped early, the reward is an estimate.' if any(t.status == 'stopped' for t in told) else ''
   return html.section(title, f'<div class="grid wide">{"".join(parts)}</div>', lead)
+
+
+def _benchmark(run: Run) -> str:
+  """How good the best architectures are in a benchmark; empty for a search that was not told."""
+  charts = list(curves.benchmark(run))
+  lead = (
+    'The accuracy of the best architecture so far, after every outcome, as a table of trainings from scratch has it;'
+    ' neither the strategy nor the rewards know it.'
+  )
+  return (
+    html.section('In the benchmark', f'<div class="grid wide">{sections.panels(charts)}</div>', lead) if charts else ''
+  )
 
 
 def _table(run: Run, trials: Sequence[Trial], best: Trial | None, problem: str) -> str:

@@ -14,11 +14,11 @@ import numpy as np
 
 from darts_jax import report, spaces
 from darts_jax.report.sections import measured
-from darts_jax.runtime import metrics
+from darts_jax.runtime import metrics, modules
 from darts_jax.runtime.files import one_line, user_path
 from darts_jax.runtime.interrupts import InterruptGuard
 from darts_jax.runtime.lock import locked
-from darts_jax.runtime.metrics import MetricsLog
+from darts_jax.runtime.metrics import MetricsLogs, Writer
 from darts_jax.runtime.workdir import claim, named_errors
 from darts_jax.settings import as_config
 from darts_jax.spaces import Genotype
@@ -72,7 +72,10 @@ class TrialsResult:
 
 
 def run(
-  config: Mapping[str, Any], workdir: str | pathlib.Path, note: Callable[[str], None] = lambda message: None
+  config: Mapping[str, Any],
+  workdir: str | pathlib.Path,
+  note: Callable[[str], None] = lambda message: None,
+  writers: Sequence[Writer] = (),
 ) -> TrialsResult:
   """Proposes and evaluates architectures, or goes on with the search that `workdir` holds.
 
@@ -84,6 +87,7 @@ def run(
       `metrics.jsonl` (a step is an outcome), `tensorboard/` and `report.html`; of trainings from scratch `trials/0`, …,
       and `pick`. A search that was stopped or killed goes on to the same result.
     note: is told what came of every evaluation.
+    writers: are told of all numbers as they are logged.
 
   Raises:
     ValueError: a setting, the data or the directory is unfit.
@@ -95,10 +99,11 @@ def run(
     evaluator = settings.evaluator.open(workdir / FOLDER)
     evaluator.check(settings.space)
     dataset = evaluator.fingerprint(settings.space)
+    judge = settings.space.judge(evaluator.data_name())
     executor = _executor(settings, evaluator)
     claim(workdir, {**as_config(settings), 'dataset': dataset}, KIND)
     with InterruptGuard() as guard, Journal(workdir) as journal:
-      return _Run(settings, evaluator, workdir, journal, note, guard).run(executor)
+      return _Run(settings, evaluator, judge, workdir, journal, note, guard).run(executor, writers)
 
 
 def _executor(settings: TrialSearch, evaluator: Evaluator) -> futures.Executor:
@@ -116,7 +121,7 @@ def _executor(settings: TrialSearch, evaluator: Evaluator) -> futures.Executor:
       f'config.workers: {settings.workers} is not allowed; processes cannot be given the evaluator or the architectures'
       f' ({one_line(error)}); define both in a module that can be imported'
     ) from error
-  return Processes(settings.workers, [kind.__module__ for kind in kinds])
+  return Processes(settings.workers, [*modules.imported(), *(kind.__module__ for kind in kinds)])
 
 
 class _Run:
@@ -126,6 +131,7 @@ class _Run:
     self,
     settings: TrialSearch,
     evaluator: Evaluator,
+    judge: Callable[[Any], Mapping[str, float]] | None,
     workdir: pathlib.Path,
     journal: Journal,
     note: Callable[[str], None],
@@ -133,6 +139,7 @@ class _Run:
   ) -> None:
     self._settings = settings
     self._evaluator = evaluator
+    self._judge = judge
     self._workdir = workdir
     self._journal = journal
     self._note = note
@@ -149,14 +156,15 @@ class _Run:
     # Steps that the log has a line of, and those at which it tells of a failure.
     self._logged: set[int] = set()
     self._failures: set[int] = set()
-    self._log: MetricsLog
+    self._log: MetricsLogs
 
-  def run(self, executor: futures.Executor) -> TrialsResult:
+  def run(self, executor: futures.Executor, writers: Sequence[Writer]) -> TrialsResult:
     """Evaluates what is left, and tests the best architecture."""
     settings, total = self._settings, self._settings.trials
     told = sum(line['event'] == 'tell' for line in self._journal.lines)
     is_new = not self._journal.lines and not (self._workdir / metrics.FILE).exists()
-    with MetricsLog(self._workdir, resume_step=None if is_new else told, saved=b'') as self._log:
+    resume_step = None if is_new else told
+    with MetricsLogs([self._workdir], resume_step=resume_step, saved=[b''], writers=writers) as self._log:
       lines = metrics.read(self._workdir)
       has_ended = any(line.get('event') in ('finished', 'failed') for line in lines)
       self._begin(lines, told)
@@ -223,11 +231,13 @@ class _Run:
   def _line(self, outcome: Outcome) -> dict[str, float]:
     """What the log says of an outcome."""
     measure = self._evaluator.measure
-    values = {**outcome.measures, 'seconds': outcome.seconds}
+    values: dict[str, float] = {**outcome.measures, 'seconds': outcome.seconds}
     if outcome.status != 'failed':
       values[measure] = outcome.reward
     if self._highest is not None:
       values[f'best_{measure}'] = self._highest.reward
+      if self._judge is not None:
+        values |= self._judge(self._highest.proposal.arch)
     return values
 
   def _progress(self, outcome: Outcome, count: int) -> str:

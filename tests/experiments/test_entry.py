@@ -143,7 +143,7 @@ def check_refused(answer, *parts: str) -> None:
     ([RANDOM, '--config.trials=0'], ['config.trials: 0 is not allowed; it has to be ≥ 1']),
     (
       [RANDOM, '--config.epochs=3'],
-      ['config.epochs: unknown field of random_search; it is one of darts, sgas; trainings of'],
+      ['config.epochs: unknown field of random_search; it is one of darts, ', 'have config.evaluator.epochs'],
     ),
     ([RANDOM, '--config.evaluator.data.validation_fraction=0.0'], ['config.evaluator.data.validation_fraction: 0.0']),
   ],

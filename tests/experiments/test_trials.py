@@ -3,11 +3,13 @@
 import json
 import pathlib
 import re
+import sys
 
 import numpy as np
 import pytest
 
 from darts_jax import report, spaces
+from darts_jax.runtime import modules
 from darts_jax.spaces.nasbench201 import NasBench201
 from darts_jax.strategies import STRATEGIES
 from darts_jax.trials import EVALUATORS
@@ -99,6 +101,20 @@ def steps(workdir):
   return [line for line in lines if 'event' not in line]
 
 
+def test_the_best_so_far_is_judged_by_the_table_that_the_space_names(evolve, table, parse_page):
+  assert evolve('--config.trials=5', '--config.strategy=random_search', f'--config.space.table={table}').code == 0
+  workdir = pathlib.Path('runs/nasbench201_evolution')
+  logged = steps(workdir)[1:]
+  assert len(logged) == 5
+  for line in logged:
+    assert line['true_accuracy'] == pytest.approx(0.8 - line['best_valid_accuracy'] / 2, abs=1e-4)
+    assert line['true_optimum'] == 0.8
+  assert 'In the benchmark' in parse_page((workdir / 'report.html').read_text()).text
+  answer = evolve('--workdir=other', '--config.space.table=nowhere')
+  assert (answer.code, answer.errors.startswith('error: config.space.table: nowhere is not there')) == (2, True)
+  assert not pathlib.Path('other').exists()
+
+
 def test_pending_trials_are_in_the_report(evolve, parse_page):
   """Of a run that was killed in its third evaluation."""
   evolve('--config.trials=3')
@@ -157,6 +173,18 @@ def test_worker_processes_need_a_module(ask):
   assert answer.errors.startswith('error: config.workers: 2 is not allowed; processes cannot be given the evaluator')
   assert answer.errors.count('\n') == 1
   assert not pathlib.Path('runs').exists()
+
+
+def test_worker_processes_import_what_the_command_imports(ask, monkeypatch):
+  own()
+  monkeypatch.setattr(sys, 'path', [*sys.path])
+  monkeypatch.setattr(modules, '_imported', [])
+  pathlib.Path('mine.py').rename('counting.py')
+  pathlib.Path('other.py').write_text('import counting\nget_config = counting.get_config\n')
+  answer = ask('--config=other.py', '--import=counting', '--config.trials=3', '--config.workers=2')
+  del sys.modules['counting']
+  assert answer.code == 0, answer.errors
+  assert answer.output.splitlines()[1].startswith('reward of the best architecture: ')
 
 
 def test_worker_processes_come_to_the_same(evolve):

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -191,8 +192,9 @@ def test_the_best_by_validation_is_kept_after_every_training(config, scripted, t
     tell(self, outcome)
 
   monkeypatch.setattr(Journal, 'tell', spied)
-  notes = []
-  result = search.run(config(trials=7), workdir, notes.append)
+  notes, written = [], []
+  writer = types.SimpleNamespace(write=lambda step, values: written.append((step, dict(values))))
+  result = search.run(config(trials=7), workdir, notes.append, [writer])
   drawn = [genotype for _, _, genotype in calls]
   # One that diverged does not win even against an accuracy of 0; the first of equals stays.
   assert kept == [None, None, drawn[1], drawn[2], *[drawn[3]] * 3]
@@ -207,6 +209,9 @@ def test_the_best_by_validation_is_kept_after_every_training(config, scripted, t
   assert [line.get('valid_accuracy') for line in steps] == [None, 0.0, 0.7, 0.9, None, 0.9, 0.8]
   assert [line.get('best_valid_accuracy') for line in steps] == [None, 0.0, 0.7, 0.9, 0.9, 0.9, 0.9]
   assert events(workdir) == ['trial_failed', 'trial_failed', 'finished']
+  assert [step for step, _ in written] == [*range(1, 8), 7]
+  assert written[3][1]['step/best_valid_accuracy'] == 0.9
+  assert written[7][1] == {'test/loss': 1.5, 'test/accuracy': 0.4321}
   # A line a trial, and one at the end.
   assert notes[0] == 'trial 0, 1 of 7: failed (step 3: a loss or gradient is not finite)'
   assert notes[6] == 'trial 6, 7 of 7: validation accuracy 80.00%, best 90.00% (trial 3)'
@@ -410,8 +415,8 @@ def test_the_config_is_the_search_space_and_a_shorter_evaluation():
     ({'hypergradient': 'exact'}, 'config.hypergradient: unknown field of random_search; it is one of darts, sgas'),
     (
       {'epochs': 3},
-      'config.epochs: unknown field of random_search; it is one of darts, sgas; trainings of the evaluator scratch have'
-      ' config.evaluator.epochs$',
+      'config.epochs: unknown field of random_search; it is one of darts, sgas.*; trainings of the evaluator scratch'
+      ' have config.evaluator.epochs$',
     ),
     (
       {'space': {'name': 'recurrent'}},

@@ -43,6 +43,10 @@ class Evaluator(abc.ABC):
     """
     return None
 
+  def data_name(self) -> str:
+    """What the data are called; empty if there are none, or nobody says."""
+    return ''
+
   def known(self) -> Mapping[str, float]:
     """Numbers that are known before any evaluation, for reports: `optimum`, the highest reward there is, and others."""
     return {}

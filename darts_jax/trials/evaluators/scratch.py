@@ -48,6 +48,10 @@ class FromScratch(Evaluator, Generic[T]):
         f' for {task}'
       )
 
+  def data_name(self) -> str:
+    """See `Evaluator`."""
+    return self.training.data.name
+
   def identity(self) -> dict[str, Any]:
     """See `Evaluator`; the folder and the data may have moved."""
     identity = super().identity()

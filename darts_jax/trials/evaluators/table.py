@@ -45,6 +45,10 @@ class TableEvaluator(Evaluator):
       raise ValueError('config.evaluator.path: is not set; it is the folder with the table, see docs/nasbench201.md')
     _table(self.path)
 
+  def data_name(self) -> str:
+    """See `Evaluator`."""
+    return self.dataset
+
   def identity(self) -> dict[str, Any]:
     """See `Evaluator`; a table may have moved, and another one be at its place."""
     return {name: value for name, value in super().identity().items() if name != 'path'} | self._digest()
