@@ -27,8 +27,8 @@ def section(run: Run) -> str:
   )
   title = 'Largest eigenvalue of ∂²L_val/∂α²'
   lead = (
-    'Of one batch of the architecture’s half, in all architecture parameters together. Where it rises, the loss of the'
-    ' architecture that is read off weights grows away from that of the supernet.'
+    'Of one batch of the architecture’s half, in all architecture parameters together. Where it is'
+    ' large, the architecture that is read off the weights is much worse than the supernet.'
   )
   if run.left_behind:
     lead += ' Pale: what the search left behind.'
@@ -47,7 +47,8 @@ def _lines(run: Run) -> list[Line]:
   found = []
   for records in run.left_behind:
     found += _line(run, records, 'curvature', '', faint=True)
-  found += _line(run, run.epochs, 'curvature', 'of epochs')
+    found += _line(run, records, 'curvature_mean', '', faint=True, color=style.VERMILION)
+  found += _line(run, run.epochs, 'curvature', 'curvature')
   return found + _line(run, run.epochs, 'curvature_mean', 'mean', color=style.VERMILION)
 
 

@@ -74,7 +74,7 @@ def check_refused(answer, *parts: str) -> None:
     ([DIGITS, '--config.a-b=1'], ['--config.a-b=1: no such field']),
     (
       [DIGITS, '--config.strategy=rando'],
-      ["'rando'", "did you mean 'random'? allowed are darts, sgas, gdas, pc_darts, random"],
+      ["'rando'", "did you mean 'random'? allowed are darts, sgas, gdas, pc_darts, robust_darts, random"],
     ),
     ([DIGITS, '--config.sgas.criterion=2'], ['config.sgas.criterion: it is called config.strategy.criterion now']),
     ([DIGITS, '--config.sgas.zzz=2'], ['config.sgas: it is called config.strategy now']),
