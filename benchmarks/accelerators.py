@@ -7,8 +7,8 @@ Where a compiler meets a fault of its own it ends the process, so every config, 
 and a process that was ended is a row of the table and no end of the rest. Networks of images have three cells, the
 fewest with each kind of cell, since such faults follow from shapes and not from depth; everything else is as the config
 says, unless `--set` changes it. Programs are the step and the evaluation of a search, the step of SGAS's supernet
-after half of its decisions, the curvature that RobustDARTS asks for, the step and the evaluation of a training, and for a
-search of images the operations of one node of a reduction cell by themselves.
+after half of its decisions, the curvature that RobustDARTS asks for, the step and the evaluation of a training, and
+for a search of images the operations of one node of a reduction cell by themselves.
 `--defaults` compiles with XLA's default options and not with the package's, as a user's own program does.
 
 GPUs are those of `benchmarks.gpu`, and `h100x2` two that share a batch; v5e is a TPU, for which there is libtpu. Any

@@ -5,7 +5,7 @@ import numpy as np
 from darts_jax.report import figures, html, sections, style
 from darts_jax.report.curves import Panel
 from darts_jax.report.figures import Line
-from darts_jax.report.workdir import WENT_BACK, Record, Run, series
+from darts_jax.report.workdir import WENT_BACK, Record, Run, returned_to, series
 
 _SIZE = (7.5, 3.1)
 
@@ -61,5 +61,5 @@ def _line(
 
 def _times(run: Run, events: list[Record]) -> np.ndarray:
   """When the epochs ended that searches went back to, or returned the architectures of."""
-  steps = [event['to_step'] if isinstance(event.get('to_step'), int) else event['step'] for event in events]
+  steps = [event['step'] if (step := returned_to(event)) is None else step for event in events]
   return run.times(np.array(steps, float))
