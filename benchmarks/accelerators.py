@@ -7,8 +7,8 @@ Where a compiler meets a fault of its own it ends the process, so every config, 
 and a process that was ended is a row of the table and no end of the rest. Networks of images have three cells, the
 fewest with each kind of cell, since such faults follow from shapes and not from depth; everything else is as the config
 says, unless `--set` changes it. Programs are the step and the evaluation of a search, the step of SGAS's supernet
-after half of its decisions, the step and the evaluation of a training, and for a search of images the operations of one
-node of a reduction cell by themselves.
+after half of its decisions, the curvature that RobustDARTS asks for, the step and the evaluation of a training, and
+for a search of images the operations of one node of a reduction cell by themselves.
 `--defaults` compiles with XLA's default options and not with the package's, as a user's own program does.
 
 GPUs are those of `benchmarks.gpu`, and `h100x2` two that share a batch; v5e is a TPU, for which there is libtpu. Any
@@ -42,7 +42,8 @@ FOLDER = pathlib.Path(sys.prefix) / 'accelerators'
 TPU = 'v5e'
 #: All configs with programs of their own; the others search or train like one of these.
 CONFIGS = (
-  *('cifar', 'cifar_sgas', 'cifar_gdas', 'cifar_pc_darts', 'digits', 'mnist', 'ptb', 'text', 'hypergradients'),
+  *('cifar', 'cifar_sgas', 'cifar_gdas', 'cifar_pc_darts', 'cifar_robust_darts', 'digits', 'mnist', 'ptb', 'text'),
+  'hypergradients',
   *('cifar_eval', 'digits_eval', 'imagenet_eval', 'ptb_eval', 'wikitext2_eval', 'text_eval'),
 )
 #: A network of images has at least one cell of each kind.
@@ -232,6 +233,7 @@ def _image_search(settings: Any, mesh: Any) -> Iterator[tuple[str, Any, tuple[An
   from benchmarks.pods import data_template, shapes_only
   from darts_jax.runtime.mesh import replicated
   from darts_jax.search.searcher import Searcher
+  from darts_jax.strategies.robust_darts import RobustDarts
   from darts_jax.strategies.sgas import Sgas
 
   # Of a TPU's time, a sort of many images would take most.
@@ -243,6 +245,8 @@ def _image_search(settings: Any, mesh: Any) -> Iterator[tuple[str, Any, tuple[An
   yield 'reduction node', *_reduction_node(settings, mesh)
   yield 'search step', searcher.run, (searcher.template(), data, steps)
   yield 'evaluation', searcher.evaluate, (searcher.template(), data)
+  if isinstance(settings.strategy, RobustDarts):
+    yield 'curvature', searcher.curvature, (searcher.template(), data)
   if isinstance(settings.strategy, Sgas):
     generator = np.random.default_rng(0)
     epochs = settings.strategy.decision_epochs(searched.space)

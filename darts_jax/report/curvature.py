@@ -5,7 +5,7 @@ import numpy as np
 from darts_jax.report import figures, html, sections, style
 from darts_jax.report.curves import Panel
 from darts_jax.report.figures import Line
-from darts_jax.report.workdir import WENT_BACK, Record, Run, series
+from darts_jax.report.workdir import WENT_BACK, Record, Run, returned_to, series
 
 _SIZE = (7.5, 3.1)
 
@@ -27,8 +27,8 @@ def section(run: Run) -> str:
   )
   title = 'Largest eigenvalue of ∂²L_val/∂α²'
   lead = (
-    'Of one batch of the architecture’s half, in all architecture parameters together. Where it rises, the loss of the'
-    ' architecture that is read off weights grows away from that of the supernet.'
+    'Of one batch of the architecture’s half, in all architecture parameters together. Where it is'
+    ' large, the architecture that is read off the weights is much worse than the supernet.'
   )
   if run.left_behind:
     lead += ' Pale: what the search left behind.'
@@ -47,7 +47,8 @@ def _lines(run: Run) -> list[Line]:
   found = []
   for records in run.left_behind:
     found += _line(run, records, 'curvature', '', faint=True)
-  found += _line(run, run.epochs, 'curvature', 'of epochs')
+    found += _line(run, records, 'curvature_mean', '', faint=True, color=style.VERMILION)
+  found += _line(run, run.epochs, 'curvature', 'curvature')
   return found + _line(run, run.epochs, 'curvature_mean', 'mean', color=style.VERMILION)
 
 
@@ -60,5 +61,5 @@ def _line(
 
 def _times(run: Run, events: list[Record]) -> np.ndarray:
   """When the epochs ended that searches went back to, or returned the architectures of."""
-  steps = [event['to_step'] if isinstance(event.get('to_step'), int) else event['step'] for event in events]
+  steps = [event['step'] if (step := returned_to(event)) is None else step for event in events]
   return run.times(np.array(steps, float))

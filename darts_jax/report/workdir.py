@@ -186,13 +186,19 @@ def read(path: pathlib.Path) -> Run:
   )
 
 
+def returned_to(record: Record) -> int | None:
+  """The step that a search goes on from or has ended at, if a record says that it is an earlier one."""
+  step = record.get('to_step') if record.get('event') in WENT_BACK else None
+  return step if _is_count(step) else None
+
+
 def _split(records: Sequence[Record]) -> tuple[list[Record], tuple[tuple[Record, ...], ...]]:
   """The records that a search has not gone back behind, and the epochs of others."""
   kept: list[Record] = []
   left_behind = []
   for record in records:
-    step = record.get('to_step') if record.get('event') in WENT_BACK else None
-    if _is_count(step):
+    step = returned_to(record)
+    if step is not None:
       later = [each['kind'] in ('step', 'epoch') and each['step'] > step for each in kept]
       left_behind.append(_latest(list(itertools.compress(kept, later)), 'epoch'))
       kept = [each for each, is_later in zip(kept, later, strict=True) if not is_later]

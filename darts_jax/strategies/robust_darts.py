@@ -4,8 +4,7 @@ Architectures degenerate when the search comes to regions in which λ, the large
 [§4]. The search ends before λ has grown too much [§4.3], or goes on from there with a larger decay of the weights [§5].
 
 Sources: [RobustDARTS] arXiv 1909.09656; the authors' code, github.com/automl/RobustDARTS, whose rule for when λ has
-grown this is. The paper compares a mean of λ with that of five epochs before, and stops at a quotient of 4/3; the code
-compares means that are `lag` evaluations apart.
+grown this is. In the paper it has when an earlier mean is less than 3/4 of the present one.
 """
 
 import dataclasses

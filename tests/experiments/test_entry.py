@@ -72,7 +72,10 @@ def check_refused(answer, *parts: str) -> None:
     ),
     ([DIGITS, '--config.1=2'], ['--config.1=2: no such field']),
     ([DIGITS, '--config.a-b=1'], ['--config.a-b=1: no such field']),
-    ([DIGITS, '--config.strategy=rando'], ["'rando'", 'allowed are darts, sgas, gdas, pc_darts, random_search']),
+    (
+      [DIGITS, '--config.strategy=rando'],
+      ["'rando'", 'allowed are darts, sgas, gdas, pc_darts, robust_darts, random_search'],
+    ),
     ([DIGITS, '--config.sgas.criterion=2'], ['config.sgas.criterion: it is called config.strategy.criterion now']),
     ([DIGITS, '--config.sgas.zzz=2'], ['config.sgas: it is called config.strategy now']),
     ([DIGITS, '--config.temperature.final', '2.0'], ['config.temperature.final: it is called config.strategy.temp']),

@@ -394,3 +394,13 @@ def test_shardings_follow_the_template_not_the_writer(tmp_path):
   )
   assert json.loads(output) == [{'w': [8, [6], True], 'x': [8, [2, 2], True], 'keys': [8, [1], True]}] * 2
   assert_same(Checkpoints(tmp_path / 'eight').restore(state).state, state)
+
+
+def test_checkpoints_that_are_needed_stay(tmp_path):
+  checkpoints = Checkpoints(tmp_path, keep=1)
+  for step in range(1, 6):
+    checkpoints.save(step, {'x': np.arange(step)}, {}, needed=(2, 3) if step < 5 else (3,))
+  assert checkpoints.steps() == [3, 5]
+  # Behind what the run goes back to nothing stays, needed or not.
+  checkpoints.save(2, {'x': np.arange(2)}, {}, needed=(3,))
+  assert checkpoints.steps() == [2]

@@ -267,6 +267,89 @@ def test_the_first_process_and_any_signal_decide_for_all(tmp_path, monkeypatch):
   assert said == [[0, 3]]
 
 
+class Returning(Counting):
+  """Goes back from step 9 to step 3, the first time, and counts how often."""
+
+  keeps: tuple[int, ...] = (3,)
+
+  def __init__(self, workdir, **further):
+    super().__init__(workdir, **further)
+    self.returns = 0
+
+  @property
+  def memory(self):
+    return {'returns': self.returns}
+
+  def recall(self, memory):
+    self.calls.append(('recall', memory['returns']))
+    self.returns = memory['returns']
+
+  def turn_epoch(self, state, evaluation, step):
+    if step == 9 and not self.returns:
+      self.back_to = 3
+      self.note(step, 'decided', 'back')
+    return super().turn_epoch(state, evaluation, step)
+
+  def went_back(self, state, step):
+    self.calls.append(('went_back', step, int(state['step'])))
+    self.returns = 1
+    return {**state, 'recovered': jnp.int32(7)}
+
+  def needed(self, step):
+    return self.keeps
+
+
+def test_a_run_goes_on_from_an_earlier_checkpoint(tmp_path):
+  """Every third epoch is saved, of which the last two; and those that the run may go back to."""
+  loop = Returning(tmp_path, every=3)
+  assert loop.run().finished
+  # The memory of the checkpoint is recalled before the state is what it was; then comes what was learnt since.
+  assert loop.called('recall') == [(0,)]
+  assert loop.called('went_back') == [(3, 3)]
+  assert loop.called('prepare') == [(0,), (3,)]
+  steps = [line['step'] for line in lines(tmp_path, 'epoch')]
+  assert steps == [3, 5, 9, 5, 9]
+  # The second time evaluations are those of the state that was made when the run went back.
+  assert [line['valid_loss'] for line in lines(tmp_path, 'epoch')] == [1.5, 2.5, 4.5, 9.5, 11.5]
+  # Sums of the line of the log go on from those of the checkpoint: of steps 1 to 4, and of 5 to 8.
+  found = [(line['step'], line['train_loss']) for line in lines(tmp_path, 'step')]
+  assert found == [(4, 2.5), (8, 6.5), (4, 2.5), (8, 6.5)]
+  assert [line['message'] for line in lines(tmp_path, 'event')] == ['back', '3 epochs done']
+  assert Checkpoints(tmp_path / 'checkpoints').steps() == [3, 9]
+
+
+@pytest.mark.parametrize('stop', [4, 6])
+def test_a_run_that_is_stopped_after_it_went_back_has_the_log_of_one_that_was_not(tmp_path, stop):
+  Returning(tmp_path / 'whole').run()
+  stopped = Returning(tmp_path / 'stopped')
+  turn, asked = stopped.turn_epoch, []
+
+  def stop_later(state, evaluation, step):
+    if step == 9:
+      asked.append(step)
+      stopped.stop_at = stop
+    return turn(state, evaluation, step)
+
+  stopped.turn_epoch = stop_later
+  assert not stopped.run().finished
+  again = Returning(tmp_path / 'stopped')
+  assert again.run().finished
+  assert again.returns == 1
+  assert again.called('went_back') == []
+  for kind in ('epoch', 'step'):
+    expected, found = (
+      [{**line, 'seconds': 0} for line in lines(tmp_path / name, kind)] for name in ('whole', 'stopped')
+    )
+    assert found == expected
+
+
+def test_a_checkpoint_to_go_back_to_has_to_be_there(tmp_path):
+  loop = Returning(tmp_path, every=3)
+  loop.keeps = ()
+  with pytest.raises(ValueError, match='^[^\n]*: the checkpoint of step 3, which the run is to go back to, is gone$'):
+    loop.run()
+
+
 class TwoCounts(Counting):
   """Two runs side by side, the second of which diverges at the last step."""
 

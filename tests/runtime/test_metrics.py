@@ -282,3 +282,26 @@ def test_lines_that_were_lost_are_those_of_the_copy(tmp_path, content):
     assert log.opened.lines == metrics.read(tmp_path)
   with MetricsLog(tmp_path, resume_step=2, saved=saved) as log:
     assert log.opened.brought_back == 0
+
+
+def test_lines_that_a_run_went_back_behind_stay(tmp_path):
+  """A checkpoint of step 2 holds lines of step 4, which the run had reached before."""
+  with MetricsLog(tmp_path, resume_step=None) as log:
+    for step in (1, 2, 3, 4):
+      log.write('step', step, {'loss': 1.0})
+    log.go_back(2)
+  starts = [event.step for event in tensorboard_events(tmp_path) if event.session_log.status == SessionLog.START]
+  assert starts == [0, 3]
+  saved = (tmp_path / 'metrics.jsonl').read_bytes()
+  with MetricsLog(tmp_path, resume_step=2, saved=saved) as log:
+    log.write('step', 3, {'loss': 0.5})
+  # Of what follows the copy, lines of later steps are dropped.
+  with MetricsLog(tmp_path, resume_step=2, saved=saved) as log:
+    assert log.opened.brought_back == 0
+    assert [line['step'] for line in log.opened.lines] == [1, 2, 3, 4]
+  # Lines that are lost come back in their order.
+  lines = saved.splitlines(keepends=True)
+  (tmp_path / 'metrics.jsonl').write_bytes(lines[0] + lines[3])
+  with MetricsLog(tmp_path, resume_step=2, saved=saved) as log:
+    assert log.opened.brought_back == 2
+    assert [line['step'] for line in log.opened.lines] == [1, 2, 3, 4]

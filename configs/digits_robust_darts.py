@@ -1,0 +1,25 @@
+"""RobustDARTS on scikit-learn's 8×8 handwritten digits, small enough to watch on a laptop.
+
+Command: python -m experiments.search --config=configs/digits_robust_darts.py
+Three nodes, and identities and separable convolutions on every edge, which is S2 of the paper. When the curvature of
+the loss in α has risen, the search goes back, and on with a larger weight decay; with
+--config.strategy.weight_decays="()" it stops instead.
+Cost: two to three minutes on 2 CPU cores, almost one of it compilation if nothing is cached; no download.
+Should give: with seed 0, mean curvatures that have risen from 0.11 to 0.20, and to 0.16 with the first larger decay,
+whereupon the search goes back to epoch 11 both times; in the end a validation accuracy of 98.61 % in the supernet.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import digits
+
+
+def get_config() -> ConfigDict:
+  """The search on digits in first order, with adaptive regularisation, in a space that invites DARTS to degenerate."""
+  config = digits.get_config()
+  config.epochs = 40
+  config.space = ConfigDict({'name': 'robust', 'subspace': 's2', 'nodes': 3})
+  config.alphas.learning_rate = 0.01
+  config.hypergradient = ConfigDict({'name': 'first_order'})
+  config.strategy = ConfigDict({'name': 'robust_darts', 'weight_decays': (3e-3, 3e-2)})
+  return config
