@@ -36,15 +36,9 @@ class EvolutionState(NamedTuple):
 class RegularizedEvolution(Sampled[EvolutionState]):
   """Random members first, then mutated winners of tournaments; failures never become members.
 
-  A child may equal an earlier architecture; it is evaluated again, and is a member of its own.
-
   Attributes:
-    population: members that live.
-    sample_size: members that are drawn for a tournament, with replacement; the best of them becomes the parent. At most
-      `population`.
-
-  Raises:
-    ValueError: a value is not allowed; one line naming the field.
+    population: members that live. A child may equal one of them; it is evaluated again, and is a member of its own.
+    sample_size: members that are drawn for a tournament, with replacement; at most `population`. The best is parent.
   """
 
   population: int = setting(100, at_least=1, at_most=limits.TRIALS)
@@ -87,9 +81,8 @@ class RegularizedEvolution(Sampled[EvolutionState]):
   def sample(self, state: EvolutionState, key: Key) -> Any:
     """See `Sampled`; a child, or a random architecture as long as there are no members."""
     rng = np.random.default_rng(key)
-    if not state.population:
-      return state.space.sample(rng)
-    return state.space.mutate(self._winner(state, rng).arch, rng)
+    space = state.space
+    return space.mutate(self._winner(state, rng).arch, rng) if state.population else space.sample(rng)
 
   def _winner(self, state: EvolutionState, rng: np.random.Generator) -> Proposal:
     """The best of a tournament; of equal ones the one that was drawn first."""
