@@ -38,6 +38,16 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     os.environ['JAX_COMPILATION_CACHE_DIR'] = str(CACHE)
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
 
+# Files that take ten seconds and more, the longest first.
+LONGEST = (
+  *('benchmarks/test_accelerators', 'experiments/test_distributed', 'benchmarks/test_parity', 'search/test_searcher'),
+  *('search/test_sgas_loop', 'search/test_text', 'search/test_loop', 'selection/test_selection'),
+  *('experiments/test_search', 'experiments/test_hypergradients', 'experiments/test_train', 'search/test_platforms'),
+  *('search/test_shards', 'benchmarks/test_plain_convolutional', 'laboratory/test_bench', 'training/test_loop'),
+  *('search/test_side_by_side', 'benchmarks/test_start', 'search/test_timing_loop', 'training/test_trainer'),
+  *('selection/test_random_search', 'training/language/test_loop', 'benchmarks/test_nasbench201_parity'),
+)
+
 # Tracing makes millions of objects that stay; to look for cycles among them as often as Python does by itself takes a
 # tenth of the time.
 gc.set_threshold(100_000, 20, 10)
@@ -46,6 +56,12 @@ gc.set_threshold(100_000, 20, 10)
 def pytest_configure(config: pytest.Config) -> None:
   # Two workers share the cache, and an entry that one is still writing is only compiled anew by the other.
   config.addinivalue_line('filterwarnings', 'ignore:Error (reading|writing) persistent compilation cache')
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  """Workers begin with the longest files, and share evenly what is left in the end."""
+  order = {f'tests/{name}.py': number for number, name in enumerate(LONGEST)}
+  items.sort(key=lambda item: order.get(item.nodeid.partition('::')[0], len(LONGEST)))
 
 
 @pytest.fixture(scope='session')

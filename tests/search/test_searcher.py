@@ -397,7 +397,7 @@ def conditionals(jaxpr):
 
 def test_in_bfloat16_a_hypergradient_is_rounded_only_where_nothing_is_subtracted(take_step, tiny_step):
   step = take_step(precision='bfloat16')
-  branches = [['bf16' in str(branch) for branch in some] for some in conditionals(jax.make_jaxpr(step)().jaxpr)]
+  branches = [['bf16' in str(branch) for branch in some] for some in conditionals(step.trace().jaxpr.jaxpr)]
   assert [True, False] in branches  # A conditional has the branch of its false condition first.
   state, info = step()
   expected_state, expected = tiny_step
@@ -409,7 +409,7 @@ def test_in_bfloat16_a_hypergradient_is_rounded_only_where_nothing_is_subtracted
 
 
 def test_in_float32_nothing_is_rounded(take_step):
-  text = str(jax.make_jaxpr(take_step())())
+  text = str(take_step().trace().jaxpr)
   assert 'bf16' not in text
   assert 'HIGHEST' in text
 
