@@ -82,7 +82,7 @@ class Epochs(Loop[SearchState]):
   @property
   def memory(self) -> Any:
     """See `Loop`."""
-    if self.searched.memory is None and not self._ends:
+    if self.searched.memory is None and not self._ends and not self._ended:
       return None
     ended = {'ended': self.total} if self._ended else {}
     return {'since': self._since, 'strategy': self.searched.memory, **ended}
@@ -215,6 +215,11 @@ class Epochs(Loop[SearchState]):
     # Several searches have one strategy, which decides nothing.
     before = self.searched
     self.searched, turned = found[0]
+    if len(found) > 1 and any(each.then != 'on' for each in self._turned):
+      raise ValueError(
+        f'config.mesh.seed: {len(found)} is not allowed; with {before.strategy.name} it has to be 1, since searches'
+        ' side by side end together'
+      )
     if turned.then == 'on':
       for message in turned.messages:
         self.note(step, 'decided', message)
@@ -261,12 +266,14 @@ class Epochs(Loop[SearchState]):
 
   def went_back(self, state: SearchState, step: int) -> SearchState:
     """See `Loop`."""
-    then = self.searched.cells
-    self.searched = self.searched.recall(self._learnt)
-    if self.searched.cells != then:
+    then, name = self.searched, self.searched.strategy.name
+    if not self._ended and self._learnt == then.memory:
       raise ValueError(
-        f'config.strategy: {self.searched.strategy.name} goes back to step {step}, where the supernet had other cells'
+        f'config.strategy: {name} goes back to step {step} with the memory that it had there, and would do so for ever'
       )
+    self.searched = then.recall(self._learnt)
+    if self.searched.cells != then.cells:
+      raise ValueError(f'config.strategy: {name} goes back to step {step}, where the supernet had other cells')
     for folder, history, alphas in zip(self.folders, self._histories, self.alphas(state), strict=False):
       with named_errors(folder):
         history.go_back(step)

@@ -164,12 +164,12 @@ class Searched:
       ValueError: the strategy wants to go on from an epoch that it may not return to.
     """
     turned = self.strategy.turn(self.memory, arch, self.space, epoch, probe)
-    if turned.then not in ('on', 'stop', 'back') or (turned.then == 'back') > (turned.to_epoch is not None):
+    elsewhere = turned.then != 'on' and turned.to_epoch not in (None, epoch)
+    if turned.then not in ('on', 'stop', 'back') or (turned.then == 'back' and not elsewhere):
       raise ValueError(
         f'config.strategy: {self.strategy.name} has nothing that follows epoch {epoch + 1}: then is {turned.then!r},'
-        f" and to_epoch {turned.to_epoch}; allowed are 'on', 'stop', and 'back' to an epoch"
+        f" and to_epoch {turned.to_epoch}; allowed are 'on', 'stop', and 'back' to an earlier epoch"
       )
-    elsewhere = turned.then != 'on' and turned.to_epoch not in (None, epoch)
     if elsewhere and turned.to_epoch not in self.strategy.may_return_to(self.memory, epoch - 1):
       raise ValueError(
         f'config.strategy: {self.strategy.name} returns to epoch {(turned.to_epoch or 0) + 1} after epoch {epoch + 1},'

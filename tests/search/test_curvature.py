@@ -15,6 +15,7 @@ from darts_jax.search import Search, Searcher
 from darts_jax.search.curvature import architecture_curvature
 from darts_jax.search.probe import SupernetProbe
 from darts_jax.search.searched import Searched
+from darts_jax.search.step import BatchLoss
 from darts_jax.settings import build
 from darts_jax.spaces import Darts as DartsSpace
 from darts_jax.strategies.darts import Darts
@@ -107,6 +108,45 @@ def test_eight_devices_find_the_same(found):
 def test_the_same_state_gives_the_same_bit_for_bit(alone, found):
   """So a search that was killed decides as if it had not been."""
   assert curvature_of(*alone) == found
+
+
+def test_of_searches_side_by_side_each_has_its_own(found):
+  """The first has the seed of the search by itself."""
+  settings, images = build(Search, CONFIG | {'mesh': {'seed': 2}}), load('digits')
+  searcher = Searcher.open(settings, images, make_mesh(2, seeds=2))
+  data = searcher.place([settings.task.halves(images, settings, settings.seed + i) for i in range(2)])
+  state = searcher.init(searcher.keys())
+  state = state.replace(step=jnp.full_like(state.step, 7))
+  first, second = (SupernetProbe(searcher, state, data, lambda name, f, *args: f, i).curvature() for i in range(2))
+  assert first == pytest.approx(found, rel=1e-4)
+  assert second != pytest.approx(found, rel=0.01)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'on_text'),
+  [
+    ({'space': 'nasbench201', 'network': {'channels': 2, 'layers': 3}}, False),
+    ({'space': {'name': 'recurrent', 'nodes': 2}, 'network': {'width': 6}, 'data': {}, 'batch_size': 4}, True),
+  ],
+)
+def test_of_other_spaces_and_of_text(changes, on_text, corpus):
+  common = {name: value for name, value in CONFIG.items() if not on_text or name != 'augment'}
+  settings = build(Search, common | changes)
+  examples = corpus if on_text else load('digits')
+  searcher = Searcher.open(settings, examples, make_mesh(1))
+  data = searcher.place([settings.task.halves(examples, settings, settings.seed)])
+  state = searcher.init(searcher.keys()).replace(step=jnp.int32(3))
+  found = curvature_of(searcher, data, state)
+  batch = jax.jit(searcher.batches)(state.replace(step=jnp.int32(2)), data).valid
+  at, unravel = ravel_pytree(state.alphas)
+  loss = BatchLoss.at(state.replace(step=jnp.int32(2)), searcher.learner.objective, searcher.searched, 'float32')
+  gradient = jax.grad(lambda x: loss(state.weights.vector, unravel(x), batch)[0])
+  # Reverse mode over reverse mode, where a search has forward mode over reverse mode.
+  rows = jax.jit(lambda v: jax.vjp(gradient, at)[1](v)[0])
+  hessian = np.stack([rows(row) for row in np.eye(at.size, dtype=np.float32)]).astype(np.float64)
+  eigenvalues = np.linalg.eigvalsh((hessian + hessian.T) / 2)
+  assert eigenvalues[-1] > 1e-5
+  assert found == pytest.approx(eigenvalues[-1], rel=1e-3)
 
 
 def test_an_evaluation_at_given_mixing_weights(alone):

@@ -18,6 +18,8 @@ from darts_jax.runtime.progress import Progress
 from darts_jax.search import loop, records
 from darts_jax.search.probe import SupernetProbe
 from darts_jax.settings import build
+from darts_jax.strategies.relaxed import Turn
+from darts_jax.strategies.robust_darts import RobustDarts
 
 # Three steps of 200 images an epoch.
 CONFIG: dict[str, Any] = {
@@ -227,6 +229,28 @@ def test_checkpoints_that_a_search_may_return_to_are_kept(adaptive):
   assert decided == [9, 12]
   assert back == [9]
   assert end == [18]
+
+
+def test_nothing_is_compiled_again(adaptive, stopping):
+  for folder in (adaptive.whole, stopping.whole):
+    messages = [line['message'] for line in metrics.read(folder) if line.get('event') == 'compiled']
+    assert len(messages) == 2
+    assert messages[0].startswith('search step')
+    assert messages[1].startswith('evaluation')
+
+
+def test_a_search_that_would_go_back_for_ever_is_one_line(patch, tmp_path):
+  memory = RobustDarts().start()
+
+  def turn(self, before, arch, space, epoch, probe):
+    return Turn(memory, then='back', to_epoch=1) if epoch == 3 else Turn(memory)
+
+  with patch.context() as context:
+    context.setattr(RobustDarts, 'turn', turn)
+    with pytest.raises(
+      ValueError, match='^config.strategy: robust_darts goes back to step 6 with the memory that it had'
+    ):
+      search.run(CONFIG, tmp_path)
 
 
 def test_a_search_that_stops_returns_the_architecture_of_before(stopping):
