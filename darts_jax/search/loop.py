@@ -221,9 +221,9 @@ class _Loop(Loop[SearchState]):
     # The epoch that the supernet, as it is now, was first trained in.
     self._since = 0
     self._turned: list[Turn] = []
-    # A step that ends an epoch, and what the strategy makes of that epoch.
+    # What the strategy makes of the epoch that ends with a step.
     self._latest: tuple[int, list[Any]] | None = None
-    # The memory of a strategy that goes back; and whether it has stopped the search.
+    # What it has learnt where the search goes back, or ends.
     self._learnt: Memory = None
     self._ended = False
     self._judge = settings.space.judge(settings.task.source)
