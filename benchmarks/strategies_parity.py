@@ -32,7 +32,7 @@ from darts_jax.strategies.relaxed import ALPHAS, Time
 from darts_jax.strategies.robust_darts import RobustDarts
 from darts_jax.tasks.images import ImageLoss
 
-#: Of second derivatives, each the sum of many more products than a gradient.
+#: Second derivatives are sums of many more products than a gradient is.
 TOLERANCE_HESSIAN = 1e-8
 #: The kinds of gradients that GDAS has at operations that were not chosen.
 MODES = ('released', 'exact', 'none')

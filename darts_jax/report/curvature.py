@@ -27,8 +27,8 @@ def section(run: Run) -> str:
   )
   title = 'Largest eigenvalue of ∂²L_val/∂α²'
   lead = (
-    'Of one batch of the architecture’s half, in all architecture parameters together. Where it is'
-    ' large, the architecture that is read off the weights is much worse than the supernet.'
+    'It is computed on one batch of the architecture’s half, in all architecture parameters together. Where it is'
+    ' large, the architecture that is read off the weights tends to be much worse than the supernet (Zela et al. 2020).'
   )
   if run.left_behind:
     lead += ' Pale: what the search left behind.'

@@ -1,4 +1,4 @@
-"""What strategies ask of a supernet after an epoch: its curvature, and evaluations at other mixing weights."""
+"""Answers about a supernet that strategies ask for after an epoch: its curvature, and evaluations at mixing weights."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -101,7 +101,7 @@ class Turn(NamedTuple):
 
 
 class Probe(Protocol):
-  """What a strategy may ask of the supernet after an epoch.
+  """Answers questions of a strategy about the supernet after an epoch.
 
   A program is compiled when it is first asked for. The answers depend on nothing but the state of the search.
   """
@@ -115,7 +115,7 @@ class Probe(Protocol):
     ...
 
   def measure(self, mixing: Mapping[str, Mixing]) -> dict[str, float]:
-    """What an evaluation of the supernet at these mixing weights finds, such as `loss` and `accuracy`.
+    """Evaluates the supernet at these mixing weights; returns metrics such as `loss` and `accuracy`.
 
     Args:
       mixing: of every kind of cell, rows and columns as `cells` has edges and operations. They are arguments of one
