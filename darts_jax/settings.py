@@ -65,10 +65,10 @@ def variant(
   return dataclasses.field(default_factory=lambda: default, metadata=metadata)
 
 
-def kind_named(kinds: Mapping[str, type[T]], group: Any, usual: str) -> type[T]:
-  """The kind that a group names in a config, or the usual one; `build` says so if there is none of its name."""
+def name_in(kinds: Mapping[str, Any], group: Any, usual: str) -> str:
+  """The name of a kind that a group has in a config, or the usual one; `build` says so if there is none of its name."""
   name = group if isinstance(group, str) else group.get('name') if hasattr(group, 'items') else None
-  return kinds[name] if isinstance(name, str) and name in kinds else kinds[usual]
+  return name if isinstance(name, str) and name in kinds else usual
 
 
 def as_kind(group: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -207,7 +207,8 @@ def _build_variant(
   if not isinstance(config, Mapping) and not hasattr(config, 'items'):
     raise ValueError(f'{path}: {_shown(config)} is neither a name nor a group of fields')
   values = items(config, path)
-  [usual] = [name for name, kind in kinds.items() if kind is type(default)]
+  # A kind may go by several names.
+  usual = next(name for name, kind in kinds.items() if kind is type(default))
   name = values.pop('name', usual)
   if not isinstance(name, str) or name not in kinds:
     close = difflib.get_close_matches(str(name), kinds, 1)

@@ -42,8 +42,10 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path) -> int:
     show(f'genotype: {spaces.to_json(result.genotype)}')
     if result.warning is not None:
       say(f'warning: {result.warning}')
-    if math.isnan(result.valid_accuracy):
+    if any('valid_perplexity' in line for line in result.history):
       show(f'validation perplexity of the supernet: {perplexity(result.valid_loss):.2f}')
+    elif math.isnan(result.valid_accuracy):
+      show(f'validation loss of the supernet: {result.valid_loss:.4g}')
     else:
       show(f'validation accuracy in the supernet: {result.valid_accuracy:.2%}')
     show(f'report: {result.report}')

@@ -111,3 +111,10 @@ def test_what_is_asked_of_functions_is_checked(tmp_path):
     darts_jax.export(tmp_path, tmp_path / 'net.pt')
   with pytest.raises(AttributeError, match="^module 'darts_jax' has no attribute 'serach'$"):
     _ = darts_jax.serach
+
+
+@pytest.mark.parametrize('writers', [[object()], Recorder(), [None]])
+def test_writers_that_cannot_write_are_refused(tmp_path, tiny_search, writers):
+  with pytest.raises(ValueError, match=r'^writers: has to be a list of objects with a method write\(step, values\)$'):
+    darts_jax.search(tiny_search(), tmp_path / 'run', writers=writers)
+  assert not (tmp_path / 'run').exists()

@@ -19,7 +19,7 @@ from darts_jax.spaces.operations import is_own
 Array = jax.Array
 PyTree = Any
 
-_NAME = re.compile(r'(?P<kind>\w+)__(?P<source>\d+)_(?P<target>\d+)__(?P<operation>\w+)')
+_NAME = re.compile(r'(?P<kind>\w+)__(?P<source>\d+)_(?P<target>\d+)__(?P<operation>.+)')
 
 
 class ArrayCell(nn.Module):
@@ -108,6 +108,8 @@ def flagged(cells: Mapping[str, CellSpec], variables: PyTree, flags: Mapping[str
   def of_variable(path: Any, leaf: Any) -> Array:
     for key in path:
       found = _NAME.fullmatch(key.key)
+      if found is not None and found['kind'] not in cells:
+        raise ValueError(f'array cell {found["kind"]}: the space has no cell of this name, only {", ".join(cells)}')
       if found is not None and flags.get(found['kind']) is not None:
         row = rows[found['kind']][int(found['source']), int(found['target'])]
         column = cells[found['kind']].operations.index(found['operation'])

@@ -50,6 +50,12 @@ class Writer(Protocol):
     ...
 
 
+def check_writers(writers: Any) -> None:
+  """Raises a ValueError unless these are objects with a method `write`."""
+  if not isinstance(writers, Sequence) or not all(callable(getattr(each, 'write', None)) for each in writers):
+    raise ValueError('writers: has to be a list of objects with a method write(step, values)')
+
+
 class MetricsLogs:
   """The logs of runs side by side, see `MetricsLog`, or of one; a context manager."""
 

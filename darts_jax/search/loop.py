@@ -14,7 +14,7 @@ from darts_jax.runtime.files import user_path
 from darts_jax.runtime.interrupts import InterruptGuard
 from darts_jax.runtime.lock import locked
 from darts_jax.runtime.mesh import check_batch, make_mesh
-from darts_jax.runtime.metrics import Writer
+from darts_jax.runtime.metrics import Writer, check_writers
 from darts_jax.runtime.precision import in_float32
 from darts_jax.runtime.workdir import as_json, claim, claim_together
 from darts_jax.search.epochs import Epochs
@@ -87,6 +87,7 @@ def run_side_by_side(
     ValueError: a setting, the data or the directory is unfit; nothing has been written then.
     Diverged: a loss or gradient was not finite.
   """
+  check_writers(writers)
   settings = processes.together(lambda: read(config))
   workdir = user_path(workdir, '--workdir')
   folders = _folders(settings, workdir)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from darts_jax import limits
 from darts_jax.hypergradient.settings import HYPERGRADIENTS, FiniteDifference, Hypergradient
 from darts_jax.runtime.loop import Checkpoint
-from darts_jax.settings import build, build_from, check_seeds, items, kind_named, setting, variant
+from darts_jax.settings import build, build_from, check_seeds, items, name_in, setting, variant
 from darts_jax.spaces import SPACES, CellSpace, Darts
 from darts_jax.strategies import RELAXED
 from darts_jax.strategies.darts import Darts as DartsStrategy
@@ -153,6 +153,9 @@ class Search:
   checkpoint: Checkpoint = setting(Checkpoint())
 
   def __post_init__(self) -> None:
+    if SPACES.get(self.space.name) is not type(self.space):
+      kind, name = type(self.space).__name__, self.space.name
+      raise ValueError(f'config.space.name: {kind} has the name {name!r}, which has to be its key in SPACES')
     estimator = self.hypergradient.estimator()
     alphas, epochs = self.alphas, self.epochs
     if alphas.from_epoch >= epochs:
@@ -185,10 +188,16 @@ class Search:
     if called and called not in SPACES:
       # Its defaults are not known; this says so.
       build_from(cls, {'space': called}, path, base)
-    space = kind_named(SPACES, config.get('space'), Darts.name)
-    task = kind_named(TASKS, config.get('task'), space.task)
-    named = {'space': {'name': space.name}, 'task': {'name': task.name}}
-    defaults = build_from(cls, {**space.defaults, **task.defaults, **named}, path, base)
+    named = {'space': name_in(SPACES, config.get('space'), Darts.name)}
+    space = SPACES[named['space']]
+    named['task'] = name_in(TASKS, config.get('task'), space.task)
+    if named['task'] not in TASKS:
+      known = ', '.join(TASKS)
+      raise ValueError(f'{path}.task: {space.task!r}, that of the space {space.name}, is not known; there are {known}')
+    task = TASKS[named['task']]
+    # They are of the networks that the space has in its own task.
+    usual = space.defaults if named['task'] == space.task else {}
+    defaults = build_from(cls, {**usual, **task.defaults, **named}, path, base)
     fields = dict(config)
     given = fields.get('strategy')
     if _name(given) in task.strategies:

@@ -6,6 +6,7 @@ See docs/tasks.md for one on a table.
 import abc
 import dataclasses
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -17,16 +18,28 @@ import optax
 from jax import lax
 from jax.sharding import Mesh
 
+from darts_jax import limits
 from darts_jax.data.batches import epoch_indices
 from darts_jax.data.images import digest, split
 from darts_jax.nets.array_cell import flagged, inherited
 from darts_jax.nets.statistics import apply_with_own_statistics
+from darts_jax.runtime.files import one_line
 from darts_jax.runtime.mesh import Shards
 from darts_jax.runtime.packed import Packed
 from darts_jax.settings import setting
 from darts_jax.spaces import CellSpace, CellSpec, Mixing
 from darts_jax.strategies.relaxed import Stage
-from darts_jax.tasks.base import FIRST_PURPOSE, Conditions, Halves, Learner, Moment, Seen, SupernetSpec, Task
+from darts_jax.tasks.base import (
+  FIRST_PURPOSE,
+  Conditions,
+  Halves,
+  Learner,
+  Moment,
+  Seen,
+  SupernetSpec,
+  Task,
+  check_sizes,
+)
 
 Array = jax.Array
 PyTree = Any
@@ -91,20 +104,58 @@ class ArrayTask(Task[Arrays]):
 
   def check(self, space: CellSpace, conditions: Conditions, stages: Sequence[Stage], seeds: int) -> None:
     """See `Task`."""
-    del space, conditions, seeds
+    del space, seeds
+    for field, value, usual in (
+      ('remat', conditions.remat, False),
+      ('batch_norm.group_size', conditions.batch_norm.group_size, 0),
+      ('batch_norm.tracked', conditions.batch_norm.tracked, True),
+    ):
+      if value != usual:
+        raise ValueError(f'config.{field}: {value} is not allowed; the task {self.name} has {usual}')
     if any(stage.channel_part > 1 for stage in stages):
       raise ValueError(f'config.strategy.channel_part: it has to be 1; the task {self.name} has no partial channels')
 
   def given(self, x: Any, y: Any) -> Arrays:
     """Arrays whose targets are class numbers; a task with other targets says itself how many outputs there are."""
-    inputs, targets = np.asarray(x), np.asarray(y)
-    if len(inputs) != len(targets) or targets.dtype.kind not in 'iu' or not len(targets) or targets.min() < 0:
+    try:
+      inputs, targets = np.asarray(x), np.asarray(y)
+    except ValueError as error:
+      raise ValueError(f'data: no arrays ({one_line(error)})') from error
+    are_classes = targets.ndim == 1 and targets.size and targets.dtype.kind in 'iu'
+    if not are_classes or not 0 <= targets.min() <= targets.max() < limits.CLASSES:
       raise ValueError(
-        f'data: {inputs.shape} inputs and {targets.dtype}{list(targets.shape)} targets are not allowed; there has to be'
-        ' one class number ≥ 0 for each input'
+        f'data: targets {targets.dtype}{list(targets.shape)} are not allowed; there has to be one class number ≥ 0 and'
+        f' < {limits.CLASSES} for each input'
       )
-    inputs = inputs.astype(np.float32) if inputs.dtype.kind == 'f' else inputs
-    return Arrays(inputs, targets.astype(np.int32), int(targets.max()) + 1)
+    return self.checked(Arrays(inputs, targets, int(targets.max()) + 1))
+
+  def checked(self, data: Arrays) -> Arrays:
+    """The data in dtypes that devices have.
+
+    Raises:
+      ValueError: they are not arrays of numbers of one length, or class numbers are beyond the outputs; one line.
+    """
+    if not isinstance(data, Arrays) or not all(isinstance(each, np.ndarray) for each in data[:2]):
+      raise ValueError(f'data: load() of the task {self.name} has to give Arrays(x, y, num_outputs) of NumPy arrays')
+    found = []
+    for name, each in (('x', data.x), ('y', data.y)):
+      wide = each.astype(np.float32 if each.dtype.kind == 'f' else np.int32) if each.dtype.kind in 'biuf' else None
+      if wide is None or not each.ndim or (each.dtype.kind in 'iu' and (wide != each).any()):
+        raise ValueError(
+          f'data: {name} is {each.dtype}{list(each.shape)}; it has to be numbers of a row for each example, and whole'
+          ' ones fit into 32 bits'
+        )
+      found.append(each if each.dtype.kind in 'b' or each.dtype.itemsize < 4 else wide)
+    x, y = found
+    if len(x) != len(y):
+      raise ValueError(f'data: {len(x)} inputs and {len(y)} targets; there has to be one for each')
+    usual = type(self).loss is ArrayTask.loss
+    if usual and (y.ndim != 1 or y.dtype.kind not in 'iu' or y.min() < 0 or y.max() >= data.num_outputs):
+      raise ValueError(
+        f'data: y is {y.dtype}{list(y.shape)} up to {y.max()}; by the loss of the task {self.name} it has to be class'
+        f' numbers ≥ 0 and < {data.num_outputs}'
+      )
+    return Arrays(x, y, data.num_outputs)
 
   def fingerprint(self, data: Arrays) -> Any:
     """See `Task`."""
@@ -116,8 +167,12 @@ class ArrayTask(Task[Arrays]):
     Raises:
       ValueError: a batch is larger than one of the two parts.
     """
-    parts = []
-    for name, chosen in zip(Halves._fields, split(len(data.y), self.validation_fraction, seed), strict=True):
+    data, parts = self.checked(data), []
+    try:
+      indices = split(len(data.y), self.validation_fraction, seed)
+    except ValueError as error:
+      raise ValueError(str(error).replace('config.data.', 'config.task.')) from error
+    for name, chosen in zip(Halves._fields, indices, strict=True):
       if len(chosen) < conditions.batch_size:
         raise ValueError(
           f'config.batch_size: {conditions.batch_size} is larger than the {name} half of {self.source}, which has'
@@ -128,7 +183,23 @@ class ArrayTask(Task[Arrays]):
 
   def learner(self, data: Arrays, conditions: Conditions, supernet: SupernetSpec, mesh: Mesh) -> 'ArrayLearner':
     """See `Task`."""
-    return ArrayLearner(self, data, conditions, supernet, mesh)
+    return ArrayLearner(self, self.checked(data), conditions, supernet, mesh)
+
+  def found(self, outputs: Array, targets: Array) -> tuple[Array, dict[str, Array]]:
+    """Loss and measures, each `[B]`.
+
+    Raises:
+      ValueError: one is of another shape, or a measure has a name that logs cannot have.
+    """
+    loss, measures = self.loss(outputs, targets), self.measures(outputs, targets)
+    for name, each in (('loss', loss), *measures.items()):
+      if (name == 'loss' and each is not loss) or not re.fullmatch(r'\w+', name):
+        raise ValueError(f'task {self.name}: a measure cannot be called {name!r}; letters, digits and _, and not loss')
+      if jnp.shape(each) != (len(targets),):
+        raise ValueError(
+          f'task {self.name}: {name} gives {jnp.shape(each)}; one number is wanted for each of {len(targets)} examples'
+        )
+    return loss, measures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,17 +221,23 @@ class ArrayLoss:
   ) -> tuple[Array, Seen]:
     """See `Objective`."""
     del updating
-    x = batch.x if precision == 'float32' else batch.x.astype(precision)
+    x = _rounded(batch.x, precision)
     outputs, after = apply_with_own_statistics(self.net, weights, statistics, x, mixing)
     outputs = outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
-    loss = jnp.mean(self.task.loss(outputs, batch.y))
-    measures = {name: jnp.mean(each, dtype=loss.dtype) for name, each in self.task.measures(outputs, batch.y).items()}
+    losses, measured = self.task.found(outputs, batch.y)
+    loss = jnp.mean(losses)
+    measures = {name: jnp.mean(each, dtype=loss.dtype) for name, each in measured.items()}
     cells = dict(self.cells)
     computed = flagged(cells, statistics.tree, {name: each.computed for name, each in mixing.items()})
     if computed is not None:
       after = jnp.where(computed, after, statistics.vector)
     active = flagged(cells, weights, {name: each.active for name, each in mixing.items()})
     return loss, Seen(loss, measures, after, (), active)
+
+
+def _rounded(x: Array, precision: str) -> Array:
+  """Inputs in the precision of the network; whole numbers stay."""
+  return x if precision == 'float32' or not jnp.issubdtype(x.dtype, jnp.floating) else x.astype(precision)
 
 
 class _Found(NamedTuple):
@@ -185,12 +262,37 @@ class ArrayLearner(Learner):
     self._shards = Shards(mesh.shape['data'])
     self._num_train, self._num_valid = (len(part) for part in split(len(data.y), task.validation_fraction, 0))
     sizes, first = supernet.batch_sizes, supernet.first_epoch
+    least = min(self._num_train, self._num_valid)
+    check_sizes(sizes, conditions.batch_size, self._shards.size, least, task.unit)
     self.epoch_ends = ends = list(itertools.accumulate(self._num_train // size for size in sizes))
     self.batch_size = sizes[min(first, conditions.epochs - 1)]
     self.steps_per_epoch = self._num_train // self.batch_size
     self._first_step = ends[first - 1] if first else 0
-    self.net = task.network(data, supernet.cells)
-    self.objective = ArrayLoss(task, self.net, tuple(supernet.cells.items()))
+    try:
+      self.net = task.network(data, supernet.cells)
+      self.objective = ArrayLoss(task, self.net, tuple(supernet.cells.items()))
+      jax.eval_shape(self._first_loss, jax.random.key(0))
+    except Exception as error:  # It is anybody's program.
+      said = str(error) if isinstance(error, ValueError) else f'{type(error).__name__}: {error}'
+      # JAX adds lines about tracebacks.
+      line = said.partition('\n')[0]
+      if line.startswith(('config.', 'task ')):
+        raise ValueError(line) from error
+      raise ValueError(
+        f'config.task.name: the supernet of {task.name} on the space {supernet.space.name} cannot be built or computed'
+        f' ({line})'
+      ) from error
+
+  def _first_loss(self, key: Array) -> Array:
+    """The loss of a batch; traced before anything is written, so that what does not fit together is seen."""
+    cells = self._supernet.cells.items()
+    mixing = {name: Mixing(jnp.ones((spec.num_edges, len(spec.operations)))) for name, spec in cells}
+    variables = self.variables(key, mixing)
+    x, y = (jnp.asarray(each[:2]) for each in self._data[:2])
+    batch = Pairs(self._task.prepare(x, key), y)
+    statistics = Packed.pack(variables['batch_stats'])
+    precision = self._conditions.precision
+    return self.objective(variables['params'], statistics, mixing, batch, precision, jnp.array(True))[0]
 
   def variables(self, key: Array, mixing: dict[str, Mixing]) -> PyTree:
     """See `Learner`; the modules' own initialisers draw the parameters."""
@@ -223,11 +325,9 @@ class ArrayLearner(Learner):
     def sums(chosen: Array) -> _Found:
       place, counts = chosen % total, chosen < total
       x = self._task.prepare(half.x[place], None)
-      outputs: Any = self.net.apply(
-        variables, x if precision == 'float32' else x.astype(precision), mixing, train=False
-      )
+      outputs: Any = self.net.apply(variables, _rounded(x, precision), mixing, train=False)
       outputs = outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
-      found = _Found(self._task.loss(outputs, half.y[place]), self._task.measures(outputs, half.y[place]))
+      found = _Found(*self._task.found(outputs, half.y[place]))
       return jax.tree.map(lambda each: jnp.sum(jnp.where(counts, each, 0)), found)
 
     def add(so_far: _Found, chosen: Array) -> tuple[_Found, None]:

@@ -195,6 +195,25 @@ class Learner(abc.ABC):
     return None
 
 
+def check_sizes(sizes: Sequence[int], usual: int, num_devices: int, most: int, unit: str) -> None:
+  """Raises a ValueError unless batches can be read that have grown from the usual size.
+
+  Args:
+    sizes: the examples of a batch in every epoch.
+    usual: `config.batch_size`.
+    num_devices: that share a batch.
+    most: examples in the smaller half.
+    unit: what examples are called.
+  """
+  for size in sizes:
+    grown = f'config.batch_size: {usual} grows to {size} by the decisions, which'
+    hint = 'see config.strategy.batch_growth'
+    if size != usual and size % num_devices:
+      raise ValueError(f'{grown} does not divide evenly over the devices ({num_devices} devices); {hint}')
+    if size != usual and size > most:
+      raise ValueError(f'{grown} is more than half of the {unit} ({most} {unit} in the smaller half); {hint}')
+
+
 @dataclasses.dataclass(frozen=True)
 class Task(abc.ABC, Generic[Data]):
   """A task; its fields that are groups stand beside `config.task` in a config, `config.data` for one.

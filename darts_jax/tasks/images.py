@@ -27,7 +27,17 @@ from darts_jax.settings import setting
 from darts_jax.spaces import CellSpace, Mixing
 from darts_jax.spaces.operations import OPERATIONS
 from darts_jax.strategies.relaxed import Stage
-from darts_jax.tasks.base import FIRST_PURPOSE, Conditions, Halves, Learner, Moment, Seen, SupernetSpec, Task
+from darts_jax.tasks.base import (
+  FIRST_PURPOSE,
+  Conditions,
+  Halves,
+  Learner,
+  Moment,
+  Seen,
+  SupernetSpec,
+  Task,
+  check_sizes,
+)
 
 Array = jax.Array
 PyTree = Any
@@ -208,8 +218,8 @@ class ImageLearner(Learner):
     self.steps_per_epoch = num_train // self.batch_size
     self._first_step = ends[first - 1] if first else 0
     groups = NormGroups(conditions.batch_norm.group_size, shards)
+    check_sizes(sizes, conditions.batch_size, shards.size, min(num_train, num_valid), task.unit)
     for size in sizes:
-      _check_size(size, conditions.batch_size, shards.size, min(num_train, num_valid))
       groups.divide(size // shards.size)
     network = task.network
     shared = ('batch_norm.group_size', groups.size) if groups.size else ('batch_size', sizes[0])
@@ -296,15 +306,3 @@ class ImageLearner(Learner):
     after = dict(self.net.cells)
     kept = {name: left(spec, after[name]) for name, spec in before.net.cells}
     return np.flatnonzero(owners(before.net, variables.tree).flagged(kept))
-
-
-def _check_size(size: int, usual: int, num_devices: int, most: int) -> None:
-  """Raises a ValueError unless batches that have grown to a size can be read."""
-  if size == usual:
-    return
-  grown = f'config.batch_size: {usual} grows to {size} by the decisions, which'
-  hint = 'see config.strategy.batch_growth'
-  if size % num_devices:
-    raise ValueError(f'{grown} does not divide evenly over the devices ({num_devices} devices); {hint}')
-  if size > most:
-    raise ValueError(f'{grown} is more than half of the images ({most} images in the smaller half); {hint}')

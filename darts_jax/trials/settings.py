@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from darts_jax import limits
-from darts_jax.settings import build, build_from, check, kind_named, setting, variant
+from darts_jax.settings import build, build_from, check, name_in, setting, variant
 from darts_jax.spaces import SPACES, CellSpace, Darts
 from darts_jax.strategies import SAMPLED
 from darts_jax.strategies.random_search import RandomSearch
@@ -73,9 +73,8 @@ class TrialSearch(Trials):
     given = {'seed': config['seed']} if 'seed' in config else {}
     found = build_from(cls, given, path, base)
     usual = next(name for name, kind in EVALUATORS.items() if kind is type(found.evaluator))
-    kind = kind_named(EVALUATORS, config.get('evaluator'), usual)
-    name = next(name for name, each in EVALUATORS.items() if each is kind)
-    if 'seed' in {field.name for field in dataclasses.fields(kind)}:  # type: ignore[arg-type]
+    name = name_in(EVALUATORS, config.get('evaluator'), usual)
+    if 'seed' in {field.name for field in dataclasses.fields(EVALUATORS[name])}:  # type: ignore[arg-type]
       base = build_from(cls, {**given, 'evaluator': {'name': name, 'seed': found.seed}}, path, base)
     return dict(config), base
 

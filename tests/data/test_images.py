@@ -30,7 +30,9 @@ def test_digits_are_normalised_by_the_training_images():
 
 
 def test_unknown_name():
-  with pytest.raises(ValueError, match=r"config.data.name is 'cifar'; allowed: digits, mnist, cifar10, cifar100, npz$"):
+  with pytest.raises(
+    ValueError, match=r"config.data.name is 'cifar'; allowed: digits, mnist, cifar10, cifar100, npz, arrays$"
+  ):
     images.load('cifar')
 
 

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 
 from darts_jax import nets, search, spaces, tasks
 from darts_jax.nets.array_cell import ArrayCell, flagged
+from darts_jax.runtime import metrics
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.runtime.packed import Packed
 from darts_jax.search.searcher import Searcher
@@ -178,3 +180,186 @@ def test_what_cannot_be_searched_is_one_line_and_leaves_nothing(example, tmp_pat
   with pytest.raises(ValueError, match=f'^{message}[^\n]*$'):
     search.run(config, tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
+
+
+@dataclasses.dataclass(frozen=True)
+class Regression(tasks.ArrayTask):
+  """A made-up task, whose methods tests replace."""
+
+  name = 'regression'
+
+  def load(self):
+    x = np.linspace(-1, 1, 400, dtype=np.float32).reshape(100, 4)
+    return tasks.Arrays(x, x.sum(axis=1), 1)
+
+  def network(self, data, cells):
+    return Head(cells['dense'])
+
+  def loss(self, outputs, targets):
+    return (outputs[:, 0] - targets) ** 2
+
+  def measures(self, outputs, targets):
+    return {'absolute': jnp.abs(outputs[:, 0] - targets)}
+
+
+class Head(nn.Module):
+  spec: object
+
+  @nn.compact
+  def __call__(self, x, mixing, *, train):
+    return nn.Dense(1)(ArrayCell('dense', self.spec, 4)([x], mixing['dense'], train=train))
+
+
+@pytest.fixture
+def regression(example, monkeypatch):
+  del example
+  monkeypatch.setitem(tasks.TASKS, 'regression', Regression)
+  return {'space': 'dense', 'task': 'regression', 'batch_size': 16, 'epochs': 2, 'hypergradient': 'first_order'}
+
+
+def test_a_task_with_a_loss_of_its_own_is_measured_by_it(regression, tmp_path, capsys):
+  from experiments import search as command
+
+  assert command.run(regression, tmp_path) == 0
+  assert re.search(r'^validation loss of the supernet: [\d.e-]+$', capsys.readouterr().out, re.MULTILINE)
+  line = [line for line in metrics.read(tmp_path) if line['kind'] == 'epoch'][-1]
+  # Of numbers between −4 and 4, on average the square is at least the square of the average.
+  assert 0 < line['valid_absolute'] ** 2 <= line['valid_loss'] < 16
+
+
+@pytest.mark.parametrize(
+  ('method', 'function', 'message'),
+  [
+    (
+      'loss',
+      lambda self, o, t: (o - t[:, None]) ** 2,
+      'task regression: loss gives (2, 1); one number is wanted for eac',
+    ),
+    ('loss', lambda self, o, t: jnp.mean(o), 'task regression: loss gives (); one number is wanted for each of 2'),
+    (
+      'measures',
+      lambda self, o, t: {'a': o},
+      'task regression: a gives (2, 1); one number is wanted for each of 2 exa',
+    ),
+    ('measures', lambda self, o, t: {'loss': t}, "task regression: a measure cannot be called 'loss'; letters, digits"),
+    (
+      'measures',
+      lambda self, o, t: {'a b': t},
+      "task regression: a measure cannot be called 'a b'; letters, digits and",
+    ),
+    (
+      'network',
+      lambda self, data, cells: Head(cells['normal']),
+      'config.task.name: the supernet of regression on the s',
+    ),
+    (
+      'load',
+      lambda self: (np.zeros((9, 2)), np.zeros(9), 1),
+      'data: load() of the task regression has to give Arrays(',
+    ),
+    (
+      'load',
+      lambda self: tasks.Arrays(np.zeros((90, 4)), np.zeros(80), 1),
+      'data: 90 inputs and 80 targets; there has',
+    ),
+    (
+      'load',
+      lambda self: tasks.Arrays(np.array(['a'] * 90), np.zeros(90), 1),
+      'data: x is <U1[90]; it has to be number',
+    ),
+    (
+      'load',
+      lambda self: tasks.Arrays(np.full(90, 2**40), np.zeros(90), 1),
+      'data: x is int64[90]; it has to be number',
+    ),
+  ],
+)
+def test_what_a_task_gives_is_checked_before_anything_is_written(
+  regression, tmp_path, monkeypatch, method, function, message
+):
+  monkeypatch.setattr(Regression, method, function)
+  with pytest.raises(ValueError, match=f'^{re.escape(message)}') as caught:
+    search.run(regression, tmp_path / 'run')
+  assert '\n' not in str(caught.value)
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'remat': True}, 'config.remat: True is not allowed; the task tabular has False'),
+    ({'batch_norm': {'group_size': 4}}, 'config.batch_norm.group_size: 4 is not allowed; the task tabular has 0'),
+    (
+      {'space': 'darts'},
+      'config.task.name: the supernet of tabular on the space darts cannot be built or computed (Ke',
+    ),
+    ({'task': {'name': 'tabular', 'validation_fraction': 1e-9}}, 'config.task.validation_fraction is 1e-09, which lea'),
+    (
+      {'strategy': {'name': 'sgas', 'warmup_epochs': 0, 'decision_frequency': 1, 'batch_growth': 160}, 'epochs': 6},
+      'config.batch_size: 32 grows to 352 by the decisions, which is more than half of the examples (284 examples in',
+    ),
+  ],
+)
+def test_settings_without_effect_and_networks_that_do_not_fit_are_refused(example, tmp_path, changes, message):
+  config = {**example['get_config']().to_dict(), **changes}
+  with pytest.raises(ValueError, match=f'^{re.escape(message)}'):
+    search.run(config, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_whole_numbers_are_not_rounded_in_bfloat16(regression, monkeypatch, tmp_path):
+  class Embedded(nn.Module):
+    spec: object
+
+    @nn.compact
+    def __call__(self, x, mixing, *, train):
+      return nn.Dense(1)(ArrayCell('dense', self.spec, 4)([nn.Embed(500, 4)(x)], mixing['dense'], train=train))
+
+  ids = np.arange(500, dtype=np.int64)
+  monkeypatch.setattr(Regression, 'load', lambda self: tasks.Arrays(ids, np.sin(ids), 1))
+  monkeypatch.setattr(Regression, 'network', lambda self, data, cells: Embedded(cells['dense']))
+  result = search.run({**regression, 'precision': 'bfloat16', 'epochs': 1}, tmp_path)
+  assert np.isfinite(result.valid_loss)
+
+
+@pytest.mark.parametrize(
+  ('x', 'y'),
+  [
+    (np.zeros((40, 3)), np.zeros((40, 1), int)),
+    (np.zeros((2, 3)), np.array([0, 2**40])),
+    (np.zeros((2, 3)), np.array([0, -1])),
+    (3, 4),
+    ([[1, 2], [3]], [0, 1]),
+    (np.array([['a'], ['b']]), [0, 1]),
+    (np.zeros((3, 3)), [0, 1]),
+  ],
+)
+def test_arrays_that_are_handed_over_are_checked(example, x, y):
+  with pytest.raises(ValueError, match=r'^data: [^\n]+$'):
+    example['Tabular']().given(x, y)
+
+
+def test_names_of_spaces_are_their_keys_and_tasks_may_have_several(example, monkeypatch):
+  monkeypatch.setitem(tasks.TASKS, 'twice', tasks.ImageTask)
+  assert build(Search, {'task': 'twice'}).task == tasks.ImageTask()
+  monkeypatch.setitem(spaces.SPACES, 'other', example['DenseCells'])
+  monkeypatch.delitem(spaces.SPACES, 'dense')
+  message = "^config.space.name: DenseCells has the name 'dense', which has to be its key in SPACES$"
+  with pytest.raises(ValueError, match=message):
+    build(Search, {'space': 'other', 'task': 'tabular'})
+  monkeypatch.setattr(example['DenseCells'], 'task', 'tabluar')
+  with pytest.raises(
+    ValueError, match="^config.task: 'tabluar', that of the space dense, is not known; there are images"
+  ):
+    build(Search, {'space': 'other'})
+  # What a space sets is of the networks that it has in its own task.
+  assert build(Search, {'space': 'nasbench201', 'task': 'tabular'}).batch_norm == Search().batch_norm
+
+
+def test_operations_with_any_name_have_flags():
+  spec = full_cell(('none', 'my-op.2'), 1, num_inputs=1, output='last', kept=1)
+  variables = {'cell__0_1__my-op.2': {'kernel': np.zeros(2)}}
+  found = flagged({'cell': spec}, variables, {'cell': np.array([[True, False]])})
+  np.testing.assert_array_equal(found, False)
+  with pytest.raises(ValueError, match='^array cell cell: the space has no cell of this name, only other$'):
+    flagged({'other': spec}, variables, {'other': np.array([[True, False]])})
