@@ -1,5 +1,6 @@
 """What the command line answers to mistakes, and to results."""
 
+import dataclasses
 import errno
 import io
 import os
@@ -406,10 +407,9 @@ def test_result_is_printed(ask, monkeypatch):
 
 
 def test_results_of_searches_side_by_side_are_printed(ask, monkeypatch):
-  results = [
-    search.Result(GENOTYPE, loss, float('nan'), None, True, False, pathlib.Path(f'runs/seed_{i}/report.html'))
-    for i, loss in enumerate((0.0, 1.0))
-  ]
+  text = search.Result(GENOTYPE, 0.0, float('nan'), None, True, False, pathlib.Path('runs/seed_0/report.html'))
+  text = dataclasses.replace(text, history=({'valid_perplexity': 1.0},))
+  results = [text, dataclasses.replace(text, valid_loss=1.0, report=pathlib.Path('runs/seed_1/report.html'))]
   monkeypatch.setattr(search, 'run_side_by_side', lambda config, workdir: results)
   assert [line for line in ask(DIGITS).output.splitlines() if not line.startswith('genotype')] == [
     'validation perplexity of the supernet: 1.00',
