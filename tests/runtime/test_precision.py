@@ -38,13 +38,22 @@ def dtypes(tree):
 
 
 @pytest.mark.parametrize(
-  ('loops', 'run'),
+  ('module', 'loop', 'run'),
   [
-    (search_loop, lambda folder: search.run(SEARCH, folder / 'run')),
-    (search_loop, lambda folder: search.run({**TEXT, 'space': 'recurrent', 'data': words(folder)}, folder / 'run')),
-    (training_loop, lambda folder: training.run(TRAINING, folder / 'run', spaces.published()['DARTS_V2'])),
+    (search_loop, search_loop.Epochs, lambda folder: search.run(SEARCH, folder / 'run')),
+    (
+      search_loop,
+      search_loop.Epochs,
+      lambda folder: search.run({**TEXT, 'space': 'recurrent', 'data': words(folder)}, folder / 'run'),
+    ),
+    (
+      training_loop,
+      training_loop._Loop,
+      lambda folder: training.run(TRAINING, folder / 'run', spaces.published()['DARTS_V2']),
+    ),
     (
       language_loop,
+      language_loop._Loop,
       lambda folder: training.run(
         {**TEXT, 'task': 'text', 'data': words(folder)}, folder / 'run', spaces.published()['RNN_DARTS_V2']
       ),
@@ -53,15 +62,15 @@ def dtypes(tree):
   ids=['search', 'search on text', 'training', 'training on text'],
 )
 @pytest.mark.usefixtures('x64')
-def test_the_state_of_a_run_is_float32(monkeypatch, tmp_path, loops, run):
+def test_the_state_of_a_run_is_float32(monkeypatch, tmp_path, module, loop, run):
   found = []
 
   def opened(self):
     found.append((self.template(), jnp.asarray(np.ones(1)), jnp.ones(())))
     raise Opened
 
-  monkeypatch.setattr(loops, 'enable_cache', lambda: None)
-  monkeypatch.setattr(loops._Loop, 'run', opened)
+  monkeypatch.setattr(module, 'enable_cache', lambda: None)
+  monkeypatch.setattr(loop, 'run', opened)
   with pytest.raises(Opened):
     run(tmp_path)
   assert dtypes(found) <= {np.dtype(name) for name in ('float32', 'int32', 'uint32', 'bool')}
