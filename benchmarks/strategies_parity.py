@@ -207,7 +207,7 @@ class _Told(NamedTuple):
     return self.value
 
   def measure(self, mixing: Any) -> dict[str, float]:
-    raise NotImplementedError
+    raise NotImplementedError('only curvatures are compared')
 
 
 def compare_curvatures(cases: Mapping[str, Any]) -> Iterator[Result]:

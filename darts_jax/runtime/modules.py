@@ -51,5 +51,5 @@ def _described(error: BaseException) -> str:
   place = f'{frames[-1].filename}, line {frames[-1].lineno}: ' if frames else ''
   try:
     return f'{place}{type(error).__name__}: {one_line(error)}'
-  except Exception:  # Not every exception says something.
+  except Exception:  # The text of an exception is made by its own `__str__`, which may fail.
     return f'{place}{type(error).__name__}'

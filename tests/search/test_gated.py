@@ -1,7 +1,7 @@
 """Searches whose strategy draws operations and trains these alone: what stays, and what does not depend on a call."""
 
 import itertools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,11 @@ import optax
 import pytest
 
 from darts_jax.data.batches import Examples
-from darts_jax.data.images import Images, load
 from darts_jax.hypergradient import first_order
 from darts_jax.nets.conv import Supernet
 from darts_jax.nets.owners import flagged
-from darts_jax.runtime.mesh import make_mesh
 from darts_jax.runtime.packed import Packed
-from darts_jax.search import Search, Searcher
+from darts_jax.search import Search
 from darts_jax.search.optimizers import Optimizers
 from darts_jax.search.searched import Searched
 from darts_jax.search.state import SearchState
@@ -46,35 +44,9 @@ SEARCH = build(
 )
 
 
-class Lab(NamedTuple):
-  searcher: Searcher
-  data: Halves
-
-
 @pytest.fixture(scope='module')
-def digits() -> Images:
-  return load('digits')
-
-
-def make_lab(digits: Images, num_devices: int) -> Lab:
-  searcher = Searcher.open(SEARCH, digits, make_mesh(num_devices))
-  return Lab(searcher, searcher.place([SEARCH.task.halves(digits, SEARCH, SEARCH.seed)]))
-
-
-@pytest.fixture(scope='module')
-def lab(digits) -> Lab:
-  return make_lab(digits, 1)
-
-
-@pytest.fixture(scope='module')
-def states(lab) -> list[SearchState]:
-  """Before the first of four steps, and after each of them, on the host."""
-  state = lab.searcher.init(lab.searcher.keys())
-  found = [jax.device_get(state)]
-  for _ in range(4):
-    state, _ = lab.searcher.run(state, lab.data, np.int32(1))
-    found.append(jax.device_get(state))
-  return found
+def lab(make_lab):
+  return make_lab(SEARCH, 1)
 
 
 def momentum(state: SearchState) -> np.ndarray:
@@ -118,8 +90,8 @@ def test_the_step_of_a_state_is_the_same_in_any_call(lab, states):
     np.testing.assert_array_equal(a, b)
 
 
-def test_eight_devices_draw_the_same_and_take_the_steps_of_one(digits, states):
-  wide = make_lab(digits, 8)
+def test_eight_devices_draw_the_same_and_take_the_steps_of_one(make_lab, states):
+  wide = make_lab(SEARCH, 8)
   state, _ = wide.searcher.run(wide.searcher.init(wide.searcher.keys()), wide.data, np.int32(4))
   # Rounding, in sums of another order.
   for name, alphas in states[4].alphas.items():

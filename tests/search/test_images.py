@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from darts_jax.data.images import Images, load, split
+from darts_jax.data.images import Images, split
 from darts_jax.data.settings import Augment
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.search import Search, Searcher
@@ -28,11 +28,6 @@ SEARCH = build(Search, {'epochs': 4, 'batch_size': 128, 'data': {'name': 'digits
 
 def make_searcher(settings: Search, images: Images, num_devices: int = 1) -> Searcher:
   return Searcher.open(settings, images, make_mesh(num_devices))
-
-
-@pytest.fixture(scope='module')
-def digits() -> Images:
-  return load('digits')
 
 
 NUM_IMAGES, NUM_VALID = 52, 18

@@ -1,17 +1,11 @@
 """A search whose edges compute a part of the channels: when α and β move, and that devices and calls do not matter."""
 
-from typing import NamedTuple
-
 import jax
 import numpy as np
 import pytest
 
-from darts_jax.data.images import Images, load
-from darts_jax.runtime.mesh import make_mesh
-from darts_jax.search import Search, Searcher
-from darts_jax.search.state import SearchState
+from darts_jax.search import Search
 from darts_jax.settings import build
-from darts_jax.tasks.base import Halves
 
 SEARCH = build(
   Search,
@@ -31,35 +25,9 @@ SEARCH = build(
 )
 
 
-class Lab(NamedTuple):
-  searcher: Searcher
-  data: Halves
-
-
 @pytest.fixture(scope='module')
-def digits() -> Images:
-  return load('digits')
-
-
-def make_lab(digits: Images, num_devices: int) -> Lab:
-  searcher = Searcher.open(SEARCH, digits, make_mesh(num_devices))
-  return Lab(searcher, searcher.place([SEARCH.task.halves(digits, SEARCH, SEARCH.seed)]))
-
-
-@pytest.fixture(scope='module')
-def lab(digits) -> Lab:
-  return make_lab(digits, 1)
-
-
-@pytest.fixture(scope='module')
-def states(lab) -> list[SearchState]:
-  """Before the first of four steps, and after each of them, on the host."""
-  state = lab.searcher.init(lab.searcher.keys())
-  found = [jax.device_get(state)]
-  for _ in range(4):
-    state, _ = lab.searcher.run(state, lab.data, np.int32(1))
-    found.append(jax.device_get(state))
-  return found
+def lab(make_lab):
+  return make_lab(SEARCH, 1)
 
 
 def test_alphas_and_betas_move_from_their_epoch_on(lab, states):
@@ -76,8 +44,8 @@ def test_the_steps_of_a_state_are_the_same_in_any_call(lab, states):
     np.testing.assert_array_equal(a, b)
 
 
-def test_eight_devices_take_the_steps_of_one(digits, states):
-  wide = make_lab(digits, 8)
+def test_eight_devices_take_the_steps_of_one(make_lab, states):
+  wide = make_lab(SEARCH, 8)
   state, _ = wide.searcher.run(wide.searcher.init(wide.searcher.keys()), wide.data, np.int32(4))
   # Rounding, in sums of another order.
   for name, alphas in states[4].alphas.items():

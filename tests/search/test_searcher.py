@@ -13,7 +13,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 from jax.flatten_util import ravel_pytree
 
-from darts_jax.data.images import Images, load, split
+from darts_jax.data.images import Images, split
 from darts_jax.runtime.compilation import CompilationCounter, compiler_options, count_compilations
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.search import Search, Searcher
@@ -58,11 +58,6 @@ def make_lab(settings: Search, images: Images, num_devices: int) -> Lab:
   mesh = make_mesh(num_devices)
   searcher = Searcher.open(settings, images, mesh)
   return Lab(searcher, searcher.place([settings.task.halves(images, settings, settings.seed)]))
-
-
-@pytest.fixture(scope='module')
-def digits() -> Images:
-  return load('digits')
 
 
 @pytest.fixture(scope='module')

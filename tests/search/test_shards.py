@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +11,10 @@ import optax
 import pytest
 
 from benchmarks.hlo import Collective, Program
-from darts_jax.data.images import Images, load
-from darts_jax.runtime.mesh import make_mesh
-from darts_jax.search import Search, Searcher
+from darts_jax.search import Search
 from darts_jax.search.optimizers import Optimizers
 from darts_jax.search.settings import Alphas, BatchNorm, Weights
 from darts_jax.settings import build
-from darts_jax.tasks.base import Halves
 
 DEVICES, BATCH = 8, 128
 SEARCH = build(
@@ -37,29 +34,17 @@ SEARCH = build(
 )
 
 
-class Lab(NamedTuple):
-  searcher: Searcher
-  data: Halves
+def in_groups_of(size: int) -> Search:
+  return dataclasses.replace(SEARCH, batch_norm=BatchNorm(size))
 
 
 @pytest.fixture(scope='module')
-def digits() -> Images:
-  return load('digits')
-
-
-def make_lab(digits: Images, num_devices: int, group_size: int) -> Lab:
-  settings = dataclasses.replace(SEARCH, batch_norm=BatchNorm(group_size))
-  searcher = Searcher.open(settings, digits, make_mesh(num_devices))
-  return Lab(searcher, searcher.place([settings.task.halves(digits, settings, settings.seed)]))
-
-
-@pytest.fixture(scope='module')
-def in_one(digits) -> Lab:
+def in_one(make_lab):
   """A batch is one group."""
-  return make_lab(digits, DEVICES, 0)
+  return make_lab(in_groups_of(0), DEVICES)
 
 
-def crossing(lab: Lab) -> tuple[Any, list[Collective]]:
+def crossing(lab: Any) -> tuple[Any, list[Collective]]:
   """The state before the first step, and the collectives of the compiled step."""
   state = lab.searcher.init(lab.searcher.keys())
   text = lab.searcher.run.lower(state, lab.data, np.int32(1)).compile().as_text()
@@ -92,9 +77,9 @@ def test_gradients_cross_devices_once_a_pass_and_statistics_once_each_way(in_one
 
 
 @pytest.fixture(scope='module')
-def in_groups(digits) -> Lab:
+def in_groups(make_lab):
   """Two groups on each of the devices."""
-  return make_lab(digits, DEVICES, BATCH // DEVICES // 2)
+  return make_lab(in_groups_of(BATCH // DEVICES // 2), DEVICES)
 
 
 def test_nothing_but_gradients_crosses_devices_if_groups_are_on_one(in_groups):
@@ -103,10 +88,10 @@ def test_nothing_but_gradients_crosses_devices_if_groups_are_on_one(in_groups):
   assert len(found) == 2
 
 
-def test_steps_in_groups_are_the_same_on_any_number_of_devices(digits, in_groups, in_one):
+def test_steps_in_groups_are_the_same_on_any_number_of_devices(make_lab, in_groups, in_one):
   found = []
   for size in (in_groups.searcher.settings.batch_norm.group_size, 0):
-    for lab in (in_groups if size else in_one, make_lab(digits, 1, size)):
+    for lab in (in_groups if size else in_one, make_lab(in_groups_of(size), 1)):
       state, sums = lab.searcher.run(lab.searcher.init(lab.searcher.keys()), lab.data, np.int32(3))
       assert sums['steps'] == 3
       found.append(jax.device_get((state.alphas, state.weights.vector, state.statistics.vector)))

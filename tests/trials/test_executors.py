@@ -118,6 +118,7 @@ def test_processes_may_run_below_the_directory_of_their_parent(tmp_path):
     # Nor below the directory of somebody else.
     holder = executor.submit(exec, HOLD, {'folder': other})
     while not (pathlib.Path(other) / 'held').exists():
+      assert not holder.done()
       time.sleep(0.05)
     with Processes(1) as second:
       message = f'lies in {other}, which is in use by process '
