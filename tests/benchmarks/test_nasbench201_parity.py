@@ -25,16 +25,7 @@ def load(path):
     return {name: archive[name] for name in archive.files}
 
 
-def check(results):
-  results = list(results)
-  wrong = {name: error for name, error, tolerance in results if not error <= tolerance}
-  assert not wrong
-  names = [name for name, _, _ in results]
-  assert len(names) == len(set(names))
-  return names
-
-
-def test_discrete_networks():
+def test_discrete_networks(check):
   """A cell with all operations, one without a path from its input to its output, all identities, and one more."""
   names = check(parity.compare(NETWORKS))
   values = load(NETWORKS)
@@ -46,14 +37,14 @@ def test_discrete_networks():
     } - {'w'}
 
 
-def test_supernet():
+def test_supernet(check):
   names = check(parity.compare(SUPERNET))
   results = {name.split('/')[0] for name in load(SUPERNET)}
   inputs = {'w', 'momentum', 'alpha', 'meta', 'x_train', 'y_train', 'x_valid', 'y_valid'}
   assert {name.split('/')[0] for name in names} == results - inputs
 
 
-def test_numbers_of_weights_and_multiply_adds():
+def test_numbers_of_weights_and_multiply_adds(check):
   file = json.loads(COUNTS.read_text())
   rows = file['rows'][:3] + file['rows'][3::12]
   names = check(nasbench201_parity.compare_counts({**file, 'rows': rows}))

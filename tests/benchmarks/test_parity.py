@@ -23,20 +23,13 @@ def double_precision(x64):
   """Tolerances are those of float64."""
 
 
-def check(results):
-  results = list(results)
-  wrong = {name: error for name, error, tolerance in results if not error <= tolerance}
-  assert not wrong
-  return [name for name, _, _ in results]
-
-
 def load(path=SEARCH):
   with np.load(path) as archive:
     return {name: archive[name] for name in archive.files}
 
 
 @pytest.mark.parametrize('part', ['forward', 'hypergradients', 'finite_difference'])
-def test_reference_results_are_reproduced(part):
+def test_reference_results_are_reproduced(check, part):
   names = check(parity.compare_search(parity.SearchFile(load()), [part]))
   expected = {
     'forward': {'param_count', 'logits_eval', 'logits_train', 'loss_train'},
@@ -51,7 +44,7 @@ def test_reference_results_are_reproduced(part):
 
 
 @pytest.mark.parametrize('name', ['cnn_eval_darts_v2', 'cnn_eval_imagenet_darts_v2'])
-def test_reference_networks_are_reproduced(name):
+def test_reference_networks_are_reproduced(check, name):
   names = check(parity.compare(GOLDENS / f'{name}.npz'))
   with np.load(GOLDENS / f'{name}.npz') as archive:
     results = [key for key in archive.files if key.startswith('logits')]
@@ -77,7 +70,7 @@ def results(values, *inputs):
   return {name for name in values if not name.startswith('w/')} - {*inputs, 'meta'}
 
 
-def test_recurrent_reference_results_are_reproduced(monkeypatch, recurrent_step):
+def test_recurrent_reference_results_are_reproduced(check, monkeypatch, recurrent_step):
   monkeypatch.setattr(parity.RecurrentFile, 'step', recurrent_step)
   names = check(parity.compare(RECURRENT_SEARCH))
   inputs = (f'{name}_{half}' for name in 'xyh' for half in ('train', 'valid'))
@@ -85,7 +78,7 @@ def test_recurrent_reference_results_are_reproduced(monkeypatch, recurrent_step)
   assert len(names) == len(set(names))
 
 
-def test_recurrent_reference_network_is_reproduced():
+def test_recurrent_reference_network_is_reproduced(check):
   names = check(parity.compare(RECURRENT_NETWORK))
   assert set(names) == results(load(RECURRENT_NETWORK), 'x', 'h')
 

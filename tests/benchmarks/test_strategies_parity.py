@@ -24,15 +24,7 @@ def load(path):
     return {name: archive[name] for name in archive.files}
 
 
-def check(results):
-  results = list(results)
-  assert not {name: error for name, error, tolerance in results if not error <= tolerance}
-  names = [name for name, _, _ in results]
-  assert len(names) == len(set(names))
-  return names
-
-
-def test_gdas_draws_and_their_gradients():
+def test_gdas_draws_and_their_gradients(check):
   names = check(parity.compare(GDAS))
   results = {name for name in load(GDAS) if name[0].isdigit() and not name.endswith('/gumbel')}
   # Of arrays that are stacked here there are fewer.
@@ -57,7 +49,7 @@ def test_results_of_gdas_that_differ_are_noticed(tmp_path, capsys):
   assert wrong == {*changed, '1/dw/stem', '0/index', '2/unused_weights'} - {'1/dw/stem.0.weight'}
 
 
-def test_a_supernet_of_pc_darts():
+def test_a_supernet_of_pc_darts(check):
   names = check(parity.compare(PC_DARTS))
   inputs = ('w/', 'alphas_', 'betas_', 'meta', 'x', 'y')
   results = {name.split('/')[0] for name in load(PC_DARTS) if not name.startswith(inputs)}
@@ -81,7 +73,7 @@ def test_results_of_pc_darts_that_differ_are_noticed(tmp_path, capsys):
   assert wrong == {*changed[:3], 'dw/stem', 'edge_normal', 'shuffle/12_3'}
 
 
-def test_architectures_of_pc_darts(tmp_path, capsys):
+def test_architectures_of_pc_darts(check, tmp_path, capsys):
   assert check(parity.compare(GENOTYPES)) == [f'genotype_{i}' for i in range(40)]
   case = json.loads(GENOTYPES.read_text())[0]
   case['betas_normal'] = case['betas_normal'][::-1]
@@ -104,7 +96,7 @@ def test_the_curvature_of_a_supernet_and_what_differs_is_noticed(tmp_path):
   assert {name for name, error, tolerance in results if not error <= tolerance} == {'hessian', 'dominant'}
 
 
-def test_where_searches_stop_by_their_curvatures(tmp_path, capsys):
+def test_where_searches_stop_by_their_curvatures(check, tmp_path, capsys):
   assert sorted(check(parity.compare(CURVATURES))) == sorted(
     f'{what}_{i}' for i in range(30) for what in ('decision', 'means')
   )
