@@ -201,8 +201,10 @@ def _code(parsed: Callable[[], int | None]) -> int | None:
       _complain(error)
     code = 2
   except ValueError as error:
-    _complain(error)
-    code = 2
+    # What the runtime says where a result is fetched may be one, too.
+    is_lost = _is_lost(error)
+    _complain(_lost(error) if is_lost else error)
+    code = 1 if is_lost else 2
     _leave_others(code)
   except MemoryError as error:
     _complain(f'out of memory ({error}); {_SMALLER}')
@@ -227,8 +229,8 @@ def _code(parsed: Callable[[], int | None]) -> int | None:
     if not jax.distributed.is_initialized():
       raise
     # By itself Python would wait at its end, for minutes, for processes that wait for this one.
-    if isinstance(error, jax.errors.JaxRuntimeError) and any(word in str(error) for word in _LOST):
-      _complain(f'lost touch with the others, of which one has probably ended ({error}); start all of them again')
+    if _is_lost(error):
+      _complain(_lost(error))
     else:
       traceback.print_exc()
     code = 1
@@ -238,8 +240,16 @@ def _code(parsed: Callable[[], int | None]) -> int | None:
 
 _SMALLER = 'smaller are config.batch_size, config.network, or with config.remat what gradients keep'
 
-# Of errors of the runtime, those that are about other processes.
-_LOST = ('Gloo', 'NCCL', 'UNAVAILABLE', 'DEADLINE_EXCEEDED', 'Connection')
+_ABOUT_OTHERS = re.compile(r'\b(Gloo|NCCL|UNAVAILABLE|DEADLINE_EXCEEDED|Connection (reset|refused|closed))\b')
+
+
+def _is_lost(error: Exception) -> bool:
+  """Whether an error is the runtime's, about other processes; the class of such errors depends on where one is met."""
+  return jax.distributed.is_initialized() and bool(_ABOUT_OTHERS.search(str(error)))
+
+
+def _lost(error: Exception) -> str:
+  return f'lost touch with the others, of which one has probably ended ({error}); start all of them again'
 
 
 def _complain(error: Exception | str) -> None:

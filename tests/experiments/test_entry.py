@@ -318,6 +318,26 @@ def test_sigterm_before_a_run_begins_leaves_nothing_behind(ask, is_lost):
   assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.parametrize(
+  ('error', 'code', 'start'),
+  [
+    (ValueError('UNKNOWN: Gloo AllGather failed: Connection reset by peer'), 1, 'lost touch with the others'),
+    (jax.errors.JaxRuntimeError('UNAVAILABLE: another task died'), 1, 'lost touch with the others'),
+    (ValueError('config.epochs: 0 is not allowed'), 2, 'config.epochs: 0 is not allowed'),
+  ],
+)
+def test_what_the_runtime_says_of_lost_processes_is_told_whatever_its_class(ask, monkeypatch, error, code, start):
+  def run(*_, **others):
+    raise error
+
+  left = []
+  monkeypatch.setattr(jax.distributed, 'is_initialized', lambda: True)
+  monkeypatch.setattr(entry.processes, 'leave', left.append)
+  answer = ask(DIGITS, run=run)
+  assert (answer.code, left) == (code, [code])
+  assert answer.errors.startswith(f'error: process 0: {start}')
+
+
 class Output(io.StringIO):
   """Standard output that cannot be written."""
 
