@@ -1,7 +1,9 @@
 """A whole search: from a config to a genotype, resumable at every moment."""
 
 import bisect
+import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 import operator
@@ -31,6 +33,7 @@ from darts_jax.search.step import counted_by
 from darts_jax.settings import as_config
 from darts_jax.spaces import Genotype
 from darts_jax.strategies.relaxed import Scores, Turn
+from darts_jax.tasks import Feed
 
 #: The file of what has been derived from α.
 GENOTYPE = 'genotype.json'
@@ -112,14 +115,15 @@ def _run(
   given: tuple[Any, Any] | None,
   writers: Sequence[Writer],
 ) -> list[Result]:
-  searcher, data, fingerprint = processes.together(lambda: _open(settings, given))
+  searcher, feed, fingerprint = processes.together(lambda: _open(settings, given))
   config = as_json({**as_config(settings), 'dataset': fingerprint})
   claim_together(workdir, lambda: _claim(config, workdir, folders), lambda: config)
   enable_cache()
   with InterruptGuard() as guard:
-    loop = _Loop(settings, workdir, searcher, data, guard, folders, config)
+    loop = _Loop(settings, workdir, searcher, feed, guard, folders, config)
     loop.writers = writers
-    state, last_epoch, finished, requested = loop.run()
+    with contextlib.closing(loop):
+      state, last_epoch, finished, requested = loop.run()
   alphas = loop.alphas(state)
   reports, warnings = loop.reports(), loop.warnings()
   return [
@@ -169,8 +173,8 @@ def check(settings: Search) -> Any:
   return _open(settings)[2]
 
 
-def _open(settings: Search, given: tuple[Any, Any] | None = None) -> tuple[Searcher, Any, Any]:
-  """The search, its data on the devices, and JSON values of these, with which alone a search goes on."""
+def _open(settings: Search, given: tuple[Any, Any] | None = None) -> tuple[Searcher, Feed, Any]:
+  """The search, what feeds it with data, and JSON values of these, with which alone a search goes on."""
   mesh = make_mesh(seeds=settings.mesh.seed)
   check_batch(settings.batch_size, mesh)
   task = settings.task
@@ -180,7 +184,7 @@ def _open(settings: Search, given: tuple[Any, Any] | None = None) -> tuple[Searc
   seeds = range(settings.seed, settings.seed + settings.mesh.seed)
   halves = [task.halves(found, settings, seed) for seed in seeds]
   searcher = Searcher.open(settings, found, mesh)
-  return searcher, searcher.place(halves), task.fingerprint(found)
+  return searcher, searcher.feed(halves), task.fingerprint(found)
 
 
 class _Loop(Loop[SearchState]):
@@ -194,7 +198,7 @@ class _Loop(Loop[SearchState]):
     settings: Search,
     workdir: pathlib.Path,
     searcher: Searcher,
-    data: Any,
+    feed: Feed,
     guard: InterruptGuard,
     folders: Sequence[pathlib.Path],
     config: Mapping[str, Any],
@@ -203,7 +207,7 @@ class _Loop(Loop[SearchState]):
     super().__init__(workdir, plan, guard, folders, config)
     self._settings = settings
     self._searcher = searcher
-    self._data = data
+    self._feed = feed
     #: With all that it has decided.
     self.searched = searcher.searched
     stages = self.searched.plan(settings.epochs)
@@ -248,18 +252,28 @@ class _Loop(Loop[SearchState]):
 
   def prepare(self, state: SearchState, step: int) -> None:
     detail = f' ({self._settings.hypergradient.name})'
-    self._run = self.compile(step, 'search step', self._searcher.run, state, self._data, np.int32(1), detail=detail)
+    self._feed = self._feed.again(self._searcher.feed)
+    shapes = self._feed.shapes
+    self._run = self.compile(step, 'search step', self._searcher.run, state, shapes, np.int32(1), detail=detail)
     self._evaluate = None
 
   def advance(self, state: SearchState, num_steps: int) -> tuple[SearchState, Mapping[str, Any]]:
-    found: tuple[SearchState, Mapping[str, Any]] = self._run(state, self._data, np.int32(num_steps))
+    data, count = self._feed.read(state.step, state.key, num_steps, self.note)
+    found: tuple[SearchState, Mapping[str, Any]] = self._run(state, data, np.int32(count))
     return found
 
+  def close(self) -> None:
+    """Stops what reads ahead."""
+    self._feed.close()
+
   def evaluate(self, state: SearchState, step: int) -> dict[str, float]:
-    # Not compiled before it is needed, so that the first step is seen sooner.
-    self._evaluate = self._evaluate or self.compile(step, 'evaluation', self._searcher.evaluate, state, self._data)
-    found = self._each(processes.fetch(self._evaluate(state, self._data)))
-    measured = self._joined([self._searcher.learner.metrics(each) for each in found])
+    parts = []
+    for data in self._feed.evaluation(step, self.note):
+      # Not compiled before it is needed, so that the first step is seen sooner.
+      self._evaluate = self._evaluate or self.compile(step, 'evaluation', self._searcher.evaluate, state, data)
+      parts.append(self._evaluate(state, data))
+    whole = functools.reduce(functools.partial(jax.tree.map, np.add), map(processes.fetch, parts))
+    measured = self._joined([self._searcher.learner.metrics(each) for each in self._each(whole)])
     return {f'valid_{name}': value for name, value in measured.items()} | self._judged(state, step)
 
   def _judged(self, state: SearchState, step: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from darts_jax.search.settings import Search
 from darts_jax.search.state import SearchState
 from darts_jax.search.step import search_step, watched
 from darts_jax.search.timing import Timing
-from darts_jax.tasks import Halves, Learner, Moment, SupernetSpec
+from darts_jax.tasks import Feed, Halves, Learner, Moment, Placed, SupernetSpec
 
 Array = jax.Array
 PyTree = Any
@@ -148,6 +148,15 @@ class Searcher:
     """The data of every search, as NumPy arrays, on the devices."""
     whole = data[0] if self._seeds == 1 else jax.tree.map(lambda *arrays: np.stack(arrays), *data)
     return put(whole, self._places(self.learner.data_axes))
+
+  def feed(self, halves: Sequence[Any]) -> Feed:
+    """What hands the data of every search, as NumPy arrays, to the compiled functions."""
+
+    def reads_valid(steps: np.ndarray) -> np.ndarray:
+      return self.timing.moves(steps) & self._estimator.has_outer_loss
+
+    found = self.learner.feed(halves, self._places(self.learner.data_axes), reads_valid)
+    return Placed(self.place(halves)) if found is None else found
 
   def spread(self, function: Callable[..., Any], axes: tuple[Any, ...], out: PyTree, *further: Any) -> Any:
     """A function of global arrays that runs on every device, from one for the devices of a single search.
