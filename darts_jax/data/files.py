@@ -104,6 +104,6 @@ class ImageFiles:
       raise ValueError(f'config.data.dir: {self.name}: not one of the images can be decoded')
     if not bad.size:
       return Images(self.name, pixels, labels, None, None, self.num_classes, self.mean, self.std)
-    others = f', nor can {len(bad) - 1} others' if len(bad) > 1 else ''
+    others = f', nor can {len(bad) - 1} more' if len(bad) > 1 else ''
     say(f'{self.records.name(int(self.indices[bad[0]]))}: cannot be decoded{others}; the next one takes its place')
     return Images(self.name, pixels, labels, None, None, self.num_classes, self.mean, self.std, damaged)

@@ -344,6 +344,9 @@ def _iterate(dataset: Any) -> Generator[Batch, None, None]:
   iterator = iter(dataset)
   try:
     yield from iterator
+  except ValueError as error:
+    # Grain adds a paragraph about its own frames.
+    raise ValueError(str(error).partition('\n')[0]) from error
   finally:
     iterator.close()
 

@@ -32,7 +32,7 @@ PyTree = Any
 # Bytes of the images of a window, of one search.
 _WINDOW = 2**25
 # Examples of a half that are drawn at once, at least those of an epoch.
-_DRAWN = 2**22
+_DRAWN = 2**20
 
 
 class Window(NamedTuple):
@@ -214,9 +214,11 @@ class Windows(Feed):
     """The batches of a search from a step on: these rows of that of the weights' half, then of the other."""
     schedule, halves = self._schedule, self._halves[seed]
     steps = schedule.steps_per_epoch
-    number = max(1, _DRAWN // (steps * schedule.batch_size))
+    most = max(1, _DRAWN // (steps * schedule.batch_size))
     epoch, done = divmod(step - schedule.first_step, steps)
     while True:
+      left = schedule.end - schedule.first_step - epoch * steps
+      number = min(most, -(-left // steps))
       drawn = self._draw(key, range(epoch, epoch + number))
       reads = schedule.reads_valid(schedule.first_step + epoch * steps + np.arange(number * steps))
       valid = np.where(reads[:, None], len(halves.train) + drawn.valid, -1)
