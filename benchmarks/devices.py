@@ -23,7 +23,7 @@ from benchmarks.command import exit_code
 from darts_jax.data.images import Images
 from darts_jax.runtime.mesh import check_batch, make_mesh
 from darts_jax.search.searcher import Searcher
-from darts_jax.search.settings import Search, check_alone, image_task, read
+from darts_jax.search.settings import Search, check_alone, placed_task, read
 from darts_jax.tasks.images import ImageLoss
 
 TITLES = ('step', 'α moved', 'α differ', 'losses differ', 'α differ, smooth', 'losses differ, smooth')
@@ -83,7 +83,7 @@ def main() -> int:
   def measured() -> None:
     flags.FLAGS(sys.argv)
     settings = read(config.value)
-    image_task(settings)
+    placed_task(settings)
     check_alone(settings)
     run(settings, devices.value, steps.value)
 

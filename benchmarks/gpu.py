@@ -59,7 +59,7 @@ from darts_jax.runtime.compilation import compile_with_report, compiler_options
 from darts_jax.runtime.files import user_path
 from darts_jax.runtime.mesh import replicated
 from darts_jax.search.searcher import Searcher
-from darts_jax.search.settings import Search, check_alone, image_task, read
+from darts_jax.search.settings import Search, check_alone, placed_task, read
 
 
 class Chip(NamedTuple):
@@ -457,7 +457,7 @@ def run(
   if unknown or not names:
     raise ValueError(f'--estimators: {", ".join(unknown) or "none given"}; allowed are {", ".join(BILEVEL)}')
   settings = read(config)
-  image_task(settings)
+  placed_task(settings)
   check_alone(settings)
   output = output_file(path, '--json')
   folder = user_path(hlo, '--hlo') if hlo else None

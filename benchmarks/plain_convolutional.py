@@ -33,7 +33,7 @@ from darts_jax.nets.cell import operation_groups
 from darts_jax.nets.conv import Supernet, larger_inputs
 from darts_jax.nets.layers import BN_DECAY, BN_EPSILON
 from darts_jax.search.searcher import Searcher
-from darts_jax.search.settings import Search, image_task, read
+from darts_jax.search.settings import Search, placed_task, read
 from darts_jax.search.state import SearchState
 from darts_jax.strategies.relaxed import ALPHAS
 from darts_jax.tasks.images import ImageLearner
@@ -262,7 +262,7 @@ def main() -> int:
     flags.FLAGS(sys.argv)
     jax.config.update('jax_enable_compilation_cache', False)
     settings = read(config.value)
-    if image_task(settings).network.stem != 'cifar' or settings.precision != 'float32':
+    if placed_task(settings).network.stem != 'cifar' or settings.precision != 'float32':
       raise ValueError('--config: the plain step has the stem cifar and computes in float32')
     hypergradient = settings.hypergradient.other('first_order')
     run(dataclasses.replace(settings, hypergradient=hypergradient), repeats.value)

@@ -59,7 +59,7 @@ from darts_jax.hypergradient import BILEVEL, Pass
 from darts_jax.runtime.compilation import compile_with_report
 from darts_jax.runtime.mesh import replicated
 from darts_jax.search.searcher import Searcher
-from darts_jax.search.settings import Search, check_alone, image_task, read
+from darts_jax.search.settings import Search, check_alone, image_task, placed_task, read
 from darts_jax.tasks import Halves
 
 
@@ -380,7 +380,7 @@ def run(
     raise ValueError(f'--devices: {unknown[0]!r} is no number')
   pods = [whole.smaller(int(size)) for size in sizes] or [whole]
   settings = read(config)
-  image_task(settings)
+  placed_task(settings)
   if settings.hypergradient.name not in BILEVEL:
     name, allowed = settings.hypergradient.name, ', '.join(BILEVEL)
     raise ValueError(f'config.hypergradient.name: {name!r} has no loop over passes to count; allowed are {allowed}')

@@ -44,7 +44,7 @@ from darts_jax.hypergradient import BILEVEL, Derivative, derivative
 from darts_jax.runtime.compilation import compile_with_report, temporary_cache
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.search.searcher import Searcher
-from darts_jax.search.settings import Search, check_alone, read
+from darts_jax.search.settings import Search, check_alone, placed_task, read
 from darts_jax.search.step import BatchLoss
 from darts_jax.tasks import TextTask
 from darts_jax.tasks.text import TextBatch
@@ -102,6 +102,7 @@ def open_search(settings: Search, num_devices: int | None = None) -> tuple[Searc
     settings = dataclasses.replace(settings, task=task)
     found, examples = random_corpus(task.source, size * (8 * task.bptt + 1)), size * task.bptt
   else:
+    placed_task(settings)
     found, examples = random_images(task.source, 4 * size), size
   searcher = Searcher.open(settings, found, mesh)
   return searcher, searcher.place([task.halves(found, settings, settings.seed)]), examples, task.unit

@@ -24,7 +24,7 @@ from ml_collections import config_flags
 from benchmarks.command import exit_code
 from benchmarks.search_step import open_search
 from darts_jax.runtime.compilation import compile_with_report
-from darts_jax.search.settings import Search, image_task, read
+from darts_jax.search.settings import Search, placed_task, read
 from darts_jax.strategies.sgas import Sgas
 
 TITLES = ('decisions', 'candidates', 'weights', 'compile s', 'step s', 'of the whole', 'temporary MB', 'of the whole')
@@ -93,7 +93,7 @@ def main() -> int:
     flags.FLAGS(sys.argv)
     jax.config.update('jax_enable_compilation_cache', False)
     settings = read(config.value)
-    image_task(settings)
+    placed_task(settings)
     run(settings, repeats.value)
 
   return exit_code(measured, __doc__)

@@ -48,6 +48,11 @@ def get_config() -> ConfigDict:
   config.data.path = ''
   config.data.download = False
   config.data.num_images = 0
+  config.data.dataset = ''
+  config.data.image_size = 32
+  config.data.num_threads = 8
+  config.data.num_workers = 0
+  config.data.stream = False
   config.data.validation_fraction = 0.5
 
   config.augment = ConfigDict()

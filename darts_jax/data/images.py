@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import math
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from darts_jax.data import npz, sources
 from darts_jax.data.arrays import Arrays, check_range, validate
 from darts_jax.data.official import OFFICIAL
+from darts_jax.data.stream import Batch
 from darts_jax.runtime.files import user_path
 
 NAMES = ('digits', *OFFICIAL, 'npz', 'arrays')
@@ -30,6 +32,7 @@ class Images:
     num_classes: class ids are 0..num_classes - 1.
     mean: [C], in raw pixel units.
     std: [C], in raw pixel units.
+    damaged: [N] bool, training images that could not be decoded; None where there are none.
   """
 
   name: str
@@ -40,6 +43,26 @@ class Images:
   num_classes: int
   mean: tuple[float, ...]
   std: tuple[float, ...]
+  damaged: np.ndarray | None = None
+
+  @property
+  def image_shape(self) -> tuple[int, int, int]:
+    """Of an image, `(H, W, C)`."""
+    height, width, channels = self.x_train.shape[1:]
+    return height, width, channels
+
+  @property
+  def num_train(self) -> int:
+    """The number of training images."""
+    return len(self.y_train)
+
+  def read(self, parts: Sequence[np.ndarray], rows: np.ndarray) -> Generator[Batch, None, None]:
+    """Batches of training images, see `Listed`."""
+    indices = np.concatenate(parts)
+    for positions in rows:
+      # A row without an image has any.
+      chosen = indices[positions]
+      yield Batch(self.x_train[chosen], self.y_train[chosen], positions >= 0, np.full(len(positions), -1, np.int32))
 
 
 def from_arrays(x: Any, y: Any) -> Images:
@@ -49,7 +72,7 @@ def from_arrays(x: Any, y: Any) -> Images:
     ValueError: they are unfit for training; one line.
   """
   images, labels = np.asarray(x), np.asarray(y)
-  images = images.astype(np.float32) if images.dtype.kind == 'f' else images
+  images = images.astype(np.float32, copy=False) if images.dtype.kind == 'f' else images
   return _own('arrays', Arrays(images[..., None] if images.ndim == 3 else images, labels, None, None), 'data')
 
 
@@ -99,16 +122,47 @@ def part(images: Images, number: int) -> Images:
   Raises:
     ValueError: it has fewer, or these leave out a class.
   """
-  if number > len(images.y_train):
-    raise ValueError(
-      f'config.data.num_images: {number} is not allowed; {images.name} has {len(images.y_train)} training images'
-    )
-  chosen = np.sort(np.random.Generator(np.random.PCG64(0)).permutation(len(images.y_train))[:number])
-  labels = images.y_train[chosen]
-  missing = sorted({*images.y_train.tolist()} - {*labels.tolist()})
+  chosen = some(images.name, images.num_train, number, images.y_train)
+  return dataclasses.replace(images, x_train=images.x_train[chosen], y_train=images.y_train[chosen])
+
+
+def some(name: str, num_train: int, number: int, labels: np.ndarray | None) -> np.ndarray:
+  """`[number]` indices of training images, see `part`; in ascending order.
+
+  Args:
+    name: of the dataset.
+    num_train: of its training images.
+    number: how many of them.
+    labels: `[N]`, of all of them; None where they are not known.
+
+  Raises:
+    ValueError: there are fewer, or these leave out a class.
+  """
+  if number > num_train:
+    raise ValueError(f'config.data.num_images: {number} is not allowed; {name} has {num_train} training images')
+  chosen = np.sort(np.random.Generator(np.random.PCG64(0)).permutation(num_train)[:number])
+  missing = [] if labels is None else sorted({*labels.tolist()} - {*labels[chosen].tolist()})
   if missing:
-    raise ValueError(f'config.data.num_images: {number} leave out class {missing[0]} of {images.name}; more are needed')
-  return dataclasses.replace(images, x_train=images.x_train[chosen], y_train=labels)
+    raise ValueError(f'config.data.num_images: {number} leave out class {missing[0]} of {name}; more are needed')
+  return chosen
+
+
+def intact(indices: np.ndarray, damaged: np.ndarray | None) -> np.ndarray:
+  """The indices, with the next one of an image that is not damaged in the place of each that is.
+
+  Args:
+    indices: `[N]`, one part of `split`.
+    damaged: see `Images`.
+
+  Raises:
+    ValueError: all are damaged.
+  """
+  if damaged is None:
+    return indices
+  good = np.flatnonzero(~damaged[indices])
+  if not good.size:
+    raise ValueError('config.data.dir: not one of the training images of a half can be decoded')
+  return indices[good[np.searchsorted(good, np.arange(len(indices))) % len(good)]]
 
 
 def split(num_images: int, validation_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

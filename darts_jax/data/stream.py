@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,8 @@ from darts_jax.data.decoding import open_image, to_rgb
 from darts_jax.data.records import Records
 
 Box = tuple[float, float, float, float]
+# Image, label, whether it counts, and which record is damaged, if one is.
+Row = tuple[np.ndarray, int, bool, int]
 
 # What is drawn from a seed; a draw is named by one of these and then by epoch, or by step and row.
 _ORDER, _CROP = 0, 1
@@ -82,11 +84,7 @@ class Stream:
 
   def __post_init__(self) -> None:
     """Raises a ValueError that names a field which cannot be, or the packages that are not installed."""
-    try:
-      import grain  # noqa: F401
-      import PIL  # noqa: F401
-    except ImportError as error:
-      raise ValueError(f'streaming images needs: pip install darts_jax[stream] ({error})') from error
+    check_installed()
     for field, smallest in (
       ('config.batch_size', 1),
       ('config.data.image_size', 1),
@@ -125,44 +123,20 @@ class Stream:
     """
     if start_step < 0:
       raise ValueError(f'start_step is {start_step}; it has to be at least 0')
-    import grain
+    rows = self.batch_size // self.process_count
+    last_step = sys.maxsize // rows if self.train else self.steps_per_epoch
+    return _batches(self._row_of_process, rows, range(start_step, last_step), self.num_threads, self.num_workers)
 
-    chunks = self._rows // self._chunk_rows
-    # The dataset is made of what is left, so that nothing has to be skipped.
-    last_step = sys.maxsize // chunks if self.train else self.steps_per_epoch
-    reading = grain.MapDataset.range(start_step * chunks, last_step * chunks).map(self._chunk)
-    ahead = self.num_threads + (0 if self.num_workers else 2 * chunks)
-    dataset = reading.to_iter_dataset(
-      grain.ReadOptions(num_threads=self.num_threads, prefetch_buffer_size=ahead if self.num_threads else 0)
-    )
-    if self.num_workers:
-      _let_grain_read_its_flags()
-      options = grain.MultiprocessingOptions(self.num_workers, per_worker_buffer_size=-(-chunks // self.num_workers))
-      dataset = dataset.mp_prefetch(options, worker_init_fn=_live_as_long_as_the_parent)
-    return _iterate(dataset.batch(chunks, batch_fn=_concatenate))
+  def _row_of_process(self, step: int, row: int) -> Row:
+    return self._row(step, self.process_index * (self.batch_size // self.process_count) + row)
 
-  @property
-  def _rows(self) -> int:
-    return self.batch_size // self.process_count
-
-  @property
-  def _chunk_rows(self) -> int:
-    return math.gcd(self._rows, _CHUNK)
-
-  def _chunk(self, number: int) -> Batch:
-    step, part = divmod(number, self._rows // self._chunk_rows)
-    first_row = self.process_index * self._rows + part * self._chunk_rows
-    rows = [self._row(step, first_row + row) for row in range(self._chunk_rows)]
-    images, labels, counts, damaged = zip(*rows, strict=True)
-    return Batch(np.stack(images), np.array(labels, np.int32), np.array(counts), np.array(damaged, np.int32))
-
-  def _row(self, step: int, row: int) -> tuple[np.ndarray, int, bool, int]:
-    """Image, label, whether it counts, and which record is damaged, in a row of the global batch."""
+  def _row(self, step: int, row: int) -> Row:
+    """A row of the global batch."""
     if self.train:
       epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
       order = _permutation(self.seed, epoch, len(self.indices))
       return self._training_row(int(order[step_of_epoch * self.batch_size + row]), step, row)
-    nothing = np.zeros((self.image_size, self.image_size, 3), np.uint8)
+    nothing = _nothing(self.image_size)
     position = step * self.batch_size + row
     if position >= len(self.indices):
       return nothing, 0, False, -1
@@ -171,16 +145,109 @@ class Stream:
     image = decode(encoded, self.image_size, functools.partial(centre_box, image_size=self.image_size))
     return (nothing, 0, False, index) if image is None else (image, label, True, -1)
 
-  def _training_row(self, position: int, step: int, row: int) -> tuple[np.ndarray, int, bool, int]:
-    damaged = -1
-    for following in range(len(self.indices)):
-      index = int(self.indices[(position + following) % len(self.indices)])
-      encoded, label = self.records.load(index)
-      image = decode(encoded, self.image_size, functools.partial(random_box, _generator(self.seed, _CROP, step, row)))
-      if image is not None:
-        return image, label, True, damaged
-      damaged = index if damaged < 0 else damaged
-    raise ValueError(f'{self.records.name(damaged)}: cannot be decoded, nor can any other of the training images')
+  def _training_row(self, position: int, step: int, row: int) -> Row:
+    def choose_box(width: int, height: int) -> Box:
+      return random_box(_generator(self.seed, _CROP, step, row), width, height)
+
+    indices = (int(self.indices[(position + i) % len(self.indices)]) for i in range(len(self.indices)))
+    return _first_decoded(self.records, indices, self.image_size, choose_box)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Listed:
+  """Batches of the records that a table names, of which the centre is cut out.
+
+  A record that cannot be decoded is replaced by the next one in its part that can.
+
+  Attributes:
+    records: where images come from.
+    parts: [N_i] integers each, the records of every part.
+    rows: [steps, b] integers, positions in all parts one after the other; -1 for a row without an image.
+    image_size: see `Stream`; and so on.
+  """
+
+  records: Records
+  parts: Sequence[np.ndarray]
+  rows: np.ndarray
+  _: dataclasses.KW_ONLY
+  image_size: int
+  num_threads: int = 8
+  num_workers: int = 0
+
+  def batches(self) -> Generator[Batch, None, None]:
+    """Reads batches ahead, one for every row of the table; see `Stream.batches`."""
+    steps, rows = self.rows.shape
+    return _batches(self._row, rows, range(steps), self.num_threads, self.num_workers)
+
+  def _row(self, step: int, row: int) -> Row:
+    position = int(self.rows[step, row])
+    if position < 0:
+      return _nothing(self.image_size), 0, False, -1
+    for part in self.parts:
+      if position < len(part):
+        break
+      position -= len(part)
+    indices = (int(part[(position + i) % len(part)]) for i in range(len(part)))
+    choose_box = functools.partial(centre_box, image_size=self.image_size)
+    return _first_decoded(self.records, indices, self.image_size, choose_box)
+
+
+def check_installed() -> None:
+  """Raises a ValueError if the packages that streams need are not installed."""
+  try:
+    import grain  # noqa: F401
+    import PIL  # noqa: F401
+  except ImportError as error:
+    raise ValueError(f'streaming images needs: pip install darts_jax[stream] ({error})') from error
+
+
+def _batches(
+  row_of: Callable[[int, int], Row], rows: int, steps: range, num_threads: int, num_workers: int
+) -> Generator[Batch, None, None]:
+  """Batches of so many rows, made of `row_of(step, row)` for the steps of a range."""
+  import grain
+
+  # A power of two, or less: batches are put together from these.
+  chunk_rows = math.gcd(rows, _CHUNK)
+  chunks = rows // chunk_rows
+  # The dataset is made of what is left, so that nothing has to be skipped.
+  reading = grain.MapDataset.range(steps.start * chunks, steps.stop * chunks).map(
+    functools.partial(_chunk, row_of, chunks, chunk_rows)
+  )
+  ahead = num_threads + (0 if num_workers else 2 * chunks)
+  dataset = reading.to_iter_dataset(
+    grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=ahead if num_threads else 0)
+  )
+  if num_workers:
+    _let_grain_read_its_flags()
+    options = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=-(-chunks // num_workers))
+    dataset = dataset.mp_prefetch(options, worker_init_fn=_live_as_long_as_the_parent)
+  return _iterate(dataset.batch(chunks, batch_fn=_concatenate))
+
+
+def _chunk(row_of: Callable[[int, int], Row], chunks: int, chunk_rows: int, number: int) -> Batch:
+  step, part = divmod(number, chunks)
+  rows = [row_of(step, part * chunk_rows + row) for row in range(chunk_rows)]
+  images, labels, counts, damaged = zip(*rows, strict=True)
+  return Batch(np.stack(images), np.array(labels, np.int32), np.array(counts), np.array(damaged, np.int32))
+
+
+def _nothing(image_size: int) -> np.ndarray:
+  return np.zeros((image_size, image_size, 3), np.uint8)
+
+
+def _first_decoded(
+  records: Records, indices: Iterable[int], image_size: int, choose_box: Callable[[int, int], Box]
+) -> Row:
+  """The first of some records that can be decoded."""
+  damaged = -1
+  for index in indices:
+    encoded, label = records.load(index)
+    image = decode(encoded, image_size, choose_box)
+    if image is not None:
+      return image, label, True, damaged
+    damaged = index if damaged < 0 else damaged
+  raise ValueError(f'{records.name(damaged)}: cannot be decoded, nor can any other of the training images')
 
 
 def decode(encoded: bytes, image_size: int, choose_box: Callable[[int, int], Box]) -> np.ndarray | None:
@@ -277,6 +344,9 @@ def _iterate(dataset: Any) -> Generator[Batch, None, None]:
   iterator = iter(dataset)
   try:
     yield from iterator
+  except ValueError as error:
+    # Grain adds a paragraph about its own frames.
+    raise ValueError(str(error).partition('\n')[0]) from error
   finally:
     iterator.close()
 

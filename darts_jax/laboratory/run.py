@@ -25,7 +25,7 @@ from darts_jax.runtime.lock import locked
 from darts_jax.runtime.precision import in_float32
 from darts_jax.runtime.terminal import say
 from darts_jax.runtime.workdir import check_claimed, named_errors, remove_leftovers
-from darts_jax.search.settings import Search, image_task
+from darts_jax.search.settings import Search, image_task, placed_task
 from darts_jax.settings import as_config, build
 from darts_jax.spaces import Genotype
 from darts_jax.tasks import ImageTask
@@ -132,7 +132,7 @@ def _search_of(checkpoint: str, own: Search) -> Search:
   except ValueError as error:
     raise ValueError(f'--checkpoint: {one_line(error)}') from error
   hypergradient = dataclasses.replace(own.hypergradient, clipping=saved.hypergradient.clipping)
-  task, given = image_task(saved, 'config.search'), image_task(own, 'config.search')
+  task, given = placed_task(saved, '--checkpoint: config'), image_task(own, 'config.search')
   folder = task.data.dir if given.data.dir == ImageTask().data.dir else given.data.dir
   task = dataclasses.replace(task, data=dataclasses.replace(task.data, dir=folder))
   return dataclasses.replace(saved, hypergradient=hypergradient, task=task)

@@ -5,7 +5,7 @@ import dataclasses
 from darts_jax import limits
 from darts_jax.hypergradient import BILEVEL, ESTIMATORS
 from darts_jax.hypergradient.settings import HYPERGRADIENTS, Hypergradient
-from darts_jax.search.settings import Search, check_alone, image_task
+from darts_jax.search.settings import Search, check_alone, placed_task
 from darts_jax.settings import setting
 
 PROBLEMS = ('quadratic', 'supernet')
@@ -74,7 +74,7 @@ class Laboratory:
       if unknown:
         raise ValueError(f'config.{field}: {unknown[0]!r} is not known; allowed are {", ".join(allowed)}')
     check_alone(self.search, 'config.search')
-    image_task(self.search, 'config.search')
+    placed_task(self.search, 'config.search')
     if not self.estimators:
       raise ValueError('config.estimators: () is empty; at least one is compared')
     if not self.precisions:

@@ -17,12 +17,13 @@ from darts_jax.runtime.interrupts import InterruptGuard
 from darts_jax.runtime.loop import Loop, Plan, Sums
 from darts_jax.runtime.workdir import named_errors
 from darts_jax.search import records
-from darts_jax.search.probe import SupernetProbe
+from darts_jax.search.probe import Evaluator, SupernetProbe
 from darts_jax.search.searcher import Searcher
 from darts_jax.search.settings import Search
 from darts_jax.search.state import SearchState
 from darts_jax.search.step import counted_by
 from darts_jax.strategies.relaxed import Memory, Scores, Turn
+from darts_jax.tasks import Feed
 
 #: The file of what has been derived from α.
 GENOTYPE = 'genotype.json'
@@ -40,7 +41,7 @@ class Epochs(Loop[SearchState]):
     settings: Search,
     workdir: pathlib.Path,
     searcher: Searcher,
-    data: Any,
+    feed: Feed,
     guard: InterruptGuard,
     folders: Sequence[pathlib.Path],
     config: Mapping[str, Any],
@@ -50,7 +51,7 @@ class Epochs(Loop[SearchState]):
     super().__init__(workdir, plan, guard, folders, config)
     self._settings = settings
     self._searcher = searcher
-    self._data = data
+    self._feed = feed
     #: With all that it has decided.
     self.searched = searcher.searched
     stages = self.searched.plan(settings.epochs)
@@ -115,21 +116,30 @@ class Epochs(Loop[SearchState]):
     if self._prepared is self._searcher:
       return
     detail = f' ({self._settings.hypergradient.name})'
-    self._run = self.compile(step, 'search step', self._searcher.run, state, self._data, np.int32(1), detail=detail)
+    self._feed = self._feed.again(self._searcher.feed)
+    shapes = self._feed.shapes
+    self._run = self.compile(step, 'search step', self._searcher.run, state, shapes, np.int32(1), detail=detail)
     self._prepared, self._programs = self._searcher, {}
 
   def advance(self, state: SearchState, num_steps: int) -> tuple[SearchState, Mapping[str, Any]]:
     """See `Loop`."""
-    found: tuple[SearchState, Mapping[str, Any]] = self._run(state, self._data, np.int32(num_steps))
+    data, count = self._feed.read(state.step, state.key, num_steps, self.note)
+    found: tuple[SearchState, Mapping[str, Any]] = self._run(state, data, np.int32(count))
     return found
+
+  def close(self) -> None:
+    """Stops what reads ahead."""
+    self._feed.close()
 
   def evaluate(self, state: SearchState, step: int) -> dict[str, float]:
     """See `Loop`."""
-    evaluate = self._compiled(step, 'evaluation', self._searcher.evaluate, state, self._data)
-    found = self._each(processes.fetch(evaluate(state, self._data)))
-    measured = self._joined([self._searcher.learner.metrics(each) for each in found])
+    found = self._evaluator(state, step).over('evaluation', self._searcher.evaluate)
+    measured = self._joined([self._searcher.learner.metrics(each) for each in self._each(found)])
     measures = self._joined([turned.measures for _, turned in self._turns(state, step)])
     return {**{f'valid_{name}': value for name, value in measured.items()}, **self._judged(state, step), **measures}
+
+  def _evaluator(self, state: SearchState, step: int) -> Evaluator:
+    return Evaluator(self._searcher, state, step, self._feed, self.note, functools.partial(self._compiled, step))
 
   def _compiled(self, step: int, name: str, function: Any, *arguments: Any) -> Any:
     """A program, which is not compiled before it is needed, so that the first step is seen sooner."""
@@ -141,15 +151,10 @@ class Epochs(Loop[SearchState]):
   def _turns(self, state: SearchState, step: int) -> list[Any]:
     """For every search the strategy after an epoch, and what it made of the epoch; asked for once."""
     if self._latest is None or self._latest[0] != step:
-      epoch, compiled, alone = (
-        self.plan.epoch_ends.index(step),
-        functools.partial(self._compiled, step),
-        len(self.folders) == 1,
-      )
+      epoch, evaluator, alone = self.plan.epoch_ends.index(step), self._evaluator(state, step), len(self.folders) == 1
       found = []
       for i, alphas in enumerate(self.alphas(state)):
-        probe = SupernetProbe(self._searcher, state, self._data, compiled, None if alone else i)
-        found.append(self.searched.turn(alphas, epoch, probe))
+        found.append(self.searched.turn(alphas, epoch, SupernetProbe(evaluator, None if alone else i)))
       self._latest = step, found
     return self._latest[1]
 

@@ -1,5 +1,6 @@
 """A whole search: from a config to a genotype, resumable at every moment."""
 
+import contextlib
 import dataclasses
 import math
 import pathlib
@@ -23,6 +24,7 @@ from darts_jax.search.settings import Search, check_alone, read
 from darts_jax.search.state import SearchState
 from darts_jax.settings import as_config
 from darts_jax.spaces import Genotype
+from darts_jax.tasks import Feed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,14 +104,15 @@ def _run(
   given: tuple[Any, Any] | None,
   writers: Sequence[Writer],
 ) -> list[Result]:
-  searcher, data, fingerprint = processes.together(lambda: _open(settings, given))
+  searcher, feed, fingerprint = processes.together(lambda: _open(settings, given))
   config = as_json({**as_config(settings), 'dataset': fingerprint})
   claim_together(workdir, lambda: _claim(config, workdir, folders), lambda: config)
   enable_cache()
   with InterruptGuard() as guard:
-    loop = Epochs(settings, workdir, searcher, data, guard, folders, config)
+    loop = Epochs(settings, workdir, searcher, feed, guard, folders, config)
     loop.writers = writers
-    state, last_epoch, finished, requested = loop.run()
+    with contextlib.closing(loop):
+      state, last_epoch, finished, requested = loop.run()
   alphas = loop.alphas(state)
   reports, warnings = loop.reports(), loop.warnings()
   return [
@@ -159,8 +162,8 @@ def check(settings: Search) -> Any:
   return _open(settings)[2]
 
 
-def _open(settings: Search, given: tuple[Any, Any] | None = None) -> tuple[Searcher, Any, Any]:
-  """The search, its data on the devices, and JSON values of these, with which alone a search goes on."""
+def _open(settings: Search, given: tuple[Any, Any] | None = None) -> tuple[Searcher, Feed, Any]:
+  """The search, what feeds it with data, and JSON values of these, with which alone a search goes on."""
   mesh = make_mesh(seeds=settings.mesh.seed)
   check_batch(settings.batch_size, mesh)
   task = settings.task
@@ -170,4 +173,4 @@ def _open(settings: Search, given: tuple[Any, Any] | None = None) -> tuple[Searc
   seeds = range(settings.seed, settings.seed + settings.mesh.seed)
   halves = [task.halves(found, settings, seed) for seed in seeds]
   searcher = Searcher.open(settings, found, mesh)
-  return searcher, searcher.place(halves), task.fingerprint(found)
+  return searcher, searcher.feed(halves), task.fingerprint(found)

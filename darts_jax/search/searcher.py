@@ -25,7 +25,7 @@ from darts_jax.search.state import SearchState
 from darts_jax.search.step import BatchLoss, search_step, watched
 from darts_jax.search.timing import Timing
 from darts_jax.spaces import Mixing
-from darts_jax.tasks import Halves, Learner, Moment, SupernetSpec
+from darts_jax.tasks import Feed, Halves, Learner, Moment, Placed, SupernetSpec
 
 Array = jax.Array
 PyTree = Any
@@ -122,6 +122,11 @@ class Searcher:
     )
     return jax.device_put(after, jax.tree.broadcast(self._shardings, after))
 
+  def latest_update(self, step: Any) -> Any:
+    """The last step before that many at which α may have moved, counted from 0."""
+    every = self.timing.every
+    return (jnp if isinstance(step, Array) else np).maximum(step // every * every - 1, 0)
+
   def moment(self, state: SearchState) -> Moment:
     """The step that a state is about to take."""
     return Moment(state.key, state.step, jnp.asarray(self.timing.updates(state.step)), state.carried)
@@ -162,6 +167,15 @@ class Searcher:
     """The data of every search, as NumPy arrays, on the devices."""
     whole = data[0] if self._seeds == 1 else jax.tree.map(lambda *arrays: np.stack(arrays), *data)
     return put(whole, self._places(self.learner.data_axes))
+
+  def feed(self, halves: Sequence[Any]) -> Feed:
+    """What hands the data of every search, as NumPy arrays, to the compiled functions."""
+
+    def reads_valid(steps: np.ndarray) -> np.ndarray:
+      return self.timing.moves(steps) & self._estimator.has_outer_loss
+
+    found = self.learner.feed(halves, self._places(self.learner.data_axes), reads_valid)
+    return Placed(self.place(halves)) if found is None else found
 
   def spread(self, function: Callable[..., Any], axes: tuple[Any, ...], out: PyTree, *further: Any) -> Any:
     """A function of global arrays that runs on every device, from one for the devices of a single search.
@@ -256,8 +270,7 @@ class Searcher:
 
   def _curvature(self, state: SearchState, data: Any) -> Tridiagonal:
     """See `architecture_curvature`, of the batch of the latest step at which α moved."""
-    every = self.timing.every
-    then = state.replace(step=jnp.maximum(state.step // every * every - 1, 0))
+    then = state.replace(step=self.latest_update(state.step))
     loss = BatchLoss.at(then, self.learner.objective, self.searched, 'float32')
     batch = self.batches(then, data).valid
     return architecture_curvature(loss, state.weights.vector, state.alphas, batch, self.shards)

@@ -225,6 +225,14 @@ def image_task(settings: Search, path: str = 'config') -> ImageTask:
   return settings.task
 
 
+def placed_task(settings: Search, path: str = 'config') -> ImageTask:
+  """Likewise, of images that lie on the devices."""
+  task = image_task(settings, path)
+  if task.data.stream:
+    raise ValueError(f'{path}.data.stream: True is not allowed; it has to be False here')
+  return task
+
+
 def read(config: Mapping[str, Any]) -> Search:
   """The settings of a search; raises a ValueError as `darts_jax.settings.build`."""
   return build(Search, config)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -43,8 +43,8 @@ class Timing:
     """Whether α move at every step."""
     return self.every == 1 and not self.start
 
-  def moves(self, step: Array) -> Array:
-    """Whether α move at the step that follows `step` steps, `[]` bool."""
+  def moves(self, step: Any) -> Any:
+    """Whether α move at the step that follows `step` steps, bool; of arrays likewise."""
     return (step >= self.start) & ((step + 1) % self.every == 0)
 
   def updates(self, step: Array | int) -> Array | int:

@@ -6,7 +6,7 @@ A task of one's own is added with `TASKS['mine'] = Mine`; see `darts_jax.tasks.b
 from typing import Any
 
 from darts_jax.tasks.arrays import Arrays, ArrayTask
-from darts_jax.tasks.base import Conditions, Halves, Learner, Moment, Objective, Seen, SupernetSpec, Task
+from darts_jax.tasks.base import Conditions, Feed, Halves, Learner, Moment, Objective, Placed, Seen, SupernetSpec, Task
 from darts_jax.tasks.images import ImageTask
 from darts_jax.tasks.text import TextTask
 
@@ -17,11 +17,13 @@ __all__ = [
   'ArrayTask',
   'Arrays',
   'Conditions',
+  'Feed',
   'Halves',
   'ImageTask',
   'Learner',
   'Moment',
   'Objective',
+  'Placed',
   'Seen',
   'SupernetSpec',
   'Task',

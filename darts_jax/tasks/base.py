@@ -6,7 +6,7 @@ compiled functions. A task knows neither the strategy of a search nor its optimi
 
 import abc
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, Self, TypeVar
 
@@ -136,6 +136,84 @@ class SupernetSpec(NamedTuple):
   channel_part: int = 1
 
 
+#: Is told of an event: `(step, event, message)`.
+Note = Callable[[int, str, str], None]
+
+
+class Feed(abc.ABC):
+  """Hands the data of a search to its compiled functions.
+
+  Attributes:
+    shapes: arrays, or their shapes, dtypes and places, for which the steps are compiled.
+  """
+
+  shapes: PyTree
+
+  @abc.abstractmethod
+  def read(self, step: Array, keys: Array, num_steps: int, note: Note) -> tuple[PyTree, int]:
+    """The data of the next steps.
+
+    Args:
+      step: steps taken, `[]` or, of searches side by side, `[S]`; on the devices.
+      keys: typed random key of the run, likewise.
+      num_steps: how many steps are to be taken at most.
+      note: see `Note`.
+
+    Returns:
+      The data, and how many steps can be taken on them, at least one.
+
+    Raises:
+      ValueError: they cannot be read.
+    """
+
+  @abc.abstractmethod
+  def at(self, step: int, keys: Array, note: Note) -> PyTree:
+    """The data of one step by itself, counted from 0, with a batch of either half; see `read`."""
+
+  @abc.abstractmethod
+  def evaluation(self, step: int, note: Note) -> Iterator[PyTree]:
+    """The data of an evaluation, part by part; what `Learner.measure` finds of them adds up."""
+
+  @abc.abstractmethod
+  def again(self, make: Callable[[Sequence[Any]], 'Feed']) -> 'Feed':
+    """The feed of another supernet from the next step on, which `make` makes of the halves of every search."""
+
+  @abc.abstractmethod
+  def close(self) -> None:
+    """Stops what reads ahead."""
+
+
+class Placed(Feed):
+  """Data that lie on the devices, whole."""
+
+  def __init__(self, data: PyTree) -> None:
+    """Takes them from there."""
+    self.shapes = self.data = data
+
+  def read(self, step: Array, keys: Array, num_steps: int, note: Note) -> tuple[PyTree, int]:
+    """See `Feed`."""
+    del step, keys, note
+    return self.data, num_steps
+
+  def at(self, step: int, keys: Array, note: Note) -> PyTree:
+    """See `Feed`."""
+    del step, keys, note
+    return self.data
+
+  def evaluation(self, step: int, note: Note) -> Iterator[PyTree]:
+    """See `Feed`."""
+    del step, note
+    yield self.data
+
+  def again(self, make: Callable[[Sequence[Any]], Feed]) -> Feed:
+    """See `Feed`."""
+    del make
+    return self
+
+  def close(self) -> None:
+    """See `Feed`."""
+
+
 class Learner(abc.ABC):
   """A supernet and what it learns, on the devices of a search; every device runs its methods by itself.
 
@@ -183,6 +261,17 @@ class Learner(abc.ABC):
   def carried(self) -> Halves:
     """What the first batches begin with."""
     return Halves((), ())
+
+  def feed(self, halves: Sequence[Any], places: PyTree, reads_valid: Callable[[np.ndarray], np.ndarray]) -> Feed | None:
+    """What reads the data while the search goes on; None, as by default, if they lie on the devices, whole.
+
+    Args:
+      halves: of every search, see `Task.halves`.
+      places: shardings of what `batches` and `measure` get, a pytree prefix.
+      reads_valid: of steps, counted from 0, those that read a batch of the architecture's half.
+    """
+    del halves, places, reads_valid
+    return None
 
   def step_metrics(self, moment: Moment, data: Any) -> dict[str, Array]:
     """Metrics of a step that no pass of it knows, `[]` each."""

@@ -1,21 +1,24 @@
 """Classification of images: where they come from, their batches, the supernet and its loss."""
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 from jax.sharding import Mesh
 
 from darts_jax import limits
-from darts_jax.data.augment import augment
-from darts_jax.data.batches import Evaluation, Examples, epoch_indices, evaluate
-from darts_jax.data.images import Images, digest, from_arrays, part, split
-from darts_jax.data.settings import Augment, Source
+from darts_jax.data.augment import augment, normalise
+from darts_jax.data.batches import Evaluation, Examples, epoch_indices, evaluate, tally
+from darts_jax.data.files import ImageFiles
+from darts_jax.data.images import Images, digest, from_arrays, intact, part, split
+from darts_jax.data.settings import IN_FILES, Augment, Source
 from darts_jax.nets.conv import Supernet, check_statistics
 from darts_jax.nets.layers import WHOLE_BATCH, NormGroups, init_variables
 from darts_jax.nets.operations import check_own
@@ -30,6 +33,7 @@ from darts_jax.strategies.relaxed import Stage
 from darts_jax.tasks.base import (
   FIRST_PURPOSE,
   Conditions,
+  Feed,
   Halves,
   Learner,
   Moment,
@@ -38,6 +42,7 @@ from darts_jax.tasks.base import (
   Task,
   check_sizes,
 )
+from darts_jax.tasks.windows import AXES, Schedule, Window, Windows
 
 Array = jax.Array
 PyTree = Any
@@ -48,9 +53,23 @@ _ORDER, _VALID, _AUGMENT_TRAIN, _AUGMENT_VALID = range(FIRST_PURPOSE, FIRST_PURP
 
 @dataclasses.dataclass(frozen=True)
 class Data(Source):
-  """Which images, see `Source`, and the part of the training images that trains α; the rest trains the weights."""
+  """Which images, see `Source`, and how they are divided and read.
+
+  Attributes:
+    validation_fraction: the part of the training images that trains α; the rest trains the weights.
+    stream: whether images are read while the search goes on, from their files or from the memory of the host; if not,
+      all of them lie on the devices.
+  """
 
   validation_fraction: float = setting(0.5, above=0, below=1)
+  stream: bool = setting(False)
+
+  def load(self) -> Images | ImageFiles:  # type: ignore[override]
+    """The dataset. Raises ValueErrors that name the field."""
+    if self.name not in IN_FILES:
+      return super().load()
+    files = ImageFiles.open(self)
+    return files if self.stream else files.decoded()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +94,7 @@ class Network:
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageTask(Task[Images]):
+class ImageTask(Task[Images | ImageFiles]):
   """Classification of images.
 
   Attributes:
@@ -120,9 +139,9 @@ class ImageTask(Task[Images]):
   @property
   def source(self) -> str:
     """The name of the dataset."""
-    return self.data.name
+    return self.data.title
 
-  def load(self) -> Images:
+  def load(self) -> Images | ImageFiles:
     """See `Task`."""
     return self.data.load()
 
@@ -131,30 +150,36 @@ class ImageTask(Task[Images]):
     found = from_arrays(x, y)
     return part(found, self.data.num_images) if self.data.num_images else found
 
-  def fingerprint(self, data: Images) -> Any:
+  def fingerprint(self, data: Images | ImageFiles) -> Any:
     """See `Task`."""
-    return digest(data.x_train, data.y_train)
+    return data.fingerprint() if isinstance(data, ImageFiles) else digest(data.x_train, data.y_train)
 
-  def halves(self, data: Images, conditions: Conditions, seed: int) -> Halves:
-    """The training images, divided by seed.
+  def halves(self, data: Images | ImageFiles, conditions: Conditions, seed: int) -> Halves:
+    """The training images, divided by seed; of those that are streamed their indices.
 
     Raises:
       ValueError: a batch is larger than one of the two parts.
     """
-    indices = split(len(data.y_train), self.data.validation_fraction, seed)
-    parts = []
+    indices = split(data.num_train, self.data.validation_fraction, seed)
+    parts: list[Any] = []
     for name, chosen in zip(Halves._fields, indices, strict=True):
       if len(chosen) < conditions.batch_size:
         raise ValueError(
           f'config.batch_size: {conditions.batch_size} is larger than the {name} half of {data.name},'
           f' which has {len(chosen)} images'
         )
-      parts.append(Examples(data.x_train[chosen], data.y_train[chosen]))
+      if isinstance(data, ImageFiles) or self.data.stream:
+        parts.append(chosen)
+      else:
+        chosen = intact(chosen, data.damaged)
+        parts.append(Examples(data.x_train[chosen], data.y_train[chosen]))
     return Halves(*parts)
 
-  def learner(self, data: Images, conditions: Conditions, supernet: SupernetSpec, mesh: Mesh) -> 'ImageLearner':
+  def learner(
+    self, data: Images | ImageFiles, conditions: Conditions, supernet: SupernetSpec, mesh: Mesh
+  ) -> 'ImageLearner':
     """See `Task`."""
-    return ImageLearner(self, data, conditions, supernet, mesh)
+    return (StreamedLearner if self.data.stream else ImageLearner)(self, data, conditions, supernet, mesh)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,13 +229,13 @@ class ImageLearner(Learner):
   """
 
   def __init__(
-    self, task: ImageTask, images: Images, conditions: Conditions, supernet: SupernetSpec, mesh: Mesh
+    self, task: ImageTask, images: Images | ImageFiles, conditions: Conditions, supernet: SupernetSpec, mesh: Mesh
   ) -> None:
     """See `Task.learner`."""
     self._task, self._images, self._conditions, self._mesh = task, images, conditions, mesh
     self._supernet = supernet
     self._shards = shards = Shards(mesh.shape['data'])
-    num_train, num_valid = (len(part) for part in split(len(images.y_train), task.data.validation_fraction, 0))
+    num_train, num_valid = (len(part) for part in split(images.num_train, task.data.validation_fraction, 0))
     sizes, first = supernet.batch_sizes, supernet.first_epoch
     # A batch that is larger than its half makes no step; `halves` says so.
     self.epoch_ends = ends = list(itertools.accumulate(num_train // size for size in sizes))
@@ -223,7 +248,7 @@ class ImageLearner(Learner):
       groups.divide(size // shards.size)
     network = task.network
     shared = ('batch_norm.group_size', groups.size) if groups.size else ('batch_size', sizes[0])
-    height, width = images.x_train.shape[1:3]
+    height, width, _ = self.image_shape = images.image_shape
     plan = supernet.space.plan(network.layers)
     check_statistics(f'config.{shared[0]}', shared[1], height, width, plan, stem=network.stem)
     names = (name for spec in supernet.cells.values() for name in spec.operations)
@@ -241,7 +266,6 @@ class ImageLearner(Learner):
       channel_part=supernet.channel_part,
     )
     self.objective = ImageLoss(self.net)
-    self.image_shape = images.x_train.shape[1:]
     self._mean, self._std = np.array(images.mean, np.float32), np.array(images.std, np.float32)
     self._num_train, self._num_valid = num_train, num_valid
 
@@ -260,33 +284,37 @@ class ImageLearner(Learner):
       epoch_indices(key, _ORDER, self._supernet.first_epoch + epochs, position, size, self._num_train),
       jax.random.randint(jax.random.fold_in(step_key, _VALID), (size,), 0, self._num_valid),
     )
-    augmentation = self._task.augment
     parts = []
     for half, drawn, purpose in zip(data, indices, (_AUGMENT_TRAIN, _AUGMENT_VALID), strict=True):
       chosen = shards.own(drawn)
-      images = augment(
-        half.images[chosen],
-        jax.random.fold_in(step_key, purpose),
-        self._mean,
-        self._std,
-        crop_padding=augmentation.crop_padding,
-        flip=augmentation.flip,
-        cutout=augmentation.cutout,
-        first=shards.first(len(chosen)),
-      )
+      images = self._augmented(half.images[chosen], step_key, purpose)
       parts.append(Examples(images, half.labels[chosen]))
     return Halves(*parts)
 
+  def _augmented(self, images: Array, step_key: Array, purpose: int) -> Array:
+    """This device's raw images of a batch, augmented and normalised."""
+    augmentation = self._task.augment
+    return augment(
+      images,
+      jax.random.fold_in(step_key, purpose),
+      self._mean,
+      self._std,
+      crop_padding=augmentation.crop_padding,
+      flip=augmentation.flip,
+      cutout=augmentation.cutout,
+      first=self._shards.first(len(images)),
+    )
+
   def measure(self, variables: PyTree, mixing: dict[str, Mixing], data: Halves) -> Evaluation:
     """Loss and accuracy of the supernet on the whole architecture half, without augmentation."""
-
-    def logits_of(images: Array) -> Array:
-      logits: Any = self.net.apply(variables, images, mixing, train=False)
-      return logits
-
+    logits_of = functools.partial(self._logits, variables, mixing)
     size, precision, own = self._conditions.batch_size, self._conditions.precision, self._shards.own
     found = evaluate(logits_of, data.valid, size, self._mean, self._std, precision, own)
     return jax.tree.map(lambda part: part * self._shards.size, self._shards.mean(found))
+
+  def _logits(self, variables: PyTree, mixing: dict[str, Mixing], images: Array) -> Array:
+    logits: Any = self.net.apply(variables, images, mixing, train=False)
+    return logits
 
   def metrics(self, found: Evaluation) -> dict[str, float]:
     """See `Learner`."""
@@ -306,3 +334,65 @@ class ImageLearner(Learner):
     after = dict(self.net.cells)
     kept = {name: left(spec, after[name]) for name, spec in before.net.cells}
     return np.flatnonzero(owners(before.net, variables.tree).flagged(kept))
+
+
+class StreamedLearner(ImageLearner):
+  """Likewise, where the data of a step come from a `Window`; they are those that it reads if all lie on the devices."""
+
+  data_axes = AXES
+
+  def feed(self, halves: Sequence[Any], places: PyTree, reads_valid: Callable[[np.ndarray], np.ndarray]) -> Feed:
+    """See `Learner`."""
+    ends, first = self.epoch_ends, self._supernet.first_epoch
+    schedule = Schedule(
+      batch_size=self.batch_size,
+      evaluation_size=self._conditions.batch_size,
+      num_valid=self._num_valid,
+      steps_per_epoch=self.steps_per_epoch,
+      first_step=self._first_step,
+      end=ends[-1],
+      drawn=functools.partial(self._drawn, first),
+      reads_valid=reads_valid,
+    )
+    return Windows(self._images, halves, schedule, places)
+
+  def _drawn(self, first_epoch: int, key: Array, epoch: Array) -> Halves:
+    """`[steps, B]`: the examples of an epoch, counted from that in which the supernet was first trained."""
+    steps, size = self.steps_per_epoch, self.batch_size
+    train = epoch_indices(key, _ORDER, first_epoch + epoch, jnp.int32(0), steps * size, self._num_train)
+
+    def drawn(step: Array) -> Array:
+      step_key = jax.random.fold_in(jax.random.fold_in(key, step), _VALID)
+      return jax.random.randint(step_key, (size,), 0, self._num_valid)
+
+    valid = jax.vmap(drawn)(self._first_step + epoch * steps + jnp.arange(steps))
+    return Halves(train.reshape(steps, size), valid)
+
+  def batches(self, moment: Moment, data: Window) -> Halves:  # type: ignore[override]
+    """This device's part of the batches of a step."""
+    step_key = jax.random.fold_in(moment.key, moment.step)
+    parts = []
+    for half, purpose in ((data.train, _AUGMENT_TRAIN), (data.valid, _AUGMENT_VALID)):
+      # As in memory, images are gathered by their places, so that the compiler makes the same of all that follows.
+      images, labels = (each.reshape(-1, *each.shape[2:]) for each in half)
+      rows = half.labels.shape[1]
+      chosen = (moment.step - data.first) * rows + jnp.arange(rows)
+      parts.append(Examples(self._augmented(images[chosen], step_key, purpose), labels[chosen]))
+    return Halves(*parts)
+
+  def measure(self, variables: PyTree, mixing: dict[str, Mixing], data: Window) -> Evaluation:  # type: ignore[override]
+    """What the batches of a window add to loss and accuracy of the supernet on the whole architecture half."""
+    size, total, precision = self._conditions.batch_size, self._num_valid, self._conditions.precision
+    own = self._shards.own(jnp.arange(size))
+
+    def add(sums: Evaluation, batch: tuple[Array, Examples]) -> tuple[Evaluation, None]:
+      number, (images, labels) = batch
+      logits = self._logits(variables, mixing, normalise(images, self._mean, self._std).astype(precision))
+      return jax.tree.map(jnp.add, sums, tally(logits, labels, number * size + own < total)), None
+
+    numbers = data.first + jnp.arange(len(data.valid.labels))
+    start = Evaluation(*[jnp.zeros(())] * len(Evaluation._fields))
+    sums, _ = lax.scan(add, start, (numbers, data.valid))
+    return jax.tree.map(
+      lambda part: part * self._shards.size, self._shards.mean(jax.tree.map(lambda s: s / total, sums))
+    )

@@ -1,6 +1,5 @@
 """Where a training gets its images: a dataset that lies on the devices, or one that is streamed from files."""
 
-import functools
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, Protocol
 
@@ -13,13 +12,14 @@ from darts_jax.data import images as image_data
 from darts_jax.data.batches import Evaluation, Examples
 from darts_jax.data.images import Images
 from darts_jax.data.official import IMAGENET_MEAN, IMAGENET_STD
-from darts_jax.data.records import EVALUATION, TRAIN, Records, fingerprint, image_folder, tfds_directory
+from darts_jax.data.records import EVALUATION, fingerprint
+from darts_jax.data.settings import IN_FILES
 from darts_jax.data.stream import Batch, Stream
 from darts_jax.runtime import processes
 from darts_jax.runtime.files import as_unicode
 from darts_jax.runtime.mesh import batch_sharding, put, replicated
 from darts_jax.runtime.terminal import say
-from darts_jax.training.settings import STREAMED, Training
+from darts_jax.training.settings import Training
 from darts_jax.training.trainer import Trainer, TrainState
 
 Array = jax.Array
@@ -75,16 +75,9 @@ def open_feed(settings: Training, mesh: Mesh) -> Feed:
     ValueError: they are not there or unfit, or too few for a batch.
   """
   data = settings.data
-  if data.name not in STREAMED:
+  if data.name not in IN_FILES:
     return Placed(data.load(), settings, mesh)
-  open_split: Callable[..., Records] = image_folder
-  if data.name == 'tfds':
-    open_split = functools.partial(_open_tfds, name=data.dataset)
-  return Streamed(open_split, settings, mesh)
-
-
-def _open_tfds(path: str, split: Any, *, name: str) -> Records:
-  return tfds_directory(path, name, split)
+  return Streamed(settings, mesh)
 
 
 class Placed:
@@ -156,11 +149,10 @@ class Placed:
 class Streamed:
   """A dataset in files, of which every process reads its own part of each batch."""
 
-  def __init__(self, open_split: Callable[..., Records], settings: Training, mesh: Mesh) -> None:
+  def __init__(self, settings: Training, mesh: Mesh) -> None:
     """Opens the splits; reads no image.
 
     Args:
-      open_split: `(path, split or splits) → records`.
       settings: of the training.
       mesh: devices with an axis `data`.
 
@@ -168,12 +160,9 @@ class Streamed:
       ValueError: a split is not there, has no images or other classes, or there are too few for a batch.
     """
     data = settings.data
-    try:
-      train = open_split(data.dir, TRAIN)
-      test = open_split(data.dir, data.test_split or EVALUATION) if data.test else None
-    except ValueError as error:
-      raise ValueError(f'config.data.dir: {error}') from error
-    self.name = data.dataset if data.name == 'tfds' else data.dir
+    train = data.open()
+    test = data.open(data.test_split or EVALUATION) if data.test else None
+    self.name = data.title
     self.num_classes = len(train.classes)
     self.image_shape = (data.image_size, data.image_size, 3)
     self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD

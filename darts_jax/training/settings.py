@@ -6,44 +6,31 @@ from types import MappingProxyType
 from typing import ClassVar
 
 from darts_jax import limits
-from darts_jax.data import images
 from darts_jax.data import settings as augmentation
-from darts_jax.data.settings import Source
+from darts_jax.data.settings import IN_FILES, Source
 from darts_jax.runtime.loop import Checkpoint
 from darts_jax.settings import setting
-
-#: Datasets that are streamed from files: `data.dir`/train/CLASS/… and val/CLASS/…; and what TFDS prepared as
-#: `array_record`, called `data.dataset`.
-STREAMED = ('image_folder', 'tfds')
 
 
 @dataclasses.dataclass(frozen=True)
 class Data(Source):
-  """Which images, see `Source`, and how they are divided; or `image_folder` or `tfds` for those streamed from `dir`.
+  """Which images, see `Source`, and how they are divided; images in files are streamed.
 
   Attributes:
-    dataset: name of the dataset of `tfds`.
-    test_split: of streamed datasets, the split that is the test set; if not set, the first that is there of `val`,
+    test_split: of images in files, the split that is the test set; if not set, the first that is there of `val`,
       `validation`, `valid` and `test`.
-    image_size: pixels a side that streamed images are cropped and resized to.
-    num_threads: that read streamed images, in each process or worker.
-    num_workers: processes that read them; 0 to read in this one.
     validation_fraction: part of the training images that is held out and measured after every epoch; 0 trains on all,
       as the paper does in the end.
     test: whether the test images are measured, once, after the last epoch; not so while candidates are compared.
   """
 
-  name: str = setting('cifar10', choices=(*images.NAMES, *STREAMED))
-  dataset: str = setting('')
   test_split: str = setting('')
-  image_size: int = setting(32, at_least=1, at_most=limits.IMAGE_SIZE)
-  num_threads: int = setting(8, at_least=0, at_most=limits.WORKERS)
-  num_workers: int = setting(0, at_least=0, at_most=limits.WORKERS)
   validation_fraction: float = setting(0.1, at_least=0, below=1)
   test: bool = setting(True)
 
   def __post_init__(self) -> None:
-    if self.num_images and self.name in STREAMED:
+    super().__post_init__()
+    if self.num_images and self.name in IN_FILES:
       raise ValueError(f'config.num_images: {self.num_images} is not allowed; all images of {self.name} are streamed')
 
 
@@ -159,8 +146,6 @@ class Training:
   def __post_init__(self) -> None:
     if self.network.channels % 2:
       raise ValueError(f'config.network.channels: {self.network.channels} is not allowed; it has to be even')
-    if self.data.name == 'tfds' and not self.data.dataset:
-      raise ValueError("config.data.dataset: '' is not allowed; name the dataset, such as imagenet2012")
     if self.weights.warmup_epochs > self.epochs:
       raise ValueError(
         f'config.weights.warmup_epochs: {self.weights.warmup_epochs} is not allowed; there are {self.epochs} epochs'

@@ -191,6 +191,19 @@ def test_one_process_goes_on_with_what_two_began(tmp_path, monkeypatch, settings
   assert events(workdir) == ['resumed', 'finished']
 
 
+def test_two_processes_stream_a_part_of_each_batch_to_search_a_cell(tmp_path, settings, alone):
+  config = tmp_path / 'streamed.py'
+  content = {**settings, 'data': {'name': 'digits', 'stream': True}}
+  config.write_text(f'from ml_collections import ConfigDict\n\n\ndef get_config():\n  return ConfigDict({content!r})\n')
+  with pair(config, tmp_path / 'run') as processes:
+    finish(processes)
+  np.testing.assert_allclose(alphas(tmp_path / 'run'), alphas(alone), rtol=0, atol=1e-5)
+  epochs = [[line for line in metrics.read(path) if line['kind'] == 'epoch'] for path in (tmp_path / 'run', alone)]
+  for ours, expected in zip(*epochs, strict=True):
+    for name in ('train_loss', 'valid_loss', 'valid_accuracy'):
+      assert ours[name] == pytest.approx(expected[name], rel=1e-4), name
+
+
 def test_searches_side_by_side_have_a_process_each_and_stop_together(tmp_path, config, alone, monkeypatch):
   workdir = tmp_path / 'run'
   with pair(config, workdir, '--config.mesh.seed=2', '--config.epochs=2000') as processes:

@@ -13,13 +13,14 @@ from darts_jax.runtime import processes
 from darts_jax.runtime.mesh import UNSHARED, make_mesh
 from darts_jax.search import Search, Searcher
 from darts_jax.search.curvature import architecture_curvature
-from darts_jax.search.probe import SupernetProbe
+from darts_jax.search.probe import Evaluator, SupernetProbe
 from darts_jax.search.searched import Searched
 from darts_jax.search.step import BatchLoss
 from darts_jax.settings import build
 from darts_jax.spaces import Darts as DartsSpace
 from darts_jax.strategies.darts import Darts
 from darts_jax.strategies.relaxed import ALPHAS
+from darts_jax.tasks import Placed
 
 
 def quadratic(matrix, vector):
@@ -71,8 +72,13 @@ def alone():
   return make_searcher(1)
 
 
+def probe(searcher, state, data, index=None):
+  evaluator = Evaluator(searcher, state, 7, Placed(data), None, lambda name, function, *arguments: function)
+  return SupernetProbe(evaluator, index)
+
+
 def curvature_of(searcher, data, state):
-  return SupernetProbe(searcher, state, data, lambda name, function, *arguments: function).curvature()
+  return probe(searcher, state, data).curvature()
 
 
 @pytest.fixture(scope='module')
@@ -117,7 +123,7 @@ def test_of_searches_side_by_side_each_has_its_own(found):
   data = searcher.place([settings.task.halves(images, settings, settings.seed + i) for i in range(2)])
   state = searcher.init(searcher.keys())
   state = state.replace(step=jnp.full_like(state.step, 7))
-  first, second = (SupernetProbe(searcher, state, data, lambda name, f, *args: f, i).curvature() for i in range(2))
+  first, second = (probe(searcher, state, data, i).curvature() for i in range(2))
   assert first == pytest.approx(found, rel=1e-4)
   assert second != pytest.approx(found, rel=0.01)
 
@@ -151,12 +157,12 @@ def test_of_other_spaces_and_of_text(changes, on_text, corpus):
 
 def test_an_evaluation_at_given_mixing_weights(alone):
   searcher, data, state = alone
-  probe = SupernetProbe(searcher, state, data, lambda name, function, *arguments: function)
+  asked = probe(searcher, state, data)
   usual = searcher.learner.metrics(processes.fetch(searcher.evaluate(state, data)))
   mixing = searcher.searched.look(state.alphas, state.step, state.key)
-  assert probe.measure(mixing) == pytest.approx(usual, rel=1e-6)
+  assert asked.measure(mixing) == pytest.approx(usual, rel=1e-6)
   other = {name: each._replace(operations=each.operations[:, ::-1]) for name, each in mixing.items()}
-  assert probe.measure(other)['loss'] != pytest.approx(usual['loss'], rel=1e-5)
+  assert asked.measure(other)['loss'] != pytest.approx(usual['loss'], rel=1e-5)
   assert searcher.measure._cache_size() == 1
 
 

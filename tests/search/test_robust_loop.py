@@ -60,9 +60,9 @@ class Killed(BaseException):
 
 
 def tell(self: SupernetProbe) -> float:
-  decay = self._state.weight_decay
+  decay = self._evaluator.state.weight_decay
   series = CURVATURES[3e-4 if decay is None else round(float(decay), 6)]
-  return float(series[int(self._state.step) // 3 - 1])
+  return float(series[int(self._evaluator.state.step) // 3 - 1])
 
 
 @pytest.fixture(scope='module')

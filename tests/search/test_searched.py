@@ -220,7 +220,7 @@ def test_cells_change_only_where_a_stage_ends():
   searched = Searched.start(Sgas(warmup_epochs=0), DartsSpace(1))
   loop = object.__new__(Epochs)
   loop.searched, loop.folders, loop.total, loop._ends, loop._latest = searched, ['run'], 10, [], None
-  loop._settings, loop._searcher, loop._data = build(Search, {}), None, None
+  loop._settings, loop._searcher, loop._feed = build(Search, {}), None, None
   loop.plan = types.SimpleNamespace(epoch_ends=[5, 10])
   loop.alphas = lambda state: [{name: np.zeros((2, 8)) for name in searched.space.cells}]
   loop.note = lambda *args: None

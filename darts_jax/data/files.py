@@ -1,0 +1,109 @@
+"""The training images of a search that lie in image files, each as an evaluation of a training crops and resizes it."""
+
+import dataclasses
+from collections.abc import Generator, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from darts_jax.data.images import Images, some
+from darts_jax.data.official import IMAGENET_MEAN, IMAGENET_STD
+from darts_jax.data.records import Records, fingerprint
+from darts_jax.data.settings import Source
+from darts_jax.data.stream import Batch, Listed, Stream, check_installed
+from darts_jax.runtime.files import as_unicode
+from darts_jax.runtime.terminal import say
+
+# Images that are decoded before they are put where they belong.
+_BATCH = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFiles:
+  """Training images that stay in their files; what they have in common with `Images` is called the same.
+
+  Attributes:
+    source: which ones, and how they are read.
+    records: all of them.
+    indices: `[N]` which of the records are used, in ascending order.
+  """
+
+  mean: ClassVar[tuple[float, ...]] = IMAGENET_MEAN
+  std: ClassVar[tuple[float, ...]] = IMAGENET_STD
+  damaged: ClassVar[None] = None
+
+  source: Source
+  records: Records
+  indices: np.ndarray
+
+  @classmethod
+  def open(cls, source: Source) -> 'ImageFiles':
+    """Lists the files; reads no image.
+
+    Raises:
+      ValueError: naming the field, if they are not there, unfit, or fewer than are wanted; or if the packages that
+        read them are not installed.
+    """
+    check_installed()
+    records = source.open()
+    number = source.num_images
+    chosen = some(source.title, len(records), number, records.labels) if number else np.arange(len(records))
+    return cls(source, records, chosen)
+
+  @property
+  def name(self) -> str:
+    """See `Images`; and so on."""
+    return self.source.title
+
+  @property
+  def num_classes(self) -> int:  # noqa: D102
+    return len(self.records.classes)
+
+  @property
+  def num_train(self) -> int:  # noqa: D102
+    return len(self.indices)
+
+  @property
+  def image_shape(self) -> tuple[int, int, int]:  # noqa: D102
+    return self.source.image_size, self.source.image_size, 3
+
+  def read(self, parts: Sequence[np.ndarray], rows: np.ndarray) -> Generator[Batch, None, None]:
+    """Batches of training images, see `Listed`."""
+    source, records = self.source, [self.indices[part] for part in parts]
+    options = {name: getattr(source, name) for name in ('image_size', 'num_threads', 'num_workers')}
+    return Listed(self.records, records, rows, **options).batches()
+
+  def fingerprint(self) -> dict[str, Any]:
+    """JSON values that tell the images from others; see `darts_jax.data.records.fingerprint`."""
+    return {'classes': list(map(as_unicode, self.records.classes)), **fingerprint(self.records)}
+
+  def decoded(self) -> Images:
+    """All of them in memory; images that cannot be decoded are told.
+
+    Raises:
+      ValueError: a file cannot be read, none can be decoded, or there is not so much memory.
+    """
+    source, total = self.source, self.num_train
+    try:
+      pixels = np.empty((total, *self.image_shape), np.uint8)
+    except MemoryError as error:
+      raise ValueError(
+        f'config.data.stream: False is not allowed; {total} images of {source.image_size}×{source.image_size} pixels do'
+        ' not fit into memory (config.data.stream=True, or fewer of them, config.data.num_images)'
+      ) from error
+    labels, damaged = np.empty(total, np.int32), np.zeros(total, bool)
+    options = {name: getattr(source, name) for name in ('image_size', 'num_threads', 'num_workers')}
+    stream = Stream(self.records, self.indices, batch_size=min(_BATCH, total), train=False, seed=0, **options)
+    for i, batch in enumerate(stream.batches()):
+      here = slice(i * stream.batch_size, (i + 1) * stream.batch_size)
+      count = len(labels[here])
+      pixels[here], labels[here] = batch.images[:count], batch.labels[:count]
+      damaged[here] = batch.damaged[:count] >= 0
+    bad = np.flatnonzero(damaged)
+    if len(bad) == total:
+      raise ValueError(f'config.data.dir: {self.name}: not one of the images can be decoded')
+    if not bad.size:
+      return Images(self.name, pixels, labels, None, None, self.num_classes, self.mean, self.std)
+    others = f', nor can {len(bad) - 1} more' if len(bad) > 1 else ''
+    say(f'{self.records.name(int(self.indices[bad[0]]))}: cannot be decoded{others}; the next one takes its place')
+    return Images(self.name, pixels, labels, None, None, self.num_classes, self.mean, self.std, damaged)
