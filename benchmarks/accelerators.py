@@ -43,11 +43,13 @@ TPU = 'v5e'
 #: All configs with programs of their own; the others search or train like one of these.
 CONFIGS = (
   *('cifar', 'cifar_sgas', 'cifar_gdas', 'cifar_pc_darts', 'cifar_robust_darts', 'digits', 'mnist', 'ptb', 'text'),
-  'hypergradients',
+  *('hypergradients', 'nasbench201_darts', 'nasbench201_darts_second', 'nasbench201_eval'),
   *('cifar_eval', 'digits_eval', 'imagenet_eval', 'ptb_eval', 'wikitext2_eval', 'text_eval'),
 )
 #: A network of images has at least one cell of each kind.
 LAYERS = 3
+#: A cell with all operations of the benchmark; other trainings of images are of DARTS_V2.
+NASBENCH201 = '|nor_conv_3x3~0|+|nor_conv_1x1~0|avg_pool_3x3~1|+|skip_connect~0|none~1|nor_conv_3x3~2|'
 
 
 def add_compilers() -> None:
@@ -164,7 +166,8 @@ def _child(order: dict[str, Any]) -> None:
     # The functions come with the package's options.
     compilation.OPTIONS.clear()
   estimators = ('exact', 'exact_reverse') if order['config'] == 'hypergradients' else ()
-  for name, jitted, args in _programs(config, read, mesh, estimators):
+  cell = NASBENCH201 if order['config'] == 'nasbench201_eval' else 'DARTS_V2'
+  for name, jitted, args in _programs(config, read, mesh, cell, estimators):
     print(json.dumps({'program': name}), flush=True)
     start = time.monotonic()
     text = jitted.lower(*args).compile(compiler_options=options or None).as_text() or ''
@@ -201,13 +204,13 @@ def _settings(order: dict[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
 
 
 def _programs(
-  config: Any, read: Callable[[Any], Any], mesh: Any, estimators: Sequence[str] = ()
+  config: Any, read: Callable[[Any], Any], mesh: Any, cell: str, estimators: Sequence[str] = ()
 ) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
   """Name, jitted function and arguments, which are shapes, of every program; of the config's estimator by default."""
   from darts_jax.tasks import ImageTask
 
   if 'hypergradient' not in config:
-    yield from _training_programs(read(config), mesh)
+    yield from _training_programs(read(config), mesh, cell)
     return
   settings = read(config)
   for name in estimators or (settings.hypergradient.name,):
@@ -310,7 +313,7 @@ def _words(name: str, count: int) -> Any:
   return random_words(name, size, count)
 
 
-def _training_programs(settings: Any, mesh: Any) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
+def _training_programs(settings: Any, mesh: Any, cell: str) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
   import numpy as np
 
   from darts_jax import spaces
@@ -325,9 +328,9 @@ def _training_programs(settings: Any, mesh: Any) -> Iterator[tuple[str, Any, tup
   side, classes = {'digits': (8, 10), 'cifar10': (32, 10)}.get(settings.data.name, (224, 1000))
   channels = 1 if settings.data.name == 'digits' else 3
   some = (127.5,) * channels
-  cell: Any = spaces.resolve('DARTS_V2')
+  arch: Any = spaces.resolve(cell)
   model = Model(
-    cell,
+    arch,
     *(network.channels, network.layers, classes, network.stem, network.auxiliary, network.auxiliary_norm),
     *(network.stem_multiplier, (side, side, channels), some, some),
   )
