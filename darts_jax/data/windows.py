@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# With any other number, draws that are made from the same key and a count are others.
-_PURPOSE = 0x77696E64
+from darts_jax.streams import Stream
+
 # Epochs drawn by one call, so that a single program of moderate size serves any number of them.
 _CHUNK = 64
 
@@ -133,7 +133,7 @@ def _bits(key: jax.Array, first_epoch: jax.Array, num_draws: int) -> jax.Array:
   """Random bits, [_CHUNK, num_draws] uint32, for the epochs from the first one on."""
 
   def of_epoch(epoch: jax.Array) -> jax.Array:
-    return jax.random.bits(jax.random.fold_in(jax.random.fold_in(key, epoch), _PURPOSE), (num_draws,), jnp.uint32)
+    return jax.random.bits(jax.random.fold_in(jax.random.fold_in(key, epoch), Stream.WINDOWS), (num_draws,), jnp.uint32)
 
   return jax.vmap(of_epoch)(first_epoch + jnp.arange(_CHUNK, dtype=jnp.uint32))
 

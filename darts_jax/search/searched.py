@@ -10,11 +10,9 @@ import jax
 from darts_jax.search.settings import Search
 from darts_jax.spaces import CellSpace, Doubts, Genotype, Mixing
 from darts_jax.strategies.relaxed import EVALUATE, Arch, Cells, Memory, Probe, Relaxed, Scores, Stage, Time, Turn
+from darts_jax.streams import Stream
 
 Array = jax.Array
-
-#: The number for mixing weights where no step is taken.
-_LOOK = 2**16
 
 
 class _NoSupernet(Probe):
@@ -121,7 +119,7 @@ class Searched:
 
   def look(self, arch: Arch, step: Any, key: Array) -> dict[str, Mixing]:
     """Mixing weights before a step, for what is no part of it; from the key of the run."""
-    return self.mix(arch, step, jax.random.fold_in(jax.random.fold_in(key, step), _LOOK), EVALUATE)
+    return self.mix(arch, step, jax.random.fold_in(jax.random.fold_in(key, step), Stream.LOOK), EVALUATE)
 
   def shown(self, arch: Arch, step: Any, key: Array) -> dict[str, Mixing]:
     """What logs and reports show of a moment: see `look`, or the probabilities that operations are drawn with."""

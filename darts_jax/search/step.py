@@ -28,7 +28,8 @@ from darts_jax.search.searched import Searched
 from darts_jax.search.state import SearchState
 from darts_jax.search.timing import ALWAYS, Timing
 from darts_jax.strategies.relaxed import ALPHAS, WEIGHTS
-from darts_jax.tasks.base import MIX, Halves, Objective, Seen
+from darts_jax.streams import Stream
+from darts_jax.tasks.base import Halves, Objective, Seen
 
 Array = jax.Array
 PyTree = Any
@@ -62,7 +63,7 @@ class BatchLoss:
   @classmethod
   def at(cls, state: SearchState, objective: Objective, searched: Searched, precision: str) -> 'BatchLoss':
     """That of the step that a state is about to take."""
-    key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), MIX)
+    key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), Stream.MIX)
     return cls(objective, searched, state.weights, state.statistics, key, state.step, precision)
 
   def __call__(self, weights: Array, alphas: PyTree, batch: Any, updating: Array | bool = False) -> tuple[Array, Seen]:

@@ -29,8 +29,8 @@ from darts_jax.runtime.packed import Packed
 from darts_jax.settings import setting
 from darts_jax.spaces import CellSpace, CellSpec, Mixing
 from darts_jax.strategies.relaxed import Stage
+from darts_jax.streams import Stream
 from darts_jax.tasks.base import (
-  FIRST_PURPOSE,
   Conditions,
   Halves,
   Learner,
@@ -43,9 +43,6 @@ from darts_jax.tasks.base import (
 
 Array = jax.Array
 PyTree = Any
-
-# The random key of a step is folded with these numbers, one for each purpose.
-_ORDER, _VALID, _PREPARE_TRAIN, _PREPARE_VALID = range(FIRST_PURPOSE, FIRST_PURPOSE + 4)
 
 
 class Arrays(NamedTuple):
@@ -305,11 +302,11 @@ class ArrayLearner(Learner):
     step_key = jax.random.fold_in(key, moment.step)
     epochs, position = jnp.divmod(moment.step - self._first_step, self.steps_per_epoch)
     indices = (
-      epoch_indices(key, _ORDER, self._supernet.first_epoch + epochs, position, size, self._num_train),
-      jax.random.randint(jax.random.fold_in(step_key, _VALID), (size,), 0, self._num_valid),
+      epoch_indices(key, Stream.ORDER, self._supernet.first_epoch + epochs, position, size, self._num_train),
+      jax.random.randint(jax.random.fold_in(step_key, Stream.VALID), (size,), 0, self._num_valid),
     )
     parts = []
-    for half, drawn, purpose in zip(data, indices, (_PREPARE_TRAIN, _PREPARE_VALID), strict=True):
+    for half, drawn, purpose in zip(data, indices, (Stream.AUGMENT_TRAIN, Stream.AUGMENT_VALID), strict=True):
       # All of a batch is prepared on every device, so that what is drawn does not depend on their number.
       x = self._task.prepare(half.x[drawn], jax.random.fold_in(step_key, purpose))
       parts.append(Pairs(self._shards.own(x), self._shards.own(half.y[drawn])))

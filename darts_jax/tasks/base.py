@@ -23,10 +23,6 @@ PyTree = Any
 #: What a task loads.
 Data = TypeVar('Data')
 
-#: The random key of a step is folded with this number for mixing weights; tasks have the numbers from the next one on.
-MIX = 0
-FIRST_PURPOSE = MIX + 1
-
 
 class Halves(NamedTuple):
   """What there is for either half of the data: `train` moves the weights and `valid` α, or `train` both.

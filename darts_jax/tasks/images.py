@@ -30,8 +30,8 @@ from darts_jax.settings import setting
 from darts_jax.spaces import CellSpace, Mixing
 from darts_jax.spaces.operations import OPERATIONS
 from darts_jax.strategies.relaxed import Stage
+from darts_jax.streams import Stream
 from darts_jax.tasks.base import (
-  FIRST_PURPOSE,
   Conditions,
   Feed,
   Halves,
@@ -46,9 +46,6 @@ from darts_jax.tasks.windows import AXES, Schedule, Window, Windows
 
 Array = jax.Array
 PyTree = Any
-
-# What the random key of a step is folded with for each purpose.
-_ORDER, _VALID, _AUGMENT_TRAIN, _AUGMENT_VALID = range(FIRST_PURPOSE, FIRST_PURPOSE + 4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,11 +278,11 @@ class ImageLearner(Learner):
     step_key = jax.random.fold_in(key, moment.step)
     epochs, position = jnp.divmod(moment.step - self._first_step, self.steps_per_epoch)
     indices = (
-      epoch_indices(key, _ORDER, self._supernet.first_epoch + epochs, position, size, self._num_train),
-      jax.random.randint(jax.random.fold_in(step_key, _VALID), (size,), 0, self._num_valid),
+      epoch_indices(key, Stream.ORDER, self._supernet.first_epoch + epochs, position, size, self._num_train),
+      jax.random.randint(jax.random.fold_in(step_key, Stream.VALID), (size,), 0, self._num_valid),
     )
     parts = []
-    for half, drawn, purpose in zip(data, indices, (_AUGMENT_TRAIN, _AUGMENT_VALID), strict=True):
+    for half, drawn, purpose in zip(data, indices, (Stream.AUGMENT_TRAIN, Stream.AUGMENT_VALID), strict=True):
       chosen = shards.own(drawn)
       images = self._augmented(half.images[chosen], step_key, purpose)
       parts.append(Examples(images, half.labels[chosen]))
@@ -359,10 +356,10 @@ class StreamedLearner(ImageLearner):
   def _drawn(self, first_epoch: int, key: Array, epoch: Array) -> Halves:
     """`[steps, B]`: the examples of an epoch, counted from that in which the supernet was first trained."""
     steps, size = self.steps_per_epoch, self.batch_size
-    train = epoch_indices(key, _ORDER, first_epoch + epoch, jnp.int32(0), steps * size, self._num_train)
+    train = epoch_indices(key, Stream.ORDER, first_epoch + epoch, jnp.int32(0), steps * size, self._num_train)
 
     def drawn(step: Array) -> Array:
-      step_key = jax.random.fold_in(jax.random.fold_in(key, step), _VALID)
+      step_key = jax.random.fold_in(jax.random.fold_in(key, step), Stream.VALID)
       return jax.random.randint(step_key, (size,), 0, self._num_valid)
 
     valid = jax.vmap(drawn)(self._first_step + epoch * steps + jnp.arange(steps))
@@ -372,7 +369,7 @@ class StreamedLearner(ImageLearner):
     """This device's part of the batches of a step."""
     step_key = jax.random.fold_in(moment.key, moment.step)
     parts = []
-    for half, purpose in ((data.train, _AUGMENT_TRAIN), (data.valid, _AUGMENT_VALID)):
+    for half, purpose in ((data.train, Stream.AUGMENT_TRAIN), (data.valid, Stream.AUGMENT_VALID)):
       # As in memory, images are gathered by their places, so that the compiler makes the same of all that follows.
       images, labels = (each.reshape(-1, *each.shape[2:]) for each in half)
       rows = half.labels.shape[1]

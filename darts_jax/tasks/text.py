@@ -23,13 +23,12 @@ from darts_jax.runtime.precision import precisely
 from darts_jax.settings import setting
 from darts_jax.spaces import CellSpace, Mixing
 from darts_jax.strategies.relaxed import Stage
-from darts_jax.tasks.base import FIRST_PURPOSE, Conditions, Halves, Learner, Moment, Seen, SupernetSpec, Task
+from darts_jax.streams import Stream
+from darts_jax.tasks.base import Conditions, Halves, Learner, Moment, Seen, SupernetSpec, Task
 
 Array = jax.Array
 PyTree = Any
 
-# What the random key of a step is folded with for each purpose.
-_MASKS_TRAIN, _MASKS_VALID = range(FIRST_PURPOSE, FIRST_PURPOSE + 2)
 # A window has two rows and the targets of the second.
 _LEAST_ROWS = 3
 
@@ -264,7 +263,7 @@ class TextLearner(Learner):
     numbers = moment.step, moment.updates % len(data.valid.starts)
     step_key = jax.random.fold_in(moment.key, moment.step)
     parts = []
-    purposes = _MASKS_TRAIN, _MASKS_VALID
+    purposes = Stream.MASKS_TRAIN, Stream.MASKS_VALID
     for text, number, hidden, purpose in zip(data, numbers, moment.carried, purposes, strict=True):
       start, batch = text.window(number)
       hidden = jnp.where(start == 0, 0, hidden)

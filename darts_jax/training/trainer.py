@@ -27,14 +27,12 @@ from darts_jax.runtime.mesh import batch_sharding, replicated, template
 from darts_jax.runtime.packed import Packed
 from darts_jax.runtime.precision import precisely
 from darts_jax.runtime.steps import take_steps
+from darts_jax.streams import Stream
 from darts_jax.training.model import Model
 from darts_jax.training.settings import Training
 
 Array = jax.Array
 PyTree = Any
-
-# What the random key of a step is folded with for each purpose.
-_DROP_PATH, _ORDER, _AUGMENT = range(3)
 
 
 @jax.tree_util.register_dataclass
@@ -173,13 +171,13 @@ class Trainer:
     """The batch of a step: the next images of a random order, augmented and normalised."""
     settings = self._settings
     epoch, position = jnp.divmod(state.step, self.steps_per_epoch)
-    chosen = epoch_indices(state.key, _ORDER, epoch, position, settings.batch_size, self._num_train)
+    chosen = epoch_indices(state.key, Stream.ORDER, epoch, position, settings.batch_size, self._num_train)
     raw, labels = lax.with_sharding_constraint((data.images[chosen], data.labels[chosen]), batch_sharding(self._mesh))
     return Examples(self._augmented(state, raw), labels)
 
   def _augmented(self, state: TrainState, raw: Array) -> Array:
     settings = self._settings.augment
-    key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _AUGMENT)
+    key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), Stream.AUGMENT)
     recolour = None
     if settings.jitters:
       strengths = {name: getattr(settings, name) for name in ('brightness', 'contrast', 'saturation', 'hue')}
@@ -215,7 +213,7 @@ class Trainer:
     """
     settings = self._settings
     rate = self.drop_path(state.step)
-    key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _DROP_PATH)
+    key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), Stream.DROPOUT)
     images = batch.images.astype(settings.precision)
 
     def loss_of(vector: Array) -> tuple[Array, tuple[Array, Array, Array]]:

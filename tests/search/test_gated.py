@@ -23,7 +23,8 @@ from darts_jax.settings import build
 from darts_jax.spaces.nasbench201 import NasBench201
 from darts_jax.strategies.gdas import Gdas
 from darts_jax.strategies.relaxed import WEIGHTS
-from darts_jax.tasks.base import MIX, Halves
+from darts_jax.streams import Stream
+from darts_jax.tasks.base import Halves
 from darts_jax.tasks.images import ImageLoss
 
 SEARCH = build(
@@ -55,7 +56,7 @@ def momentum(state: SearchState) -> np.ndarray:
 
 def drawn(searched: Searched, state: SearchState, alphas: Any) -> dict[str, Any]:
   """The mixing weights of the update of the weights, which a step makes at the new α."""
-  key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), MIX)
+  key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), Stream.MIX)
   return searched.mix(alphas, state.step, key, WEIGHTS)
 
 

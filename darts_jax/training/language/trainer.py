@@ -18,13 +18,11 @@ from darts_jax.runtime.mesh import replicated, template
 from darts_jax.runtime.packed import Packed
 from darts_jax.runtime.precision import precisely
 from darts_jax.runtime.steps import take_steps
+from darts_jax.streams import Stream
 from darts_jax.training.language.model import RecurrentModel
 from darts_jax.training.language.settings import LanguageTraining
 
 Array = jax.Array
-
-# What the random key of a step is folded with.
-_DROPOUT = 0
 
 
 @jax.tree_util.register_dataclass
@@ -123,7 +121,7 @@ class LanguageTrainer:
 
   def masks(self, state: LanguageState) -> Masks:
     """Dropout masks of the step that a state is about to take."""
-    key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _DROPOUT)
+    key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), Stream.DROPOUT)
     settings = self._settings
     return Masks.draw(key, settings.network.dropout, settings.batch_size, self.net.width, self.net.vocab_size)
 
