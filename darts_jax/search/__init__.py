@@ -1,6 +1,6 @@
-"""Searches: how weights and α move. `run` is a whole search, and `Searcher` its compiled functions.
+"""Gradient-based search: `run` is a whole search, and `Searcher` holds its compiled functions.
 
-The package can be called, see `darts_jax.api.search`.
+The package itself is callable: `darts_jax.search(…)` is `darts_jax.api.search`.
 """
 
 from typing import Any
@@ -26,7 +26,7 @@ __all__ = [
 
 def _search(*args: Any, **kwargs: Any) -> Any:
   """See `darts_jax.api.search`."""
-  from darts_jax import api  # Which needs this package.
+  from darts_jax import api  # Imported late, since it imports this package.
 
   return api.search(*args, **kwargs)
 

@@ -1,6 +1,6 @@
-"""The second derivative of a batch's loss in the architecture parameters, by products with vectors.
+"""The curvature of a batch's loss in the architecture parameters, by Hessian-vector products.
 
-Its largest eigenvalue grows before architectures degenerate [RobustDARTS §4].
+The largest eigenvalue of ∂²L/∂α² grows before architectures degenerate [RobustDARTS §4].
 
 Source: [RobustDARTS] arXiv 1909.09656.
 """
@@ -19,14 +19,17 @@ Array = jax.Array
 
 
 def architecture_curvature(loss: BatchLoss, weights: Array, alphas: Any, batch: Any, shards: Shards) -> Tridiagonal:
-  """A small matrix with the largest eigenvalue of ∂²L/∂α² for the loss L of a batch.
+  """Projects ∂²L/∂α², L the loss of a batch, onto a Krylov space, by the Lanczos method.
 
   Args:
-    loss: of the batch; its key also begins the random vectors that are multiplied with the second derivative.
-    weights: as one vector.
-    alphas: architecture parameters.
-    batch: this device's part of it.
-    shards: how it is shared out among devices.
+    loss: the loss L; the random start vector is drawn from its key.
+    weights: `[P]`, the weights as one vector.
+    alphas: the architecture parameters.
+    batch: this device's part of the batch.
+    shards: how the batch is shared out among devices.
+
+  Returns:
+    A tridiagonal matrix whose largest eigenvalue approximates that of ∂²L/∂α² from below.
   """
   product, size = hessian_product(loss, weights, alphas, batch, shards)
   return tridiagonal(product, loss.key, size)
@@ -35,14 +38,17 @@ def architecture_curvature(loss: BatchLoss, weights: Array, alphas: Any, batch: 
 def hessian_product(
   loss: BatchLoss, weights: Array, alphas: Any, batch: Any, shards: Shards
 ) -> tuple[Callable[[Array], Array], int]:
-  """The product of ∂²L/∂α², rows and columns in the order of `ravel_pytree`, with vectors; and the number of rows."""
+  """Returns the function v ↦ (∂²L/∂α²) v and the number of rows of ∂²L/∂α²; see `architecture_curvature`.
+
+  Rows and columns are in the order of `ravel_pytree(alphas)`.
+  """
   at, unravel = ravel_pytree(alphas)
 
   def gradient(values: Array) -> Array:
     return jax.grad(lambda x: loss(weights, unravel(x), batch)[0])(values)
 
   def product(vector: Array) -> Array:
-    # The mean over devices of their gradients is that of the loss of the whole batch, and so are its derivatives.
+    # The mean of the devices' gradients is the gradient of the whole batch's loss; the same holds for derivatives.
     return shards.mean(jax.jvp(gradient, (at,), (vector.astype(at.dtype),))[1])
 
   return product, at.size

@@ -1,4 +1,4 @@
-"""The loop over the epochs of a search: what is evaluated, decided, logged and written."""
+"""The loop over the epochs of a search: it evaluates, lets the strategy decide, logs and writes files."""
 
 import bisect
 import functools
@@ -25,7 +25,7 @@ from darts_jax.search.step import counted_by
 from darts_jax.strategies.relaxed import Memory, Scores, Turn
 from darts_jax.tasks import Feed
 
-#: The file of what has been derived from α.
+#: Name of the file with the architecture that α stand for.
 GENOTYPE = 'genotype.json'
 _STAYS = 'the genotype is that of α as they were drawn; config.hypergradient is none, so they stay'
 
@@ -52,22 +52,22 @@ class Epochs(Loop[SearchState]):
     self._settings = settings
     self._searcher = searcher
     self._feed = feed
-    #: With all that it has decided.
+    #: The strategy with its decisions so far.
     self.searched = searcher.searched
     stages = self.searched.plan(settings.epochs)
     # Epochs after which another stage begins.
     self._ends = [*itertools.accumulate(stage.epochs for stage in stages[:-1])]
-    # The epoch that the supernet, as it is now, was first trained in.
+    # The epoch in which the present supernet was first trained.
     self._since = 0
     self._turned: list[Turn] = []
-    # What the strategy makes of the epoch that ends with a step.
+    # A step that ends an epoch, and the strategy's turns after it, one for each search.
     self._latest: tuple[int, list[Any]] | None = None
-    # What it has learnt where the search goes back, or ends.
+    # The strategy's memory to go on with when the search returns to an earlier epoch.
     self._learnt: Memory = None
     self._ended = False
     self._judge = settings.space.judge(settings.task.source)
     self._histories: list[records.AlphaHistory] = []
-    # The programs of a search that is prepared.
+    # The searcher whose step is compiled, the compiled step, and its other programs, which are compiled when needed.
     self._prepared: Searcher | None = None
     self._run: Any = None
     self._programs: dict[Any, Any] = {}
@@ -128,7 +128,7 @@ class Epochs(Loop[SearchState]):
     return found
 
   def close(self) -> None:
-    """Stops what reads ahead."""
+    """Stops reading data ahead."""
     self._feed.close()
 
   def evaluate(self, state: SearchState, step: int) -> dict[str, float]:
@@ -142,14 +142,14 @@ class Epochs(Loop[SearchState]):
     return Evaluator(self._searcher, state, step, self._feed, self.note, functools.partial(self._compiled, step))
 
   def _compiled(self, step: int, name: str, function: Any, *arguments: Any) -> Any:
-    """A program, which is not compiled before it is needed, so that the first step is seen sooner."""
+    """A compiled program; it is compiled at its first use, so that the first step starts sooner."""
     key = name, jax.tree.structure(arguments)
     if key not in self._programs:
       self._programs[key] = self.compile(step, name, function, *arguments)
     return self._programs[key]
 
   def _turns(self, state: SearchState, step: int) -> list[Any]:
-    """For every search the strategy after an epoch, and what it made of the epoch; asked for once."""
+    """For every search the strategy after an epoch and its `Turn`; `turn` is called once per epoch."""
     if self._latest is None or self._latest[0] != step:
       epoch, evaluator, alone = self.plan.epoch_ends.index(step), self._evaluator(state, step), len(self.folders) == 1
       found = []
@@ -159,14 +159,14 @@ class Epochs(Loop[SearchState]):
     return self._latest[1]
 
   def _judged(self, state: SearchState, step: int) -> dict[str, Any]:
-    """What is known without a training of the architectures that the searches would return after an epoch."""
+    """Metrics from `CellSpace.judge` of the architectures that the searches would return after an epoch."""
     if self._judge is None:
       return {}
     turns = zip(self._turns(state, step), self.alphas(state), strict=True)
     return self._joined([self._judge(after.read(alphas)) for (after, _), alphas in turns])
 
   def alphas(self, state: SearchState) -> list[dict[str, np.ndarray]]:
-    """Those of each search, on the host."""
+    """The architecture parameters of each search, on the host."""
     return self._each(processes.fetch(state.alphas))
 
   def _keys(self, state: SearchState) -> list[jax.Array]:
@@ -174,13 +174,13 @@ class Epochs(Loop[SearchState]):
     return [*map(jax.random.wrap_key_data, self._each(processes.fetch(jax.random.key_data(state.key))))]
 
   def _each(self, tree: Any) -> list[Any]:
-    """What there is for all searches, for each of them."""
+    """Splits a pytree with a leading axis of searches into one pytree per search."""
     if len(self.folders) == 1:
       return [tree]
     return [jax.tree.map(operator.itemgetter(i), tree) for i in range(len(self.folders))]
 
   def _joined(self, values: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Metrics of each search, for all of them."""
+    """Stacks the metrics of each search into one array per metric; of a single search they stay numbers."""
     if len(values) == 1:
       return dict(values[0])
     return {name: np.array([each[name] for each in values]) for name in values[0]}
@@ -197,11 +197,11 @@ class Epochs(Loop[SearchState]):
     return {**details, **self._searcher.learner.summary(sums.means(), sums.values), **super().summary(state, sums)}
 
   def _describe(self, alphas: Mapping[str, Any], step: Any, key: jax.Array) -> dict[str, float | int]:
-    """What a line of the log says of α and of the mixing weights that the supernet has after `step` steps."""
+    """Log values of α and of the mixing weights after `step` steps: entropies, and the number of skip connections."""
     values: dict[str, float | int] = {}
     weights = self.searched.shown(alphas, step, key)
     for name in sorted(weights):
-      # Of the edges that there is something to choose on.
+      # Edges with a single candidate have nothing to choose, and would lower the mean.
       open_edges = [len(edge.operations) > 1 for _, edge in self.searched.cells[name].edges]
       mixing = np.asarray(weights[name].operations, np.float64)[open_edges]
       entropies = -np.sum(mixing * np.log(np.maximum(mixing, 1e-300)), axis=-1)
@@ -217,7 +217,7 @@ class Epochs(Loop[SearchState]):
     epoch = self.plan.epoch_ends.index(step)
     found, self._latest = self._turns(state, step), None
     self._turned = [turned for _, turned in found]
-    # Several searches have one strategy, which decides nothing.
+    # Searches side by side share one strategy, whose memory is always None (see `Search`).
     before = self.searched
     self.searched, turned = found[0]
     if len(found) > 1 and any(each.then != 'on' for each in self._turned):
@@ -248,7 +248,7 @@ class Epochs(Loop[SearchState]):
     return state
 
   def _leaves(self, turned: Turn, step: int) -> bool:
-    """Ends the search or goes back, as the strategy says; returns whether it is to the end of an earlier epoch."""
+    """Ends the search or returns to an earlier epoch, as the turn says; returns whether it restores a checkpoint."""
     epoch = self.plan.epoch_ends.index(step)
     to_epoch = epoch if turned.to_epoch is None else turned.to_epoch
     to_step = self.plan.epoch_ends[to_epoch]
@@ -291,7 +291,7 @@ class Epochs(Loop[SearchState]):
 
   def lacks(self) -> str:
     """See `Loop`."""
-    # Only the first process has histories; it tells the others.
+    # Only the first process has histories, so its answer is sent to the others.
     unsettled = processes.gather([any(warning is not None for warning in self.warnings())])[0, 0]
     told = self.has_logged(lambda line: line.get('event') == 'not_settled')
     return 'the warning that a genotype is not settled' if unsettled and not told else ''
@@ -307,7 +307,7 @@ class Epochs(Loop[SearchState]):
     self.write('event', self.total, {'event': 'not_settled', 'message': '; '.join(found)})
 
   def warnings(self) -> list[str | None]:
-    """For each search a line if its genotype is not settled; of other processes than the first, none."""
+    """For each search one line if its genotype is not settled, else None; all None outside the first process."""
     return [history.doubt for history in self._histories] or [None] * len(self.folders)
 
   def report(self, folder: pathlib.Path) -> pathlib.Path:
@@ -316,7 +316,7 @@ class Epochs(Loop[SearchState]):
 
   def _write_alphas(self, state: SearchState, step: int, epoch: int, scores: Sequence[Scores]) -> None:
     found, keys = self.alphas(state), self._keys(state)
-    # Of other processes than the first there are no histories.
+    # Only the first process has histories; in the others `zip` yields nothing.
     for folder, history, alphas, key, score in zip(self.folders, self._histories, found, keys, scores, strict=False):
       with named_errors(folder):
         history.append(step, epoch, alphas, key, self.searched, score)
@@ -333,7 +333,7 @@ class Epochs(Loop[SearchState]):
     return True
 
   def _write_again(self, state: SearchState, step: int) -> None:
-    """Writes what is derived from α again; what no checkpoint keeps of its history is lost."""
+    """Writes the files derived from α again after a resume; a history that no checkpoint holds is lost."""
     epoch = bisect.bisect_right(self.plan.epoch_ends, step)
     found, keys = self.alphas(state), self._keys(state)
     for folder, history, alphas, key in zip(self.folders, self._histories, found, keys, strict=False):

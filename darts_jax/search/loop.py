@@ -1,4 +1,4 @@
-"""A whole search: from a config to a genotype, resumable at every moment."""
+"""A whole search, from a config to a genotype; it can be interrupted and resumed at any time."""
 
 import contextlib
 import dataclasses
@@ -29,19 +29,19 @@ from darts_jax.tasks import Feed
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """What a search found.
+  """The result of a search.
 
   Attributes:
-    genotype: derived from the final α.
-    valid_loss: of the supernet on the architecture half, in nats, at the end of the last complete epoch, or of the one
-      that the strategy returns the architecture of.
-    valid_accuracy: likewise, 0 to 1; NaN on text, whose perplexity is the exponential of the loss.
-    state: final state; of all searches side by side.
-    finished: whether all epochs were done, or as many as the strategy wanted; not so after an interruption.
-    interrupted: whether a signal asked for an end, which ends a sequence of searches even if this one is finished.
+    genotype: the architecture derived from the final α.
+    valid_loss: loss of the supernet on the architecture half, in nats, at the end of the last complete epoch; if the
+      strategy returns the architecture of an earlier epoch, at the end of that one.
+    valid_accuracy: accuracy at the same time, 0 to 1; NaN on text, whose perplexity is the exponential of the loss.
+    state: the final state, shared by searches side by side.
+    finished: whether all epochs are done, or the strategy has ended the search; False after an interruption.
+    interrupted: whether a signal asked to stop, which ends a sequence of searches even if this one is finished.
     report: path of the report page.
-    history: what was logged of every epoch, in their order; empty in other processes than the first.
-    warning: one line if the genotype would be another one if α moved once more as far as in the last epoch (see
+    history: the log line of every epoch, in order; empty in other processes than the first.
+    warning: one line if the genotype would change if α moved once more as far as in the last epoch (see
       `darts_jax.spaces.doubts`); None after an interruption, and in other processes than the first.
   """
 
@@ -57,7 +57,7 @@ class Result:
 
 
 def run(config: Mapping[str, Any], workdir: str | pathlib.Path) -> Result:
-  """One search, see `run_side_by_side`, where `config.mesh.seed` has to be 1."""
+  """Runs one search; see `run_side_by_side`. `config.mesh.seed` has to be 1."""
   check_alone(read(config))
   [result] = run_side_by_side(config, workdir)
   return result
@@ -71,22 +71,22 @@ def run_side_by_side(
   data: tuple[Any, Any] | None = None,
   writers: Sequence[Writer] = (),
 ) -> list[Result]:
-  """Searches, or goes on with the search or the searches that `workdir` holds.
+  """Runs `config.mesh.seed` searches at once, or resumes those that `workdir` holds.
 
   Args:
     config: fields of `darts_jax.search.settings.Search`, as nested mappings or `ConfigDict`.
-    workdir: gets `config.json`, `metrics.jsonl`, `tensorboard/`, `genotype.json`, `alphas.npz`, `checkpoints/` and
-      `report.html`. A search that was stopped resumes to the same result, bit for bit. Searches side by side have all
-      but the checkpoints in folders `seed_0`, `seed_1`, … of their own.
-    data: inputs and targets that take the place of those that the task would load; see `Task.given`.
-    writers: are told of the metrics as they are logged.
+    workdir: the working directory; the search writes `config.json`, `metrics.jsonl`, `tensorboard/`, `genotype.json`,
+      `alphas.npz`, `checkpoints/` and `report.html` into it. A search that was stopped resumes to the same result, bit
+      for bit. Searches side by side share the checkpoints; each has its other files in a folder `seed_0`, `seed_1`, …
+    data: inputs and targets that replace the data that the task would load; see `Task.given`.
+    writers: receive the metrics as they are logged.
 
   Returns:
-    What each of the `config.mesh.seed` searches found; it is what a search by itself with the same seed finds, but for
-    the order of additions.
+    The result of each search. It equals the result of a single search with the same seed, up to the rounding of sums
+    that are added in another order.
 
   Raises:
-    ValueError: a setting, the data or the directory is unfit; nothing has been written then.
+    ValueError: a setting, the data or the working directory is invalid; nothing has been written then.
     Diverged: a loss or gradient was not finite.
   """
   check_writers(writers)
@@ -132,20 +132,20 @@ def _run(
 
 
 def _epochs(folder: pathlib.Path) -> tuple[Mapping[str, Any], ...]:
-  """The lines of the log that are about epochs; of one that was done again the last."""
+  """The log line of every epoch, in order; of an epoch that was repeated, the last line."""
   lines = {line['epoch']: line for line in metrics.read(folder) if line['kind'] == 'epoch'}
   return tuple(lines[epoch] for epoch in sorted(lines))
 
 
 def _folders(settings: Search, workdir: pathlib.Path) -> list[pathlib.Path]:
-  """Where the searches write."""
+  """The folder that each search writes to."""
   if settings.mesh.seed == 1:
     return [workdir]
   return [workdir / f'seed_{settings.seed + i}' for i in range(settings.mesh.seed)]
 
 
 def _claim(config: Mapping[str, Any], workdir: pathlib.Path, folders: Sequence[pathlib.Path]) -> None:
-  """See `claim`; folders of searches side by side get the config with their seed."""
+  """Claims the working directory (see `claim`), and for searches side by side each folder with its own seed."""
   claim(workdir, config, 'search')
   if len(folders) > 1:
     for i, folder in enumerate(folders):
@@ -154,20 +154,23 @@ def _claim(config: Mapping[str, Any], workdir: pathlib.Path, folders: Sequence[p
 
 @in_float32
 def check(settings: Search) -> Any:
-  """Raises the ValueError that `run` would, before anything is searched.
+  """Loads the data and builds the search, without running it.
 
   Returns:
-    JSON values that tell the data from others.
+    JSON values that identify the data.
+
+  Raises:
+    ValueError: a setting or the data is invalid; `run` would raise the same error.
   """
   return _open(settings)[2]
 
 
 def _open(settings: Search, given: tuple[Any, Any] | None = None) -> tuple[Searcher, Feed, Any]:
-  """The search, what feeds it with data, and JSON values of these, with which alone a search goes on."""
+  """The search, the feed of its data, and JSON values that identify the data: a search resumes only on the same."""
   mesh = make_mesh(seeds=settings.mesh.seed)
   check_batch(settings.batch_size, mesh)
   task = settings.task
-  # Before anything is written.
+  # An unreadable table is an error that has to come before anything is written.
   settings.space.judge(task.source)
   found = task.load() if given is None else task.given(*given)
   seeds = range(settings.seed, settings.seed + settings.mesh.seed)

@@ -1,4 +1,4 @@
-"""The two optimisers of a search, that of the weights and that of α."""
+"""The two optimisers of a search: one of the weights, one of α."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -22,18 +22,17 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Optimizers:
-  """The two optimisers of a search; the weights' work on the weights as one vector (see `Packed`).
+  """The two optimisers of a search; `weights` and `inner` update the weights as one vector (see `Packed`).
 
   Attributes:
-    weights: clipping by global norm, then SGD.
-    inner: SGD as well, with clipping and momentum as the settings say, whose update is the virtual step of the
-      hypergradient; its state is that of `weights`.
-    alphas: Adam with decay in the gradient.
-    learning_rate: the weights' learning rate at a step.
-    clip_norm: of the weights' gradient.
-    weight_decay: of the weights, a number or `[]`.
-    clip_outer: whether the outer loss's gradient in the weights is clipped, too, before it becomes a part of the
-      hypergradient.
+    weights: optimiser of the weights: clipping by global norm, then SGD.
+    inner: SGD whose update is the virtual step of the hypergradient, with the clipping and momentum of
+      `config.hypergradient`; it takes the optimiser state of `weights`.
+    alphas: optimiser of α: Adam with L2 decay in the gradient.
+    learning_rate: learning rate of the weights, a function of the step.
+    clip_norm: largest norm of the weights' gradient.
+    weight_decay: decay of the weights, a number or `[]`.
+    clip_outer: whether the outer loss's gradient in the weights is clipped, too, before the hypergradient uses it.
   """
 
   weights: optax.GradientTransformation
@@ -48,14 +47,14 @@ class Optimizers:
   def from_settings(
     cls, settings: Search, epoch_ends: Sequence[int], weight_decay: Array | None = None
   ) -> 'Optimizers':
-    """Cosine by epoch from the first to the final learning rate; SGD and Adam as the settings say [DARTS §A.1].
+    """SGD with a cosine learning rate by epoch, and Adam, as the settings say [DARTS §A.1].
 
-    Learning rates are scaled to the batch and warmed up if the settings say so.
+    Learning rates are scaled to the batch size and warmed up if the settings say so.
 
     Args:
-      settings: of weights, α and hypergradient.
+      settings: the settings of the search.
       epoch_ends: steps taken by the end of every epoch.
-      weight_decay: `[]`, of the weights; None for that of the settings.
+      weight_decay: `[]`, decay of the weights; None for `settings.weights.weight_decay`.
     """
     rates, alphas = settings.weights, settings.alphas
     first, alphas_rate = (
@@ -67,13 +66,13 @@ class Optimizers:
       return float(np.interp(epochs, range(len(epoch_ends) + 1), [0, *epoch_ends]))
 
     weights_warmup = steps(rates.warmup_epochs)
-    # Adam counts its own steps, one an update of α.
+    # Adam's step count is the number of updates of α.
     alphas_warmup = (steps(alphas.from_epoch + alphas.warmup_epochs) - steps(alphas.from_epoch)) / alphas.every
     warmed = warmed_up(lambda step: cosine(jnp.sum(step >= np.array(epoch_ends), dtype=jnp.int32)), weights_warmup)
 
     def learning_rate(step: Array) -> Array:
-      # XLA would compute the cosine again in every kernel that reads it, which are hundreds in the exact estimator; and
-      # each would call the C library, which makes a stored program overflow the stack that XLA loads it on.
+      # XLA would recompute the cosine in every kernel that reads it, hundreds of them in the exact estimator. Each
+      # would call the C library, and XLA overflows its stack when it loads such a program from the compilation cache.
       return materialise(warmed(step))
 
     alphas_schedule = warmed_up(lambda step: jnp.float32(alphas_rate), alphas_warmup) if alphas_warmup else alphas_rate
@@ -102,7 +101,7 @@ class Optimizers:
     )
 
   def scaled(self, factor: Array) -> 'Optimizers':
-    """The same with another learning rate of the weights; the factor may be traced."""
+    """The optimisers with the learning rate of the weights times a factor, which may be traced."""
 
     def scale(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
       def update(updates: PyTree, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
@@ -119,19 +118,19 @@ class Optimizers:
     )
 
   def move_alphas(self, state: SearchState, gradient: PyTree) -> SearchState:
-    """The state after an update of α."""
+    """The state after an update of α by a gradient."""
     updates, optimizer = self.alphas.update(gradient, state.alphas_optimizer, state.alphas)
     return state.replace(alphas=optax.apply_updates(state.alphas, updates), alphas_optimizer=optimizer)
 
   def move_weights(self, state: SearchState, gradient: Array, active: Array | None = None) -> SearchState:
-    """The state after an update of the weights, which ends a step.
+    """The state after an update of the weights, with `step` increased by one.
 
     Args:
-      state: before it.
-      gradient: of the weights, `[P]`.
-      active: `[P]` bool: the weights that move. Others stay as they are, and so does what the optimiser keeps for each
-        of them: a gradient of zero would let them decay, and momentum would carry them on. None for all. Virtual steps
-        move all, since with the same mixing weights no loss depends on what is not active.
+      state: the state before the update.
+      gradient: `[P]`, gradient in the weights.
+      active: `[P]` bool, the weights that move; None for all. The others and their momentum stay as they are: with a
+        gradient of zero, decay and momentum would still move them. The virtual step moves all weights, since no loss
+        depends on the inactive ones while the mixing weights are the same.
     """
     vector, before = state.weights.vector, state.weights_optimizer
     updates, after = self.weights.update(gradient, before, vector)
@@ -146,7 +145,7 @@ class Optimizers:
     return state.replace(step=state.step + 1, weights=state.weights.replace(moved), weights_optimizer=after)
 
   def inner_optimizer(self, state: PyTree) -> InnerOptimizer:
-    """What a hypergradient unrolls, from a state of `weights`."""
+    """The inner optimiser that a hypergradient unrolls, started from a state of the optimiser `weights`."""
     inner = from_optax(self.inner, state, self.weight_decay)
     if not self.clip_outer:
       return inner

@@ -1,4 +1,4 @@
-"""Answers about a supernet that strategies ask for after an epoch: its curvature, and evaluations at mixing weights."""
+"""The probe of a supernet: its curvature, and evaluations at given mixing weights, for a strategy after an epoch."""
 
 import dataclasses
 import functools
@@ -20,15 +20,15 @@ from darts_jax.tasks.base import Note
 
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
-  """Runs programs of a search, or of searches side by side, on one state and fetches their results.
+  """Runs programs of a search, or of searches side by side, on one state and fetches their results to the host.
 
   Attributes:
-    searcher: the search.
-    state: after an epoch.
+    searcher: the compiled functions of the search.
+    state: the state after an epoch.
     step: steps taken by then.
-    feed: hands over the data.
-    note: see `darts_jax.tasks.base.Note`.
-    compiled: gets a name, a function and its arguments, and returns the compiled program.
+    feed: provides the data.
+    note: logs an event; see `darts_jax.tasks.base.Note`.
+    compiled: returns the compiled program for `(name, function, *arguments)`.
   """
 
   searcher: Searcher
@@ -39,12 +39,12 @@ class Evaluator:
   compiled: Callable[..., Any]
 
   def over(self, name: str, function: Any, *further: Any) -> Any:
-    """The result of a function of state, data and further arguments on the whole architecture half."""
+    """The sum of `function(state, data, *further)` over all parts of the architecture half."""
     parts = (self._fetched(name, function, data, *further) for data in self.feed.evaluation(self.step, self.note))
     return functools.reduce(functools.partial(jax.tree.map, np.add), parts)
 
   def latest(self, name: str, function: Any) -> Any:
-    """The result of a function of state and data that reads the batch of the latest step at which α moved."""
+    """The result of `function(state, data)` on the batches of the latest step at which α moved."""
     step = self.searcher.latest_update(self.step)
     return self._fetched(name, function, self.feed.at(step, self.state.key, self.note))
 
@@ -54,14 +54,14 @@ class Evaluator:
 
 
 class SupernetProbe(Probe):
-  """See `Probe`; it is about one state of one search."""
+  """The probe of one search at one state; see `Probe`."""
 
   def __init__(self, evaluator: Evaluator, index: int | None = None) -> None:
-    """Computes nothing.
+    """Keeps the arguments; computes nothing yet.
 
     Args:
-      evaluator: of the search, or the searches side by side.
-      index: which one of several searches it is about; None if there is one.
+      evaluator: runs the programs of the search, or of searches side by side.
+      index: index of the search among those side by side; None for a single search.
     """
     self._evaluator, self._searcher, self._index = evaluator, evaluator.searcher, index
 

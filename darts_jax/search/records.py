@@ -1,4 +1,4 @@
-"""The history of a search in its working directory: the mixing weights that it used, and its architectures."""
+"""The history of a search in its working directory: its mixing weights and architectures over the epochs."""
 
 import contextlib
 import io
@@ -18,46 +18,48 @@ from darts_jax.spaces.topology import cell_to_json, cells_to_json
 from darts_jax.strategies.relaxation import candidates, rows_of
 from darts_jax.strategies.relaxed import Arch, Scores
 
-#: The file of the history.
+#: Name of the file with the history.
 FILE = 'alphas.npz'
-# Arrays that are no series, or follow from steps.
+# Arrays without an axis of snapshots, or that are computed from the steps; they are not read back.
 _DERIVED = ('scores', 'temperature')
 
 
 class AlphaHistory:
-  """The history in `alphas.npz`, with a snapshot before the first step and one after every epoch, `T` in all.
+  """The history in `alphas.npz`: a snapshot before the first step and one after every epoch, `T` in all.
 
   Rows and columns of `[E, O]` are edges and operations of the searched cells, also after the supernet has lost some.
 
-  - `step`, `epoch`: `[T]`.
-  - `mixing_CELL`: `[T, E, O]` mixing weights of every kind of cell, as evaluations use them and as the log has their
-    entropies (see `Searched.look`), of the supernet from that time on; 0 for operations that it has lost.
-    `edge_weights_CELL`: `[T, E]`, of strategies that weigh edges, too.
-  - `left_CELL`: `[T, E, O]` bool, the operations that the supernet has from that time on.
-  - `CELL`: `[T, E, O]` α, where the architecture parameters have such an array by the name of the cell; −∞ for
-    operations that the supernet has lost. `parameters_PATH`: other arrays of the architecture parameters.
-  - `genotype`: `[T]` texts, JSON of the architecture that the search would have returned, in the form of its space;
-    `cells`: the same in the form of `darts_jax.spaces.topology`, which every space of cells shares.
-  - `not_settled`: `[T]` texts, what is in doubt of that architecture, as the log has it at the end; empty for nothing.
-  - `SCORE_CELL`: `[T, E]`, by what the strategy scored edges before it decided; NaN where it did not. `scores` has the
-    names.
-  - `temperature`: `[T]`, unless it is 1 throughout.
-  - `topology`: a JSON text, the searched cells and what else the report needs. `operations`, of the first kind of cell,
-    and `edges_CELL`, `[E, 2]` source and target, say a part of it in NumPy.
+  - `step`, `epoch`: `[T]`, steps taken and epochs done at the snapshot.
+  - `mixing_CELL`: `[T, E, O]` mixing weights of every kind of cell, as logs show them (see `Searched.shown`), of the
+    supernet of the following step; 0 for operations that it has lost.
+  - `edge_weights_CELL`: `[T, E]` weights of the edges, for strategies that have them.
+  - `left_CELL`: `[T, E, O]` bool, the operations of the supernet of the following step.
+  - `CELL`: `[T, E, O]` α, if the architecture parameters have an array of that shape by the name of the cell; −∞ for
+    operations that the supernet has lost.
+  - `parameters_PATH`: `[T, …]`, the other arrays of the architecture parameters.
+  - `genotype`: `[T]` texts, JSON of the architecture that the search would have returned, in the form of its space.
+  - `cells`: `[T]` texts, the same architecture in the form of `darts_jax.spaces.topology`, common to all spaces.
+  - `not_settled`: `[T]` texts, the warning about that architecture (see `darts_jax.spaces.doubts`); empty for none.
+  - `SCORE_CELL`: `[T, E]`, the strategy's scores of the edges after the epoch; NaN where it computed none.
+  - `scores`: names of these scores.
+  - `temperature`: `[T]`, temperature of the softmax; absent if it is always 1.
+  - `topology`: a JSON text with the name of the space, the searched cells and the strategy's legend for the report.
+  - `operations`: names of the columns of the first kind of cell.
+  - `edges_CELL`: `[E, 2]`, source and target of every edge.
 
-  One file holds all, so that what belongs to a snapshot is written, copied to checkpoints and brought back together.
+  All of it is one file, so that a snapshot is written, copied to a checkpoint and restored as a whole.
   """
 
   def __init__(
     self, workdir: pathlib.Path, searched: Searched, resume_step: int | None, doubt: str | None = None
   ) -> None:
-    """Reads what is there up to `resume_step`; None starts over.
+    """Reads the snapshots up to `resume_step`, if there are any.
 
     Args:
-      workdir: of the search.
-      searched: the strategy.
-      resume_step: steps taken so far.
-      doubt: what is in doubt of every architecture, whatever the architecture parameters do; one line.
+      workdir: folder with the file.
+      searched: the strategy and its space.
+      resume_step: steps taken so far; None starts an empty history.
+      doubt: one-line warning about every architecture, however the architecture parameters move; None for none.
     """
     specs = searched.space.cells
     self._path = workdir / FILE
@@ -79,18 +81,18 @@ class AlphaHistory:
     self._series: dict[str, list[Any]] = {}
     self._scores: list[str] = []
     if resume_step is not None and self._path.exists():
-      # Whoever resumes is told by `steps`.
+      # An unreadable file leaves `steps` empty; `Epochs` then logs that the history is lost.
       with contextlib.suppress(ValueError):
         self._series, self._scores = self._read(resume_step)
 
   @property
   def steps(self) -> list[int]:
-    """Of the snapshots that there are."""
+    """The steps of the snapshots."""
     return [int(step) for step in self._series.get('step', ())]
 
   @property
   def doubt(self) -> str | None:
-    """What is in doubt of the latest architecture; one line."""
+    """One-line warning about the latest architecture; None if it is settled."""
     return str(self._series['not_settled'][-1]) or None if self._series else self._doubt
 
   def _read(self, resume_step: int) -> tuple[dict[str, list[Any]], list[str]]:
@@ -109,12 +111,15 @@ class AlphaHistory:
     """Adds the snapshot after `step` steps and `epoch` epochs, and writes the file.
 
     Args:
-      step: taken so far.
-      epoch: done so far.
+      step: steps taken so far.
+      epoch: epochs done so far.
       arch: the architecture parameters, on the host.
-      key: of the run.
-      searched: the strategy of the next step; tells what has been pruned.
-      scores: of the epoch that has ended.
+      key: typed random key of the run.
+      searched: the strategy of the next step, whose cells are those of the pruned supernet.
+      scores: the strategy's scores of the epoch that has ended.
+
+    Raises:
+      ValueError: a score has the name of another array of the file.
     """
     specs, count, names = searched.space.cells, len(self.steps), _names(arch, searched.space.cells)
     found: dict[str, Any] = {'step': step, 'epoch': epoch}
@@ -143,7 +148,7 @@ class AlphaHistory:
     self.write()
 
   def _doubts(self, found: Mapping[str, Any], names: Any, searched: Searched) -> str | None:
-    """What is in doubt by how far the architecture parameters have moved since the last snapshot."""
+    """The warning that follows from how far the architecture parameters moved since the last snapshot, if any."""
     if self._doubt is not None or not self.steps or not all(name in self._series for name in jax.tree.leaves(names)):
       return self._doubt
     before, after = (jax.tree.map(each.__getitem__, names) for each in (self._latest, found))
@@ -155,13 +160,13 @@ class AlphaHistory:
     return {name: np.asarray(values[-1]) for name, values in self._series.items()}
 
   def go_back(self, step: int) -> None:
-    """Forgets the snapshots after a step, which the search goes on from, and writes the file."""
+    """Removes the snapshots after a step from which the search goes on, and writes the file."""
     count = sum(then <= step for then in self.steps)
     self._series = {name: values[:count] for name, values in self._series.items()}
     self.write()
 
   def write(self) -> None:
-    """Writes the file. It need not be on the disk at once: checkpoints keep copies."""
+    """Writes the file, without a sync to the disk, since checkpoints keep copies of it."""
     arrays = {**self._constants, **{k: np.array(v) for k, v in self._series.items()}}
     if self._scores:
       arrays['scores'] = np.array(self._scores)
@@ -174,7 +179,7 @@ class AlphaHistory:
 
 
 def _names(arch: Arch, specs: Mapping[str, CellSpec]) -> Any:
-  """For every array of the architecture parameters, in the same tree, the name that the file has for it."""
+  """The pytree of the names that the arrays of the architecture parameters have in the file."""
 
   def name(path: Any, leaf: Any) -> str:
     own = jax.tree_util.keystr(path, simple=True, separator='_')
@@ -185,7 +190,7 @@ def _names(arch: Arch, specs: Mapping[str, CellSpec]) -> Any:
 
 
 def _whole(values: Any, cell: CellSpec, searched: CellSpec) -> np.ndarray:
-  """Rows that belong to the edges of a smaller cell, as rows of the searched cell; zeros where it lost the edge."""
+  """Expands rows of a smaller cell's edges to rows of the searched cell; lost edges have zeros."""
   values = np.asarray(values)
   found = np.zeros((searched.num_edges, *values.shape[1:]), values.dtype)
   found[rows_of(cell, searched)] = values

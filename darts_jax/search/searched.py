@@ -1,4 +1,4 @@
-"""A strategy at work: its settings, the space that it searches, and what it has learnt so far, as one frozen value."""
+"""A strategy in a search: its settings, the searched space and its memory, as one frozen value."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ Array = jax.Array
 
 
 class _NoSupernet(Probe):
-  """See `NO_SUPERNET`."""
+  """A probe that answers no question."""
 
   def curvature(self) -> float:
     """Raises a ValueError."""
@@ -28,18 +28,18 @@ class _NoSupernet(Probe):
     raise ValueError('config.strategy: it asks for an evaluation of a supernet, and there is none here')
 
 
-#: A probe for decisions that ask for nothing.
+#: The probe of a strategy that is asked for a turn without a supernet; its methods raise a ValueError.
 NO_SUPERNET = _NoSupernet()
 
 
 @dataclasses.dataclass(frozen=True)
 class Searched:
-  """A strategy at work; its methods are those of `Relaxed` with less to say.
+  """A strategy in a search; its methods call those of `Relaxed` with space, cells, memory and time filled in.
 
   Attributes:
-    strategy: its settings.
+    strategy: the strategy's settings.
     space: the searched space.
-    memory: what it has learnt.
+    memory: the strategy's memory.
     ends: steps taken by the end of every epoch of the search.
   """
 
@@ -50,25 +50,25 @@ class Searched:
 
   @classmethod
   def start(cls, strategy: Relaxed, space: CellSpace, ends: Sequence[int] = (1,)) -> Self:
-    """A strategy before the first epoch.
+    """The strategy before the first epoch.
 
     Raises:
-      ValueError: it cannot search this space.
+      ValueError: the strategy cannot search this space.
     """
     strategy.check(space)
     return cls(strategy, space, strategy.start(), tuple(ends))
 
   @classmethod
   def from_settings(cls, settings: Search) -> Self:
-    """The strategy that the settings name, on the space that they have; raises a ValueError as `start`."""
+    """The strategy and space of the settings, before the first epoch; raises a ValueError as `start` does."""
     return cls.start(settings.strategy, settings.space)
 
   def over(self, ends: Sequence[int]) -> Self:
-    """The same in a search whose epochs end after these steps, which schedules are relative to."""
+    """A copy for a search whose epochs end after these steps; schedules depend on them."""
     return dataclasses.replace(self, ends=tuple(ends))
 
   def recall(self, memory: Memory) -> Self:
-    """The same with what it had learnt when it had this memory."""
+    """A copy with another memory."""
     return dataclasses.replace(self, memory=memory)
 
   @functools.cached_property
@@ -77,10 +77,10 @@ class Searched:
     return self.strategy.cells(self.space, self.memory)
 
   def plan(self, epochs: int) -> tuple[Stage, ...]:
-    """The stages of so many epochs.
+    """The stages of a search of `epochs` epochs.
 
     Raises:
-      ValueError: the strategy's stages have another number of epochs, or different parts of the channels.
+      ValueError: the strategy's stages have another number of epochs in all, or differ in `channel_part`.
     """
     stages = self.strategy.plan(self.space, epochs)
     planned = [stage.epochs for stage in stages]
@@ -106,60 +106,60 @@ class Searched:
     return tuple(jax.eval_shape(self.init, jax.random.key(0)))
 
   def mix(self, arch: Arch, step: Any, key: Array, purpose: Any) -> dict[str, Mixing]:
-    """Mixing weights of the supernet.
+    """Mixing weights of the supernet, by kind of cell.
 
     Args:
-      arch: architecture parameters.
+      arch: the architecture parameters.
       step: steps taken; may be traced.
-      key: of the step; every purpose has its own key, made of it.
+      key: typed random key of the step; each purpose draws from a key folded from it.
       purpose: `WEIGHTS`, `ALPHAS` or `EVALUATE`; may be traced.
     """
     own = jax.random.fold_in(key, purpose) if self.strategy.draws else None
     return self.strategy.mix(arch, self.space, self.cells, Time(step, self.ends), own, purpose)
 
   def look(self, arch: Arch, step: Any, key: Array) -> dict[str, Mixing]:
-    """Mixing weights before a step, for what is no part of it; from the key of the run."""
+    """Mixing weights for an evaluation or the log before a step; `key` is that of the run, not of the step."""
     return self.mix(arch, step, jax.random.fold_in(jax.random.fold_in(key, step), Stream.LOOK), EVALUATE)
 
   def shown(self, arch: Arch, step: Any, key: Array) -> dict[str, Mixing]:
-    """What logs and reports show of a moment: see `look`, or the probabilities that operations are drawn with."""
+    """Mixing weights that logs and reports show: those of `look`, or, of a strategy that draws, its probabilities."""
     mixing = self.look(arch, step, key)
     chances = self.strategy.chances(arch, self.space, self.cells)
     return mixing if chances is None else {name: Mixing(chances[name], each.edges) for name, each in mixing.items()}
 
   def temperature_at(self, step: int) -> float:
-    """What architecture parameters are divided by, at a step, before their softmax; for logs and reports."""
+    """Temperature of the softmax at a step; for logs and reports."""
     return float(self.strategy.temperature_at(Time(step, self.ends)))
 
   def project(self, before: Arch, after: Arch) -> Arch:
-    """The architecture parameters after an update."""
+    """The architecture parameters after an update; see `Relaxed.project`."""
     return self.strategy.project(before, after, self.space, self.cells)
 
   def read(self, arch: Arch) -> Genotype:
-    """The architecture that the parameters and what has been decided stand for."""
+    """The architecture that the architecture parameters and the decisions so far stand for."""
     return self.strategy.read(arch, self.space, self.memory)
 
   def scores(self, arch: Arch) -> Scores:
-    """What `turn` would score edges by."""
+    """The scores of the edges by which `turn` would decide."""
     return self.strategy.scores(arch, self.space, self.memory)
 
   def doubts(self, before: Arch, after: Arch) -> Doubts | None:
-    """What of the architecture is in doubt by how far the parameters moved."""
+    """How much of the architecture is in doubt, given how far the parameters moved; see `Relaxed.doubts`."""
     return self.strategy.doubts(before, after, self.space)
 
   def turn(self, arch: Arch, epoch: int, probe: Probe = NO_SUPERNET) -> tuple[Self, Turn]:
-    """Decides after an epoch.
+    """Lets the strategy decide after an epoch.
 
     Args:
-      arch: architecture parameters.
-      epoch: that has ended, counted from 0.
+      arch: the architecture parameters.
+      epoch: the epoch that has ended, counted from 0.
       probe: answers questions about the supernet.
 
     Returns:
-      The strategy with what it has learnt by then, and what it made of the epoch.
+      The strategy with its new memory, and its turn.
 
     Raises:
-      ValueError: the strategy wants to go on from an epoch that it may not return to.
+      ValueError: the turn's `then` is unknown, or it returns to an epoch whose checkpoint is not kept.
     """
     turned = self.strategy.turn(self.memory, arch, self.space, epoch, probe)
     elsewhere = turned.then != 'on' and turned.to_epoch not in (None, epoch)
@@ -176,9 +176,9 @@ class Searched:
     return self.recall(turned.memory), turned
 
   def may_return_to(self, epoch: int) -> tuple[int, ...]:
-    """The epochs up to this one, counted from 0, that the search may return to."""
+    """The epochs, counted from 0, that the search may return to after `epoch` has ended."""
     return self.strategy.may_return_to(self.memory, epoch) if epoch >= 0 else ()
 
   def weight_decay(self, usual: float) -> float | None:
-    """The decay of the weights; None if the strategy leaves the usual one as it is."""
+    """The weight decay that the strategy asks for; None if it never changes the usual one."""
     return self.strategy.weight_decay(self.memory, usual)

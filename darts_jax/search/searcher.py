@@ -1,4 +1,4 @@
-"""A search as compiled functions: the state, many steps in a call, the evaluation."""
+"""A search as compiled functions: the initial state, many steps in a call, and the evaluation."""
 
 import dataclasses
 import functools
@@ -39,29 +39,33 @@ _STATE_AXES: dict[str, Any] = {field.name: PartitionSpec() for field in dataclas
 class Searcher:
   """A search as compiled functions: `init`, `run` steps, `evaluate`; and for strategies `curvature` and `measure`.
 
-  Every device runs them by itself on its part of each batch (see `Shards`). If the axis `seed` of the mesh has more
-  than one device, they are as many searches side by side, and everything has a first axis for these: the key that
-  `init` gets, data, state, metrics and evaluations.
+  The functions run per device, on its shard of each batch (see `Shards`). If the mesh axis `seed` has size S > 1, they
+  are S searches side by side, and keys, data, state, metrics and evaluations have a leading axis of size S.
 
   Attributes:
-    settings: of the search.
+    settings: the settings of the search.
     searched: the strategy, whose cells are those of the supernet.
-    learner: the supernet and what it learns.
+    learner: the supernet and its task, on the devices.
     mesh: devices with the axes `seed` and `data`.
-    shards: how the examples of a batch are shared out.
+    shards: how a batch is sharded over the axis `data`.
     epoch_ends: steps taken by the end of every epoch.
-    timing: at which steps α move.
-    state_axes: how the state lies on the devices of a search, as `PartitionSpec`s, a pytree prefix.
+    timing: the steps at which α move.
+    state_axes: sharding of the state over the devices of one search, a pytree prefix of `PartitionSpec`s.
   """
 
   state_axes: PyTree = SearchState(**_STATE_AXES)
 
   @classmethod
   def open(cls, settings: Search, data: Any, mesh: Mesh) -> 'Searcher':
-    """The search that the settings describe, in its first stage, on data that its task has loaded.
+    """The search that the settings describe, in its first stage.
+
+    Args:
+      settings: the settings of the search.
+      data: the data that the task has loaded.
+      mesh: devices with the axes `seed` and `data`.
 
     Raises:
-      ValueError: settings and data do not fit into each other.
+      ValueError: the settings do not fit the data or the devices.
     """
     searched = Searched.from_settings(settings)
     learner = settings.task.learner(data, settings, supernet_of(settings, searched), mesh)
@@ -71,7 +75,7 @@ class Searcher:
     """Builds the functions; compiles nothing.
 
     Raises:
-      ValueError: all epochs have too many steps, or too few for α to move at any.
+      ValueError: the search has more steps than are allowed, or too few for α to move at all.
     """
     epoch_ends = learner.epoch_ends
     check_steps(settings.epochs, epoch_ends[-1])
@@ -90,7 +94,7 @@ class Searcher:
     state, data = self.state_axes, learner.data_axes
     self._shardings = self._places(state)
     options = compiler_options(mesh)
-    # A search by itself starts as one on one device, in global arrays.
+    # A single search needs no `shard_map` here: its initial state is replicated.
     init = self.spread(self._init, (same,), state) if self._seeds > 1 else self._init
     self.init = jax.jit(init, out_shardings=self._shardings)
     self.run = jax.jit(
@@ -105,12 +109,17 @@ class Searcher:
     self.measure = jax.jit(self.spread(self._measure, (state, data), same, same), **found)
 
   def restage(self, searched: Searched, first_epoch: int) -> 'Searcher':
-    """The same search in another stage, whose supernet may be smaller, from an epoch on, counted from 0."""
+    """The search in another stage, which may have a smaller supernet and begins with `first_epoch`, counted from 0."""
     learner = self.learner.rebuilt(supernet_of(self.settings, searched, first_epoch))
     return Searcher(self.settings, searched, learner, self.mesh)
 
   def inherit(self, state: SearchState, before: 'Searcher') -> SearchState:
-    """The state of a search whose supernet was larger, with the weights, momentum and statistics that are left."""
+    """The state for a smaller supernet: it keeps the weights, momentum and BN statistics of the operations that remain.
+
+    Args:
+      state: state of the search with the larger supernet.
+      before: the search with the larger supernet.
+    """
     template = self.template()
     chosen, others = (self.learner.inherited(packed, before.learner) for packed in (state.weights, state.statistics))
     size = state.weights.vector.shape
@@ -123,12 +132,12 @@ class Searcher:
     return jax.device_put(after, jax.tree.broadcast(self._shardings, after))
 
   def latest_update(self, step: Any) -> Any:
-    """The last step before that many at which α may have moved, counted from 0."""
+    """The latest of the first `step` steps at which α can have moved, counted from 0."""
     every = self.timing.every
     return (jnp if isinstance(step, Array) else np).maximum(step // every * every - 1, 0)
 
   def moment(self, state: SearchState) -> Moment:
-    """The step that a state is about to take."""
+    """The moment of the next step of a state."""
     return Moment(state.key, state.step, jnp.asarray(self.timing.updates(state.step)), state.carried)
 
   def batches(self, state: SearchState, data: Any) -> Halves:
@@ -143,7 +152,7 @@ class Searcher:
     return found if rate is None else found.scaled(rate)
 
   def with_weight_decay(self, state: SearchState, searched: Searched) -> SearchState:
-    """The state with the decay of the weights that the strategy wants with what it has learnt, if it says any."""
+    """The state with the weight decay that the strategy asks for; the same state if it asks for none."""
     value = searched.weight_decay(self.settings.weights.weight_decay)
     if value is None:
       return state
@@ -151,11 +160,14 @@ class Searcher:
     return state.replace(weight_decay=put(decay, self._shardings.weight_decay))
 
   def template(self) -> SearchState:
-    """Shapes, dtypes and places of the state, without arrays."""
+    """The state as `ShapeDtypeStruct`s with shardings, without arrays."""
     return template(self.init, self._shardings, self.keys())
 
   def keys(self) -> Array:
-    """The typed key of the run, which `init` takes; one for each of several searches, whose seeds follow each other."""
+    """The argument of `init`: the typed key of the run, `[]`, or of searches side by side, `[S]`.
+
+    The seeds of searches side by side are consecutive numbers from `config.seed` on.
+    """
     if self._seeds == 1:
       return jax.random.key(self.settings.seed)
     seeds = range(self.settings.seed, self.settings.seed + self._seeds)
@@ -164,12 +176,12 @@ class Searcher:
     return jax.random.wrap_key_data(placed)
 
   def place(self, data: Sequence[Any]) -> Any:
-    """The data of every search, as NumPy arrays, on the devices."""
+    """Puts the data of every search, pytrees of NumPy arrays, on the devices."""
     whole = data[0] if self._seeds == 1 else jax.tree.map(lambda *arrays: np.stack(arrays), *data)
     return put(whole, self._places(self.learner.data_axes))
 
   def feed(self, halves: Sequence[Any]) -> Feed:
-    """What hands the data of every search, as NumPy arrays, to the compiled functions."""
+    """The feed of the compiled functions; `halves` are the data of every search, pytrees of NumPy arrays."""
 
     def reads_valid(steps: np.ndarray) -> np.ndarray:
       return self.timing.moves(steps) & self._estimator.has_outer_loss
@@ -178,13 +190,14 @@ class Searcher:
     return Placed(self.place(halves)) if found is None else found
 
   def spread(self, function: Callable[..., Any], axes: tuple[Any, ...], out: PyTree, *further: Any) -> Any:
-    """A function of global arrays that runs on every device, from one for the devices of a single search.
+    """Maps a per-device function of one search over the mesh, by `shard_map`; it then takes global arrays.
 
     Args:
-      function: of this device's part of every argument.
-      axes: how its first arguments lie on the devices of a search, such as `state_axes`.
-      out: how its result does.
-      *further: how arguments do that are the same for all searches.
+      function: takes this device's shard of every argument.
+      axes: shardings of its first arguments over the devices of a search, such as `state_axes`; with searches side by
+        side, these arguments have a leading axis of searches.
+      out: sharding of its result.
+      *further: shardings of the other arguments, which all searches share.
     """
     function = traced_for(self.mesh, function)
     if self.mesh.size == 1:
@@ -197,7 +210,7 @@ class Searcher:
         return jax.tree.map(lambda x: x[None], function(*own, *args[len(axes) :]))
 
     in_specs, out_specs = (*self._side_by_side(axes), *further), self._side_by_side(out)
-    # What is the same on all devices is so by construction; JAX's check of that knows none of the primitives.
+    # Replicated results are equal by construction; JAX's check of that does not know this package's primitives.
     return jax.shard_map(each, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
   def _side_by_side(self, axes: PyTree) -> PyTree:
@@ -205,7 +218,7 @@ class Searcher:
     return axes if self._seeds == 1 else jax.tree.map(lambda spec: PartitionSpec('seed', *spec), axes)
 
   def _places(self, axes: PyTree) -> PyTree:
-    """Likewise, as shardings."""
+    """`NamedSharding`s for `PartitionSpec`s of one search; see `_side_by_side`."""
     return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), self._side_by_side(axes))
 
   def _init(self, key: Array) -> SearchState:
@@ -229,16 +242,16 @@ class Searcher:
     )
 
   def _run(self, state: SearchState, data: Any, num_steps: Array) -> tuple[SearchState, dict[str, Array]]:
-    """Takes up to `num_steps` steps; stops after one whose loss is not finite.
+    """Takes up to `num_steps` steps; stops after one whose loss or gradient is not finite.
 
     Args:
-      state: donated.
-      data: on the devices.
-      num_steps: `[]` int32; traced, so that any number is the same program.
+      state: the state before the steps; donated.
+      data: the data, on the devices.
+      num_steps: `[]` int32; traced, so that one program serves every number.
 
     Returns:
-      The new state; and sums of the steps' metrics (see `search_step`), with `steps`, their number, and `finite`,
-      whether all losses were.
+      The new state, and metrics (see `take_steps`): their sums over the steps (see `search_step` for the names), the
+      number of steps `steps`, and whether all losses and gradients were finite, `finite`.
     """
     step = functools.partial(self._step, data=data)
     return take_steps(step, state, num_steps, watched(self._estimator))
@@ -269,7 +282,7 @@ class Searcher:
     return self.learner.measure(variables, dict(mixing), data)
 
   def _curvature(self, state: SearchState, data: Any) -> Tridiagonal:
-    """See `architecture_curvature`, of the batch of the latest step at which α moved."""
+    """See `architecture_curvature`; on the batch of the latest step at which α moved."""
     then = state.replace(step=self.latest_update(state.step))
     loss = BatchLoss.at(then, self.learner.objective, self.searched, 'float32')
     batch = self.batches(then, data).valid
@@ -277,7 +290,7 @@ class Searcher:
 
 
 def supernet_of(settings: Search, searched: Searched, first_epoch: int = 0) -> SupernetSpec:
-  """The supernet of a stage of a search that begins with an epoch, counted from 0."""
+  """The supernet of the stage of a search that begins with `first_epoch`, counted from 0."""
   stages = [stage for stage in searched.plan(settings.epochs) for _ in range(stage.epochs)]
   sizes = [settings.batch_size + stage.batch_growth for stage in stages]
   part = stages[min(first_epoch, settings.epochs - 1)].channel_part

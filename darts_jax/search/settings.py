@@ -15,7 +15,7 @@ from darts_jax.strategies.darts import Darts as DartsStrategy
 from darts_jax.strategies.relaxed import Relaxed
 from darts_jax.tasks import TASKS, ImageTask, Task
 
-#: Fields of earlier versions, and how they are called now.
+#: Names of fields in earlier versions, with their present names.
 RENAMED: Mapping[str, str] = MappingProxyType(
   {
     **{
@@ -33,7 +33,7 @@ RENAMED: Mapping[str, str] = MappingProxyType(
   }
 )
 
-#: Names of spaces in earlier versions, and how they are called now.
+#: Names of spaces in earlier versions, with their present names.
 EARLIER_SPACES: Mapping[Any, str] = MappingProxyType({'convolutional': 'darts'})
 
 
@@ -42,14 +42,14 @@ class Weights:
   """SGD of the weights.
 
   Attributes:
-    learning_rate: on a cosine by epoch, of the first one.
-    final_learning_rate: after the last one.
-    momentum: of the gradient.
-    weight_decay: L2, in the gradient.
-    clip_norm: of the gradient, over all weights.
-    warmup_epochs: over so many epochs the learning rate grows linearly, step by step, to what the cosine says.
-    reference_batch_size: if not 0, both learning rates are for a batch of this size, and multiplied by `batch_size`
-      divided by it [Goyal et al. 2017, arXiv 1706.02677].
+    learning_rate: learning rate of the first epoch, from which it falls by a cosine, epoch by epoch.
+    final_learning_rate: end of the cosine, which the epoch after the last one would have.
+    momentum: momentum of the gradient.
+    weight_decay: L2 decay, added to the gradient.
+    clip_norm: largest norm of the gradient over all weights.
+    warmup_epochs: number of epochs over which the learning rate grows linearly, step by step, up to the cosine.
+    reference_batch_size: if not 0, the batch size that both learning rates are given for; they are multiplied by
+      `batch_size / reference_batch_size` [Goyal et al. 2017, arXiv 1706.02677].
     nesterov: whether the momentum is Nesterov's.
   """
 
@@ -65,18 +65,19 @@ class Weights:
 
 @dataclasses.dataclass(frozen=True)
 class Alphas:
-  """Adam of the α, and when it moves them.
+  """Adam of α, and the steps at which α move.
 
   Attributes:
-    learning_rate: of all epochs.
+    learning_rate: learning rate, the same in all epochs after the warm-up.
     beta1: decay of the mean gradient.
     beta2: decay of the mean squared gradient.
-    weight_decay: L2, in the gradient.
-    warmup_epochs: see `Weights`; from `from_epoch` on.
-    reference_batch_size: likewise.
-    order: whether α or the weights move first in a step; the others then move at what the first have become.
-    every: α move at every so-many-th step; the other steps are updates of the weights alone.
-    from_epoch: the epoch, counted from 0, from which on α move.
+    weight_decay: L2 decay, added to the gradient.
+    warmup_epochs: number of epochs, counted from `from_epoch`, over which the learning rate grows linearly.
+    reference_batch_size: see `Weights`.
+    order: which of the two is updated first in a step, α or the weights; the second update is made at the new values of
+      the first.
+    every: steps from one update of α to the next; the other steps update the weights alone.
+    from_epoch: first epoch, counted from 0, in which α move.
   """
 
   learning_rate: float = setting(3e-4, above=0, at_most=limits.FACTOR)
@@ -95,10 +96,10 @@ class BatchNorm:
   """Batch normalisation in training.
 
   Attributes:
-    group_size: consecutive examples of a batch that share statistics; 0: all of them, on all devices. Groups that no
-      two devices share need no communication.
-    tracked: whether cells of images have running statistics, with which supernets are evaluated; if not, a supernet is
-      evaluated with the statistics of each batch, as in NAS-Bench-201.
+    group_size: number of consecutive examples of a batch that share statistics; 0 for the whole batch, across devices.
+      Groups within one device need no communication.
+    tracked: whether supernets of images keep running statistics and are evaluated with them; if not, an evaluation
+      uses the statistics of each batch, as in NAS-Bench-201.
   """
 
   group_size: int = setting(0, at_least=0, at_most=limits.BATCH)
@@ -107,10 +108,10 @@ class BatchNorm:
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-  """How devices are used: all those that there are, divided evenly over searches, and each search's over its batches.
+  """The mesh of all devices: they are divided evenly over the searches, and those of a search share its batches.
 
   Attributes:
-    seed: searches side by side, with this and as many following values of `config.seed` less one.
+    seed: number of searches side by side; their seeds are consecutive numbers from `config.seed` on.
   """
 
   seed: int = setting(1, at_least=1, at_most=limits.RUNS)
@@ -118,20 +119,28 @@ class Mesh:
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-  """A search by gradients.
+  """The settings of a gradient-based search.
 
   Attributes:
-    seed: of everything random: the split, initial weights and α, order and augmentation of images, dropout.
+    seed: seed of all random numbers: the split, initial weights and α, order and augmentation of images, dropout.
     space: the search space, one of `SPACES`.
-    task: what is learnt, one of `TASKS`; in a config its groups, such as `data` and `network`, stand beside it.
-    strategy: how mixing weights are made of α, and an architecture is read off them; one of `RELAXED`.
-    epochs: passes over the data that train the weights.
-    batch_size: examples a batch, over all devices of a search.
-    log_every: steps from one logged line to the next.
-    precision: of what the network computes on; weights, BN statistics and α are float32 in either.
-    remat: whether gradients recompute the inside of cells instead of keeping it in memory.
-    weights: see `Weights`; and so on.
-    hypergradient: the estimator of the architecture gradient, one of `HYPERGRADIENTS`.
+    task: the task that the supernet learns, one of `TASKS`; in a config its groups, such as `data` and `network`, are
+      groups of the config itself.
+    strategy: turns α into mixing weights and derives an architecture from them; one of `RELAXED`.
+    epochs: passes over the weights' half of the data.
+    batch_size: examples per batch, over all devices of a search.
+    log_every: steps from one log line to the next.
+    precision: dtype in which the network computes; weights, BN statistics and α are always float32.
+    remat: gradient checkpointing: whether the backward pass recomputes the inside of cells to save memory.
+    weights: see `Weights`.
+    alphas: see `Alphas`.
+    hypergradient: the estimator of the hypergradient, one of `HYPERGRADIENTS`.
+    batch_norm: see `BatchNorm`.
+    mesh: see `Mesh`.
+    checkpoint: see `darts_jax.runtime.loop.Checkpoint`.
+
+  Raises:
+    ValueError: settings contradict each other; one line that names the field.
   """
 
   renamed: ClassVar[Mapping[str, str]] = RENAMED
@@ -181,12 +190,12 @@ class Search:
 
   @classmethod
   def prepared(cls, config: Mapping[str, Any], path: str, base: 'Search | None') -> tuple[dict[str, Any], 'Search']:
-    """See `darts_jax.settings.build`: fields that are left out have the defaults of the space and of the task."""
+    """See `darts_jax.settings.build`: fields that the config leaves out get the defaults of the space and the task."""
     called = _name(config.get('space'))
     if called in EARLIER_SPACES:
       raise ValueError(f'{path}.space: {called!r} is called {EARLIER_SPACES[called]!r} now')
     if called and called not in SPACES:
-      # Its defaults are not known; this says so.
+      # `build_from` raises the error that names the known spaces.
       build_from(cls, {'space': called}, path, base)
     named = {'space': name_in(SPACES, config.get('space'), Darts.name)}
     space = SPACES[named['space']]
@@ -195,7 +204,7 @@ class Search:
       known = ', '.join(TASKS)
       raise ValueError(f'{path}.task: {space.task!r}, that of the space {space.name}, is not known; there are {known}')
     task = TASKS[named['task']]
-    # They are of the networks that the space has in its own task.
+    # The defaults of a space are sizes of networks for its own task.
     usual = space.defaults if named['task'] == space.task else {}
     defaults = build_from(cls, {**usual, **task.defaults, **named}, path, base)
     fields = dict(config)
@@ -207,26 +216,34 @@ class Search:
 
 
 def _name(group: Any) -> str:
-  """The name that a group of a config has, or is; empty if there is none."""
+  """The `name` field of a config group, or the group itself if it is a text; empty if there is no name."""
   name = group.get('name') if hasattr(group, 'items') else group
   return name if isinstance(name, str) else ''
 
 
 def check_alone(settings: Search, path: str = 'config') -> None:
-  """Raises a ValueError if the settings, which hang at `path`, are of several searches side by side."""
+  """Raises a ValueError if the settings are of several searches side by side; `path` is their place in the config."""
   if settings.mesh.seed > 1:
     raise ValueError(f'{path}.mesh.seed: {settings.mesh.seed} is not allowed; it has to be 1 here')
 
 
 def image_task(settings: Search, path: str = 'config') -> ImageTask:
-  """The task of a search on images; a ValueError if the settings, which hang at `path`, have another one."""
+  """The task of a search on images.
+
+  Args:
+    settings: the settings of the search.
+    path: their place in the config, for the message.
+
+  Raises:
+    ValueError: the settings have another task.
+  """
   if not isinstance(settings.task, ImageTask):
     raise ValueError(f'{path}.task.name: {settings.task.name!r} is not allowed; it has to be {ImageTask.name!r} here')
   return settings.task
 
 
 def placed_task(settings: Search, path: str = 'config') -> ImageTask:
-  """Likewise, of images that lie on the devices."""
+  """See `image_task`; a ValueError also if the images are streamed and not held on the devices."""
   task = image_task(settings, path)
   if task.data.stream:
     raise ValueError(f'{path}.data.stream: True is not allowed; it has to be False here')
@@ -234,5 +251,5 @@ def placed_task(settings: Search, path: str = 'config') -> ImageTask:
 
 
 def read(config: Mapping[str, Any]) -> Search:
-  """The settings of a search; raises a ValueError as `darts_jax.settings.build`."""
+  """The settings of a search from its config; raises a ValueError as `darts_jax.settings.build` does."""
   return build(Search, config)

@@ -15,18 +15,19 @@ PyTree = Any
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SearchState:
-  """All that a search step reads and writes; a pytree. Weights and α are separate.
+  """The state that a search step reads and writes; a pytree.
 
   Attributes:
     step: `[]` int32, steps taken.
-    key: typed random key of the run; what a step draws is a function of this key and `step`, so it never changes.
-    weights: parameters of the supernet, `state.weights.tree`.
-    statistics: running BN statistics, `state.statistics.tree`.
-    alphas: `[E, O]` float32 for every kind of cell.
+    key: typed random key of the run; it never changes, since the random numbers of a step are a function of key and
+      `step`.
+    weights: weights of the supernet as one vector; `state.weights.tree` is the pytree.
+    statistics: running BN statistics as one vector; `state.statistics.tree` is the pytree.
+    alphas: architecture parameters, the pytree of the strategy; of DARTS, `[E, O]` float32 for every kind of cell.
     weights_optimizer: Optax state of the weights as one vector.
-    alphas_optimizer: Optax state of the α.
-    carried: what one batch of a half hands to the next, such as the hidden state of a recurrent network.
-    weight_decay: `[]` float32, of the weights; None where it is that of the config throughout.
+    alphas_optimizer: Optax state of α.
+    carried: per-example values that one batch of a half passes to the next, such as hidden states on text.
+    weight_decay: `[]` float32, decay of the weights; None if it is always that of the config.
   """
 
   step: Array

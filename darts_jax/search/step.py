@@ -1,12 +1,12 @@
-"""The search step: one update of α by the hypergradient, then one of the weights [DARTS Alg. 1], or in another order.
+"""The search step: one update of α by the hypergradient, then one of the weights [DARTS Alg. 1], or the reverse.
 
-A step is a pure function of state and data. All its gradients, those the estimator asks for and the one of the
-weight update, are passes of one `lax.while_loop` (`darts_jax.hypergradient.program`): the gradient of the supernet's
-loss, by far the largest piece of the program, stands in it once, which divides the time to compile and, for
-second-order estimators, the memory.
+A step is a pure function of state and data. All its gradients, those of the estimator and the one of the weight
+update, are passes of one `lax.while_loop` (`darts_jax.hypergradient.program`). So the program holds the gradient of the
+supernet's loss, by far its largest part, only once, which shortens compilation and, for second-order estimators, saves
+memory.
 
-Where several devices share a batch, each makes the pass on its part and one all-reduce makes what it found the mean
-over all of them. Besides, only statistics of BN cross devices.
+If several devices share a batch, each runs the pass on its shard, and one all-reduce averages the results. Apart from
+these, only cross-replica BN statistics are communicated.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ from darts_jax.tasks.base import Halves, Objective, Seen
 Array = jax.Array
 PyTree = Any
 
-#: The metric that says whether α moved at a step, 1 or 0, of a search where they do not move at all of them.
+#: Name of the metric that is 1 at steps at which α move and 0 at others; absent if α move at every step.
 UPDATES = 'alphas_updates'
 
 
@@ -43,12 +43,12 @@ class BatchLoss:
   """An objective as a function of weights, α and a batch.
 
   Attributes:
-    objective: the loss.
-    searched: the strategy, which makes mixing weights of α.
-    template: weights of the same structure.
+    objective: the loss of the supernet, a function of mixing weights.
+    searched: the strategy, which turns α into mixing weights.
+    template: weights whose pytree structure those of the call have.
     statistics: running BN statistics.
-    key: of the mixing weights, one for all passes of a step.
-    step: `[]` steps taken, which the mixing weights depend on.
+    key: typed random key of the mixing weights, the same in all passes of a step.
+    step: `[]`, steps taken, for schedules of the strategy.
     precision: see `search_step`.
   """
 
@@ -62,12 +62,12 @@ class BatchLoss:
 
   @classmethod
   def at(cls, state: SearchState, objective: Objective, searched: Searched, precision: str) -> 'BatchLoss':
-    """That of the step that a state is about to take."""
+    """The loss at the next step of a state."""
     key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), Stream.MIX)
     return cls(objective, searched, state.weights, state.statistics, key, state.step, precision)
 
   def __call__(self, weights: Array, alphas: PyTree, batch: Any, updating: Array | bool = False) -> tuple[Array, Seen]:
-    """See `Objective`; weights are one vector."""
+    """See `Objective`; `weights` is one vector, `[P]`."""
     updating = jnp.asarray(updating)
     mixing = self.searched.mix(alphas, self.step, self.key, jnp.where(updating, WEIGHTS, ALPHAS))
     tree = self.template.replace(weights).tree
@@ -76,20 +76,20 @@ class BatchLoss:
 
   @property
   def precisely(self) -> 'BatchLoss':
-    """The same in the dtype of the weights."""
+    """A copy that computes in the dtype of the weights."""
     return dataclasses.replace(self, precision='float32')
 
 
 class StepInfo(NamedTuple):
-  """What a step saw.
+  """The metrics and the hypergradient of a step.
 
   Attributes:
-    metrics: `[]` each: losses in nats, and what else the objective reports, on both batches (`train_…` where the
-      weights' gradient was taken, `valid_…` where the estimator differentiates the outer loss); norms of both gradients
-      before clipping, and whether that of the weights was clipped; the learning rate; the norm of the hypergradient's
-      second-order term as a fraction of that of ∇α L_val; and what the estimator reports. An estimator without an outer
-      loss has none of its metrics, and one without passes none of α.
-    hypergradient: the estimate that α was updated with, like the α.
+    metrics: `[]` each: losses in nats and the objective's other metrics, `train_…` at the weight update and `valid_…`
+      where the estimator differentiates the outer loss; the norms of both gradients before clipping, and whether the
+      weights' gradient was clipped; the learning rate; the norm of the hypergradient's second-order term as a fraction
+      of the norm of ∇α L_val; and the estimator's reports. Metrics of the outer loss are absent for an estimator
+      without one, and `alphas_gradient_norm` for an estimator without passes.
+    hypergradient: the estimate by which α was updated, a pytree like α.
   """
 
   metrics: dict[str, Array]
@@ -97,12 +97,12 @@ class StepInfo(NamedTuple):
 
 
 class _Rest(NamedTuple):
-  """What passes of a step hand on besides the estimator's memory.
+  """The values that passes of a step carry besides the estimator's memory.
 
   Attributes:
-    state: after the updates that have been made.
-    outer: what was seen where the estimator differentiates the outer loss.
-    inner: what the weight update saw.
+    state: the state after the updates made so far.
+    outer: loss and metrics where the estimator differentiates the outer loss.
+    inner: loss and metrics at the weight update.
     weights_gradient_norm, alphas_gradient_norm: `[]` each.
   """
 
@@ -113,7 +113,7 @@ class _Rest(NamedTuple):
   alphas_gradient_norm: Array
 
 
-# The pass of the weight update, from which nothing follows for an estimator.
+# The pass of the weight update; it does not change the estimator's memory.
 _UPDATE = Pass('train', lambda problem, memory, gradients: memory)
 
 
@@ -134,23 +134,24 @@ def search_step(
   """One search step on two batches.
 
   Args:
-    state: before the step.
-    train: this device's part of the batch of the weights' half.
-    valid: of that of the architecture's half, of the same shapes; not read if the estimator has no outer loss.
+    state: the state before the step.
+    train: this device's shard of the batch of the weights' half.
+    valid: this device's shard of the batch of the architecture half, with the same shapes; not read if the estimator
+      has no outer loss.
     objective: the loss of the supernet on a batch.
-    searched: the strategy, which makes mixing weights of α.
-    estimator: of the hypergradient.
-    optimizers: of weights and α.
-    precision: `'float32'`: all in the dtype of the weights, products not rounded to less. `'bfloat16'`: what
-      the network computes on is rounded (see the objective); weights, BN statistics, α, losses and gradients stay as
-      they are, and so does all of a pass that asks for precision.
-    check: `[]` whether the estimator makes its checks, too; may be traced, so that a step without them pays nothing.
-    shards: how the batches are shared out among devices, each of which runs this function.
-    timing: when α move. A step at which they stay makes the pass of the weight update alone, and what its metrics say
-      of α is 0.
+    searched: the strategy, which turns α into mixing weights.
+    estimator: the estimator of the hypergradient.
+    optimizers: the optimisers of weights and α.
+    precision: `'float32'`: everything is in the dtype of the weights, and products are not rounded to less.
+      `'bfloat16'`: inputs and activations of the network are rounded (see the objective); weights, BN statistics, α,
+      losses and gradients are not, and neither is anything in passes that are marked `precise`.
+    check: `[]`, whether the estimator runs its checks, too; may be traced, so that a step without checks costs nothing.
+    shards: how the batches are sharded over devices, each of which runs this function.
+    timing: the steps at which α move. Other steps run the pass of the weight update alone, and their metrics of α
+      are 0.
 
   Returns:
-    The state after the step, and what the step saw.
+    The state after the step, and its metrics.
   """
   passes = *estimator.passes, *estimator.checks
   gated = bool(passes) and not timing.always
@@ -168,7 +169,7 @@ def search_step(
     rest, gradient = carry.rest, carry.memory.estimate
     now = optimizers.move_alphas(rest.state, gradient)
     now = now.replace(alphas=searched.project(rest.state.alphas, now.alphas))
-    # If the next pass is that of the weight update, it is made at the weights of the state.
+    # If the weight update is the next pass, it needs the gradient at the weights of the state.
     return Carry(
       number=jnp.int32(len(lines) if weights_first else update),
       memory=carry.memory._replace(at=now.weights.vector),
@@ -193,7 +194,7 @@ def search_step(
     carry = Carry(number, memory, rest)
     if not last:
       return carry
-    # The checks, if there are any, are made before α moves.
+    # Checks, if there are any, run before α move.
     checks_follow = (carry.number == first + len(estimator.passes)) & check & bool(estimator.checks)
     after: Carry = one_of(checks_follow.astype(jnp.int32), (update_alphas, lambda carry: carry), carry)
     return after
@@ -241,7 +242,7 @@ def search_step(
   nothing = found_by.nothing(problem.weights, problem.alphas)
   outer = nothing
   if gated or not estimator.has_outer_loss:
-    # The next batch of this half goes on from where the latest ended.
+    # Without a pass on this half, its carried values stay for its next batch.
     outer = nothing._replace(carried=state.carried.valid)
   number = jnp.int32(0)
   if gated and not weights_first and not estimator.single_level:
@@ -251,9 +252,9 @@ def search_step(
   def find(carry: Carry) -> Found:
     return found_by.find(carry.number, carry.memory, carry.rest.state.alphas, nothing)
 
-  # Whether there are checks, and whether α move, is known when a step begins, and not before. Then a GPU's host reads
-  # after every pass whether there is another, which takes microseconds; a conditional around the passes would be read,
-  # too, and two loops would hold the gradient of the loss twice.
+  # With checks, or if α do not always move, the number of passes is only known when a step begins. On a GPU the host
+  # then reads after every pass whether another follows, which takes microseconds. The alternatives are no better: the
+  # host would read a conditional around the passes, too, and two loops would hold the gradient of the loss twice.
   memory, rest = program.run(find, start, counted=not estimator.checks and not gated)[1:]
   outer_norm = global_norm(memory.outer)
   term = global_norm(jax.tree.map(jnp.subtract, memory.estimate, memory.outer))
@@ -278,15 +279,15 @@ def search_step(
 
 
 def watched(estimator: Estimator) -> tuple[str, ...]:
-  """The metrics that tell whether a step was sound: not so if one of them is not finite."""
+  """Names of the metrics that have to be finite; a search stops after a step at which one is not."""
   of_alphas = ('alphas_gradient_norm',) if estimator.passes else ()
   return 'train_loss', *(('valid_loss',) if estimator.has_outer_loss else ()), 'weights_gradient_norm', *of_alphas
 
 
 def counted_by(name: str) -> str:
-  """The metric that counts the steps that another one is of: 1 at those steps, and 0 at others.
+  """Name of the metric that is 1 at the steps at which the metric `name` is measured, and 0 at others.
 
-  Where a search has no such metric, the other one is of all steps.
+  If a search does not have the returned metric, `name` is measured at every step.
   """
   if name == 'disagreement':
     return 'checks'

@@ -1,4 +1,4 @@
-"""When α move: at which steps, and whether before the weights or after them."""
+"""The steps at which α move, and whether they move before or after the weights."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-  """When α move.
+  """The steps at which α move.
 
   Attributes:
-    weights_first: whether weights move before α in a step, which then move at the new weights.
+    weights_first: whether the weights move before α in a step, and α at the new weights.
     every: α move at steps `every`, 2 · `every`, …, counted from 1.
-    start: steps before the first at which α may move.
+    start: number of steps at the beginning at which α stay.
   """
 
   weights_first: bool = False
@@ -28,10 +28,10 @@ class Timing:
 
   @classmethod
   def from_settings(cls, settings: Search, epoch_ends: Sequence[int]) -> Self:
-    """As the settings of α say.
+    """The timing that the settings describe.
 
     Args:
-      settings: of a search.
+      settings: the settings of a search.
       epoch_ends: steps taken by the end of every epoch.
     """
     alphas = settings.alphas
@@ -44,19 +44,19 @@ class Timing:
     return self.every == 1 and not self.start
 
   def moves(self, step: Any) -> Any:
-    """Whether α move at the step that follows `step` steps, bool; of arrays likewise."""
+    """Whether α move at the step that follows `step` steps: bool, of the shape of `step`."""
     return (step >= self.start) & ((step + 1) % self.every == 0)
 
   def updates(self, step: Array | int) -> Array | int:
-    """How often α have moved in `step` steps."""
+    """The number of updates of α in the first `step` steps."""
     return step if self.always else jnp.maximum(step // self.every - self.start // self.every, 0)
 
   def is_last(self, step: Array, interval: int) -> Array:
-    """Whether α do not move again, after the step that follows `step` steps, before a multiple of `interval` steps."""
+    """Whether no further update of α follows, after the step at `step`, up to the next multiple of `interval` steps."""
     if self.always:
       return (step + 1) % interval == 0
     return -(step + 1) % interval < self.every
 
 
-#: α move first, at every step.
+#: The default: α move at every step, before the weights.
 ALWAYS = Timing()
