@@ -94,7 +94,7 @@ class Searcher:
     state, data = self.state_axes, learner.data_axes
     self._shardings = self._places(state)
     options = compiler_options(mesh)
-    # A single search needs no `shard_map` here: its initial state is replicated.
+    # A single search needs no `shard_map` here: `out_shardings` distribute its initial state.
     init = self.spread(self._init, (same,), state) if self._seeds > 1 else self._init
     self.init = jax.jit(init, out_shardings=self._shardings)
     self.run = jax.jit(

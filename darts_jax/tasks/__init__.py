@@ -1,6 +1,6 @@
-"""Tasks: what a network learns in a search, under the name that configs use.
+"""Tasks: data, network, loss and metrics of a search, under the names that configs use.
 
-A task of one's own is added with `TASKS['mine'] = Mine`; see `darts_jax.tasks.base`.
+A user adds a task with `TASKS['mine'] = Mine`; see `darts_jax.tasks.base` for the contract.
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
-"""Tasks on anything that fits into arrays; a user's own task is a subclass with data and a network.
+"""Tasks on data that fit into arrays; a user's own task is a subclass with data and a network.
 
-See docs/tasks.md for one on a table.
+docs/tasks.md shows a task on tabular data.
 """
 
 import abc
@@ -46,7 +46,7 @@ PyTree = Any
 
 
 class Arrays(NamedTuple):
-  """Examples: `x` `[N, …]` and `y` `[N, …]`, NumPy arrays, and the number of outputs of a network."""
+  """Examples: NumPy arrays of inputs `x` `[N, …]` and targets `y` `[N, …]`, and the number of a network's outputs."""
 
   x: np.ndarray
   y: np.ndarray
@@ -62,10 +62,10 @@ class Pairs(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ArrayTask(Task[Arrays]):
-  """A supervised task; a subclass says what the data and the network are, and may say all else.
+  """A supervised task; a subclass defines `load` and `network`, and may override the other methods.
 
   Attributes:
-    validation_fraction: part of the examples that trains α; the rest trains the weights.
+    validation_fraction: fraction of the examples that trains α; the rest trains the weights.
   """
 
   name: ClassVar[str] = 'arrays'
@@ -74,24 +74,28 @@ class ArrayTask(Task[Arrays]):
 
   @abc.abstractmethod
   def network(self, data: Arrays, cells: Mapping[str, CellSpec]) -> nn.Module:
-    """The supernet, called with inputs `[B, …]`, mixing weights by kind of cell, and `train`; gives outputs `[B, …]`.
+    """Builds the supernet.
 
     Args:
-      data: for their shapes.
-      cells: the cells that the supernet has now; see `darts_jax.nets.array_cell.ArrayCell`.
+      data: the examples, whose shapes the network may depend on.
+      cells: the present cells of the supernet by name; see `darts_jax.nets.array_cell.ArrayCell`.
+
+    Returns:
+      A module called as `net(x, mixing, train=…)`, with inputs `[B, …]` and mixing weights by kind of cell; it returns
+      outputs `[B, …]`.
     """
 
   def prepare(self, x: Array, key: Array | None) -> Array:
-    """Inputs `[B, …]` as the network reads them; in training, with a key, they may be augmented."""
+    """Prepares inputs `[B, …]` for the network; the key is None in evaluations, else it may be used to augment them."""
     del key
     return x
 
   def loss(self, outputs: Array, targets: Array) -> Array:
-    """`[B]`: the loss of every example; cross-entropy in nats by default."""
+    """The loss of every example, `[B]`; by default the cross-entropy in nats."""
     return optax.softmax_cross_entropy_with_integer_labels(outputs, targets)
 
   def measures(self, outputs: Array, targets: Array) -> dict[str, Array]:
-    """By name `[B]`, what is logged as a mean over examples; the accuracy by default."""
+    """Metrics of every example by name, `[B]` each, whose means are logged; by default the accuracy."""
     return {'accuracy': (jnp.argmax(outputs, -1) == targets).astype(outputs.dtype)}
 
   @property
@@ -113,7 +117,7 @@ class ArrayTask(Task[Arrays]):
       raise ValueError(f'config.strategy.channel_part: it has to be 1; the task {self.name} has no partial channels')
 
   def given(self, x: Any, y: Any) -> Arrays:
-    """Arrays whose targets are class numbers; a task with other targets says itself how many outputs there are."""
+    """See `Task`; targets are class numbers `[N]`. A task with other targets has to override this method."""
     try:
       inputs, targets = np.asarray(x), np.asarray(y)
     except ValueError as error:
@@ -127,10 +131,11 @@ class ArrayTask(Task[Arrays]):
     return self.checked(Arrays(inputs, targets, int(targets.max()) + 1))
 
   def checked(self, data: Arrays) -> Arrays:
-    """The data in dtypes that devices have.
+    """The data in dtypes that devices support: float32, int32, or smaller ones as they are.
 
     Raises:
-      ValueError: they are not arrays of numbers of one length, or class numbers are beyond the outputs; one line.
+      ValueError: the data are not arrays of numbers, differ in length, or have class numbers beyond the outputs; one
+        line.
     """
     if not isinstance(data, Arrays) or not all(isinstance(each, np.ndarray) for each in data[:2]):
       raise ValueError(f'data: load() of the task {self.name} has to give Arrays(x, y, num_outputs) of NumPy arrays')
@@ -159,10 +164,10 @@ class ArrayTask(Task[Arrays]):
     return digest(data.x, data.y)
 
   def halves(self, data: Arrays, conditions: Conditions, seed: int) -> Halves:
-    """The examples, divided by seed.
+    """The two halves of the examples, split at random by the seed.
 
     Raises:
-      ValueError: a batch is larger than one of the two parts.
+      ValueError: a half has fewer examples than a batch.
     """
     data, parts = self.checked(data), []
     try:
@@ -183,10 +188,10 @@ class ArrayTask(Task[Arrays]):
     return ArrayLearner(self, self.checked(data), conditions, supernet, mesh)
 
   def found(self, outputs: Array, targets: Array) -> tuple[Array, dict[str, Array]]:
-    """Loss and measures, each `[B]`.
+    """`loss` and `measures` of a batch, `[B]` each, after a check of their shapes and names.
 
     Raises:
-      ValueError: one is of another shape, or a measure has a name that logs cannot have.
+      ValueError: one has another shape, or a measure has a name that logs do not allow.
     """
     loss, measures = self.loss(outputs, targets), self.measures(outputs, targets)
     for name, each in (('loss', loss), *measures.items()):
@@ -233,23 +238,23 @@ class ArrayLoss:
 
 
 def _rounded(x: Array, precision: str) -> Array:
-  """Inputs in the precision of the network; whole numbers stay."""
+  """Casts floating-point inputs to the precision of the network; integers stay as they are."""
   return x if precision == 'float32' or not jnp.issubdtype(x.dtype, jnp.floating) else x.astype(precision)
 
 
 class _Found(NamedTuple):
-  """What an evaluation finds."""
+  """The mean loss and measures of an evaluation, `[]` each."""
 
   loss: Array
   measures: dict[str, Array]
 
 
 class ArrayLearner(Learner):
-  """See `Learner`; its data are the two halves of the examples.
+  """The learner of an `ArrayTask`; its data are the two halves of the examples.
 
   Attributes:
-    batch_size: examples a batch.
-    steps_per_epoch: batches in the weights' half.
+    batch_size: examples per batch.
+    steps_per_epoch: full batches in the weights' half.
   """
 
   def __init__(self, task: ArrayTask, data: Arrays, conditions: Conditions, supernet: SupernetSpec, mesh: Mesh) -> None:
@@ -269,7 +274,7 @@ class ArrayLearner(Learner):
       self.net = task.network(data, supernet.cells)
       self.objective = ArrayLoss(task, self.net, tuple(supernet.cells.items()))
       jax.eval_shape(self._first_loss, jax.random.key(0))
-    except Exception as error:  # It is anybody's program.
+    except Exception as error:  # A user's network may raise any error.
       said = str(error) if isinstance(error, ValueError) else f'{type(error).__name__}: {error}'
       # JAX adds lines about tracebacks.
       line = said.partition('\n')[0]
@@ -281,7 +286,7 @@ class ArrayLearner(Learner):
       ) from error
 
   def _first_loss(self, key: Array) -> Array:
-    """The loss of a batch; traced before anything is written, so that what does not fit together is seen."""
+    """The loss of a batch of two; it is traced only, so that errors of shapes are found before anything is written."""
     cells = self._supernet.cells.items()
     mixing = {name: Mixing(jnp.ones((spec.num_edges, len(spec.operations)))) for name, spec in cells}
     variables = self.variables(key, mixing)
@@ -292,12 +297,16 @@ class ArrayLearner(Learner):
     return self.objective(variables['params'], statistics, mixing, batch, precision, jnp.array(True))[0]
 
   def variables(self, key: Array, mixing: dict[str, Mixing]) -> PyTree:
-    """See `Learner`; the modules' own initialisers draw the parameters."""
+    """See `Learner`; the weights are drawn by the initialisers of the modules."""
     x = self._task.prepare(jnp.asarray(self._data.x[:1]), None)
     return {'batch_stats': {}, **self.net.init(key, x, mixing, train=False)}
 
   def batches(self, moment: Moment, data: Halves) -> Halves:
-    """The next examples of a random order for the weights, any for α."""
+    """See `Learner`.
+
+    The weights' half is read in a random order, another in every epoch; examples of the architecture half are drawn
+    with replacement.
+    """
     size, key = self.batch_size, moment.key
     step_key = jax.random.fold_in(key, moment.step)
     epochs, position = jnp.divmod(moment.step - self._first_step, self.steps_per_epoch)
@@ -307,15 +316,15 @@ class ArrayLearner(Learner):
     )
     parts = []
     for half, drawn, purpose in zip(data, indices, (Stream.AUGMENT_TRAIN, Stream.AUGMENT_VALID), strict=True):
-      # All of a batch is prepared on every device, so that what is drawn does not depend on their number.
+      # Every device prepares the whole batch, so that random numbers do not depend on the number of devices.
       x = self._task.prepare(half.x[drawn], jax.random.fold_in(step_key, purpose))
       parts.append(Pairs(self._shards.own(x), self._shards.own(half.y[drawn])))
     return Halves(*parts)
 
   def measure(self, variables: PyTree, mixing: dict[str, Mixing], data: Halves) -> _Found:
-    """The supernet on the whole architecture half."""
+    """See `Learner`; the means are over the whole architecture half."""
     half, total, size = data.valid, self._num_valid, self._conditions.batch_size
-    # The last batch is filled up with repetitions that do not count.
+    # The last batch is padded with repeated examples, which `counts` excludes.
     indices = np.arange(-(-total // size) * size).reshape(-1, size)
     precision = self._conditions.precision
 
@@ -356,6 +365,6 @@ class ArrayLearner(Learner):
     own = jax.eval_shape(lambda key: self.variables(key, mixing), jax.random.key(0))
     paths = [{path for path, _ in jax.tree_util.tree_leaves_with_path(tree)} for tree in own.values()]
     given = {path for path, _ in jax.tree_util.tree_leaves_with_path(variables.tree)}
-    # Of parameters or of statistics, whichever the variables are.
+    # The variables are weights or BN statistics; the collection that has more of their paths is the right one.
     tree = max(zip(paths, own.values(), strict=True), key=lambda pair: len(pair[0] & given))[1]
     return inherited(variables.tree, tree)

@@ -1,7 +1,7 @@
-"""The contract of a task, which says what a supernet learns: data, batches, network, loss and measures.
+"""The contract of a task, which defines what a supernet learns: data, batches, network, loss and metrics.
 
-A task is its settings, a frozen dataclass. With data and devices it becomes a `Learner`, of which a search makes its
-compiled functions. A task knows neither the strategy of a search nor its optimisers nor its hypergradient.
+A task is its settings, a frozen dataclass. For given data and devices it builds a `Learner`, from which a search makes
+its compiled functions. A task does not depend on the strategy, the optimisers or the hypergradient of a search.
 """
 
 import abc
@@ -20,14 +20,17 @@ from darts_jax.strategies.relaxed import Stage
 
 Array = jax.Array
 PyTree = Any
-#: What a task loads.
+#: Type of the data that a task loads.
 Data = TypeVar('Data')
 
 
 class Halves(NamedTuple):
-  """What there is for either half of the data: `train` moves the weights and `valid` α, or `train` both.
+  """A pair of values, one for each half of the data.
 
-  That is so if weights and α have one loss (see `darts_jax.hypergradient.Estimator`).
+  Attributes:
+    train: value of the weights' half, whose loss moves the weights; with a single-level estimator (see
+      `darts_jax.hypergradient.Estimator`) it moves α, too.
+    valid: value of the architecture half, whose loss moves α.
   """
 
   train: Any
@@ -35,14 +38,14 @@ class Halves(NamedTuple):
 
 
 class Seen(NamedTuple):
-  """What a network saw in a batch.
+  """Loss, metrics and statistics of a network on a batch.
 
   Attributes:
-    loss: `[]` nats; what is minimised may have regularisers besides.
-    metrics: `[]` each, more to be logged.
+    loss: `[]`, the loss in nats, without regularisers that the minimised value may have.
+    metrics: further metrics to log, `[]` each.
     statistics: running BN statistics after the batch, as one vector.
-    carried: what the next batch of the same half begins with.
-    active: `[P]` bool, the weights that an update moves, as mixing weights say; None for all.
+    carried: per-example values with which the next batch of the same half begins.
+    active: `[P]` bool, the weights that an update moves (see `Mixing.active`); None for all.
   """
 
   loss: Array
@@ -58,28 +61,31 @@ class Objective(Protocol):
   def __call__(
     self, weights: PyTree, statistics: Packed, mixing: dict[str, Mixing], batch: Any, precision: str, updating: Array
   ) -> tuple[Array, Seen]:
-    """What is minimised, and what was seen.
+    """Computes the loss.
 
     Args:
-      weights: of the network.
+      weights: weights of the network, a pytree.
       statistics: running BN statistics before the batch.
       mixing: mixing weights of every kind of cell.
-      batch: of one half.
+      batch: a batch of one half.
       precision: see `darts_jax.search.step.search_step`.
-      updating: `[]` bool: whether the gradient updates the weights, where regularisers may count; the hypergradient
+      updating: `[]` bool, whether the gradient updates the weights. Regularisers are added only then; the hypergradient
         is that of the losses alone.
+
+    Returns:
+      The value to minimise, `[]`, and loss, metrics and statistics of the batch.
     """
     ...
 
 
 class Moment(NamedTuple):
-  """The step that batches are read for.
+  """The step for which batches are read.
 
   Attributes:
     key: typed random key of the run.
-    step: `[]` int32, steps taken before it.
-    updates: `[]` int32, updates of α before it.
-    carried: what the batches before it handed on.
+    step: `[]` int32, steps taken before this one.
+    updates: `[]` int32, updates of α before this step.
+    carried: `Seen.carried` of the latest batch of each half.
   """
 
   key: Array
@@ -115,14 +121,14 @@ class Conditions(Protocol):
 
 
 class SupernetSpec(NamedTuple):
-  """The supernet that is to be built.
+  """The description of a supernet to build.
 
   Attributes:
     space: the searched space.
-    cells: the cells it has now, those of the space or a part of them.
-    batch_sizes: the examples of a batch in every epoch.
-    first_epoch: the first epoch in which it is trained, counted from 0.
-    channel_part: edges compute one in so many channels (see `darts_jax.nets.conv.Supernet`).
+    cells: the cells of the supernet by name: those of the space, or with fewer edges and operations.
+    batch_sizes: batch size of every epoch of the search.
+    first_epoch: the first epoch in which the supernet is trained, counted from 0.
+    channel_part: K, if edges compute one in K channels (see `darts_jax.nets.conv.Supernet`); 1 for all.
   """
 
   space: CellSpace
@@ -132,15 +138,15 @@ class SupernetSpec(NamedTuple):
   channel_part: int = 1
 
 
-#: Is told of an event: `(step, event, message)`.
+#: A function `(step, event, message)` that logs an event and shows its message.
 Note = Callable[[int, str, str], None]
 
 
 class Feed(abc.ABC):
-  """Hands the data of a search to its compiled functions.
+  """Provides the data of a search to its compiled functions.
 
   Attributes:
-    shapes: arrays, or their shapes, dtypes and places, for which the steps are compiled.
+    shapes: the data, or `ShapeDtypeStruct`s with shardings, for which the steps are compiled.
   """
 
   shapes: PyTree
@@ -151,39 +157,43 @@ class Feed(abc.ABC):
 
     Args:
       step: steps taken, `[]` or, of searches side by side, `[S]`; on the devices.
-      keys: typed random key of the run, likewise.
-      num_steps: how many steps are to be taken at most.
-      note: see `Note`.
+      keys: typed random keys of the runs, of the same shape as `step`.
+      num_steps: largest number of steps that will be taken.
+      note: logs an event.
 
     Returns:
-      The data, and how many steps can be taken on them, at least one.
+      The data, and the number of steps for which they suffice, from 1 to `num_steps`.
 
     Raises:
-      ValueError: they cannot be read.
+      ValueError: the data cannot be read.
     """
 
   @abc.abstractmethod
   def at(self, step: int, keys: Array, note: Note) -> PyTree:
-    """The data of one step by itself, counted from 0, with a batch of either half; see `read`."""
+    """The data of one step, counted from 0, always with batches of both halves; see `read`."""
 
   @abc.abstractmethod
   def evaluation(self, step: int, note: Note) -> Iterator[PyTree]:
-    """The data of an evaluation, part by part; what `Learner.measure` finds of them adds up."""
+    """Yields the data of an evaluation in parts; the results of `Learner.measure` on the parts add up."""
 
   @abc.abstractmethod
   def again(self, make: Callable[[Sequence[Any]], 'Feed']) -> 'Feed':
-    """The feed of another supernet from the next step on, which `make` makes of the halves of every search."""
+    """The feed for another supernet of the same search.
+
+    Args:
+      make: builds a feed from the halves of every search, if a new one is needed.
+    """
 
   @abc.abstractmethod
   def close(self) -> None:
-    """Stops what reads ahead."""
+    """Stops reading data ahead."""
 
 
 class Placed(Feed):
-  """Data that lie on the devices, whole."""
+  """The feed of data that are entirely in device memory."""
 
   def __init__(self, data: PyTree) -> None:
-    """Takes them from there."""
+    """Keeps the arrays, which are on the devices already."""
     self.shapes = self.data = data
 
   def read(self, step: Array, keys: Array, num_steps: int, note: Note) -> tuple[PyTree, int]:
@@ -211,13 +221,13 @@ class Placed(Feed):
 
 
 class Learner(abc.ABC):
-  """A supernet and what it learns, on the devices of a search; every device runs its methods by itself.
+  """A supernet with its loss, batches and evaluation; traced methods run per device, inside `shard_map`.
 
   Attributes:
     net: the supernet, a Flax module.
     objective: the loss of the supernet on a batch.
     epoch_ends: steps taken by the end of every epoch.
-    data_axes: how the data of a search lie on its devices, as `PartitionSpec`s, a pytree prefix.
+    data_axes: sharding of the data over the devices of a search, a pytree prefix of `PartitionSpec`s.
   """
 
   net: Any
@@ -227,68 +237,88 @@ class Learner(abc.ABC):
 
   @abc.abstractmethod
   def variables(self, key: Array, mixing: dict[str, Mixing]) -> PyTree:
-    """Variables of the supernet before the first step, `params` and `batch_stats`; consumes the key."""
+    """Draws the initial variables of the supernet, `params` and `batch_stats`; consumes the key."""
 
   @abc.abstractmethod
   def batches(self, moment: Moment, data: Any) -> Halves:
-    """This device's part of the batches of a step."""
+    """This device's shard of the batches of a step, one of each half."""
 
   @abc.abstractmethod
   def measure(self, variables: PyTree, mixing: dict[str, Mixing], data: Any) -> NamedTuple:
-    """What an evaluation of the supernet finds, `[]` each and equal on all devices."""
+    """Evaluates the supernet on the architecture half, or on a part of it (see `Feed.evaluation`).
+
+    Returns:
+      Means over the half, `[]` each and equal on all devices; of a part, its contribution to them.
+    """
 
   @abc.abstractmethod
   def metrics(self, found: Any) -> dict[str, float]:
-    """An evaluation, fetched from the devices, as it is logged."""
+    """The metrics to log of a result of `measure`, which is on the host."""
 
   @abc.abstractmethod
   def summary(self, means: Mapping[str, float], sums: Mapping[str, float]) -> dict[str, float]:
-    """What is logged besides the means of metrics over `sums['steps']` steps in `sums['seconds']`."""
+    """Further values of a log line, such as the throughput.
+
+    Args:
+      means: means of the step metrics.
+      sums: their sums over `sums['steps']` steps, which took `sums['seconds']` seconds.
+    """
 
   @abc.abstractmethod
   def rebuilt(self, supernet: SupernetSpec) -> Self:
     """The learner of another supernet, on the same data and devices."""
 
   def inherited(self, variables: Packed, before: Self) -> np.ndarray:
-    """Where, among parameters or running statistics of a larger supernet, those of this one are; all by default."""
+    """Indices of the weights or BN statistics of a larger supernet that this one keeps; all of them by default.
+
+    Args:
+      variables: weights or BN statistics of the larger supernet.
+      before: the learner of the larger supernet.
+
+    Returns:
+      Ascending indices into `variables.vector`.
+    """
     del before
     return np.arange(variables.vector.size)
 
   def carried(self) -> Halves:
-    """What the first batches begin with."""
+    """Per-example values with which the first batch of each half begins; none by default."""
     return Halves((), ())
 
   def feed(self, halves: Sequence[Any], places: PyTree, reads_valid: Callable[[np.ndarray], np.ndarray]) -> Feed | None:
-    """What reads the data while the search goes on; None, as by default, if they lie on the devices, whole.
+    """The feed that streams the data during the search; None, the default, if all data are in device memory.
 
     Args:
-      halves: of every search, see `Task.halves`.
-      places: shardings of what `batches` and `measure` get, a pytree prefix.
-      reads_valid: of steps, counted from 0, those that read a batch of the architecture's half.
+      halves: the halves of every search, see `Task.halves`.
+      places: shardings of the data that `batches` and `measure` get, a pytree prefix.
+      reads_valid: for steps `[n]`, counted from 0, whether each reads a batch of the architecture half, `[n]` bool.
     """
     del halves, places, reads_valid
     return None
 
   def step_metrics(self, moment: Moment, data: Any) -> dict[str, Array]:
-    """Metrics of a step that no pass of it knows, `[]` each."""
+    """Metrics of a step besides those of its losses, `[]` each; none by default."""
     del moment, data
     return {}
 
   def rate(self, moment: Moment, data: Any) -> Array | None:
-    """`[]`: the factor of the weights' learning rate at a step; None for 1 throughout."""
+    """Factor of the weights' learning rate at a step, `[]`; None, the default, if it is always 1."""
     del moment, data
     return None
 
 
 def check_sizes(sizes: Sequence[int], usual: int, num_devices: int, most: int, unit: str) -> None:
-  """Raises a ValueError unless batches can be read that have grown from the usual size.
+  """Checks batch sizes that a strategy has increased.
 
   Args:
-    sizes: the examples of a batch in every epoch.
-    usual: `config.batch_size`.
-    num_devices: that share a batch.
-    most: examples in the smaller half.
-    unit: what examples are called.
+    sizes: batch size of every epoch.
+    usual: `config.batch_size`, which is checked elsewhere.
+    num_devices: number of devices that share a batch.
+    most: number of examples in the smaller half.
+    unit: name of examples in messages.
+
+  Raises:
+    ValueError: a batch does not divide evenly over the devices, or is larger than the smaller half.
   """
   for size in sizes:
     grown = f'config.batch_size: {usual} grows to {size} by the decisions, which'
@@ -301,13 +331,13 @@ def check_sizes(sizes: Sequence[int], usual: int, num_devices: int, most: int, u
 
 @dataclasses.dataclass(frozen=True)
 class Task(abc.ABC, Generic[Data]):
-  """A task; its fields that are groups stand beside `config.task` in a config, `config.data` for one.
+  """A task. Its fields that are groups, such as `data`, are groups of the config itself: `config.data`.
 
   Attributes:
-    name: by which configs call it, its key in `TASKS`.
-    unit: what its examples are called in messages.
-    defaults: fields of a config whose default is another one than that of `darts_jax.search.settings.Search`.
-    strategies: by the name of a strategy, likewise of the group `strategy`.
+    name: name of the task in configs, its key in `TASKS`.
+    unit: name of its examples in messages.
+    defaults: defaults of config fields that replace those of `darts_jax.search.settings.Search`.
+    strategies: by name of a strategy, defaults that replace those of its fields.
   """
 
   name: ClassVar[str]
@@ -316,45 +346,57 @@ class Task(abc.ABC, Generic[Data]):
   strategies: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
 
   def check(self, space: CellSpace, conditions: Conditions, stages: Sequence[Stage], seeds: int) -> None:
-    """Checks what can be without the data.
+    """Checks the settings of a search, before data are loaded.
 
     Args:
       space: the searched space.
-      conditions: of the search.
-      stages: of the strategy.
+      conditions: settings of the search.
+      stages: stages of the strategy.
       seeds: number of searches side by side.
 
     Raises:
-      ValueError: the task cannot be learnt in such a search; one line that names a field of the config.
+      ValueError: the task does not support such a search; one line that names a field of the config.
     """
     del space, conditions, stages, seeds
 
   @property
   @abc.abstractmethod
   def source(self) -> str:
-    """What the data are called in messages."""
+    """Name of the data in messages."""
 
   @abc.abstractmethod
   def load(self) -> Data:
-    """The data, on the host; raises ValueErrors that name the field."""
+    """Loads the data to the host.
+
+    Raises:
+      ValueError: the data cannot be loaded; one line that names the field.
+    """
 
   def given(self, x: Any, y: Any) -> Data:
-    """The data from arrays that are handed over in Python; raises a ValueError if the task takes none."""
+    """The data from arrays that a caller passes in Python.
+
+    Args:
+      x: inputs `[N, …]`.
+      y: targets `[N, …]`.
+
+    Raises:
+      ValueError: the task takes no arrays (the default), or not these.
+    """
     del x, y
     raise ValueError(f'data: the task {self.name} takes no arrays')
 
   @abc.abstractmethod
   def fingerprint(self, data: Data) -> Any:
-    """JSON values that tell the data from others."""
+    """JSON values that identify the data; a search resumes only if they are the same."""
 
   @abc.abstractmethod
   def halves(self, data: Data, conditions: Conditions, seed: int) -> Halves:
     """The two halves of the data, pytrees of NumPy arrays.
 
     Args:
-      data: all of them.
-      conditions: of the search.
-      seed: of this search.
+      data: the whole data.
+      conditions: settings of the search.
+      seed: seed of this search.
 
     Raises:
       ValueError: a half is too small.
@@ -365,11 +407,11 @@ class Task(abc.ABC, Generic[Data]):
     """Builds the supernet; compiles nothing.
 
     Args:
-      data: for their shapes and classes; the halves are placed on the devices by the search.
-      conditions: of the search.
-      supernet: which one.
+      data: the whole data, for shapes and number of classes; the search puts the halves on the devices.
+      conditions: settings of the search.
+      supernet: description of the supernet.
       mesh: devices with the axes `seed` and `data`.
 
     Raises:
-      ValueError: supernet, batches and data do not fit into each other.
+      ValueError: the supernet or the batches do not fit the data or the devices.
     """

@@ -1,4 +1,4 @@
-"""Classification of images: where they come from, their batches, the supernet and its loss."""
+"""Image classification: the data, their batches, the supernet and its loss."""
 
 import dataclasses
 import functools
@@ -50,19 +50,23 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Data(Source):
-  """Which images, see `Source`, and how they are divided and read.
+  """The dataset (see `Source`), its split, and whether it is streamed.
 
   Attributes:
-    validation_fraction: the part of the training images that trains α; the rest trains the weights.
-    stream: whether images are read while the search goes on, from their files or from the memory of the host; if not,
-      all of them lie on the devices.
+    validation_fraction: fraction of the training images that trains α; the rest trains the weights.
+    stream: whether images are read during the search, from files or from host memory; if not, all of them are in device
+      memory.
   """
 
   validation_fraction: float = setting(0.5, above=0, below=1)
   stream: bool = setting(False)
 
   def load(self) -> Images | ImageFiles:  # type: ignore[override]
-    """The dataset. Raises ValueErrors that name the field."""
+    """Loads the dataset; images in files stay there if they are streamed.
+
+    Raises:
+      ValueError: the dataset cannot be read; one line that names the field.
+    """
     if self.name not in IN_FILES:
       return super().load()
     files = ImageFiles.open(self)
@@ -74,10 +78,14 @@ class Network:
   """The supernet.
 
   Attributes:
-    channels: channels `C` of the first cell; even, since strided identities make two halves.
-    layers: cells `L`; in the space of DARTS cells ⌊L/3⌋ and ⌊2L/3⌋ are reduction cells.
-    stem: `cifar`, one convolution that keeps the size of images; or `imagenet`, three that divide it by eight.
-    stem_multiplier: the stem for CIFAR has so many times `C` channels.
+    channels: channels `C` of the first cell; an even number, since a skip connection of stride 2 concatenates two
+      convolutions of half the channels.
+    layers: number of cells `L`; in the space of DARTS, cells ⌊L/3⌋ and ⌊2L/3⌋ are reduction cells.
+    stem: `cifar`, one convolution of stride 1; or `imagenet`, three convolutions that divide height and width by 8.
+    stem_multiplier: the `cifar` stem has `stem_multiplier` · `C` channels.
+
+  Raises:
+    ValueError: `channels` is odd.
   """
 
   channels: int = setting(16, at_least=2, at_most=limits.CHANNELS)
@@ -92,7 +100,7 @@ class Network:
 
 @dataclasses.dataclass(frozen=True)
 class ImageTask(Task[Images | ImageFiles]):
-  """Classification of images.
+  """Image classification.
 
   Attributes:
     data: see `Data`.
@@ -152,10 +160,10 @@ class ImageTask(Task[Images | ImageFiles]):
     return data.fingerprint() if isinstance(data, ImageFiles) else digest(data.x_train, data.y_train)
 
   def halves(self, data: Images | ImageFiles, conditions: Conditions, seed: int) -> Halves:
-    """The training images, divided by seed; of those that are streamed their indices.
+    """The two halves of the training images, split at random by the seed; of streamed images, their indices.
 
     Raises:
-      ValueError: a batch is larger than one of the two parts.
+      ValueError: a half has fewer images than a batch.
     """
     indices = split(data.num_train, self.data.validation_fraction, seed)
     parts: list[Any] = []
@@ -181,9 +189,9 @@ class ImageTask(Task[Images | ImageFiles]):
 
 @dataclasses.dataclass(frozen=True)
 class ImageLoss:
-  """Mean cross-entropy of a supernet in training mode (see `Objective`), and its accuracy.
+  """Mean cross-entropy and accuracy of a supernet in training mode; see `Objective`.
 
-  In bfloat16 images are that throughout the network.
+  In bfloat16, the activations of the network are bfloat16 throughout.
 
   Attributes:
     net: the supernet.
@@ -200,9 +208,9 @@ class ImageLoss:
     precision: str,
     updating: Array,
   ) -> tuple[Array, Seen]:
-    """See `Objective`; a batch is normalised images `[B, H, W, C]` and labels `[B]`."""
+    """See `Objective`; a batch has normalised images `[B, H, W, C]` and labels `[B]`."""
     del updating
-    # In float32 images keep their dtype, which is float64 where exactness is tested.
+    # At precision float32 the images keep their dtype, since tests of exactness pass float64.
     images = batch.images if precision == 'float32' else batch.images.astype(precision)
     logits, after = apply_in_training(self.net, weights, statistics, images, mixing)
     loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels))
@@ -215,14 +223,13 @@ class ImageLoss:
 
 
 class ImageLearner(Learner):
-  """See `Learner`; its data are the two halves of the training images.
+  """The learner of an `ImageTask`; its data are the two halves of the training images.
 
   Attributes:
     net: the supernet.
-    image_shape: of an image, `(H, W, C)`.
-    batch_size: examples a batch.
-    steps_per_epoch: batches in the weights' half; what is left over by the last full batch is another part of the
-      images in every epoch.
+    image_shape: shape of an image, `(H, W, C)`.
+    batch_size: examples per batch.
+    steps_per_epoch: full batches in the weights' half; the images left over are others in every epoch.
   """
 
   def __init__(
@@ -234,7 +241,7 @@ class ImageLearner(Learner):
     self._shards = shards = Shards(mesh.shape['data'])
     num_train, num_valid = (len(part) for part in split(images.num_train, task.data.validation_fraction, 0))
     sizes, first = supernet.batch_sizes, supernet.first_epoch
-    # A batch that is larger than its half makes no step; `halves` says so.
+    # An epoch of a batch larger than its half has 0 steps here; `halves` raises the error.
     self.epoch_ends = ends = list(itertools.accumulate(num_train // size for size in sizes))
     self.batch_size = sizes[min(first, conditions.epochs - 1)]
     self.steps_per_epoch = num_train // self.batch_size
@@ -268,12 +275,16 @@ class ImageLearner(Learner):
 
   def variables(self, key: Array, mixing: dict[str, Mixing]) -> PyTree:
     """See `Learner`."""
-    # A search begins on one device, where there are no others to share statistics with.
+    # A single search is initialised outside `shard_map`, where cross-replica statistics would have no mesh axis.
     net = self.net.clone(groups=WHOLE_BATCH)
     return init_variables(net, key, jnp.zeros((1, *self.image_shape)), mixing, train=False)
 
   def batches(self, moment: Moment, data: Halves) -> Halves:
-    """This device's part of the batches of a step: the next ones of a random order for the weights, any for α."""
+    """See `Learner`.
+
+    The weights' half is read in a random order, another in every epoch; images of the architecture half are drawn with
+    replacement.
+    """
     size, key, shards = self.batch_size, moment.key, self._shards
     step_key = jax.random.fold_in(key, moment.step)
     epochs, position = jnp.divmod(moment.step - self._first_step, self.steps_per_epoch)
@@ -289,7 +300,7 @@ class ImageLearner(Learner):
     return Halves(*parts)
 
   def _augmented(self, images: Array, step_key: Array, purpose: int) -> Array:
-    """This device's raw images of a batch, augmented and normalised."""
+    """Augments and normalises this device's raw images of a batch."""
     augmentation = self._task.augment
     return augment(
       images,
@@ -334,7 +345,7 @@ class ImageLearner(Learner):
 
 
 class StreamedLearner(ImageLearner):
-  """Likewise, where the data of a step come from a `Window`; they are those that it reads if all lie on the devices."""
+  """An `ImageLearner` whose batches come from a `Window`; they are the same as with all images in device memory."""
 
   data_axes = AXES
 
@@ -354,7 +365,7 @@ class StreamedLearner(ImageLearner):
     return Windows(self._images, halves, schedule, places)
 
   def _drawn(self, first_epoch: int, key: Array, epoch: Array) -> Halves:
-    """`[steps, B]`: the examples of an epoch, counted from that in which the supernet was first trained."""
+    """Indices of the examples of an epoch, `[steps, B]` for each half; epoch 0 is the first of this supernet."""
     steps, size = self.steps_per_epoch, self.batch_size
     train = epoch_indices(key, Stream.ORDER, first_epoch + epoch, jnp.int32(0), steps * size, self._num_train)
 
@@ -366,11 +377,11 @@ class StreamedLearner(ImageLearner):
     return Halves(train.reshape(steps, size), valid)
 
   def batches(self, moment: Moment, data: Window) -> Halves:  # type: ignore[override]
-    """This device's part of the batches of a step."""
+    """See `Learner`."""
     step_key = jax.random.fold_in(moment.key, moment.step)
     parts = []
     for half, purpose in ((data.train, Stream.AUGMENT_TRAIN), (data.valid, Stream.AUGMENT_VALID)):
-      # As in memory, images are gathered by their places, so that the compiler makes the same of all that follows.
+      # A gather by index, as from device memory, so that XLA compiles the rest of the step to the same program.
       images, labels = (each.reshape(-1, *each.shape[2:]) for each in half)
       rows = half.labels.shape[1]
       chosen = (moment.step - data.first) * rows + jnp.arange(rows)
@@ -378,7 +389,7 @@ class StreamedLearner(ImageLearner):
     return Halves(*parts)
 
   def measure(self, variables: PyTree, mixing: dict[str, Mixing], data: Window) -> Evaluation:  # type: ignore[override]
-    """What the batches of a window add to loss and accuracy of the supernet on the whole architecture half."""
+    """The part of a window's batches in loss and accuracy of the supernet on the whole architecture half."""
     size, total, precision = self._conditions.batch_size, self._num_valid, self._conditions.precision
     own = self._shards.own(jnp.arange(size))
 

@@ -1,4 +1,4 @@
-"""Prediction of the next word: text on the devices, its sequences, the recurrent supernet and its loss."""
+"""Language modelling: text in device memory, its sequences, the recurrent supernet and its loss."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -29,17 +29,17 @@ from darts_jax.tasks.base import Conditions, Halves, Learner, Moment, Seen, Supe
 Array = jax.Array
 PyTree = Any
 
-# A window has two rows and the targets of the second.
+# A window has at least two rows, and the targets of the second are in the third.
 _LEAST_ROWS = 3
 
 
 class TextBatch(NamedTuple):
-  """What a step reads of one half.
+  """A batch of text.
 
   Attributes:
-    sequences: the text.
-    hidden: `[B, H]` before it.
-    masks: of dropout.
+    sequences: the sequences and their targets.
+    hidden: `[B, H]`, the hidden states before the sequences.
+    masks: the dropout masks.
   """
 
   sequences: Sequences
@@ -58,7 +58,7 @@ class Network:
   """The recurrent supernet.
 
   Attributes:
-    width: of the embedding and of every state.
+    width: number of features of the embedding and of every state.
     dropout: see `darts_jax.nets.recurrent.Dropout`.
   """
 
@@ -68,13 +68,13 @@ class Network:
 
 @dataclasses.dataclass(frozen=True)
 class TextTask(Task[Corpus]):
-  """Prediction of the next word by a recurrent network; defaults are the paper's search on PTB [DARTS §A.1].
+  """Language modelling with a recurrent network; the defaults are the paper's search on PTB [DARTS §A.1].
 
   Attributes:
-    bptt: time steps of a sequence, which gradients go back through.
-    short_fraction: the chance that a sequence has half of them; its learning rate is scaled by its length.
-    temporal_activation: weight of temporal activation regularisation, in the update of the weights.
-    data: see `TextSource`; α is trained on the validation text.
+    bptt: time steps of a sequence, through all of which gradients are backpropagated.
+    short_fraction: probability that a sequence has half as many time steps; learning rates are scaled by the length.
+    temporal_activation: weight of the temporal activation regularisation, which is added in weight updates only.
+    data: see `TextSource`; α are trained on the validation text.
     network: see `Network`.
   """
 
@@ -91,7 +91,7 @@ class TextTask(Task[Corpus]):
         'clip_norm': 0.25,
       },
       'alphas': {'learning_rate': 3e-3, 'beta1': 0.9},
-      # As in the published code, the virtual step clips as the real one does, and clips the outer gradient, too.
+      # The published code clips the gradient of the virtual step as that of the real one, and the outer gradient, too.
       'hypergradient': {'clipping': 'constant', 'clip_outer': True},
     }
   )
@@ -143,20 +143,20 @@ class TextTask(Task[Corpus]):
     return data.fingerprint
 
   def halves(self, data: Corpus, conditions: Conditions, seed: int) -> Halves:
-    """Both texts, a `Text` of NumPy arrays each.
+    """The training and the validation text, a `Text` of NumPy arrays each.
 
     Raises:
-      ValueError: a text is too short for the batch.
+      ValueError: a text is too short for the batch size.
     """
     size = conditions.batch_size
     train, valid = (divide(data, part, 'batch_size', size, _LEAST_ROWS) for part in Halves._fields)
-    # Both are padded alike, so that one program reads either.
+    # Both have windows of the same capacity, so that one program reads either.
     plan = self.windows(len(train), conditions.epochs, seed)
     others = dataclasses.replace(windows.consecutive(len(valid), plan.capacity), capacity=plan.capacity)
     return Halves(Text.cut(train, plan), Text.cut(valid, others))
 
   def windows(self, num_rows: int, epochs: int, seed: int) -> windows.Windows:
-    """The sequences of a whole search."""
+    """Draws the windows of the training text for all epochs; see `darts_jax.data.windows.draw`."""
     return windows.draw(seed, num_rows, epochs, bptt=self.bptt, short_fraction=self.short_fraction)
 
   def learner(self, data: Corpus, conditions: Conditions, supernet: SupernetSpec, mesh: Mesh) -> 'TextLearner':
@@ -166,13 +166,13 @@ class TextTask(Task[Corpus]):
 
 @dataclasses.dataclass(frozen=True)
 class TextLoss:
-  """Negative log-likelihood per token of a supernet in training mode (see `Objective`).
+  """Negative log-likelihood per token, in nats, of a supernet in training mode; see `Objective`.
 
-  In bfloat16 products are of arguments that are rounded to that.
+  In bfloat16, the operands of matrix products are rounded to bfloat16.
 
   Attributes:
     net: the supernet.
-    temporal_activation: weight of temporal activation regularisation, which only the update of the weights has.
+    temporal_activation: weight of the temporal activation regularisation, which is added in weight updates only.
     remat: see `read_text`.
   """
 
@@ -208,14 +208,14 @@ class TextLoss:
 
 
 def cell_weights(mixing: Mapping[str, Mixing]) -> Array:
-  """`[E, O]`: the weight of every operation of the one cell in the sum of a node."""
+  """The weight of every operation of the only cell in the sum of its node, `[E, O]`."""
   [cell] = mixing.values()
   weights: Array = cell.operations if cell.edges is None else cell.edges[:, None] * cell.operations
   return weights if cell.computed is None else jnp.where(cell.computed, weights, 0)
 
 
 class TextLearner(Learner):
-  """See `Learner`; its data are a `Text` for either half.
+  """The learner of a `TextTask`; its data are a `Text` for each half.
 
   Attributes:
     net: the supernet.
@@ -248,17 +248,17 @@ class TextLearner(Learner):
     return init_language_model(self.net, key, cell_weights(mixing))
 
   def rebuilt(self, supernet: SupernetSpec) -> Self:
-    """See `Learner`. Batches stay as they are, since hidden states go from one to the next; so do all weights."""
+    """See `Learner`. The batch size stays, since hidden states pass from batch to batch; and so do all weights."""
     return type(self)(self._task, self._corpus, self._conditions, supernet, self._mesh)
 
   def carried(self) -> Halves:
-    """Hidden states of zeros."""
+    """Zero hidden states, `[B, H]` for each half."""
     return Halves(*[initial_hidden(self._conditions.batch_size, self.net.width)] * 2)
 
   def batches(self, moment: Moment, data: Halves) -> Halves:
-    """This device's columns of the next sequence of either text; α's begins again when it is at its end.
+    """This device's columns of the next sequence of each text; the validation text is read again and again.
 
-    At steps where α stay, theirs is the one that they read next.
+    The position in the validation text advances by one sequence per update of α.
     """
     numbers = moment.step, moment.updates % len(data.valid.starts)
     step_key = jax.random.fold_in(moment.key, moment.step)
@@ -279,15 +279,15 @@ class TextLearner(Learner):
     return {'sequence_length': jnp.float32(data.train.lengths[moment.step])}
 
   def rate(self, moment: Moment, data: Halves) -> Array:
-    """The learning rate of a sequence is proportional to its length."""
+    """See `Learner`; the learning rate is proportional to the length of the training sequence."""
     lengths: Array = data.train.lengths
     return lengths[moment.step] / jnp.float32(self._task.bptt)
 
   def measure(self, variables: PyTree, mixing: dict[str, Mixing], data: Halves) -> Perplexity:
-    """On the whole validation text, without dropout; tokens that fill no column are left out.
+    """Evaluates the supernet on the whole validation text, without dropout; tokens that fill no row are left out.
 
-    BN uses the statistics of its columns, as in a step. With running ones it would be a fixed map of the hidden state,
-    and what that lets grow from one time step to the next nothing would stop.
+    BN uses batch statistics, as in a step. With running statistics it would be a fixed affine map, which does not keep
+    the hidden state from growing from one time step to the next.
     """
     net = self.net.clone(precision=self._conditions.precision)
     text = data.valid

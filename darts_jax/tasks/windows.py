@@ -1,7 +1,7 @@
-"""Batches of images that are read while a search goes on, from files or from the memory of the host.
+"""Streaming of images during a search, from files or from host memory.
 
-The steps of a search take their batches from a window, those of some consecutive steps on the devices. While the
-devices are at one window the host reads the next one. Every process reads the rows that its devices hold.
+A window holds the batches of some consecutive steps in device memory. While the devices compute on one window, a host
+thread reads the next one. Every process reads only the rows of a batch that its devices hold.
 """
 
 import contextlib
@@ -29,9 +29,9 @@ from darts_jax.tasks.base import Feed, Halves, Note
 Array = jax.Array
 PyTree = Any
 
-# Bytes of the images of a window, of one search.
+# Largest size of a window's images for one search, in bytes.
 _WINDOW = 2**25
-# Examples of a half that are drawn at once, at least those of an epoch.
+# Number of indices of each half that are drawn at once; at least an epoch of them is.
 _DRAWN = 2**20
 
 
@@ -39,9 +39,9 @@ class Window(NamedTuple):
   """Batches of consecutive steps, or of an evaluation.
 
   Attributes:
-    first: `[]` int32, steps before the first of them; in an evaluation its number.
-    train: raw images `[K, B, H, W, C]` and labels `[K, B]`; none in an evaluation.
-    valid: likewise.
+    first: `[]` int32, index of the step of the first batch; in an evaluation, index of the first batch.
+    train: raw images `[K, B, H, W, C]` and labels `[K, B]` of the weights' half; `()` in an evaluation.
+    valid: raw images and labels of the architecture half, of the same shapes.
   """
 
   first: Any
@@ -49,23 +49,23 @@ class Window(NamedTuple):
   valid: Any
 
 
-#: How a window lies on the devices of a search.
+#: Sharding of a window over the devices of a search: batches along `data`.
 AXES = Window(PartitionSpec(), PartitionSpec(None, 'data'), PartitionSpec(None, 'data'))
 
 
 class Schedule(NamedTuple):
-  """Which examples are read when; steps and epochs are those of one supernet.
+  """The examples that each step reads, for one supernet.
 
   Attributes:
-    batch_size: B, examples a batch.
-    evaluation_size: those of an evaluation.
-    num_valid: examples in the architecture's half.
+    batch_size: B, examples per batch.
+    evaluation_size: examples per batch of an evaluation.
+    num_valid: number of examples in the architecture half.
     steps_per_epoch: full batches in the weights' half.
-    first_step: steps before the first epoch.
+    first_step: steps taken before the first epoch of the supernet.
     end: steps of the whole search.
-    drawn: of the typed key of a run and the number of an epoch `[]`, which examples of both halves its steps read,
-      `[steps, B]`.
-    reads_valid: of steps, those that read a batch of the architecture's half.
+    drawn: from the typed key of a run and an epoch `[]`, counted from the supernet's first, the indices of the examples
+      that its steps read, `[steps, B]` for each half.
+    reads_valid: for steps `[n]`, whether each reads a batch of the architecture half, `[n]` bool.
   """
 
   batch_size: int
@@ -79,12 +79,12 @@ class Schedule(NamedTuple):
 
 
 class _Taken(NamedTuple):
-  """A window on the devices.
+  """A window that has been read.
 
   Attributes:
-    window: its data.
-    stop: steps before the one that follows its last.
-    damaged: records that it should have but that cannot be decoded.
+    window: the batches, on the devices.
+    stop: the first step after the window.
+    damaged: indices of records that should be in the window but cannot be decoded.
   """
 
   window: Window
@@ -93,15 +93,15 @@ class _Taken(NamedTuple):
 
 
 class Windows(Feed):
-  """See `Feed`; its data are windows."""
+  """The feed of streamed images; its data are windows."""
 
   def __init__(self, images: Images | ImageFiles, halves: Sequence[Halves], schedule: Schedule, places: Window) -> None:
     """Reads nothing yet.
 
     Args:
       images: the training images.
-      halves: of every search, the indices of the images of either half.
-      schedule: which of them are read when.
+      halves: for every search, the indices of the images of each half.
+      schedule: the examples that each step reads.
       places: shardings of a window.
     """
     self._images, self._halves, self._schedule, self._places = images, halves, schedule, places
@@ -152,7 +152,7 @@ class Windows(Feed):
   def evaluation(self, step: int, note: Note) -> Iterator[Window]:
     """See `Feed`."""
     size, total = self._schedule.evaluation_size, self._schedule.num_valid
-    # The last batch is filled up with repetitions that do not count.
+    # The last batch is padded with repeated examples, which `Learner.measure` does not count.
     table = (np.arange(-(-total // size) * size) % total).reshape(-1, size)
     rows = self._rows(size)
     with contextlib.ExitStack() as stack:
@@ -178,14 +178,14 @@ class Windows(Feed):
     """See `Feed`."""
     if self._thread is None or self._windows is None:
       return
-    # A window that is being read is finished first.
+    # Waits for the window that is being read.
     self._thread.shutdown(cancel_futures=True)
     self._windows.close()
     self._thread = self._windows = self._following = self._now = None
     self._step = -1
 
   def _open(self, step: int, keys: Array) -> None:
-    """Begins to read at a step."""
+    """Starts the thread that reads windows from a step on."""
     self.close()
     data = np.asarray(processes.fetch(jax.random.key_data(keys))).reshape(len(self._halves), -1)
     self._windows = self._read_windows(step, data)
@@ -193,13 +193,13 @@ class Windows(Feed):
     self._ahead()
 
   def _ahead(self) -> None:
-    """Reads the following window."""
+    """Submits the next window to the reading thread."""
     assert self._thread is not None
     assert self._windows is not None
     self._following = self._thread.submit(next, self._windows)
 
   def _read_windows(self, step: int, keys: np.ndarray) -> Generator[_Taken, None, None]:
-    """The windows from a step on; they have one length, and the last one of a search may have fewer batches."""
+    """Yields the windows from a step on; the last one of a search is padded to the same length."""
     size, end = self._schedule.batch_size, self._schedule.end
     rows = self._rows(size)
     with contextlib.ExitStack() as stack:
@@ -220,7 +220,7 @@ class Windows(Feed):
         yield _Taken(Window(self._first(first), *halves), first + count, damaged)
 
   def _read_steps(self, seed: int, rows: np.ndarray, step: int, key: np.ndarray) -> Generator[Batch, None, None]:
-    """The batches of a search from a step on: these rows of that of the weights' half, then of the other."""
+    """Yields the batches of a search from a step on: `rows` of the weights' half, then of the architecture half."""
     schedule, halves = self._schedule, self._halves[seed]
     steps = schedule.steps_per_epoch
     most = max(1, _DRAWN // (steps * schedule.batch_size))
@@ -237,39 +237,43 @@ class Windows(Feed):
 
   @in_float32
   def _draw(self, key: np.ndarray, epochs: range) -> Halves:
-    """`[steps, B]`, NumPy arrays: which examples of both halves the steps of some epochs read."""
+    """Indices of the examples that the steps of some epochs read, NumPy arrays `[steps, B]` for each half."""
     typed = jax.random.wrap_key_data(jnp.asarray(key))
     found = [jax.device_get(self._drawn(typed, np.int32(epoch))) for epoch in epochs]
     return Halves(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
   def _rows(self, size: int) -> dict[int, np.ndarray]:
-    """Of every search that devices of this process take part in, the rows of a batch that they hold, ascending."""
+    """The rows of a batch that devices of this process hold, ascending, by index of the search."""
     found: dict[int, set[int]] = {}
     for index in self._places.train.addressable_devices_indices_map((*self._lead, 1, size)).values():
       found.setdefault(self._seed_of(index), set()).update(range(*index[-1].indices(size)))
     return {seed: np.array(sorted(rows)) for seed, rows in found.items()}
 
   def _seed_of(self, index: tuple[slice, ...]) -> int:
-    """The search that a part of an array belongs to."""
+    """Index of the search that a shard of an array belongs to."""
     return index[0].indices(len(self._halves))[0] if self._lead else 0
 
   def _collect(
     self, readers: dict[int, Generator[Batch, None, None]], count: int, length: int
   ) -> tuple[dict[int, Examples], list[int]]:
-    """The next so many batches of every search, filled up with the first to a length; and damaged records."""
+    """Reads the next `count` batches of every search.
+
+    Returns:
+      The batches, padded with copies of the first to `length`, by index of the search; and indices of damaged records.
+    """
     found: dict[int, Examples] = {}
     damaged: list[int] = []
     for seed, reader in readers.items():
       batches = [next(reader) for _ in range(count)]
       filled = batches + batches[:1] * (length - count)
-      # A new array each time: on CPU devices it may become that of the window.
+      # A new array each time, since the array of a window on CPU devices may share its memory.
       arrays: Any = (np.stack([getattr(batch, name) for batch in filled]) for name in Examples._fields)
       found[seed] = Examples(*arrays)
       damaged += [int(index) for batch in batches for index in batch.damaged if index >= 0]
     return found, damaged
 
   def _put(self, found: dict[int, Examples], rows: dict[int, np.ndarray], size: int) -> Examples:
-    """Rows `[K, b, …]` of every search on the devices that hold them."""
+    """Puts rows `[K, b, …]` of every search on the devices that hold them."""
     axis = len(self._lead) + 1
 
     def placed(name: str) -> Array:
@@ -289,7 +293,7 @@ class Windows(Feed):
     return Examples(placed('images'), placed('labels'))
 
   def _first(self, number: int) -> Array:
-    """The number of the first batch of a window, on the devices."""
+    """`Window.first`, on the devices."""
     placed: Any = put(np.full(self._lead, number, np.int32), self._places.first)
     return placed
 
@@ -301,5 +305,5 @@ class Windows(Feed):
         message = f'{self._images.records.name(index)}: cannot be decoded; the next one takes its place'
         note(step, 'damaged_image', message)
         if not processes.is_first():
-          # The log is that of the first process, which has not seen this image.
+          # Only the first process writes the log, and it has not read this image.
           say(f'process {jax.process_index()}: {message}')
