@@ -1,7 +1,7 @@
-"""Searches by proposals: a sampled strategy proposes architectures, an evaluator scores them, many at once.
+"""Searches by proposals: a sampled strategy proposes architectures, and an evaluator scores them, several at a time.
 
-`run` is the loop, `Journal` the file that a run resumes from, and `evaluators` has what architectures are scored by.
-`search` is a whole search in a working directory, from a config.
+`run` is the loop, `Journal` the file from which a run resumes, and `evaluators` the package of the evaluators.
+`search` runs a whole search in a working directory, from a config.
 """
 
 from darts_jax.trials.evaluators import EVALUATORS, Evaluator, EvaluatorSettings

@@ -1,6 +1,6 @@
-"""Where evaluations run: in this process, or in worker processes, each with one evaluation at a time.
+"""Executors of evaluations: in this process, or in worker processes with one evaluation each at a time.
 
-Worker processes import the file that the search was started with, so that it starts the search under
+Worker processes import the script that started the search, so the script has to start it under
 `if __name__ == '__main__':`.
 """
 
@@ -18,25 +18,25 @@ T = TypeVar('T')
 
 
 class InProcess(futures.Executor):
-  """Runs what is submitted at once, in this process."""
+  """Runs every submitted call immediately, in this process."""
 
   def submit(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> futures.Future[T]:
-    """Calls the function; the future has ended when this returns."""
+    """Calls the function; returns a future that is done."""
     future: futures.Future[T] = futures.Future()
     try:
       future.set_result(function(*args, **kwargs))
-    except Exception as error:  # As executors do: whoever asks for the result gets it.
+    except Exception as error:  # As in other executors, `result()` raises it.
       future.set_exception(error)
     return future
 
 
 class _Worker(NamedTuple):
-  """A process that is kept for further evaluations.
+  """A worker process, which is kept for further evaluations.
 
   Attributes:
-    pool: with this process alone, so that the end of a process fails one evaluation and no other.
-    pid: its number.
-    latest: the latest evaluation.
+    pool: a pool of this process alone, so that the end of a process fails only its own evaluation.
+    pid: process id.
+    latest: future of its latest evaluation.
   """
 
   pool: futures.ProcessPoolExecutor
@@ -45,20 +45,20 @@ class _Worker(NamedTuple):
 
 
 class Processes(futures.Executor):
-  """Runs up to so many evaluations at once, each in a process of its own, which the next one uses again.
+  """Runs up to `workers` evaluations at once, each in a worker process; later evaluations reuse the processes.
 
-  Functions, arguments and results are pickled, and so are exceptions. A process that ends in the middle of an
-  evaluation fails it with `concurrent.futures.process.BrokenProcessPool`, and another process takes its place.
-  Every process imports the file that Python was started with. It has to use this class under
-  `if __name__ == '__main__':`, without which each process would begin the search again.
+  Functions, arguments, results and exceptions are pickled. If a process ends during an evaluation, that evaluation
+  fails with `concurrent.futures.process.BrokenProcessPool`, and a new process replaces it. Every worker imports the
+  script that Python was started with. The script has to use this class under `if __name__ == '__main__':`; otherwise
+  each worker would start the search again.
   """
 
   def __init__(self, workers: int, modules: Sequence[str] = ()) -> None:
-    """Processes start when they are needed.
+    """Starts no process yet; `submit` does when it needs one.
 
     Args:
-      workers: how many there may be.
-      modules: that every process imports first, such as one that adds a space to `SPACES`.
+      workers: largest number of processes.
+      modules: names of modules that every process imports first, such as one that adds a space to `SPACES`.
     """
     self._max_workers = workers
     self._modules = tuple(modules)
@@ -82,7 +82,7 @@ class Processes(futures.Executor):
     return future
 
   def _free(self) -> tuple[futures.ProcessPoolExecutor, int]:
-    """Takes a process that has nothing to do from the list, or starts one."""
+    """Takes an idle process from the list, or starts a new one."""
     for worker in [each for each in self._workers if each.latest.done()]:
       self._workers.remove(worker)
       if not isinstance(worker.latest.exception(), futures.BrokenExecutor):
@@ -90,7 +90,7 @@ class Processes(futures.Executor):
       worker.pool.shutdown()
     if len(self._workers) == self._max_workers:
       raise RuntimeError(f'all {self._max_workers} processes are busy')
-    # A fork of a process with threads, as JAX has them, can lock up.
+    # A forked copy of a process with threads, such as JAX's, can deadlock.
     context = multiprocessing.get_context('spawn')
     pool = futures.ProcessPoolExecutor(1, mp_context=context, initializer=_prepare, initargs=(self._modules,))
     return pool, pool.submit(os.getpid).result()
@@ -99,8 +99,9 @@ class Processes(futures.Executor):
     """Ends the processes.
 
     Args:
-      wait: until they have ended.
-      cancel_futures: asks evaluations that are running to stop, by SIGTERM; a training saves itself then.
+      wait: whether to wait until they have ended.
+      cancel_futures: whether to send SIGTERM to processes with a running evaluation; a training then saves a
+        checkpoint and stops.
     """
     for worker in self._workers:
       if cancel_futures and not worker.latest.done():
@@ -114,8 +115,8 @@ class Processes(futures.Executor):
 
 
 def _prepare(modules: Sequence[str]) -> None:
-  """Makes a new process one that ends when this executor says so, or with its parent."""
-  # A terminal sends SIGINT to all processes of its group; the parent decides what happens to this one.
+  """Prepares a new worker process: it ends with its parent, gets no signals of the terminal, and imports modules."""
+  # A terminal sends SIGINT to all processes of a group; in a group of its own, only the parent signals this one.
   os.setpgrp()
   threading.Thread(target=_end_with_parent, daemon=True).start()
   for name in modules:

@@ -1,11 +1,11 @@
-"""`trials.jsonl`: all proposals of a run, and all outcomes in the order in which they were told.
+"""`trials.jsonl`: all proposals of a run, and all outcomes in the order in which the strategy was told.
 
-The first line is `{"event": "run", "config": …}` with the settings that decide what the run comes to: of space,
-strategy, evaluator and loop. A further line is `{"event": "ask", "number": …, "arch": …, "parent": …, "budget": …}` or
-`{"event": "tell", "number": …, "status": …, "reward": …, …}` with the other fields of an outcome. It is strict JSON;
-floats that are not finite are the texts `nan`, `inf` and `-inf`. The last field of a line, `crc32`, is the checksum of
-the JSON of the others. Strategies are functions of their keys, so a run is what its journal says: to resume it, the
-journal is replayed.
+The first line is `{"event": "run", "config": …}` with the settings of space, strategy, evaluator and loop on which the
+result depends. Every further line is `{"event": "ask", "number": …, "arch": …, "parent": …, "budget": …}` or
+`{"event": "tell", "number": …, "status": …, "reward": …, …}` with the other fields of an outcome. Lines are strict
+JSON; floats that are not finite are the texts `nan`, `inf` and `-inf`. The last field of a line, `crc32`, is the
+checksum of the JSON of the other fields. A strategy is a deterministic function of its keys and outcomes, so a run is
+resumed by replaying its journal.
 """
 
 import contextlib
@@ -36,19 +36,19 @@ class Journal:
   """The journal of a run, open for writing; a context manager.
 
   Attributes:
-    path: of the file.
-    config: of the run, as the first line had it when the file was opened; None if there was no such line.
-    lines: with proposals and outcomes that were there then.
+    path: path of the file.
+    config: the config in the first line when the file was opened, or the one that `begin` wrote; None if there is none.
+    lines: the lines of proposals and outcomes that the file had when it was opened.
   """
 
   def __init__(self, folder: str | os.PathLike[str]) -> None:
-    """Opens the journal, or begins it; a last line that a kill has cut off is removed.
+    """Opens the journal or starts a new one; removes a last line that was not written completely.
 
     Args:
-      folder: gets `trials.jsonl`; it is made if it is not there.
+      folder: folder of `trials.jsonl`; it is created if it does not exist.
 
     Raises:
-      ValueError: the file cannot be written, or is no journal; one line that names the file, and the line of it.
+      ValueError: the file cannot be written, or is no journal; the message names the file and its line.
     """
     self.path = user_path(folder, 'journal') / FILE
     with self._errors_named():
@@ -62,10 +62,10 @@ class Journal:
     self.lines = lines if self.config is None else lines[1:]
 
   def begin(self, config: Mapping[str, Any]) -> None:
-    """Writes the first line of a new journal, or holds that of an old one against a run that is to go on.
+    """Writes the first line of a new journal, or checks that an existing journal is of the same run.
 
     Args:
-      config: JSON values that decide what the run comes to.
+      config: JSON values on which the result of the run depends.
 
     Raises:
       ValueError: the journal is of another run; one line that names the file and the fields.
@@ -83,7 +83,7 @@ class Journal:
     self._write(ask_line(proposal, space))
 
   def tell(self, outcome: Outcome) -> None:
-    """Appends an outcome, and returns when it is on the disk."""
+    """Appends an outcome and syncs the file to the disk."""
     self._write(tell_line(outcome))
     with self._errors_named():
       os.fsync(self._file.fileno())
@@ -112,7 +112,7 @@ class Journal:
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The proposals and outcomes of a journal, without a last line that was cut off; the file may be in use.
+  """The lines of proposals and outcomes of a journal, which may be in use; an incomplete last line is left out.
 
   Raises:
     ValueError: as `Journal`.
@@ -121,13 +121,13 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def describe(settings: Any) -> dict[str, Any]:
-  """What identifies a space, a strategy or an evaluator: the name of its class, and its fields as JSON values."""
+  """JSON values that identify a space, strategy or evaluator: the name of its class, and its fields."""
   fields = as_config(settings) if dataclasses.is_dataclass(settings) else {}
   return {'class': type(settings).__name__, **_storable(fields)}
 
 
 def signed(line: Mapping[str, Any]) -> bytes:
-  """A line as the file has it, with its checksum and its end."""
+  """A line as bytes of the file, with its checksum and the line break."""
   return json.dumps({**line, _CHECKSUM: _checksum(line)}, allow_nan=False).encode() + b'\n'
 
 
@@ -159,10 +159,10 @@ def tell_line(outcome: Outcome) -> dict[str, Any]:
 
 
 def outcome_of(line: Mapping[str, Any], proposal: Proposal) -> Outcome:
-  """The outcome that a line says a proposal had.
+  """The outcome of a proposal from its line.
 
   Raises:
-    UnfitFile: the line says no outcome.
+    UnfitFile: the line describes no outcome.
   """
   if line.get('status') not in _STATUSES:
     raise UnfitFile(f'status: {line.get("status")!r} is not known; allowed are {", ".join(_STATUSES)}')
@@ -189,7 +189,7 @@ def outcome_of(line: Mapping[str, Any], proposal: Proposal) -> Outcome:
 
 def _rows(path: pathlib.Path) -> list[bytes]:
   rows = read_bytes(path).split(b'\n') if path.exists() else [b'']
-  # A line that was written as a whole ends, so that nothing is behind the last end.
+  # Complete lines end with a line break; the rest behind the last one is an incomplete line.
   return rows[:-1]
 
 
@@ -202,7 +202,7 @@ def _parsed(rows: list[bytes], path: pathlib.Path) -> Iterator[dict[str, Any]]:
       if not isinstance(line, dict) or not (_is_run(line, i) or _is_numbered(line)):
         raise UnfitFile('neither a proposal nor an outcome')
     except UnfitFile as error:
-      # The disk may have only a part of the last line after a loss of power.
+      # After a loss of power the disk may hold only a part of the last line.
       if i == len(rows) - 1:
         return
       raise ValueError(f'{path}: line {i + 1} is damaged: {error}') from error
@@ -210,7 +210,7 @@ def _parsed(rows: list[bytes], path: pathlib.Path) -> Iterator[dict[str, Any]]:
 
 
 def _checksum(line: Mapping[str, Any]) -> int:
-  # Of the values: spaces do not matter.
+  # The checksum is of the values, so that white space in a line does not matter.
   return zlib.crc32(json.dumps(line).encode())
 
 
@@ -223,7 +223,7 @@ def _is_numbered(line: Mapping[str, Any]) -> bool:
 
 
 def _storable(value: Any) -> Any:
-  """A setting as JSON values; of what is none of them, the type."""
+  """A setting as JSON values; a value that JSON does not have becomes the name of its type."""
   if isinstance(value, Mapping):
     return {str(name): _storable(each) for name, each in value.items()}
   if isinstance(value, list | tuple):
@@ -236,7 +236,7 @@ def _storable(value: Any) -> Any:
 
 
 def _plain(value: float) -> float | str:
-  # Scalars of NumPy and JAX become Python's.
+  # JSON does not take scalars of NumPy and JAX.
   value = float(value)
   return value if math.isfinite(value) else str(value)
 

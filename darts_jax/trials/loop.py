@@ -1,8 +1,8 @@
-"""The loop of a search by proposals: ask while workers are free, wait for an evaluation to end, tell, write it down.
+"""The loop of a search by proposals: ask while workers are free, wait for an evaluation to end, write it down, tell.
 
-A proposal's random numbers are a function of seed and number. Outcomes are told in the order in which evaluations end,
-or in that of their proposals; the journal keeps the order, and a run resumes by replaying it through the strategy.
-Evaluations that had not been told are made again.
+The random numbers of a proposal are a function of the seed and its number. The strategy is told outcomes in the order
+in which evaluations end, or in the order of their proposals. The journal keeps that order, and a run resumes by
+replaying it through the strategy. Proposals without an outcome are then evaluated again.
 """
 
 import dataclasses
@@ -22,29 +22,29 @@ from darts_jax.trials.settings import Trials
 
 S = TypeVar('S')
 
-# Seconds after which a request to stop is noticed while evaluations run.
+# Seconds between two looks for a request to stop while evaluations run.
 _PATIENCE = 0.5
 
 
 class Draw(enum.IntEnum):
-  """What a key is for."""
+  """Purpose of a key."""
 
   INIT = 0
   PROPOSAL = 1
 
 
 def key_of(seed: int, draw: Draw, number: int = 0) -> Key:
-  """The key of a proposal, or of a strategy's first state: a function of seed and number."""
+  """The key of a strategy's initial state, or of the proposal of that number."""
   return Key(seed, spawn_key=(draw, number))
 
 
 class Result(NamedTuple, Generic[S]):
-  """What a run came to.
+  """The result of a run.
 
   Attributes:
-    state: of the strategy, which says what is best.
-    outcomes: of all evaluations that were told, in that order.
-    finished: whether all proposals were evaluated; not so after a request to stop.
+    state: state of the strategy, from which `Sampled.best` reads the best architecture.
+    outcomes: outcomes of all evaluations, in the order told.
+    finished: whether all proposals have been evaluated; False after a request to stop.
   """
 
   state: S
@@ -63,23 +63,26 @@ def run(
   stop: Callable[[], bool] = lambda: False,
   watch: Callable[[S, Sequence[Outcome]], None] = lambda state, outcomes: None,
 ) -> Result[S]:
-  """Proposes and evaluates architectures, or goes on with the run that the journal holds.
+  """Proposes and evaluates architectures, or resumes the run that the journal holds.
 
   Args:
-    strategy: proposes.
-    space: that architectures belong to.
-    evaluator: scores them.
-    settings: how many, and in what order they are told.
-    executor: runs `settings.workers` evaluations at once; those that are running when this returns or raises are the
-      executor's to end.
-    journal: gets proposals and outcomes; None writes nothing.
-    stop: is asked between evaluations and while waiting for them.
-    watch: is called with the state of the strategy and all outcomes so far: first with those of the journal, then after
-      every further one has been told and written.
+    strategy: proposes architectures.
+    space: the space of the architectures.
+    evaluator: scores architectures.
+    settings: number of proposals and of workers, and the order in which outcomes are told.
+    executor: runs `settings.workers` evaluations at once. Evaluations may still be running when this function returns
+      or raises; the caller has to shut the executor down.
+    journal: receives proposals and outcomes; None writes nothing.
+    stop: returns whether to stop; called between evaluations and while waiting for them.
+    watch: called with the state of the strategy and all outcomes so far, first with those of the journal, then after
+      every further one has been written and told.
+
+  Returns:
+    State and outcomes at the end, or at the request to stop.
 
   Raises:
-    ValueError: the evaluator has no use for this space, or the journal is of another run or has more proposals than
-      `settings.trials`; one line.
+    ValueError: the evaluator does not support this space, the journal is of another run or has more proposals than
+      `settings.trials`, or the strategy breaks its contract; one line.
   """
   evaluator.check(space)
   trials = _Trials(strategy, space, settings.seed)
@@ -107,7 +110,7 @@ def run(
       if journal is not None:
         journal.ask(proposal, space)
       queue.append(proposal)
-    # A run that is resumed with fewer workers has more pending proposals than that.
+    # A run that is resumed with fewer workers can have more pending proposals than workers.
     while queue and len(running) < settings.workers:
       running[queue[0].number] = executor.submit(evaluate, evaluator, queue[0])
       del queue[0]
@@ -125,10 +128,10 @@ def run(
 
 
 def _config(strategy: Sampled[Any], space: Space[Any], evaluator: Evaluator, settings: Trials) -> dict[str, Any]:
-  """What decides what a run comes to, as JSON values."""
+  """JSON values of the settings on which the result of a run depends."""
   names = ['seed', 'tell', 'fit_every']
   if settings.tell == 'in_order':
-    # Elsewhere time decides, too.
+    # Otherwise the order in which evaluations end decides anyway, so the number of workers may change.
     names.append('workers')
   return {
     'space': {**describe(space), 'name': space.name},
@@ -139,17 +142,17 @@ def _config(strategy: Sampled[Any], space: Space[Any], evaluator: Evaluator, set
 
 
 class _Trials(Generic[S]):
-  """What was asked and told.
+  """The proposals and outcomes of a run so far.
 
   Attributes:
-    state: of the strategy.
+    state: state of the strategy.
     asked: number of proposals.
     pending: proposals without an outcome, by number, in the order of numbers.
     outcomes: in the order told.
   """
 
   def __init__(self, strategy: Sampled[S], space: Space[Any], seed: int) -> None:
-    """Nothing has been asked yet."""
+    """Initialises the strategy; asks for nothing yet."""
     self._strategy = strategy
     self._space = space
     self._seed = seed
@@ -159,7 +162,11 @@ class _Trials(Generic[S]):
     self.outcomes: list[Outcome] = []
 
   def ask(self) -> Proposal | None:
-    """The next proposal; None if the strategy waits for an outcome."""
+    """The next proposal; None if the strategy waits for an outcome.
+
+    Raises:
+      ValueError: the strategy waits although no proposal is pending, or numbers the proposal wrongly.
+    """
     state, proposal = self._strategy.ask(self.state, key_of(self._seed, Draw.PROPOSAL, self.asked))
     if proposal is None:
       if not self.pending:
@@ -173,13 +180,17 @@ class _Trials(Generic[S]):
     return proposal
 
   def tell(self, outcome: Outcome) -> None:
-    """Tells the strategy what it may know of an outcome."""
+    """Tells the strategy an outcome without its test measures, by which nothing may be chosen."""
     del self.pending[outcome.proposal.number]
     self.state = self._strategy.tell(self.state, dataclasses.replace(outcome, test={}))
     self.outcomes.append(outcome)
 
   def replay(self, journal: Journal) -> None:
-    """Asks and tells again what a journal holds."""
+    """Repeats the asks and tells of a journal.
+
+    Raises:
+      ValueError: the strategy proposes something else than the journal holds; one line that names the line.
+    """
     for place, line in enumerate(journal.lines, 2):
       try:
         if line['event'] == 'ask':
@@ -195,9 +206,9 @@ class _Trials(Generic[S]):
 
 
 def _ended(running: Mapping[int, futures.Future[Any]], in_order: bool, stop: Callable[[], bool]) -> int | None:
-  """The number of an evaluation that has ended, after the wait for it; None after a request to stop.
+  """Waits for an evaluation to end and returns its number; None after a request to stop.
 
-  Of several it is the first by number, and in order the first of all.
+  With `in_order` it waits for the smallest number of all; otherwise, if several have ended, it returns the smallest.
   """
   waited = [min(running)] if in_order else sorted(running)
   while True:
@@ -209,9 +220,9 @@ def _ended(running: Mapping[int, futures.Future[Any]], in_order: bool, stop: Cal
 
 
 def _outcome(future: futures.Future[Outcome], proposal: Proposal) -> Outcome:
-  """The outcome of an evaluation that has ended; a lost process is a failure of the architecture."""
+  """The outcome of an evaluation that has ended; it has failed if its process was lost."""
   try:
-    # A process returns a copy of the proposal.
+    # A worker process returns a copy of the proposal.
     return dataclasses.replace(future.result(), proposal=proposal)
   except futures.BrokenExecutor as error:
     return failed(proposal, f'the process of the evaluation ended: {one_line(error)}')

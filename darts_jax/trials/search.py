@@ -1,4 +1,4 @@
-"""A search by proposals in a working directory: from a config to the best architecture, resumable at every moment."""
+"""A search by proposals in a working directory, from a config to the best architecture; resumable at any time."""
 
 import dataclasses
 import math
@@ -30,27 +30,27 @@ from darts_jax.trials.executors import InProcess, Processes
 from darts_jax.trials.journal import Journal
 from darts_jax.trials.settings import TrialSearch, read
 
-#: What such a run is called by the working directory, and the folder of what evaluations write.
+#: Kind of the run in messages about its working directory, and name of the folder that evaluations write to.
 KIND, FOLDER = 'search by proposals', 'trials'
-# Seconds from one report to the next while evaluations follow each other quickly.
+# Shortest time in seconds from one report to the next.
 _REPORT_EVERY = 20.0
 
 
 class Failed(RuntimeError):
-  """Not one of the evaluations has succeeded."""
+  """All evaluations have failed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrialsResult:
-  """What a search by proposals found.
+  """The result of a search by proposals.
 
   Attributes:
-    genotype: the best architecture so far, as the strategy says; None before the first evaluation has succeeded.
-    reward: of it; NaN before.
-    measure: what the reward is, see `Evaluator`.
-    test: of it: numbers from test data, if there are any.
-    outcomes: of all evaluations, in the order in which they were told.
-    finished: whether all architectures were evaluated, and the best one tested; not so after an interruption.
+    genotype: the best architecture so far, according to the strategy; None if no evaluation has succeeded yet.
+    reward: reward of the best architecture; NaN if there is none.
+    measure: name of the reward, see `Evaluator`.
+    test: measures of the best architecture on test data, by name, if there are any.
+    outcomes: outcomes of all evaluations, in the order told.
+    finished: whether all proposals have been evaluated and the best architecture tested; False after an interruption.
     report: path of the report page.
   """
 
@@ -64,7 +64,7 @@ class TrialsResult:
 
   @property
   def lines(self) -> list[str]:
-    """Lines that say what is measured of the best architecture."""
+    """Lines for the terminal with the reward and the test measures of the best architecture."""
     return [
       f'{measured(self.measure)} of the best architecture: {_shown(self.measure, self.reward)}',
       *(f'{measured(name)}: {_shown(name, value)}' for name, value in self.test.items() if math.isfinite(value)),
@@ -77,21 +77,25 @@ def run(
   note: Callable[[str], None] = lambda message: None,
   writers: Sequence[Writer] = (),
 ) -> TrialsResult:
-  """Proposes and evaluates architectures, or goes on with the search that `workdir` holds.
+  """Proposes and evaluates architectures, or resumes the search that `workdir` holds.
 
-  No reward reads test data. Once the best architecture is known, its evaluator may test it.
+  Rewards do not depend on test data. After the last evaluation, the evaluator may test the best architecture.
 
   Args:
     config: fields of `darts_jax.trials.settings.TrialSearch`, as nested mappings or `ConfigDict`.
-    workdir: gets `config.json`, `trials.jsonl` (see `darts_jax.trials.journal`), `genotype.json` of the best so far,
-      `metrics.jsonl` (a step is an outcome), `tensorboard/` and `report.html`; of trainings from scratch `trials/0`, …,
-      and `pick`. A search that was stopped or killed goes on to the same result.
-    note: is told what came of every evaluation.
-    writers: are told of all numbers as they are logged.
+    workdir: the working directory; the search writes `config.json`, `trials.jsonl` (see `darts_jax.trials.journal`),
+      `genotype.json` of the best architecture so far, `metrics.jsonl` (one step per outcome), `tensorboard/` and
+      `report.html`; with trainings from scratch also `trials/0`, … and `pick`. A search that was stopped or killed
+      resumes to the same result.
+    note: is called with one line about every evaluation and event.
+    writers: receive all metrics as they are logged.
+
+  Returns:
+    The result so far; `finished` tells whether the search was interrupted.
 
   Raises:
-    ValueError: a setting, the data or the directory is unfit.
-    Failed: not one of the evaluations has succeeded.
+    ValueError: a setting, the data or the working directory is invalid.
+    Failed: all evaluations have failed.
   """
   settings = read(config)
   workdir = user_path(workdir, '--workdir')
@@ -107,7 +111,11 @@ def run(
 
 
 def _executor(settings: TrialSearch, evaluator: Evaluator) -> futures.Executor:
-  """What evaluates architectures; a ValueError if these cannot be sent to processes of their own."""
+  """The executor of the evaluations.
+
+  Raises:
+    ValueError: the evaluator or the architectures cannot be sent to worker processes.
+  """
   if settings.workers == 1:
     return InProcess()
   kinds = type(settings.space), type(evaluator)
@@ -125,7 +133,7 @@ def _executor(settings: TrialSearch, evaluator: Evaluator) -> futures.Executor:
 
 
 class _Run:
-  """A search that goes on, and what it writes apart from the journal, from which all of it follows."""
+  """A running search, and all its files apart from the journal, from which they can be written again."""
 
   def __init__(
     self,
@@ -145,21 +153,21 @@ class _Run:
     self._note = note
     self._guard = guard
     self._outcomes: Sequence[Outcome] = ()
-    # Of the outcomes that have been looked at, so many, the one with the highest reward.
+    # Number of outcomes that `_watch` has seen, and the one with the highest reward; None before the first call.
     self._count: int | None = None
     self._highest: Outcome | None = None
-    # By architecture the outcome with the highest reward, and of these the one that the strategy calls the best.
+    # By architecture the outcome with the highest reward; `_best` is that of the strategy's best architecture.
     self._of: dict[Any, Outcome | None] = {}
     self._best: Outcome | None = None
     self._saved: Any = None
     self._report_due = -math.inf
-    # Steps that the log has a line of, and those at which it tells of a failure.
+    # Steps that have a line in the log, and steps with an event about a failure.
     self._logged: set[int] = set()
     self._failures: set[int] = set()
     self._log: MetricsLogs
 
   def run(self, executor: futures.Executor, writers: Sequence[Writer]) -> TrialsResult:
-    """Evaluates what is left, and tests the best architecture."""
+    """Evaluates the remaining proposals, and tests the best architecture."""
     settings, total = self._settings, self._settings.trials
     told = sum(line['event'] == 'tell' for line in self._journal.lines)
     is_new = not self._journal.lines and not (self._workdir / metrics.FILE).exists()
@@ -198,19 +206,19 @@ class _Run:
     return self._result(True)
 
   def _begin(self, lines: Sequence[Mapping[str, Any]], told: int) -> None:
-    """Writes what comes before the first outcome, and tells of lines that are lost."""
+    """Logs the values known before the first outcome, and an event about lost lines, which `_watch` writes again."""
     self._logged = {line['step'] for line in lines if line['kind'] == 'step'}
     self._failures = {line['step'] for line in lines if line.get('event') == 'trial_failed'}
     known = {name: value for name, value in self._evaluator.known().items() if math.isfinite(value)}
     if known and 0 not in self._logged:
       self._log.write('step', 0, known)
     missing = [step for step in range(1, told + 1) if step not in self._logged]
-    # A kill can come between an outcome and its line.
+    # A kill can come between the journal's line of an outcome and the log's, so only the last line may be missing.
     if missing not in ([], [told]):
       self._event('brought_back', f'metrics.jsonl lacked {len(missing)} evaluations; they are back', missing[0])
 
   def _watch(self, state: Any, outcomes: Sequence[Outcome]) -> None:
-    """Writes what follows from outcomes, after the replay of the journal and after every further one."""
+    """Updates log, genotype and report: once after the replay of the journal, then after every outcome."""
     is_replayed, first = self._count is None, self._count or 0
     for count, outcome in enumerate(outcomes[first:], first + 1):
       self._highest = better(self._highest, outcome)
@@ -229,7 +237,7 @@ class _Run:
       self._report()
 
   def _line(self, outcome: Outcome) -> dict[str, float]:
-    """What the log says of an outcome."""
+    """The values of an outcome's line in the log."""
     measure = self._evaluator.measure
     values: dict[str, float] = {**outcome.measures, 'seconds': outcome.seconds}
     if outcome.status != 'failed':
@@ -250,7 +258,7 @@ class _Run:
     return f'{said}, best {_shown(measure, self._highest.reward)} (trial {self._highest.proposal.number})'
 
   def _choose(self, arch: Any) -> None:
-    """Keeps the best architecture, as the strategy says."""
+    """Saves the architecture that the strategy calls the best, if it has changed."""
     self._best = self._of.get(arch)
     if self._best is None:
       raise ValueError(
@@ -263,7 +271,7 @@ class _Run:
       self._saved = arch
 
   def _test(self, best: Outcome) -> None:
-    """Measures test data with the best architecture."""
+    """Measures the best architecture on test data and logs the result, once."""
     if self._tested():
       return
     found = self._evaluator.test(best)
@@ -272,7 +280,7 @@ class _Run:
       self._log.write('test', len(self._outcomes), {'loss': math.nan, **values})
 
   def _tested(self) -> dict[str, float]:
-    """What `_test` has measured."""
+    """The measures that `_test` has logged."""
     lines = metrics.read(self._workdir)
     [*_, tested] = [{}, *(line for line in lines if line['kind'] == 'test')]
     return {f'test_{name}': value for name, value in tested.items() if name not in ('kind', 'step')}
@@ -298,7 +306,7 @@ class _Run:
     start = time.monotonic()
     path = report.write(self._workdir)
     end = time.monotonic()
-    # Of many trials it takes long.
+    # The report of many trials takes long; it may take up to a tenth of the time.
     self._report_due = end + max(_REPORT_EVERY, 10 * (end - start))
     return path
 

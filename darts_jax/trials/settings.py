@@ -16,19 +16,20 @@ from darts_jax.trials.evaluators import EVALUATORS, EvaluatorSettings, ScratchSe
 
 @dataclasses.dataclass(frozen=True)
 class Trials:
-  """How many architectures are evaluated, and in what order their outcomes are told.
+  """The settings of the loop: number of evaluations, and the order in which the strategy is told their outcomes.
 
   Attributes:
-    seed: decides all random numbers of the strategy.
-    trials: proposals in all.
-    workers: evaluations at once.
-    tell: `as_completed` tells an outcome at once, and the search depends on which evaluation ends first; `in_order`
-      tells outcomes by the numbers of their proposals, and the search is a function of seed and number of workers, at
-      the price of workers that wait.
-    fit_every: what evaluations share, such as weights, is trained before the first and then every so many proposals.
+    seed: seed of all random numbers of the strategy.
+    trials: total number of proposals.
+    workers: number of evaluations that run at once.
+    tell: `as_completed`: an outcome is told as soon as its evaluation ends, and the search depends on which ends first.
+      `in_order`: outcomes are told in the order of their proposals, and the search is a function of seed and number of
+      workers, but workers have to wait for each other.
+    fit_every: number of proposals from one training of shared state, such as shared weights, to the next; the first is
+      before the first proposal.
 
   Raises:
-    ValueError: a value is not allowed; one line naming the field.
+    ValueError: a value is not allowed; one line that names the field.
   """
 
   seed: int = setting(0, at_least=0, at_most=limits.SEEDS - 1)
@@ -43,13 +44,13 @@ class Trials:
 
 @dataclasses.dataclass(frozen=True)
 class TrialSearch(Trials):
-  """A search by proposals; see `Trials` for how many there are, and in what order.
+  """The settings of a search by proposals; see `Trials` for its other fields.
 
   Attributes:
     space: the search space, one of `SPACES`.
-    strategy: which architecture is evaluated next, one of `SAMPLED`.
-    evaluator: what architectures are scored by, one of `EVALUATORS`. A field `seed` of it is that of the search where a
-      config does not set it.
+    strategy: proposes the architectures, one of `SAMPLED`.
+    evaluator: scores the architectures, one of `EVALUATORS`. If it has a field `seed` that the config does not set, it
+      is the seed of the search.
   """
 
   renamed: ClassVar[Mapping[str, str]] = MappingProxyType(
@@ -69,7 +70,7 @@ class TrialSearch(Trials):
   def prepared(
     cls, config: Mapping[str, Any], path: str, base: 'TrialSearch | None'
   ) -> tuple[dict[str, Any], 'TrialSearch | None']:
-    """See `darts_jax.settings.build`: an evaluator with a seed has that of the search by default."""
+    """See `darts_jax.settings.build`: by default, an evaluator with a seed gets the seed of the search."""
     given = {'seed': config['seed']} if 'seed' in config else {}
     found = build_from(cls, given, path, base)
     usual = next(name for name, kind in EVALUATORS.items() if kind is type(found.evaluator))
@@ -80,5 +81,5 @@ class TrialSearch(Trials):
 
 
 def read(config: Mapping[str, Any]) -> TrialSearch:
-  """The settings of a search by proposals; raises a ValueError as `darts_jax.settings.build`."""
+  """The settings of a search by proposals from its config; raises a ValueError as `darts_jax.settings.build` does."""
   return build(TrialSearch, config)

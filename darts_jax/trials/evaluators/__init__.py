@@ -1,6 +1,6 @@
-"""What architectures are scored by: one file an evaluator, under the name that configs use.
+"""Evaluators, which score architectures: one file per evaluator, under the names that configs use.
 
-An evaluator of one's own is added with `EVALUATORS['mine'] = Mine`.
+A user adds an evaluator with `EVALUATORS['mine'] = Mine`.
 """
 
 from darts_jax.trials.evaluators.base import Evaluator, EvaluatorSettings

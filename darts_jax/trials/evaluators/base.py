@@ -1,4 +1,4 @@
-"""The contract of evaluators, and what becomes of an evaluation that cannot be made."""
+"""The contract of evaluators, and the handling of evaluations that fail."""
 
 import abc
 import dataclasses
@@ -15,16 +15,16 @@ from darts_jax.trials.journal import describe
 
 
 class Evaluator(abc.ABC):
-  """Scores architectures; it is pickled into worker processes before every evaluation.
+  """Scores architectures; with several workers it is pickled into a worker process for every evaluation.
 
   Attributes:
-    measure: what logs and reports call the reward; of a name that ends in `accuracy` they give percentages.
+    measure: name of the reward in logs and reports, which print rewards as percentages if it contains `accuracy`.
   """
 
   measure: ClassVar[str] = 'reward'
 
   def open(self, folder: pathlib.Path) -> 'Evaluator':
-    """See `EvaluatorSettings`; an evaluator that writes no files is complete without a folder."""
+    """See `EvaluatorSettings`; an evaluator that writes no files needs no folder and returns itself."""
     return self
 
   def check(self, space: Space[Any]) -> None:
@@ -32,42 +32,49 @@ class Evaluator(abc.ABC):
     return
 
   def identity(self) -> dict[str, Any]:
-    """JSON values on which rewards depend; a journal of another evaluator is refused. By default, class and fields."""
+    """JSON values on which rewards depend, by default class and fields; a journal with other values is refused."""
     return describe(self)
 
   def fingerprint(self, space: Space[Any]) -> Any:
-    """JSON values that tell the data from others; None by default.
+    """JSON values that identify the data; None by default.
 
     Raises:
-      ValueError: an architecture of this space cannot be evaluated on these data; nothing has been written then.
+      ValueError: architectures of this space cannot be evaluated on these data; nothing has been written then.
     """
     return None
 
   def data_name(self) -> str:
-    """What the data are called; empty if there are none, or nobody says."""
+    """Name of the data; empty, the default, if there is none."""
     return ''
 
   def known(self) -> Mapping[str, float]:
-    """Numbers that are known before any evaluation, for reports: `optimum`, the highest reward there is, and others."""
+    """Values for logs and reports that are known before any evaluation, such as the highest reward, `optimum`."""
     return {}
 
   def fit(self, sample: Callable[[Key], Any]) -> None:
-    """Trains what evaluations share, on architectures that `sample` draws; by default they share nothing."""
+    """Trains state that evaluations share, such as shared weights; by default there is none.
+
+    Args:
+      sample: draws an architecture from a key.
+    """
     return
 
   @abc.abstractmethod
   def __call__(self, proposal: Proposal) -> Outcome:
     """Evaluates an architecture.
 
-    An error that would meet every architecture, such as missing data, is raised and ends the search. A failure of this
-    architecture is an outcome; running out of memory may be raised.
+    An error that concerns every architecture, such as missing data, has to be raised and ends the search. A failure of
+    this architecture alone is an outcome; only out-of-memory errors may be raised instead (see `evaluate`).
     """
 
   def test(self, outcome: Outcome) -> Mapping[str, float]:
     """Measures the best architecture on test data, once, after the last evaluation.
 
+    Args:
+      outcome: the best outcome.
+
     Returns:
-      Numbers by name, such as `test_accuracy`, that the outcome does not have yet; by default none.
+      Measures by name, such as `test_accuracy`, that the outcome does not have yet; by default none.
     """
     return {}
 
@@ -76,11 +83,11 @@ class EvaluatorSettings(Protocol):
   """The settings of an evaluator, a frozen dataclass; an `Evaluator` can be its own settings."""
 
   def open(self, folder: pathlib.Path) -> Evaluator:
-    """The evaluator of a run, which may write files into a folder."""
+    """The evaluator of a run; `folder` is for its files."""
 
 
 def evaluate(evaluator: Evaluator, proposal: Proposal) -> Outcome:
-  """The outcome of a proposal; without enough memory, or with a reward that is not finite, it has failed."""
+  """Evaluates a proposal; the outcome is a failure if memory runs out or the reward is not finite."""
   start = time.monotonic()
   try:
     outcome = evaluator(proposal)
@@ -95,6 +102,6 @@ def evaluate(evaluator: Evaluator, proposal: Proposal) -> Outcome:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-  # JAX is not imported to know its error.
+  # The class is compared by name, so that JAX need not be imported here.
   of_jax = any(kind.__name__ in ('JaxRuntimeError', 'XlaRuntimeError') for kind in type(error).__mro__)
   return isinstance(error, MemoryError) or (of_jax and 'RESOURCE_EXHAUSTED' in str(error))

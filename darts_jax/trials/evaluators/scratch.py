@@ -1,4 +1,4 @@
-"""Evaluates architectures by a training of each from scratch."""
+"""An evaluator that trains every architecture from scratch."""
 
 import abc
 import contextlib
@@ -23,24 +23,25 @@ from darts_jax.trials.evaluators.base import Evaluator
 
 T = TypeVar('T', Training, LanguageTraining)
 
-#: Name of the folder, beside that of the trainings, of the training that is tested.
+#: Name of the folder of the training that is tested, beside the folder of the trainings.
 PICK = 'pick'
 
 
 @dataclasses.dataclass(frozen=True)
 class FromScratch(Evaluator, Generic[T]):
-  """An evaluation is a training, which does not read the test data.
+  """Trains every architecture from scratch, without reading the test data.
 
   Attributes:
-    training: settings of every training; a proposal with a part of the budget gets that part of the epochs.
-    folder: gets a folder for each training, by the number of its proposal, in which an interrupted training goes on.
+    training: settings of every training; a proposal with a budget b < 1 is trained for b times as many epochs.
+    folder: folder of the trainings; each has a working directory in it, named by its proposal's number, from which an
+      interrupted training resumes.
   """
 
   training: T
   folder: pathlib.Path
 
   def check(self, space: Space[Any]) -> None:
-    """Raises a ValueError if the networks of the space are for another task."""
+    """Raises a ValueError if the architectures of the space are for another task."""
     task = getattr(space, 'task', self.training.task)
     if task != self.training.task:
       raise ValueError(
@@ -53,7 +54,7 @@ class FromScratch(Evaluator, Generic[T]):
     return self.training.data.name
 
   def identity(self) -> dict[str, Any]:
-    """See `Evaluator`; the folder and the data may have moved."""
+    """See `Evaluator`; the paths of folder and data are left out, since both may have moved."""
     identity = super().identity()
     data = identity['training']['data']
     del identity['folder']
@@ -62,11 +63,11 @@ class FromScratch(Evaluator, Generic[T]):
     return identity
 
   def __call__(self, proposal: Proposal) -> Outcome:
-    """See `Evaluator`; a training that diverges has failed.
+    """See `Evaluator`; a training that diverges is a failure.
 
     Raises:
-      ValueError: the data or a folder is unfit.
-      Interrupted: by a signal; the training goes on when the proposal is evaluated again.
+      ValueError: the data or a working directory is invalid.
+      Interrupted: a signal asked to stop; the training resumes when the proposal is evaluated again.
     """
     folder = self.folder / str(proposal.number)
     epochs = math.ceil(proposal.budget * self.training.epochs)
@@ -88,21 +89,21 @@ class FromScratch(Evaluator, Generic[T]):
 
   @abc.abstractmethod
   def _train(self, settings: T, arch: Any, folder: pathlib.Path) -> tuple[float, int]:
-    """Trains an architecture, or the rest of it; returns the reward and the number of weights."""
+    """Trains an architecture, or resumes its training; returns the reward and the number of weights."""
 
   @abc.abstractmethod
   def _reward(self, epoch: Mapping[str, Any]) -> float:
-    """The reward that the line of an epoch in the log stands for."""
+    """The reward after an epoch, from the log line of the epoch."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scratch(FromScratch[Training]):
-  """The reward is the accuracy on held-out images after the last epoch; see `FromScratch`."""
+  """Trains networks for images; the reward is the accuracy on held-out images after the last epoch."""
 
   measure: ClassVar[str] = 'valid_accuracy'
 
   def check(self, space: Space[Any]) -> None:
-    """Raises a ValueError if the space has no networks for images, or if no images are held out."""
+    """Raises a ValueError if the space has no networks for images, or no training images are held out."""
     super().check(space)
     if not self.training.data.validation_fraction:
       raise ValueError(
@@ -112,11 +113,11 @@ class Scratch(FromScratch[Training]):
   def fingerprint(self, space: Space[Any]) -> Any:
     """See `Evaluator`."""
     with named():
-      # Whether networks can be trained does not depend on which architecture it is.
+      # Any architecture will do, since the check does not depend on it.
       return training.check(self.training, space.sample(np.random.default_rng(0)))[1]
 
   def test(self, outcome: Outcome) -> Mapping[str, float]:
-    """Trains the architecture again, with the same seed and so to the same weights, and reads the test images."""
+    """Trains the architecture again, with the same seed and so to the same weights, and tests it on the test images."""
     arch = outcome.proposal.arch
     with named():
       if 'test' not in training.check(self.training, arch)[0]:
@@ -134,7 +135,7 @@ class Scratch(FromScratch[Training]):
 
 @dataclasses.dataclass(frozen=True)
 class ScratchSettings(Training):
-  """Settings of every training, see `Training`; in a search, its seed is that of the search by default."""
+  """The settings of every training, see `Training`; by default the seed is that of the search."""
 
   def open(self, folder: pathlib.Path) -> Scratch:
     """See `EvaluatorSettings`."""
@@ -143,7 +144,7 @@ class ScratchSettings(Training):
 
 @contextlib.contextmanager
 def named() -> Iterator[None]:
-  """Gives errors of a training the names that its fields have in the config of a search."""
+  """Replaces `config` in a training's errors by `config.evaluator`, the place of its fields in a search's config."""
   try:
     yield
   except ValueError as error:

@@ -1,4 +1,4 @@
-"""Evaluates recurrent architectures by a training of each as a language model, from scratch."""
+"""An evaluator that trains every recurrent architecture from scratch, as a language model."""
 
 import dataclasses
 import pathlib
@@ -14,7 +14,7 @@ from darts_jax.trials.evaluators.scratch import PICK, FromScratch, named
 
 @dataclasses.dataclass(frozen=True)
 class ScratchText(FromScratch[LanguageTraining]):
-  """The reward is the negative validation loss of the best epoch, in nats per token; see `FromScratch`."""
+  """Trains language models; the reward is the negative validation loss of the best epoch, in nats per token."""
 
   measure: ClassVar[str] = 'negative_valid_loss'
 
@@ -25,7 +25,7 @@ class ScratchText(FromScratch[LanguageTraining]):
       return self.training.data.load().fingerprint
 
   def test(self, outcome: Outcome) -> Mapping[str, float]:
-    """Trains the architecture again, with the same seed and so to the same weights, and reads the test text."""
+    """Trains the architecture again, with the same seed and so to the same weights, and tests it on the test text."""
     if not self.training.data.test:
       return {}
     with named():
@@ -42,7 +42,7 @@ class ScratchText(FromScratch[LanguageTraining]):
 
 @dataclasses.dataclass(frozen=True)
 class ScratchTextSettings(LanguageTraining):
-  """Settings of every training, see `LanguageTraining`; in a search, its seed is that of the search by default."""
+  """The settings of every training, see `LanguageTraining`; by default the seed is that of the search."""
 
   def open(self, folder: pathlib.Path) -> ScratchText:
     """See `EvaluatorSettings`."""

@@ -1,4 +1,4 @@
-"""Evaluates architectures of NAS-Bench-201 by its table, without any training."""
+"""An evaluator that looks architectures of NAS-Bench-201 up in the benchmark's table, without training."""
 
 import dataclasses
 import functools
@@ -17,14 +17,14 @@ from darts_jax.trials.evaluators.base import Evaluator
 
 @dataclasses.dataclass(frozen=True)
 class TableEvaluator(Evaluator):
-  """The reward is the validation accuracy after 12 epochs, 0 to 1; accuracies on test images go with it.
+  """The reward is the validation accuracy after 12 epochs, 0 to 1; outcomes also have the test accuracies.
 
   Attributes:
     path: folder with the table, see `darts_jax.spaces.nasbench201_table`.
-    dataset: that the networks were trained on: `cifar10`, `cifar100` or `imagenet16`.
+    dataset: dataset on which the networks were trained: `cifar10`, `cifar100` or `imagenet16`.
 
   Raises:
-    ValueError: there is no such data set; one line.
+    ValueError: `dataset` is none of these; one line.
   """
 
   measure: ClassVar[str] = 'valid_accuracy'
@@ -38,7 +38,7 @@ class TableEvaluator(Evaluator):
     check(self)
 
   def check(self, space: Space[Any]) -> None:
-    """Raises a ValueError if the space is not that of the table, or the table cannot be read."""
+    """Raises a ValueError if the space is not NAS-Bench-201, or the table cannot be read."""
     if space.name != NasBench201.name:
       raise ValueError(f'config.evaluator.name: table has no architectures of the space {space.name}')
     if not self.path:
@@ -50,7 +50,7 @@ class TableEvaluator(Evaluator):
     return self.dataset
 
   def identity(self) -> dict[str, Any]:
-    """See `Evaluator`; a table may have moved, and another one be at its place."""
+    """See `Evaluator`; a digest of the table replaces its path, since tables may be moved or replaced."""
     return {name: value for name, value in super().identity().items() if name != 'path'} | self._digest()
 
   def fingerprint(self, space: Space[Any]) -> Any:
@@ -61,7 +61,10 @@ class TableEvaluator(Evaluator):
     return {'table_sha256': hashlib.sha256(_table(self.path).values.tobytes()).hexdigest()}
 
   def known(self) -> Mapping[str, float]:
-    """The highest reward and test accuracy of all architectures, each of another one perhaps, and their means."""
+    """Maximum and mean over all architectures of the reward and of the test accuracy after 200 epochs.
+
+    The two maxima may be of different architectures.
+    """
     columns = _table(self.path).values[:, DATASETS.index(self.dataset)].T
     values = dict(zip(Accuracies._fields, columns, strict=True))
     return {
@@ -80,5 +83,5 @@ class TableEvaluator(Evaluator):
 
 @functools.cache
 def _table(path: str) -> Table:
-  """Read once in a process."""
+  """The table in a folder, which a process reads once."""
   return Table.read(path, 'config.evaluator.path')
