@@ -1,8 +1,8 @@
-"""Strategies: how an architecture is found, one file a method, under the name that configs use.
+"""Strategies, which find architectures: one file per method, under the names that configs use.
 
-A relaxed strategy moves an architecture by gradients inside the compiled step of a search (`relaxed`). A sampled one
-says which architecture is evaluated next, given how good the earlier ones were (`sampled`). A strategy of one's own is
-added with `STRATEGIES['mine'] = Mine`.
+A relaxed strategy has architecture parameters, which gradients move inside the compiled step of a search (`relaxed`). A
+sampled strategy proposes the next architecture, given the rewards of earlier ones (`sampled`). A user adds a strategy
+with `STRATEGIES['mine'] = Mine`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,7 +32,7 @@ STRATEGIES: dict[str, type[Relaxed] | type[Sampled[Any]]] = {
 
 
 class _Strategies(Mapping[str, type[T]]):
-  """The strategies of one contract, also those that are added later."""
+  """A view of the strategies of one contract, including those that are added later."""
 
   def __init__(self, contract: type[T]) -> None:
     self._contract = contract
@@ -50,6 +50,6 @@ class _Strategies(Mapping[str, type[T]]):
     return sum(1 for _ in self)
 
 
-#: The relaxed strategies by name, and the sampled ones.
+#: The relaxed and the sampled strategies by name.
 RELAXED: Mapping[str, type[Relaxed]] = _Strategies(Relaxed)  # type: ignore[type-abstract]
 SAMPLED: Mapping[str, type[Sampled[Any]]] = _Strategies(Sampled)  # type: ignore[type-abstract]

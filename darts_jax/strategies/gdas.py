@@ -1,9 +1,9 @@
-"""GDAS: every step samples an architecture, and computes and trains that one alone [GDAS §3].
+"""GDAS: every step samples an architecture, and computes and trains only its operations [GDAS §3].
 
-On each edge the operation with the largest α + G is chosen, G drawn from a Gumbel distribution: operation o with
-probability p_o = softmax(α)_o. In the gradient of α the chosen operations stand for softmax((α + G) / τ).
+Each edge uses the operation with the largest α + G, where G are draws from a Gumbel distribution; so operation o is
+chosen with probability softmax(α)_o. For the gradient in α, the one-hot choice is replaced by softmax((α + G) / τ).
 
-Sources: [GDAS] arXiv 1910.04465; the authors' code, AutoDL-Projects, by which the temperature falls.
+Sources: [GDAS] arXiv 1910.04465; the authors' code, AutoDL-Projects, for the schedule of the temperature.
 """
 
 import dataclasses
@@ -28,11 +28,11 @@ class Gdas(Relaxed):
   """Gradient-based search with a differentiable architecture sampler.
 
   Attributes:
-    init_scale: α start at this times a standard normal.
-    tau: the temperature τ in the first and in the last epoch; it changes by the same amount from epoch to epoch.
-    inactive_gradient: what an operation that was not chosen counts as in the gradient of its weight. `none`: as zero,
-      as in the paper, where gradients go back through what was chosen. `exact`: as its own image, which is computed
-      then. `released`: as an image of ones, as in the authors' code, which adds the weight itself.
+    init_scale: standard deviation of the initial α, which are normal.
+    tau: temperature τ of the first and of the last epoch; it changes linearly from epoch to epoch.
+    inactive_gradient: the output that replaces an operation that was not chosen, in the gradient of its weight. `none`:
+      zeros, as in the paper, where gradients pass through chosen operations only. `exact`: its own output, for which it
+      has to be computed. `released`: ones, as in the authors' code, which adds the weight itself to the sum.
   """
 
   name: ClassVar[str] = 'gdas'
@@ -42,7 +42,7 @@ class Gdas(Relaxed):
   inactive_gradient: str = setting('none', choices=('none', 'exact', 'released'))
 
   def check(self, space: CellSpace) -> None:
-    """Raises a ValueError if the networks of the space cannot add the weights of what was not chosen."""
+    """Raises a ValueError if the networks of the space do not support `released`."""
     if self.inactive_gradient == 'released' and space.task != 'images':
       raise ValueError("config.strategy.inactive_gradient: 'released' is not allowed; on text it is 'none' or 'exact'")
 
@@ -52,7 +52,7 @@ class Gdas(Relaxed):
     return 'Every step draws one operation an edge. Weights over time are the probabilities that they are drawn with.'
 
   def chances(self, arch: Arch, space: CellSpace, cells: Cells) -> dict[str, Array]:
-    """The softmax of α, at a temperature of 1."""
+    """The softmax of α at temperature 1."""
     return {name: softmax(arch[name], cells[name], spec) for name, spec in space.cells.items()}
 
   def init(self, space: CellSpace, key: Array) -> Arch:
@@ -65,13 +65,13 @@ class Gdas(Relaxed):
     return first + (last - first) * time.epoch.astype(jnp.float32) / max(time.epochs - 1, 1)
 
   def mix(self, arch: Arch, space: CellSpace, cells: Cells, time: Time, key: Any, purpose: Any) -> dict[str, Mixing]:
-    """One operation an edge, drawn; in an evaluation the most likely one."""
+    """One operation per edge with weight 1: a random draw or, in evaluations, the most likely one."""
     wanted, tau = jnp.asarray(purpose) != EVALUATE, self.temperature_at(time)
     noise = {name: jnp.where(wanted, value, 0) for name, value in gumbel(key, arch).items()}
     return {name: self.choose(arch[name] + noise[name], cells[name], spec, tau) for name, spec in space.cells.items()}
 
   def choose(self, scores: Array, spec: CellSpec, searched: CellSpec, tau: Array | float) -> Mixing:
-    """The operations with the largest scores α + G, `[E', O]`; see `softmax` for the cells."""
+    """One operation per edge with weight 1, that of the largest score α + G, `[E', O]`; see `softmax` for the rest."""
     operations, chosen = straight_through(softmax(scores, spec, searched, tau))
     return Mixing(
       operations,
@@ -81,10 +81,10 @@ class Gdas(Relaxed):
     )
 
   def read(self, arch: Arch, space: CellSpace, memory: Memory) -> Genotype:
-    """The strongest edges with their most likely operations, as the space keeps edges and `none`."""
+    """The strongest edges of every node, each with its most likely operation."""
     del memory
     return space.strongest(preferences(arch, space))
 
   def doubts(self, before: Arch, after: Arch, space: CellSpace) -> Doubts:
-    """What another epoch like the last one could change."""
+    """The edges and operations that another epoch like the last one could change."""
     return doubts(preferences(before, space), preferences(after, space), space.cells, keeps_none=space.keeps_none)

@@ -1,8 +1,8 @@
-"""PC-DARTS: edges compute a part of the channels, and the edges into a node are weighted, too [PC-DARTS §3].
+"""PC-DARTS: edges process a part of the channels, and the edges into a node have weights, too [PC-DARTS §3].
 
-The image of a node is Σ_e b_e · f_e over the edges that arrive at it, with b the softmax of their architecture
-parameters β; f_e is the mixture of operations of DARTS on one in K channels of the source, beside the other channels as
-they are. The paper lets α and β move from epoch 15 on, `config.alphas.from_epoch`.
+The output of a node is Σ_e b_e · f_e over its incoming edges, where b is the softmax of their architecture parameters
+β, and f_e concatenates the mixed operation of DARTS on one in K channels of the source with the other channels,
+unchanged. In the paper, α and β move from epoch 15 on (`config.alphas.from_epoch`).
 
 Source: [PC-DARTS] arXiv 1907.05737.
 """
@@ -27,11 +27,11 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class PcDarts(Relaxed):
-  """Partially-connected DARTS; α of a kind of cell have its name, and β that name after `betas_`.
+  """Partially-connected DARTS; the architecture parameters are α, `CELL`, and β, `betas_CELL`, of every kind of cell.
 
   Attributes:
-    init_scale: α and β start at this times a standard normal.
-    channel_part: K, if edges compute one in K channels; the paper has 4 on CIFAR-10 and 2 on ImageNet.
+    init_scale: standard deviation of the initial α and β, which are normal.
+    channel_part: K, if edges process one in K channels; 4 on CIFAR-10 and 2 on ImageNet in the paper.
   """
 
   name: ClassVar[str] = 'pc_darts'
@@ -50,7 +50,7 @@ class PcDarts(Relaxed):
     )
 
   def plan(self, space: CellSpace, epochs: int) -> tuple[Stage, ...]:
-    """One stage."""
+    """A single stage, with partial channels."""
     del space
     return (Stage(epochs, channel_part=self.channel_part),)
 
@@ -62,7 +62,7 @@ class PcDarts(Relaxed):
     return normal_alphas(key, space.cells, self.init_scale) | betas
 
   def mix(self, arch: Arch, space: CellSpace, cells: Cells, time: Time, key: Any, purpose: Any) -> dict[str, Mixing]:
-    """The softmax of every edge over its operations, and of every node over the edges that arrive at it."""
+    """The softmax over the operations of every edge, and over the incoming edges of every node."""
     del time, key, purpose
     return {
       name: Mixing(softmax(arch[name], cells[name], spec), edge_weights(arch[f'betas_{name}'], cells[name], spec))
@@ -70,12 +70,12 @@ class PcDarts(Relaxed):
     }
 
   def read(self, arch: Arch, space: CellSpace, memory: Memory) -> Genotype:
-    """The edges and operations with the largest products of both weights."""
+    """The edges and operations with the largest products of edge weight and operation weight."""
     del memory
     return space.strongest(self._products(arch, space))
 
   def doubts(self, before: Arch, after: Arch, space: CellSpace) -> Doubts:
-    """What another epoch like the last one could change."""
+    """The edges and operations that another epoch like the last one could change."""
     found = self._products(before, space), self._products(after, space)
     return doubts(*found, space.cells, keeps_none=space.keeps_none)
 
@@ -85,15 +85,15 @@ class PcDarts(Relaxed):
 
 
 def edge_weights(betas: Array, spec: CellSpec, searched: CellSpec) -> Array:
-  """The weights of edges, a softmax over those that arrive at the same node [PC-DARTS §3.3].
+  """The weights of edges: a softmax over the incoming edges of each node [PC-DARTS §3.3].
 
   Args:
-    betas: `[E']`, as `searched` has edges.
+    betas: `[E']`, β of the edges of `searched`.
     spec: a cell with some of the edges of `searched`.
     searched: the searched cell.
 
   Returns:
-    `[E]`, as `spec` has edges; those of a node sum to 1.
+    `[E]`, the weights of the edges of `spec`; the incoming edges of a node sum to 1.
   """
   if spec.num_edges != searched.num_edges:
     betas = betas[rows_of(spec, searched)]

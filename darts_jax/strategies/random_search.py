@@ -1,4 +1,4 @@
-"""Random search: every proposal is drawn from the space's uniform distribution, whatever was told before."""
+"""Random search: every proposal is drawn from the space's uniform distribution, independently of earlier outcomes."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ class RandomState(NamedTuple):
   """The state of a random search.
 
   Attributes:
-    space: that architectures are drawn from.
+    space: the space from which architectures are drawn.
     asked: number of proposals.
     best: the best outcome so far.
   """
@@ -25,7 +25,7 @@ class RandomState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RandomSearch(Sampled[RandomState]):
-  """Draws with replacement; what is uniform is said by the method `sample` of the space."""
+  """Draws architectures by `Space.sample`, with replacement."""
 
   def init(self, space: Space[Any], key: Key) -> RandomState:
     """See `Sampled`."""

@@ -1,4 +1,4 @@
-"""Regularised evolution [RE]: a population whose oldest member dies, whatever its reward, when a child is born.
+"""Regularised evolution [RE]: a population in which every child replaces the oldest member, whatever its reward.
 
 Source: [RE] Real et al. 2019, arXiv 1802.01548, algorithm 1.
 """
@@ -18,11 +18,11 @@ class EvolutionState(NamedTuple):
   """The state of an evolution.
 
   Attributes:
-    space: that architectures belong to.
+    space: the space of the architectures.
     asked: number of proposals.
     failed: number of evaluations that failed.
-    population: outcomes of its members in the order in which they were told, the oldest first.
-    best: the best outcome so far, whether its member lives or not.
+    population: outcomes of the living members in the order told, the oldest first.
+    best: the best outcome so far, whether its member is still alive or not.
   """
 
   space: Space[Any]
@@ -34,11 +34,11 @@ class EvolutionState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RegularizedEvolution(Sampled[EvolutionState]):
-  """Random members first, then mutated winners of tournaments; failures never become members.
+  """Random architectures fill the population, then mutated winners of tournaments; failures never become members.
 
   Attributes:
-    population: members that live. A child may equal one of them; it is evaluated again, and is a member of its own.
-    sample_size: members that are drawn for a tournament, with replacement; at most `population`. The best is parent.
+    population: number of living members. A child may equal a member; it is evaluated again, and is a member of its own.
+    sample_size: members drawn for a tournament, with replacement; at most `population`. The best becomes the parent.
   """
 
   population: int = setting(100, at_least=1, at_most=limits.TRIALS)
@@ -56,7 +56,7 @@ class RegularizedEvolution(Sampled[EvolutionState]):
     return EvolutionState(space)
 
   def ask(self, state: EvolutionState, key: Key) -> tuple[EvolutionState, Proposal | None]:
-    """See `Sampled`; waits while all random members are being evaluated and none has been told."""
+    """See `Sampled`; waits if all random architectures have been proposed and none has an outcome yet."""
     rng = np.random.default_rng(key)
     if state.asked - state.failed < self.population:
       proposal = Proposal(state.asked, state.space.sample(rng))
@@ -68,23 +68,23 @@ class RegularizedEvolution(Sampled[EvolutionState]):
     return state._replace(asked=state.asked + 1), proposal
 
   def tell(self, state: EvolutionState, outcome: Outcome) -> EvolutionState:
-    """See `Sampled`; of more members than may live, the oldest dies."""
+    """See `Sampled`; the oldest member dies if the population is full."""
     if outcome.status == 'failed':
       return state._replace(failed=state.failed + 1)
     living = (*state.population, outcome)[-self.population :]
     return state._replace(population=living, best=better(state.best, outcome))
 
   def best(self, state: EvolutionState) -> Any:
-    """See `Sampled`; the best of all that were evaluated, not of those that live."""
+    """See `Sampled`; the best of all evaluated architectures, not only of living members."""
     return architecture(state.best)
 
   def sample(self, state: EvolutionState, key: Key) -> Any:
-    """See `Sampled`; a child, or a random architecture as long as there are no members."""
+    """See `Sampled`; a child, or a random architecture while there are no members."""
     rng = np.random.default_rng(key)
     space = state.space
     return space.mutate(self._winner(state, rng).arch, rng) if state.population else space.sample(rng)
 
   def _winner(self, state: EvolutionState, rng: np.random.Generator) -> Proposal:
-    """The best of a tournament; of equal ones the one that was drawn first."""
+    """The winner of a tournament: the member with the highest reward; among equals, the one drawn first."""
     drawn = rng.integers(len(state.population), size=self.sample_size)
     return max((state.population[int(place)] for place in drawn), key=lambda member: member.reward).proposal

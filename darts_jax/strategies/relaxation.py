@@ -1,4 +1,4 @@
-"""Architecture parameters → mixing weights: mathematics that strategies share."""
+"""Functions from architecture parameters to mixing weights that several strategies use."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ Array = jax.Array
 
 
 def normal_alphas(key: Array, cells: Mapping[str, CellSpec], scale: float) -> dict[str, Array]:
-  """α = `scale` · N(0, 1) for every kind of cell, `[E, O]` float32; consumes the key."""
+  """Draws α = `scale` · N(0, 1), `[E, O]` float32, for every kind of cell; consumes the key."""
   keys = jax.random.split(key, len(cells))
   return {
     name: scale * jax.random.normal(k, (spec.num_edges, len(spec.operations)))
@@ -30,13 +30,13 @@ def softmax(alphas: Array, spec: CellSpec, searched: CellSpec, temperature: Arra
   """The continuous relaxation of the paper: a softmax over the operations of each edge [DARTS §2.2].
 
   Args:
-    alphas: `[E', O]` architecture parameters, rows and columns as `searched` has edges and operations.
+    alphas: `[E', O]` architecture parameters; rows are the edges of `searched`, columns its operations.
     spec: a cell with some of the edges of `searched`, each with some of its operations.
     searched: the searched cell.
-    temperature: `[]`, what α are divided by; the smaller, the closer weights are to 0 and 1.
+    temperature: `[]`, divides α; the smaller it is, the closer are the weights to 0 and 1.
 
   Returns:
-    `[E, O]` mixing weights, rows as `spec` has edges; every row sums to 1 over the operations that its edge has.
+    `[E, O]` mixing weights; rows are the edges of `spec`, and each sums to 1 over the candidates of its edge.
   """
   if spec.num_edges != searched.num_edges:
     alphas = alphas[rows_of(spec, searched)]
@@ -47,14 +47,14 @@ def softmax(alphas: Array, spec: CellSpec, searched: CellSpec, temperature: Arra
 
 
 def preferences(alphas: Mapping[str, Array], space: CellSpace) -> dict[str, Array]:
-  """The softmax of α over the operations of each edge of the searched cells, at a temperature of 1."""
+  """The softmax of α over the operations of each edge of the searched cells, at temperature 1."""
   return {name: softmax(alphas[name], spec, spec) for name, spec in space.cells.items()}
 
 
 def gumbel(key: Array, alphas: Mapping[str, Array]) -> dict[str, Array]:
-  """Independent draws from the standard Gumbel distribution, as many as there are α; consumes the key.
+  """Draws G from the standard Gumbel distribution, independently for each α; consumes the key.
 
-  The largest of α + G belongs to an operation with the probability that a softmax of α gives it.
+  The probability that an operation has the largest α + G of its edge is its softmax of α.
   """
   keys = jax.random.split(key, len(alphas))
   pairs = zip(keys, sorted(alphas.items()), strict=True)
@@ -62,34 +62,35 @@ def gumbel(key: Array, alphas: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def straight_through(weights: Array) -> tuple[Array, Array]:
-  """The largest of the weights of every edge as 1, the others as 0, with the derivatives of the weights.
+  """The straight-through estimator: the largest weight of every edge becomes 1, the others 0.
 
   Args:
     weights: `[E, O]`.
 
   Returns:
-    The same shape, and `[E, O]` bool: which of them are 1. Of equal weights it is the first.
+    `[E, O]`, the one-hot weights, whose derivatives are those of `weights`; and `[E, O]` bool, which of them are 1.
+    Among equal weights the first is chosen.
   """
   chosen = jax.nn.one_hot(jnp.argmax(weights, axis=1), weights.shape[1], dtype=bool)
-  # The difference is exactly zero, so that it rounds nothing.
+  # The difference is exactly zero, so the sum is not rounded.
   return chosen.astype(weights.dtype) + (weights - jax.lax.stop_gradient(weights)), chosen
 
 
 def rows_of(spec: CellSpec, searched: CellSpec) -> np.ndarray:
-  """`[E]` rows that the edges of a cell have in a cell of which it is a part."""
+  """The rows of `searched` that the edges of `spec`, a part of it, belong to: `[E]` int."""
   rows = {(target, edge.source): row for row, (target, edge) in enumerate(searched.edges)}
   return np.array([rows[target, edge.source] for target, edge in spec.edges], int)
 
 
 def candidates(spec: CellSpec) -> np.ndarray:
-  """`[E, O]` bool: the operations that each edge has."""
+  """The candidates of each edge as a mask, `[E, O]` bool."""
   return np.array([[name in edge.operations for name in spec.operations] for _, edge in spec.edges], bool)
 
 
 def annealed(temperature: tuple[float, float], time: Time) -> Array | float:
-  """`[]`: a temperature that goes from the first to the second value by the same factor at every step.
+  """A temperature, `[]`, that changes from the first to the second value by the same factor at every step.
 
-  A number if both are the same.
+  It is a Python number if both values are equal, so that XLA sees a constant.
   """
   initial, final = temperature
   if initial == final:
@@ -99,11 +100,12 @@ def annealed(temperature: tuple[float, float], time: Time) -> Array | float:
 
 @dataclasses.dataclass(frozen=True)
 class Softmax(Relaxed):
-  """A strategy whose architecture parameters are α, `[E, O]` of every kind of cell, and which mixes by their softmax.
+  """A strategy with architecture parameters α, `[E, O]` for every kind of cell, whose softmax is the mixing weights.
 
   Attributes:
-    init_scale: α start at this times a standard normal.
-    temperature: of the softmax at the first and after the last step; it changes by the same factor at every step.
+    init_scale: standard deviation of the initial α, which are normal.
+    temperature: temperature of the softmax at the first and after the last step; it changes by the same factor at every
+      step.
   """
 
   draws: ClassVar[bool] = False
@@ -120,7 +122,7 @@ class Softmax(Relaxed):
     return annealed(self.temperature, time)
 
   def mix(self, arch: Arch, space: CellSpace, cells: Cells, time: Time, key: Any, purpose: Any) -> dict[str, Mixing]:
-    """The softmax of every edge over the operations that it has."""
+    """The softmax over the candidates of every edge."""
     del key, purpose
     temperature = self.temperature_at(time)
     return {name: Mixing(softmax(arch[name], cells[name], spec, temperature)) for name, spec in space.cells.items()}

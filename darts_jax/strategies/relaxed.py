@@ -1,11 +1,11 @@
-"""The contract of a relaxed strategy, which moves an architecture by gradients inside the compiled step.
+"""The contract of a relaxed strategy, which finds an architecture by gradients inside the compiled step.
 
-A strategy is its settings, a frozen dataclass. What it has learnt is a value beside it: architecture parameters, which
-the search step moves, and a memory of JSON values, which `turn` changes after every epoch. So every estimator of the
-hypergradient works with every strategy, and a run that was killed comes to the same decisions again.
+A strategy is its settings, a frozen dataclass. Its state is kept apart: the architecture parameters, which the search
+step updates, and a memory of JSON values, which `turn` updates after every epoch. Therefore every estimator of the
+hypergradient works with every strategy, and a run that was killed and resumed repeats the same decisions.
 
-A strategy shapes the architecture parameters, the mixing weights, how an architecture is read off them, and from one
-epoch to the next the supernet. It does not touch the weights, their optimiser, the hypergradient or the data.
+A strategy defines the architecture parameters, the mixing weights and how an architecture is derived from them, and may
+make the supernet smaller between epochs. It does not touch the weights, their optimiser, the hypergradient or the data.
 """
 
 import abc
@@ -25,22 +25,22 @@ from darts_jax.spaces.mixing import Mixing
 Array = jax.Array
 #: Architecture parameters: any pytree.
 Arch = Any
-#: JSON values.
+#: The memory of a strategy: JSON values.
 Memory = Any
 #: The cells of a supernet by name.
 Cells = Mapping[str, CellSpec]
-#: By name, then by kind of cell, `[E]` float64: what a strategy scores edges by.
+#: Scores of edges, `[E]` float64, by name of the score, then by kind of cell.
 Scores = Mapping[str, Mapping[str, np.ndarray]]
 
-#: What mixing weights are for: an update of the weights, one of the architecture, or an evaluation.
+#: Purposes of mixing weights: an update of the weights, an update of the architecture parameters, an evaluation.
 WEIGHTS, ALPHAS, EVALUATE = range(3)
 
 
 class Time(NamedTuple):
-  """When a step is.
+  """The time of a step in a search, for schedules.
 
   Attributes:
-    step: `[]` steps taken; may be traced.
+    step: `[]`, steps taken before it; may be traced.
     ends: steps taken by the end of every epoch of the search.
   """
 
@@ -49,17 +49,17 @@ class Time(NamedTuple):
 
   @property
   def steps(self) -> int:
-    """Steps of the whole search."""
+    """Number of steps of the whole search."""
     return self.ends[-1]
 
   @property
   def epochs(self) -> int:
-    """Epochs of the whole search."""
+    """Number of epochs of the whole search."""
     return len(self.ends)
 
   @property
   def epoch(self) -> Array:
-    """`[]` int32: the epoch of the step, counted from 0; of the last step's end, the last epoch."""
+    """The epoch of the step, `[]` int32, counted from 0; after the last step it is still the last epoch."""
     done = jnp.sum(jnp.asarray(self.step) >= np.array(self.ends), dtype=jnp.int32)
     return jnp.minimum(done, self.epochs - 1)
 
@@ -68,9 +68,9 @@ class Stage(NamedTuple):
   """A part of the search with one supernet, which is compiled once.
 
   Attributes:
-    epochs: how many there are in it.
-    batch_growth: by how many examples its batches are larger than `config.batch_size`.
-    channel_part: K, if edges of convolutional cells compute one in K channels [PC-DARTS §3.2]; 1 for all.
+    epochs: number of epochs of the stage.
+    batch_growth: number of examples by which its batches are larger than `config.batch_size`.
+    channel_part: K, if edges of convolutional cells process one in K channels [PC-DARTS §3.2]; 1 for all channels.
   """
 
   epochs: int
@@ -79,17 +79,17 @@ class Stage(NamedTuple):
 
 
 class Turn(NamedTuple):
-  """What a strategy makes of an epoch.
+  """The decision of a strategy after an epoch.
 
   Attributes:
-    memory: for the next epoch.
-    scores: of the edges, by which the strategy decided.
-    messages: what it decided, a line each.
-    then: what the search does next. `on`: the next epoch. `stop`: it ends. `back`: it goes on from where an earlier
-      epoch ended, with all that the supernet and its optimisers were then, and with this memory.
-    to_epoch: with `stop` or `back`, the epoch, counted from 0, that the search returns the architecture of or goes on
-      from; the checkpoints of such epochs are kept (see `Relaxed.may_return_to`). None with `stop`: this epoch.
-    measures: numbers about the epoch, which the log has in its line.
+    memory: memory of the strategy for the next epoch.
+    scores: the scores of the edges by which it decided.
+    messages: its decisions, one line each.
+    then: the next action of the search. `on`: it continues with the next epoch. `stop`: it ends. `back`: it continues
+      from the end of an earlier epoch, with the weights, α and optimiser states of then, and with this memory.
+    to_epoch: the epoch, counted from 0, whose architecture the search returns (`stop`), or from whose end it continues
+      (`back`); it has to be one of `Relaxed.may_return_to`, whose checkpoints are kept. None with `stop`: this epoch.
+    measures: values for the log line of the epoch.
   """
 
   memory: Memory
@@ -103,14 +103,14 @@ class Turn(NamedTuple):
 class Probe(Protocol):
   """Answers questions of a strategy about the supernet after an epoch.
 
-  A program is compiled when it is first asked for. The answers depend on nothing but the state of the search.
+  Each program is compiled at its first use. The answers are functions of the state of the search and the arguments.
   """
 
   def curvature(self) -> float:
     """The largest eigenvalue of ∂²L_val/∂α² [RobustDARTS §4].
 
-    L_val is the loss in training mode of the latest batch that α moved by, at the weights of now; the derivatives are
-    in all architecture parameters together. It is neither normalised, nor is the decay of α a part of it.
+    L_val is the loss in training mode on the batch of the latest update of α, at the present weights. The Hessian is in
+    all architecture parameters together; it is not normalised, and does not include the decay of α.
     """
     ...
 
@@ -118,21 +118,22 @@ class Probe(Protocol):
     """Evaluates the supernet at these mixing weights; returns metrics such as `loss` and `accuracy`.
 
     Args:
-      mixing: of every kind of cell, rows and columns as `cells` has edges and operations. They are arguments of one
-        compiled program.
+      mixing: mixing weights of every kind of cell; rows are the edges of `Relaxed.cells`, columns the operations. They
+        are arguments of one compiled program, so that other values need no compilation.
     """
     ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Relaxed(abc.ABC):
-  """A relaxed strategy; what is not abstract may be left as it is.
+  """A relaxed strategy; methods that are not abstract have defaults for a strategy that decides nothing.
 
-  `space` is the searched space throughout. `cells` are those of the supernet now, the searched ones or a part of them.
+  In all methods, `space` is the searched space, and `cells` are the present cells of the supernet: those of the space,
+  or with fewer edges and operations.
 
   Attributes:
-    name: by which configs call it.
-    draws: whether `mix` draws random numbers. If not, its key is None, and is no part of the compiled step.
+    name: name of the strategy in configs.
+    draws: whether `mix` draws random numbers. If not, its key is None, and the compiled step does not contain it.
   """
 
   name: ClassVar[str]
@@ -140,117 +141,138 @@ class Relaxed(abc.ABC):
 
   @property
   def legend(self) -> str:
-    """Explains to readers of the report how the strategy weighs, scores and decides edges; plain text."""
+    """Plain text for the report that explains how the strategy weighs, scores and decides edges."""
     return ''
 
   def check(self, space: CellSpace) -> None:
-    """Raises a ValueError, one line that begins with a field of the config, if the space cannot be searched."""
+    """Raises a ValueError, one line that begins with a field of the config, if the strategy cannot search the space."""
     del space
 
   @abc.abstractmethod
   def init(self, space: CellSpace, key: Array) -> Arch:
-    """The architecture parameters before the first step; consumes the key."""
+    """Draws the initial architecture parameters; consumes the key."""
 
   @abc.abstractmethod
   def mix(self, arch: Arch, space: CellSpace, cells: Cells, time: Time, key: Any, purpose: Any) -> dict[str, Mixing]:
-    """Mixing weights of every kind of cell, rows and columns as `cells` has edges and operations.
+    """Computes the mixing weights of every kind of cell; rows are the edges of `cells`, columns the operations.
 
-    Traced, and differentiated with respect to `arch`. A schedule is a function of the traced time, so that nothing is
-    compiled again.
+    This method is traced, and differentiated with respect to `arch`. Schedules have to be functions of the traced time,
+    so that the step is compiled once.
 
     Args:
-      arch: architecture parameters.
+      arch: the architecture parameters.
       space: the searched space.
       cells: the cells of the supernet.
-      time: of the step.
-      key: of this step and purpose, the same in all passes of one hypergradient; None unless the strategy `draws`.
+      time: time of the step.
+      key: typed random key of this step and purpose, the same in all passes of one hypergradient; None unless the
+        strategy `draws`.
       purpose: `WEIGHTS`, `ALPHAS` or `EVALUATE`; may be traced.
     """
 
   @abc.abstractmethod
   def read(self, arch: Arch, space: CellSpace, memory: Memory) -> Genotype:
-    """The architecture that the parameters and what has been decided stand for; asked after any epoch."""
+    """Derives the architecture from the architecture parameters and the decisions in the memory, after any epoch."""
 
   def chances(self, arch: Arch, space: CellSpace, cells: Cells) -> Mapping[str, Array] | None:
-    """`[E, O]` for every kind of cell: the probabilities that operations are drawn with, as `mix` has edges.
+    """The probabilities with which `mix` draws operations, `[E, O]` for every kind of cell, with the edges of `cells`.
 
-    Logs and reports show them in place of the weights of an evaluation. None for a strategy that draws no operations.
+    Logs and reports show them instead of the mixing weights of an evaluation. None for a strategy that draws nothing.
     """
     del arch, space, cells
     return None
 
   def temperature_at(self, time: Time) -> Array | float:
-    """`[]`: what the parameters are divided by before `mix` takes a softmax; for logs and reports."""
+    """The temperature of the softmax in `mix`, `[]`; for logs and reports."""
     del time
     return 1.0
 
   def project(self, before: Arch, after: Arch, space: CellSpace, cells: Cells) -> Arch:
-    """The architecture parameters after an update, from those before it and those that the optimiser came to."""
+    """The architecture parameters after an update; part of the compiled step.
+
+    Args:
+      before: architecture parameters before the update.
+      after: architecture parameters that the optimiser returned.
+      space: the searched space.
+      cells: the cells of the supernet.
+    """
     del before, space, cells
     return after
 
   def start(self) -> Memory:
-    """The memory before the first epoch; None, and None ever after, for a strategy that decides nothing."""
+    """The memory before the first epoch; None, which it then always has to be, for a strategy that decides nothing."""
     return None
 
   def plan(self, space: CellSpace, epochs: int) -> tuple[Stage, ...]:
-    """The stages of a search of so many epochs, known in advance, so that its length and its learning rates are."""
+    """The stages of a search; they are fixed in advance, since the number of steps and schedules depend on them.
+
+    Args:
+      space: the searched space.
+      epochs: number of epochs of the search.
+    """
     del space
     return (Stage(epochs),)
 
   def cells(self, space: CellSpace, memory: Memory) -> Cells:
-    """The cells of the supernet with this memory.
+    """The cells of the supernet, as a function of the memory.
 
-    They may change only where a stage ends, and only lose edges and operations.
+    They may change only at the end of a stage, and only by losing edges and operations.
     """
     del memory
     return space.cells
 
   def turn(self, memory: Memory, arch: Arch, space: CellSpace, epoch: int, probe: Probe) -> Turn:
-    """Decides after an epoch, counted from 0; the same arguments always give the same.
+    """Decides after an epoch; has to be deterministic.
 
     Args:
-      memory: what the strategy has learnt by the end of the epoch before.
-      arch: architecture parameters, on the host.
+      memory: the memory after the epoch before.
+      arch: the architecture parameters, on the host.
       space: the searched space.
-      epoch: that has ended.
+      epoch: the epoch that has ended, counted from 0.
       probe: answers questions about the supernet.
     """
     del arch, space, epoch, probe
     return Turn(memory)
 
   def may_return_to(self, memory: Memory, epoch: int) -> tuple[int, ...]:
-    """The epochs that `turn` may name as `to_epoch` after the epoch that follows this one, or a later one.
-
-    Their checkpoints are kept.
+    """The epochs, counted from 0, that `turn` may name as `to_epoch` after any later epoch; their checkpoints are kept.
 
     Args:
-      memory: after the epoch.
-      epoch: the latest one that has ended, counted from 0.
+      memory: the memory after `epoch`.
+      epoch: the latest epoch that has ended, counted from 0.
     """
     del memory, epoch
     return ()
 
   def weight_decay(self, memory: Memory, usual: float) -> float | None:
-    """The decay of the weights from now on; `usual` is that of the config.
+    """The weight decay from now on.
 
-    None, and None ever after, for a strategy that leaves it as it is, so that it is a constant of the compiled step.
+    None, which it then always has to be, for a strategy that leaves the decay as it is; the decay is then a constant of
+    the compiled step.
+
+    Args:
+      memory: the memory of the strategy.
+      usual: `config.weights.weight_decay`.
     """
     del memory, usual
     return None
 
   def scores(self, arch: Arch, space: CellSpace, memory: Memory) -> Scores:
-    """What `turn` would score edges by; none if there is nothing to decide.
+    """The scores of edges by which `turn` would decide; empty for a strategy that decides no edges.
 
-    The report shows all of them, and beside a decision the one that is called `score`, or else the first.
+    The report shows all of them, and next to a decision the one named `score`, or else the first.
     """
     del arch, space, memory
     return {}
 
   def doubts(self, before: Arch, after: Arch, space: CellSpace) -> Doubts | None:
-    """What of the architecture is in doubt by how far the parameters moved from `before` to `after`.
+    """How much of the architecture would change if the architecture parameters moved once more by as much.
 
-    None for a strategy whose architecture does not depend on the parameters of the end.
+    None for a strategy whose architecture does not depend on the final architecture parameters.
+
+    Args:
+      before: architecture parameters before the latest epoch.
+      after: architecture parameters after it, from which the architecture is derived.
+      space: the searched space.
     """
     del before, after, space
     return None

@@ -1,10 +1,11 @@
 """RobustDARTS: DARTS that stops, or goes back and regularises more, when the curvature of L_val rises [RobustDARTS].
 
-Architectures degenerate when the search comes to regions in which λ, the largest eigenvalue of ∂²L_val/∂α², is large
-[§4]. The search ends before λ has grown too much [§4.3], or goes on from there with a larger decay of the weights [§5].
+Architectures degenerate when the search reaches regions with a large λ, the largest eigenvalue of ∂²L_val/∂α² [§4]. The
+search therefore returns to an epoch before λ rose and ends there [§4.3], or continues from it with a larger weight
+decay [§5].
 
-Sources: [RobustDARTS] arXiv 1909.09656; the authors' code, github.com/automl/RobustDARTS, whose rule for when λ has
-grown this is. In the paper it has when an earlier mean is less than 3/4 of the present one.
+Sources: [RobustDARTS] arXiv 1909.09656; the authors' code, github.com/automl/RobustDARTS, which has this criterion for
+a rise of λ. In the paper, λ has risen when an earlier mean is less than 3/4 of the present one.
 """
 
 import dataclasses
@@ -24,23 +25,25 @@ from darts_jax.strategies.relaxed import Arch, Memory, Probe, Turn
 class RobustDarts(Darts):
   """DARTS with early stopping or adaptive regularisation.
 
-  λ is evaluated after every `frequency`-th epoch, the first one included. Its mean at an evaluation is that of the
-  latest `window` evaluations, or of all while there are fewer, from half a window on; it belongs to the epoch in the
-  middle of a window. When it is more than `factor` times the mean of `lag` evaluations ago, λ has risen since the epoch
-  that the earlier mean belongs to. The search returns that epoch's architecture, or goes on from its end with the next
-  of `weight_decays`; after the last of these it goes on to its end, whatever λ does.
+  λ is evaluated after epochs 0, `frequency`, 2 · `frequency`, … The mean at an evaluation is over the latest `window`
+  evaluations, or over all of them if there are fewer, but at least half a window; it belongs to the epoch in the middle
+  of the window. If it is more than `factor` times the mean of `lag` evaluations ago, λ has risen since the epoch of the
+  earlier mean. The search then returns the architecture of that epoch, or continues from its end with the next of
+  `weight_decays`. After the last of these it continues to its end, whatever λ does.
 
-  The memory is `{'curvature': [[epoch, λ], …], 'raised': n}`, n the weight decays that have been taken. A search that
-  goes back forgets the evaluations that it leaves behind.
+  The memory is `{'curvature': [[epoch, λ], …], 'raised': n}`, where n is the number of weight decays used so far. When
+  the search goes back, the evaluations of later epochs are removed.
 
   Attributes:
     frequency: epochs from one evaluation to the next.
-    window: evaluations that a mean is of.
-    lag: evaluations between the means that are compared.
-    factor: the quotient of means from which on λ has risen.
-    first_epoch: the first epoch, counted from 0, that the search may return to.
-    ridge: is added to λ; the authors' code has `config.alphas.weight_decay`, whose second derivative it is.
-    weight_decays: of the weights after each time that λ has risen; none to stop at the first time.
+    window: number of evaluations in a mean.
+    lag: number of evaluations between the two means that are compared.
+    factor: λ has risen if the later mean is more than `factor` times the earlier one.
+    first_epoch: the first epoch, counted from 0, to which the search may return.
+    ridge: constant that is added to λ; the authors' code adds `config.alphas.weight_decay`, the second derivative of
+      the L2 penalty.
+    weight_decays: weight decays to use one after the other each time λ rises; if empty, the search stops the first
+      time.
   """
 
   name: ClassVar[str] = 'robust_darts'
@@ -55,20 +58,20 @@ class RobustDarts(Darts):
 
   @property
   def span(self) -> int:
-    """Epochs from the one that is returned to, to the evaluation that says so."""
+    """Number of epochs from the epoch that the search returns to, to the evaluation that finds the rise."""
     return self.frequency * (self.window // 2 + self.lag)
 
   def start(self) -> Memory:
-    """Nothing is known."""
+    """The memory without evaluations."""
     return {'curvature': [], 'raised': 0}
 
   def means(self, values: Sequence[float]) -> list[float]:
-    """The mean at every evaluation that has one, the latest last."""
+    """The mean of λ at every evaluation that has one, in order; `values` are all evaluations."""
     first = (self.window + 1) // 2
     return [float(np.mean(values[max(end - self.window, 0) : end])) for end in range(first, len(values) + 1)]
 
   def turn(self, memory: Memory, arch: Arch, space: CellSpace, epoch: int, probe: Probe) -> Turn:
-    """Evaluates λ if its time has come, and stops or goes back if it has risen."""
+    """Evaluates λ after every `frequency`-th epoch, and stops or goes back if it has risen."""
     del arch, space
     if epoch % self.frequency:
       return Turn(memory)
@@ -88,18 +91,18 @@ class RobustDarts(Darts):
     return Turn(after, messages=(message,), then='back', to_epoch=to_epoch, measures=measures)
 
   def may_return_to(self, memory: Memory, epoch: int) -> tuple[int, ...]:
-    """Epochs with an evaluation, as far back as later ones may return to."""
+    """The epochs with an evaluation to which the search may return after a later evaluation."""
     if self._is_settled(memory):
       return ()
     first = max(self.first_epoch, epoch + 1 - self.span)
     return tuple(each for each in range(first, epoch + 1) if each % self.frequency == 0)
 
   def weight_decay(self, memory: Memory, usual: float) -> float | None:
-    """The usual one, and then one after the other of `weight_decays`."""
+    """The usual weight decay until λ rises, then the values of `weight_decays` one after the other."""
     if not self.weight_decays:
       return None
     return self.weight_decays[memory['raised'] - 1] if memory['raised'] else usual
 
   def _is_settled(self, memory: Memory) -> bool:
-    """Whether the search goes on to its end."""
+    """Whether all weight decays have been used, so that the search continues to its end."""
     return bool(self.weight_decays) and memory['raised'] == len(self.weight_decays)

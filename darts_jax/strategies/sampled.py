@@ -1,8 +1,8 @@
-"""The contract of sampled strategies: architectures are proposed, evaluated, and their rewards told back.
+"""The contract of sampled strategies: a strategy proposes architectures, and is told the rewards of their evaluations.
 
-A strategy is its settings, a frozen dataclass. What it has learnt is a value, its state, which comes first in every
-method and is never changed in place, as the carry of `lax.scan`. What is drawn is a function of the key alone. A state
-holds no weights of networks; these stay in files, which outcomes name.
+A strategy is its settings, a frozen dataclass. Its state is a separate value, which is the first argument of every
+method and never changed in place, like the carry of `lax.scan`. Random draws are functions of state and key alone. A
+state holds no weights of networks; these stay in files, whose paths are in the outcomes.
 """
 
 import abc
@@ -17,20 +17,20 @@ from darts_jax.spaces.base import Space
 
 S = TypeVar('S')
 
-#: What random numbers are drawn with, by `numpy.random.default_rng(key)`; `key.generate_state(2)` seeds other sources.
+#: Key of random draws: `numpy.random.default_rng(key)`, or `key.generate_state(2)` to seed another generator.
 Key = np.random.SeedSequence
 
 
 class Proposal(NamedTuple):
-  """An architecture that is to be evaluated.
+  """An architecture to evaluate.
 
   Attributes:
-    number: counts the proposals of a run, from 0.
-    arch: the architecture, of the space's own type.
-    parent: the number of the proposal that it was made from, if there is one.
-    transforms: how it was made from that, for evaluators that start from the parent's weights.
-    aux: values that the strategy needs when the outcome is told, such as the probability of what it drew.
-    budget: fraction of a whole evaluation that is asked for, for evaluators that know fractions.
+    number: number of the proposal in its run, counted from 0.
+    arch: the architecture, of the type of the space.
+    parent: number of the proposal from which the architecture was made, if there is one.
+    transforms: the changes to the parent, for evaluators that start from the parent's weights.
+    aux: values that the strategy needs when it is told the outcome, such as the probability of its draw.
+    budget: fraction of a full evaluation to spend, for evaluators that support it.
   """
 
   number: int
@@ -46,16 +46,17 @@ class Outcome:
   """The result of an evaluation.
 
   Attributes:
-    proposal: that was evaluated.
-    status: `stopped` if the evaluation was ended early and its reward is an estimate, `failed` if there is none.
-    reward: higher is better; −∞ if the evaluation failed.
-    measures: further numbers that a strategy may choose by.
-    test: numbers that nothing may be chosen by, such as accuracies on test images; they are written down, and
-      strategies are told outcomes without them.
-    curve: the validation accuracy, or whatever the reward is made of, after every epoch.
-    seconds: that the evaluation took.
-    artefact: path of what the evaluation left, such as trained weights.
-    failure: one line about why it failed.
+    proposal: the proposal that was evaluated.
+    status: `done`; `stopped` if the evaluation was ended early and the reward is an estimate; `failed` if there is no
+      reward.
+    reward: reward of the architecture, higher is better; −∞ if the evaluation failed.
+    measures: further values by name that a strategy may use.
+    test: values by name that must not influence the search, such as test accuracies; they are logged, and the strategy
+      is told the outcome without them.
+    curve: the reward after every epoch of the evaluation.
+    seconds: duration of the evaluation.
+    artefact: path of the files that the evaluation left, such as trained weights.
+    failure: one line with the reason of a failure.
   """
 
   proposal: Proposal
@@ -70,7 +71,7 @@ class Outcome:
 
 
 def failed(proposal: Proposal, failure: str, seconds: float = 0.0) -> Outcome:
-  """The outcome of an evaluation that failed, for the reason that one line gives."""
+  """The outcome of an evaluation that failed; `failure` is one line with the reason."""
   return Outcome(proposal, 'failed', -math.inf, seconds=seconds, failure=failure)
 
 
@@ -83,19 +84,21 @@ class Sampled(abc.ABC, Generic[S]):
 
   @abc.abstractmethod
   def ask(self, state: S, key: Key) -> tuple[S, Proposal | None]:
-    """The state after the next proposal, and the proposal, whose number is that of the proposals before it.
+    """Makes the next proposal.
 
-    None asks for patience until another outcome has been told. It is allowed only while a proposal is pending, and the
-    state has to be as it was.
+    Returns:
+      The new state, and the proposal, whose number is the number of earlier proposals. Instead of a proposal, None
+      means that the strategy waits for the next outcome; this is allowed only while a proposal is pending, and the
+      state has to be unchanged.
     """
 
   @abc.abstractmethod
   def tell(self, state: S, outcome: Outcome) -> S:
-    """The state after an outcome, also of a failure; outcomes come in any order."""
+    """The state after an outcome, which may be a failure; outcomes may be told in any order."""
 
   @abc.abstractmethod
   def best(self, state: S) -> Any:
-    """The best architecture that was told.
+    """The best architecture among the outcomes so far.
 
     Raises:
       ValueError: no evaluation has succeeded.
@@ -103,13 +106,13 @@ class Sampled(abc.ABC, Generic[S]):
 
   @abc.abstractmethod
   def sample(self, state: S, key: Key) -> Any:
-    """Draws an architecture from the distribution that `ask` draws from, which changes nothing.
+    """Draws an architecture from the distribution of `ask`, without a new state.
 
-    Weights that many architectures share are trained with such draws.
+    Evaluators with shared weights train these on such draws.
     """
 
   def front(self, state: S) -> tuple[Any, ...]:
-    """The best architectures by several measures: those of which no other is better in one and as good in the others.
+    """The Pareto front of several measures; by default the best architecture alone.
 
     Raises:
       ValueError: no evaluation has succeeded.
@@ -118,9 +121,9 @@ class Sampled(abc.ABC, Generic[S]):
 
 
 def better(best: Outcome | None, outcome: Outcome) -> Outcome | None:
-  """The outcome with the higher reward; of equal ones that of the earlier proposal, whenever they were told.
+  """The outcome with the higher reward; among equals, that of the earlier proposal.
 
-  Failures do not count; None if neither does.
+  Failures do not count. None if there is no outcome that counts.
   """
   if outcome.status == 'failed':
     return best

@@ -1,4 +1,4 @@
-"""SGAS: edges are decided one after the other, greedily, and the supernet shrinks with every decision [SGAS §3]."""
+"""SGAS: edges are decided greedily, one after the other, and every decision shrinks the supernet [SGAS §3]."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from darts_jax.strategies.relaxed import Arch, Cells, Memory, Probe, Scores, Sta
 
 
 class Decision(NamedTuple):
-  """An edge, a row of α, that keeps one operation from the end of an epoch on."""
+  """A decided edge: after `epoch`, the edge in row `edge` of α of the kind of cell `cell` keeps only `operation`."""
 
   epoch: int
   cell: str
@@ -29,24 +29,25 @@ class Decision(NamedTuple):
 class Sgas(Softmax):
   """Sequential greedy architecture search.
 
-  At decision epochs, the edge with the highest score among those undecided is fixed, in every kind of cell, to its best
-  operation other than `none`. When a node has as many decided edges as it keeps, its others are removed. Scores are
-  products of criteria, each brought to [0, 1] over all edges of a cell:
+  At a decision epoch, in every kind of cell, the undecided edge with the highest score is fixed to its best operation
+  other than `none`. When a node has as many decided edges as it keeps, its other edges are removed. The score is the
+  product of criteria, each of which is scaled to [0, 1] over all edges of the cell:
 
-  - importance Σ_{o ≠ none} p_o, of the mixing weights p;
-  - certainty 1 − H(q) / log n, of q, the n weights of the edge other than `none` scaled to sum to 1;
-  - stability, by criterion 2 only: the mean of Σ_o min(q_o, q'_o) over the latest q' of former epochs.
+  - importance: Σ_{o ≠ none} p_o, where p are the mixing weights of the edge;
+  - certainty: 1 − H(q) / log n, where q are the n weights other than `none`, scaled to sum to 1;
+  - stability, with criterion 2 only: the mean of Σ_o min(q_o, q'_o) over the q' of the latest epochs.
 
-  The memory is `{'decisions': […], 'past': {cell: […]}}`: the decisions in their order, and the latest q, oldest first.
-  Epochs are counted from 0. Decisions go by a temperature of 1.
+  The memory is `{'decisions': […], 'past': {cell: […]}}`: the decisions in order, and the latest q, oldest first.
+  Epochs are counted from 0. Scores are computed at temperature 1.
 
   Attributes:
-    criterion: 1: importance and certainty of edges; 2: stability, too.
+    criterion: 1: importance and certainty; 2: also stability.
     warmup_epochs: the epoch after which the first edges are decided.
     decision_frequency: epochs from one decision to the next.
-    history: epochs whose distributions are remembered for stability.
-    batch_growth: by how many examples batches grow with every decision.
-    decisions: how many there are in every kind of cell, before the rest is derived; 0: until all edges are decided.
+    history: number of epochs whose q are kept for stability.
+    batch_growth: number of examples by which the batch size grows with every decision.
+    decisions: number of decisions in every kind of cell, after which the other edges are derived at the end; 0: until
+      all edges are decided.
   """
 
   name: ClassVar[str] = 'sgas'
@@ -72,7 +73,7 @@ class Sgas(Softmax):
     )
 
   def check(self, space: CellSpace) -> None:
-    """Raises a ValueError unless there is something to decide in every kind of cell."""
+    """Raises a ValueError if a kind of cell has nothing to decide, or fewer edges to decide than `decisions`."""
     for name, spec in space.cells.items():
       counts = [len(edge.choices(keeps_none=False)) for _, edge in spec.edges]
       if min(counts) < 1 or max(counts) < 2:
@@ -85,26 +86,26 @@ class Sgas(Softmax):
           ' and there is no more to decide'
         )
 
-  # What is searched.
+  # Architecture parameters.
 
   def project(self, before: Arch, after: Arch, space: CellSpace, cells: Cells) -> Arch:
-    """α of undecided edges as the optimiser has moved them; others stay, whatever its decay and momentum say."""
+    """Moves only the α of undecided edges; decay and momentum would move the others, too."""
     moved = {}
     for name, spec in space.cells.items():
-      # An edge with all of its candidates is undecided.
+      # The edges of the supernet that still have all of their candidates are the undecided ones.
       left = {(target, edge.source, edge.operations) for target, edge in cells[name].edges}
       rows = np.array([[(target, edge.source, edge.operations) in left] for target, edge in spec.edges])
       moved[name] = after[name] if rows.all() else jnp.where(rows, after[name], before[name])
     return moved
 
-  # What is decided.
+  # Decisions.
 
   def start(self) -> Memory:
-    """Nothing is decided."""
+    """The memory without decisions."""
     return {'decisions': [], 'past': {}}
 
   def plan(self, space: CellSpace, epochs: int) -> tuple[Stage, ...]:
-    """A stage up to each decision; one after the last epoch makes no further stage."""
+    """A stage up to each decision, and one for the rest; a decision after the last epoch adds no stage."""
     ends = [epoch + 1 for epoch in self.decision_epochs(space) if epoch < epochs - 1]
     starts = [0, *ends]
     return tuple(
@@ -118,16 +119,16 @@ class Sgas(Softmax):
     return range(self.warmup_epochs, self.warmup_epochs + self.decision_frequency * number, self.decision_frequency)
 
   def cells(self, space: CellSpace, memory: Memory) -> Cells:
-    """Decided edges with their operation, undecided ones with all candidates, no others."""
+    """Decided edges with their operation and undecided edges with all candidates; other edges are removed."""
     return {name: _remaining(spec, _decided(memory, name)) for name, spec in space.cells.items()}
 
   def scores(self, arch: Arch, space: CellSpace, memory: Memory) -> Scores:
-    """Every criterion `[E]` in [0, 1] before it is scaled, and their product `score`, of all edges."""
+    """The criteria of all edges before scaling, `[E]` in [0, 1] each, and `score`, the product of the scaled ones."""
     found: dict[str, dict[str, np.ndarray]] = {}
     for name, spec in space.cells.items():
       importance, chances = _chances(spec, arch[name])
       entropy = -np.sum(chances * np.log(np.maximum(chances, 1e-300)), axis=1)
-      # The entropy of a single operation is 0, whatever it is divided by.
+      # An edge with a single operation has entropy 0; 2 avoids a division by log 1 = 0.
       counts = [max(len(edge.choices(keeps_none=False)), 2) for _, edge in spec.edges]
       criteria = {'importance': importance, 'certainty': 1 - entropy / np.log(counts)}
       if self.criterion == 2:
@@ -140,7 +141,7 @@ class Sgas(Softmax):
     return found
 
   def turn(self, memory: Memory, arch: Arch, space: CellSpace, epoch: int, probe: Probe) -> Turn:
-    """Remembers the epoch, and decides an edge in every kind of cell if its time has come."""
+    """Keeps q of the epoch in the memory, and at decision epochs decides an edge in every kind of cell."""
     del probe
     scores = self.scores(arch, space, memory)
     decisions, past, messages = list(memory['decisions']), {}, []
@@ -159,14 +160,14 @@ class Sgas(Softmax):
     return Turn(after, scores, tuple(messages))
 
   def read(self, arch: Arch, space: CellSpace, memory: Memory) -> Genotype:
-    """Decided edges; nodes that are short of edges take the most important undecided ones, in the order of edges."""
+    """The decided edges; nodes with too few take the most important undecided edges, in the order of the edges."""
     return space.genotype(
       {name: complete(_weights(spec, arch[name]), spec, _decided(memory, name)) for name, spec in space.cells.items()}
     )
 
 
 def _decided(memory: Memory, name: str) -> dict[int, str]:
-  """By row of α, the operations of the decided edges of a kind of cell."""
+  """The operations of the decided edges of a kind of cell, by row of α."""
   found = [Decision(*decision) for decision in memory['decisions']]
   return {decision.edge: decision.operation for decision in found if decision.cell == name}
 
@@ -185,14 +186,14 @@ def _remaining(spec: CellSpec, decided: Mapping[int, str]) -> CellSpec:
 
 
 def _columns(spec: CellSpec) -> list[int]:
-  """Columns of operations other than `none`."""
+  """The columns of the operations other than `none`."""
   return [column for column, operation in enumerate(spec.operations) if operation != 'none']
 
 
 def _chances(spec: CellSpec, alphas: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-  """`[E]` importance, and `[E, n]` the weights of operations other than `none`, scaled to sum to 1.
+  """The importance, `[E]`, and q, the weights other than `none` scaled to sum to 1, `[E, n]`; see `Sgas`.
 
-  Operations that an edge does not have weigh 0.
+  Operations that an edge does not have get weight 0.
   """
   weights = _weights(spec, alphas)[:, _columns(spec)]
   importance = weights.sum(axis=1)
@@ -200,13 +201,13 @@ def _chances(spec: CellSpec, alphas: ArrayLike) -> tuple[np.ndarray, np.ndarray]
 
 
 def _weights(spec: CellSpec, alphas: ArrayLike) -> np.ndarray:
-  """`[E, O]` float64 softmax over candidates: on the host, so that a decision does not depend on the device."""
+  """The softmax over the candidates, `[E, O]` float64; on the host, so that decisions do not depend on the device."""
   exact = np.where(candidates(spec), np.asarray(alphas, np.float64), -np.inf)
   weights: np.ndarray = np.exp(exact - exact.max(axis=1, keepdims=True))
   return weights / weights.sum(axis=1, keepdims=True)
 
 
 def _scaled(values: np.ndarray) -> np.ndarray:
-  """Brought to [0, 1] by the least and the largest; zeros if those are the same."""
+  """Scales values linearly to [0, 1]; zeros if all values are equal."""
   spread = np.ptp(values)
   return (values - values.min()) / spread if spread else np.zeros_like(values)
