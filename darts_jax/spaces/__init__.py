@@ -1,4 +1,4 @@
-"""Search spaces: what an architecture is, by name, in files, and read off mixing weights. Nothing here imports JAX."""
+"""Search spaces: architectures, their files, and their derivation from mixing weights. Nothing here imports JAX."""
 
 from darts_jax.spaces.base import Space
 from darts_jax.spaces.cells import CellSpace, CellSpec, Edge, Genotype, full_cell

@@ -1,7 +1,7 @@
-"""The contract of a search space: which architectures there are, and what their neighbours are.
+"""The contract of a search space: its architectures and their neighbours.
 
-A space is a frozen dataclass, whose fields are its settings. Architectures are frozen and hashable; what they look like
-is the space's own affair. This package imports no JAX.
+A space is a frozen dataclass, whose fields are its settings. Architectures are immutable and hashable; each space has
+its own type of them. This package imports no JAX.
 """
 
 import abc
@@ -19,21 +19,21 @@ class Space(abc.ABC, Generic[A]):
   """A search space; `A` is the type of its architectures.
 
   Attributes:
-    name: by which configs and files refer to it, its key in `SPACES`.
+    name: name of the space in configs and files, its key in `SPACES`.
   """
 
   name: ClassVar[str]
 
   @abc.abstractmethod
   def sample(self, rng: np.random.Generator) -> A:
-    """Draws an architecture from a uniform distribution; the method of each space says over what."""
+    """Draws an architecture from a uniform distribution; each space documents the set it is uniform over."""
 
   @abc.abstractmethod
   def neighbours(self, arch: A) -> Iterator[A]:
-    """All architectures that are one edit away, each once, in a fixed order; `arch` is not among them."""
+    """Yields all architectures that differ from `arch` by one edit, each once and in a fixed order."""
 
   def mutate(self, arch: A, rng: np.random.Generator) -> A:
-    """Draws a neighbour; every neighbour is equally likely.
+    """Draws a neighbour of `arch`, all of them with the same probability.
 
     Raises:
       ValueError: `arch` has no neighbours.
@@ -45,7 +45,7 @@ class Space(abc.ABC, Generic[A]):
 
   @abc.abstractmethod
   def key(self, arch: A) -> str:
-    """A text that architectures share if their networks compute the same functions."""
+    """A text that is equal for architectures whose networks are recognised to compute the same function."""
 
   @abc.abstractmethod
   def to_json(self, arch: A) -> Any:
@@ -56,5 +56,5 @@ class Space(abc.ABC, Generic[A]):
     """The architecture that `to_json` wrote.
 
     Raises:
-      ValueError: the values are of the wrong form, or describe no architecture of this kind; one line.
+      ValueError: the values have the wrong form, or describe no architecture of this kind; one line.
     """

@@ -1,9 +1,9 @@
-"""Spaces whose architectures are cells: edges, cell specs, genotypes, and how a genotype is read off mixing weights.
+"""Spaces whose architectures are cells: edges, cell specs, genotypes, and the derivation of a genotype.
 
-A cell is a directed acyclic graph [DARTS §2.1]. Its first nodes are its inputs; every later node sums the edges that
-arrive at it; the output is made of some of the nodes. One type describes a search space and its result: a `CellSpec`
-lists the candidate operations of every edge, all of them in a search space, one in a discrete architecture, and
-anything between in a search that prunes.
+A cell is a directed acyclic graph [DARTS §2.1]. Its first nodes are its inputs; every later node sums its incoming
+edges; the output is computed from some of the nodes. One type describes search spaces and architectures: a `CellSpec`
+lists the operations of every edge: all candidates in a search space, one operation in a discrete architecture, and some
+of the candidates in a search that prunes.
 
 Sources: [DARTS] arXiv 1806.09055, [SGAS] arXiv 1912.00195.
 """
@@ -34,23 +34,23 @@ from darts_jax.spaces.derivation import strongest
 from darts_jax.spaces.look import Look
 from darts_jax.spaces.plan import Plan, thirds
 
-#: How the output of a cell is made of its nodes: by concatenating channels, by their mean, or it is the one node.
+#: Kinds of a cell's output: the concatenated channels of its output nodes, their mean, or its only output node.
 OUTPUTS = ('concat', 'mean', 'last')
-#: How the sum of a node's arriving edges becomes its state: as it is, or divided by their number.
+#: Kinds of a node's state: the sum of its incoming edges, or their mean.
 MERGES = ('sum', 'mean')
-#: How a cell of a convolutional network prepares its inputs: by ReLU, 1×1 convolution to its channels and BN, or not.
+#: Preparations of a convolutional cell's inputs: ReLU, 1×1 convolution to the cell's channels and BN; or none.
 PREPARATIONS = ('projection', 'none')
 
 
 @dataclasses.dataclass(frozen=True)
 class Edge:
-  """An edge into a node: the node it leaves, and the operations that are mixed on it."""
+  """An edge into a node: the index of its source node, and the names of the operations that are mixed on it."""
 
   source: int
   operations: tuple[str, ...]
 
   def choices(self, *, keeps_none: bool) -> tuple[str, ...]:
-    """The operations that the edge may have in an architecture; `none` may be one of them or not."""
+    """The operations that the edge may have in an architecture, without `none` unless `keeps_none`."""
     return self.operations if keeps_none else tuple(each for each in self.operations if each != 'none')
 
 
@@ -58,23 +58,23 @@ class Edge:
 class CellSpec:
   """A cell with the candidate operations of each edge; hashable, so it can be a static argument of `jax.jit`.
 
-  Edges are counted node by node, in the order listed; row `e` of an array of mixing weights belongs to edge `e`, and
-  its columns to `operations`.
+  Edges are numbered node by node, in the order listed. Row `e` of mixing weights belongs to edge `e`, and column `o` to
+  `operations[o]`.
 
   Attributes:
-    nodes: for each intermediate node its arriving edges. The first intermediate node has index `num_inputs`.
-    operations: the names of the columns of mixing weights; contains every operation of every edge.
-    num_inputs: the nodes before the first intermediate one, which are the cell's inputs.
-    outputs: indices of the nodes that make up the cell's output.
-    output: how they do, one of `OUTPUTS`.
-    kept: the arriving edges that a node keeps in a discrete architecture; None for all of them.
-    merge: how a node is made of its arriving edges, one of `MERGES`.
-    preparation: how the inputs are prepared, one of `PREPARATIONS`.
-    pools_normalised: whether BN follows pooling in a search [DARTS §A.1.1]; in a discrete network it never does.
+    nodes: the incoming edges of each intermediate node. The first intermediate node has index `num_inputs`.
+    operations: names of the columns of mixing weights; contains every operation of every edge.
+    num_inputs: number of input nodes, which come before the intermediate nodes.
+    outputs: indices of the nodes from which the output is computed.
+    output: kind of the output, one of `OUTPUTS`.
+    kept: number of incoming edges that a node keeps in a discrete architecture; None for all of them.
+    merge: kind of a node's state, one of `MERGES`.
+    preparation: preparation of the inputs, one of `PREPARATIONS`.
+    pools_normalised: whether BN follows pooling in a supernet [DARTS §A.1.1]; in a discrete network it never does.
 
   Raises:
-    ValueError: an edge reads a node that is not earlier, an operation is listed twice or is not among `operations`, or
-      an output is not an intermediate node.
+    ValueError: an edge reads a node that is not earlier, an operation is listed twice or is not among `operations`, an
+      output is not an intermediate node, or a field has a value that is not allowed.
   """
 
   nodes: tuple[tuple[Edge, ...], ...]
@@ -105,7 +105,7 @@ class CellSpec:
 
   @property
   def num_edges(self) -> int:
-    """Number of edges, the number of rows of mixing weights."""
+    """Number of edges, and of rows of mixing weights."""
     return sum(len(edges) for edges in self.nodes)
 
   @property
@@ -115,28 +115,33 @@ class CellSpec:
 
   @property
   def rows(self) -> tuple[tuple[int, ...], ...]:
-    """For each intermediate node the rows of mixing weights that its edges have."""
+    """The rows of mixing weights of each intermediate node's incoming edges."""
     ends = [0, *itertools.accumulate(map(len, self.nodes))]
     return tuple(tuple(range(start, end)) for start, end in itertools.pairwise(ends))
 
   @property
   def num_kept(self) -> tuple[int, ...]:
-    """For each intermediate node the arriving edges that it keeps in a discrete architecture."""
+    """The number of incoming edges that each intermediate node keeps in a discrete architecture."""
     return tuple(len(edges) if self.kept is None else self.kept for edges in self.nodes)
 
   @property
   def is_discrete(self) -> bool:
-    """Whether every edge has a single operation, so that nothing is left to mix."""
+    """Whether every edge has a single operation."""
     return all(len(edge.operations) == 1 for _, edge in self.edges)
 
   @property
   def pairs(self) -> Pairs:
-    """`(operation, source)` of every edge of a discrete cell, node by node, as the field publishes cells."""
+    """`(operation, source)` of every edge of a discrete cell, node by node, as papers publish cells."""
     assert self.is_discrete, self
     return tuple((edge.operations[0], edge.source) for _, edge in self.edges)
 
   def discrete(self, pairs: Sequence[Sequence[tuple[str, int]]], outputs: tuple[int, ...] | None = None) -> 'CellSpec':
-    """The discrete cell with these `(operation, source)` pairs of each node, and everything else as here."""
+    """A discrete cell with the other fields of this one.
+
+    Args:
+      pairs: the `(operation, source)` pairs of each node.
+      outputs: indices of the output nodes; None for those of this cell.
+    """
     nodes = tuple(tuple(Edge(source, (operation,)) for operation, source in node) for node in pairs)
     used = tuple(dict.fromkeys(operation for node in pairs for operation, _ in node))
     outputs = self.outputs if outputs is None else outputs
@@ -144,14 +149,15 @@ class CellSpec:
 
 
 def full_cell(operations: Sequence[str], num_nodes: int, *, num_inputs: int, output: str, kept: int | None) -> CellSpec:
-  """The cell in which every node reads all earlier ones through all operations [DARTS §2.1].
+  """The cell in which every node reads all earlier nodes through all operations [DARTS §2.1].
 
   Args:
     operations: candidate operations, the columns of α. `none` may be among them.
     num_nodes: number of intermediate nodes.
-    num_inputs: see `CellSpec`; likewise the others. The output is made of all intermediate nodes, or is the last one.
-    output: see `CellSpec`.
-    kept: see `CellSpec`.
+    num_inputs: number of input nodes.
+    output: kind of the output, one of `OUTPUTS`; with `last` it is the last node, otherwise all intermediate nodes
+      contribute.
+    kept: number of incoming edges that a node keeps in a discrete architecture; None for all of them.
 
   Raises:
     ValueError: an operation is listed twice, only `none` is given, or `num_nodes` is out of range.
@@ -174,7 +180,7 @@ class Genotype:
 
   Attributes:
     space: name of the space.
-    cells: its kinds of cells by name, in the order of the space, each discrete.
+    cells: `(name, cell)` of every kind of cell, in the order of the space; all cells are discrete.
 
   Raises:
     ValueError: a cell is not discrete.
@@ -194,16 +200,16 @@ class Genotype:
 
 
 class CellSpace(Space[Genotype]):
-  """A space whose architectures are cells. A subclass says which; all of its fields have defaults.
+  """A space whose architectures are cells. A subclass defines `cells`; all of its fields have defaults.
 
   Attributes:
-    kind: an adjective for its architectures in messages; the name of the space if empty.
-    task: what is learnt in a search, if a config does not say otherwise; the name of a task.
-    defaults: fields of a search's config whose default is another one in this space.
-    evaluation: the config by which its architectures are trained from scratch.
-    look: how its cells are shown.
-    identity: the operation that passes on its input as it is, by the number of which searches collapse.
-    known_operations: the names that operations may have; None for any.
+    kind: adjective for its architectures in messages; if empty, the name of the space is used.
+    task: name of the task of a search, if the config names none.
+    defaults: defaults of config fields of a search that replace the usual ones in this space.
+    evaluation: path of the config for training its architectures from scratch.
+    look: names and legend for drawings of its cells.
+    identity: name of the operation that returns its input; logs count these, since degenerate searches choose many.
+    known_operations: names that operations may have; None for any.
   """
 
   kind: ClassVar[str] = ''
@@ -221,49 +227,49 @@ class CellSpace(Space[Genotype]):
 
   @property
   def keeps_none(self) -> bool:
-    """Whether an edge of an architecture may have the operation `none`."""
+    """Whether edges of an architecture may have the operation `none`."""
     return False
 
   def plan(self, num_layers: int) -> Plan:
-    """The layers of a network of this space, a supernet or that of an architecture.
+    """The layers of a network of this space, a supernet or the network of an architecture.
 
-    The network of DARTS, if a space does not say otherwise: all cells are of the first kind, but for two of the last
-    kind at one and two thirds, which have stride 2 (see `thirds`).
+    By default it is the network of DARTS: cells of the first kind, except for two cells of the last kind at one and two
+    thirds of the depth, which have stride 2 (see `thirds`).
 
     Args:
       num_layers: number of cells.
 
     Raises:
-      ValueError: there is no network of so many cells; the message begins with `layers`.
+      ValueError: no network of the space has `num_layers` cells; the message begins with `layers`.
     """
     names = tuple(self.cells)
     return thirds(num_layers, names[0], names[-1])
 
   def judge(self, dataset: str) -> Callable[[Genotype], Mapping[str, float]] | None:
-    """A function from an architecture to what is known of it without training it; None by default.
+    """A function that looks up known measures of an architecture, such as its true accuracy; None by default.
 
-    A search logs what it says of the architecture that it would return after every epoch.
+    A search calls it after every epoch for the architecture that it would return, and logs the measures.
 
     Args:
       dataset: `config.data.name`.
 
     Raises:
-      ValueError: what the settings name cannot be read; one line that begins with `config.space`.
+      ValueError: a file named in the settings cannot be read; one line that begins with `config.space`.
     """
     del dataset
     return None
 
   def genotype(self, cells: Mapping[str, CellSpec]) -> Genotype:
-    """The architecture of these discrete cells."""
+    """The architecture with these discrete cells, by name."""
     return Genotype(self.name, tuple((name, cells[name]) for name in self.cells))
 
   def strongest(self, mixing: Mapping[str, ArrayLike]) -> Genotype:
-    """The architecture of the strongest edges of every cell; see the function `strongest`."""
+    """The architecture with the strongest edges of every cell; see the function `strongest`."""
     found = {name: strongest(mixing[name], spec, keeps_none=self.keeps_none) for name, spec in self.cells.items()}
     return self.genotype(found)
 
   def sample(self, rng: np.random.Generator) -> Genotype:
-    """Draws for every node the sources that it keeps, and an operation for each, uniformly and independently."""
+    """Draws the sources that every node keeps, and an operation for each edge, uniformly and independently."""
 
     def cell(spec: CellSpec) -> CellSpec:
       pairs = []
@@ -276,7 +282,7 @@ class CellSpace(Space[Genotype]):
     return self.genotype({name: cell(spec) for name, spec in self.cells.items()})
 
   def neighbours(self, arch: Genotype) -> Iterator[Genotype]:
-    """All architectures that have another operation on one edge, or in which one edge has another source.
+    """Yields the architectures that have another operation on one edge, or another source of one edge.
 
     Raises:
       ValueError: the architecture is of another space; one line.
@@ -285,7 +291,7 @@ class CellSpace(Space[Genotype]):
     return self._edits(arch)
 
   def check_own(self, arch: Genotype) -> None:
-    """Raises a ValueError of one line if an architecture is none of this space."""
+    """Raises a ValueError, one line, if an architecture does not belong to this space."""
     if not isinstance(arch, Genotype):
       raise ValueError(f'arch: {one_line(repr(arch))} is no genotype; allowed are those of the space {self.name}')
     if arch.space != self.name or [name for name, _ in arch.cells] != list(self.cells):
@@ -317,7 +323,7 @@ class CellSpace(Space[Genotype]):
             yield self.genotype({**found, name: spec.discrete(pairs)})
 
   def key(self, arch: Genotype) -> str:
-    """Kinds of cells with the edges of every node in one order; cells whose nodes are numbered otherwise differ."""
+    """See `Space`: the edges of every node in sorted order. Cells that differ in the order of nodes have other keys."""
     cells = []
     for name, cell in arch.cells:
       nodes = ['+'.join(sorted(f'{edge.operations[0]}~{edge.source}' for edge in edges)) for edges in cell.nodes]
@@ -325,11 +331,11 @@ class CellSpace(Space[Genotype]):
     return ';'.join(cells)
 
   def to_json(self, arch: Genotype) -> Any:
-    """The name of the space, and of every cell the pairs of each node and the nodes that make up the output."""
+    """The name of the space, and for every cell the pairs of each node and the output nodes."""
     return {'space': self.name, 'cells': {name: listed(cell) for name, cell in arch.cells}}
 
   def from_json(self, values: Any) -> Genotype:
-    """See `Space`; the cells may have any number of nodes."""
+    """See `Space`; the cells may have another number of nodes than those of the space."""
     check_fields(values, ('space', 'cells'))
     check_fields(values['cells'], tuple(self.cells), 'the field cells')
     cells = {

@@ -1,4 +1,4 @@
-"""Checks of what files and callers say of cells, and the forms in which files say it."""
+"""Checks of the descriptions of cells that files and callers give, and parsers of their JSON forms."""
 
 import difflib
 from collections.abc import Collection, Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from darts_jax import limits
 
 if TYPE_CHECKING:
-  # Cells are made with these checks.
+  # `cells` imports this module.
   from darts_jax.spaces.cells import CellSpec
 
 #: `(operation, source)` of every edge, node by node.
@@ -21,7 +21,16 @@ def suggest(name: str, allowed: Collection[str]) -> str:
 
 
 def check_operations(operations: Sequence[str], allowed: Collection[str] | None, where: str) -> None:
-  """Raises a ValueError unless there are operations, each listed once and, if `allowed` is given, one of these."""
+  """Checks a list of operations.
+
+  Args:
+    operations: names of operations.
+    allowed: names that are allowed; None for any.
+    where: the field, which messages name.
+
+  Raises:
+    ValueError: the list is empty, or an operation is not allowed or listed twice.
+  """
   if not operations:
     raise ValueError(f'{where}: no operation is listed; allowed are {", ".join(allowed or ("names of operations",))}')
   for operation in operations:
@@ -32,7 +41,7 @@ def check_operations(operations: Sequence[str], allowed: Collection[str] | None,
 
 
 def check_source(source: int, node: int, num_nodes: int, where: str) -> None:
-  """Raises a ValueError unless a node of a cell may read another one."""
+  """Raises a ValueError unless `node` may read node `source`, in a cell of `num_nodes` nodes with the inputs."""
   if not 0 <= source < num_nodes:
     raise ValueError(f'{where}: node {node} reads node {source}, which does not exist; allowed are 0 to {node - 1}')
   if source >= node:
@@ -40,7 +49,17 @@ def check_source(source: int, node: int, num_nodes: int, where: str) -> None:
 
 
 def check_outputs(outputs: Sequence[int], first: int, num_nodes: int, where: str) -> None:
-  """Raises a ValueError unless these are intermediate nodes, each once; the first of which is `first`."""
+  """Checks the output nodes of a cell.
+
+  Args:
+    outputs: indices of nodes.
+    first: index of the first intermediate node.
+    num_nodes: number of intermediate nodes.
+    where: the field, which messages name.
+
+  Raises:
+    ValueError: the list is empty, or a node is no intermediate node or listed twice.
+  """
   allowed = range(first, first + num_nodes)
   if not outputs or len(set(outputs)) < len(outputs) or any(node not in allowed for node in outputs):
     raise ValueError(
@@ -49,13 +68,16 @@ def check_outputs(outputs: Sequence[int], first: int, num_nodes: int, where: str
 
 
 def check_nodes(nodes: Sequence[Pairs], num_inputs: int, allowed: Collection[str] | None, where: str) -> None:
-  """Raises a ValueError unless these are the intermediate nodes of a cell.
+  """Checks the intermediate nodes of a discrete cell.
 
   Args:
     nodes: the `(operation, source)` pairs of every node.
-    num_inputs: nodes before the first intermediate one.
-    allowed: names of operations; None for any.
+    num_inputs: number of input nodes.
+    allowed: names of operations that are allowed; None for any.
     where: the field, which messages name.
+
+  Raises:
+    ValueError: there are too many nodes, an operation is not allowed, or a node reads one that is not earlier.
   """
   if len(nodes) > limits.NODES:
     raise ValueError(f'{where}: {len(nodes)} nodes; allowed are up to {limits.NODES}')
@@ -67,7 +89,7 @@ def check_nodes(nodes: Sequence[Pairs], num_inputs: int, allowed: Collection[str
 
 
 def check_fields(values: Any, names: Sequence[str], what: str = 'a genotype') -> None:
-  """Raises a ValueError unless JSON values are an object with these fields alone."""
+  """Raises a ValueError unless JSON values are an object with exactly these fields; messages call it `what`."""
   if not isinstance(values, Mapping):
     raise ValueError(f'{what} is an object with fields, not {type(values).__name__}')
   for name in names:
@@ -79,19 +101,19 @@ def check_fields(values: Any, names: Sequence[str], what: str = 'a genotype') ->
 
 
 def in_nodes(pairs: Pairs, kept: int) -> list[Pairs]:
-  """The pairs of every node, of a list of all pairs in which every node has as many."""
+  """Splits a list of pairs into the pairs of each node, `kept` per node."""
   return [pairs[start : start + kept] for start in range(0, len(pairs), kept)]
 
 
 def parse_outputs(values: Any, where: str) -> tuple[int, ...]:
-  """The indices of nodes, of JSON values; raises a ValueError unless they are a list of these."""
+  """Node indices from JSON values; raises a ValueError unless these are a list of indices."""
   if not isinstance(values, list | tuple) or not all(map(_is_index, values)):
     raise ValueError(f'{where}: {values!r} is not a list of node indices')
   return tuple(values)
 
 
 def parse_pairs(values: Any, where: str) -> Pairs:
-  """`(operation, source)` pairs, of JSON values; raises a ValueError unless they are a list of these."""
+  """`(operation, source)` pairs from JSON values; raises a ValueError unless these are a list of pairs."""
   if not isinstance(values, list | tuple):
     raise ValueError(f'{where}: {values!r} is not a list of [operation, source] pairs')
   for pair in values:
@@ -101,12 +123,12 @@ def parse_pairs(values: Any, where: str) -> Pairs:
 
 
 def flattened(values: Any, kept: int, num_inputs: int, where: str) -> Any:
-  """JSON values, of which lists of the pairs of every node, as some programs write them, become one list.
+  """Joins the lists of pairs of each node, as some programs write them, into one list of pairs.
 
   Args:
-    values: any JSON values.
-    kept: pairs of a node.
-    num_inputs: nodes before the first intermediate one.
+    values: any JSON values; other forms are returned as they are.
+    kept: number of pairs per node.
+    num_inputs: number of input nodes.
     where: the field, which messages name.
 
   Raises:
@@ -123,7 +145,7 @@ def flattened(values: Any, kept: int, num_inputs: int, where: str) -> Any:
 
 
 def listed(cell: 'CellSpec') -> dict[str, Any]:
-  """A discrete cell as JSON values: the pairs of each node, and the nodes that make up the output."""
+  """A discrete cell as JSON values: the pairs of each node, and the output nodes."""
   nodes = [[[edge.operations[0], edge.source] for edge in edges] for edges in cell.nodes]
   return {'nodes': nodes, 'outputs': list(cell.outputs)}
 
@@ -133,12 +155,12 @@ def parse_listed(values: Any, name: str, spec: 'CellSpec', allowed: Collection[s
 
   Args:
     values: JSON values.
-    name: of the cell, which messages begin with.
-    spec: the searched cell; the number of nodes may be another.
-    allowed: names of operations; None for any.
+    name: name of the cell, with which messages begin.
+    spec: the searched cell; the discrete cell may have another number of nodes.
+    allowed: names of operations that are allowed; None for any.
 
   Raises:
-    ValueError: the values are of the wrong form, or describe no such cell; one line.
+    ValueError: the values have the wrong form, or describe no such cell; one line.
   """
   check_fields(values, ('nodes', 'outputs'), f'the cell {name}')
   found = values['nodes']

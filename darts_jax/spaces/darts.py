@@ -1,7 +1,7 @@
-"""The convolutional space of DARTS: a normal and a reduction cell, two edges a node [DARTS §2.1, §3.1.1].
+"""The convolutional space of DARTS: a normal and a reduction cell, two edges per node [DARTS §2.1, §3.1.1].
 
-Nodes 0 and 1 of a cell are its inputs, the outputs of the two cells before it; the output concatenates nodes. Cells of
-this form were published before, too, with more operations [NASNet].
+Nodes 0 and 1 of a cell are its inputs, the outputs of the two cells before it; the output concatenates nodes. Earlier
+papers have cells of this form with other operations [NASNet].
 
 Sources: [DARTS] arXiv 1806.09055, [NASNet] arXiv 1707.07012.
 """
@@ -28,7 +28,7 @@ from darts_jax.spaces.checks import (
 from darts_jax.spaces.look import Look
 from darts_jax.spaces.operations import OPERATIONS
 
-#: The candidate operations of the space, in the order of the columns of α [DARTS §3.1.1].
+#: The default candidates, in the order of the columns of α [DARTS §3.1.1].
 CANDIDATES = (
   'none',
   'max_pool_3x3',
@@ -47,11 +47,11 @@ _FIELDS = ('normal', 'normal_concat', 'reduce', 'reduce_concat')
 
 @dataclasses.dataclass(frozen=True)
 class Darts(CellSpace):
-  """The space of two cells, in which every node reads all earlier ones through all operations.
+  """The space of two cells, in which every node reads all earlier nodes through all operations.
 
   Attributes:
-    nodes: intermediate nodes of a cell; 4 in the paper, which gives 2+3+4+5 = 14 edges.
-    operations: candidate operations, the columns of α, of those in `OPERATIONS`. `none` may be among them.
+    nodes: number of intermediate nodes of a cell; 4 in the paper, which gives 2+3+4+5 = 14 edges.
+    operations: candidate operations, names in `OPERATIONS`, the columns of α. `none` may be among them.
 
   Raises:
     ValueError: an operation is unknown or listed twice, only `none` is given, or there are too few or too many nodes.
@@ -73,11 +73,11 @@ class Darts(CellSpace):
 
   @functools.cached_property
   def cells(self) -> Mapping[str, CellSpec]:
-    """The normal and the reduction cell, which are alike."""
+    """The normal and the reduction cell, which have the same spec."""
     return dict.fromkeys(_CELLS, _cell(self.operations, self.nodes))
 
   def to_json(self, arch: Genotype) -> dict[str, Any]:
-    """For either cell its pairs, and the nodes that are concatenated, as the field publishes them."""
+    """The pairs and the concatenated nodes of both cells, as papers publish them."""
     values: dict[str, Any] = {}
     for name in _CELLS:
       cell = arch.cell(name)
@@ -85,7 +85,7 @@ class Darts(CellSpace):
     return values
 
   def from_json(self, values: Any) -> Genotype:
-    """See `Space`; the cells may have any number of nodes and all of `OPERATIONS`."""
+    """See `Space`; the cells may have any number of nodes and any of `OPERATIONS`."""
     check_fields(values, _FIELDS)
     fields: dict[str, Any] = {}
     for name in _CELLS:
@@ -95,12 +95,12 @@ class Darts(CellSpace):
 
 
 def genotype(normal: Pairs, normal_concat: Sequence[int], reduce: Pairs, reduce_concat: Sequence[int]) -> Genotype:
-  """An architecture in the form the field publishes it.
+  """An architecture in the form in which papers publish it.
 
   Args:
-    normal: `(operation, source)` pairs of the normal cell, two a node, node by node.
+    normal: `(operation, source)` pairs of the normal cell, two per node, node by node.
     normal_concat: nodes whose channels the normal cell concatenates.
-    reduce: pairs of the reduction cell.
+    reduce: `(operation, source)` pairs of the reduction cell.
     reduce_concat: nodes whose channels the reduction cell concatenates.
 
   Raises:
@@ -114,7 +114,7 @@ def genotype(normal: Pairs, normal_concat: Sequence[int], reduce: Pairs, reduce_
     nodes = in_nodes(pairs, _KEPT)
     check_nodes(nodes, _INPUTS, OPERATIONS, name)
     for node, arriving in enumerate(nodes, _INPUTS):
-      # Its state would be zeros.
+      # The state of such a node would be zero.
       if all(operation == 'none' for operation, _ in arriving):
         raise ValueError(f"{name}: node {node}: both operations are 'none'; one of them may be")
     check_outputs(outputs, _INPUTS, len(nodes), f'{name}_concat')

@@ -13,11 +13,14 @@ from darts_jax.spaces.derivation import checked_mixing
 
 
 def undecided_edges(spec: CellSpec, decided: Collection[int]) -> np.ndarray:
-  """`[E]` bool: edges that are left to decide; a node with as many decided edges as it keeps has none.
+  """The edges that are still to be decided; a node with as many decided edges as it keeps has none.
 
   Args:
     spec: the searched cell.
-    decided: rows of mixing weights that are decided edges.
+    decided: rows of the decided edges.
+
+  Returns:
+    `[E]` bool.
   """
   undecided = np.zeros(spec.num_edges, bool)
   for rows, kept in zip(spec.rows, spec.num_kept, strict=True):
@@ -27,20 +30,19 @@ def undecided_edges(spec: CellSpec, decided: Collection[int]) -> np.ndarray:
 
 
 def complete(mixing: ArrayLike, spec: CellSpec, decided: Mapping[int, str]) -> CellSpec:
-  """The discrete cell that a sequence of decisions ends with if it has to end here [SGAS §3].
+  """Derives a discrete cell from the decisions so far and, for the rest, from mixing weights [SGAS §3].
 
-  Nodes that are short of decided edges take the most important undecided ones, each with its best operation other than
-  `none`. The importance of an edge is the mixing weight of all its operations other than `none`. Ties go to the smaller
-  index. The edges of a node are in the order of `spec`.
+  A node with too few decided edges takes its most important undecided edges, each with its best operation other than
+  `none`. The importance of an edge is the sum of its mixing weights other than `none`. Ties go to the smaller index.
+  The edges of a node are in the order of `spec`.
 
   Args:
-    mixing: `[E, O]` mixing weights, rows and columns as `spec` has edges and operations.
+    mixing: `[E, O]` mixing weights; rows are the edges of `spec`, columns its operations.
     spec: the searched cell, before any decision.
-    decided: by row, the operations of decided edges.
+    decided: the operations of decided edges, by row.
 
   Raises:
-    ValueError: `mixing` has another shape, is not finite, or a node has too many decided edges, or too few edges at
-      all.
+    ValueError: `mixing` has another shape or is not finite, a node has too many decided edges, or too few edges in all.
   """
   mixing = checked_mixing(mixing, spec)
   real = [column for column, operation in enumerate(spec.operations) if operation != 'none']
@@ -49,7 +51,7 @@ def complete(mixing: ArrayLike, spec: CellSpec, decided: Mapping[int, str]) -> C
   nodes: list[list[tuple[str, int]]] = []
   for node, (rows, kept) in enumerate(zip(spec.rows, spec.num_kept, strict=True), spec.num_inputs):
     fixed = [row for row in rows if row in decided]
-    # sorted() is stable, so equally important edges stay in the order of their index. One without any weight is gone.
+    # `sorted` is stable, so equally important edges stay in order. Edges that were removed have no weight.
     others = sorted((row for row in rows if undecided[row] and importance[row]), key=lambda row: -importance[row])
     chosen = sorted([*fixed, *others[: max(kept - len(fixed), 0)]])
     if len(chosen) != kept:

@@ -1,4 +1,4 @@
-"""The architecture that mixing weights stand for: the strongest edges of every node, each with its best operation.
+"""Derivation of a discrete cell from mixing weights: the strongest edges of every node, each with its best operation.
 
 Source: [DARTS] arXiv 1806.09055.
 """
@@ -9,21 +9,21 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 if TYPE_CHECKING:
-  # Spaces of cells derive architectures themselves.
+  # `cells` imports this module.
   from darts_jax.spaces.cells import CellSpec
 
 
 def strongest(mixing: ArrayLike, spec: 'CellSpec', *, keeps_none: bool = False) -> 'CellSpec':
-  """The discrete cell that mixing weights stand for [DARTS §2.4].
+  """Derives a discrete cell from mixing weights [DARTS §2.4].
 
-  The strength of an edge is the largest mixing weight among its candidates. Every node keeps its strongest edges,
-  strongest first, each with its best operation; a node that keeps all of its edges leaves them in their order. Ties go
-  to the smaller index.
+  The strength of an edge is the largest mixing weight of its candidates. Every node keeps its `spec.kept` strongest
+  edges, strongest first, each with its best operation; if it keeps all, they stay in the order of `spec`. Ties go to
+  the smaller index.
 
   Args:
-    mixing: `[E, O]` mixing weights (not α), rows and columns as `spec` has edges and operations.
+    mixing: `[E, O]` mixing weights (not α); rows are the edges of `spec`, columns its operations.
     spec: the searched cell.
-    keeps_none: whether `none` is a candidate, too.
+    keeps_none: whether `none` counts as a candidate.
 
   Raises:
     ValueError: `mixing` has another shape, is not finite, or a node has too few edges to keep.
@@ -41,14 +41,14 @@ def strongest(mixing: ArrayLike, spec: 'CellSpec', *, keeps_none: bool = False) 
         candidates.append((weights[best], allowed[best], edge.source))
     if len(candidates) < kept:
       raise ValueError(f'node {node}: {len(candidates)} edges to choose from; {kept} have to be kept')
-    # sorted() is stable, so equally strong edges stay in the order of their index.
+    # `sorted` is stable, so equally strong edges stay in order.
     ordered = candidates if spec.kept is None else sorted(candidates, key=lambda candidate: -candidate[0])
     nodes.append([(operation, source) for _, operation, source in ordered[:kept]])
   return spec.discrete(nodes)
 
 
 def checked_mixing(mixing: ArrayLike, spec: 'CellSpec') -> np.ndarray:
-  """Mixing weights of a cell as an array; raises a ValueError if their shape is another or one is not finite."""
+  """Mixing weights of a cell as a NumPy array; raises a ValueError if they have another shape or are not finite."""
   mixing = np.asarray(mixing)
   if mixing.shape != (spec.num_edges, len(spec.operations)):
     raise ValueError(

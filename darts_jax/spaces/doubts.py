@@ -1,4 +1,4 @@
-"""How firmly a search has chosen its architecture."""
+"""The parts of a search's architecture that are in doubt, judged by how far mixing weights moved in the last epoch."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -11,12 +11,12 @@ from darts_jax.spaces.derivation import strongest
 
 
 class Doubts(NamedTuple):
-  """What of a genotype would be otherwise if mixing weights moved once more as far as they just did.
+  """Numbers of edges of a genotype that could change if mixing weights moved once more as far as in the last epoch.
 
   Attributes:
-    kept: edges of the genotype.
-    edges: those of them that another edge into the same node could replace.
-    operations: edges of the genotype whose operation another one could replace.
+    kept: number of edges of the genotype.
+    edges: number of its edges that another edge into the same node could replace.
+    operations: number of its edges whose operation another operation could replace.
   """
 
   kept: int
@@ -25,7 +25,7 @@ class Doubts(NamedTuple):
 
   @property
   def message(self) -> str | None:
-    """One line, if there are any."""
+    """A one-line warning; None if nothing is in doubt."""
     if not self.edges and not self.operations:
       return None
     return (
@@ -41,14 +41,14 @@ def doubts(
   *,
   keeps_none: bool = False,
 ) -> Doubts:
-  """How firmly `strongest` chooses, against the distance that mixing weights moved in an epoch.
+  """Counts the choices of `strongest` that are in doubt, given how far mixing weights moved in an epoch.
 
-  An edge or operation is in doubt if another one has as large a weight once each weight has moved, in whatever
-  direction, as far as in that epoch. Ties are in doubt.
+  Let every weight move again by the same distance, up or down. An edge or operation is in doubt if a rival's weight can
+  become at least as large as its own. Ties are in doubt.
 
   Args:
-    before: `[E, O]` mixing weights of every kind of cell, before the epoch.
-    after: likewise, after it; the genotype is derived from these.
+    before: `[E, O]` mixing weights of every kind of cell before the epoch.
+    after: `[E, O]` mixing weights of every kind of cell after the epoch, from which the genotype is derived.
     cells: the searched cells.
     keeps_none: see `strongest`.
 

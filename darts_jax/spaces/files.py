@@ -1,4 +1,4 @@
-"""The spaces by name, and architectures in files: JSON, printed lines, the published ones."""
+"""The spaces by name, and architectures in files: JSON, printed genotypes, and the published architectures."""
 
 import codecs
 import functools
@@ -21,7 +21,7 @@ from darts_jax.spaces.nasbench201 import NasBench201, last_printed
 from darts_jax.spaces.recurrent import Recurrent
 from darts_jax.spaces.robust import Robust
 
-#: The spaces that there are; a user may add others.
+#: The spaces by name; a user may add others.
 SPACES: dict[str, type[CellSpace]] = {
   'darts': Darts,
   'recurrent': Recurrent,
@@ -29,9 +29,9 @@ SPACES: dict[str, type[CellSpace]] = {
   'robust': Robust,
 }
 
-# Files of these spaces do not name them; a field tells.
+# JSON of these spaces does not name the space; it is recognised by a field.
 _FIELDS = {'recurrent': 'recurrent', 'normal': 'darts'}
-# Of a file with a genotype: a log may be long, but not endless.
+# Largest size of a file with a genotype, which may be a long log.
 _MAX_BYTES = 2**26
 
 
@@ -57,7 +57,7 @@ def kind_of(genotype: Genotype) -> str:
 
 
 def look_of(space: str) -> Look:
-  """How the cells of the space of this name are shown: as it says, or plainly if it is not among `SPACES`."""
+  """Names and legend for drawings of the cells of a space; the default `Look` if it is not among `SPACES`."""
   return SPACES[space].look if space in SPACES else Look()
 
 
@@ -67,13 +67,13 @@ def to_json(genotype: Genotype) -> Any:
 
 
 def from_json(values: Any) -> Genotype:
-  """A genotype from JSON values, of the space that its fields tell or name.
+  """A genotype from JSON values; its space is recognised by the fields.
 
   Raises:
-    ValueError: a field is missing, unknown or of the wrong form, or the genotype is not a valid one.
+    ValueError: a field is missing, unknown or of the wrong form, or the genotype is not valid.
   """
   fields: Mapping[str, Any] = values if isinstance(values, Mapping) else {}
-  # Architectures of NAS-Bench-201 are texts.
+  # JSON of NAS-Bench-201 is a text.
   usual = NasBench201.name if isinstance(values, str) else Darts.name
   name = next((space for field, space in _FIELDS.items() if field in fields), fields.get('space', usual))
   return _named(name).from_json(values)
@@ -85,9 +85,9 @@ def save(genotype: Genotype, path: str | os.PathLike[str]) -> None:
 
 
 def to_text(genotype: Genotype) -> str:
-  """The line by which programs of the field print a genotype: `Genotype(normal=[('skip_connect', 0), …], …)`.
+  """A genotype as DARTS and related programs print it: `Genotype(normal=[('skip_connect', 0), …], …)`.
 
-  Of NAS-Bench-201 it is the text that the benchmark has, and JSON of spaces that the field does not print at all.
+  An architecture of NAS-Bench-201 has the benchmark's notation; architectures of other spaces are printed as JSON.
   """
   values = to_json(genotype)
   if isinstance(values, str):
@@ -96,14 +96,13 @@ def to_text(genotype: Genotype) -> str:
 
 
 def load(path: str | os.PathLike[str]) -> Genotype:
-  """Reads a genotype from a file: JSON, or any text, such as the log of a search, of which the last one is taken.
+  """Reads a genotype from a file: JSON, or a text such as the log of a search, of which the last genotype is taken.
 
-  Of JSON it is the whole, or what lies below `genotype`; in a text it is printed as `to_text` does, on one line or
-  several, or as a dictionary; see `darts_jax.spaces.notation`. An architecture of NAS-Bench-201 is written as the
-  benchmark does.
+  In JSON the genotype is the whole value or its field `genotype`. In a text it is printed as by `to_text`, on one line
+  or several, or as a dictionary; see `darts_jax.spaces.notation`.
 
   Raises:
-    ValueError: the file is missing or unreadable, or holds no valid genotype; one line naming it.
+    ValueError: the file is missing or unreadable, or holds no valid genotype; one line that names it.
   """
   path = user_path(path, 'genotype')
   content = read_bytes(path, _MAX_BYTES)
@@ -114,13 +113,13 @@ def load(path: str | os.PathLike[str]) -> Genotype:
 
 
 def _decoded(content: bytes) -> str:
-  """The text of a file; some programs begin it with a byte order mark, or write it in UTF-16."""
+  """The text of a file in UTF-8 or UTF-16, with or without a byte order mark."""
   is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
   return content.decode('utf-16' if is_utf16 else 'utf-8-sig', errors='replace')
 
 
 def _fields_of(text: str) -> Any:
-  """The values that `from_json` takes, of JSON or of a text with a genotype in it."""
+  """The values for `from_json`, from JSON or from a text that contains a genotype."""
   try:
     values = parse_json(text.encode())
   except ValueError as not_json:
@@ -135,20 +134,20 @@ def _fields_of(text: str) -> Any:
 
 @functools.cache
 def published() -> Mapping[str, Genotype]:
-  """The published genotypes by name; their sources and figures are in the README's table."""
+  """The published genotypes by name; the table in the README lists their sources and accuracies."""
   text = resources.files('darts_jax.spaces').joinpath('published.json').read_text()
   return types.MappingProxyType({name: from_json(values) for name, values in json.loads(text).items()})
 
 
 def resolve(name_or_path: str) -> Genotype:
-  """The published genotype of that name, the one that the text itself is (see `to_text`), or that in a file (`load`).
+  """A genotype from the name of a published one, from a printed genotype (see `to_text`), or from a file (see `load`).
 
   Raises:
-    ValueError: there is none, or it is not valid.
+    ValueError: there is no such name or file, or the genotype is not valid.
   """
   if name_or_path in published():
     return published()[name_or_path]
-  # No path that anybody has begins like an architecture of NAS-Bench-201.
+  # Architectures of NAS-Bench-201 begin with `|`, which paths do not.
   if notation.is_printed(name_or_path) or name_or_path.startswith('|'):
     try:
       return from_json(name_or_path if name_or_path.startswith('|') else _fields_of(name_or_path))

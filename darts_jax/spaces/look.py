@@ -1,4 +1,4 @@
-"""How pictures and texts show the cells of a space."""
+"""Names and legend with which drawings and texts show the cells of a space."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,15 +6,15 @@ from collections.abc import Mapping
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-  """The names of cells and nodes, in plain text: an index stands behind `_` or behind a letter, `c_{k-1}` or `s0`.
+  """Names of cells and nodes in plain text, where an index follows `_` or a letter: `c_{k-1}`, `s0`.
 
   Attributes:
-    titles: by kind of cell.
-    inputs: names of the first nodes; the nodes after them have numbers from 0 on.
+    titles: titles of the kinds of cells.
+    inputs: names of the first nodes; the following nodes are numbered from 0 on.
     output: name of a cell's output.
-    inner: stands before the numbers.
-    origins: what node 0 is made from, if that is drawn, too.
-    legend: explains a drawing.
+    inner: prefix of the numbers.
+    origins: names of the values from which node 0 is computed, if these are drawn, too.
+    legend: explanation of a drawing.
   """
 
   titles: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -25,7 +25,7 @@ class Look:
   legend: str = 'Blue boxes are intermediate nodes, which add what arrives; grey lines lead to the cell’s output.'
 
   def title(self, cell: str) -> str:
-    """What a kind of cell is called."""
+    """The title of a kind of cell; by default its name."""
     return self.titles.get(cell, cell)
 
   def node(self, index: int) -> str:

@@ -1,22 +1,21 @@
-"""The weights by which a supernet mixes candidate operations."""
+"""Mixing weights, by which a supernet mixes candidate operations."""
 
 from typing import Any, NamedTuple
 
 
 class Mixing(NamedTuple):
-  """Mixing weights of one kind of cell, and what becomes of operations that a strategy leaves out of a step.
+  """Mixing weights of one kind of cell, and masks of operations that a strategy leaves out of a step.
 
-  The image of an edge is Σ_o w_o · y_o over its operations. For an operation that is not computed, y_o is the constant
-  image of the number `constant`, of zeros if that is None; with a weight of 0 it changes no value, but the gradient of
-  its weight is that of this image [GDAS]. All fields are arrays, so that mixing weights are a pytree of these.
+  The output of an edge is Σ_o w_o · y_o over its operations o. If an operation is not computed, y_o is a constant image
+  of the value `constant`, or of zeros if that is None. If also w_o = 0, the image does not change the output, but the
+  gradient of w_o is computed with it [GDAS]. All fields are arrays or None, so that mixing weights are a pytree.
 
   Attributes:
-    operations: `[E, O]`, of every operation on every edge; rows and columns as `CellSpec` has edges and operations.
-    edges: `[E]`, of every edge in the sum of the node it arrives at [PC-DARTS §3.3]; None where all count as one.
-    active: `[E, O]` bool: the operations whose weights, and the momentum of these, an update moves; None for all.
-    computed: `[E, O]` bool: the operations that are computed; the others leave their running statistics as they are,
-      too. None for all.
-    constant: `[]`: every pixel of what stands for an operation that is not computed; None for zeros.
+    operations: `[E, O]`, weights w of the operations; rows are the edges of a `CellSpec`, columns its operations.
+    edges: `[E]`, weights of the edges in the sum of their target node [PC-DARTS §3.3]; None for ones.
+    active: `[E, O]` bool, operations whose network weights and momentum an update moves; None for all.
+    computed: `[E, O]` bool, operations that are computed; the others keep their running statistics. None for all.
+    constant: `[]`, the value in the images of operations that are not computed; None for zero.
   """
 
   operations: Any

@@ -1,7 +1,7 @@
 """NAS-Bench-201: one cell of four nodes with an operation on each of its six edges, 15,625 architectures in all.
 
-Node 0 is the input, every later node the sum of what arrives from all earlier ones, and the last node the output. An
-edge may have the operation `none`, which is zero, so that some architectures do not connect the input with the output.
+Node 0 is the input, every later node sums the edges from all earlier nodes, and the last node is the output. An edge
+may have the operation `none`, which outputs zeros, so some architectures do not connect the input with the output.
 
 Source: [NB201] arXiv 2001.00326, §2.1.
 """
@@ -24,9 +24,9 @@ from darts_jax.spaces.checks import suggest
 from darts_jax.spaces.look import Look
 from darts_jax.spaces.plan import Plan, stages
 
-#: Candidates of every edge, in the order of the columns of α.
+#: The candidates of every edge, in the order of the columns of α.
 OPERATIONS = ('none', 'skip_connect', 'nor_conv_1x1', 'nor_conv_3x3', 'avg_pool_3x3')
-#: The only kind of cell.
+#: Name of the only kind of cell.
 CELL = 'cell'
 
 _SPEC = dataclasses.replace(
@@ -42,8 +42,8 @@ class NasBench201(CellSpace):
   """The search space of NAS-Bench-201.
 
   Attributes:
-    table: folder with the benchmark's results (see `darts_jax.spaces.nasbench201_table`), by which a search is judged
-      while it goes on; empty for none. No strategy reads it.
+    table: folder with the benchmark's results (see `darts_jax.spaces.nasbench201_table`), from which a search logs the
+      true accuracy of its architecture after every epoch; empty for none. No strategy reads it.
   """
 
   name: ClassVar[str] = 'nasbench201'
@@ -51,7 +51,7 @@ class NasBench201(CellSpace):
   defaults: ClassVar[Mapping[str, Any]] = MappingProxyType(
     {
       'network': {'channels': 16, 'layers': 15, 'stem_multiplier': 1},
-      # As in the published code, whose supernets are evaluated with the statistics of each batch.
+      # The published code evaluates supernets with the statistics of each batch.
       'batch_norm': {'tracked': False},
     }
   )
@@ -69,18 +69,19 @@ class NasBench201(CellSpace):
     return {CELL: _SPEC}
 
   def plan(self, num_layers: int) -> Plan:
-    """Three stages of as many cells, `num_layers` in all, and residual blocks between them; see `stages`."""
+    """Three stages of `num_layers / 3` cells each, with residual blocks between them; see `stages`."""
     return stages(num_layers, CELL)
 
   def judge(self, dataset: str) -> Callable[[Genotype], Mapping[str, float]] | None:
-    """The table's accuracies after 200 epochs, on CIFAR-10 unless the table has the dataset; None without a table.
+    """See `CellSpace`; looks up test accuracies after 200 epochs in the table. None without a table.
 
-    They are `true_accuracy` of an architecture, with `true_rank` from 1 for the best one, and for comparison
-    `true_optimum`, the best, and `true_mean`, that of a random architecture.
+    The accuracies are those on `dataset`, or on CIFAR-10 if the table does not have it. The function returns
+    `true_accuracy` of the architecture and its `true_rank`, 1 for the best one; and for comparison the largest accuracy
+    of all architectures, `true_optimum`, and their mean, `true_mean`.
     """
     if not self.table:
       return None
-    from darts_jax.spaces.nasbench201_table import DATASETS, Accuracies, Table  # Which needs this module.
+    from darts_jax.spaces.nasbench201_table import DATASETS, Accuracies, Table  # Imported late: it imports this module.
 
     table = Table.read(self.table, 'config.space.table')
     column = DATASETS.index(dataset) if dataset in DATASETS else 0
@@ -96,7 +97,7 @@ class NasBench201(CellSpace):
 
   @property
   def keeps_none(self) -> bool:
-    """An edge may have the operation `none`."""
+    """True: edges may have the operation `none`."""
     return True
 
   @property
@@ -105,12 +106,12 @@ class NasBench201(CellSpace):
     return len(OPERATIONS) ** _SPEC.num_edges
 
   def all(self) -> Iterator[Genotype]:
-    """All architectures, by the operation of the first edge, then of the second, and so on."""
+    """Yields all architectures, sorted by the operation of the first edge, then of the second, and so on."""
     for operations in itertools.product(OPERATIONS, repeat=_SPEC.num_edges):
       yield self._of(operations)
 
   def index(self, arch: Genotype) -> int:
-    """The place of an architecture in `all`."""
+    """The index of an architecture in the order of `all`."""
     return place(self.operations(arch))
 
   def operations(self, arch: Genotype) -> tuple[str, ...]:
@@ -124,7 +125,7 @@ class NasBench201(CellSpace):
     return tuple(edge.operations[0] for edges in nodes for edge in sorted(edges, key=lambda edge: edge.source))
 
   def is_connected(self, arch: Genotype) -> bool:
-    """Whether a path leads from the input to the output; the output is zero otherwise, whatever the image."""
+    """Whether a path leads from the input to the output; if not, the output is always zero."""
     reached = {0}
     for (node, edge), operation in zip(_SPEC.edges, self.operations(arch), strict=True):
       if edge.source in reached and operation != 'none':
@@ -132,12 +133,13 @@ class NasBench201(CellSpace):
     return _OUTPUT in reached
 
   def key(self, arch: Genotype) -> str:
-    """The formula of the output as the benchmark's files have it in the column `UniqueString`; 6,466 differ.
+    """The formula of the output, as in the column `UniqueString` of the benchmark's files; there are 6,466 of them.
 
-    A sum is its sorted terms; a term is `(formula)@operation`, for a skip connection the formula that it reads, and `#`
-    if it is zero: if its operation is `none` or the formula is `#`. So the benchmark's authors count [NB201 §2.1], and
-    they overlook some networks that are equal, since sums keep terms that are zero. A convolution of zero is zero in
-    this formula, although its batch normalisation adds a bias once it is trained.
+    The formula of a node is the sum of its sorted terms. The term of an edge is `(formula)@operation`, where `formula`
+    is that of its source; for a skip connection it is the formula alone, and for zero, if the operation is `none` or
+    the formula is `#`, it is `#`. The benchmark's authors count architectures by these formulas [NB201 §2.1]. They miss
+    some equal networks, since sums keep zero terms. A convolution of zeros counts as zero, although its trained BN
+    would add a bias.
     """
     formulas = {0: '0'}
     operations = iter(self.operations(arch))
@@ -146,13 +148,13 @@ class NasBench201(CellSpace):
     return formulas[_OUTPUT]
 
   def to_json(self, arch: Genotype) -> str:
-    """The architecture as the benchmark writes it: `|op~0|+|op~0|op~1|+|op~0|op~1|op~2|`."""
+    """The architecture in the benchmark's notation: `|op~0|+|op~0|op~1|+|op~0|op~1|op~2|`."""
     operations = iter(self.operations(arch))
     nodes = [''.join(f'|{next(operations)}~{edge.source}' for edge in edges) for edges in _SPEC.nodes]
     return '+'.join(f'{node}|' for node in nodes)
 
   def from_json(self, values: Any) -> Genotype:
-    """The architecture that `to_json`, or the benchmark, wrote.
+    """The architecture from the benchmark's notation; see `to_json`.
 
     Raises:
       ValueError: the value is not a text of this form, or names an unknown operation; one line.
@@ -166,7 +168,7 @@ class NasBench201(CellSpace):
 
 
 def operations_of(text: Any) -> tuple[str, ...]:
-  """The operation of each edge of an architecture as the benchmark writes it.
+  """The operation of each edge of an architecture in the benchmark's notation.
 
   Raises:
     ValueError: see `NasBench201.from_json`.
@@ -183,13 +185,13 @@ def operations_of(text: Any) -> tuple[str, ...]:
 
 
 def last_printed(text: str) -> str | None:
-  """The last architecture that is written in a text as the benchmark writes it, if there is one."""
+  """The last architecture in the benchmark's notation that a text contains; None if there is none."""
   found = collections.deque(_TEXT.finditer(text), maxlen=1)
   return found[0].group() if found else None
 
 
 def place(operations: Sequence[str]) -> int:
-  """The place of an architecture in `NasBench201.all`: its operations as digits, of which the first counts most."""
+  """The index of an architecture in `NasBench201.all`: its operations are digits in base 5, the first counts most."""
   return functools.reduce(lambda found, operation: found * len(OPERATIONS) + OPERATIONS.index(operation), operations, 0)
 
 

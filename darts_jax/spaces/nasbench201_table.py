@@ -1,7 +1,7 @@
-"""The results of NAS-Bench-201: how accurate each of its 15,625 networks was after it had been trained.
+"""The results of NAS-Bench-201: the accuracies of its 15,625 trained networks.
 
-The table is read from two CSV files, which hold percentages: accuracies after 12 epochs, of validation and test,
-and test accuracies after 200 epochs, means over seeds.
+The table is read from two CSV files of percentages: validation and test accuracies after 12 epochs of training, and
+test accuracies after 200 epochs, means over seeds.
 
 Source: [NB201] arXiv 2001.00326, §2.3; [NATS] arXiv 2009.00437.
 """
@@ -20,23 +20,23 @@ from darts_jax.runtime.files import one_line, read_bytes, user_path
 from darts_jax.spaces.cells import Genotype
 from darts_jax.spaces.nasbench201 import NasBench201, operations_of, place
 
-#: What the networks were trained on: CIFAR-10, CIFAR-100, and ImageNet16-120.
+#: The datasets on which the networks were trained: CIFAR-10, CIFAR-100, and ImageNet16-120.
 DATASETS = ('cifar10', 'cifar100', 'imagenet16')
 
 _SPACE = NasBench201()
-# Bytes of a file; the published ones have 3 · 10⁶.
+# Largest size of a file in bytes; the published ones have 3 · 10⁶.
 _MAX_BYTES = 2**26
-# Names of files that a message lists.
+# Largest number of file names in a message.
 _MAX_LISTED = 3
 
 
 class Accuracies(NamedTuple):
-  """How accurate a network is on a data set, 0 to 1.
+  """Accuracies of a network on one dataset, 0 to 1.
 
   Attributes:
-    valid_12: on validation images after 12 epochs of training, by which searches choose.
-    test_12: on test images after 12 epochs.
-    test_200: on test images after 200 epochs, which says how good a choice was.
+    valid_12: accuracy on validation images after 12 epochs of training, the reward of searches.
+    test_12: accuracy on test images after 12 epochs.
+    test_200: accuracy on test images after 200 epochs, the quality of a search's result.
   """
 
   valid_12: float
@@ -45,7 +45,12 @@ class Accuracies(NamedTuple):
 
 
 class _File(NamedTuple):
-  """A file of the table: its column with architectures, and by data set and kind of accuracy the other columns."""
+  """A file of the table.
+
+  Attributes:
+    architectures: name of the column with architectures.
+    columns: names of the columns with accuracies, by `(dataset, field of Accuracies)`.
+  """
 
   architectures: str
   columns: Mapping[tuple[str, str], str]
@@ -79,8 +84,8 @@ class Table:
   """Accuracies of all architectures of NAS-Bench-201.
 
   Attributes:
-    values: `[15625, 3, 3]` float64, 0 to 1: by architecture in the order of `NasBench201.all`, by data set in the
-      order of `DATASETS`, and by the fields of `Accuracies`.
+    values: `[15625, 3, 3]` float64, 0 to 1; the axes are architectures in the order of `NasBench201.all`, `DATASETS`,
+      and the fields of `Accuracies`.
   """
 
   values: np.ndarray
@@ -90,12 +95,12 @@ class Table:
     """Reads the two CSV files of the table.
 
     Args:
-      folder: that holds `mini_nb201_12ep_acc.csv` and `nats_tss_200ep_test_acc.csv`.
-      field: what the user set, which errors name.
+      folder: folder with `mini_nb201_12ep_acc.csv` and `nats_tss_200ep_test_acc.csv`.
+      field: name of the setting that holds the folder, for messages.
 
     Raises:
-      ValueError: a file is missing, or is not a table with the columns that are wanted and one line for each
-        architecture; one line that names the file and the columns.
+      ValueError: a file is missing, lacks a column, or does not have one line per architecture; one line that names the
+        file and the columns.
     """
     found = user_path(folder, field)
     if not found.is_dir() or not all((found / name).is_file() for name in _FILES):
@@ -108,7 +113,7 @@ class Table:
     return cls(values)
 
   def accuracies(self, arch: Genotype, dataset: str = 'cifar10') -> Accuracies:
-    """How accurate the network of an architecture is on one of `DATASETS`."""
+    """The accuracies of an architecture's network on one of `DATASETS`."""
     return Accuracies(*map(float, self.values[_SPACE.index(arch), DATASETS.index(dataset)]))
 
 
@@ -116,7 +121,7 @@ _WANTED = ' and '.join(f'{name} (columns {file.wanted})' for name, file in _FILE
 
 
 def _contents(path: pathlib.Path) -> str:
-  """The beginning of a message about a path that is no folder with a table."""
+  """A description of a path that is no folder with a table, for the beginning of a message."""
   if not path.exists():
     return 'is not there'
   if not path.is_dir():
@@ -129,11 +134,11 @@ def _contents(path: pathlib.Path) -> str:
 
 
 def _percentages(path: pathlib.Path, file: _File) -> np.ndarray:
-  """`[C, 15625]`: columns of a file, by architecture."""
+  """The columns of a file, `[C, 15625]`, with architectures in the order of `NasBench201.all`."""
   content = read_bytes(path, _MAX_BYTES)
   values = np.full((len(file.columns), _SPACE.size), np.nan)
   try:
-    # Spreadsheets mark the beginning of UTF-8.
+    # Files saved by spreadsheet programs begin with a byte order mark.
     rows = csv.reader(io.StringIO(content.decode('utf-8-sig'), newline=''), strict=True)
     header = next(rows, [])
     missing = [name for name in (file.architectures, *file.columns.values()) if header.count(name) != 1]
@@ -154,7 +159,18 @@ def _percentages(path: pathlib.Path, file: _File) -> np.ndarray:
 
 
 def _fill(values: np.ndarray, row: list[str], length: int, architecture: int, columns: list[int]) -> None:
-  """Puts the numbers of a line where they belong."""
+  """Fills the numbers of one line of a file into the column of its architecture.
+
+  Args:
+    values: `[C, 15625]`, changed in place.
+    row: the fields of the line.
+    length: number of fields in the header.
+    architecture: index of the field with the architecture.
+    columns: indices of the C fields with percentages.
+
+  Raises:
+    ValueError: the line has another number of fields, repeats an architecture, or has a value that is no percentage.
+  """
   if len(row) != length:
     raise ValueError(f'{len(row)} values in place of {length}')
   text = row[architecture]

@@ -1,6 +1,6 @@
-"""The line by which DARTS and its descendants print an architecture: `Genotype(normal=[('skip_connect', 0), …], …)`.
+"""The notation in which DARTS and its descendants print architectures: `Genotype(normal=[('skip_connect', 0), …], …)`.
 
-It is read by a small parser of literals; nothing is evaluated. This module imports no JAX.
+A small parser of literals reads it; nothing is evaluated. This module imports no JAX.
 """
 
 import collections
@@ -11,9 +11,9 @@ from typing import Any
 from darts_jax.runtime.files import one_line
 
 _FIELDS = (('normal', 'normal_concat', 'reduce', 'reduce_concat'), ('recurrent', 'concat'))
-# Also what a dictionary of the fields looks like, in Python or JSON.
+# The beginning of a printed genotype, as a call or as a dictionary of its fields in Python or JSON.
 _BEGIN = re.compile(r'\bGenotype\w*\s*\(\s*(?=\w+\s*=|\[)|\{(?=\s*u?[\'"](?:normal|reduce|recurrent|concat)\b)')
-# White space and comments. Possessive: on failure, there is nothing to look for inside them.
+# White space and comments; possessive quantifiers keep the matching linear.
 _BLANK = re.compile(r'(?:\s|#[^\n]*+)*+')
 _TOKEN = re.compile(
   r"""(?:[uU]?'(?P<single>[^'\\\n]*)'|[uU]?"(?P<double>[^"\\\n]*)"
@@ -21,7 +21,7 @@ _TOKEN = re.compile(
   re.VERBOSE,
 )
 _EQUALS = re.compile(r'\s*=')
-#: What NumPy and PyTorch print around a value, and what makes a list of one.
+#: Calls with one argument that are replaced by it: wrappers that NumPy and PyTorch print, and conversions.
 _WRAPPERS = ('int', 'int32', 'int64', 'intp', 'str', 'str_', 'tensor', 'array', 'list', 'tuple')
 _MAX_DEPTH, _MAX_RANGE = 10, 1000
 
@@ -35,9 +35,9 @@ def parse(text: str) -> dict[str, Any]:
   """The fields of the last genotype that is printed in a text, such as the log of a search, as lists and plain values.
 
   Raises:
-    ValueError: there is none, or what it holds is not understood; one line that names the line.
+    ValueError: there is none, or it cannot be parsed; one line that names its line.
   """
-  # Of millions only the last one is kept.
+  # A log may contain millions; only the last one is kept in memory.
   found = collections.deque(_BEGIN.finditer(text), maxlen=1)
   if not found:
     raise ValueError('no Genotype(normal=[…], …) is in it')
@@ -51,7 +51,7 @@ def parse(text: str) -> dict[str, Any]:
 
 
 def to_text(fields: Mapping[str, Any]) -> str:
-  """The line for the fields of a genotype: pairs, and lists of nodes."""
+  """Prints the fields of a genotype, which are lists of pairs or of nodes."""
   return f'Genotype({", ".join(f"{name}={_as_printed(values)}" for name, values in fields.items())})'
 
 
@@ -63,7 +63,7 @@ def _as_printed(values: Sequence[Any]) -> str:
 
 
 class _Parser:
-  """Reads one value of a text; methods raise a ValueError where it is not understood."""
+  """Parses one value at a position of a text; methods raise a ValueError if it is not in the notation."""
 
   def __init__(self, text: str, position: int) -> None:
     self._text = text
@@ -107,7 +107,10 @@ class _Parser:
     return self._wrong(name)
 
   def _items(self, end: str, sign: str = '') -> tuple[list[Any], dict[str, Any]]:
-    """Values up to a closing bracket: those without a name, and those with one before a sign."""
+    """Parses values up to the closing bracket `end`: the list of those without a name, and the others by name.
+
+    A name is followed by `sign`: `=` in calls, `:` in dictionaries; empty if there are no names.
+    """
     items: list[Any] = []
     named: dict[str, Any] = {}
     while self._value != end or self._kind != 'mark':

@@ -1,7 +1,7 @@
-"""The operations and activations that there are, by name.
+"""The operations and activations by name.
 
-Those of the package have a line that says what they are; `darts_jax.nets` computes them. A user adds Flax modules and
-functions of their own, `OPERATIONS['mine'] = Mine`, see docs/operations.md.
+The package's own have a description as their value; `darts_jax.nets` implements them. A user adds a Flax module or a
+function with `OPERATIONS['mine'] = Mine`; see docs/operations.md.
 """
 
 from typing import Any
@@ -33,5 +33,5 @@ ACTIVATIONS: dict[str, Any] = {
 
 
 def is_own(name: str) -> bool:
-  """Whether an operation on images is a user's own, a Flax module."""
+  """Whether an operation on images was added by a user, as a Flax module."""
   return not isinstance(OPERATIONS.get(name, ''), str)

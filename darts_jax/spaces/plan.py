@@ -1,4 +1,4 @@
-"""The layers of a convolutional network: which cells and fixed blocks follow each other, from the stem to the pooling.
+"""The layers of a convolutional network: the sequence of cells and fixed blocks from the stem to the global pooling.
 
 Sources: [DARTS] arXiv 1806.09055, [NB201] arXiv 2001.00326.
 """
@@ -6,22 +6,22 @@ Sources: [DARTS] arXiv 1806.09055, [NB201] arXiv 2001.00326.
 from collections.abc import Iterable
 from typing import NamedTuple
 
-#: The residual block: two 3×3 convolutions beside a shortcut, which is average pooling and a 1×1 convolution if the
-#: block has stride 2 [NB201 §2.1].
+#: Name of the residual block: two 3×3 convolutions with a shortcut, which is average pooling and a 1×1 convolution if
+#: the block has stride 2 [NB201 §2.1].
 RESIDUAL = 'residual'
-#: The names of fixed blocks, which no cell may have.
+#: Names of the fixed blocks; kinds of cells have to have other names.
 BLOCKS = (RESIDUAL,)
 
 
 class Layer(NamedTuple):
   """A cell or a fixed block of a network.
 
-  A cell reads the outputs of as many layers before it as it has inputs; a block reads one.
+  A cell with n inputs reads the outputs of the n layers before it; a block reads the output of the layer before it.
 
   Attributes:
-    cell: the name of the kind of cell, or one of `BLOCKS`.
-    channels: of every node of the cell, or of the block's output, as a multiple of the network's `C`.
-    stride: 1, or 2 for an output of half the height and width; in a cell the edges that leave its inputs have it.
+    cell: name of the kind of cell, or one of `BLOCKS`.
+    channels: number of channels of every node of the cell, or of the block's output, in multiples of the network's `C`.
+    stride: 1, or 2 to halve height and width; in a cell the edges from its inputs have this stride.
   """
 
   cell: str
@@ -33,9 +33,9 @@ class Plan(NamedTuple):
   """The layers between the stem and the global pooling.
 
   Attributes:
-    layers: in the order of computation.
-    last_norm: whether BN and ReLU stand before the global pooling.
-    auxiliary: the index of the layer that an auxiliary classifier reads in training; None if there is no place for one.
+    layers: the layers, in the order of computation.
+    last_norm: whether BN and ReLU precede the global pooling.
+    auxiliary: index of the layer whose output an auxiliary classifier reads in training; None if there is none.
   """
 
   layers: tuple[Layer, ...]
@@ -49,11 +49,18 @@ class Plan(NamedTuple):
 
   @property
   def halvings(self) -> int:
-    """How often the layers halve an image."""
+    """Number of layers with stride 2."""
     return sum(layer.stride == 2 for layer in self.layers)
 
   def check(self, cells: Iterable[str]) -> None:
-    """Raises a ValueError unless every layer is one of these cells or a block, with channels and stride 1 or 2."""
+    """Checks the plan for a space.
+
+    Args:
+      cells: names of the kinds of cells of the space.
+
+    Raises:
+      ValueError: a layer is neither a cell nor a block, a cell has the name of a block, or a number is not allowed.
+    """
     names = (*cells, *BLOCKS)
     if len(set(names)) < len(names):
       raise ValueError(f'plan: a cell is called as a block is; {", ".join(BLOCKS)} are not allowed for cells')
@@ -78,8 +85,8 @@ def thirds(num_layers: int, first: str, other: str) -> Plan:
 
   Args:
     num_layers: number of cells `L`.
-    first: the kind of all other cells.
-    other: the kind of the cells at ⌊L/3⌋ and ⌊2L/3⌋, which have stride 2; an auxiliary classifier reads the second.
+    first: kind of all cells but two.
+    other: kind of the cells at ⌊L/3⌋ and ⌊2L/3⌋, which have stride 2; an auxiliary classifier reads the second.
 
   Raises:
     ValueError: `num_layers` is less than 1.
@@ -95,15 +102,15 @@ def thirds(num_layers: int, first: str, other: str) -> Plan:
 
 
 def stages(num_layers: int, cell: str, count: int = 3) -> Plan:
-  """The plan of NAS-Bench-201: stages of cells, between them residual blocks of stride 2 that double the channels.
+  """The plan of NAS-Bench-201: stages of cells with residual blocks between them, which double the channels.
 
   Args:
-    num_layers: number of cells, without the blocks; every stage has as many.
-    cell: the kind of all cells.
+    num_layers: number of cells, without the blocks, divided evenly over the stages.
+    cell: kind of all cells.
     count: number of stages.
 
   Raises:
-    ValueError: `num_layers` is no multiple of `count`.
+    ValueError: `num_layers` is not a positive multiple of `count`.
   """
   if num_layers < 1 or num_layers % count:
     raise ValueError(

@@ -1,6 +1,6 @@
-"""The recurrent space of DARTS: one cell, a node of which applies an activation to one earlier state [DARTS §2.1].
+"""The recurrent space of DARTS: one cell, whose nodes apply an activation to one earlier state each [DARTS §2.1].
 
-Node 0 is the state that is made from the input and the previous state; the output is the mean of nodes.
+Node 0 is a state computed from the input and the previous hidden state; the output is the mean of nodes.
 
 Source: [DARTS] arXiv 1806.09055.
 """
@@ -27,7 +27,7 @@ from darts_jax.spaces.checks import (
 from darts_jax.spaces.look import Look
 from darts_jax.spaces.operations import ACTIVATIONS as KNOWN
 
-#: The activations of a node, in the order of the columns of α [DARTS §3.1.2].
+#: The default candidates, in the order of the columns of α [DARTS §3.1.2].
 ACTIVATIONS = ('none', 'tanh', 'relu', 'sigmoid', 'identity')
 
 _CELL = 'recurrent'
@@ -39,7 +39,7 @@ class Recurrent(CellSpace):
   """The space of one cell, in which every node reads all earlier states through all activations.
 
   Attributes:
-    nodes: intermediate nodes; 8 in the paper, which gives 1+2+…+8 = 36 edges.
+    nodes: number of intermediate nodes; 8 in the paper, which gives 1+2+…+8 = 36 edges.
     operations: candidate activations, the columns of α. `none` may be among them.
 
   Raises:
@@ -73,34 +73,34 @@ class Recurrent(CellSpace):
 
   @functools.cached_property
   def cells(self) -> Mapping[str, CellSpec]:
-    """The one cell."""
+    """The recurrent cell."""
     return {_CELL: _cell(self.operations, self.nodes)}
 
   def to_json(self, arch: Genotype) -> dict[str, Any]:
-    """The pairs, one a node, and the nodes that are averaged, as the field publishes them."""
+    """The pairs, one per node, and the averaged nodes, as papers publish them."""
     cell = arch.cell(_CELL)
     return {_CELL: [list(pair) for pair in cell.pairs], 'concat': list(cell.outputs)}
 
   def from_json(self, values: Any) -> Genotype:
-    """See `Space`; the cell may have any number of nodes and all of `ACTIVATIONS` besides `none`."""
+    """See `Space`; the cell may have any number of nodes and any known activation other than `none`."""
     check_fields(values, _FIELDS)
     pairs = parse_pairs(flattened(values[_CELL], 1, 1, _CELL), _CELL)
     return genotype(pairs, parse_outputs(values['concat'], 'concat'))
 
 
 def genotype(recurrent: Pairs, concat: Sequence[int]) -> Genotype:
-  """An architecture in the form the field publishes it.
+  """An architecture in the form in which papers publish it.
 
   Args:
-    recurrent: `(activation, source)` pairs, one a node; source 0 is the state made from the input.
-    concat: the nodes that are averaged into the output.
+    recurrent: `(activation, source)` pairs, one per node; source 0 is the state computed from the input.
+    concat: indices of the nodes whose mean is the output.
 
   Raises:
     ValueError: an activation is unknown, a pair reads a node that is not earlier, or an averaged node does not exist.
   """
   if not recurrent:
     raise ValueError('recurrent: 0 pairs; a cell lists one (activation, source) pair a node')
-  # A node without an activation would be a state of zeros.
+  # `none` is not allowed, since the state of such a node would be zero.
   nodes = in_nodes(recurrent, 1)
   check_nodes(nodes, 1, [name for name in KNOWN if name != 'none'], _CELL)
   check_outputs(concat, 1, len(nodes), 'concat')

@@ -1,6 +1,6 @@
-"""S1 to S4: parts of the space of DARTS in which searches of DARTS degenerate [RobustDARTS §3].
+"""S1 to S4: subspaces of the space of DARTS in which searches by DARTS degenerate [RobustDARTS §3].
 
-Cells have the nodes and edges of DARTS, and few candidates on every edge, in S1 others on every edge.
+Cells have the nodes and edges of DARTS, but only two or three candidates per edge; in S1 each edge has its own.
 
 Source: [RobustDARTS] arXiv 1909.09656.
 """
@@ -18,17 +18,17 @@ from darts_jax.spaces.cells import CellSpace, CellSpec, full_cell
 from darts_jax.spaces.darts import CANDIDATES, Darts
 from darts_jax.spaces.look import Look
 
-#: Gaussian noise in place of the image, an operation of S4.
+#: Name of an operation of S4, which outputs Gaussian noise instead of its input.
 NOISE = 'noise'
-#: The candidates of all edges, where they have the same ones.
+#: The candidates of subspaces in which all edges have the same ones.
 UNIFORM: Mapping[str, tuple[str, ...]] = {
   's2': ('skip_connect', 'sep_conv_3x3'),
   's3': ('none', 'skip_connect', 'sep_conv_3x3'),
   's4': (NOISE, 'sep_conv_3x3'),
 }
-#: The part whose edges have candidates of their own.
+#: The subspace whose edges have different candidates.
 EDGEWISE = 's1'
-#: Operations in the order of the columns of α; every kind of cell has those of its edges.
+#: All operations in the order of the columns of α; a kind of cell has the columns that its edges use.
 ORDER = (NOISE, *CANDIDATES)
 
 _NODES = 4
@@ -36,16 +36,16 @@ _NODES = 4
 
 @dataclasses.dataclass(frozen=True)
 class Robust(CellSpace):
-  """One of the parts S1 to S4 of the space of DARTS.
+  """One of the subspaces S1 to S4 of the space of DARTS.
 
   Attributes:
-    subspace: which one. `s1`: two operations an edge, those that were left when the weakest were dropped from the space
-      of DARTS time and again. `s2`: identities and separable convolutions. `s3`: the same and `none`. `s4`: noise and
-      separable convolutions; the network needs an operation of the name `noise`.
-    nodes: intermediate nodes of a cell; 4 in the paper, and always in `s1`.
+    subspace: name of the subspace. `s1`: two operations per edge, those left after the least important ones were
+      dropped repeatedly from the space of DARTS. `s2`: skip connections and separable convolutions. `s3`: those of `s2`
+      and `none`. `s4`: noise and separable convolutions; the network needs an operation of the name `noise`.
+    nodes: number of intermediate nodes of a cell; 4 in the paper, and always in `s1`.
 
   Raises:
-    ValueError: `s1` has no cells of so many nodes.
+    ValueError: `nodes` is not 4 in `s1`.
   """
 
   name: ClassVar[str] = 'robust'
@@ -71,13 +71,13 @@ class Robust(CellSpace):
 
 @functools.cache
 def _edgewise() -> Mapping[str, Sequence[Sequence[Sequence[str]]]]:
-  """For every cell of S1 and every node the candidates of each edge."""
+  """The candidates of each edge of S1, by kind of cell and node."""
   values = json.loads(resources.files('darts_jax.spaces').joinpath('robust_s1.json').read_text())
   return {name: nodes for name, nodes in values.items() if name != 'source'}
 
 
 def _cell(candidates: Sequence[Sequence[Sequence[str]]]) -> CellSpec:
-  """The cell of DARTS whose edges, node by node, have these operations."""
+  """The cell of DARTS with these candidates, which are listed by node and edge."""
   used = {operation for edges in candidates for operations in edges for operation in operations}
   columns = tuple(operation for operation in ORDER if operation in used)
   whole = full_cell(columns, len(candidates), num_inputs=2, output='concat', kept=2)

@@ -1,4 +1,4 @@
-"""Searched cells and architectures as JSON values that need no space: a report draws them where it is not known."""
+"""Searched cells and architectures as JSON values of one form for all spaces, so that reports need no space to draw."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ _FIELDS = ('nodes', 'operations', 'num_inputs', 'outputs', 'output', 'kept')
 
 
 def cell_to_json(spec: CellSpec) -> dict[str, Any]:
-  """A searched cell: the fields of `CellSpec` that a drawing depends on; an edge is its source and its operations."""
+  """A searched cell as JSON values: the fields of `CellSpec` that drawings need; an edge is `[source, operations]`."""
   nodes = [[[edge.source, list(edge.operations)] for edge in edges] for edges in spec.nodes]
   return {
     'nodes': nodes,
@@ -24,10 +24,14 @@ def cell_to_json(spec: CellSpec) -> dict[str, Any]:
 
 
 def cell_from_json(values: Any, name: str) -> CellSpec:
-  """The searched cell that `cell_to_json` wrote; messages begin with its name.
+  """The searched cell that `cell_to_json` wrote.
+
+  Args:
+    values: JSON values.
+    name: name of the cell, with which messages begin.
 
   Raises:
-    ValueError: the values are of the wrong form, or describe no cell; one line.
+    ValueError: the values have the wrong form, or describe no cell; one line.
   """
   check_fields(values, _FIELDS, f'the cell {name}')
   num_inputs, kept, nodes = values['num_inputs'], values['kept'], values['nodes']
@@ -47,7 +51,7 @@ def cell_from_json(values: Any, name: str) -> CellSpec:
 
 
 def cells_to_json(genotype: Genotype) -> dict[str, Any]:
-  """The cells of an architecture by name, whatever form its space has for them."""
+  """The cells of an architecture as JSON values, by name, in the same form for all spaces."""
   return {name: listed(cell) for name, cell in genotype.cells}
 
 
@@ -57,10 +61,10 @@ def cells_from_json(values: Any, space: str, cells: Mapping[str, CellSpec]) -> G
   Args:
     values: JSON values.
     space: name of the space.
-    cells: the searched cells.
+    cells: the searched cells by name.
 
   Raises:
-    ValueError: the values are of the wrong form, or describe no architecture of these cells; one line.
+    ValueError: the values have the wrong form, or describe no architecture of these cells; one line.
   """
   check_fields(values, tuple(cells), 'an architecture')
   found = ((name, parse_listed(values[name], name, spec, spec.operations)) for name, spec in cells.items())
