@@ -1,6 +1,6 @@
 """The functions of the package: `darts_jax.search(…)`, `train`, `load`, `describe`, `export`.
 
-They do what the commands in `experiments/` do, which call the same code. docs/python.md has an example of each.
+The commands in `experiments/` call the same code. docs/python.md has an example of each function.
 """
 
 import os
@@ -27,21 +27,22 @@ def search(
   data: tuple[Any, Any] | None = None,
   writers: Sequence[Writer] = (),
 ) -> relaxed.Result | TrialsResult:
-  """Searches an architecture, or goes on with the search that `workdir` holds.
+  """Searches for an architecture, or resumes the search that `workdir` holds.
 
   Args:
-    config: the fields of a config file, as nested mappings or a `ConfigDict`; those that are left out have defaults.
-    workdir: gets the log, the checkpoints, the report and the genotype.
-    data: inputs and targets, arrays, that take the place of `config.data`: images `[N, H, W, C]` or `[N, H, W]` and
-      labels `[N]`, or what a task of your own takes.
-    writers: objects with a method `write(step, values)`, which is told of all metrics while they are logged.
+    config: the fields of a config file, as nested mappings or a `ConfigDict`; omitted fields have defaults.
+    workdir: the working directory; the search writes log, checkpoints, report and genotype into it.
+    data: arrays of inputs and targets that replace `config.data`: images `[N, H, W, C]` or `[N, H, W]` and labels
+      `[N]`, or the arrays that a task of your own takes. Not for strategies that propose architectures.
+    writers: objects with a method `write(step, values)`, which receives all metrics as they are logged.
 
   Returns:
-    What was found, with its history. Of a strategy that proposes architectures it is a `darts_jax.trials.TrialsResult`.
+    The result of the search with its history; a `darts_jax.trials.TrialsResult` if the strategy proposes architectures.
 
   Raises:
-    ValueError: a setting, the data or the directory is unfit; one line, and nothing has been written then.
+    ValueError: a setting, the data or the working directory is invalid; one line, and nothing has been written then.
     Diverged: a loss or gradient was not finite.
+    darts_jax.trials.Failed: all evaluations of proposed architectures have failed.
   """
   folder = pathlib.Path(workdir)
   if searches.proposes(config):
@@ -49,7 +50,7 @@ def search(
       raise ValueError('data: a strategy that proposes architectures takes no data here; its evaluator has them')
     return trials.search.run(config, folder, writers=writers)
   if data is not None and isinstance(relaxed.settings.read(config).task, ImageTask):
-    # The name says that no file has them.
+    # The config in the working directory then shows that the images are in no file.
     config = {**config, 'data': {**config.get('data', {}), 'name': 'arrays'}}
   check_alone(relaxed.settings.read(config))
   [result] = relaxed.run_side_by_side(config, folder, data=data, writers=writers)
@@ -59,15 +60,19 @@ def search(
 def train(
   config: Mapping[str, Any], workdir: str | os.PathLike[str], genotype: Genotype | str
 ) -> training.Result | training.LanguageResult:
-  """Trains the network of an architecture from scratch, or goes on with the training that `workdir` holds.
+  """Trains the network of an architecture from scratch, or resumes the training that `workdir` holds.
 
   Args:
-    config: the fields of a config file.
-    workdir: of the training.
-    genotype: an architecture, the name of a published one, or the path of a file that holds one.
+    config: the fields of a config file, as nested mappings or a `ConfigDict`; omitted fields have defaults.
+    workdir: the working directory; the training writes log, checkpoints and report into it.
+    genotype: an architecture, or a text as `darts_jax.spaces.resolve` takes it: the name of a published architecture, a
+      printed genotype, or the path of a file with a genotype.
+
+  Returns:
+    The result of the training, of a network for images or of a language model.
 
   Raises:
-    ValueError: a setting, the data, the architecture or the directory is unfit; one line.
+    ValueError: a setting, the data, the architecture or the working directory is invalid; one line.
     Diverged: a loss or gradient was not finite.
   """
   found = spaces.resolve(genotype) if isinstance(genotype, str) else genotype
@@ -75,18 +80,18 @@ def train(
 
 
 def describe(genotype: Genotype | str, **sizes: int) -> dict[str, Any]:
-  """What the network of an architecture costs: parameters and multiply-adds, part by part.
+  """Counts the parameters and multiply-adds of an architecture's network, part by part.
 
   Args:
     genotype: see `train`.
-    **sizes: of a network for images `channels`, `layers`, `classes`, `image_size`, `image_channels`; of a language
-      model `width`, `vocabulary`. By default those of the published evaluations.
+    **sizes: sizes of the network: for images `channels`, `layers`, `classes`, `image_size`, `image_channels`; of a
+      language model `width`, `vocabulary`. The defaults are those of the published evaluations.
 
   Returns:
-    JSON values.
+    The counts, as JSON values.
 
   Raises:
-    ValueError: there is no such network; one line.
+    ValueError: the genotype or a size is invalid; one line.
   """
   found = spaces.resolve(genotype) if isinstance(genotype, str) else genotype
   describing = describe_language_model if spaces.space_of(found).task == 'text' else describe_classifier
@@ -94,18 +99,19 @@ def describe(genotype: Genotype | str, **sizes: int) -> dict[str, Any]:
 
 
 def export(workdir: str | os.PathLike[str], path: str | os.PathLike[str], kind: str | None = None) -> float:
-  """Writes the network of a training to a file.
+  """Exports the trained network in a working directory to a file.
 
   Args:
-    workdir: of the training.
-    path: of the file.
-    kind: `stablehlo`, `onnx` or `safetensors`; by the ending of the path if not given.
+    workdir: the working directory of the training.
+    path: path of the file.
+    kind: format of the file: `stablehlo`, `onnx` or `safetensors`; None takes it from the suffix of the path.
 
   Returns:
-    How far its logits are from those of the network on random images, relative to the largest.
+    The largest difference between the logits of the file and of the network on random images, relative to the largest
+    logit.
 
   Raises:
-    ValueError: there is no network, or it cannot be written so; one line.
+    ValueError: there is no trained network, or the format does not support it; one line.
   """
   target = user_path(path, 'path')
   folder = user_path(workdir, 'workdir')
