@@ -132,7 +132,7 @@ class Searcher:
     return jax.device_put(after, jax.tree.broadcast(self._shardings, after))
 
   def latest_update(self, step: Any) -> Any:
-    """The latest of the first `step` steps at which α can have moved, counted from 0."""
+    """Index of the latest of the first `step` steps at which α move by `config.alphas.every`, counted from 0."""
     every = self.timing.every
     return (jnp if isinstance(step, Array) else np).maximum(step // every * every - 1, 0)
 

@@ -227,7 +227,7 @@ def search_step(
     return Found(gradients, seen._replace(loss=value, metrics=metrics, statistics=statistics))
 
   def mean_without_weights(found: Found) -> Found:
-    # Only these are used.
+    # If the gradient in the weights is not wanted, only these are used.
     alphas, value, metrics = shards.mean((found.gradients.alphas, found.seen.loss, found.seen.metrics))
     return Found(found.gradients._replace(alphas=alphas), found.seen._replace(loss=value, metrics=metrics))
 

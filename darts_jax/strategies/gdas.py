@@ -56,11 +56,11 @@ class Gdas(Relaxed):
     return {name: softmax(arch[name], cells[name], spec) for name, spec in space.cells.items()}
 
   def init(self, space: CellSpace, key: Array) -> Arch:
-    """Draws α."""
+    """Draws α; consumes the key."""
     return normal_alphas(key, space.cells, self.init_scale)
 
   def temperature_at(self, time: Time) -> Array:
-    """`[]`: the temperature of an epoch."""
+    """The temperature of the epoch, `[]`."""
     first, last = self.tau
     return first + (last - first) * time.epoch.astype(jnp.float32) / max(time.epochs - 1, 1)
 

@@ -55,7 +55,7 @@ class PcDarts(Relaxed):
     return (Stage(epochs, channel_part=self.channel_part),)
 
   def init(self, space: CellSpace, key: Array) -> Arch:
-    """Draws α, `[E, O]`, and β, `[E]`."""
+    """Draws α, `[E, O]`, and β, `[E]`; consumes the key."""
     key, *keys = jax.random.split(key, 1 + len(space.cells))
     pairs = zip(keys, sorted(space.cells.items()), strict=True)
     betas = {f'betas_{name}': self.init_scale * jax.random.normal(k, (spec.num_edges,)) for k, (name, spec) in pairs}

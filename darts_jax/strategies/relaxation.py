@@ -114,7 +114,7 @@ class Softmax(Relaxed):
   temperature: tuple[float, float] = setting((1.0, 1.0), at_least=1e-6, at_most=1e6)
 
   def init(self, space: CellSpace, key: Array) -> Arch:
-    """Draws α."""
+    """Draws α; consumes the key."""
     return normal_alphas(key, space.cells, self.init_scale)
 
   def temperature_at(self, time: Time) -> Array | float:

@@ -276,7 +276,7 @@ class ArrayLearner(Learner):
       jax.eval_shape(self._first_loss, jax.random.key(0))
     except Exception as error:  # A user's network may raise any error.
       said = str(error) if isinstance(error, ValueError) else f'{type(error).__name__}: {error}'
-      # JAX adds lines about tracebacks.
+      # JAX appends lines about tracebacks to messages.
       line = said.partition('\n')[0]
       if line.startswith(('config.', 'task ')):
         raise ValueError(line) from error

@@ -48,7 +48,7 @@ class TextBatch(NamedTuple):
 
 
 class Perplexity(NamedTuple):
-  """`[]` mean negative log-likelihood in nats per token; the perplexity is its exponential."""
+  """The mean negative log-likelihood in nats per token, `[]`; the perplexity is its exponential."""
 
   loss: Array
 

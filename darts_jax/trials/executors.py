@@ -124,7 +124,7 @@ def _prepare(modules: Sequence[str]) -> None:
 
 
 def _end_with_parent() -> None:
-  # Without it, a process whose parent was killed would wait for work for ever.
+  # Without this thread, a process whose parent was killed would wait for work for ever.
   parent = multiprocessing.parent_process()
   assert parent is not None
   connection.wait([parent.sentinel])
