@@ -18,6 +18,7 @@ from darts_jax.runtime.mesh import check_batch, make_mesh
 from darts_jax.runtime.metrics import Writer, check_writers
 from darts_jax.runtime.precision import in_float32
 from darts_jax.runtime.workdir import as_json, claim, claim_together
+from darts_jax.search import records
 from darts_jax.search.epochs import Epochs
 from darts_jax.search.searcher import Searcher
 from darts_jax.search.settings import Search, check_alone, read
@@ -173,6 +174,7 @@ def _open(settings: Search, given: tuple[Any, Any] | None = None) -> tuple[Searc
   # An unreadable table is an error that has to come before anything is written.
   settings.space.judge(task.source)
   found = task.load() if given is None else task.given(*given)
+  records.check_names(settings.space)
   seeds = range(settings.seed, settings.seed + settings.mesh.seed)
   halves = [task.halves(found, settings, seed) for seed in seeds]
   searcher = Searcher.open(settings, found, mesh)

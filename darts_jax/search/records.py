@@ -13,7 +13,7 @@ import numpy as np
 from darts_jax.runtime.durable import write_whole
 from darts_jax.runtime.files import read_npz
 from darts_jax.search.searched import Searched
-from darts_jax.spaces import CellSpec
+from darts_jax.spaces import CellSpace, CellSpec
 from darts_jax.spaces.topology import cell_to_json, cells_to_json
 from darts_jax.strategies.relaxation import candidates, rows_of
 from darts_jax.strategies.relaxed import Arch, Scores
@@ -22,6 +22,9 @@ from darts_jax.strategies.relaxed import Arch, Scores
 FILE = 'alphas.npz'
 # Arrays without an axis of snapshots, or that are computed from the steps; they are not read back.
 _DERIVED = ('scores', 'temperature')
+_NEEDED = ('step', 'epoch', 'genotype', 'cells', 'not_settled')
+_ARRAYS = (*_NEEDED, *_DERIVED, 'topology', 'operations')
+_PREFIXES = ('mixing_', 'left_', 'edge_weights_', 'edges_', 'parameters_')
 
 
 class AlphaHistory:
@@ -76,7 +79,7 @@ class AlphaHistory:
     }
     for name, spec in specs.items():
       self._constants[f'edges_{name}'] = np.array([(edge.source, target) for target, edge in spec.edges], np.int32)
-    self._needed = ['step', 'epoch', 'genotype', 'cells', 'not_settled']
+    self._needed = [*_NEEDED]
     self._needed += [f'{kind}_{name}' for name in specs for kind in ('mixing', 'left')]
     self._series: dict[str, list[Any]] = {}
     self._scores: list[str] = []
@@ -176,6 +179,16 @@ class AlphaHistory:
     content = io.BytesIO()
     np.savez(content, allow_pickle=False, **arrays)
     write_whole(self._path, content.getvalue(), sync=False)
+
+
+def check_names(space: CellSpace) -> None:
+  """Raises a ValueError, one line, if α of a kind of cell would have the name of another array of `AlphaHistory`."""
+  for name in space.cells:
+    if name in _ARRAYS or name.startswith(_PREFIXES):
+      raise ValueError(
+        f'config.space.name: {space.name!r} is not allowed; its kind of cell {name!r} has the name of another array of'
+        f' {FILE}; not allowed are {", ".join(_ARRAYS)}, and names that begin with {", ".join(_PREFIXES)}'
+      )
 
 
 def _names(arch: Arch, specs: Mapping[str, CellSpec]) -> Any:

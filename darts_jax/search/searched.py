@@ -100,11 +100,6 @@ class Searched:
     """The architecture parameters before the first step; consumes the key."""
     return self.strategy.init(self.space, key)
 
-  @functools.cached_property
-  def parameters(self) -> tuple[str, ...]:
-    """The names of the architecture parameters."""
-    return tuple(jax.eval_shape(self.init, jax.random.key(0)))
-
   def mix(self, arch: Arch, step: Any, key: Array, purpose: Any) -> dict[str, Mixing]:
     """Mixing weights of the supernet, by kind of cell.
 

@@ -301,6 +301,15 @@ class CellSpace(Space[Genotype]):
       allowed = [{edge.source for edge in edges} for edges in spec.nodes]
       if len(sources) != len(allowed) or not all(map(set.issubset, sources, allowed)):
         raise ValueError(f'arch: its cell {name} has other nodes or edges than the cells of this space {self.name}')
+      for node, edges in enumerate(spec.nodes):
+        choices = {edge.source: edge.choices(keeps_none=self.keeps_none) for edge in edges}
+        for edge in arch.cell(name).nodes[node]:
+          [operation] = edge.operations
+          if operation not in choices[edge.source]:
+            raise ValueError(
+              f'arch: its cell {name} has the operation {operation!r} on an edge whose candidates in the space'
+              f' {self.name} are {", ".join(choices[edge.source])}'
+            )
 
   def _edits(self, arch: Genotype) -> Iterator[Genotype]:
     found = dict(arch.cells)

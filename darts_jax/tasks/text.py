@@ -112,6 +112,11 @@ class TextTask(Task[Corpus]):
         f'config.space.name: {space.name!r} is not allowed; the task text has one cell of one input, whose output is'
         ' the mean of nodes'
       )
+    if not conditions.batch_norm.tracked:
+      raise ValueError(
+        'config.batch_norm.tracked: False is not allowed; it has to be True on text, where'
+        ' evaluations normalise by the statistics of the batch in any case'
+      )
     for stage in stages:
       if stage.batch_growth:
         raise ValueError(

@@ -69,9 +69,15 @@ class Processes(futures.Executor):
 
     Raises:
       RuntimeError: no process is free.
+      ValueError: a new process ended at its start, as it does if it cannot import one of the modules.
     """
     while True:
-      pool, pid = self._free()
+      try:
+        pool, pid = self._free()
+      except futures.BrokenExecutor as error:
+        raise ValueError(
+          'config.workers: a new process ended before its first evaluation; the lines above say why'
+        ) from error
       try:
         future = pool.submit(function, *args, **kwargs)
         break

@@ -11,7 +11,7 @@ from darts_jax.hypergradient.settings import Without
 from darts_jax.report import page, workdir
 from darts_jax.runtime.loop import Sums
 from darts_jax.search import loop
-from darts_jax.search.records import AlphaHistory
+from darts_jax.search.records import AlphaHistory, check_names
 from darts_jax.search.searched import Searched
 from darts_jax.spaces import Doubts, Mixing
 from darts_jax.strategies.darts import Darts
@@ -32,6 +32,18 @@ def alphas(value):
 def read(path):
   with np.load(path, allow_pickle=False) as file:
     return {name: file[name] for name in file.files}
+
+
+@pytest.mark.parametrize('name', ['step', 'cells', 'scores', 'topology', 'mixing_normal', 'edges_a'])
+def test_cells_cannot_have_the_names_of_other_arrays(name):
+  space = types.SimpleNamespace(name='mine', cells={'normal': SPEC, name: SPEC})
+  with pytest.raises(ValueError, match=f"^config.space.name: 'mine' is not allowed; its kind of cell '{name}' [^\n]*$"):
+    check_names(space)
+
+
+@pytest.mark.parametrize('space', [kind() for kind in spaces.SPACES.values()], ids=lambda space: space.name)
+def test_names_of_the_cells_of_all_spaces_are_allowed(space):
+  check_names(space)
 
 
 def test_history_grows_by_snapshots(tmp_path):

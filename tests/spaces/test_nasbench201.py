@@ -98,6 +98,13 @@ def test_all_neighbours_differ_on_one_edge():
   assert set(found) == expected
 
 
+def test_operations_of_other_spaces_are_refused():
+  with pytest.raises(
+    ValueError, match="^arch: its cell .* has the operation 'dil_conv_3x3' on an edge whose candidates"
+  ):
+    SPACE.index(SPACE.genotype({CELL: SPACE.cells[CELL].discrete([[('dil_conv_3x3', 0)], [], []])}))
+
+
 def test_mutations_reach_all_neighbours_equally_often():
   arch = SPACE.from_json(text(*[CONVOLUTION] * 6))
   rng = np.random.default_rng(0)

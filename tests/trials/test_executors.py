@@ -43,6 +43,12 @@ def test_the_end_of_a_process_fails_its_evaluation_alone():
     assert patient.result() is None
 
 
+def test_a_process_that_cannot_import_what_it_needs_is_one_line():
+  message = r'^config.workers: a new process ended before its first evaluation; [^\n]*$'
+  with Processes(1, ['nowhere_to_be_found']) as executor, pytest.raises(ValueError, match=message):
+    executor.submit(os.getpid)
+
+
 def test_a_process_that_ended_between_two_evaluations_is_replaced():
   with Processes(1) as executor:
     worker = executor.submit(os.getpid).result()
