@@ -77,7 +77,7 @@ class Bilinear(abc.ABC):
     return list(jax.linear_transpose(along, unknown)(second)[0])
 
   def face_on_cpu(self, target: str, first: list[Array], second: list[Array]) -> list[Array]:
-    """Computes the face `target` as is fastest on CPU; by default as everywhere."""
+    """Computes the face `target` in the fastest way on CPU; by default this is `face`."""
     return self.face(target, first, second)
 
   @property
@@ -89,7 +89,7 @@ class Bilinear(abc.ABC):
   def faces_on_gpu(
     cls, maps: Sequence[Self], target: str, first: Sequence[list[Array]], second: Sequence[list[Array]]
   ) -> list[list[Array]]:
-    """Computes the face `target` of several maps with equal `likeness` as is fastest on GPUs."""
+    """Computes the face `target` of several maps with equal `likeness` in the fastest way on GPUs."""
     return [each.face(target, x, y) for each, x, y in zip(maps, first, second, strict=True)]
 
 
