@@ -1,1 +1,1 @@
-"""Datasets as arrays in memory, and the augmentation of their batches."""
+"""Datasets of images and texts, in memory or streamed from files, and the augmentation of their batches."""

@@ -1,13 +1,14 @@
-"""The arrays of an image dataset, and the checks that every dataset passes before it is used."""
+"""The arrays of an image dataset, and checks that they can be trained on."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-#: Pixels and standard deviations between which float32 normalises images without reaching its own limits.
+#: Smallest standard deviation and largest pixel value with which normalisation in float32 is safe from over- and
+#: underflow.
 SMALLEST, LARGEST = 1e-30, 1e30
-# Steps of float32 at the mean that a standard deviation has to have; pixels of 8 bits have about as many of their own.
+# Smallest standard deviation, in float32 steps at the mean; about that of 8-bit pixels in steps of 1.
 _STEPS = 100
 _CENTRE = "subtract the mean first, such as x - x_train.mean(axis=(0, 1, 2), dtype='float64')"
 
@@ -18,8 +19,8 @@ class Arrays(NamedTuple):
   Attributes:
     x_train: [N, H, W, C] uint8 or floating point, raw pixel values.
     y_train: [N] integer class ids.
-    x_test: [M, H, W, C] of the dtype of `x_train`, or None where there is no test set.
-    y_test: [M] integer class ids, None together with `x_test`.
+    x_test: [M, H, W, C] with the dtype of `x_train`; None without a test set.
+    y_test: [M] integer class ids; None without a test set.
   """
 
   x_train: np.ndarray
@@ -32,15 +33,15 @@ def validate(arrays: Arrays, source: str, num_classes: int | None = None) -> Non
   """Checks that the arrays are a dataset that can be trained on.
 
   Args:
-    arrays: what was read.
-    source: the file or folder it was read from, which errors name.
-    num_classes: labels have to be below it; None allows those that the training labels number from 0 without gaps.
+    arrays: the arrays.
+    source: the file or folder that they were read from, for error messages.
+    num_classes: number of classes; None to require that the training labels number the classes from 0 without gaps.
 
   Raises:
-    ValueError: on wrong dtypes or ranks, empty arrays, images whose axes are in another order, images and labels of
-      different number, images that differ in shape or dtype between training and test, NaN or infinity, labels out of
-      range, fewer than two classes, a class without a training image, or a channel that is constant over the training
-      images.
+    ValueError: a dtype or rank is wrong; arrays are empty; the axes of images are in another order; the numbers of
+      images and labels differ; shape or dtype differ between training and test; a pixel is NaN or infinite; a label is
+      out of range; there are fewer than two classes, or a class without a training image; or a channel is constant over
+      the training images.
   """
   x_train, y_train, x_test, y_test = arrays
   _check_images(x_train, 'x_train', source)
@@ -71,17 +72,17 @@ def validate(arrays: Arrays, source: str, num_classes: int | None = None) -> Non
 
 
 def check_range(arrays: Arrays, mean: Sequence[float], std: Sequence[float], source: str) -> None:
-  """Checks that no image becomes NaN or infinite if it is normalised in float32.
+  """Checks that images can be normalised in float32 without overflow or loss of precision.
 
   Args:
-    arrays: a dataset that is valid.
-    mean: [C], of the training images in double precision.
-    std: likewise.
-    source: the file or folder it was read from, which errors name.
+    arrays: a valid dataset.
+    mean: [C], means of the training images in double precision.
+    std: [C], standard deviations of the training images in double precision.
+    source: the file or folder that the arrays were read from, for error messages.
 
   Raises:
-    ValueError: naming a channel whose values are too large, too small or too far from the mean, or differ by so little
-      from it that float32 cannot tell them apart.
+    ValueError: the values of a channel are too large, too small, too far from the mean, or too close to it for float32;
+      the message names the channel.
   """
   for name, images in (('x_train', arrays.x_train), ('x_test', arrays.x_test)):
     if images is None or images.dtype == np.uint8:
@@ -130,9 +131,10 @@ def _how_to_convert(images: np.ndarray) -> str:
 def _check_axes(shape: tuple[int, ...], label_shape: tuple[int, ...], source: str) -> None:
   _, channels, height, width = shape
   smaller, larger = sorted((height, width))
-  # As [H, W, C] these would be images of a few rows with many channels: one for each column, or with three rows.
+  # Read as [N, H, W, C], images [N, C, H, W] have few rows and many channels: as many as columns if they are square,
+  # three rows if they are RGB.
   is_square, is_rgb = height == width, channels == 3
-  # A single row with more channels than columns: grey images that are wider than high.
+  # Grey images that are wider than high look like a single row with more channels than columns.
   is_wide = channels == 1 and width > height >= 4
   if channels < smaller and (is_square or is_rgb or is_wide or (larger <= 2 * smaller and 4 * channels <= smaller)):
     axes, order = '[N, C, H, W]', '(0, 2, 3, 1)'

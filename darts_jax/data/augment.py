@@ -1,9 +1,9 @@
 """Augmentation of batches on the device [DARTS §A.1]: crop, flip, colours, normalisation, cutout, in this order.
 
-Floating point images are normalised first: 0 is a value like others to them, and what is black unknown.
+Floating-point images are normalised first, since their value of black is not known.
 
-Every image draws from a key of its own, made from the key of the batch and its place in it, so neither its
-neighbours nor the number of devices that share the batch matter.
+Every image has its own key, made from the key of the batch and its index in the batch. Results therefore depend neither
+on other images nor on the number of devices.
 """
 
 import functools
@@ -25,7 +25,7 @@ def normalise(images: Array, mean: Statistics, std: Statistics, dtype: jax.typin
     images: [B, H, W, C], raw pixel values of any dtype.
     mean: [C], in raw pixel units.
     std: [C], in raw pixel units.
-    dtype: of the result; the arithmetic is done in float32 or wider.
+    dtype: dtype of the result; the arithmetic is done in float32 or wider.
 
   Returns:
     [B, H, W, C] of `dtype`.
@@ -47,32 +47,32 @@ def augment(
   recolour: Callable[[Array, Array], Array] | None = None,
   dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> Array:
-  """Augments raw images as the published protocol does, and normalises them.
+  """Augments raw images as in the published protocol, and normalises them.
 
-  The padding of a crop is black, pixel value 0 before normalisation, if images are integers; it is 0 after
-  normalisation, the mean of its channel, if they are floating point. The square of cutout [DeVries & Taylor,
-  arXiv 1708.04552] is 0 after normalisation. The three draws of an image are independent of whether the others are
-  made. With everything off this is `normalise`.
+  The padding of a crop is black, pixel value 0 before normalisation, if images are integers; if they are floating
+  point, it is the mean of the channel, 0 after normalisation. The square of cutout [DeVries & Taylor, arXiv 1708.04552]
+  is 0 after normalisation. Crop, flip and cutout have separate keys, so that each draw is the same whether or not the
+  others are on. With everything off, this is `normalise`.
 
   Args:
     images: [B, H, W, C], raw pixel values of any dtype.
-    key: a typed key; consumed.
+    key: a typed key; it is consumed.
     mean: [C], in raw pixel units.
     std: [C], in raw pixel units.
-    crop_padding: pixels that are added on every side before an H×W window is drawn uniformly; 0 to not crop.
+    crop_padding: pixels that are added on every side before an H×W window is drawn uniformly; 0 for no crop.
     flip: whether to mirror every image left to right with probability 1/2.
-    cutout: side of the square in pixels. Its centre is a uniformly drawn pixel, what reaches over the border is cut
-      off, and an even side extends further by one to the top and left; 0 for none.
-    first: the place of the first of these images in the batch, if they are a part of one.
-    recolour: `(raw images, key) → raw images`, carried out just before normalisation, such as colour jitter; None for
-      none.
-    dtype: of the result; the arithmetic is done in float32 or wider.
+    cutout: side of the square in pixels. Its centre is a uniformly drawn pixel, it is cut off at the border, and with
+      an even side it extends one pixel further to the top and left. 0 for no cutout.
+    first: index in the batch of the first of these images, if they are a part of a batch.
+    recolour: function `(raw images, key) → raw images`, applied just before normalisation, such as colour jitter; None
+      for no change.
+    dtype: dtype of the result; the arithmetic is done in float32 or wider.
 
   Returns:
     [B, H, W, C] of `dtype`.
 
   Raises:
-    ValueError: if `crop_padding` or `cutout` is negative.
+    ValueError: `crop_padding` or `cutout` is negative.
   """
   for name, value in (('crop_padding', crop_padding), ('cutout', cutout)):
     if value < 0:
@@ -87,7 +87,7 @@ def augment(
   def colour(images: Array) -> Array:
     if recolour is not None:
       assert isinstance(first, int), 'colours are drawn for whole batches'
-      # No image has this number.
+      # No image has this index, so that no other draw uses this key.
       images = recolour(images, jax.random.fold_in(key, len(images)))
     return normalise(images, mean, std, dtype)
 

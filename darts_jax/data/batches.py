@@ -1,4 +1,4 @@
-"""Batches of a dataset that lies on the devices: in random order for training, all of it for an evaluation."""
+"""Batches of a dataset on the devices: in random order for training, in stored order for evaluation."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -22,7 +22,13 @@ class Examples(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-  """Mean loss in nats, and shares of images whose class has the largest, or one of the five largest logits; `[]`."""
+  """Results of an evaluation, `[]` each.
+
+  Attributes:
+    loss: mean loss in nats.
+    accuracy: fraction of images whose class has the largest logit.
+    top5_accuracy: fraction of images whose class has one of the five largest logits.
+  """
 
   loss: Array
   accuracy: Array
@@ -30,34 +36,34 @@ class Evaluation(NamedTuple):
 
 
 def epoch_indices(key: Array, purpose: int, epoch: Array, position: Array, batch_size: int, num_images: int) -> Array:
-  """`[B]` indices of a batch's images: the next ones of a random order, another one in every epoch.
+  """Indices of the images of a batch, `[B]`, from a random order that differs between epochs.
 
   Args:
-    key: typed key of the run; the order of an epoch is a function of it, the epoch and the purpose. Not consumed.
-    purpose: a number that no other draw from the key is made with.
+    key: typed key of the run; the order of an epoch is a function of the key, the epoch and the purpose. Not consumed.
+    purpose: a number that no other draw from the key uses.
     epoch: `[]` int32.
-    position: `[]` int32, batches of this epoch before this one; what its batches leave over is another part of the
-      images every time.
+    position: `[]` int32, number of batches before this one in the epoch. Images that do not fill a batch are left out,
+      other ones in every epoch.
     batch_size: B.
-    num_images: of the dataset.
+    num_images: number of images in the dataset.
   """
   order = jax.random.permutation(jax.random.fold_in(jax.random.fold_in(key, epoch), purpose), num_images)
   return lax.dynamic_slice(order, (position * batch_size,), (batch_size,))
 
 
 def tally(logits: Array, labels: Array, counts: Array) -> Evaluation:
-  """Sums over the images of a batch that count.
+  """Sums of losses and of correct predictions over the images of a batch that count.
 
   Args:
     logits: `[B, num_classes]`.
     labels: `[B]`.
-    counts: `[B]` bool.
+    counts: `[B]` bool, whether an image counts.
   """
   losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-  # How many classes are before the right one; those with the same logit are if their index is smaller.
+  # The rank is the number of classes before the right one; equal logits are ordered by index.
   own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
   earlier = jnp.arange(logits.shape[-1]) < labels[:, None]
-  # Written so that NaN is behind all others.
+  # Written with negations, so that a right class with a NaN logit has the last rank.
   rank = jnp.sum(~(logits < own) & ~((logits == own) & ~earlier), axis=-1)
   return Evaluation(jnp.sum(losses * counts), jnp.sum((rank < 1) & counts), jnp.sum((rank < 5) & counts))
 
@@ -71,19 +77,23 @@ def evaluate(
   dtype: jax.typing.DTypeLike,
   share: Callable[[Array], Array],
 ) -> Evaluation:
-  """Loss and accuracy on all examples, without augmentation; or, of each device, what its part of them adds to these.
+  """Loss and accuracy on all examples, without augmentation.
+
+  On each of several devices within `jax.shard_map`: the device's contribution, the sum over its examples divided by
+  the number of all examples.
 
   Args:
-    logits_of: `[B, H, W, C]` normalised images of `dtype` → `[B, num_classes]`.
+    logits_of: function from `[B, H, W, C]` normalised images of `dtype` to `[B, num_classes]` logits.
     examples: raw images and labels.
     batch_size: B.
     mean: `[C]`, in raw pixel units.
-    std: likewise.
-    dtype: of the images that `logits_of` gets.
-    share: of the indices of a batch, those that this device evaluates; or all of them, divided among devices.
+    std: `[C]`, in raw pixel units.
+    dtype: dtype of the images that `logits_of` gets.
+    share: function from the indices of a batch to those that this device evaluates; or to the same indices, sharded
+      over devices.
   """
   total = len(examples.labels)
-  # The last batch is filled up with repetitions that do not count.
+  # The last batch is filled up with repeated images that do not count.
   indices = np.arange(-(-total // batch_size) * batch_size).reshape(-1, batch_size)
 
   def add(sums: Evaluation, chosen: Array) -> tuple[Evaluation, None]:

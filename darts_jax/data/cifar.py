@@ -1,4 +1,4 @@
-"""Reads CIFAR-10 and CIFAR-100 from their official archives, packed or unpacked, binary or python."""
+"""Reads CIFAR-10 and CIFAR-100 from their official archives, packed or unpacked, in the binary or python version."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ _Part = tuple[np.ndarray, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class _Packaging:
-  """One of the forms in which a dataset is published; all training files hold the same number of images."""
+  """A version in which a dataset is published; all training files have the same number of images."""
 
   archive: str
   folder: str
@@ -31,20 +31,20 @@ class _Packaging:
 
 
 def read(dataset: Official, directory: pathlib.Path) -> Arrays | None:
-  """Looks for the dataset in a folder and in the folder of its name in there, archives before unpacked ones.
+  """Looks for the dataset in a folder and in its subfolder with the dataset's name, for archives before unpacked files.
 
   Archives are read in memory, member by member.
 
   Args:
-    dataset: CIFAR-10 or CIFAR-100; of the latter, the fine labels are read.
+    dataset: CIFAR-10, or CIFAR-100 with its fine labels.
     directory: the folder.
 
   Returns:
     uint8 images [N, 32, 32, 3] and int32 labels [N] in the official order, or None if there is no such dataset.
 
   Raises:
-    ValueError: if an archive does not have the published checksum, or a file is missing, truncated or not in the
-      published format.
+    ValueError: an archive does not have the published checksum, or a file is missing, truncated or not in the published
+      format.
   """
   roots = (directory, directory / dataset.name)
   for packaging in _PACKAGINGS[dataset.name]:
@@ -95,7 +95,7 @@ def _assemble(
 
 
 def _decode_binary(content: bytes, source: str, dataset: Official, num_images: int, *, label_bytes: int) -> _Part:
-  """Records of the labels, the fine one last, and the image; see https://www.cs.toronto.edu/~kriz/cifar.html."""
+  """Decodes records of labels, the fine one last, and an image; see https://www.cs.toronto.edu/~kriz/cifar.html."""
   record = label_bytes + math.prod(dataset.image_shape)
   if len(content) != num_images * record:
     raise ValueError(
@@ -118,7 +118,7 @@ def _decode_python(content: bytes, source: str, dataset: Official, num_images: i
     raise ValueError(f'{source}: {label_key} is {found}, expected a list of {num_images}')
   for label in labels:
     if type(label) is not int or not 0 <= label < dataset.num_classes:
-      # What a pickle holds can take for ever to print: a number of thousands of digits, tuples of tuples.
+      # Printing an object of a pickle can take forever: a number with many digits, tuples of tuples.
       found = (
         str(label) if isinstance(label, int) and abs(label) < 2**63 else f'something of type {type(label).__name__}'
       )

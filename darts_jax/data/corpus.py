@@ -15,7 +15,7 @@ class Corpus:
   """Tokens of a text, split into three parts.
 
   Attributes:
-    name: what a report calls it.
+    name: name of the corpus, for reports.
     vocabulary: the tokens by id, in the order of their first occurrence in the training text.
     train: [N] int32 ids.
     valid: [M] int32 ids.
@@ -30,7 +30,7 @@ class Corpus:
 
   @property
   def fingerprint(self) -> dict[str, Any]:
-    """JSON values that tell these tokens from others, whatever the corpus is called."""
+    """JSON values that identify these tokens, whatever the name of the corpus."""
     words = hashlib.sha256('\n'.join(self.vocabulary).encode())
 
     def digest(ids: np.ndarray) -> dict[str, Any]:
@@ -43,14 +43,14 @@ class Corpus:
 
 
 def columns(tokens: np.ndarray, batch_size: int) -> np.ndarray:
-  """Lays a text out in columns that are read side by side, from top to bottom.
+  """Lays a text out in B columns that are read in parallel, from top to bottom.
 
   Args:
     tokens: [N] ids.
     batch_size: B.
 
   Returns:
-    [N // B, B] int32, C-contiguous; column b is the b-th of B consecutive pieces. What is left over is dropped.
+    [N // B, B] int32, C-contiguous; column b is the b-th of B consecutive pieces. The last N mod B tokens are dropped.
   """
   num_rows = len(tokens) // batch_size
   return np.ascontiguousarray(tokens[: num_rows * batch_size].reshape(batch_size, num_rows).T, np.int32)

@@ -1,4 +1,4 @@
-"""Fetches published files and proves that they are what was published."""
+"""Downloads published files and verifies their checksums."""
 
 import hashlib
 import http.client
@@ -15,10 +15,15 @@ _logger = logging.getLogger(__name__)
 
 
 def check_sha256(file: io.BufferedReader, source: str, expected: str) -> None:
-  """Reads a file from its start to its end and rewinds it.
+  """Verifies the SHA-256 of a file, and rewinds it.
+
+  Args:
+    file: the file.
+    source: name of the file, for error messages.
+    expected: the hexadecimal digest.
 
   Raises:
-    ValueError: if its SHA-256 is not the expected hexadecimal digest.
+    ValueError: the digest is another one.
   """
   file.seek(0)
   found = hashlib.file_digest(file, 'sha256').hexdigest()
@@ -28,17 +33,17 @@ def check_sha256(file: io.BufferedReader, source: str, expected: str) -> None:
 
 
 def fetch(url: str, path: pathlib.Path, sha256: str) -> None:
-  """Downloads a file; under its name it appears whole and verified or not at all.
+  """Downloads a file; `path` only ever exists complete and verified.
 
   Args:
-    url: where it is fetched.
-    path: where it is put; missing folders are made.
-    sha256: its hexadecimal digest.
+    url: URL of the file.
+    path: path of the downloaded file; missing folders are created.
+    sha256: hexadecimal digest of the file.
 
   Raises:
-    ValueError: if it cannot be fetched or written, or its digest is not the expected one.
+    ValueError: the file cannot be downloaded or written, or its digest is another one.
   """
-  # A name of its own for every process: several may fetch the same file into one folder at once.
+  # Every process has its own temporary file, since several may download the same file at the same time.
   partial = path.with_name(f'{path.name}.{secrets.token_hex(4)}.partial')
   _logger.info('Downloading %s to %s', url, path)
   try:

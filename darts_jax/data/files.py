@@ -1,4 +1,4 @@
-"""The training images of a search that lie in image files, each as an evaluation of a training crops and resizes it."""
+"""Training images of a search that are stored as image files; they are cropped and resized as in an evaluation."""
 
 import dataclasses
 from collections.abc import Generator, Sequence
@@ -14,18 +14,18 @@ from darts_jax.data.stream import Batch, Listed, Stream, check_installed
 from darts_jax.runtime.files import as_unicode
 from darts_jax.runtime.terminal import say
 
-# Images that are decoded before they are put where they belong.
+# Number of images that are decoded at a time.
 _BATCH = 256
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageFiles:
-  """Training images that stay in their files; what they have in common with `Images` is called the same.
+  """Training images that stay in their files, with the same interface as `Images`.
 
   Attributes:
-    source: which ones, and how they are read.
-    records: all of them.
-    indices: `[N]` which of the records are used, in ascending order.
+    source: settings of the dataset, and of how it is read.
+    records: all image files.
+    indices: `[N]` ascending indices of the records that are used.
   """
 
   mean: ClassVar[tuple[float, ...]] = IMAGENET_MEAN
@@ -38,11 +38,11 @@ class ImageFiles:
 
   @classmethod
   def open(cls, source: Source) -> 'ImageFiles':
-    """Lists the files; reads no image.
+    """Lists the image files, without reading them.
 
     Raises:
-      ValueError: naming the field, if they are not there, unfit, or fewer than are wanted; or if the packages that
-        read them are not installed.
+      ValueError: the files are missing, cannot be used, or are fewer than `num_images`, with the name of the field; or
+        the packages that read them are not installed.
     """
     check_installed()
     records = source.open()
@@ -52,7 +52,7 @@ class ImageFiles:
 
   @property
   def name(self) -> str:
-    """See `Images`; and so on."""
+    """Name of the dataset, for messages and reports; see `Images` for this and the other properties."""
     return self.source.title
 
   @property
@@ -68,20 +68,20 @@ class ImageFiles:
     return self.source.image_size, self.source.image_size, 3
 
   def read(self, parts: Sequence[np.ndarray], rows: np.ndarray) -> Generator[Batch, None, None]:
-    """Batches of training images, see `Listed`."""
+    """Yields batches of training images, see `Listed`."""
     source, records = self.source, [self.indices[part] for part in parts]
     options = {name: getattr(source, name) for name in ('image_size', 'num_threads', 'num_workers')}
     return Listed(self.records, records, rows, **options).batches()
 
   def fingerprint(self) -> dict[str, Any]:
-    """JSON values that tell the images from others; see `darts_jax.data.records.fingerprint`."""
+    """JSON values that identify the images; see `darts_jax.data.records.fingerprint`."""
     return {'classes': list(map(as_unicode, self.records.classes)), **fingerprint(self.records)}
 
   def decoded(self) -> Images:
-    """All of them in memory; images that cannot be decoded are told.
+    """Decodes all images into memory, and prints a message about those that cannot be decoded.
 
     Raises:
-      ValueError: a file cannot be read, none can be decoded, or there is not so much memory.
+      ValueError: a file cannot be read, no image can be decoded, or the memory is not sufficient.
     """
     source, total = self.source, self.num_train
     try:

@@ -24,15 +24,15 @@ class Images:
   """A dataset of images in its canonical order; `(x - mean) / std` normalises an image.
 
   Attributes:
-    name: as in `config.data.name`.
+    name: name of the dataset, as in `config.data.name`.
     x_train: [N, H, W, C] uint8 or float32, raw pixel values.
     y_train: [N] int32 class ids.
-    x_test: [M, H, W, C] of the dtype of `x_train`, or None without a test set.
-    y_test: [M] int32, None together with `x_test`.
-    num_classes: class ids are 0..num_classes - 1.
+    x_test: [M, H, W, C] with the dtype of `x_train`; None without a test set.
+    y_test: [M] int32 class ids; None without a test set.
+    num_classes: number of classes; class ids are 0..num_classes - 1.
     mean: [C], in raw pixel units.
     std: [C], in raw pixel units.
-    damaged: [N] bool, training images that could not be decoded; None where there are none.
+    damaged: [N] bool, whether a training image could not be decoded; None if all could.
   """
 
   name: str
@@ -47,7 +47,7 @@ class Images:
 
   @property
   def image_shape(self) -> tuple[int, int, int]:
-    """Of an image, `(H, W, C)`."""
+    """Shape of an image, `(H, W, C)`."""
     height, width, channels = self.x_train.shape[1:]
     return height, width, channels
 
@@ -57,19 +57,23 @@ class Images:
     return len(self.y_train)
 
   def read(self, parts: Sequence[np.ndarray], rows: np.ndarray) -> Generator[Batch, None, None]:
-    """Batches of training images, see `Listed`."""
+    """Yields batches of training images, see `Listed`."""
     indices = np.concatenate(parts)
     for positions in rows:
-      # A row without an image has any.
+      # Rows without an image, at position -1, get an arbitrary image that does not count.
       chosen = indices[positions]
       yield Batch(self.x_train[chosen], self.y_train[chosen], positions >= 0, np.full(len(positions), -1, np.int32))
 
 
 def from_arrays(x: Any, y: Any) -> Images:
-  """A dataset of arrays in memory: images `[N, H, W, C]` or `[N, H, W]`, uint8 or floating point, and labels `[N]`.
+  """Makes a dataset, without a test set, of arrays in memory.
+
+  Args:
+    x: images `[N, H, W, C]` or `[N, H, W]`, uint8 or floating point.
+    y: integer labels `[N]`, from 0 without gaps.
 
   Raises:
-    ValueError: they are unfit for training; one line.
+    ValueError: the arrays cannot be trained on; one line.
   """
   images, labels = np.asarray(x), np.asarray(y)
   images = images.astype(np.float32, copy=False) if images.dtype.kind == 'f' else images
@@ -80,21 +84,21 @@ def load(name: str, *, directory: str = '', path: str = '', download: bool = Fal
   """Loads a dataset.
 
   Args:
-    name: `config.data.name`. 'digits' (8×8 grey, 0..16, part of scikit-learn; every fifth image is the test set),
+    name: `config.data.name`. 'digits' (8×8 grey, 0..16, part of scikit-learn; every fifth image is in the test set),
       'mnist', 'cifar10', 'cifar100' (fine labels), or 'npz'.
-    directory: `config.data.dir`, where MNIST and CIFAR are looked for: as a folder that TensorFlow Datasets prepared
-      in the `array_record` format, as the official archives, or as what these unpack to.
+    directory: `config.data.dir`, the folder in which MNIST and CIFAR are looked for: as a folder that TensorFlow
+      Datasets has prepared in the `array_record` format, as the official archives, or as the unpacked archives.
     path: `config.data.path`, the file of 'npz': arrays x_train and y_train, optionally x_test and y_test; images
       [N, H, W, C] or [N, H, W], uint8 or floating point; integer labels from 0 without gaps.
-    download: `config.data.download`, whether to fetch the official files of MNIST or CIFAR into `directory` if they
-      are not there.
+    download: `config.data.download`, whether to download the official files of MNIST or CIFAR into `directory` if they
+      are not found.
 
   Returns:
-    The dataset. Mean and standard deviation are the customary ones of MNIST and CIFAR, and those of the training
+    The dataset. Mean and standard deviation are the customary ones for MNIST and CIFAR, and those of the training
     images for 'digits' and 'npz'.
 
   Raises:
-    ValueError: naming the field or file, if a dataset is unknown, not found, damaged or unfit for training.
+    ValueError: the dataset is unknown, not found, damaged or cannot be trained on; the message names the field or file.
   """
   if name not in NAMES:
     raise ValueError(f'config.data.name is {name!r}; allowed: {", ".join(NAMES)}')
@@ -117,26 +121,30 @@ def load(name: str, *, directory: str = '', path: str = '', download: bool = Fal
 
 
 def part(images: Images, number: int) -> Images:
-  """The dataset with so many of its training images, which are the same for every seed.
+  """The dataset with a random subset of its training images, which is the same for every seed.
+
+  Args:
+    images: the dataset.
+    number: number of training images to keep.
 
   Raises:
-    ValueError: it has fewer, or these leave out a class.
+    ValueError: the dataset has fewer training images, or the subset lacks a class.
   """
   chosen = some(images.name, images.num_train, number, images.y_train)
   return dataclasses.replace(images, x_train=images.x_train[chosen], y_train=images.y_train[chosen])
 
 
 def some(name: str, num_train: int, number: int, labels: np.ndarray | None) -> np.ndarray:
-  """`[number]` indices of training images, see `part`; in ascending order.
+  """Ascending indices, `[number]`, of a random subset of the training images; see `part`.
 
   Args:
-    name: of the dataset.
-    num_train: of its training images.
-    number: how many of them.
-    labels: `[N]`, of all of them; None where they are not known.
+    name: name of the dataset.
+    num_train: number of its training images.
+    number: number of training images to keep.
+    labels: `[N]` labels of all training images; None if they are not known.
 
   Raises:
-    ValueError: there are fewer, or these leave out a class.
+    ValueError: the dataset has fewer training images, or the subset lacks a class.
   """
   if number > num_train:
     raise ValueError(f'config.data.num_images: {number} is not allowed; {name} has {num_train} training images')
@@ -148,14 +156,17 @@ def some(name: str, num_train: int, number: int, labels: np.ndarray | None) -> n
 
 
 def intact(indices: np.ndarray, damaged: np.ndarray | None) -> np.ndarray:
-  """The indices, with the next one of an image that is not damaged in the place of each that is.
+  """Replaces every index of a damaged image by the next index, cyclically, of an image that is not damaged.
 
   Args:
     indices: `[N]`, one part of `split`.
     damaged: see `Images`.
 
+  Returns:
+    `[N]` indices.
+
   Raises:
-    ValueError: all are damaged.
+    ValueError: all images are damaged.
   """
   if damaged is None:
     return indices
@@ -170,15 +181,16 @@ def split(num_images: int, validation_fraction: float, seed: int) -> tuple[np.nd
 
   Args:
     num_images: number of training images, at least 2.
-    validation_fraction: part of them, in (0, 1), that the architecture is trained on; rounded to whole images.
-    seed: any non-negative integer; the same one gives the same split on every platform.
+    validation_fraction: fraction of the images, in (0, 1), on which the architecture is trained; rounded to whole
+      images.
+    seed: any non-negative integer; the split is the same on every platform.
 
   Returns:
-    Indices into the canonical order, int32, each in random order: those for the weights, those for the architecture.
-    Every image is in exactly one of the two.
+    Indices into the canonical order, int32, in random order: first for the weights, then for the architecture. Every
+    image is in exactly one of the two parts.
 
   Raises:
-    ValueError: if a part would be empty, or the seed is negative.
+    ValueError: a part would be empty, or the seed is negative.
   """
   if seed < 0:
     raise ValueError(f'the seed of the split is {seed}; it has to be at least 0')
@@ -219,7 +231,7 @@ def _own(name: str, arrays: Arrays, source: str) -> Images:
 
 
 def _statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-  """Per-channel mean and standard deviation in double precision, without a copy of all the images in it."""
+  """Per-channel mean and standard deviation in double precision, without converting all images at once."""
   chunks = [images[start : start + _CHUNK] for start in range(0, len(images), _CHUNK)]
   num_pixels = images.size // images.shape[-1]
   mean = sum(chunk.sum(axis=(0, 1, 2), dtype=np.float64) for chunk in chunks) / num_pixels
@@ -228,7 +240,7 @@ def _statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...
 
 
 def digest(images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-  """The number of images, their shape and dtype, and digests of all pixels and of all labels, as JSON values."""
+  """JSON values that identify images: their number, shape and dtype, and digests of all pixels and of all labels."""
   pixels, classes = (hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()[:16] for array in (images, labels))
   kind = f'{list(images.shape[1:])} {images.dtype}'
   return {'images': len(labels), 'kind': kind, 'pixels': pixels, 'labels': classes}

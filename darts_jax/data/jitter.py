@@ -1,7 +1,7 @@
 """Jitter of brightness, contrast, saturation and hue on the device [Howard, arXiv 1312.5402 §2].
 
-Every image draws from a key of its own, made from the key of the batch and its place in it, so neither its
-neighbours nor the number of devices that share the batch matter.
+Every image has its own key, made from the key of the batch and its index in the batch. Results therefore depend neither
+on other images nor on the number of devices.
 """
 
 import jax
@@ -10,31 +10,32 @@ from jax import lax
 
 Array = jax.Array
 
-# Of red, green and blue in grey [ITU-R BT.601 §2.5.1].
+# Weights of red, green and blue in grey [ITU-R BT.601 §2.5.1].
 _LUMA = (0.299, 0.587, 0.114)
 
 
 def color_jitter(
   images: Array, key: Array, *, brightness: float, contrast: float, saturation: float, hue: float
 ) -> Array:
-  """Applies the four operations to every image, in a random order of its own.
+  """Applies the four operations to every image, in a random order for each image.
 
-  The factors of brightness, contrast and saturation are uniform in [max(0, 1 - x), 1 + x], the shift of the hue in
-  [-hue, hue]. What is drawn for an operation does not depend on whether the others are on.
+  The factors of brightness, contrast and saturation are uniform in [max(0, 1 - x), 1 + x], where x is the strength, and
+  the shift of the hue is uniform in [-hue, hue]. The factor of an operation is the same whether or not the others are
+  on.
 
   Args:
     images: [B, H, W, 3] floating point RGB in [0, 1].
-    key: a typed key; consumed.
-    brightness: how far the factor may be from 1; 0 to leave the operation out.
-    contrast: likewise.
-    saturation: likewise.
-    hue: as a fraction of the colour circle, at most 0.5; 0 to leave the operation out.
+    key: a typed key; it is consumed.
+    brightness: largest difference of the factor from 1; 0 to leave the operation out.
+    contrast: largest difference of the factor from 1; 0 to leave the operation out.
+    saturation: largest difference of the factor from 1; 0 to leave the operation out.
+    hue: largest shift as a fraction of the colour circle, at most 0.5; 0 to leave the operation out.
 
   Returns:
     [B, H, W, 3] in [0, 1], of the dtype of `images`; the arithmetic is done in float32 or wider.
 
   Raises:
-    ValueError: if a strength is negative, the hue above 0.5, or the images are integers.
+    ValueError: a strength is negative, the hue is above 0.5, or the images are integers.
   """
   strengths = {'brightness': brightness, 'contrast': contrast, 'saturation': saturation, 'hue': hue}
   for name, strength in strengths.items():
@@ -80,11 +81,11 @@ def adjust_saturation(image: Array, factor: Array | float) -> Array:
 
 
 def adjust_hue(image: Array, shift: Array | float) -> Array:
-  """Turns the hue of an image in HSV [Smith, Color gamut transform pairs, SIGGRAPH 1978], value and saturation kept.
+  """Shifts the hue of an image, and keeps its value and saturation [Smith, Color gamut transform pairs, SIGGRAPH 1978].
 
   Args:
     image: [..., H, W, 3] floating point RGB in [0, 1].
-    shift: a fraction of the colour circle; 1/3 makes red green.
+    shift: fraction of the colour circle; 1/3 turns red into green.
 
   Returns:
     [..., H, W, 3] in [0, 1].
@@ -98,7 +99,8 @@ def adjust_hue(image: Array, shift: Array | float) -> Array:
     (green - blue) / divisor,
     jnp.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
   )
-  # How far the hue is from that of a channel, in sixths of the circle: full within one, none beyond two.
+  # Distance of the hue from that of each channel, in sixths of the circle. A channel has its full value up to a
+  # distance of 1, and its minimum beyond 2.
   distances = [jnp.abs((sixths + 6 * shift - centre + 3) % 6 - 3) for centre in (0, 2, 4)]
   turned = [value - chroma * jnp.clip(distance - 1, 0, 1) for distance in distances]
   return jnp.clip(jnp.stack(turned, axis=-1), 0, 1)

@@ -13,14 +13,14 @@ from darts_jax.data.download import check_sha256
 from darts_jax.data.official import Official
 from darts_jax.runtime.files import read_bytes
 
-#: Training images and labels, test images and labels.
+#: Names of the files of training images, training labels, test images and test labels.
 FILES = ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte', 't10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte')
 
 _UNSIGNED_BYTE = 8
 
 
 def read(dataset: Official, directory: pathlib.Path) -> Arrays | None:
-  """Looks for the four idx files, compressed or not, in a folder, and in `mnist` and `MNIST/raw` in there.
+  """Looks for the four idx files, compressed or not, in a folder, and in its subfolders `mnist` and `MNIST/raw`.
 
   Args:
     dataset: MNIST.
@@ -30,8 +30,8 @@ def read(dataset: Official, directory: pathlib.Path) -> Arrays | None:
     uint8 images [N, 28, 28, 1] and int32 labels [N] in the official order, or None if a file is missing.
 
   Raises:
-    ValueError: if a compressed file does not have the published checksum, or a file is truncated or not in the
-      published format.
+    ValueError: a compressed file does not have the published checksum, or a file is truncated or not in the published
+      format.
   """
   for root in (directory, directory / dataset.name, directory / 'MNIST' / 'raw'):
     paths = [next((root / name for name in (f'{file}.gz', file) if (root / name).is_file()), None) for file in FILES]
@@ -46,7 +46,7 @@ def read(dataset: Official, directory: pathlib.Path) -> Arrays | None:
 
 
 def _read_idx(path: pathlib.Path, shape: tuple[int, ...], dataset: Official) -> np.ndarray:
-  """The format is that of http://yann.lecun.com/exdb/mnist/: a magic number, big-endian sizes, then the values."""
+  """Reads an idx file [http://yann.lecun.com/exdb/mnist/]: a magic number, big-endian sizes, then the values."""
   content = _content(path, dataset)
   header = struct.pack(f'>HBB{len(shape)}I', 0, _UNSIGNED_BYTE, len(shape), *shape)
   if content[: len(header)] != header:

@@ -7,7 +7,7 @@ import numpy as np
 from darts_jax.data.arrays import Arrays
 from darts_jax.runtime.files import Archive, open_npz
 
-# Drawings on a blank ground shrink to less than a hundredth.
+# Larger than the default of `Archive`, since drawings on a blank background are compressed to less than a hundredth.
 _UNPACKED = 2**30
 _NAMES = ('x_train', 'y_train', 'x_test', 'y_test')
 
@@ -19,10 +19,10 @@ def read(path: pathlib.Path) -> Arrays:
     path: a file written by `np.savez` or `np.savez_compressed`. Nothing in it is unpickled.
 
   Returns:
-    The arrays as they are, except that floating-point images become float32, and images [N, H, W] get a channel axis.
+    The arrays, not validated; floating-point images are converted to float32, and images [N, H, W] get a channel axis.
 
   Raises:
-    ValueError: if the file is missing, damaged or not an npz file, lacks an array, or holds one of Python objects.
+    ValueError: the file is missing, damaged or not an npz file, lacks an array, or has an array of Python objects.
   """
   with open_npz(path, 'config.data.path', _UNPACKED) as archive:
     names = [name.removesuffix('.npy') for name in archive.names]
@@ -38,6 +38,6 @@ def _array(archive: Archive, name: str) -> np.ndarray:
   if name.startswith('y'):
     return array
   if array.dtype.kind == 'f':
-    with np.errstate(over='ignore'):  # What becomes infinite is reported by the validation.
+    with np.errstate(over='ignore'):  # The validation reports numbers that become infinite.
       array = array.astype(np.float32)
   return array[..., None] if array.ndim == 3 else array

@@ -1,4 +1,4 @@
-"""What is known of the published image datasets: shapes, statistics, where they are fetched and their checksums."""
+"""Facts about the published image datasets: shapes, statistics, URLs and checksums."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,15 +9,15 @@ class Official:
   """A published dataset.
 
   Attributes:
-    name: as in `config.data.name`.
-    image_shape: (H, W, C) of one image.
-    num_classes: labels are 0..num_classes - 1.
-    num_train: images of the training set.
-    num_test: images of the test set.
-    mean: per channel, in raw pixel units.
-    std: per channel, in raw pixel units.
-    url: the folder that `downloads` are fetched from, ending in a slash.
-    downloads: names of the files that make up the dataset.
+    name: name of the dataset, as in `config.data.name`.
+    image_shape: shape (H, W, C) of an image.
+    num_classes: number of classes; labels are 0..num_classes - 1.
+    num_train: number of training images.
+    num_test: number of test images.
+    mean: mean of each channel, in raw pixel units.
+    std: standard deviation of each channel, in raw pixel units.
+    url: URL of the folder with the downloads, ending in a slash.
+    downloads: names of the files to download.
     sha256: hexadecimal digests of the published files, by file name.
   """
 
@@ -33,17 +33,17 @@ class Official:
   sha256: Mapping[str, str]
 
 
-# [DARTS, published experiments] use these statistics for both CIFAR datasets.
+# Statistics of CIFAR-10, which the published experiments of DARTS use for both CIFAR datasets.
 _CIFAR_MEAN = tuple(255 * mean for mean in (0.4914, 0.4822, 0.4465))
 _CIFAR_STD = tuple(255 * std for std in (0.2470, 0.2435, 0.2616))
-#: As is customary for ImageNet, in raw pixel units.
+#: The customary statistics of ImageNet, in raw pixel units.
 IMAGENET_MEAN = tuple(255 * mean for mean in (0.485, 0.456, 0.406))
 IMAGENET_STD = tuple(255 * std for std in (0.229, 0.224, 0.225))
 
 _CIFAR_URL = 'https://www.cs.toronto.edu/~kriz/'
 
-# The digests of the binary archives and of MNIST are those that TensorFlow Datasets records, those of the python
-# archives are Keras's.
+# The digests of the binary archives and of MNIST are from TensorFlow Datasets, and those of the python archives from
+# Keras.
 _CIFAR10 = Official(
   name='cifar10',
   image_shape=(32, 32, 3),

@@ -1,4 +1,4 @@
-"""The English of the help texts that come with Python as a corpus: no download, and free to use."""
+"""A corpus of the English prose in Python's own help texts, which needs no download and is free to use."""
 
 import hashlib
 import re
@@ -9,25 +9,25 @@ import numpy as np
 
 from darts_jax.data.corpus import END, UNKNOWN, Corpus
 
-# A word that the training text has less often is unknown.
+# Words that occur less often in the training text are unknown.
 _MIN_COUNT = 3
-# Share of the validation split, and of the test split, in the tokens; and the largest share of one topic in either of
-# them, so that they are about more than one thing.
+# Fraction of the tokens in the validation split, and in the test split; and the largest fraction of one topic in either
+# of them, so that each has several topics.
 _HELD_OUT = 0.1
 _LARGEST = 0.4
 
 
 def load() -> Corpus:
-  """The corpus, split by topic; a word that its training text has less than three times is `<unk>`.
+  """Loads the corpus, split by topic; words that occur less than three times in the training text are `<unk>`.
 
   Raises:
-    ValueError: if this Python comes without its help texts.
+    ValueError: this Python comes without its help texts.
   """
   texts = [[token for topic in split.values() for token in topic] for split in splits()]
   counts = Counter(texts[0])
   known = {token for token, count in counts.items() if count >= _MIN_COUNT} | {UNKNOWN, END}
   texts = [[token if token in known else UNKNOWN for token in text] for text in texts]
-  # Every word may be frequent enough.
+  # `<unk>` is added, since it does not occur if every word is frequent enough.
   vocabulary = tuple(dict.fromkeys([*texts[0], UNKNOWN]))
   ids = {token: index for index, token in enumerate(vocabulary)}
   train, valid, test = (np.array([ids[token] for token in text], np.int32) for text in texts)
@@ -37,11 +37,11 @@ def load() -> Corpus:
 def splits() -> tuple[dict[str, list[str]], ...]:
   """The tokens of Python's help texts by topic, for training, validation and test.
 
-  Sections of the language reference are topics of their own and again part of larger topics. A paragraph therefore
-  counts only where it occurs first, larger topics before smaller ones, and what is left without one is no topic.
+  Sections of the language reference are topics of their own, and also parts of larger topics. A paragraph therefore
+  belongs only to the largest topic that has it, and topics without paragraphs are left out.
 
   Raises:
-    ValueError: if this Python comes without its help texts.
+    ValueError: this Python comes without its help texts.
   """
   try:
     from pydoc_data.topics import topics
@@ -62,14 +62,14 @@ def splits() -> tuple[dict[str, list[str]], ...]:
 
 
 def partition(sizes: Mapping[str, int]) -> tuple[list[str], list[str], list[str]]:
-  """Splits topics so that validation and test get a tenth of the tokens each, or as nearly as whole topics allow.
+  """Splits topics so that validation and test get about a tenth of the tokens each.
 
   Args:
-    sizes: tokens of a topic by its name.
+    sizes: number of tokens of each topic, by name.
 
   Returns:
-    The names for training, validation and test. Their order mixes themes and lengths: it is that of a hash of the
-    names, the same everywhere.
+    The names of the topics for training, validation and test, ordered by a hash of the name, which mixes themes and
+    lengths and is the same on every platform.
   """
   train: list[str] = []
   held_out: tuple[list[str], list[str]] = [], []
@@ -77,7 +77,7 @@ def partition(sizes: Mapping[str, int]) -> tuple[list[str], list[str], list[str]
   rooms = [budget, budget]
   for name in sorted(sizes, key=lambda name: hashlib.sha256(name.encode()).digest()):
     split = int(np.argmax(rooms))
-    # Many topics are short, so those that still fit leave next to no room in the end.
+    # Many topics are short, so that the last ones fill the budget almost completely.
     if sizes[name] <= min(rooms[split], _LARGEST * budget):
       held_out[split].append(name)
       rooms[split] -= sizes[name]
@@ -86,14 +86,14 @@ def partition(sizes: Mapping[str, int]) -> tuple[list[str], list[str], list[str]
   return train, *held_out
 
 
-# Of text that Sphinx writes: list items and footnotes, and where one paragraph ends although no empty line follows.
+# Beginnings of list items and footnotes in text that Sphinx writes; a paragraph ends there without an empty line.
 _BULLET = re.compile(r'(?:[*•-]|\d+\.|[a-z]\.|\[\d+\])\s+(?=\S)')
 _LITERAL_OR_EMPHASIS = re.compile(r'"[^"]*"|\*+[^*]+\*+')
 _WORD = re.compile(r"[(“‘]*[A-Za-z]+(?:[-'’/][A-Za-z]+)*[)”’]*[.,:;!?)]*")
 _SIGNS = re.compile(r'[(“‘)”’.,:;!?…—–-]+')
 _ENDS_PROSE = re.compile(r'[.:;!?][)"”’]*$')
 _SENTENCE = re.compile(r'(?<=[.!?])(?<![Ee]\.g\.)(?<![Ii]\.e\.)[)"”]*\s+(?=[(*“]*[A-Z]|"\S)')
-# Also between quotes asterisks are signs of Python, and beside letters those before them are.
+# Asterisks between quotes, or directly after letters, are Python code and not emphasis.
 _EMPHASIS = re.compile(r'(?<![\w*])(\*{1,2})(?=[^\s*])([^*"]*[^\s*"])\1(?!\*)')
 _FOOTNOTE = re.compile(r'\s+\[\d+\]')
 _MARKUP = str.maketrans({'"': None, '`': None, '“': None, '”': None, '‘': "'", '’': "'", '…': '...'})
@@ -101,13 +101,14 @@ _TOKEN = re.compile(r"e\.g\.|i\.e\.|\d+(?:\.\d+)*|'s\b|\w+(?:'(?!s\b)\w+)*|\.{3}
 
 
 def prose(text: str) -> list[tuple[str, ...]]:
-  """Tokens of the paragraphs of prose in text that Sphinx writes, without code, grammar, tables and headings.
+  """Extracts the paragraphs of prose from text that Sphinx writes, without code, grammar, tables and headings.
 
   Args:
     text: paragraphs separated by empty lines or another indentation, with `*` for emphasis and `"` for literals.
 
   Returns:
-    A tuple for every paragraph: words in lower case and signs, without markup, and `<eos>` after every sentence.
+    The tokens of every paragraph: words in lower case and punctuation, without markup, and `<eos>` after every
+    sentence.
   """
   return [
     tuple(token for sentence in _SENTENCE.split(paragraph) for token in (*_words(sentence), END))
@@ -144,7 +145,7 @@ def _joined(lines: list[str]) -> str:
 
 
 def _is_prose(paragraph: str) -> bool:
-  """Whether it ends as a sentence does and, inline literals aside, consists of words; code hardly does both."""
+  """Whether a paragraph ends like a sentence and, apart from inline literals, consists of words, unlike most code."""
   if not _ENDS_PROSE.search(paragraph) or (paragraph.endswith(':') and paragraph[0].islower()):
     return False
   words = [word for word in _LITERAL_OR_EMPHASIS.sub('', paragraph).split() if not _SIGNS.fullmatch(word)]

@@ -1,4 +1,4 @@
-"""Image datasets that stay in files, read one record at a time in any order: image folders and `array_record`."""
+"""Image datasets that stay in files and are read record by record, in any order: image folders and `array_record`."""
 
 import dataclasses
 import hashlib
@@ -15,15 +15,15 @@ from darts_jax.runtime.files import read_bytes, user_path
 ENDINGS = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
 EVALUATION = ('val', 'validation', 'valid', 'test')
 TRAIN = 'train'
-# Bytes of an encoded image.
+# Largest size in bytes of an encoded image.
 _MAX_ENCODED = 2**28
 
-# Records whose content tells them from others.
+# Number of records whose content is part of a fingerprint.
 _SAMPLE = 256
 
 
 class Records(Protocol):
-  """Encoded images in a fixed order, indexed by 0..N - 1; can be pickled, and used by several threads at once."""
+  """Encoded images in a fixed order, indexed by 0..N - 1; objects can be pickled and are thread-safe."""
 
   @property
   def classes(self) -> tuple[str, ...]:
@@ -31,21 +31,21 @@ class Records(Protocol):
 
   @property
   def labels(self) -> np.ndarray | None:
-    """[N] int32, or None where every record would have to be read for them."""
+    """[N] int32; None if they are only known by reading every record."""
 
   def __len__(self) -> int: ...
 
   def load(self, index: int) -> tuple[bytes, int]:
-    """Returns the encoded image, which may be damaged, and its label; a ValueError names a record without either."""
+    """Returns the encoded image, which may be damaged, and its label; raises a ValueError if it cannot be read."""
 
   def name(self, index: int) -> str:
-    """Returns what tells the user which record this is."""
+    """Returns a name of the record, for messages."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Folder:
   root: pathlib.Path
-  # Bytes of one length take a tenth of the memory of a list of paths, and are sent to worker processes at once.
+  # An array of bytes takes a tenth of the memory of a list of paths, and is sent to worker processes quickly.
   paths: np.ndarray
   labels: np.ndarray
   classes: tuple[str, ...]
@@ -61,24 +61,24 @@ class _Folder:
 
 
 def image_folder(path: str | os.PathLike[str], split_names: str | Sequence[str] = TRAIN) -> Records:
-  """Lists the images `PATH/<split>/<class>/**`, of any folder depth below their class.
+  """Lists the images `PATH/<split>/<class>/**`, at any depth below the folder of their class.
 
-  Classes are the folders of `PATH/train` in sorted order, also for other splits, and within a class the images are in
-  the order of their paths, so that neither order depends on the file system. Names that start with a dot are passed
-  over, as are files whose name does not end like that of an image (`ENDINGS`, in either case). Links to folders are
-  followed, but each folder is read once, at its own place if that is in the split.
+  Classes are the folders of `PATH/train` in sorted order, also for other splits, and the images of a class are sorted
+  by path, so that the order does not depend on the file system. Names that start with a dot are ignored, and so are
+  files whose suffix is not that of an image (`ENDINGS`, in lower or upper case). Links to folders are followed, but
+  each folder is read once, without a link if possible.
 
   Args:
-    path: `config.data.dir`, the folder that holds one folder a split.
-    split_names: name of the split, or several (such as `EVALUATION`) of which the first one that is there is read.
+    path: `config.data.dir`, the folder that has one folder per split.
+    split_names: name of the split, or several names (such as `EVALUATION`), of which the first existing one is read.
 
   Returns:
     The images of the split; the name of a record is its path.
 
   Raises:
-    ValueError: naming the path, if it or the split is not a folder, there is only one class or one without images,
-      two classes are the same folder or share a folder or an image by links, the split has a class that the training
-      images lack, or a folder cannot be read.
+    ValueError: the path or the split is not a folder; there is only one class, or a class without images; two classes
+      are the same folder, or share a folder or an image through links; the split has a class that the training images
+      lack; or a folder cannot be read. The message names the path.
   """
   root = user_path(path, 'config.data.dir')
   try:
@@ -119,13 +119,13 @@ def _class_names(folder: pathlib.Path) -> tuple[str, ...]:
 
 
 def _images_below(folder: pathlib.Path, names: Sequence[str]) -> dict[str, list[str]]:
-  """Paths relative to the folder of the split, by class."""
+  """Paths of the images of a split by class, relative to the folder of the split."""
   own: dict[str, str] = {}
   for name in names:
     other = own.setdefault(os.path.realpath(folder / name), name)
     if other != name:
       raise ValueError(f'{folder / name}: the same folder as {folder / other}; an image has one class')
-  # A link to a folder that a class lies in leads to other classes and splits.
+  # Folders that contain a class are not entered through links, since they contain other classes and splits, too.
   split = folder.resolve()
   places = _Places(
     {*own, str(split), *(str(above) for path in (split, *map(pathlib.Path, own)) for above in path.parents)}
@@ -134,7 +134,7 @@ def _images_below(folder: pathlib.Path, names: Sequence[str]) -> dict[str, list[
   files: list[tuple[str, str]] = []
   tops = [(name, str(folder / name)) for name in names]
   is_linked = False
-  # What can be reached without a link comes before the first link.
+  # Folders that can be reached without links are read first.
   while tops:
     links: list[tuple[str, str]] = []
     for name, top in tops:
@@ -149,15 +149,25 @@ def _images_below(folder: pathlib.Path, names: Sequence[str]) -> dict[str, list[
 
 
 class _Places:
-  """Folders that are read, by their real paths: each at one place."""
+  """The folders that have been read, by real path, so that each is read once."""
 
   def __init__(self, passed_over: Collection[str]) -> None:
-    # The class that a folder is read for, by which path if that leads through a link.
+    # The class for which a folder was read, and the path, if it leads through a link.
     self._owners: dict[str, tuple[str, str] | None] = dict.fromkeys(passed_over)
     self._classes: dict[str, str] = {}
 
   def is_new(self, real: str, name: str, path: str, *, is_linked: bool) -> bool:
-    """Whether a folder is to be read now, for a class; a ValueError if links lead to it from another one, too."""
+    """Whether a folder has not been read yet, and marks it as read for a class.
+
+    Args:
+      real: real path of the folder.
+      name: the class.
+      path: path by which the folder was reached.
+      is_linked: whether this path leads through a link.
+
+    Raises:
+      ValueError: the folder was read for another class, through a link.
+    """
     if real not in self._owners:
       self._owners[real] = (name, path) if is_linked else None
       self._classes[real] = name
@@ -168,16 +178,21 @@ class _Places:
     return False
 
   def class_of(self, real: str) -> str | None:
-    """The class that a folder was read for; None if it was not."""
+    """The class for which a folder was read; None if it was not read."""
     return self._classes.get(real)
 
   def add_class(self, real: str, name: str) -> None:
-    """Says that a folder is that of a class."""
+    """Records that a folder belongs to a class."""
     self._classes[real] = name
 
 
 def _check_linked(files: Sequence[tuple[str, str]], places: _Places) -> None:
-  """Raises a ValueError for an image, of (class, path), that is a link to one of another class."""
+  """Raises a ValueError if an image is a link to an image of another class.
+
+  Args:
+    files: classes and paths of images that are links.
+    places: the folders that have been read.
+  """
   owners: dict[str, tuple[str, str]] = {}
   for name, path in files:
     real = os.path.realpath(path)
@@ -189,7 +204,14 @@ def _check_linked(files: Sequence[tuple[str, str]], places: _Places) -> None:
 
 
 def _walk(name: str, top: str, places: _Places, *, is_linked: bool) -> tuple[list[str], list[str], list[str]]:
-  """Images of a class below a folder, those of them that are links, and links to folders."""
+  """Walks through the folders below `top`; returns images, the images among them that are links, and links to folders.
+
+  Args:
+    name: class of the images.
+    top: path of the folder.
+    places: the folders that have been read; gets further ones.
+    is_linked: whether `top` was reached through a link.
+  """
   images, linked, links = [], [], []
   waiting = [(top, os.path.realpath(top))]
   places.add_class(waiting[0][1], name)
@@ -214,14 +236,14 @@ def _walk(name: str, top: str, places: _Places, *, is_linked: bool) -> tuple[lis
 def _is_folder(entry: os.DirEntry[str]) -> bool:
   try:
     return entry.is_dir()
-  except OSError:  # A link to itself, for one, which is told when it is read.
+  except OSError:  # For example a link to itself, which causes an error when it is read.
     return False
 
 
 def fingerprint(records: Records) -> dict[str, Any]:
-  """JSON values that tell records from others: their number, paths and labels, and the content of some of them.
+  """JSON values that identify records: their number, paths and labels, and the content of some of them.
 
-  Of more than `_SAMPLE` records the content of so many is read, evenly spread, since all of it can take an hour.
+  Only the content of `_SAMPLE` evenly spaced records is read, since reading all records can take an hour.
 
   Raises:
     ValueError: a record cannot be read.
@@ -253,7 +275,7 @@ class _Prepared:
     try:
       record = self.source[index]
       image, label = record['image'], int(record['label'])
-    except Exception as error:  # Of several packages, each with errors of its own.
+    except Exception as error:  # Several packages read the record, each with its own exceptions.
       raise ValueError(f'{self.folder}: {self.name(index)} cannot be read: {error}') from error
     if not 0 <= label < len(self.classes):
       raise ValueError(
@@ -269,16 +291,16 @@ def tfds_directory(path: str | os.PathLike[str], name: str, split: str | Sequenc
   """Opens a split of a dataset that TensorFlow Datasets prepared in the `array_record` format, without TensorFlow.
 
   Args:
-    path: `config.data.dir`, the folder of the version, the one above it, or the one above `<name>/<version>`.
-    name: of the dataset. Its feature `image` is an image of any size, `label` a class.
-    split: name of the split, or several (such as `EVALUATION`) of which the first one that is there is read.
+    path: `config.data.dir`, the folder of the version, its parent, or the folder that has `<name>/<version>`.
+    name: name of the dataset. Its feature `image` has to be an image of any size, and `label` a class.
+    split: name of the split, or several names (such as `EVALUATION`), of which the first existing one is read.
 
   Returns:
     The records in their stored order, without `labels`; the name of a record is `split[index]`.
 
   Raises:
-    ValueError: naming the folder, if there is no such dataset or split, it has other features, it is damaged, or
-      the packages that read it are not installed; or it has one class only.
+    ValueError: there is no such dataset or split, it has other features or only one class, it is damaged, or the
+      packages that read it are not installed. The message names the folder.
   """
   directory = user_path(path, 'config.data.dir')
   folder = tfds.find(name, directory)
@@ -291,7 +313,7 @@ def tfds_directory(path: str | os.PathLike[str], name: str, split: str | Sequenc
     features = dict(builder.info.features)
     image: Any = features.get('image')
     is_image = isinstance(image, tensorflow_datasets.features.Image)
-    # Stored images of floats have the bits of these for colours.
+    # Images of floats are not supported: they are stored with the bits of the floats as colours.
     dtype = np.dtype(image.np_dtype) if is_image else None
     classes = getattr(features.get('label'), 'names', None)
     available = tuple(builder.info.splits)
@@ -301,7 +323,7 @@ def tfds_directory(path: str | os.PathLike[str], name: str, split: str | Sequenc
       return _Prepared(folder, splits[0], builder.as_data_source(splits[0], decoders=decoders), tuple(classes))
   except ImportError as error:
     raise ValueError(f'{folder}: reading it needs: pip install darts_jax[tfds] ({error})') from error
-  except Exception as error:  # Of several packages, each with errors of its own.
+  except Exception as error:  # Several packages read the dataset, each with its own exceptions.
     raise ValueError(f'{folder}: cannot be read by tensorflow-datasets: {error}') from error
   if not splits:
     wanted = split if isinstance(split, str) else ' or '.join(split)

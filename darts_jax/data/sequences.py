@@ -1,4 +1,4 @@
-"""Texts in columns on the devices, and the sequences of them that steps read."""
+"""Texts in columns on the devices, and the sequences that steps read from them."""
 
 import dataclasses
 import math
@@ -21,8 +21,8 @@ class Sequences(NamedTuple):
 
   Attributes:
     tokens: `[T, B]` int32.
-    targets: `[T, B]` int32, the tokens that follow.
-    length: `[]` int32; time steps from it on are padding.
+    targets: `[T, B]` int32, the next token after each of `tokens`.
+    length: `[]` int32, number of time steps; the rest is padding.
   """
 
   tokens: Any
@@ -33,13 +33,13 @@ class Sequences(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Text:
-  """A text in columns, and windows of it; a pytree of arrays, or of how they lie on devices.
+  """A text in columns, and windows of it; a pytree of arrays, or of their shardings.
 
   Attributes:
-    columns: `[N + capacity, B]` int32; the last rows are padding, so that no window ends behind them.
+    columns: `[N + capacity, B]` int32; the last `capacity` rows are padding, so that every window can be sliced.
     starts: `[S]` int32, the first row of the inputs of every window.
-    lengths: `[S]` int32, in rows.
-    capacity: no window is longer; all of them are padded to it, so that they are one program.
+    lengths: `[S]` int32, number of rows of every window.
+    capacity: largest length of a window; all windows are padded to it, so that one program serves all of them.
   """
 
   columns: Any
@@ -49,26 +49,26 @@ class Text:
 
   @classmethod
   def cut(cls, rows: np.ndarray, windows: Windows) -> Self:
-    """A text as NumPy arrays, from its rows, `[N, B]` int32, and the windows of it."""
+    """Makes a text, as NumPy arrays, from its rows, `[N, B]` int32, and windows of these."""
     padded = np.pad(rows, ((0, windows.capacity), (0, 0)))
     return cls(padded, windows.starts, windows.lengths, windows.capacity)
 
   def window(self, index: Array) -> tuple[Array, Sequences]:
-    """The row that a window starts at, and what is in it; the index may be traced."""
+    """The first row of a window, and its sequences; the index may be traced."""
     start = self.starts[index]
     rows = lax.dynamic_slice_in_dim(self.columns, start, self.capacity + 1)
     return start, Sequences(rows[:-1], rows[1:], self.lengths[index])
 
 
 def divide(corpus: Corpus, part: str, field: str, batch_size: int, least_rows: int) -> np.ndarray:
-  """`[N, B]` int32: a part of a corpus in columns.
+  """Lays out a part of a corpus in columns, `[N, B]` int32.
 
   Args:
     corpus: the corpus.
     part: `train`, `valid` or `test`.
-    field: of the config that the batch size is from.
+    field: name of the field of the config that gives the batch size.
     batch_size: B.
-    least_rows: N has to be at least this.
+    least_rows: smallest allowed N.
 
   Raises:
     ValueError: the text is too short.
@@ -83,7 +83,7 @@ def divide(corpus: Corpus, part: str, field: str, batch_size: int, least_rows: i
 
 
 def perplexity(loss: float) -> float:
-  """Of a loss in nats per token, its exponential; infinite beyond the range of floats."""
+  """The perplexity for a loss in nats per token, its exponential; infinite beyond the range of floats."""
   try:
     return math.exp(loss)
   except OverflowError:

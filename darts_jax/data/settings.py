@@ -1,4 +1,4 @@
-"""The settings of data that searches and trainings share."""
+"""Settings of data, shared by searches and trainings."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,26 +9,26 @@ from darts_jax.data.corpus import Corpus
 from darts_jax.data.records import TRAIN, Records, image_folder, tfds_directory
 from darts_jax.settings import setting
 
-#: Datasets of image files: `data.dir`/train/CLASS/…, with other splits beside train; and what TFDS prepared as
-#: `array_record`, called `data.dataset`.
+#: Names of datasets that stay in files: image folders `data.dir`/train/CLASS/…, with other splits next to `train`; and
+#: the dataset `data.dataset` that TFDS has prepared as `array_record`.
 IN_FILES = ('image_folder', 'tfds')
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """Which images.
+  """Settings of a dataset of images.
 
   Attributes:
-    name: `digits`, `mnist`, `cifar10`, `cifar100`, `npz` for the file `path`, or `image_folder` or `tfds` for image
-      files in `dir`.
+    name: `digits`, `mnist`, `cifar10`, `cifar100`, `arrays` for arrays that are passed in Python, `npz` for the file
+      `path`, or `image_folder` or `tfds` for image files in `dir`.
     dir: folder with prepared data, archives, unpacked archives or image files.
-    path: the file of `npz`.
-    download: whether to fetch what is not found, checked by SHA-256, into `dir`.
-    num_images: if not 0, the number of training images that are used, drawn at random once and for all.
-    dataset: name of the dataset of `tfds`.
-    image_size: pixels a side that images in files are cropped and resized to.
-    num_threads: that read image files, in each process or worker.
-    num_workers: processes that read them; 0 to read in this one.
+    path: path of the file for `npz`.
+    download: whether to download missing data into `dir`, verified by SHA-256.
+    num_images: number of training images that are used, a random subset that is the same for every seed; 0 for all.
+    dataset: name of the dataset for `tfds`.
+    image_size: side in pixels to which images in files are cropped and resized.
+    num_threads: number of threads that read image files, in each process or worker.
+    num_workers: number of processes that read image files; 0 to read in this process.
   """
 
   name: str = setting('cifar10', choices=(*images.NAMES, *IN_FILES))
@@ -47,11 +47,18 @@ class Source:
 
   @property
   def title(self) -> str:
-    """What messages call the dataset."""
+    """Name of the dataset, for messages."""
     return {'image_folder': self.dir, 'tfds': self.dataset}.get(self.name, self.name)
 
   def open(self, split: str | Sequence[str] = TRAIN) -> Records:
-    """The image files of a split, or of the first that is there of several. Raises ValueErrors that name the field."""
+    """Opens the image files of a split.
+
+    Args:
+      split: name of the split, or several names, of which the first existing one is read.
+
+    Raises:
+      ValueError: the files cannot be used; the message names the field.
+    """
     try:
       if self.name == 'tfds':
         return tfds_directory(self.dir, self.dataset, split)
@@ -60,14 +67,18 @@ class Source:
       raise ValueError(f'config.data.dir: {error}') from error
 
   def load(self) -> images.Images:
-    """The dataset, of images that are not in files. Raises ValueErrors that name the field."""
+    """Loads a dataset that is not one of `IN_FILES`.
+
+    Raises:
+      ValueError: the dataset cannot be loaded; the message names the field or file.
+    """
     found = images.load(self.name, directory=self.dir, path=self.path, download=self.download)
     return images.part(found, self.num_images) if self.num_images else found
 
 
 @dataclasses.dataclass(frozen=True)
 class TextSource:
-  """Which text.
+  """Settings of a text.
 
   Attributes:
     name: `pydoc`, or `ptb`, `wikitext2` or `files` for text files in `dir`.
@@ -78,13 +89,23 @@ class TextSource:
   dir: str = setting('data')
 
   def load(self) -> Corpus:
-    """The corpus. Raises ValueErrors that name the field or file."""
+    """Loads the corpus.
+
+    Raises:
+      ValueError: the text cannot be loaded; the message names the field or file.
+    """
     return text.load(self.name, self.dir)
 
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-  """Augmentation in training: pixels of padding before a crop, mirroring, side of the cutout square (0: none)."""
+  """Settings of augmentation in training; see `darts_jax.data.augment.augment`.
+
+  Attributes:
+    crop_padding: pixels of padding before a random crop; 0 for no crop.
+    flip: whether to mirror images at random.
+    cutout: side of the cutout square in pixels; 0 for no cutout.
+  """
 
   crop_padding: int = setting(4, at_least=0, at_most=limits.CROP_PADDING)
   flip: bool = setting(True)

@@ -1,4 +1,4 @@
-"""Where a published dataset may lie, and in which order the places are searched."""
+"""Finds and reads a published dataset in any of its formats, or downloads it."""
 
 import pathlib
 from collections.abc import Callable
@@ -26,15 +26,15 @@ def read(dataset: Official, directory: str, download: bool) -> Arrays:
   """Reads a published dataset from the first of: a prepared TensorFlow Datasets folder, archives, files, a download.
 
   Args:
-    dataset: which one.
-    directory: `config.data.dir`, the folder that is searched and downloaded to.
-    download: `config.data.download`, whether to fetch the official files if nothing is found.
+    dataset: the dataset.
+    directory: `config.data.dir`, the folder that is searched, and to which files are downloaded.
+    download: `config.data.download`, whether to download the official files if nothing is found.
 
   Returns:
-    uint8 images [N, H, W, C] and int32 labels [N], training and test.
+    uint8 images [N, H, W, C] and int32 labels [N], for training and test.
 
   Raises:
-    ValueError: if nothing is found, or what is found cannot be read.
+    ValueError: the dataset is not found, or cannot be read.
   """
   if not directory:
     raise ValueError(

@@ -1,7 +1,7 @@
 """Batches of images that do not fit into memory, read, cropped and resized by Grain while the device computes.
 
-Everything random is a function of the seed and the step: the order of an epoch and the crop of an image. So reading
-can start at any step, and neither threads, worker processes nor the number of hosts change a batch.
+All random draws, the order of an epoch and the crop of an image, are functions of the seed and the step. Reading can
+therefore start at any step, and batches do not depend on the number of threads, worker processes or hosts.
 """
 
 import dataclasses
@@ -20,13 +20,14 @@ from darts_jax.data.decoding import open_image, to_rgb
 from darts_jax.data.records import Records
 
 Box = tuple[float, float, float, float]
-# Image, label, whether it counts, and which record is damaged, if one is.
+# Image, label, whether it counts, and the index of a damaged record, or -1; see `Batch`.
 Row = tuple[np.ndarray, int, bool, int]
 
-# What is drawn from a seed; a draw is named by one of these and then by epoch, or by step and row.
+# Purposes of random draws: orders, which are further identified by epoch, and crops, by step and row.
 _ORDER, _CROP = 0, 1
 
-# Images that a thread reads at once: few enough to share a batch, enough to spare a worker process many messages.
+# Images that a thread reads at a time: few, so that threads share a batch, but enough to save messages between worker
+# processes.
 _CHUNK = 16
 
 
@@ -36,9 +37,9 @@ class Batch(NamedTuple):
   Attributes:
     images: [b, S, S, 3] uint8 RGB.
     labels: [b] int32.
-    counts: [b] bool, False where a row of an evaluation holds no image: the last batch is filled up with such rows,
-      and an image that cannot be decoded leaves one. Their pixels and labels are 0.
-    damaged: [b] int32, the index of the record that should have been here but cannot be decoded, else -1.
+    counts: [b] bool, False for rows without an image, which fill up the last batch of an evaluation and stand for
+      images that cannot be decoded. Their pixels and labels are 0.
+    damaged: [b] int32, index of the record that should be in the row but cannot be decoded; -1 if there is none.
   """
 
   images: np.ndarray
@@ -49,25 +50,26 @@ class Batch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stream:
-  """Batches of some of the records, in a new random order every epoch or, for evaluation, in the order given.
+  """Batches of some of the records, in a new random order every epoch, or for evaluation in the given order.
 
-  A record that cannot be decoded is replaced in training by the next one in `indices` that can, and left out in
-  evaluation; `Batch.damaged` names it. A file that cannot be read at all ends the stream with an error: it might be
-  readable again when the run is resumed.
+  In training, a record that cannot be decoded is replaced by the next one in `indices` that can be; in evaluation it is
+  left out. `Batch.damaged` has its index. A file that cannot be read at all ends the stream with an error, since it may
+  be readable again when the run is resumed.
 
   Attributes:
-    records: where images come from.
-    indices: [N] integers, the records to read, such as one part of `images.split`.
-    batch_size: `config.batch_size`, of the global batch; a multiple of `process_count`.
-    image_size: `config.data.image_size`, the side S of the images in pixels.
-    train: whether to shuffle and crop at random.
+    records: the encoded images.
+    indices: [N] integers, indices of the records to read, such as one part of `images.split`.
+    batch_size: `config.batch_size`, size of the global batch; a multiple of `process_count`.
+    image_size: `config.data.image_size`, side S of the images in pixels.
+    train: whether to shuffle, and to crop at random.
     seed: `config.seed`, any non-negative integer.
-    num_threads: `config.data.num_threads`, that read in each process or worker; 0 to read when a batch is asked for.
-    num_workers: `config.data.num_workers`, processes that read; 0 to read in this one. Decoding runs in parallel in
-      threads, too, but their Python does not: workers pay off where one process cannot keep up with the device. They
-      import the program's main module, which has to guard what it runs by `__name__ == '__main__'`.
-    process_index: number of this host process; it gets the rows p·b/P to (p + 1)·b/P of a global batch.
-    process_count: the number P of host processes.
+    num_threads: `config.data.num_threads`, number of threads that read, in each process or worker; 0 to read without
+      threads, only on demand.
+    num_workers: `config.data.num_workers`, number of processes that read; 0 to read in this process. Threads decode in
+      parallel, too, but share one Python interpreter: workers help if one process cannot keep up with the device. They
+      import the program's main module, which has to guard its code by `__name__ == '__main__'`.
+    process_index: number p of this process; it gets the rows p·B/P to (p + 1)·B/P of a global batch of B.
+    process_count: number P of processes of the run.
   """
 
   records: Records
@@ -83,7 +85,7 @@ class Stream:
   process_count: int = 1
 
   def __post_init__(self) -> None:
-    """Raises a ValueError that names a field which cannot be, or the packages that are not installed."""
+    """Raises a ValueError if a field is not valid, or if packages are not installed."""
     check_installed()
     for field, smallest in (
       ('config.batch_size', 1),
@@ -105,21 +107,22 @@ class Stream:
 
   @property
   def steps_per_epoch(self) -> int:
-    """Number of batches of an epoch; in training other images are left over each time, in evaluation none are."""
+    """Number of batches per epoch. Training leaves out images that do not fill a batch; evaluation does not."""
     return len(self.indices) // self.batch_size if self.train else -(-len(self.indices) // self.batch_size)
 
   def batches(self, start_step: int = 0) -> Generator[Batch, None, None]:
-    """Reads batches ahead, from any step on without reading those before it.
+    """Reads batches ahead, from any step on, without reading those before it.
 
     Args:
-      start_step: number of the first batch. In training steps count on over the epochs; an evaluation has
+      start_step: number of the first batch. In training, steps are counted over all epochs; an evaluation has
         `steps_per_epoch` of them.
 
     Returns:
-      Without end in training, the rest of the images in evaluation. Closing it stops its threads and workers.
+      A generator of batches, without end in training, and up to the last image in evaluation. Closing it stops its
+      threads and workers.
 
     Raises:
-      ValueError: on a negative step; while iterating, if a file cannot be read, or no image can be decoded.
+      ValueError: the step is negative; or, while iterating, a file cannot be read or no image can be decoded.
     """
     if start_step < 0:
       raise ValueError(f'start_step is {start_step}; it has to be at least 0')
@@ -131,7 +134,7 @@ class Stream:
     return self._row(step, self.process_index * (self.batch_size // self.process_count) + row)
 
   def _row(self, step: int, row: int) -> Row:
-    """A row of the global batch."""
+    """Reads a row of the global batch."""
     if self.train:
       epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
       order = _permutation(self.seed, epoch, len(self.indices))
@@ -155,15 +158,17 @@ class Stream:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Listed:
-  """Batches of the records that a table names, of which the centre is cut out.
+  """Batches of records that a table lists, with a central crop.
 
-  A record that cannot be decoded is replaced by the next one in its part that can.
+  A record that cannot be decoded is replaced by the next one in its part that can be.
 
   Attributes:
-    records: where images come from.
-    parts: [N_i] integers each, the records of every part.
-    rows: [steps, b] integers, positions in all parts one after the other; -1 for a row without an image.
-    image_size: see `Stream`; and so on.
+    records: the encoded images.
+    parts: for every part, [N_i] integers, indices of its records.
+    rows: [steps, b] integers, positions in the concatenation of all parts; -1 for a row without an image.
+    image_size: see `Stream`.
+    num_threads: see `Stream`.
+    num_workers: see `Stream`.
   """
 
   records: Records
@@ -204,13 +209,21 @@ def check_installed() -> None:
 def _batches(
   row_of: Callable[[int, int], Row], rows: int, steps: range, num_threads: int, num_workers: int
 ) -> Generator[Batch, None, None]:
-  """Batches of so many rows, made of `row_of(step, row)` for the steps of a range."""
+  """Reads batches ahead.
+
+  Args:
+    row_of: function `(step, row) → Row`.
+    rows: number of rows of a batch.
+    steps: the steps to read.
+    num_threads: see `Stream`.
+    num_workers: see `Stream`.
+  """
   import grain
 
-  # A power of two, or less: batches are put together from these.
+  # Batches are concatenated from chunks, whose size divides the batch.
   chunk_rows = math.gcd(rows, _CHUNK)
   chunks = rows // chunk_rows
-  # The dataset is made of what is left, so that nothing has to be skipped.
+  # The dataset begins at the first step, so that nothing has to be skipped.
   reading = grain.MapDataset.range(steps.start * chunks, steps.stop * chunks).map(
     functools.partial(_chunk, row_of, chunks, chunk_rows)
   )
@@ -239,7 +252,7 @@ def _nothing(image_size: int) -> np.ndarray:
 def _first_decoded(
   records: Records, indices: Iterable[int], image_size: int, choose_box: Callable[[int, int], Box]
 ) -> Row:
-  """The first of some records that can be decoded."""
+  """Reads the first of some records that can be decoded; raises a ValueError if none can be."""
   damaged = -1
   for index in indices:
     encoded, label = records.load(index)
@@ -251,33 +264,33 @@ def _first_decoded(
 
 
 def decode(encoded: bytes, image_size: int, choose_box: Callable[[int, int], Box]) -> np.ndarray | None:
-  """Decodes an image, cuts a box out of it and resizes that with an antialiasing bilinear filter.
+  """Decodes an image, crops it to a box, and resizes this with an antialiasing bilinear filter.
 
-  Colours and depths are converted by `darts_jax.data.decoding.to_rgb`. As is customary for ImageNet, an orientation
-  that a camera stored beside the image is not applied.
+  Colours and depths are converted by `darts_jax.data.decoding.to_rgb`. As is customary for ImageNet, the orientation in
+  a camera's metadata is ignored.
 
   Args:
     encoded: content of an image file.
     image_size: side S of the result in pixels.
-    choose_box: called with width and height of the image, returns the box.
+    choose_box: function from the width and height of the image, in pixels, to the box.
 
   Returns:
-    [S, S, 3] uint8, or None if the image is damaged, of a format that is not read, or of a depth without a rule.
+    [S, S, 3] uint8; None if the image is damaged, or of a format or depth that is not supported.
   """
   from PIL import Image
 
   try:
     image = open_image(encoded)
-  except Exception:  # Its parsers fail in many ways on what is not an image.
+  except Exception:  # Pillow's parsers can raise anything on other content.
     return None
   width, height = image.size
   box = choose_box(width, height)
-  # A JPEG decodes much faster at 1/2, 1/4 or 1/8 of its size. The filter still averages over at least two pixels.
+  # A JPEG is decoded much faster at 1/2, 1/4 or 1/8 of its size. The filter still averages over at least two pixels.
   shrink = max(1, int(min(box[2] - box[0], box[3] - box[1]) / (2 * image_size)))
   try:
     drafted = image.draft(None, (width // shrink, height // shrink))
     image = to_rgb(image)
-  except Exception:  # As above; this is where truncated files are found out.
+  except Exception:  # As above; truncated files fail here.
     return None
   scale = drafted[1][2] / width if drafted else 1.0
   left, top, right, bottom = box
@@ -288,13 +301,14 @@ def decode(encoded: bytes, image_size: int, choose_box: Callable[[int, int], Box
 def random_box(generator: np.random.Generator, width: int, height: int) -> Box:
   """Draws the box of a random resized crop [Szegedy et al., arXiv 1409.4842 §6].
 
-  Its area is uniform in 8–100 % of the image, the logarithm of its aspect ratio uniform between 3/4 and 4/3, its
-  place uniform. Should none of ten fit into the image, it is the largest in the centre whose aspect is within limits.
+  Its area is uniform in 8–100 % of the image, the logarithm of its aspect ratio uniform between those of 3/4 and 4/3,
+  and its place uniform. If none of ten draws fits into the image, it is the largest box in the centre whose aspect
+  ratio is between 3/4 and 4/3.
 
   Args:
-    generator: consumed.
-    width: of the image in pixels.
-    height: of the image in pixels.
+    generator: generator of the draws; it is advanced.
+    width: width of the image in pixels.
+    height: height of the image in pixels.
 
   Returns:
     Left, top, right, bottom in whole pixels.
@@ -313,15 +327,15 @@ def random_box(generator: np.random.Generator, width: int, height: int) -> Box:
 
 
 def centre_box(width: int, height: int, image_size: int) -> Box:
-  """The square that remains if the shorter side is resized to 256/224 · S pixels and the S×S in the centre cut out.
+  """The square that corresponds to resizing the shorter side to 256/224 · S pixels and cropping the central S×S.
 
   Args:
-    width: of the image in pixels.
-    height: of the image in pixels.
+    width: width of the image in pixels.
+    height: height of the image in pixels.
     image_size: S in pixels; 256/224 · S is rounded.
 
   Returns:
-    Left, top, right, bottom in pixels of the image, not whole ones.
+    Left, top, right, bottom in pixels of the image, not rounded.
   """
   side = min(width, height) * image_size / round(image_size * 256 / 224)
   return (width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2
@@ -331,7 +345,7 @@ def _generator(seed: int, *draw: int) -> np.random.Generator:
   return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=draw)))
 
 
-@functools.lru_cache(maxsize=4)  # Two epochs meet in the batches read ahead, and a search reads two streams.
+@functools.lru_cache(maxsize=4)  # Batches that are read ahead can span two epochs, and a search reads two streams.
 def _permutation(seed: int, epoch: int, length: int) -> np.ndarray:
   return _generator(seed, _ORDER, epoch).permutation(length)
 
@@ -345,7 +359,7 @@ def _iterate(dataset: Any) -> Generator[Batch, None, None]:
   try:
     yield from iterator
   except ValueError as error:
-    # Grain adds a paragraph about its own frames.
+    # Grain appends a paragraph about its own stack frames.
     raise ValueError(str(error).partition('\n')[0]) from error
   finally:
     iterator.close()
@@ -354,14 +368,14 @@ def _iterate(dataset: Any) -> Generator[Batch, None, None]:
 def _let_grain_read_its_flags() -> None:
   from absl import flags
 
-  # Grain looks its options up among the flags of a program, which a notebook or a test has never parsed.
+  # Grain reads its options from absl's flags, which a notebook or a test has not parsed.
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()
 
 
 def _live_as_long_as_the_parent(worker_index: int, num_workers: int) -> None:
   del worker_index, num_workers
-  # The parent decides what a signal to all processes means, and closes its workers.
+  # A signal to all processes is handled by the parent, which closes its workers.
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, signal.SIG_IGN)
   threading.Thread(target=_exit_with_the_parent, daemon=True).start()

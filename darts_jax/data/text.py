@@ -1,4 +1,4 @@
-"""Corpora of plain text files, and by name."""
+"""Loads corpora by name, and from plain text files."""
 
 import array
 import io
@@ -15,16 +15,17 @@ from darts_jax.runtime.files import read_bytes, user_path
 
 NAMES = ('pydoc', 'ptb', 'wikitext2', 'files')
 
-#: Names of the files with the training, validation and test text; the first that are all there are read.
+#: Names of the files with the training, validation and test text; the first names of which all three files exist are
+#: read.
 NAMINGS = tuple(
   tuple(pattern.format(split) for split in ('train', 'valid', 'test'))
   for pattern in ('{}.txt', 'ptb.{}.txt', 'wiki.{}.tokens')
 )
 
 _CHOICES = ' or '.join(', '.join(naming) for naming in NAMINGS)
-# What the published archives unpack to, for those who unpack them in `config.data.dir`.
+# Names of the folders in the published archives, which are also searched in `config.data.dir`.
 _FOLDERS = {'ptb': ('ptb',), 'wikitext2': ('wikitext2', 'wikitext-2')}
-# Characters of a line, and of a token in a message.
+# Number of characters from which a line counts as long, and largest number of characters of a token in a message.
 _LONG, _MAX_SHOWN = 2**16, 100
 
 
@@ -32,19 +33,18 @@ def load(name: str, directory: str = 'data') -> Corpus:
   """Loads a corpus.
 
   Args:
-    name: `config.data.name`. 'pydoc' is the English of Python's own help texts, some 50,000 tokens that differ from
-      one version of Python to the next. 'ptb' (Penn Treebank), 'wikitext2' and 'files' are read from plain text files
-      and differ in name only.
-    directory: `config.data.dir`, where the three files lie, named as in `NAMINGS`; those of 'ptb' may lie in a folder
-      `ptb` in there, those of 'wikitext2' in `wikitext2` or `wikitext-2`. Tokens are separated by white space, and
-      `<eos>` ends every line, empty ones included.
+    name: `config.data.name`. 'pydoc' is the prose of Python's own help texts, about 50,000 tokens that differ between
+      versions of Python. 'ptb' (Penn Treebank), 'wikitext2' and 'files' are read from plain text files.
+    directory: `config.data.dir`, the folder with the three files, named as in `NAMINGS`; those of 'ptb' may be in its
+      subfolder `ptb`, and those of 'wikitext2' in `wikitext2` or `wikitext-2`. Tokens are separated by white space, and
+      every line, also an empty one, ends with `<eos>`.
 
   Returns:
-    The corpus. Its vocabulary is that of the training text; other tokens of the other two are `<unk>`.
+    The corpus. The vocabulary is that of the training text; other tokens of the other two texts become `<unk>`.
 
   Raises:
-    ValueError: naming the field or file, if a corpus is unknown, not found, or not plain text, has more than
-      `limits.WORDS` different tokens, or if a token is not in the vocabulary and `<unk>` is not either.
+    ValueError: the corpus is unknown, not found or not plain text, has more than `limits.WORDS` different tokens, or
+      has a token outside the vocabulary while `<unk>` is not in it. The message names the field or file.
   """
   if name not in NAMES:
     raise ValueError(f'config.data.name is {name!r}; allowed: {", ".join(NAMES)}')
@@ -64,7 +64,7 @@ def _files(name: str, directory: str) -> Corpus:
 
 
 def _find(name: str, directory: str) -> list[pathlib.Path]:
-  """The files of the first complete naming."""
+  """Paths of the three files, with the first of `NAMINGS` for which all exist."""
   root = user_path(directory, 'config.data.dir')
   if not root.is_dir():
     raise ValueError(f'config.data.dir {directory!r} is not a folder: name the one with the text of {name}')
@@ -82,7 +82,16 @@ def _find(name: str, directory: str) -> list[pathlib.Path]:
 
 
 def _encode(path: pathlib.Path, ids: dict[str, int], *, grow: bool) -> np.ndarray:
-  """Ids of the tokens of a file; tokens that have none yet get the next one, or stand for unknown ones."""
+  """Ids of the tokens of a file.
+
+  Args:
+    path: path of the file.
+    ids: ids by token; gets new tokens if `grow`.
+    grow: whether new tokens are added to the vocabulary; otherwise they become `<unk>`.
+
+  Returns:
+    [N] int32.
+  """
   encoded = array.array('i')
   unknown = ids.get(UNKNOWN, -1)
   found = False
@@ -107,13 +116,13 @@ def _encode(path: pathlib.Path, ids: dict[str, int], *, grow: bool) -> np.ndarra
 
 
 def _lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
-  """Lines of a text with their numbers, one after the other: all of them at once take many times the file's size."""
+  """Yields the lines of a text with their numbers; a list of all lines would take many times the file's size."""
   content = read_bytes(path)
   null = content.find(b'\0')
   if null >= 0:
     before = content.count(b'\n', 0, null)
     raise ValueError(f'{path}:{before + 1}: a zero byte; the file has to be plain text in UTF-8')
-  # `str.splitlines` would end lines at other signs, too, such as form feeds.
+  # `str.splitlines` would also split lines at other characters, such as form feeds.
   for number, line in enumerate(io.BytesIO(content), 1):
     try:
       # Without a byte order mark, which would be part of the first token.
@@ -123,5 +132,5 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
 
 
 def _words(line: str) -> Iterable[str]:
-  """What is between white space; of a long line one after the other, since all at once take many times its size."""
+  """The words of a line; those of a long line are yielded one by one, since a list takes many times its size."""
   return line.split() if len(line) < _LONG else (found[0] for found in re.finditer(r'\S+', line))

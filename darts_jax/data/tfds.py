@@ -15,20 +15,20 @@ FORMAT = 'array_record'
 
 
 def read(dataset: Official, directory: pathlib.Path) -> Arrays | None:
-  """Looks for a prepared dataset: in a folder, one below it, or as `<name>/<version>`.
+  """Looks for a prepared dataset in a folder (see `find`), and reads it.
 
-  TensorFlow Datasets stores images in a shuffled order. Where they carry their position as `id`, as the CIFAR
-  datasets do, the official order is restored; MNIST stays in the stored order, which is the same on every machine.
+  TensorFlow Datasets stores images in a shuffled order. If records have their position as `id`, as in the CIFAR
+  datasets, the official order is restored; MNIST stays in the stored order, which is the same on every machine.
 
   Args:
-    dataset: what is looked for.
+    dataset: the dataset.
     directory: the folder, such as the `data_dir` of TensorFlow Datasets.
 
   Returns:
     uint8 images [N, H, W, C] and int32 labels [N], or None if there is no such dataset in this format.
 
   Raises:
-    ValueError: if there is one, but it is damaged, or the packages that read it are not installed.
+    ValueError: the dataset is damaged, or the packages that read it are not installed.
   """
   prepared = find(dataset.name, directory)
   if prepared is None:
@@ -37,12 +37,12 @@ def read(dataset: Official, directory: pathlib.Path) -> Arrays | None:
     import tensorflow_datasets  # An optional extra, slow to import.
 
     builder = tensorflow_datasets.builder_from_directory(prepared, file_format=FORMAT)
-    # Its own decoder takes images for what they say they are.
+    # The library's own decoder would open images in any format.
     decoders = {'image': tensorflow_datasets.decode.SkipDecoding()}
     train, test = (_split(builder.as_data_source(split, decoders=decoders)) for split in ('train', 'test'))
   except ImportError as error:
     raise ValueError(f'{prepared}: reading it needs: pip install darts_jax[tfds] ({error})') from error
-  except Exception as error:  # Of several packages, each with errors of its own.
+  except Exception as error:  # Several packages read the dataset, each with its own exceptions.
     raise ValueError(f'{prepared}: cannot be read by tensorflow-datasets: {error}') from error
   for split, (images, _), num_images in (('train', train, dataset.num_train), ('test', test, dataset.num_test)):
     expected = (num_images, *dataset.image_shape)
@@ -55,14 +55,14 @@ def find(name: str, directory: pathlib.Path) -> pathlib.Path | None:
   """Finds the newest version of a dataset that is prepared in the `array_record` format.
 
   Args:
-    name: of the dataset, as its `dataset_info.json` states it.
-    directory: the folder of the version, the one above it, or the one above `<name>/<version>`.
+    name: name of the dataset, as in its `dataset_info.json`.
+    directory: the folder of the version, its parent, or the folder that has `<name>/<version>`.
 
   Returns:
     The folder of the version, or None if there is none.
 
   Raises:
-    ValueError: naming the file, if a description cannot be read.
+    ValueError: the name is not valid, or a `dataset_info.json` cannot be read; the message names the field or file.
   """
   if not re.fullmatch(r'\w[\w.-]*', name):
     raise ValueError(f'config.data.dataset: {one_line(repr(name))} is no name of a dataset, such as imagenet2012')

@@ -1,9 +1,9 @@
-"""Reads the pickled batches of the CIFAR archives without unpickling anything but plain values and byte arrays.
+"""Reads the pickled batches of the CIFAR archives, which may only consist of plain values and byte arrays.
 
-A pickle may name any importable function and have it called, and Python's unpickler allocates what an operand says:
-nine bytes can take 32 GB. Here the instructions that batches need are followed one by one. The five names that a
-pickled array of bytes consists of stand for inert functions of this module, and every other name is refused; NumPy,
-whose own reconstruction trusts its input, never sees the pickle.
+A pickle can call any importable function, and Python's unpickler allocates as much memory as an operand says: nine
+bytes can take 32 GB. Here only the instructions that batches need are implemented. The five global names in a pickled
+array of bytes resolve to harmless functions of this module, and every other name is refused. NumPy's reconstruction,
+which trusts its input, is not used.
 """
 
 import dataclasses
@@ -16,12 +16,12 @@ import numpy as np
 
 from darts_jax.runtime.files import UnfitFile, one_line
 
-# An instruction of one byte can make an object of seventy. The largest batch takes half a million.
+# An instruction of one byte can create an object of seventy bytes. The largest batch has half a million instructions.
 _MAX_INSTRUCTIONS = 2**22
 
 _PLAIN = {'INT', 'LONG', 'BININT', 'BININT1', 'BININT2', 'LONG1', 'FLOAT', 'BINFLOAT'}
 _TEXTS = {'UNICODE', 'BINUNICODE', 'SHORT_BINUNICODE'}
-_STRINGS = {'STRING', 'BINSTRING', 'SHORT_BINSTRING'}  # Of bytes, in Python 2.
+_STRINGS = {'STRING', 'BINSTRING', 'SHORT_BINSTRING'}  # Byte strings, as Python 2 writes them.
 _BYTES = {'BINBYTES', 'SHORT_BINBYTES', 'BINBYTES8'}
 _CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False, 'EMPTY_TUPLE': ()}
 
@@ -42,7 +42,7 @@ class _Array:
       case _:
         raise UnfitFile('an array without its state')
     if _text(code) != 'u1':
-      # Tuples of tuples could take for ever to print.
+      # Printing tuples of tuples could take forever.
       found = repr(code) if type(code) is str else f'of type {type(code).__name__}'
       raise UnfitFile(f'array of dtype {found} instead of unsigned bytes')
     if not all(type(size) is int and size >= 0 for size in shape) or not isinstance(content, bytes):
@@ -55,12 +55,12 @@ def _text(value: Any) -> Any:
 
 
 class _Machine:
-  """Follows the instructions of one pickle."""
+  """Executes the instructions of one pickle."""
 
   def __init__(self) -> None:
-    self._stacks: list[list[Any]] = [[]]  # One more for every mark.
+    self._stacks: list[list[Any]] = [[]]  # Every mark opens one more.
     self._memo: dict[Any, Any] = {}
-    # Texts and their bytes by identity: a few instructions could have a long one encoded again and again.
+    # Encoded strings by identity, since a few instructions could encode a long string many times.
     self._encoded: dict[int, tuple[str, bytes]] = {}
     self._allowed: dict[str, Callable[..., Any]] = {
       'numpy.ndarray': _Array,
@@ -128,7 +128,7 @@ class _Machine:
         state = stack.pop()
         if type(stack[-1]) is _Array:
           stack[-1].state = state
-        elif type(stack[-1]) is not _Dtype:  # Byte order and alignment, which unsigned bytes have no need of.
+        elif type(stack[-1]) is not _Dtype:  # The state of a dtype (byte order, alignment) does not matter for bytes.
           raise UnfitFile('a state that no array has')
       case 'PROTO' | 'FRAME':
         pass
@@ -136,7 +136,7 @@ class _Machine:
         raise UnfitFile(f'it uses the instruction {name}, which no batch needs')
 
   def _encode(self, text: Any, encoding: Any) -> bytes:
-    # How Python 3 writes bytes in the protocols of Python 2.
+    # Python 3 writes bytes in this way in the protocols of Python 2.
     if encoding != 'latin1':
       found = repr(encoding) if type(encoding) is str else f'of type {type(encoding).__name__}'
       raise UnfitFile(f'it asks for the encoding {found}; allowed: latin1')
@@ -149,7 +149,7 @@ class _Machine:
 
 def _set_items(dictionary: Any, items: list[Any]) -> None:
   for key, value in zip(items[::2], items[1::2], strict=True):
-    # The hash of nested tuples, for one, can take exponential time.
+    # Other types are refused, since hashing nested tuples, for example, can take exponential time.
     if type(dictionary) is not dict or type(key) not in (str, bytes, int):
       raise UnfitFile(f'a key of type {type(key).__name__}')
     dictionary[key] = value
@@ -164,18 +164,18 @@ def loads(content: bytes, source: str) -> dict[str, Any]:
 
   Args:
     content: the pickle, in a protocol up to 4, as written by Python 2 or 3.
-    source: the file it comes from, which errors name.
+    source: name of the file, for error messages.
 
   Returns:
-    The dictionary with its keys as text; arrays are read-only uint8.
+    The dictionary, with strings as keys; arrays are read-only uint8.
 
   Raises:
-    ValueError: if the pickle asks for anything else, is damaged, or holds no dictionary.
+    ValueError: the pickle contains anything else, is damaged, or is not a dictionary.
   """
   try:
     batch = _Machine().run(content)
     if not isinstance(batch, dict):
       raise UnfitFile(f'it holds a {type(batch).__name__} instead of a dictionary')
     return {str(_text(key)): value.to_numpy() if isinstance(value, _Array) else value for key, value in batch.items()}
-  except Exception as error:  # The bytes of a damaged or hostile pickle can make what reads them raise anything.
+  except Exception as error:  # A damaged or malicious pickle can cause any exception.
     raise ValueError(f'{source}: refused or damaged pickle: {one_line(error)}') from error

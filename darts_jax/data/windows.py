@@ -1,4 +1,4 @@
-"""Which rows of a text in columns the steps of a training read: windows of random length, one after the other."""
+"""The rows of a text in columns that the steps of a training read: consecutive windows of random length."""
 
 import dataclasses
 import functools
@@ -10,26 +10,26 @@ import numpy as np
 
 from darts_jax.streams import Stream
 
-# Epochs drawn by one call, so that a single program of moderate size serves any number of them.
+# Number of epochs per call, so that one program of moderate size serves any number of epochs.
 _CHUNK = 64
 
-# A window needs a row to pass on the hidden state to, so it has two.
+# Smallest number of rows of a window, so that it passes a hidden state from one row to the next.
 _SHORTEST = 2
-# Drawn lengths are not below it.
+# Smallest drawn length.
 _SHORTEST_DRAWN = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-  """Windows of the rows of `[N, B]` columns.
+  """Windows of the rows of `[N, B]` columns, one per step.
 
-  A window that starts at row r and has length l holds rows r..r + l - 1 as inputs, and r + 1..r + l as targets.
+  A window that starts at row r and has length l has rows r..r + l - 1 as inputs, and r + 1..r + l as targets.
 
   Attributes:
-    starts: [S] int32, the first row of the inputs of every step of the run.
-    lengths: [S] int32, in rows.
-    epoch_ends: the steps taken by the end of every epoch.
-    capacity: no window is longer.
+    starts: [S] int32, first row of the inputs of every step of the run.
+    lengths: [S] int32, number of rows of every step.
+    epoch_ends: for every epoch, the number of steps from the beginning of the run to its end.
+    capacity: upper limit of the lengths.
   """
 
   starts: np.ndarray
@@ -48,25 +48,26 @@ def draw(
   spread: float = 0.0,
   max_excess: int = 20,
 ) -> Windows:
-  """Windows of random length for a training [AWD-LSTM §4.1].
+  """Draws windows of random length for a training [AWD-LSTM §4.1].
 
-  A step's length is drawn around a base, which is `bptt`, or `bptt / 2` with probability `short_fraction`: the integer
-  part of a draw from N(base, spread²), at least 5 and at most `bptt + max_excess`, or with `spread = 0` that of the
-  base. Windows follow each other from row 0 in every epoch. The last one is cut to what is left, and a single row that
-  is left is not read, so that every window has at least 2 rows and epochs differ in their number of steps.
+  A base length is `bptt`, or `bptt / 2` with probability `short_fraction`. With `spread > 0`, the length is the integer
+  part of a draw from N(base, spread²), at least 5 and at most `bptt + max_excess`; with `spread = 0` it is the integer
+  part of the base, at least 2. In every epoch, consecutive windows start at row 0. The last one is cut to the remaining
+  rows, and a single remaining row is not read, so that every window has at least 2 rows, and epochs differ in their
+  number of steps.
 
   Args:
-    seed: of the run. The windows of an epoch are a function of it and the epoch, besides `num_rows` and what follows:
-      more epochs begin with the same windows, on every device.
+    seed: seed of the run. The windows of an epoch depend only on the seed, the epoch and the following arguments except
+      `epochs`, and are the same on every device.
     num_rows: N.
-    epochs: of the run.
+    epochs: number of epochs of the run.
     bptt: usual length in rows, at least 2.
-    short_fraction: in [0, 1].
+    short_fraction: probability of the short base, in [0, 1].
     spread: standard deviation in rows.
-    max_excess: rows by which a drawn length may exceed `bptt`.
+    max_excess: largest number of rows by which a drawn length may exceed `bptt`.
 
   Raises:
-    ValueError: if there are too few rows, or `bptt` is too small, for a window.
+    ValueError: there are too few rows, or `bptt` is too small, for a window.
   """
   if bptt < _SHORTEST:
     raise ValueError(f'a bptt of {bptt} is too short for a window; it has to be at least {_SHORTEST}')
@@ -74,12 +75,12 @@ def draw(
     raise ValueError(f'{num_rows} rows are too few for a window; there have to be at least {_SHORTEST + 1}')
   shortest, probabilities = _distribution(bptt, short_fraction, spread, max_excess)
   longest = shortest + len(probabilities)
-  # Enough even if all of them are as short as possible.
+  # Enough draws even if all lengths are as short as possible.
   num_draws = -(-(num_rows - 1) // shortest)
   starts, lengths, counts = [], [], []
   for first in range(0, epochs, _CHUNK):
     bits = _bits(jax.random.key(seed), jnp.uint32(first), num_draws)[: epochs - first]
-    # Looked up in double precision on the host: a length that hangs on a device's rounding would shift all later steps.
+    # In double precision on the host: a length that depended on a device's rounding would shift all later steps.
     uniform = (np.asarray(bits) + 0.5) / 2**32
     drawn = shortest + np.searchsorted(probabilities, uniform, side='right')
     begins = np.cumsum(drawn, axis=1) - drawn
@@ -97,14 +98,14 @@ def draw(
 
 
 def consecutive(num_rows: int, bptt: int) -> Windows:
-  """Windows of one pass in which every row but the first is a target exactly once, in order.
+  """Windows of one pass over a text, in which every row except the first is a target exactly once, in order.
 
   Args:
     num_rows: N.
     bptt: length in rows, at least 1; the last window may be shorter.
 
   Raises:
-    ValueError: if there are too few rows for a target.
+    ValueError: there are too few rows for a target.
   """
   if num_rows < 2:
     raise ValueError(f'{num_rows} rows are too few for a window; there have to be at least 2')
@@ -114,7 +115,7 @@ def consecutive(num_rows: int, bptt: int) -> Windows:
 
 
 def _distribution(bptt: int, short_fraction: float, spread: float, max_excess: int) -> tuple[int, np.ndarray]:
-  """The shortest length and P(length ≤ k) for k from there to one below the longest."""
+  """The shortest length, and P(length ≤ k) for k from the shortest length to the longest but one."""
   if spread > 0:
     longest = bptt + max_excess
     shortest = min(_SHORTEST_DRAWN, longest)
@@ -123,14 +124,14 @@ def _distribution(bptt: int, short_fraction: float, spread: float, max_excess: i
       for base in (bptt, bptt / 2)
     )
     return shortest, (1 - short_fraction) * usual + short_fraction * short
-  # Without any that are short, longer ones do not have to be provided for by more draws.
+  # Without short windows, `bptt` is the shortest length, so that fewer draws are needed.
   shortest = max(_SHORTEST, bptt // 2) if short_fraction > 0 else bptt
   return shortest, np.full(bptt - shortest, short_fraction)
 
 
 @functools.partial(jax.jit, static_argnames='num_draws')
 def _bits(key: jax.Array, first_epoch: jax.Array, num_draws: int) -> jax.Array:
-  """Random bits, [_CHUNK, num_draws] uint32, for the epochs from the first one on."""
+  """Random bits, [_CHUNK, num_draws] uint32, for `_CHUNK` epochs from the first one on."""
 
   def of_epoch(epoch: jax.Array) -> jax.Array:
     return jax.random.bits(jax.random.fold_in(jax.random.fold_in(key, epoch), Stream.WINDOWS), (num_draws,), jnp.uint32)

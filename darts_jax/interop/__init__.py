@@ -1,1 +1,1 @@
-"""Weights from and to other systems."""
+"""Import of published weights, and export of trained networks to formats of other systems."""

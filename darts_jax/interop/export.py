@@ -1,4 +1,4 @@
-"""Trained networks as files that other programs run, each checked by running it."""
+"""Exports trained networks to files that other programs can run, and checks each file by running it."""
 
 import pathlib
 from typing import Any
@@ -20,8 +20,8 @@ from darts_jax.training.restore import make_apply
 
 FORMATS = ('stablehlo', 'onnx', 'safetensors')
 PLATFORMS = ('cpu', 'cuda', 'tpu')
-#: How far an exported network may be from ours, relative to the largest logit: both are float32, in another order of
-#: sums; a mistake is larger by orders of magnitude.
+#: Largest allowed difference of the logits of an exported network, relative to the largest logit. Both are computed in
+#: float32 with sums in different orders; the difference from a wrong network is larger by orders of magnitude.
 TOLERANCE = 1e-3
 
 PyTree = Any
@@ -29,14 +29,15 @@ PyTree = Any
 
 @in_float32
 def export(model: Model, variables: PyTree, path: pathlib.Path, kind: str) -> float:
-  """Writes a network to a file, unless what was written gives other logits than the network.
+  """Writes a network to a file, after checking that the exported network gives the same logits.
 
   Args:
     model: the network.
-    variables: of it.
-    path: of the file, which is whole or absent; of a link, what it leads to is written.
-    kind: one of `FORMATS`. `stablehlo`: `jax.export`'s serialisation of raw images `[N, H, W, C]` float32 → logits
-      `[N, num_classes]` for any N on CPU, GPU and TPU, see `load_stablehlo`. `onnx`: see
+    variables: variables of the network.
+    path: path of the file, which is written whole or not at all; the target of a symbolic link is replaced, not the
+      link.
+    kind: one of `FORMATS`. `stablehlo`: `jax.export`'s serialisation of the function from raw images `[N, H, W, C]`
+      float32 to logits `[N, num_classes]` for any N on CPU, GPU and TPU, see `load_stablehlo`. `onnx`: see
       `darts_jax.interop.onnx_file.build`. `safetensors`: the variables.
 
   Returns:
@@ -44,8 +45,8 @@ def export(model: Model, variables: PyTree, path: pathlib.Path, kind: str) -> fl
     the same bits.
 
   Raises:
-    ValueError: a package is missing, the file cannot be written or is one of a run's, or what was written gives other
-      logits.
+    ValueError: a package is missing, the file cannot be written or belongs to a working directory, the network cannot
+      be written as ONNX, or the exported network gives other logits.
   """
   try:
     check_free(path)
@@ -59,7 +60,18 @@ def export(model: Model, variables: PyTree, path: pathlib.Path, kind: str) -> fl
 
 
 def _write(model: Model, variables: PyTree, partial: pathlib.Path, path: pathlib.Path, kind: str) -> float:
-  """Writes the file that takes the place of another one, runs it, and returns how far it is from the network."""
+  """Writes the temporary file `partial`, runs it, and returns the relative difference of its logits.
+
+  Args:
+    model: the network.
+    variables: variables of the network, on the host.
+    partial: path of the temporary file.
+    path: path that the file gets in the end, for messages.
+    kind: `stablehlo` or `onnx`.
+
+  Raises:
+    ValueError: the difference exceeds `TOLERANCE`.
+  """
   mean, std = np.array(model.mean), np.array(model.std)
   draws = np.random.Generator(np.random.PCG64(0)).normal(size=(4, *model.image_shape))
   images = (mean + std * draws).astype(np.float32)
@@ -77,17 +89,17 @@ def _write(model: Model, variables: PyTree, partial: pathlib.Path, path: pathlib
 
 
 def load_stablehlo(path: pathlib.Path) -> Any:
-  """A network that `export` wrote as `stablehlo`; its `call(images)` gives logits.
+  """Loads a network that `export` wrote as `stablehlo`; its method `call(images)` returns logits.
 
   Raises:
-    ValueError: the file cannot be read, or holds no such network.
+    ValueError: the file cannot be read, or does not hold such a network.
   """
   from jax import export as jax_export
 
   content = read_bytes(path)
   try:
     return jax_export.deserialize(bytearray(content))
-  except Exception as error:  # Its parser trusts what it reads.
+  except Exception as error:  # The parser of damaged files can raise anything.
     raise ValueError(f'{path}: not a network that was exported as stablehlo ({one_line(error)})') from error
 
 
@@ -104,7 +116,7 @@ def _stablehlo(model: Model, variables: PyTree) -> bytes:
     return main
 
   (batch,) = jax_export.symbolic_shape('N')
-  # One program for all platforms and batch sizes cannot have what is fast on one.
+  # One program for all platforms and batch sizes cannot use the implementations for single platforms.
   with in_plain_operations():
     exported = jax_export.export(classify, platforms=PLATFORMS)(
       jax.ShapeDtypeStruct((batch, *model.image_shape), jnp.float32)

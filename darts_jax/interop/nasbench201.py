@@ -1,8 +1,8 @@
-"""Weights of the published code of NAS-Bench-201, under our names and in our layouts.
+"""Converts weights of the published code of NAS-Bench-201 to the names and layouts of this package.
 
-That code names a layer by its place, a cell or a residual block: `cells.2.layers.5.op.1.weight` is the convolution of
-edge 5 of a discrete cell, `cells.2.edges.3<-1.3.op.1.weight` that of operation 3 on the edge from node 1 to node 3 in a
-search.
+That code numbers cells and residual blocks together: `cells.2.layers.5.op.1.weight` is the convolution of edge 5 of a
+discrete cell; in a search, `cells.2.edges.3<-1.3.op.1.weight` is the convolution of operation 3 on the edge from node 1
+to node 3.
 """
 
 import jax
@@ -15,18 +15,19 @@ from darts_jax.spaces import CellSpec
 
 
 def convert(net: Network | Supernet, tensors: Tensors, *, statistics: bool = True) -> Tree:
-  """The variables of a network, or of a supernet, from a state dict of the published code.
+  """Converts a state dict of the published code to the variables of a network or a supernet.
 
   Args:
     net: the network; its shapes must be those of the tensors.
-    tensors: arrays by their published names, of any dtype, which is kept.
-    statistics: whether running statistics are wanted; not so for gradients, for example.
+    tensors: arrays by their published names, of any floating-point dtype, which is kept.
+    statistics: whether running statistics are wanted; False for gradients, for example.
 
   Returns:
     `{'params': …, 'batch_stats': …}`, the latter only with `statistics`.
 
   Raises:
-    ValueError: tensors are missing, left over, or of another shape than the network's; the first of them are named.
+    ValueError: tensors are missing, left over, of another shape than the network's, or not finite floating-point
+      numbers; the first of them are named.
   """
   mixing = {kind: np.zeros((spec.num_edges, len(spec.operations))) for kind, spec in net.cells}
   more = (mixing,) if isinstance(net, Supernet) else ()
@@ -77,7 +78,7 @@ def _read_cell(reader: Reader, prefix: str, net: Network | Supernet, spec: CellS
     node: Tree = {}
     node_stats: Tree = {}
     normalised: list[str] = []
-    # In the order in which they are normalised.
+    # The order of the entries in BN's variables.
     for operation, _ in node_operations(spec, source, stride=stride, discrete=discrete).edges:
       if not operation.startswith('nor_conv'):
         continue

@@ -1,7 +1,7 @@
-"""Networks as ONNX files, for other runtimes: one node for each convolution, BN and pool of the architecture.
+"""Writes networks as ONNX files, for other runtimes: one node for each convolution, BN and pool of the architecture.
 
-Built through the `onnx` package from the genotype, and not translated from JAX's program, which would come out as
-hundreds of slices and reshapes.
+The ONNX graph is built from the genotype, and not translated from JAX's program, which would become hundreds of slices
+and reshapes.
 """
 
 import pathlib
@@ -17,9 +17,9 @@ from darts_jax.nets.operations import separable_filters
 from darts_jax.spaces import CellSpec, Darts
 from darts_jax.training.model import Model
 
-#: Of the operators; runtimes from 2022 on know it.
+#: Versions of the operators and of the format; runtimes since 2022 support them.
 _OPSET, _IR_VERSION = 17, 8
-# The operations that are written.
+# The operations that can be written.
 _OPERATIONS = (
   *('none', 'skip_connect', 'max_pool_3x3', 'avg_pool_3x3', 'conv_7x1_1x7'),
   *('sep_conv_3x3', 'sep_conv_5x5', 'sep_conv_7x7', 'dil_conv_3x3', 'dil_conv_5x5'),
@@ -30,17 +30,20 @@ Size = tuple[int, int]
 
 
 def build(model: Model, variables: Tree) -> Any:
-  """An ONNX model of a network in evaluation mode.
+  """Builds an ONNX model of a network in evaluation mode.
 
-  Its input `images` is `[N, C, H, W]` float32, raw pixel values as in the dataset the network was trained on; its
-  output `logits` `[N, num_classes]`.
+  Its input `images` is `[N, C, H, W]` float32, raw pixel values as in the dataset that the network was trained on; its
+  output `logits` is `[N, num_classes]` float32.
 
   Args:
     model: the network and how images are normalised.
-    variables: of the network, on the host or a device.
+    variables: variables of the network, on the host or a device.
+
+  Returns:
+    The `onnx.ModelProto`.
 
   Raises:
-    ValueError: the package `onnx` is not installed, or the network has something that is not written as ONNX.
+    ValueError: the package `onnx` is not installed, or the network has a part that cannot be written as ONNX.
   """
   _check(model)
   try:
@@ -70,7 +73,18 @@ def build(model: Model, variables: Tree) -> Any:
 
 
 def run(path: pathlib.Path, images: np.ndarray) -> np.ndarray:
-  """`[N, num_classes]` logits that a file gives for `[N, H, W, C]` raw images."""
+  """Runs an ONNX file on CPU.
+
+  Args:
+    path: path of the file.
+    images: `[N, H, W, C]` raw images.
+
+  Returns:
+    `[N, num_classes]` logits.
+
+  Raises:
+    ValueError: the package `onnxruntime` is not installed.
+  """
   try:
     import onnxruntime
   except ImportError as error:
@@ -81,12 +95,12 @@ def run(path: pathlib.Path, images: np.ndarray) -> np.ndarray:
 
 
 def _halved(size: Size, times: int) -> Size:
-  """Height and width after so many strides of two, rounded up."""
+  """Height and width after `times` strides of 2, rounded up."""
   return -(-size[0] // 2**times), -(-size[1] // 2**times)
 
 
 def _check(model: Model) -> None:
-  """Raises a ValueError unless all of a network can be written."""
+  """Raises a ValueError unless all parts of a network can be written."""
   cells = [spec for _, spec in model.genotype.cells]
   lacking = [
     *(f'the operation {operation}' for spec in cells for operation, _ in spec.pairs if operation not in _OPERATIONS),
@@ -101,7 +115,7 @@ def _form(spec: CellSpec) -> tuple[str, ...]:
 
 
 class _Graph:
-  """Nodes and constants; a value is known by its name."""
+  """The nodes and constants of an ONNX graph; values are referred to by name."""
 
   def __init__(self) -> None:
     self.nodes: list[Any] = []
@@ -143,7 +157,7 @@ class _Writer:
       last = stem('stem1', self._graph.add('Relu', before_last), 2)
     else:
       before_last = last = stem('stem', images, 1)
-    # Of the images that a cell reads.
+    # Sizes of the two inputs of a cell.
     size = _halved(model.image_shape[:2], 3 if model.stem == 'imagenet' else 0)
     before = _halved(model.image_shape[:2], 2 if model.stem == 'imagenet' else 0)
     larger = larger_inputs(model.genotype.cells, model.plan, model.stem)
@@ -205,7 +219,7 @@ class _Writer:
     dilation: int = 1,
     groups: int = 1,
   ) -> str:
-    """A convolution with `[K, L, C, D]` that keeps the size but for the stride."""
+    """Adds a convolution with filters `[K, L, C, D]`; its padding keeps the size at stride 1."""
     kernel = np.asarray(kernel)
     strides = [stride, stride] if isinstance(stride, int) else list(stride)
     pads = [dilation * (side - 1) // 2 for side in kernel.shape[:2]]
@@ -213,7 +227,7 @@ class _Writer:
     return self._graph.add('Conv', x, weights, strides=strides, pads=pads * 2, dilations=[dilation] * 2, group=groups)
 
   def _norm(self, x: str, params: Tree, stats: Tree, name: str, start: int, channels: int) -> str:
-    """BN with the channels from `start` on of variables that lie side by side."""
+    """Adds BN with the entries `start` to `start + channels` of concatenated variables."""
     own = slice(start, start + channels)
     arrays = (params['scale'], params['bias'], stats['mean'], stats['var'])
     kinds = ('scale', 'bias', 'mean', 'var')
@@ -221,7 +235,7 @@ class _Writer:
     return self._graph.add('BatchNormalization', x, *names, epsilon=BN_EPSILON)
 
   def _factorized_reduce(self, x: str, kernel: Any, name: str, size: Size) -> str:
-    """With `[2, C, D/2]`."""
+    """Adds a factorized reduction with matrices `[2, C, D/2]` of an image of this size."""
     graph = self._graph
     x = graph.add('Relu', x)
     if size[0] % 2 or size[1] % 2:
@@ -235,12 +249,12 @@ class _Writer:
     return graph.add('Concat', *halves, axis=1)
 
 
-#: Of `Slice`: without the first row and column.
+#: Arguments of `Slice` that remove the first row and column.
 _SHIFT = {'starts': [1, 1], 'ends': [2**31, 2**31], 'axes': [2, 3]}
 
 
 class _Edges:
-  """What leaves a node of a cell."""
+  """Adds the operations on the edges that leave a node of a cell."""
 
   def __init__(
     self,
@@ -266,11 +280,11 @@ class _Edges:
     twice, once = separable_filters(tuple(counts.items()))
     others = [name for name in counts if name == 'conv_7x1_1x7' or (name == 'skip_connect' and stride == 2)]
     self._counts = counts
-    # The order in which the variables of BN lie side by side.
+    # The order in which the variables of BN are concatenated.
     self._normalised = {'bn0': [f.operation for f in twice + once] + others, 'bn1': [f.operation for f in twice]}
 
   def operation(self, x: str, name: str, member: int) -> str:
-    """The operation on the edge that is number `member` of those that have it."""
+    """Adds an operation for one edge: number `member` of the edges that leave the node with this operation."""
     graph, writer, scope = self._graph, self._writer, f'{self._scope}/{name}_{member}'
     if name == 'max_pool_3x3':
       return graph.add('MaxPool', x, kernel_shape=[3, 3], strides=[self._stride] * 2, pads=[1] * 4)
@@ -294,7 +308,7 @@ class _Edges:
     return x
 
   def _separable(self, x: str, name: str, member: int, stage: int, stride: int) -> str:
-    """ReLU, depthwise and pointwise convolution."""
+    """Adds ReLU, a depthwise and a pointwise convolution."""
     params, scope = self._params[f'stage{stage}'], f'{self._scope}/{name}_{member}/stage{stage}'
     depthwise = params[f'{name}_depthwise'][:, :, member][:, :, None]
     dilation = 2 if name.startswith('dil') else 1

@@ -1,8 +1,8 @@
-"""Weights of the published PyTorch implementation, under our names and in our layouts.
+"""Converts weights of the published PyTorch implementation, the reference, to our names and layouts.
 
-The reference names a tensor by its place, `cells.2._ops.5._ops.4.op.1.weight` in a search: cell 2, edge 5, operation 4,
-layer 1; and `cells.2._ops.5.op.1.weight` in the network of a found architecture, whose edges have one operation. It
-keeps one tensor an edge, in the layouts `OIHW` and `NCHW`; here the tensors of edges with the same source and operation
+The reference names a tensor by its position: `cells.2._ops.5._ops.4.op.1.weight` in a search (cell 2, edge 5, operation
+4, layer 1), and `cells.2._ops.5.op.1.weight` in the network of a found architecture, whose edges have one operation. It
+has one tensor per edge, in the layouts `OIHW` and `NCHW`; here the tensors of edges with the same source and operation
 are stacked (see `darts_jax.nets.cell.operation_groups`).
 """
 
@@ -24,10 +24,10 @@ from darts_jax.spaces import CellSpec, Genotype, space_of
 Tensors = Mapping[str, np.ndarray]
 Tree = dict[str, Any]
 
-#: What PyTorch calls a module in a wrapper of it, and tensors of its own that are no weights.
+#: Names under which PyTorch's wrappers hold a network, and names of PyTorch's tensors that are not weights.
 _WRAPPERS = ('module', '_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module')
 _COUNTERS = ('num_batches_tracked', 'n_averaged')
-#: The first convolution of the networks for CIFAR and for ImageNet.
+#: The first convolution of the network for CIFAR, and of that for ImageNet.
 _STEMS = ('stem.0.weight', 'stem0.0.weight')
 _MAX_NAMES, _MAX_NAME = 5, 80
 
@@ -36,12 +36,12 @@ _AFFINE = {'scale': 'weight', 'bias': 'bias'}
 
 
 def convert_supernet(net: Supernet, tensors: Tensors, *, statistics: bool = True) -> Tree:
-  """The variables of a supernet from the reference's state dict.
+  """Converts the reference's state dict to the variables of a supernet.
 
   Args:
     net: the supernet; its shapes must be those of the tensors.
     tensors: arrays by the reference's names, of any floating-point dtype, which is kept.
-    statistics: whether running statistics are wanted; not so for momentum buffers, for example.
+    statistics: whether running statistics are wanted; False for momentum buffers, for example.
 
   Returns:
     `{'params': …, 'batch_stats': …}`, the latter only with `statistics`.
@@ -61,19 +61,19 @@ def convert_supernet(net: Supernet, tensors: Tensors, *, statistics: bool = True
 
 
 def convert_network(net: Network, tensors: Tensors) -> Tree:
-  """The variables of the network of a found architecture from the reference's state dict.
+  """Converts the reference's state dict to the variables of the network of a found architecture.
 
   Args:
-    net: the network; its shapes must be those of the tensors, so best made by `infer_network`.
+    net: the network; its shapes must be those of the tensors, as `infer_network` makes it.
     tensors: arrays by the reference's names, of any floating-point dtype, which is kept.
 
   Returns:
     `{'params': …, 'batch_stats': …}`.
 
   Raises:
-    ValueError: as `convert_supernet`.
+    ValueError: see `convert_supernet`.
   """
-  # A size at which every network can be built.
+  # 224 pixels are enough for every network, with any stem and an auxiliary head.
   return converted(
     lambda reader: _read_network(reader, net),
     tensors,
@@ -84,16 +84,16 @@ def convert_network(net: Network, tensors: Tensors) -> Tree:
 
 
 def unwrapped(tensors: Tensors) -> Tensors:
-  """The tensors without what wrappers of a network put before or into its names, such as `module.` and `_orig_mod.`.
+  """Removes from the names of tensors the parts that wrappers of a network add, such as `module.` and `_orig_mod.`.
 
-  What precedes the name of the first convolution is taken from every name that begins so.
+  Any prefix of the name of the first convolution is removed from all names that begin with it.
 
   Raises:
-    ValueError: there are several networks, or two tensors would have one name.
+    ValueError: there are several networks, or two tensors would have the same name.
   """
   plain: dict[str, np.ndarray] = {}
   for name, tensor in tensors.items():
-    # The reference itself has no part with one of these names.
+    # No module of the reference has one of these names.
     kept = '.'.join(part for part in name.split('.') if part not in _WRAPPERS)
     if kept in plain:
       raise ValueError(f'tensor {few([name])}: there is another one with this name and other wrappers')
@@ -107,16 +107,20 @@ def unwrapped(tensors: Tensors) -> Tensors:
 
 
 def few(names: Collection[str]) -> str:
-  """The first of some names, short enough for a line, and how many more there are."""
+  """The first names, short enough for one line, and the number of the others."""
   shown = [name if len(name) <= _MAX_NAME else f'{name[:_MAX_NAME]}…' for name in itertools.islice(names, _MAX_NAMES)]
   return ', '.join(shown) + (f' and {len(names) - _MAX_NAMES} more' if len(names) > _MAX_NAMES else '')
 
 
 def infer_network(genotype: Genotype, tensors: Tensors) -> Network:
-  """The network of an architecture that the reference's state dict belongs to, as far as shapes tell.
+  """Infers the network that a state dict of the reference belongs to, from the shapes of the tensors.
+
+  Args:
+    genotype: the architecture.
+    tensors: arrays by the reference's names.
 
   Raises:
-    ValueError: the tensors are not those of such a network; see `convert_network` for whether they fit it.
+    ValueError: the tensors cannot belong to such a network. `convert_network` checks all the others.
   """
   imagenet = 'stem0.0.weight' in tensors
   layers = {int(found[1]) for name in tensors if (found := re.match(r'cells\.(\d+)\.', name))}
@@ -130,7 +134,7 @@ def infer_network(genotype: Genotype, tensors: Tensors) -> Network:
   if num_layers > len(tensors):
     raise ValueError(f'tensor cells.{max(layers)}: there are too few tensors for so many cells')
   plan = space_of(genotype).plan(num_layers)
-  # The first cell may be one that doubles the channels.
+  # The first cell may have twice the base number of channels.
   first = np.shape(tensors['cells.0.preprocess1.op.1.weight'])
   channels = first[0] // plan.layers[0].channels
   if channels < 1 or 0 in np.shape(tensors[stem]):
@@ -148,18 +152,19 @@ def infer_network(genotype: Genotype, tensors: Tensors) -> Network:
 
 
 def convert_language_model(net: LanguageModel, tensors: Tensors) -> Tree:
-  """The variables of a recurrent supernet or of the network of a found recurrent cell.
+  """Converts the reference's state dict to the variables of a recurrent supernet or of the network of a found cell.
 
   Args:
     net: the language model; its shapes must be those of the tensors.
-    tensors: arrays by the reference's names, of any floating-point dtype, which is kept; products are `x·W` there, too.
+    tensors: arrays by the reference's names, of any floating-point dtype, which is kept. The reference multiplies
+      `x·W`, as we do.
 
   Returns:
-    `{'params': …}`, and with BN `batch_stats`.
+    `{'params': …}`, with BN also `batch_stats`.
 
   Raises:
-    ValueError: tensors are missing, left over, or of another shape than the network's; the first of them are named. Or
-      encoder and decoder do not share their weights.
+    ValueError: tensors are missing, left over, of another shape than the network's, or not finite floating-point
+      numbers, the first of which are named; or encoder and decoder do not share their weights.
   """
   size, inner = (net.vocab_size, net.width), 2 * net.width
   nodes = [f'rnns.0._Ws.{i}' for i in range(len(net.spec.nodes))]
@@ -210,12 +215,12 @@ def _check_values(name: str, tensor: np.ndarray) -> None:
 
 @dataclasses.dataclass
 class Reader:
-  """Takes tensors by their names in the reference, in the layouts of this package.
+  """Reads tensors by their published names, in the layouts of this package.
 
   Attributes:
-    tensors: what is there; None takes notes of the names alone, and gives arrays of one element.
+    tensors: arrays by name; None to only record the names that are read, with arrays of one element as results.
     statistics: whether running statistics are wanted.
-    names: all that were taken.
+    names: the names that have been read, in order.
   """
 
   tensors: Tensors | None
@@ -223,7 +228,11 @@ class Reader:
   names: dict[str, None] = dataclasses.field(default_factory=dict)
 
   def take(self, name: str, ndim: int) -> np.ndarray:
-    """A tensor with so many axes, as it is."""
+    """Reads a tensor with `ndim` axes, unchanged.
+
+    Raises:
+      ValueError: the tensor has another number of axes, or is not finite floating-point numbers.
+    """
     self.names[name] = None
     if self.tensors is None:
       return np.zeros((1,) * ndim)
@@ -234,17 +243,17 @@ class Reader:
     return tensor
 
   def dense(self, name: str) -> np.ndarray:
-    """`[K, L, C, D]` of a dense convolution."""
+    """Reads the filters of a dense convolution, `[K, L, C, D]`."""
     return self.take(f'{name}.weight', 4).transpose(2, 3, 1, 0)
 
   def pointwise(self, names: Sequence[str], axis: int = 0) -> np.ndarray:
-    """`[M, C, D]` of 1×1 convolutions, stacked along the axis."""
+    """Reads the matrices of 1×1 convolutions, stacked along `axis`; `[M, C, D]` by default."""
     kernels = [self.dense(name) for name in names]
     self._check('1×1', [kernel.shape[:2] == (1, 1) for kernel in kernels], names)
     return stacked([kernel[0, 0] for kernel in kernels], names, axis)
 
   def depthwise(self, names: Sequence[str]) -> np.ndarray:
-    """`[K, K, M, C]` of depthwise convolutions."""
+    """Reads the filters of depthwise convolutions, `[K, K, M, C]`."""
     kernels = [self.dense(name) for name in names]
     self._check('depthwise', [kernel.shape[2] == 1 for kernel in kernels], names)
     return stacked([kernel[:, :, 0] for kernel in kernels], names, 2)
@@ -258,12 +267,20 @@ class Reader:
     return np.shape((self.tensors or {})[f'{name}.weight'])
 
   def classifier(self, params: Tree, name: str) -> None:
-    """A linear layer with a bias, as the classifier of a module."""
+    """Reads a linear layer with a bias, and adds it to the parameters as `classifier` and `classifier_bias`."""
     params['classifier'] = self.take(f'{name}.weight', 2).T
     params['classifier_bias'] = self.take(f'{name}.bias', 1)
 
   def norms(self, params: Tree, stats: Tree, scope: str, names: Sequence[str], *, affine: bool) -> None:
-    """BN layers whose variables lie side by side."""
+    """Reads BN layers, and adds their concatenated variables to parameters and statistics.
+
+    Args:
+      params: parameters, which get an entry `scope` if `affine`.
+      stats: running statistics, which get an entry `scope` if statistics are wanted.
+      scope: our name of the BN.
+      names: published names of the layers.
+      affine: whether the layers have scale and bias.
+    """
     if self.statistics and names:
       stats[scope] = self._vectors(names, _STATISTICS)
     if affine and names:
@@ -282,17 +299,21 @@ def converted(
   init: Callable[[np.ndarray], Any],
   size: int,
 ) -> Tree:
-  """The variables of a network from tensors, all of which it has to have.
+  """Converts tensors to the variables of a network, and checks that names and shapes agree.
 
   Args:
     read: reads parameters and running statistics.
     tensors: arrays by their published names.
     statistics: whether running statistics are wanted.
-    init: the variables of the network for images like these.
-    size: of the images, at which it can be built.
+    init: initialises the variables of the network for images `[1, size, size, C]`; only their shapes are used.
+    size: side of images at which the network can be built, in pixels.
+
+  Returns:
+    `{'params': …, 'batch_stats': …}`, the latter only with `statistics`.
 
   Raises:
-    ValueError: tensors are missing, left over, or of another shape than the network's; the first of them are named.
+    ValueError: tensors are missing, left over, of another shape than the network's, or not finite floating-point
+      numbers; the first of them are named.
   """
   plan = Reader(None, statistics)
   read(plan)
@@ -392,13 +413,16 @@ def _read_cell(
 
 
 def read_operations(reader: Reader, names: Mapping[str, list[str]], strided: bool, discrete: bool) -> tuple[Tree, Tree]:
-  """The variables of what leaves a node.
+  """Reads the variables of the operations that leave a node.
 
   Args:
-    reader: of the tensors.
-    names: for every operation its edges by their names in the reference.
+    reader: reader of the tensors.
+    names: for every operation, the names of its edges in the reference.
     strided: whether operations have stride 2.
-    discrete: whether they are those of a discrete network.
+    discrete: whether the network is discrete.
+
+  Returns:
+    Parameters and running statistics of the node.
   """
   twice, once = separable_filters(tuple((operation, len(edges)) for operation, edges in names.items()))
   params: Tree = {}
@@ -414,19 +438,19 @@ def read_operations(reader: Reader, names: Mapping[str, list[str]], strided: boo
   for operation, edges in names.items():
     if operation.endswith('pool_3x3'):
       if not discrete:
-        # The edges pool the same image, so their statistics are the same.
+        # All edges pool the same image, so that their statistics are equal: the first is kept, all are marked as read.
         first.append(f'{edges[0]}.1')
         reader.norms({}, {}, '', [f'{name}.1' for name in edges], affine=False)
     elif operation == 'skip_connect' and strided:
       params[operation] = _factorized_reduce(reader, edges)
       first += [f'{name}.bn' for name in edges]
     elif operation == 'conv_7x1_1x7':
-      # The one operation that is no module of its own there, whose layers would be called `op`.
+      # In the reference this operation is a plain sequence, so that its layers lack the prefix `op`.
       params[operation] = {
         ours: stacked([reader.dense(f'{name}.{place}') for name in edges], edges, 0)
         for ours, place in (('across', 1), ('down', 2))
       }
-      # A row of filters in either direction.
+      # Here both filters are stored as 1×7.
       params[operation]['down'] = params[operation]['down'].swapaxes(1, 2)
       first += [f'{name}.3' for name in edges]
   reader.norms(params, stats, 'bn0', first, affine=discrete)
@@ -448,7 +472,11 @@ def _factorized_reduce(reader: Reader, names: Sequence[str]) -> Tree:
 
 
 def stacked(arrays: Sequence[np.ndarray], names: Sequence[str], axis: int) -> np.ndarray:
-  """Arrays along a new axis; raises a ValueError, which names one, unless they have one shape."""
+  """Stacks arrays along a new axis.
+
+  Raises:
+    ValueError: shapes differ; the message names a tensor with another shape.
+  """
   for array, name in zip(arrays, names, strict=False):
     if array.shape != arrays[0].shape:
       raise ValueError(

@@ -9,9 +9,9 @@ import safetensors
 from darts_jax.interop import torch_files
 from darts_jax.runtime.files import Archive, UnfitFile, one_line, read_bytes, user_path
 
-#: What `torch.nn.DataParallel` puts before every name.
+#: Prefix that `torch.nn.DataParallel` adds to every name.
 _PARALLEL_PREFIX = 'module.'
-# Of a file of weights, which is read as a whole.
+# Largest size of a file of weights, which is read into memory as a whole.
 _MAX_BYTES = 2**36
 _SAFETENSORS_DTYPES = {
   'F64': 'f8',
@@ -31,12 +31,12 @@ _SAFETENSORS_DTYPES = {
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-  """Reads a file of weights without running anything that it may hold.
+  """Reads a file of weights without executing any code from it.
 
-  The format is told from the content: the zip format of PyTorch since 1.6, the format of PyTorch before that (not the
-  tar archives of its first versions), `.npz`, or `.safetensors`. Of a PyTorch checkpoint, the state dict below
-  `state_dict` or `model` is read, else the object itself. The prefix `module.` of `torch.nn.DataParallel` is removed
-  if all names have it.
+  The format is recognised by the content: the zip format of PyTorch since 1.6, the format of PyTorch before that (not
+  the tar archives of its first versions), `.npz`, or `.safetensors`. In a PyTorch checkpoint the state dict is looked
+  for under usual keys such as `state_dict` and `model`, then anywhere else except in the states of optimizers and the
+  like. The prefix `module.` of `torch.nn.DataParallel` is removed if all names have it.
 
   Args:
     path: the file, which has to fit into memory.
@@ -47,9 +47,9 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     as the tensors in the file do.
 
   Raises:
-    ValueError: in one line that names the file: it is missing, not a file, damaged, truncated or in no known format;
-      its pickle asks for anything but tensors and plain values; it has no arrays, or something else where an array
-      is expected.
+    ValueError: the file is missing, not a regular file, damaged, truncated or in no known format; its pickle contains
+      anything but tensors and plain values; it has no arrays, or another object where an array is expected. The
+      message is one line that names the file.
   """
   path = user_path(path, 'weights')
   content = read_bytes(path, _MAX_BYTES)
@@ -59,7 +59,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
       raise UnfitFile('it holds no arrays')
   except UnfitFile as error:
     raise ValueError(f'{path}: {one_line(error)}') from error
-  except Exception as error:  # The bytes of a damaged or hostile file can make their readers raise anything.
+  except Exception as error:  # The parsers of damaged or malicious files can raise anything.
     raise ValueError(f'{path}: damaged or truncated: {type(error).__name__}: {one_line(error)}') from error
   for array in arrays.values():
     array.flags.writeable = False
@@ -69,10 +69,10 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 def _read(content: bytes) -> dict[str, np.ndarray]:
-  # No other format has a brace there, but the length that precedes it could look like anything.
+  # No other format has a brace in this place. The length before it can have any value, so this comes first.
   if content[8:9] == b'{':
     return _read_safetensors(content)
-  if content.startswith((b'PK\x03\x04', b'PK\x05\x06')):  # The latter if it is empty.
+  if content.startswith((b'PK\x03\x04', b'PK\x05\x06')):  # The latter begins an empty archive.
     return _read_zip(content)
   if content.startswith(b'\x80'):
     return torch_files.read_legacy(content)

@@ -1,8 +1,8 @@
-"""Reads the tensors of PyTorch's files without PyTorch and without running what is pickled in them.
+"""Reads the tensors of PyTorch's files without PyTorch and without executing their pickles.
 
-`torch.save` pickles the object and keeps the numbers of its tensors, the storages, beside the pickle: since PyTorch
-1.6 as members of a zip archive, before that one after the other behind the pickle (torch/serialization.py). A tensor
-is a view of a storage: an offset, a shape and strides, in elements.
+`torch.save` pickles the object and writes the numbers of its tensors, the storages, separately: since PyTorch 1.6 as
+members of a zip archive, before that one after the other after the pickle (torch/serialization.py). A tensor is a view
+of a storage: an offset, a shape and strides, in elements.
 """
 
 import dataclasses
@@ -22,14 +22,14 @@ from darts_jax.runtime.files import UnfitFile
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL_VERSION = 1001
-#: Where training programs keep the state dict of a checkpoint, beside the epoch and the optimizer's state.
+#: Keys under which training programs store the state dict in a checkpoint.
 _STATE_DICT_KEYS = ('state_dict', 'model_state_dict', 'model', 'net', 'network', 'model_state', 'module', 'weights')
-#: What programs keep beside it is not looked into if its name has one of these.
+#: Entries of a checkpoint whose keys contain one of these are not searched for a state dict.
 _OTHER_STATES = ('optim', 'sched', 'scaler')
 _MAX_NESTING = 5
 _MAX_DIMENSIONS = 64  # NumPy's limit.
 _MAX_ARGUMENTS = 8  # No allowed function takes more.
-# An instruction of one byte can make an object of seventy. A thousand tensors take fifty thousand.
+# An instruction of one byte can create an object of seventy bytes. A thousand tensors take fifty thousand instructions.
 _MAX_INSTRUCTIONS = 2**22
 
 
@@ -44,9 +44,9 @@ def read_zip(names: Collection[str], member: Callable[[str], bytes]) -> dict[str
     Views of the storages by the names of the tensors; bfloat16 becomes float32.
 
   Raises:
-    UnfitFile: the pickle is damaged or asks for anything but tensors and plain values; there is no state dict in it,
-      or the state dict holds something else than tensors; a storage is missing or of another size; a tensor reaches
-      past its storage. What else a damaged file makes Python or NumPy raise is passed on.
+    UnfitFile: the pickle is damaged or contains anything but tensors and plain values; it has no state dict, or several
+      with equally many tensors; a storage is missing or of another size; a tensor exceeds its storage.
+    Exception: anything that a damaged file makes Python or NumPy raise.
   """
   pickles = [name for name in names if name.endswith('/data.pkl')]
   if len(pickles) != 1:
@@ -80,10 +80,10 @@ def read_legacy(content: bytes) -> dict[str, np.ndarray]:
       little-endian int64 and the elements, little-endian on any machine.
 
   Returns:
-    As `read_zip`.
+    See `read_zip`.
 
   Raises:
-    UnfitFile: as `read_zip`, and if the file does not begin as described.
+    UnfitFile: see `read_zip`; or the file does not begin as described.
   """
   stream = io.BytesIO(content)
   if _unpickle(stream, {}) != _MAGIC:
@@ -120,22 +120,22 @@ def read_legacy(content: bytes) -> dict[str, np.ndarray]:
 
 
 def decode(content: bytes | bytearray | memoryview, dtype: str, byte_order: str = '<') -> np.ndarray:
-  """The numbers [N] that bytes stand for.
+  """Decodes bytes to an array of numbers.
 
   Args:
     content: N elements.
-    dtype: a code of NumPy, without byte order, or `bfloat16`.
+    dtype: NumPy's code of a dtype, without byte order, or `bfloat16`.
     byte_order: `<` or `>`.
 
   Returns:
-    An array [N] in the machine's byte order: a view of the content where that is possible, and float32 for bfloat16,
-    which NumPy lacks.
+    `[N]`, in the machine's byte order: a view of the content where possible, and float32 for bfloat16, which NumPy
+    lacks.
   """
   if dtype == 'bfloat16':
-    # The upper half of a float32.
+    # A bfloat16 is the upper half of a float32.
     return (np.frombuffer(content, f'{byte_order}u2').astype(np.uint32) << 16).view(np.float32)
   if dtype == '?':
-    # NumPy relies on its truth values being 0 or 1; a file's bytes need not be.
+    # NumPy requires booleans to be 0 or 1; the bytes of a file can have other values.
     return np.frombuffer(content, np.uint8) != 0
   return np.frombuffer(content, byte_order + dtype).astype(dtype, copy=False)
 
@@ -147,7 +147,7 @@ class _StorageType:
 
 @dataclasses.dataclass(frozen=True)
 class _Storage:
-  """What the pickle tells of a storage, whose numbers lie elsewhere."""
+  """The pickle's description of a storage; the numbers are stored elsewhere in the file."""
 
   key: str
   dtype: str
@@ -160,7 +160,7 @@ class _Storage:
 
 @dataclasses.dataclass(frozen=True)
 class _Tensor:
-  """The arguments that rebuild a tensor, not yet checked."""
+  """The pickled arguments of a tensor, not yet checked."""
 
   storage: Any
   offset: Any
@@ -168,16 +168,20 @@ class _Tensor:
   strides: Any
 
   def to_numpy(self, numbers: np.ndarray) -> np.ndarray:
-    """A view of the storage's elements [N], of which there are at least as many as of the tensor's."""
+    """The tensor as a view of the elements `[N]` of its storage.
+
+    Raises:
+      UnfitFile: the arguments are not valid, or the tensor exceeds the storage or has more elements than it.
+    """
     for sizes in (self.shape, self.strides):
-      # The length first: what follows takes time in proportion to it.
+      # The length comes first, since the last check takes time in proportion to it.
       if type(sizes) is not tuple or len(sizes) > _MAX_DIMENSIONS or not all(_is_size(size) for size in sizes):
         raise UnfitFile('damaged pickle: its shape or its strides are no tuple of sizes')
     if len(self.shape) != len(self.strides) or not _is_size(self.offset):
       raise UnfitFile('damaged pickle: its offset and strides do not fit its shape')
     num_elements = math.prod(self.shape)
     last = self.offset + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
-    # With strides of 0, a storage of one element could be a tensor of any size, which the first copy would allocate.
+    # With strides of 0, a storage of one element could be a tensor of any size; a copy of it would exhaust the memory.
     if num_elements > len(numbers) or (num_elements and last >= len(numbers)):
       raise UnfitFile(f'shape, offset and strides reach past the {len(numbers)} elements of its storage')
     if not num_elements:
@@ -196,14 +200,14 @@ def _is_size(value: object) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _Opaque:
-  """An object that is neither tensor nor plain value: of what made it, the name alone."""
+  """A stand-in for an object that is neither tensor nor plain value, with the name of its class or function."""
 
   name: str
 
 
 @dataclasses.dataclass(frozen=True)
 class _OpaqueType:
-  """What would make such objects; its arguments are dropped."""
+  """A stand-in for a class or function; a call of it drops the arguments and gives an `_Opaque`."""
 
   name: str
 
@@ -242,7 +246,13 @@ def _state_dict(checkpoint: object) -> dict[str, _Tensor]:
 
 
 def _with_tensors(state: dict[Any, Any], place: str, seen: dict[int, None]) -> dict[str, dict[str, _Tensor]]:
-  """The named tensors of a dictionary and of those below it, by their place, if there are any."""
+  """The named tensors of a dictionary and of the dictionaries in it, by place; only places with tensors are included.
+
+  Args:
+    state: the dictionary.
+    place: its keys from the top, each followed by `/`.
+    seen: ids of dictionaries that have been searched; gets further ones.
+  """
   tensors = {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, _Tensor)}
   found = {place.removesuffix('/'): tensors} if tensors else {}
   seen[id(state)] = None
@@ -281,7 +291,7 @@ def _ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
   for key, value in pairs:
     _set_item(result, key, value)
   if pairs:
-    # Python 2 passes a list. Moved, not copied: a few bytes of a pickle could have a long one copied again and again.
+    # Pickles of Python 2 pass a list. It is cleared, since a few bytes of a pickle could copy a long list many times.
     pairs.clear()
   return result
 
@@ -307,11 +317,11 @@ _GLOBALS = {
 }
 
 
-# Modules of Python whose classes hold data and nothing else.
+# Modules of the standard library whose classes only hold data.
 _PLAIN_MODULES = ('argparse', 'collections', 'datetime', 'decimal', 'enum', 'fractions', 'pathlib', 'uuid')
-# Modules of Python that have another name since version 3.
+# Modules of Python 2 that have other names in Python 3.
 _PYTHON_2 = ('', '__builtin__', 'commands')
-# Whatever makes plain values.
+# Functions and classes that create plain values.
 _PLAIN_FUNCTIONS = re.compile(
   r'(builtins|__builtin__)\.(bool|bytearray|complex|dict|float|frozenset|int|list|object|range|set|slice|str|tuple|xrange)'
   r'|(copyreg|copy_reg)\._reconstructor|_codecs\.encode|types\.SimpleNamespace|collections\.(defaultdict|deque)'
@@ -322,11 +332,14 @@ _PLAIN_FUNCTIONS = re.compile(
 
 
 def _find_global(name: str) -> object:
-  """What a name of a pickle stands for: nothing of Python's own, and nothing is imported.
+  """Resolves a global name of a pickle to an object of this module; nothing is imported.
 
-  Beside its weights a checkpoint may hold what a program was configured with. Names of plain types and of classes
-  that are not Python's, none of which is ever called, stand for opaque objects; of Python only harmless ones do, so
-  that a file which was made to do harm is refused.
+  Besides weights, a checkpoint may contain the configuration of a program. Names of plain types, and of classes outside
+  the standard library, therefore resolve to stand-ins, which are never called. Of the standard library only harmless
+  names do, so that malicious files are refused.
+
+  Raises:
+    UnfitFile: the name is not allowed.
   """
   if name in _GLOBALS:
     return _GLOBALS[name]
@@ -342,7 +355,7 @@ def _find_global(name: str) -> object:
 def _set_item(dictionary: object, key: object, value: object) -> None:
   if isinstance(dictionary, _Opaque) or isinstance(key, _Opaque):
     return
-  # The hash of nested tuples, for one, can take exponential time.
+  # Other types are refused, since hashing nested tuples, for example, can take exponential time.
   if type(dictionary) is not dict or not (key is None or type(key) in (str, int, float, bool)):
     raise UnfitFile(f'damaged pickle: a key of type {type(key).__name__}')
   dictionary[key] = value
@@ -350,7 +363,7 @@ def _set_item(dictionary: object, key: object, value: object) -> None:
 
 def _storage(identifier: Any, storages: dict[str, _Storage]) -> _Storage:
   if type(identifier) is tuple and len(identifier) == 5:
-    identifier = (*identifier, None)  # Only the older format says which part of another storage it is.
+    identifier = (*identifier, None)  # Only the older format has the sixth entry, which tells of views of storages.
   match identifier:
     case ('storage', _StorageType(dtype=dtype), str(key), str(), num_elements, part) if _is_size(num_elements):
       if part is not None:
@@ -368,12 +381,15 @@ _CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False, 'EMPTY_TUPLE': (
 
 
 def _unpickle(stream: io.BytesIO, storages: dict[str, _Storage]) -> Any:
-  """Reads one pickle of protocol 2 or later and notes the storages that it mentions.
+  """Reads one pickle of protocol 2 or later, and adds the storages that it mentions to `storages`.
 
-  Python's unpickler can be kept from importing anything, but not from allocating what an operand says nor from
-  hashing what takes forever. Of its instructions, plain values and tensors need the few that are here.
+  Python's unpickler can be kept from importing anything, but not from allocating memory of any size, nor from hashing
+  objects in exponential time. Plain values and tensors need only the instructions that are implemented here.
+
+  Raises:
+    UnfitFile: the pickle is damaged or contains anything but tensors and plain values.
   """
-  stacks: list[list[Any]] = [[]]  # One more for every mark.
+  stacks: list[list[Any]] = [[]]  # Every mark opens one more.
   memo: dict[Any, Any] = {}
   for count, (opcode, operand, _) in enumerate(pickletools.genops(stream)):
     if count == _MAX_INSTRUCTIONS:

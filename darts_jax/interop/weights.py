@@ -1,4 +1,4 @@
-"""Trained weights of the published PyTorch code, as ours."""
+"""Imports trained weights of the published PyTorch code."""
 
 import os
 from typing import Any
@@ -15,11 +15,11 @@ PyTree = Any
 
 
 def import_reference(path: str | os.PathLike[str], genotype: Genotype) -> tuple[Network, PyTree]:
-  """A network and its variables from a checkpoint of the published PyTorch code.
+  """Imports a network and its variables from a checkpoint of the published PyTorch code.
 
   Args:
-    path: a `.pt` or `.pth` state dict, which is read without executing what is pickled in it, `.npz` or `.safetensors`.
-    genotype: the architecture it is a checkpoint of; channels, cells, classes, stem and head are read off its shapes.
+    path: a `.pt` or `.pth` file, whose pickle is not executed, an `.npz` file or a `.safetensors` file.
+    genotype: the architecture of the network; channels, cells, classes, stem and head are inferred from the shapes.
 
   Returns:
     The network and `{'params': …, 'batch_stats': …}` of float32 NumPy arrays.
@@ -38,7 +38,7 @@ def import_reference(path: str | os.PathLike[str], genotype: Genotype) -> tuple[
 
 
 def _in_float32(place: Any, array: np.ndarray) -> np.ndarray:
-  with np.errstate(over='ignore'):  # What becomes infinite is refused.
+  with np.errstate(over='ignore'):  # Numbers that become infinite are refused below.
     found = np.asarray(array, np.float32)
   if not np.isfinite(found).all():
     raise ValueError(f'{"/".join(key.key for key in place)}: a value is too large for float32')

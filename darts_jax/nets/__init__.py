@@ -1,4 +1,4 @@
-"""Networks: what is computed. A user adds operations of their own to `OPERATIONS`, and activations to `ACTIVATIONS`."""
+"""Networks in Flax. Users add their own operations to `OPERATIONS`, and their own activations to `ACTIVATIONS`."""
 
 from darts_jax.spaces.operations import ACTIVATIONS, OPERATIONS
 

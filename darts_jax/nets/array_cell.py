@@ -1,4 +1,4 @@
-"""A cell of a user's own modules on arrays of any shape, such as rows of a table, one module an edge and operation."""
+"""A cell of a user's own modules on arrays of any shape, such as rows of a table: one module per edge and operation."""
 
 import functools
 import re
@@ -23,14 +23,14 @@ _NAME = re.compile(r'(?P<kind>\w+)__(?P<source>\d+)_(?P<target>\d+)__(?P<operati
 
 
 class ArrayCell(nn.Module):
-  """A cell, searched or discrete, as its spec says; `nets.cell.Cell` is that of images, and faster.
+  """A cell, searched or discrete, as its spec says; images have the faster `nets.cell.Cell`.
 
-  Its operations are `none`, `skip_connect`, and a user's own (see docs/operations.md), which are called with arrays
-  `[N, …, features]` and give such ones; their stride is 1.
+  Its operations are `none`, `skip_connect`, and a user's own (see docs/operations.md), which map arrays
+  `[N, …, features]` to arrays of the same shape; their stride is 1.
 
   Attributes:
-    kind: its name in the space.
-    spec: nodes, edges and candidate operations. Inputs are nodes as they are.
+    kind: name of the cell in the space.
+    spec: nodes, edges and candidate operations. The inputs are the first nodes, without any preparation.
     features: size of the last axis of every node.
   """
 
@@ -44,11 +44,15 @@ class ArrayCell(nn.Module):
 
     Args:
       inputs: `[N, …, features]` for each input.
-      mixing: mixing weights; none for a discrete cell.
+      mixing: mixing weights; None for a discrete cell.
       train: whether the network is in training mode.
 
     Returns:
-      `[N, …, D]`, of the nodes of the output: concatenated, their mean, or the one.
+      `[N, …, D]`: the concatenation or the mean of the output nodes. `D` is `features` times their number if they are
+      concatenated, otherwise `features`.
+
+    Raises:
+      ValueError: the cell has an operation for images, or a user's own operation cannot be made or changes the shape.
     """
     spec = self.spec
     weights = None if mixing is None else weights_of(mixing, spec)
@@ -91,15 +95,18 @@ class ArrayCell(nn.Module):
 
 
 def flagged(cells: Mapping[str, CellSpec], variables: PyTree, flags: Mapping[str, Any]) -> Any | None:
-  """Which numbers of packed variables belong to operations that are flagged; all others are, too.
+  """Flags for the packed variables of a network: False only for variables of operations that are not flagged.
 
   Args:
-    cells: those of the network by name.
-    variables: of a network with array cells.
-    flags: by kind of cell `[E, O]` bool; None if all operations of the cell are flagged.
+    cells: the network's cells by name.
+    variables: variables of a network with array cells.
+    flags: for each kind of cell, `[E, O]` bool; None if all operations of the cell are flagged.
 
   Returns:
-    `[P]` bool; None if no kind of cell has flags.
+    `[P]` bool, one entry per packed number; None if no kind of cell has flags.
+
+  Raises:
+    ValueError: the network has an array cell of a kind that `cells` lacks.
   """
   if all(each is None for each in flags.values()):
     return None
@@ -120,7 +127,15 @@ def flagged(cells: Mapping[str, CellSpec], variables: PyTree, flags: Mapping[str
 
 
 def inherited(before: PyTree, after: PyTree) -> np.ndarray:
-  """Where, among the packed variables of a network with array cells, those of one with fewer operations are."""
+  """Indices, in the packed variables of a network with array cells, of the variables that a smaller network keeps.
+
+  Args:
+    before: variables of the network.
+    after: variables of the network with fewer operations.
+
+  Returns:
+    `[P']` ascending indices.
+  """
   left = {path for path, _ in jax.tree_util.tree_leaves_with_path(after)}
   flags = [np.full(leaf.size, path in left) for path, leaf in jax.tree_util.tree_leaves_with_path(before)]
   return np.flatnonzero(np.concatenate([np.zeros(0, bool), *flags]))

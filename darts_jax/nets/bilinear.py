@@ -1,11 +1,11 @@
-"""Maps that are bilinear in images and weights, as one primitive that is its own derivative.
+"""Maps that are bilinear in images and weights, as one JAX primitive that is closed under differentiation.
 
-A bilinear map y = B(x, w) and the maps to its two gradients are faces of one trilinear form T(x, w, y) = ⟨B(x, w), y⟩:
-each is the gradient of T in one argument at the other two. The primitive computes any of them, so its derivatives are
-itself with another target, to any order in forward and reverse mode, which the exact hypergradient needs
-(`jax.custom_vjp` has no forward mode). Being a primitive, it can have a program of its own on each platform, and it
-can leave out the gradient in the weights in a pass of a search step that only asks for that in the α, while the
-program holds the gradient once (see `weights_gradient_if`).
+A bilinear map y = B(x, w) and its two gradients are *faces* of one trilinear form T(x, w, y) = ⟨B(x, w), y⟩: each is
+the gradient of T with respect to one argument at the other two. The primitive computes any of the three faces, so its
+derivatives are the same primitive with another target, to any order, in forward and reverse mode. The exact
+hypergradient needs this (`jax.custom_vjp` has no forward mode). As a primitive it can also have a different
+implementation on each platform, and skip the weight gradient at run time in passes of a search step that need only the
+gradient with respect to α, although the program contains the weight gradient only once (see `weights_gradient_if`).
 """
 
 import abc
@@ -32,43 +32,44 @@ Shape = tuple[int, ...]
 P = ParamSpec('P')
 T = TypeVar('T')
 
-#: The arguments of the trilinear form. The primitive takes the arrays of two, in this order, and gives the third's.
+#: The arguments of the trilinear form. The primitive takes the arrays of two of them, in this order, and returns the
+#: gradient with respect to the third.
 GROUPS = ('images', 'weights', 'outputs')
 
 
 class Bilinear(abc.ABC):
-  """A bilinear map of arrays of one dtype; static and hashable, as a parameter of the primitive."""
+  """A bilinear map of arrays of one dtype; static and hashable, since it is a parameter of the primitive."""
 
   @abc.abstractmethod
   def shapes(self, group: str) -> list[Shape]:
-    """Shapes of the arrays of an argument of the trilinear form."""
+    """Shapes of the arrays of one argument of the trilinear form, which is one of `GROUPS`."""
 
   @abc.abstractmethod
   def apply(self, images: list[Array], weights: list[Array]) -> list[Array]:
-    """The map in JAX's own operations."""
+    """Computes the map in JAX's own operations."""
 
   def __call__(self, images: Sequence[Array], weights: Sequence[Array]) -> list[Array]:
-    """The map by the primitive, or see `in_plain_operations`."""
+    """Computes the map by the primitive, or in JAX's own operations within `in_plain_operations`."""
     if _plain.get():
       return self.apply(list(images), list(weights))
     return self.gradient('outputs', images, weights)
 
   def gradient(self, target: str, first: Sequence[Array], second: Sequence[Array]) -> list[Array]:
-    """The gradient of the trilinear form in `target` at the other two arguments, by the primitive."""
+    """Computes, by the primitive, the gradient of the trilinear form with respect to `target` at the other two."""
     return _bind(target, first, second, _wanted.get() if self.optional else None, self)
 
   @property
   def optional(self) -> bool:
-    """Whether passes that do not ask for gradients in weights can leave out that in these."""
+    """Whether passes that need no weight gradients can skip the gradient with respect to the weights of this map."""
     return True
 
   @property
   def kept(self) -> bool:
-    """Whether outputs are kept for the backward pass, for which the two terms of a tangent had better be one array."""
+    """Whether the backward pass keeps the outputs; the two terms of a tangent are then summed into one array."""
     return False
 
   def face(self, target: str, first: list[Array], second: list[Array]) -> list[Array]:
-    """The same in JAX's own operations."""
+    """Computes the face `target` in JAX's own operations; see `gradient`."""
     if target == 'outputs':
       return self.apply(first, second)
     unknown = [jax.ShapeDtypeStruct(shape, second[0].dtype) for shape in self.shapes(target)]
@@ -76,28 +77,28 @@ class Bilinear(abc.ABC):
     return list(jax.linear_transpose(along, unknown)(second)[0])
 
   def face_on_cpu(self, target: str, first: list[Array], second: list[Array]) -> list[Array]:
-    """The same for CPU."""
+    """Computes the face `target` in the fastest way on CPU; by default this is `face`."""
     return self.face(target, first, second)
 
   @property
   def likeness(self) -> Hashable:
-    """Maps of one class in which this is the same can share kernels on GPUs."""
+    """A key: maps of one class with equal keys can share kernels on GPUs."""
     return self
 
   @classmethod
   def faces_on_gpu(
     cls, maps: Sequence[Self], target: str, first: Sequence[list[Array]], second: Sequence[list[Array]]
   ) -> list[list[Array]]:
-    """The same for GPUs, of several maps that are alike."""
+    """Computes the face `target` of several maps with equal `likeness` in the fastest way on GPUs."""
     return [each.face(target, x, y) for each, x, y in zip(maps, first, second, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True)
 class DirectSum(Bilinear):
-  """Bilinear maps beside each other, of which a pass leaves out all gradients in weights or none, in one conditional.
+  """Several independent bilinear maps as one, so that one conditional skips the weight gradients of all of them.
 
   Attributes:
-    maps: whose arrays follow each other.
+    maps: the maps; their arrays follow each other in the arguments and the results.
   """
 
   maps: tuple[Bilinear, ...]
@@ -150,7 +151,7 @@ class DirectSum(Bilinear):
   def _parts(
     self, target: str, first: Sequence[Array], second: Sequence[Array]
   ) -> Iterator[tuple[Bilinear, list[Array], list[Array]]]:
-    """Every map with its arrays."""
+    """Yields every map with its own arrays of the two arguments."""
     names, arrays = sources(target), (iter(first), iter(second))
     for each in self.maps:
       mine = [list(itertools.islice(a, len(each.shapes(name)))) for name, a in zip(names, arrays, strict=True)]
@@ -165,7 +166,7 @@ _plain: contextvars.ContextVar[bool] = contextvars.ContextVar('plain_operations'
 
 @contextlib.contextmanager
 def in_plain_operations() -> Iterator[None]:
-  """Within, bilinear maps are traced in JAX's own operations: one program for all platforms and sizes of batches."""
+  """Context in which maps are traced in JAX's own operations, as one program for all platforms and batch sizes."""
   token = _plain.set(True)
   try:
     yield
@@ -174,7 +175,7 @@ def in_plain_operations() -> Iterator[None]:
 
 
 def in_plain() -> bool:
-  """Whether `in_plain_operations` holds."""
+  """Whether tracing takes place within `in_plain_operations`."""
   return _plain.get()
 
 
@@ -183,7 +184,10 @@ _as_channels: contextvars.ContextVar[bool] = contextvars.ContextVar('edges_as_ch
 
 @contextlib.contextmanager
 def edges_as_channels(wanted: bool) -> Iterator[None]:
-  """Within, cells are traced with the edges of a stack as channels of one image if `wanted` (see `nets.layers`)."""
+  """Context in which, if `wanted`, cells are traced with the edges of a stack as channels of one image.
+
+  See `darts_jax.nets.layers`.
+  """
   token = _as_channels.set(wanted)
   try:
     yield
@@ -192,7 +196,7 @@ def edges_as_channels(wanted: bool) -> Iterator[None]:
 
 
 def traced_for(mesh: Mesh, function: Callable[P, T]) -> Callable[P, T]:
-  """A function of networks that is traced as suits the devices of a mesh: on TPUs, with edges as channels."""
+  """Wraps a function of networks so that it is traced as suits the devices of a mesh: on TPUs, edges as channels."""
   tpus = mesh.devices.flat[0].platform == 'tpu'
 
   @functools.wraps(function)
@@ -204,18 +208,18 @@ def traced_for(mesh: Mesh, function: Callable[P, T]) -> Callable[P, T]:
 
 
 def as_channels() -> bool:
-  """What `edges_as_channels` was told."""
+  """Whether tracing takes place within `edges_as_channels(True)`."""
   return _as_channels.get()
 
 
 @contextlib.contextmanager
 def weights_gradient_if(wanted: Array | None) -> Iterator[None]:
-  """Within, bilinear maps are traced so that their gradients in the weights cost nothing and are zero unless `wanted`.
+  """Context in which bilinear maps are traced so that weight gradients are zero and not computed unless `wanted`.
 
-  On GPUs they are computed all the same.
+  On GPUs weight gradients are computed in any case.
 
   Args:
-    wanted: `[]` bool, traced; none if gradients are always wanted.
+    wanted: `[]` bool, traced; None if gradients are always wanted.
   """
   token = _wanted.set(wanted)
   try:
@@ -225,12 +229,12 @@ def weights_gradient_if(wanted: Array | None) -> Iterator[None]:
 
 
 def weights_gradient_wanted() -> Array | None:
-  """What `weights_gradient_if` was told."""
+  """The argument of the innermost `weights_gradient_if`; None outside."""
   return _wanted.get()
 
 
 def sources(target: str) -> tuple[str, str]:
-  """The two arguments that the third is computed from."""
+  """The names of the two arguments of the trilinear form other than `target`, in the order of `GROUPS`."""
   first, second = (group for group in GROUPS if group != target)
   return first, second
 
@@ -241,14 +245,14 @@ def _bind(target: str, first: Sequence[Any], second: Sequence[Any], wanted: Any,
 
 
 def _divide(args: Sequence[Any], target: str, form: Bilinear, gated: bool) -> tuple[list[Any], list[Any], Any]:
-  """The arrays of the two arguments, and whether the gradient in the weights is wanted."""
+  """Divides operands into the arrays of the two arguments, and the flag whether weight gradients are wanted."""
   *arrays, wanted = args if gated else (*args, None)
   count = len(form.shapes(sources(target)[0]))
   return list(arrays[:count]), list(arrays[count:]), wanted
 
 
 def _program_on_gpu(*args: Array, target: str, form: Bilinear, gated: bool) -> list[Array]:
-  # Gates are open: at a conditional the host would wait for all that comes before it.
+  # The flag is ignored: at a conditional the host would wait for all kernels before it.
   first, second, _ = _divide(args, target, form, gated)
   return form.faces_on_gpu([form], target, [first], [second])[0]
 
@@ -314,7 +318,7 @@ ad.primitive_transposes[bilinear_p] = _transpose
 
 
 def _batch(args: Sequence[Any], axes: Sequence[Any], **params: Any) -> tuple[list[Array], list[int]]:
-  # Rare (several seeds in one program), and then one after the other is faster than convolutions with batched filters.
+  # A loop, since `vmap` (over several seeds in one program) would make slow convolutions with batched filters.
   mapped = [jnp.moveaxis(arg, axis, 0) for arg, axis in zip(args, axes, strict=True) if axis is not None]
 
   def one(values: Sequence[Array]) -> list[Array]:

@@ -1,4 +1,4 @@
-"""Fixed parts of convolutional networks: dense convolutions, and the block between the stages of NAS-Bench-201."""
+"""Fixed parts of convolutional networks: dense convolutions, and the residual block of NAS-Bench-201."""
 
 import flax.linen as nn
 import jax
@@ -14,23 +14,37 @@ Array = jax.Array
 def conv(
   module: nn.Module, name: str, images: Array, features: int, size: int, *, stride: int = 1, padding: int | None = None
 ) -> Array:
-  """A dense convolution of a module, without bias; keeps the size unless told otherwise."""
+  """A dense convolution without bias, with a parameter of `module`.
+
+  Args:
+    module: the module that is being built; gets the filters as a parameter.
+    name: name of the parameter.
+    images: `[N, H, W, C]`.
+    features: channels of the output.
+    size: side of the filters.
+    stride: stride in both directions.
+    padding: pixels added on every side; None for `size // 2`, which keeps the size at stride 1.
+
+  Returns:
+    `[N, H', W', features]`.
+  """
   channels = images.shape[-1]
   kernel = module.param(name, uniform_fan_in(size * size * channels), (size, size, channels, features))
   return dense_conv(images, kernel, stride=stride, padding=size // 2 if padding is None else padding)
 
 
 class Residual(nn.Module):
-  """A residual block [NAS-Bench-201 §2.1]: twice ReLU, 3×3 convolution and BN, beside a shortcut.
+  """A residual block [NAS-Bench-201 §2.1]: ReLU, 3×3 convolution and BN, twice, plus a shortcut.
 
-  The shortcut is a 2×2 average pooling if the block has stride 2, and then, or if it changes the number of channels, a
-  1×1 convolution. BN has a learned scale and bias and running statistics, in a search, too.
+  With stride 2 the shortcut is a 2×2 average pooling and a 1×1 convolution; with stride 1 it is a 1×1 convolution if
+  the number of channels changes, and the identity otherwise. BN has a learned scale and bias and running statistics,
+  also in a search.
 
   Attributes:
     features: channels of the output.
     stride: 1 or 2.
     smooth: whether the network is a smooth twin (see `darts_jax.nets.conv.Supernet`).
-    groups: the examples that share statistics of BN.
+    groups: groups of examples that share BN statistics.
   """
 
   features: int
@@ -40,7 +54,7 @@ class Residual(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, *, train: bool) -> Array:
-    """`[N, ⌈H/stride⌉, ⌈W/stride⌉, features]` of `[N, H, W, C]`."""
+    """Maps `[N, H, W, C]` to `[N, ⌈H/stride⌉, ⌈W/stride⌉, features]`."""
     y = x
     for i, stride in enumerate((self.stride, 1)):
       y = conv(self, f'conv{i}', activate(y, self.smooth), self.features, 3, stride=stride)

@@ -26,9 +26,9 @@ Members = tuple[tuple[int, int], ...]
 
 
 def operation_groups(spec: CellSpec, source: int) -> dict[str, Members]:
-  """What leaves a node: for every operation the `(edge, target)` pairs it serves, in the order of edges.
+  """The edges that leave a node, grouped by operation: `(edge, target)` pairs in the order of edges.
 
-  A group is computed together and its parameters are stacked in this order.
+  The edges of a group are computed together, and their parameters are stacked in this order. `none` has no group.
   """
   groups: dict[str, list[tuple[int, int]]] = {}
   for index, (target, edge) in enumerate(spec.edges):
@@ -40,18 +40,18 @@ def operation_groups(spec: CellSpec, source: int) -> dict[str, Members]:
 
 
 def node_operations(spec: CellSpec, source: int, *, stride: int, discrete: bool, **settings: Any) -> Operations:
-  """What is computed of a node.
+  """The module of all operations that leave a node.
 
   Args:
-    spec: of the cell.
-    source: the node.
-    stride: of the cell.
-    discrete: whether operations are those of a discrete network.
+    spec: spec of the cell.
+    source: number of the node.
+    stride: stride of the cell; edges that leave an intermediate node have stride 1.
+    discrete: whether the network is discrete.
     **settings: further fields of `Operations`.
   """
   edges = [(operation, len(members)) for operation, members in operation_groups(spec, source).items()]
   if not discrete:
-    # So that the variables of a smaller supernet lie in the order that they have in this one.
+    # Sorted, so that the variables of a pruned supernet keep the order that they have in this one.
     edges.sort(key=lambda each: spec.operations.index(each[0]))
   stride = stride if source < spec.num_inputs else 1
   return Operations(tuple(edges), stride, discrete, pools_normalised=spec.pools_normalised, **settings)
@@ -63,15 +63,15 @@ class Cell(nn.Module):
   Attributes:
     spec: nodes, edges and candidate operations, how inputs are prepared and how nodes become the output.
     channels: channels `C` of every node.
-    stride: of the edges that leave the inputs, 1 or 2.
-    larger: for each input whether it is twice as large as the last one, since a layer after it had stride 2.
-    discrete: whether operations are those of a discrete network (see `Operations`).
+    stride: stride of the edges that leave the inputs, 1 or 2.
+    larger: for each input, whether it is twice as large as the last one, since a layer after it had stride 2.
+    discrete: whether the network is discrete (see `Operations`).
     smooth: whether the network is a smooth twin (see `Operations`).
-    groups: the examples that share statistics of BN.
+    groups: groups of examples that share BN statistics.
     tracked: whether BN has running statistics.
-    channel_part: K, if operations compute the first of K equal parts of the channels of a node, and the others reach
-      the sum of the edge as they are, maximum pooled if it has stride 2; the channels of every node are shuffled then
-      [PC-DARTS §3.2]. 1 for all channels.
+    channel_part: K for partial channels [PC-DARTS §3.2]: operations compute the first C/K channels of a node; the other
+      channels bypass them (through 2×2 maximum pooling where the stride is 2), and the channels of every node are
+      shuffled. 1 if operations compute all channels.
   """
 
   spec: CellSpec
@@ -97,15 +97,16 @@ class Cell(nn.Module):
 
     Args:
       inputs: `[N, H, W, ·]` for each input, the output of the last layer last; `[N, 2H, 2W, ·]`, or one pixel less,
-        for those that are larger.
-      mixing: mixing weights, rows and columns as `spec` says, or those of operations alone, `[E, O]`; none for a
-        discrete cell.
-      drop_path: `[E, N]`, what the edges of a discrete cell are multiplied with for every image, but for identities;
-        none for no drop path.
+        for inputs that are larger.
+      mixing: mixing weights, with rows and columns as in `spec`, or the weights of operations alone, `[E, O]`; None for
+        a discrete cell.
+      drop_path: `[E, N]` factors for each edge of a discrete cell and each image; identities are not multiplied. None
+        for no drop path.
       train: whether BN uses the statistics of the batch.
 
     Returns:
-      `[N, ⌈H/stride⌉, ⌈W/stride⌉, D]`: of D channels, `C` for each node of the output if it concatenates them, or `C`.
+      `[N, ⌈H/stride⌉, ⌈W/stride⌉, D]`; `D` is `C` times the number of output nodes if they are concatenated, otherwise
+      `C`.
 
     Raises:
       ValueError: inputs have a size or number of channels that the cell cannot read.
@@ -152,7 +153,7 @@ class Cell(nn.Module):
     return found[0] if len(found) == 1 else functools.reduce(jnp.add, found) / len(found)
 
   def _prepare(self, inputs: Sequence[Array], train: bool) -> list[Array]:
-    """The images of the first nodes, `[N, H, W, C]` each."""
+    """Prepares the inputs: the images of the input nodes, `[N, H, W, C]` each."""
     if self.spec.preparation == 'none':
       for x in inputs:
         if any(self.larger) or x.shape[-1] != self.channels:
@@ -173,14 +174,14 @@ class Cell(nn.Module):
   def _merged(
     self, messages: Sequence[Array], node: int, first: Array, mixed: Weights | None, passed: Sequence[Array]
   ) -> Array:
-    """The state of an intermediate node; zeros where nothing but `none` arrives.
+    """The state of an intermediate node; zeros if only `none` arrives.
 
     Args:
-      messages: what arrives.
-      node: counted from the first intermediate one.
-      first: the first input.
-      mixed: the weights of the cell; none if it is discrete.
-      passed: of every earlier node the channels that no operation computes, if there are any.
+      messages: images that arrive along edges.
+      node: number of the node, counted from the first intermediate node.
+      first: image of the first input.
+      mixed: weights of the cell; None if it is discrete.
+      passed: for every earlier node, the channels that bypass the operations; empty without partial channels.
     """
     rows = self.spec.rows[node]
     constant = None if mixed is None else mixed.constant_of(rows)
@@ -202,7 +203,7 @@ class Cell(nn.Module):
 
 
 def _passed_on(images: Sequence[Array], edges: Array | None) -> Array:
-  """The sum of images `[N, H, W, C]`, each times the weight of its edge, `[E]`; none for all the same."""
+  """The sum of images `[N, H, W, C]`, each times the weight of its edge, `[E]`; with None, the plain sum."""
   if edges is None:
     return functools.reduce(jnp.add, images)
   factors = jnp.broadcast_to(edges.astype(images[0].dtype)[:, None], (len(images), images[0].shape[-1]))
@@ -210,10 +211,10 @@ def _passed_on(images: Sequence[Array], edges: Array | None) -> Array:
 
 
 def _by_operation(weights: Weights, spec: CellSpec) -> dict[tuple[int, str], Array]:
-  """The weights of every operation that leaves a node, `[M]` for the edges that have it."""
+  """The weights by source node and operation: `[M]` for the `M` edges that leave the node with this operation."""
   operations = weights.operations
   if weights.edges is not None:
-    # The sum of an edge times its weight, but of vectors and not of images.
+    # The edge weight scales the sum of the edge; multiplied into the operation weights it costs vectors, not images.
     operations = operations * weights.edges[:, None]
   places = {
     (source, operation): [len(spec.operations) * edge + spec.operations.index(operation) for edge, _ in members]
@@ -222,27 +223,27 @@ def _by_operation(weights: Weights, spec: CellSpec) -> dict[tuple[int, str], Arr
   }
   if not places:
     return {}
-  # All at once, since the gradient of each indexing is a loop over what was taken.
+  # One gather for all, since the gradient of each gather is a loop over its elements.
   taken = operations.reshape(-1)[np.concatenate([*places.values()])]
   return dict(zip(places, lax.split(taken, [len(each) for each in places.values()]), strict=True))
 
 
-# A network has dozens of these, too, but few that differ (see `Operations`).
+# A network calls this dozens of times with few different shapes; jit traces each of them once.
 @functools.partial(jax.jit, static_argnames=('edges', 'plain'))
 def _messages(images: Sequence[Affine], weights: Sequence[Array] | None, *, edges: int, plain: bool) -> list[Array]:
-  """The weighted sums of operations on `M` edges that they all serve.
+  """The weighted sums over operations on `M` edges that have the same operations.
 
   Args:
-    images: of every operation, `[M, N, H, W, C]`, or `[1, N, H, W, C]` if the edges share it.
-    weights: of every operation, `[M]`; none for sums.
-    edges: their number `M`.
-    plain: see `in_plain_operations`, which holds or not.
+    images: for every operation, `[M, N, H, W, C]`, or `[1, N, H, W, C]` if the edges share one image.
+    weights: for every operation, `[M]`; None for unweighted sums.
+    edges: number of edges `M`.
+    plain: whether this is traced within `in_plain_operations`; only part of the key of jit's cache.
 
   Returns:
     `[N, H, W, C]` for every edge.
   """
   del plain
-  # Images that all edges share first, then those with one an edge.
+  # Images that all edges share come first, then the stacks with one image per edge.
   order = sorted(range(len(images)), key=lambda i: len(images[i].image))
   arrays = [images[i].image for i in order]
   shared = sum(len(x) == 1 for x in arrays)
@@ -250,7 +251,7 @@ def _messages(images: Sequence[Affine], weights: Sequence[Array] | None, *, edge
   lead = jnp.broadcast_shapes(*[(edges, *x.scale.shape[1:]) for x in images])
 
   def weighted(values: Sequence[Array]) -> Array:
-    """`[O, M, 1, 1, 1, C]`, or for every image what there is 1 of, if they are normalised in groups."""
+    """`[O, M, 1, 1, 1, C]`, or `[O, M, N, 1, 1, C]` if images are normalised in groups."""
     stacked = jnp.stack([jnp.broadcast_to(value, lead) for value in values])
     if weights is None:
       return stacked
@@ -273,7 +274,7 @@ def _messages(images: Sequence[Affine], weights: Sequence[Array] | None, *, edge
 def _messages_of_channels(
   images: Sequence[Affine], weights: Sequence[Array] | None, *, edges: int, channels: int, plain: bool
 ) -> list[Array]:
-  """The same of edges as channels, images `[1, N, H, W, M·C]`, or `[1, N, H, W, C]` that the edges share."""
+  """`_messages` for edges as channels: images are `[1, N, H, W, M·C]`, or `[1, N, H, W, C]` if the edges share one."""
   del plain
 
   def repeated(x: Array) -> Array:

@@ -1,13 +1,13 @@
-"""Weighted sums of images channel by channel, and the sums over pixels that their gradients are.
+"""Weighted sums of images channel by channel, and the sums over pixels that appear in their gradients.
 
-A cell scales and shifts the channels of dozens of images, for BN and for mixing weights, and each time the gradient has
-two sums over all pixels: of a cotangent, and of its product with an image. XLA's CPU compiler makes slow kernels of
-these, or calls a library, which its loader looks for through the whole of a stored program. Here kernels add up a few
-pixels, and products with ones do the rest, for which there is nothing to compile. They read images that are computed
-once (see `darts_jax.runtime.materialise`).
+A cell scales and shifts the channels of dozens of images, for BN and for mixing weights, and each gradient has two sums
+over all pixels: of a cotangent, and of the product of a cotangent and an image. XLA's CPU compiler makes slow kernels
+of these sums, or calls a library, for which its loader searches a whole cached program. Here a kernel adds up a few
+pixels at a time, and matrix products with vectors of ones, which need no compilation, add up the partial sums. They
+read images that are materialised (see `darts_jax.runtime.materialise`).
 
-Factors and offsets are `[C]`, or have as many axes as an image and 1 for those whose pixels share them, which follow
-the others.
+Factors and offsets have the shape `[C]`, or as many axes as an image; in the latter case, axes of size 1 are those
+whose pixels share a factor, and they come after the other leading axes.
 """
 
 import dataclasses
@@ -30,10 +30,10 @@ from darts_jax.runtime.platforms import GPUS, lower_as
 
 Array = jax.Array
 Shape = tuple[int, ...]
-#: Pairs of an image and the sum it is part of.
+#: Pairs of indices: an image, and the sum that it is part of.
 Terms = tuple[tuple[int, int], ...]
 
-#: Pixels that a kernel adds up on CPU: so few that LLVM unrolls that loop, and channels become vectors.
+#: Pixels that a kernel adds up on CPU: few enough for LLVM to unroll that loop and to vectorise over channels.
 _PIXELS = 16
 
 
@@ -41,18 +41,18 @@ def weighted_sums(images: Sequence[Array], factors: Array, terms: Terms) -> list
   """Sums of images, each times its factors.
 
   Args:
-    images: of one shape `[N, …, C]` and dtype.
-    factors: of the same dtype, those of each term.
-    terms: for all factors, their image and the sum it goes into; every image and sum is in one.
+    images: images of one shape `[N, …, C]` and dtype.
+    factors: factors of the same dtype, stacked along the first axis, one entry per term.
+    terms: for each term, the index of its image and of the sum it goes into; every image and every sum is in some term.
 
   Returns:
-    As many images as the terms say.
+    The sums, in the shape of the images.
   """
   return _WeightedSums(images[0].shape, factors.shape[1:], terms)(images, [factors])
 
 
 def scale_channels(images: Sequence[Array], factors: Array) -> list[Array]:
-  """Images of one shape, each times its factors."""
+  """Images of one shape, each times its own entry of `factors`."""
   return weighted_sums(images, factors, _one_to_one(images))
 
 
@@ -60,27 +60,35 @@ def sum_products(images: Sequence[Array], others: Sequence[Array], shape: Shape)
   """Sums over pixels of products of two images.
 
   Args:
-    images: of one shape and dtype.
-    others: likewise, for each of them.
-    shape: of each result, as factors have it.
+    images: images of one shape and dtype.
+    others: for each image, the other factor, of the same shape and dtype.
+    shape: shape of each sum, one that factors can have.
+
+  Returns:
+    `[K, *shape]` for `K` pairs of images.
   """
   return _WeightedSums(images[0].shape, shape, _one_to_one(images)).gradient('weights', images, others)[0]
 
 
 def sum_pixels(images: Sequence[Array], shape: Shape) -> Array:
-  """Sums over pixels, likewise."""
+  """Sums over pixels of `K` images of one shape and dtype: `[K, *shape]`; see `sum_products` for `shape`."""
   return sum_pixels_p.bind(*images, shape=shape)[0]
 
 
 def shuffle_channels(x: Array, groups: int) -> Array:
-  """`[…, C]`: channels in the order 0, C/groups, 2·C/groups, …, 1, C/groups + 1, … [ShuffleNet §3.1]."""
+  """Shuffles channels [ShuffleNet §3.1]: `[…, C]` in the order 0, C/groups, 2·C/groups, …, 1, C/groups + 1, ….
+
+  Args:
+    x: `[…, C]`.
+    groups: number of groups of channels, a divisor of `C`.
+  """
   return x.reshape(*x.shape[:-1], groups, -1).swapaxes(-1, -2).reshape(x.shape)
 
 
 def typical_pixels(images: Sequence[Array], shape: Shape) -> Array:
-  """`[K, *shape]`: for every sum over pixels the median of three of these; a constant to derivatives.
+  """For every sum over pixels, the median of three of its pixels: `[K, *shape]`; without derivatives.
 
-  Of three, since one alone may be like no other, as a dead pixel is.
+  A single pixel could be an outlier, such as a dead pixel.
   """
   [found] = typical_pixels_p.bind(*map(lax.stop_gradient, images), shape=shape)
   return found
@@ -90,11 +98,11 @@ def shifted_sums(images: Sequence[Array], shifts: Array) -> tuple[Array, Array]:
   """Sums over pixels of `x − s` and of `(x − s)²`, in one pass over the images.
 
   Args:
-    images: of one shape and dtype.
-    shifts: of the same dtype, as factors of each image; constants to derivatives.
+    images: images of one shape and dtype.
+    shifts: shifts `s` of the same dtype, stacked like factors, one entry per image; without derivatives.
 
   Returns:
-    Both sums, of the shape of the shifts.
+    Both sums, in the shape of the shifts.
   """
   sums, squares = shifted_sums_p.bind(*images, lax.stop_gradient(shifts))
   return sums, squares
@@ -104,15 +112,16 @@ def sum_rows(stacks: Sequence[Array]) -> Array:
   """Sums over `P` of `K` stacks `[L, P, C]`, for lowerings on CPU.
 
   Returns:
-    `K·L·C` numbers in this order, of at least float32, in some shape.
+    `K·L·C` numbers in this order, of at least float32; the shape is not specified.
   """
   rows = [wide(x) for x in stacks]
-  # Two products, since one adds up number after number, and the longer that goes on, the more is rounded. The first is
-  # of 4 √P, not √P: products have several sums under way, so that it rounds no more, and fewer rows are left to write.
+  # Two products, since the rounding error of one product, which adds up its terms one by one, grows with their number.
+  # The first one adds up 4 √P instead of √P terms: a product has several partial sums, so that the rounding error is no
+  # larger, and fewer rows have to be written.
   pixels = rows[0].shape[1]
   first = max(n for n in range(1, min(4 * math.isqrt(pixels), pixels) + 1) if pixels % n == 0)
-  # Each product has two rows, since for one XLA would make a kernel, to be compiled; and they differ, since an array
-  # of nothing but ones would not be a constant but filled each time. Powers of two round nothing.
+  # Each product has two rows, since XLA would compile a kernel of its own for a single row. The rows differ, since an
+  # array of equal numbers would not be a constant but be filled at every call. Powers of two are exact.
   dtype = rows[0].dtype
   once_and_twice = np.array([[1], [2]], dtype).repeat(first, axis=1)
   parts = [_left_product(once_and_twice, x.reshape(len(x), first, -1)).reshape(len(x), -1, x.shape[2]) for x in rows]
@@ -121,7 +130,7 @@ def sum_rows(stacks: Sequence[Array]) -> Array:
 
 
 def spread(offsets: Array, shape: Shape) -> list[Array]:
-  """Images of a shape whose pixels are all alike, for all offsets."""
+  """Broadcasts each of several stacked offsets to an image of this shape."""
   if in_plain():
     return _spread(offsets, shape=shape)
   return spread_p.bind(offsets, shape=shape)
@@ -137,8 +146,8 @@ class _WeightedSums(Bilinear):
 
   Attributes:
     image: shape of each image and each sum.
-    factors: shape of those of a term.
-    terms: see there.
+    factors: shape of the factors of a term.
+    terms: see `weighted_sums`.
   """
 
   image: Shape
@@ -147,7 +156,7 @@ class _WeightedSums(Bilinear):
 
   @property
   def optional(self) -> bool:
-    """Statistics of BN depend on what came before: all gradients go through those of its scales."""
+    """False: batch statistics depend on all earlier layers, whose gradients need the gradients of BN's scales."""
     return False
 
   def shapes(self, group: str) -> list[Shape]:
@@ -193,21 +202,21 @@ class _WeightedSums(Bilinear):
 
 
 def wide(x: Array) -> Array:
-  """At least float32, for sums."""
+  """Converts to at least float32, for sums."""
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _summed(images: Sequence[Array], shape: Shape) -> Array:
-  """Sums over what all pixels of an image share."""
+  """Sums `[K, *shape]` of `K` images over the pixels that share a factor."""
   kept = (1,) * (images[0].ndim - len(shape)) + shape
   axes = tuple(i for i, (size, left) in enumerate(zip(images[0].shape, kept, strict=True)) if left == 1 != size)
   return jnp.stack([jnp.sum(x, axes, keepdims=True).reshape(shape) for x in images])
 
 
 def _sums_of_stack(images: Sequence[Array], shape: Shape) -> Array:
-  """Sums over what all pixels of an image share, `[K, *shape]`, in one kernel and one that adds up its results."""
+  """`_summed` in two kernels for all images: one for partial sums, one that adds them up."""
   kept = (1,) * (images[0].ndim - len(shape)) + shape
-  # Where images are stacks already they become a longer one.
+  # Images that are stacks already are joined to a longer stack.
   rows = [stack_rows(x if kept[0] == len(x) else x[None]) for x in images]
   stack = channels_last(lax.concatenate(rows, 0))
   sums = len(images) * math.prod(shape[:-1])
@@ -215,25 +224,25 @@ def _sums_of_stack(images: Sequence[Array], shape: Shape) -> Array:
 
 
 def stack_rows(stack: Array) -> Array:
-  """`[M, …, C]` → `[M, P, C]`: in this shape stacks are joined and parted on GPUs.
+  """`[M, …, C]` → `[M, P, C]`, the shape in which stacks are concatenated and split on GPUs.
 
-  XLA finds out that what is joined was one stack before, and copies nothing, if no shape has changed in between; and a
-  product of matrices has its rows.
+  If shapes do not change in between, XLA recognises that the concatenated arrays were parts of one array before, and
+  copies nothing. This shape is also that of the rows of a matrix product.
   """
   return stack.reshape(stack.shape[0], math.prod(stack.shape[1:-1]), stack.shape[-1])
 
 
 def channels_last(x: Array) -> Array:
-  """The same array, of which XLA's compiler for GPUs leaves the axes in this order in memory.
+  """Returns `x` and keeps XLA's compiler for GPUs from permuting its axes in memory.
 
-  Otherwise it may lay out what is about to be summed up so that a sum is of numbers side by side; then they are read
-  one by one from all over an image, or the image is transposed first. To be used in lowerings alone.
+  Otherwise the compiler may choose a layout in which the terms of a sum are contiguous; a kernel then reads single
+  numbers from all over an image, or the image is transposed first. Only for use in lowerings.
   """
   return channels_last_p.bind(x)
 
 
 def _rows(x: Array, shape: Shape) -> Array:
-  """`[L, P, C]`: the `P` pixels of each of `L` sums."""
+  """Reshapes an image to `[L, P, C]`: the `P` pixels of each of `L` sums."""
   sums = math.prod(shape[:-1])
   return wide(x).reshape(sums, x.size // (sums * shape[-1]), shape[-1])
 
@@ -242,14 +251,14 @@ def _product_sums(*arrays: Array, form: _WeightedSums) -> Array:
   rows = [_rows(x, form.factors) for x in arrays]
   count = len(form.shapes('images'))
   images, others = rows[:count], rows[count:]
-  # Apart, or the sums would be merged with the array that they are put side by side in.
+  # Each is materialised, or XLA would fuse the sums with the concatenation that follows.
   parts = [computed_once(_some_products, images[i], others[j]) for i, j in form.terms]
-  # So few pixels are left that to copy them costs less than to multiply each image on its own.
+  # Few pixels are left, so that copying them costs less than one product per image.
   return sum_rows([_joined(parts)])
 
 
 def _some_products(x: Array, y: Array) -> Array:
-  """`[L, P, C]` → `[L, P / some, C]`."""
+  """Partial sums of products: `[L, P, C]` → `[L, P / some, C]`, `some` pixels a time."""
   sums, pixels, channels = x.shape
   some = max(n for n in range(1, _PIXELS + 1) if pixels % n == 0)
   return lax.reduce((x * y).reshape(sums, -1, some, channels), jnp.zeros((), x.dtype), lax.add, (2,))
@@ -269,7 +278,7 @@ def _typical_pixels(*images: Array, shape: Shape) -> list[Array]:
 
   first, middle, last = map(pixels, (1, 2, 3))
   median = jnp.maximum(jnp.minimum(first, middle), jnp.minimum(jnp.maximum(first, middle), last))
-  # Once: XLA would take the pixels from the images again in each kernel that reads them.
+  # The barrier materialises the medians: XLA would slice the images again in each kernel that reads these.
   return [lax.optimization_barrier(median)]
 
 
@@ -302,7 +311,7 @@ def _shifted_rows(*args: Array) -> Array:
 
 
 def _some_shifted(x: Array, s: Array) -> tuple[Array, Array]:
-  """`[L, P, C]` and `[L, 1, C]` → `[L, P / some, C]`, of `x − s` and its square."""
+  """Partial sums of `x − s` and of its square: `[L, P, C]` and `[L, 1, C]` → `[L, P / some, C]` each."""
   sums, pixels, channels = x.shape
   some = max(n for n in range(1, _PIXELS + 1) if pixels % n == 0)
   left, zero = (x - s).reshape(sums, -1, some, channels), jnp.zeros((), x.dtype)
@@ -312,13 +321,13 @@ def _some_shifted(x: Array, s: Array) -> tuple[Array, Array]:
 
 
 def _joined(parts: Sequence[Array]) -> Array:
-  """As columns of one matrix, or in a longer stack of matrices, so that what comes of them is in their order."""
+  """Concatenates stacks so that the sums keep their order: columns if each is one matrix, otherwise a longer stack."""
   return lax.concatenate(parts, 2 if len(parts[0]) == 1 else 0)
 
 
 def _left_product(matrix: np.ndarray, stack: Array) -> Array:
-  """The product of a matrix with each of a stack."""
-  # Copies, since what NumPy broadcasts would not be a constant but filled each time.
+  """The product of a matrix with each matrix of a stack."""
+  # Copied by `np.tile`, since a broadcast array would not be a constant but be filled at every call.
   repeated = np.tile(matrix, (len(stack), 1, 1))
   return lax.dot_general(repeated, stack, (((2,), (1,)), ((0,), (0,))), precision='highest')
 
@@ -356,7 +365,16 @@ def _linear(
   on_cpu: Callable[..., Any] | None = None,
   on_gpu: Callable[..., Any] | None = None,
 ) -> Primitive:
-  """A primitive for a linear map."""
+  """A primitive for a linear map of arrays with the parameter `shape`.
+
+  Args:
+    name: name of the primitive.
+    aval: its abstract evaluation.
+    transpose: gives the cotangents of the arguments from those of the results, and the arguments.
+    function: the map in JAX's operations.
+    on_cpu: another implementation for CPU.
+    on_gpu: another implementation for GPUs.
+  """
   primitive = Primitive(name)
   primitive.multiple_results = True
   primitive.def_impl(jax.jit(primitive.bind, static_argnames='shape'))
@@ -382,7 +400,7 @@ def _linear(
 def _batch(
   primitive: Primitive, args: Sequence[Array], axes: Sequence[Any], **params: Any
 ) -> tuple[list[Array], list[int]]:
-  # One after the other, as in `darts_jax.nets.bilinear`.
+  # A loop, as in `darts_jax.nets.bilinear`.
   stacked = [
     jnp.moveaxis(x, axis, 0)
     if axis is not None
@@ -395,7 +413,7 @@ def _batch(
 
 def _laid_out(context: Any, x: Any) -> Any:
   module = context.module_context
-  # Where XLA shares a program out among devices, it would gather what is constrained; and it exports no constraint.
+  # In a program for several devices XLA would gather a constrained array; and constraints cannot be exported.
   if getattr(module.axis_context, 'num_devices', 1) != 1 or module.lowering_parameters.for_export:
     return [x]
 
@@ -412,7 +430,7 @@ for platform in GPUS:
   mlir.register_lowering(channels_last_p, _laid_out, platform=platform)
 
 
-# Each is the other's transpose.
+# `spread` and `sum_pixels` are each other's transposes.
 sum_pixels_p: Primitive
 spread_p = _linear(
   'spread', _spread_aval, lambda cts, args: sum_pixels_p.bind(*cts, shape=args[0].aval.shape[1:]), _spread
@@ -449,7 +467,7 @@ def _shifted_sums_jvp(primals: Sequence[Array], tangents: Sequence[Any]) -> tupl
   shape = shifts.shape[1:]
   moving = [ad.instantiate_zeros(t) for t in tangents[:-1]]
   sums = sum_pixels(moving, shape)
-  # Of 2 (x − s) ẋ, but by linear maps of x and ẋ, which have transposes and CPU kernels of their own.
+  # The sum of 2 (x − s) ẋ, written with maps that have transposes and CPU kernels of their own.
   squares = 2 * (sum_products(images, moving, shape) - shifts * sums)
   return shifted_sums_p.bind(*primals), [sums, squares]
 

@@ -15,7 +15,7 @@ from darts_jax.spaces import CellSpec, Mixing, Plan
 
 Array = jax.Array
 T = TypeVar('T')
-#: Kinds of cells by name.
+#: Specs of the kinds of cells by name.
 Cells = tuple[tuple[str, CellSpec], ...]
 
 
@@ -25,17 +25,17 @@ class Supernet(nn.Module):
   Attributes:
     cells: specs of the kinds of cells.
     plan: the layers.
-    channels: channels `C`, of which layers have multiples.
+    channels: base number of channels `C`; each layer has a multiple of it.
     num_classes: number of logits.
-    stem_multiplier: of the stem `'cifar'`, which has `stem_multiplier · C` channels.
-    remat: whether a gradient may compute the inside of cells once more instead of keeping it; see `jax.checkpoint`.
-    smooth: whether this is the smooth twin of a network, with SiLU for ReLU and average for maximum pooling and the
-      same parameters: where kinks are suspected, what differs between the two is due to them.
-    groups: the examples that share statistics of BN.
+    stem_multiplier: the stem `'cifar'` has `stem_multiplier · C` channels.
+    remat: whether cells use gradient checkpointing, see `jax.checkpoint`.
+    smooth: whether this is the smooth twin of a network, with the same parameters, SiLU instead of ReLU and average
+      instead of maximum pooling. Differences between a network and its twin are due to the kinks.
+    groups: groups of examples that share BN statistics.
     stem: see `Network`.
-    tracked: whether BN in cells has running statistics; if not, those of the batch are used in evaluation, too. Stem,
-      blocks and the last BN have them in any case.
-    channel_part: K, if edges compute one in K channels; see `Cell`.
+    tracked: whether BN in cells has running statistics; if not, evaluation uses the statistics of the batch, too. The
+      stem, blocks and the last BN always have running statistics.
+    channel_part: K for partial channels, see `Cell`.
   """
 
   cells: Cells
@@ -56,7 +56,7 @@ class Supernet(nn.Module):
 
     Args:
       images: `[N, H, W, ·]`, normalised; their dtype is the dtype of computation.
-      mixing: by kind of cell the mixing weights, or those of operations alone, `[E, O]`.
+      mixing: mixing weights for each kind of cell, or the weights of operations alone, `[E, O]`.
       train: whether BN uses the statistics of the batch.
 
     Returns:
@@ -83,11 +83,11 @@ class Supernet(nn.Module):
 
 
 class Logits(NamedTuple):
-  """What a network says of images.
+  """The outputs of a network.
 
   Attributes:
-    main: `[N, num_classes]`, at least float32.
-    auxiliary: the same of the auxiliary head, in training; None otherwise.
+    main: `[N, num_classes]` logits, at least float32.
+    auxiliary: `[N, num_classes]` logits of the auxiliary head in training; None in evaluation and without such a head.
   """
 
   main: Array
@@ -98,16 +98,16 @@ class Network(nn.Module):
   """The network of a found architecture, trained from scratch [DARTS §3.2, §A.2].
 
   Attributes:
-    cells: specs of the kinds of cells, one operation an edge.
+    cells: specs of the kinds of cells, one operation per edge.
     plan: the layers.
-    channels: channels `C`, of which layers have multiples.
+    channels: base number of channels `C`; each layer has a multiple of it.
     num_classes: number of logits.
-    stem: `'cifar'`, one 3×3 convolution to `stem_multiplier · C` channels; or `'imagenet'`, three of stride 2 to C/2, C
-      and C channels, of which the last two are the inputs of the first cell.
-    auxiliary: whether a second classifier reads a layer in training (see `AuxiliaryHead`), which the plan names.
-    auxiliary_norm: whether its last convolution is followed by BN; not so in the published network for ImageNet.
-    stem_multiplier: of the stem `'cifar'`.
-    remat: whether a gradient may compute the inside of cells once more instead of keeping it; see `jax.checkpoint`.
+    stem: `'cifar'`: one 3×3 convolution to `stem_multiplier · C` channels; or `'imagenet'`: three 3×3 convolutions of
+      stride 2 to C/2, C and C channels, where the outputs of the last two are the inputs of the first cell.
+    auxiliary: whether, in training, an auxiliary head reads the layer that the plan names (see `AuxiliaryHead`).
+    auxiliary_norm: whether BN follows its last convolution; it does not in the published network for ImageNet.
+    stem_multiplier: the stem `'cifar'` has `stem_multiplier · C` channels.
+    remat: whether cells use gradient checkpointing, see `jax.checkpoint`.
   """
 
   cells: Cells
@@ -127,14 +127,17 @@ class Network(nn.Module):
     Args:
       images: `[N, H, W, ·]`, normalised; their dtype is the dtype of computation.
       train: whether BN uses the statistics of the batch, and the auxiliary head is computed.
-      drop_path: `[]`, probability in [0, 1) that an edge is dropped for an image; the others are scaled up by
-        1/(1 − `drop_path`), so that expectations stay. Identities are never dropped [DARTS §A.2].
-      key: draws what is dropped, in training; None for no drop path.
+      drop_path: `[]`, probability in [0, 1) that an edge is dropped for an image; edges that stay are scaled by
+        1/(1 − `drop_path`), which keeps the expectation. Identities are never dropped [DARTS §A.2].
+      key: key for drop path, used in training only; None for no drop path.
+
+    Raises:
+      ValueError: the plan has a layer that cannot be built, or images are too small for the auxiliary head.
     """
     outputs = _stem(self, images, WHOLE_BATCH, train=train)
     factors: Array | None = None
     if train and key is not None:
-      # Drawn for all cells at once: each draw of its own would add a copy of the random generator to the program.
+      # One draw for all cells: every draw adds a copy of the random number generator to the program.
       num_edges = max(spec.num_edges for _, spec in self.cells)
       factors = drop_path_factors(key, drop_path, (len(self.plan.layers), num_edges, len(images)))
 
@@ -157,14 +160,14 @@ class Network(nn.Module):
 
 
 class AuxiliaryHead(nn.Module):
-  """A second classifier half way [DARTS §A.2], which strengthens the gradient of early cells.
+  """A second classifier, on an intermediate layer [DARTS §A.2], which strengthens the gradient of early cells.
 
   ReLU, 5×5 average pooling, 1×1 convolution to 128 channels, BN, ReLU, 2×2 convolution to 768, BN, ReLU, linear.
-  The published one is made for images that come down to one pixel, and others are averaged over what is left.
+  The published head requires that one pixel is left for the linear layer; here the mean over all that are left is used.
 
   Attributes:
     num_classes: number of logits.
-    stride: of the pooling, 3 for CIFAR and 2 for ImageNet.
+    stride: stride of the pooling, 3 for CIFAR and 2 for ImageNet.
     norm: whether BN follows the last convolution.
   """
 
@@ -174,7 +177,7 @@ class AuxiliaryHead(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, *, train: bool) -> Array:
-    """`[N, num_classes]` logits, at least float32, of `[N, H, W, C]`.
+    """Maps `[N, H, W, C]` to `[N, num_classes]` logits, at least float32.
 
     Raises:
       ValueError: the image is too small for the pooling and the convolution.
@@ -193,7 +196,7 @@ class AuxiliaryHead(nn.Module):
 
 
 def drop_path_factors(key: Array, rate: Array | float, shape: tuple[int, ...]) -> Array:
-  """What drop path multiplies edges with: float32 of `shape`, 0 with probability `rate`, otherwise 1/(1 − `rate`)."""
+  """Factors of drop path: float32 of this shape, 0 with probability `rate`, otherwise 1/(1 − `rate`)."""
   kept = 1 - jnp.asarray(rate, jnp.float32)
   return jax.random.bernoulli(key, kept, shape) / kept
 
@@ -203,12 +206,23 @@ def _auxiliary_stride(stem: str) -> int:
 
 
 def auxiliary_size(stride: int) -> int:
-  """The smallest image, in pixels a side, that an auxiliary head can read: a 2×2 convolution after a pool of 5×5."""
+  """Side, in pixels, of the smallest image that an auxiliary head can read: 5×5 pooling, then a 2×2 convolution."""
   return 5 + stride
 
 
 def check_image_size(height: int, width: int, plan: Plan, *, stem: str = 'cifar', auxiliary: bool = False) -> None:
-  """Raises a ValueError, which names `image_size`, unless a network can be built for images of this size."""
+  """Checks that images are large enough for the auxiliary head of a network.
+
+  Args:
+    height: height of the images.
+    width: width of the images.
+    plan: layers of the network.
+    stem: stem of the network.
+    auxiliary: whether the network has an auxiliary head.
+
+  Raises:
+    ValueError: images are too small; the message begins with `image_size`.
+  """
   if not auxiliary or plan.auxiliary is None:
     return
   before = plan._replace(layers=plan.layers[: plan.auxiliary + 1])
@@ -223,19 +237,22 @@ def check_image_size(height: int, width: int, plan: Plan, *, stem: str = 'cifar'
 def check_statistics(
   field: str, examples: int, height: int, width: int, plan: Plan, *, stem: str = 'cifar', auxiliary: bool = False
 ) -> None:
-  """Raises a ValueError unless BN, in training, sees more than one number of every channel, which it would make zero.
+  """Checks that BN in training has more than one value per channel; it would normalise a single value to zero.
 
   Args:
-    field: the setting that says how many examples share statistics.
-    examples: their number.
-    height: of images.
-    width: likewise.
-    plan: of the network.
-    stem: of the network.
+    field: name of the setting that says how many examples share statistics.
+    examples: number of examples that share statistics.
+    height: height of the images.
+    width: width of the images.
+    plan: layers of the network.
+    stem: stem of the network.
     auxiliary: whether the network has an auxiliary head whose last convolution is followed by BN.
+
+  Raises:
+    ValueError: BN would have a single value per channel; the message begins with `field`.
   """
   halvings = plan.halvings + (3 if stem == 'imagenet' else 0)
-  # Rounded up at each.
+  # Each halving rounds up.
   sides = [-(-side // 2**halvings) for side in (height, width)]
   pixels = math.prod(sides)
   if auxiliary:
@@ -251,7 +268,7 @@ def check_statistics(
 def _stem(
   net: Supernet | Network, images: Array, groups: NormGroups, *, train: bool, smooth: bool = False
 ) -> list[Array]:
-  """The outputs of the stem of the network that is being built, which it names; the first layers read them."""
+  """The outputs of the stem of a network, with parameters of that module; the first layers read them."""
   channels = net.channels
   if net.stem == 'cifar':
     wide = conv(net, 'stem', images, net.stem_multiplier * channels, 3)
@@ -266,19 +283,19 @@ def _stem(
 
 
 def last_of(outputs: Sequence[T], count: int) -> tuple[T, ...]:
-  """The last outputs, which a layer reads; the first of them several times if there are too few."""
+  """The last `count` outputs, which a layer reads; if there are fewer, the first one is repeated."""
   return (outputs[0],) * (count - len(outputs)) + tuple(outputs[-count:])
 
 
 def larger_inputs(cells: Cells, plan: Plan, stem: str) -> list[tuple[bool, ...]]:
-  """For every layer and each of its inputs whether it is twice as large as the last one.
+  """For every layer, flags for its inputs: whether each is twice as large as the layer's last input.
 
   Raises:
-    ValueError: the plan names an unknown cell, or an input is larger still.
+    ValueError: the plan names an unknown cell, or an input is more than twice as large as the last one.
   """
   specs = dict(cells)
   plan.check(specs)
-  # How often each output was halved; the stem for ImageNet has two, of which the second is smaller.
+  # Number of halvings before each output; the stem for ImageNet has two outputs, the second half as large.
   halvings = [0, 1] if stem == 'imagenet' else [0]
   found = []
   for index, layer in enumerate(plan.layers):
@@ -300,7 +317,7 @@ def _layers(
   tracked: bool = True,
   channel_part: int = 1,
 ) -> Iterator[tuple[str, Cell | Residual, int]]:
-  """The layers of the network that is being built: name of the cell or block, module, number of outputs it reads."""
+  """Yields the layers of a network: name of the cell or block, module, number of outputs that it reads."""
   specs = dict(net.cells)
   for index, (layer, larger) in enumerate(
     zip(net.plan.layers, larger_inputs(net.cells, net.plan, net.stem), strict=True)
@@ -318,16 +335,16 @@ def _layers(
 def _normalised(
   net: Supernet | Network, images: Array, groups: NormGroups, *, train: bool, smooth: bool = False
 ) -> Array:
-  """What is pooled: the last output, after BN and ReLU if the plan says so."""
+  """The input of the global pooling: the last output, after BN and ReLU if the plan says so."""
   if not net.plan.last_norm:
     return images
   return activate(BatchNorm(True, groups, name='last_bn')(images, train=train), smooth)
 
 
 def _classify(module: nn.Module, name: str, images: Array, num_classes: int) -> Array:
-  """Logits from the mean over all pixels, at least float32."""
+  """The logits, at least float32: global average pooling and a linear layer."""
   features = jnp.mean(images.astype(jnp.promote_types(images.dtype, jnp.float32)), axis=(1, 2))
-  # For those who ask for intermediate values; nothing otherwise.
+  # Does nothing unless the collection `intermediates` is mutable.
   module.sow('intermediates', 'features', features)
   width = features.shape[-1]
   weights = module.param(name, uniform_fan_in(width), (width, num_classes))

@@ -1,4 +1,4 @@
-"""What a network costs: weights and multiply-adds, part by part, from shapes alone."""
+"""The cost of a network: weights and multiply-adds of each part, from shapes alone."""
 
 import functools
 import math
@@ -13,12 +13,12 @@ from darts_jax.nets.layers import OWN
 from darts_jax.nets.operations import make_own, train_of
 from darts_jax.spaces import CellSpec
 
-#: How multiply-adds are counted; published counts follow several conventions.
+#: How multiply-adds of image classifiers are counted; published counts follow several conventions.
 CONVENTION = (
   'multiply-adds of convolutions and linear layers for one image in evaluation; a product and its addition count as'
   ' one, biases, BN, pooling, ReLU and sums of edges as none'
 )
-#: Likewise of language models.
+#: How multiply-adds of language models are counted.
 LANGUAGE_CONVENTION = (
   'multiply-adds of linear layers for one token in evaluation, the scores of all words included; a product and its'
   ' addition count as one, looking up a word, biases, activations, gates and the mean of states as none'
@@ -29,11 +29,11 @@ class Part(NamedTuple):
   """A part of a network.
 
   Attributes:
-    name: `stem`, `cell0`, …, `classifier` or `auxiliary`; of a fixed block `residual1` and the like.
-    kind: the kind of cell, or the block; empty for the others.
+    name: `stem`, `cell0`, …, `classifier` or `auxiliary`; `residual1` and the like for fixed blocks.
+    kind: the kind of cell, or the name of the block; empty for other parts.
     size: height and width of its output.
-    channels: of its output.
-    weights: parameters, those of BN included.
+    channels: channels of its output.
+    weights: number of parameters, including those of BN.
     multiply_adds: see `CONVENTION`; 0 for the auxiliary head, which an evaluation leaves out.
   """
 
@@ -50,9 +50,9 @@ class LanguagePart(NamedTuple):
 
   Attributes:
     name: `embedding`, `s0`, `s1`, …, `decoder`.
-    activation: of a node of the cell; empty for the others.
-    reads: what it is computed from.
-    weights: parameters; those that decoder and embedding share are the embedding's.
+    activation: activation of a node of the cell; empty for other parts.
+    reads: description of its input.
+    weights: number of parameters; parameters that decoder and embedding share are counted for the embedding.
     multiply_adds: see `LANGUAGE_CONVENTION`.
   """
 
@@ -66,13 +66,13 @@ class LanguagePart(NamedTuple):
 def language_parts_of(cell: CellSpec, width: int, vocabulary: int) -> list[LanguagePart]:
   """The parts of a language model [DARTS §3.1.2] in the order of computation.
 
-  With width H and V words, the tied embedding has V·H weights, the product that makes the first state from input and
-  previous output 2H·2H, that of every node H·2H, and the decoder V biases of its own.
+  With width H and V words, the tied embedding has V·H weights, the product for the first state (from the input and the
+  previous output) has 2H·2H, the product of every node has H·2H, and the decoder has V biases.
 
   Args:
     cell: the recurrent cell, discrete.
-    width: of embedding and states.
-    vocabulary: words.
+    width: width H of embedding and states.
+    vocabulary: number of words V.
   """
   assert cell.output == 'mean', cell
   assert cell.is_discrete, cell
@@ -90,13 +90,13 @@ def language_parts_of(cell: CellSpec, width: int, vocabulary: int) -> list[Langu
 def parts_of(net: Network, height: int, width: int, channels: int) -> list[Part]:
   """The parts of a network for images of this size, in the order of computation, the auxiliary head last.
 
-  Nothing is allocated. What a kernel costs is its size times the pixels it is applied to.
+  Nothing is allocated. The multiply-adds of a kernel are its size times the number of its output pixels.
 
   Args:
     net: the network.
-    height: of the images.
-    width: likewise.
-    channels: of the images.
+    height: height of the images.
+    width: width of the images.
+    channels: channels of the images.
   """
   images = jax.ShapeDtypeStruct((1, height, width, channels), jnp.float32)
   variables = jax.eval_shape(lambda images: net.init(jax.random.key(0), images, train=True), images)
@@ -127,7 +127,7 @@ def parts_of(net: Network, height: int, width: int, channels: int) -> list[Part]
       kernels = [value for key, value in params[name].items() if not key.startswith('bn')]
       found.append(Part(name, layer.cell, size, features, _count(params[name]), _count(kernels) * math.prod(size)))
       continue
-    # A cell of nothing but pools and identities has no parameters.
+    # A cell that has only pools and identities has no parameters.
     cell: Mapping[str, Any] = params.get(f'cell{index}', {})
     spec = specs[layer.cell]
     multiply_adds = math.prod(before) * sum(
@@ -146,7 +146,7 @@ def parts_of(net: Network, height: int, width: int, channels: int) -> list[Part]
             continue
           multiply_adds += _count(values) * math.prod(size)
           if operation == 'conv_7x1_1x7' and layer.stride == 2 and at_input:
-            # Its first half shrinks the width alone.
+            # The first of its two convolutions halves only the width.
             multiply_adds += values['across'].size * (before[0] * size[1] - math.prod(size))
     width_out = features * (len(spec.outputs) if spec.output == 'concat' else 1)
     found.append(Part(f'cell{index}', layer.cell, size, width_out, _count(cell), multiply_adds))
@@ -159,7 +159,7 @@ def parts_of(net: Network, height: int, width: int, channels: int) -> list[Part]
 
 @functools.cache
 def products_of(operation: str, features: int, stride: int, height: int, width: int) -> int:
-  """Multiply-adds of a user's own operation on one image, see `CONVENTION`, from its program in evaluation."""
+  """Multiply-adds of a user's own operation on one image, counted in its jaxpr in evaluation; see `CONVENTION`."""
   module = make_own(operation, features, stride)
   images = jax.ShapeDtypeStruct((1, height, width, features), jnp.float32)
   kwargs: dict[str, Any] = {**train_of(module, False)}
@@ -172,7 +172,7 @@ def products_of(operation: str, features: int, stride: int, height: int, width: 
 
 
 def _products(jaxpr: Any) -> int:
-  """Multiply-adds of the products of matrices and the convolutions in a program."""
+  """Multiply-adds of the matrix products and convolutions in a jaxpr."""
   total = 0
   for eqn in jaxpr.eqns:
     if eqn.primitive.name == 'dot_general':
@@ -184,7 +184,7 @@ def _products(jaxpr: Any) -> int:
       kernel = eqn.invars[1].aval.shape
       total += math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel[axis] for axis in (inputs, *spatial))
     else:
-      # Inner programs, those of a loop once for each of its turns.
+      # Nested jaxprs; the body of a loop counts once per iteration.
       inner = jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, 'eqns') or hasattr(x, 'jaxpr'))
       programs = [getattr(each, 'jaxpr', each) for each in inner if hasattr(each, 'eqns') or hasattr(each, 'jaxpr')]
       total += eqn.params.get('length', 1) * sum(map(_products, programs))

@@ -1,7 +1,7 @@
-"""Dense convolutions, those of stems and auxiliary heads.
+"""Dense convolutions, as in stems and auxiliary heads.
 
-XLA's CPU convolutions take the gradient in the weights for a convolution with filters as large as the image, and need
-many times as long as the product of the image's patches with the cotangent.
+On CPU, XLA computes the weight gradient as a convolution with filters as large as the image, which takes many times as
+long as the product of the image's patches with the cotangent.
 """
 
 import dataclasses
@@ -26,9 +26,9 @@ class Dense(Bilinear):
   Attributes:
     image: shape of the images.
     kernel: shape of the filters.
-    stride: in both directions.
+    stride: stride in both directions.
     padding: pixels added on every side.
-    precision: of the products, JAX's default where the map was called.
+    precision: precision of the products: JAX's default matmul precision at the call.
   """
 
   image: tuple[int, int, int, int]

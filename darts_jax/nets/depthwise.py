@@ -6,12 +6,12 @@ They are bilinear in image and filters:
 
 where every filter `m` may also have an image of its own, x[m, n, …].
 
-XLA's CPU convolutions with groups are some fifty times slower than the same sum written as shifted slices. On GPUs the
-slices become one kernel, in which stacks stay as they are; TPUs are served well by convolutions. So there is a program
-for each (see `darts_jax.nets.bilinear`).
+XLA's grouped convolutions on CPU are about fifty times slower than the same sum written as shifted slices. On GPUs the
+slices become one kernel, and stacks need not be transposed; on TPUs grouped convolutions are fast. Hence there is one
+implementation for each platform (see `darts_jax.nets.bilinear`).
 
-Several *banks* of filters may read one image; they are computed in one go, because programs are built
-from hundreds of these and each costs time to compile.
+Several *banks* of filters may read one image. They are computed together, since a program has hundreds of depthwise
+convolutions and each takes time to compile.
 """
 
 import dataclasses
@@ -31,12 +31,12 @@ from darts_jax.runtime.materialise import computed_once
 
 Array = jax.Array
 
-#: Taps and columns that the gradient of the filters adds up at a time on CPU.
+#: Numbers of taps and of columns that the filter gradient adds up in one reduction on CPU.
 _TAPS, _COLUMNS = 9, 8
 
 
 class Bank(NamedTuple):
-  """Filters `[M, K, L, C]` of one size and dilation, `M` for each channel of the image."""
+  """A bank of filters `[M, K, L, C]` of one size and dilation: `M` filters for each channel of the image."""
 
   kernel: tuple[int, int]
   dilation: int
@@ -63,11 +63,11 @@ class Depthwise(Bilinear):
   """Depthwise convolutions with several banks of filters.
 
   Attributes:
-    image: shape of what is convolved: `(1, N, H, W, C)`, which all filters read, or `(M, N, H, W, C)`, with an image
-      for each filter of a channel.
-    stride: of all banks.
-    banks: of filters.
-    precision: of the products, JAX's default where the map was called.
+    image: shape of the input: `(1, N, H, W, C)`, images that all filters read, or `(M, N, H, W, C)`, images for each
+      filter of a channel.
+    stride: stride of all banks.
+    banks: the banks of filters.
+    precision: precision of the products: JAX's default matmul precision at the call.
   """
 
   image: tuple[int, int, int, int, int]
@@ -89,7 +89,7 @@ class Depthwise(Bilinear):
     return [(bank.multiplier, self.image[1], *self.output_size, bank.channels) for bank in self.banks]
 
   def apply(self, images: list[Array], weights: list[Array]) -> list[Array]:
-    """Convolutions with one group a channel."""
+    """Computes grouped convolutions with one group per channel and filter."""
     return [self._convolution(images[0], f, bank) for f, bank in zip(weights, self.banks, strict=True)]
 
   def _convolution(self, x: Array, kernel: Array, bank: Bank) -> Array:
@@ -109,10 +109,10 @@ class Depthwise(Bilinear):
     return jnp.moveaxis(y.reshape(*y.shape[:3], bank.multiplier, bank.channels), 3, 0)
 
   def face_on_cpu(self, target: str, first: list[Array], second: list[Array]) -> list[Array]:
-    """Stencils, that is sums of shifted slices.
+    """Computes stencils, that is, sums of shifted slices.
 
-    They read an image that is padded for the widest bank, computed once (see `darts_jax.runtime.materialise`) and not
-    once a tap.
+    They read an image that is padded for the widest bank and materialised (see `darts_jax.runtime.materialise`), since
+    XLA would otherwise pad it again for every tap.
     """
     if target == 'images':
       parts = [
@@ -132,10 +132,10 @@ class Depthwise(Bilinear):
   def faces_on_gpu(
     cls, maps: Sequence['Depthwise'], target: str, first: Sequence[list[Array]], second: Sequence[list[Array]]
   ) -> list[list[Array]]:
-    """Stencils of the stacks of all images and of all outputs, of which XLA makes a kernel or a few.
+    """Computes stencils on the stacks of all images and all outputs, which XLA compiles to few kernels.
 
-    Grouped convolutions are slow on GPUs with one channel a group, and would have the channels of all filters side by
-    side, for which stacks have to be transposed.
+    Grouped convolutions with one channel per group are slow on GPUs. They also need the channels of all filters in one
+    axis, for which stacks would have to be transposed.
     """
     x, y = ([array for arrays in each for array in arrays] for each in (first, second))
     face = {'images': _gpu_images, 'weights': _gpu_weights, 'outputs': _gpu_outputs}[target]
@@ -147,13 +147,13 @@ def depthwise_convs(x: Array, kernels: Sequence[Array], *, dilations: Sequence[i
   """Convolves every channel of an image with its own filters; zero padding, odd filter sides.
 
   Args:
-    x: `[N, H, W, C]` images; or `[M, N, H, W, C]`, with one for each filter of a channel.
-    kernels: banks of filters `[K, L, M, C]`, `M` for each channel.
+    x: `[N, H, W, C]` images; or `[M, N, H, W, C]`, with images for each filter of a channel.
+    kernels: banks of filters `[K, L, M, C]`: `M` filters for each channel.
     dilations: distance between the taps of the filters, for each bank.
     stride: output pixel `i` is centred on input pixel `stride · i`.
 
   Returns:
-    For each bank `[M, N, ⌈H/stride⌉, ⌈W/stride⌉, C]`, every channel under each of its filters.
+    For each bank `[M, N, ⌈H/stride⌉, ⌈W/stride⌉, C]`, the results of its `M` filters.
   """
   return _convolve([x], [kernels], [dilations], stride)
 
@@ -161,19 +161,29 @@ def depthwise_convs(x: Array, kernels: Sequence[Array], *, dilations: Sequence[i
 def depthwise_convs_apart(
   images: Sequence[Array], kernels: Sequence[Array], *, dilations: Sequence[int], stride: int = 1
 ) -> list[Array]:
-  """The same of several images, each with a bank of its own."""
+  """`depthwise_convs` of several images, each with one bank of its own.
+
+  Args:
+    images: `[N, H, W, C]`, or `[M, N, H, W, C]`, for each image.
+    kernels: `[K, L, M, C]`, the bank of filters of each image.
+    dilations: distance between the taps of the filters, for each image.
+    stride: stride of all banks.
+
+  Returns:
+    `[M, N, ⌈H/stride⌉, ⌈W/stride⌉, C]` for each image.
+  """
   return _convolve(images, [[kernel] for kernel in kernels], [[dilation] for dilation in dilations], stride)
 
 
 def depthwise_conv(x: Array, kernel: Array, *, stride: int = 1, dilation: int = 1) -> Array:
-  """`depthwise_convs` with a single bank."""
+  """`depthwise_convs` with a single bank: `[M, N, ⌈H/stride⌉, ⌈W/stride⌉, C]`."""
   return depthwise_convs(x, [kernel], dilations=[dilation], stride=stride)[0]
 
 
 def _convolve(
   images: Sequence[Array], kernels: Sequence[Sequence[Array]], dilations: Sequence[Sequence[int]], stride: int
 ) -> list[Array]:
-  """Of every image, with its banks of filters."""
+  """Convolves every image with its own banks of filters; the results of all banks follow each other."""
   precision = jax.config.values['jax_default_matmul_precision']
   maps = []
   for x, filters, distances in zip(images, kernels, dilations, strict=True):
@@ -193,7 +203,7 @@ def _margin(geometry: Depthwise) -> tuple[int, int]:
 
 
 def _prepared(x: Array, geometry: Depthwise) -> list[Array]:
-  """For each bank, what its filters read, `[M, N, ·, ·, C]`, with the margin around it."""
+  """For each bank, the padded images `[M, N, ·, ·, C]` that its filters read."""
   p, q = _margin(geometry)
   padded = computed_once(pad_images, x, rows=(p, p), columns=(q, q))
   return [jnp.broadcast_to(padded, (bank.multiplier, *padded.shape[1:])) for bank in geometry.banks]
@@ -223,15 +233,15 @@ def _output_stencil(prepared: Array, kernel: Array, bank: Bank, geometry: Depthw
 
 def _filters_stencil(prepared: Array, dy: Array, bank: Bank, geometry: Depthwise) -> Array:
   multiplier, num_images, height, width, channels = dy.shape
-  # First a few taps together over a few pixels of a row: so few that LLVM unrolls that loop, which leaves the one over
-  # channels innermost and makes vector instructions of it.
+  # First, a few taps are added up over a few pixels of a row: few enough for LLVM to unroll that loop, so that the loop
+  # over channels is innermost and becomes vector instructions.
   block = max(size for size in range(1, _COLUMNS + 1) if width % size == 0)
   products = [lax.mul(_shifted(prepared, offset, bank, geometry), dy) for offset in bank.taps()]
   products = [x.reshape(multiplier, num_images, height, width // block, block, channels) for x in products]
   sums: list[Array] = []
   for i in range(0, len(products), _TAPS):
     some = products[i : i + _TAPS]
-    # One variadic reduction reads dy once for all its taps.
+    # One variadic reduction reads `dy` once for all its taps.
     sums += lax.reduce(
       some,
       [jnp.zeros((), dy.dtype)] * len(some),
@@ -243,18 +253,18 @@ def _filters_stencil(prepared: Array, dy: Array, bank: Bank, geometry: Depthwise
 
 
 def _image_stencil(dy: Array, kernel: Array, *, bank: Bank, geometry: Depthwise) -> Array:
-  """The image's cotangent from a bank."""
+  """The contribution of one bank to the image's cotangent."""
   rows, columns = _spread_margins(bank.padding, geometry)
   padded = computed_once(pad_images, dy, rows=rows, columns=columns, dilation=geometry.stride)
   if geometry.image[0] == bank.multiplier:
     return _correlate(padded, kernel, bank=bank, geometry=geometry)
-  # The sum over filters would be merged with the taps of each, and leave their slices behind as arrays.
+  # Materialised, since XLA would fuse the sum over filters with the sums over taps, and materialise their slices.
   found = computed_once(_correlate, padded, kernel, bank=bank, geometry=geometry)
   return functools.reduce(jnp.add, lax.split(found, [1] * bank.multiplier))
 
 
 def _spread_margins(padding: tuple[int, int], geometry: Depthwise) -> tuple[Margins, Margins]:
-  """Of outputs that are spread out to stride 1, so that correlation with the flipped filter is a 'valid' one."""
+  """The margins of dilated outputs with which a correlation with the flipped filter needs no further padding."""
   rows, columns = (
     (margin, extent + margin - (geometry.stride * (out - 1) + 1))
     for margin, extent, out in zip(padding, geometry.image[2:4], geometry.output_size, strict=True)
@@ -263,14 +273,14 @@ def _spread_margins(padding: tuple[int, int], geometry: Depthwise) -> tuple[Marg
 
 
 def _correlate(padded: Array, kernel: Array, *, bank: Bank, geometry: Depthwise) -> Array:
-  """That from each of its filters, `[M, N, H, W, C]`."""
+  """The contributions of each filter of a bank to the image's cotangent, `[M, N, H, W, C]`."""
   windows = [window(padded, offset, geometry.image[2:4]) for offset in bank.taps()]
   return _weighted(windows[::-1], kernel)
 
 
 def _weighted(windows: list[Array], kernel: Array) -> Array:
-  """The sum of what each tap of filters `[M, K, L, C]` reads, `[M, N, H, W, C]`, times the tap."""
-  # As few operations a tap as possible: they are a third of a search step's program.
+  """The sum over the taps of filters `[M, K, L, C]` of a tap times the window that it reads, `[M, N, H, W, C]`."""
+  # As few operations per tap as possible: they are a third of a search step's program.
   taps = kernel.reshape(len(kernel), len(windows), -1)
   factors = [
     lax.broadcast_in_dim(lax.slice_in_dim(taps, i, i + 1, axis=1), x.shape, (0, 1, 4)) for i, x in enumerate(windows)
@@ -279,7 +289,7 @@ def _weighted(windows: list[Array], kernel: Array) -> Array:
 
 
 class _Member(NamedTuple):
-  """One of several banks, and the places of its images and outputs in the stacks of all."""
+  """One of several banks, and the slices of its images and outputs in the stacks of all images and outputs."""
 
   bank: Bank
   geometry: Depthwise
@@ -311,10 +321,10 @@ def _gpu_weights(members: Sequence[_Member], images: Sequence[Array], outputs: S
   """The gradients of all filters."""
   sums = []
   for windows, dy in zip(_gpu_windows(members, images), outputs, strict=True):
-    # By tap and filter, one of which is what a block of threads adds up.
+    # The first axis is taps times filters; each block of threads adds up one of its entries.
     products = channels_last(lax.concatenate([x * wide(dy) for x in windows], 0))
     sums.append(jnp.sum(products, (2, 3)))
-  # What is left of every image is summed up for all banks at once.
+  # The sums over the examples are one kernel for all banks.
   totals = lax.split(jnp.sum(lax.concatenate(sums, 0), 1), [len(part) for part in sums])
   return [
     jnp.moveaxis(total.reshape(*bank.kernel, bank.multiplier, bank.channels), 2, 0).astype(dy.dtype)
@@ -338,7 +348,7 @@ def _gpu_images(members: Sequence[_Member], kernels: Sequence[Array], outputs: S
 
 
 def _gpu_windows(members: Sequence[_Member], images: Sequence[Array]) -> list[list[Array]]:
-  """What the taps of every bank read, `[M, N, H', W', C]` each, at least float32."""
+  """For every bank, the windows that its taps read, `[M, N, H', W', C]` each, at least float32."""
   geometry, (p, q) = members[0].geometry, _widest(members)
   padded = _padded_stack(images, (p, p), (q, q))
   found = [_taps(padded, m.bank, m.images, (p, q), geometry.output_size, geometry.stride) for m in members]
@@ -349,9 +359,10 @@ def _gpu_windows(members: Sequence[_Member], images: Sequence[Array]) -> list[li
 
 
 def _gpu_kernels(kernels: Sequence[Array]) -> list[Array]:
-  """The filters in one array, or each of their taps would be one that a kernel is handed, and it takes only so many.
+  """The filters as parts of one materialised array, of at least float32.
 
-  At least float32, in which stencils add up: the newest GPUs could do so in bfloat16.
+  Otherwise every tap would be an argument of a kernel, and the number of these is limited. Without the conversion, the
+  newest GPUs would add up in bfloat16.
   """
   rows = wide(lax.optimization_barrier(lax.concatenate([k.reshape(-1, k.shape[-1]) for k in kernels], 0)))
   parts = lax.split(rows, [math.prod(k.shape[:-1]) for k in kernels])
@@ -359,20 +370,20 @@ def _gpu_kernels(kernels: Sequence[Array]) -> list[Array]:
 
 
 def _widest(members: Sequence[_Member]) -> tuple[int, int]:
-  """The margins that all banks find what they read in."""
+  """The padding of the widest bank, which is enough for all banks."""
   p, q = (max(paddings) for paddings in zip(*[m.bank.padding for m in members], strict=True))
   return p, q
 
 
 def _joined(stacks: Sequence[Array]) -> list[Array]:
-  """The stacks, as parts of one."""
+  """Concatenates stacks and splits the result again, so that XLA computes them as one array."""
   rows = lax.concatenate([stack_rows(x) for x in stacks], 0)
   parts = lax.split(rows, [len(x) for x in stacks])
   return [part.reshape(x.shape) for part, x in zip(parts, stacks, strict=True)]
 
 
 def _padded_stack(images: Sequence[Array], rows: Margins, columns: Margins, dilation: int = 1) -> Array:
-  """All images in one stack, at least float32."""
+  """All images in one padded stack, at least float32."""
   number = sum(len(x) for x in images)
   stack = wide(lax.concatenate([stack_rows(x) for x in images], 0).reshape(number, *images[0].shape[1:]))
   within = [(0, 0, 0), (0, 0, 0), (*rows, dilation - 1), (*columns, dilation - 1), (0, 0, 0)]
@@ -382,7 +393,16 @@ def _padded_stack(images: Sequence[Array], rows: Margins, columns: Margins, dila
 def _taps(
   padded: Array, bank: Bank, places: slice, margins: tuple[int, int], size: tuple[int, int], stride: int = 1
 ) -> list[Array]:
-  """The windows of the taps of a bank in its part of a stack that has such margins."""
+  """The windows that the taps of a bank read in its part of a padded stack.
+
+  Args:
+    padded: the stack.
+    bank: the bank.
+    places: slice of the stack that belongs to the bank.
+    margins: padding of the stack.
+    size: height and width of a window.
+    stride: stride of the windows.
+  """
   part = lax.slice_in_dim(padded, places.start, places.stop)
   top, left = (margin - padding for margin, padding in zip(margins, bank.padding, strict=True))
   return [window(part, (top + u, left + v), size, stride) for u, v in bank.taps()]

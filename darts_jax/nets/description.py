@@ -1,4 +1,4 @@
-"""What networks of architectures cost, as JSON values."""
+"""The cost of the networks of an architecture, as JSON values."""
 
 from typing import Any
 
@@ -7,15 +7,23 @@ from darts_jax.nets import cost
 from darts_jax.nets.conv import Network, check_image_size
 from darts_jax.spaces import Genotype
 
-#: Channels, cells, classes, pixels a side, colours: the sizes of the published evaluations [DARTS §3.2, §3.3].
+#: Sizes of the networks of the published evaluations [DARTS §3.2, §3.3]; `image_size` is the side in pixels.
 CIFAR = {'channels': 36, 'layers': 20, 'classes': 10, 'image_size': 32, 'image_channels': 3}
 IMAGENET = {'channels': 48, 'layers': 14, 'classes': 1000, 'image_size': 224, 'image_channels': 3}
-#: Width and words of the published evaluation on Penn Treebank [DARTS §3.2].
+#: Sizes of the language model of the published evaluation on Penn Treebank [DARTS §3.2].
 PTB = {'width': 850, 'vocabulary': 10_000}
 
 
 def classifier_sizes(genotype: Genotype, *, imagenet: bool = False) -> dict[str, int]:
-  """The sizes of the network of an architecture for images in the published evaluations."""
+  """Sizes of the image classifier of an architecture in the published evaluations of its space.
+
+  Args:
+    genotype: the architecture.
+    imagenet: whether it is the network for ImageNet.
+
+  Returns:
+    `channels`, `layers`, `classes`, `image_size` (side in pixels) and `image_channels`.
+  """
   network = spaces.space_of(genotype).defaults.get('network', {})
   return {name: network.get(name, value) for name, value in (IMAGENET if imagenet else CIFAR).items()}
 
@@ -23,16 +31,20 @@ def classifier_sizes(genotype: Genotype, *, imagenet: bool = False) -> dict[str,
 def describe_classifier(
   genotype: Genotype, *, imagenet: bool = False, auxiliary: bool = False, **sizes: int
 ) -> dict[str, Any]:
-  """What the network of an architecture costs that classifies images.
+  """Describes the cost of the image classifier of an architecture.
 
   Args:
     genotype: the architecture.
     imagenet: whether it is the network for ImageNet.
-    auxiliary: whether its auxiliary head is counted, too.
-    **sizes: `channels`, `layers`, `classes`, `image_size`, `image_channels`; see `classifier_sizes`.
+    auxiliary: whether it has an auxiliary head, whose weights are reported separately.
+    **sizes: sizes that differ from `classifier_sizes`.
+
+  Returns:
+    JSON values: `parameters` and `multiply_adds` of the network, `convention` of counting, `settings`, `genotype` and
+    `parts`; with an auxiliary head also `parameters_with_auxiliary_head`.
 
   Raises:
-    ValueError: there is no such network; one line that begins with the size.
+    ValueError: there is no such network; one line that begins with the name of the size.
   """
   usual = classifier_sizes(genotype, imagenet=imagenet)
   unknown = sorted(sizes.keys() - usual.keys())
@@ -53,7 +65,7 @@ def describe_classifier(
     classes,
     stem,
     auxiliary,
-    # The published network for ImageNet leaves this BN out.
+    # The published network for ImageNet lacks this BN.
     auxiliary_norm=not imagenet,
     stem_multiplier=space.defaults.get('network', {}).get('stem_multiplier', 3),
   )
@@ -74,7 +86,16 @@ def describe_classifier(
 def describe_language_model(
   genotype: Genotype, *, width: int = PTB['width'], vocabulary: int = PTB['vocabulary']
 ) -> dict[str, Any]:
-  """What the language model of a recurrent architecture costs; by default that of the published evaluation."""
+  """Describes the cost of the language model of a recurrent architecture.
+
+  Args:
+    genotype: the architecture.
+    width: width of embedding and states; by default as in the published evaluation.
+    vocabulary: number of words; by default as in the published evaluation.
+
+  Returns:
+    JSON values: `parameters`, `multiply_adds`, `convention` of counting, `settings`, `genotype` and `parts`.
+  """
   [(_, cell)] = genotype.cells
   parts = cost.language_parts_of(cell, width, vocabulary)
   return {

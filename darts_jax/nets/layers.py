@@ -1,9 +1,10 @@
-"""The layers operations are made of: batch normalisation, pointwise convolution.
+"""The layers that operations consist of: batch normalisation, pointwise convolution.
 
 Images are `[N, H, W, C]`. `M` edges that share an input and an operation are computed together, as a *stack* of images,
-`[M, N, H, W, C]`. Within `edges_as_channels` such a stack is one image of all their channels, `[1, N, H, W, M·C]`, edge
-after edge: what convolutions of a TPU read, for which stacks had to be laid out anew. Its smallest product of matrices
-is one of 128 channels, so that zeros between the edges cost nothing. On CPU such products took a fifth of a step.
+`[M, N, H, W, C]`. Within `edges_as_channels` such a stack is one image with the channels of all edges, edge after edge,
+`[1, N, H, W, M·C]`. TPUs convolve this layout directly, while stacks would have to be transposed. Pointwise
+convolutions are then products with block-diagonal matrices. The zeros in these cost nothing on TPUs, whose smallest
+matrix product has 128 channels, but a fifth of a search step on CPU.
 """
 
 import contextvars
@@ -25,7 +26,7 @@ from darts_jax.runtime.mesh import UNSHARED, Shards
 
 Array = jax.Array
 
-#: What the names of modules begin with that are a user's own operations.
+#: Prefix of the names of modules that are a user's own operations.
 OWN = 'own_'
 
 BN_EPSILON = 1e-5
@@ -35,7 +36,7 @@ _half_widths_only: contextvars.ContextVar[bool] = contextvars.ContextVar('half_w
 
 
 def uniform_fan_in(fan_in: int) -> Any:
-  """Initialiser of weights: uniform in ±1/√fan_in, as in the published experiments."""
+  """Initialiser of weights: uniform in ±1/√`fan_in`, as in the published experiments."""
 
   def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
     bound = 1 / math.sqrt(fan_in)
@@ -47,11 +48,20 @@ def uniform_fan_in(fan_in: int) -> Any:
 
 
 def init_variables(net: nn.Module, key: Array, *args: Any, **kwargs: Any) -> Any:
-  """`net.init` with all weights drawn in one go: the same distribution, a hundredth of the time to compile.
+  """`net.init` with one draw for all weights: the same distribution, a hundredth of the compilation time.
 
-  Every draw of its own costs a copy of the random generator in the program. Here the initialisers give the half-widths
-  of their distributions, which multiply one long vector of draws; scales and biases of BN keep their constants, and a
-  user's own operations what their initialisers give.
+  Every draw adds a copy of the random number generator to the program. Here the initialisers return the half-widths of
+  their uniform distributions, which are multiplied by one long vector of draws. Scales and biases of BN keep their
+  constants, and parameters of a user's own operations the values of their own initialisers.
+
+  Args:
+    net: the network.
+    key: key of the draw; it is consumed.
+    *args: arguments of the network.
+    **kwargs: further arguments of the network.
+
+  Returns:
+    The variables of the network, as `net.init` returns them.
   """
   token = _half_widths_only.set(True)
   try:
@@ -71,20 +81,20 @@ def init_variables(net: nn.Module, key: Array, *args: Any, **kwargs: Any) -> Any
 
 
 def activate(x: Array, smooth: bool) -> Array:
-  """ReLU; or SiLU, which has no kink, in a smooth twin of a network."""
+  """ReLU, or SiLU, which has no kink, if the network is a smooth twin."""
   return jax.nn.silu(x) if smooth else jax.nn.relu(x)
 
 
 class Affine(NamedTuple):
-  """A stack of images and a scale and shift of their channels that are yet to be carried out.
+  """A stack of images with a scale and an offset of their channels that are applied later.
 
-  What BN does to an image is such a map once the statistics are known. Left to its reader, it is part of whatever pass
-  over the image comes next (a ReLU, a weighted sum), and weighting the image is a product of two vectors.
+  BN is such a map once the statistics are known. Deferred, it becomes part of the next pass over the image (a ReLU, a
+  weighted sum), and a mixing weight is multiplied into the scale, a vector, instead of the image.
 
   Attributes:
     image: `[M, N, …, C]`.
-    scale: `[M, 1, …, 1, C]`, or `[M, N, 1, …, 1, C]` where images are normalised in groups; at least float32.
-    offset: likewise.
+    scale: `[M, 1, …, 1, C]`, or `[M, N, 1, …, 1, C]` if images are normalised in groups; at least float32.
+    offset: shape and dtype as `scale`.
   """
 
   image: Array
@@ -93,7 +103,7 @@ class Affine(NamedTuple):
 
   @classmethod
   def identity(cls, image: Array) -> 'Affine':
-    """The images as they are."""
+    """Images with scale 1 and offset 0."""
     dtype = jnp.promote_types(image.dtype, jnp.float32)
     shape = (image.shape[0], *[1] * (image.ndim - 2), image.shape[-1])
     return cls(image, jnp.ones(shape, dtype), jnp.zeros(shape, dtype))
@@ -104,7 +114,7 @@ class Affine(NamedTuple):
 
 
 def evaluate(parts: Sequence[Affine]) -> list[Array]:
-  """`image · scale + offset` of each, in the image's dtype; of those that follow each other in one shape together."""
+  """`image · scale + offset` of each part, in the image's dtype; adjacent parts of one shape are computed together."""
   results: list[Array] = []
   for shape, group in itertools.groupby(parts, lambda part: part.image.shape):
     some = list(group)
@@ -117,18 +127,21 @@ def evaluate(parts: Sequence[Affine]) -> list[Array]:
 
 @dataclasses.dataclass(frozen=True)
 class NormGroups:
-  """The examples that BN takes statistics over in training: consecutive ones of a batch [Hoffer et al. 2017, §4].
+  """Groups of consecutive examples of a batch that share BN statistics in training [Hoffer et al. 2017, §4].
 
   Attributes:
-    size: examples a group; 0 for the whole batch.
-    shards: how the batch is shared out among devices.
+    size: examples per group; 0 for the whole batch.
+    shards: how the batch is sharded over devices.
   """
 
   size: int = 0
   shards: Shards = UNSHARED
 
   def divide(self, num_examples: int) -> tuple[int, int]:
-    """How many groups a device has, and how many devices a group, for so many examples a device; one of both is 1.
+    """Number of groups per device, and number of devices per group; one of both is 1.
+
+    Args:
+      num_examples: examples per device.
 
     Raises:
       ValueError: groups and devices do not fit into each other.
@@ -144,13 +157,17 @@ class NormGroups:
     return local, devices
 
   def moments(self, *images: Array) -> tuple[Array, Array]:
-    """Means and variances over all but the first and last axes of stacks `[Mₖ, N, …, Cₖ]`, side by side.
+    """Means and variances over all but the first and last axes of stacks `[Mₖ, N, …, Cₖ]`, concatenated.
 
-    In one pass, of the difference to a number that is about as large as the mean: E[x²] − E[x]² would be nothing but
-    rounding where the mean is a thousand standard deviations from zero.
+    Computed in one pass from differences to a number close to the mean: E[x²] − E[x]² would consist of rounding errors
+    where the mean is a thousand standard deviations from zero.
+
+    Args:
+      *images: the stacks, of one dtype.
 
     Returns:
-      `[ΣMC]` each, of the group that these examples belong to; or `[G, ΣMC]`, if they are several groups.
+      Means and variances, `[ΣMC]` each, of the group that the examples of this device belong to; or `[G, ΣMC]`, if they
+      are several groups.
     """
     local, devices = self.divide(images[0].shape[1])
     parts = [x if local == 1 else x.reshape(x.shape[0], local, -1, x.shape[-1]) for x in images]
@@ -163,7 +180,7 @@ class NormGroups:
       found.append((shifts, *shifted_sums(some, shifts)))
 
     def in_order(values: Sequence[Array]) -> Array:
-      # From `[K, M, G, 1, C]` to `[G, K·M·C]`; of one group, whose numbers are in this order, to `[K·M·C]`.
+      # From `[K, M, G, 1, C]` to `[G, K·M·C]`; for one group, whose numbers are in this order already, to `[K·M·C]`.
       ordered = [x.reshape(-1) if local == 1 else jnp.moveaxis(x[:, :, :, 0], 2, 0).reshape(local, -1) for x in values]
       return jnp.concatenate(ordered, axis=-1)
 
@@ -174,14 +191,24 @@ class NormGroups:
     return shift + first, jnp.maximum(second - first * first, 0)
 
   def _of_all(self, shift: Array, first: Array, second: Array, devices: int) -> tuple[Array, Array, Array]:
-    """Means of `x − s` and `(x − s)²` over devices, for one `s`, from those for a shift of each; in one all-reduce.
+    """Combines the moments of all devices, each relative to its own shift, in one all-reduce.
 
-    A device has the shift sᵢ, the mean fᵢ of x − sᵢ and the mean qᵢ of (x − sᵢ)². With c for the common shift and
-    aᵢ = sᵢ − c, its means for that shift are fᵢ + aᵢ and qᵢ + 2 aᵢ fᵢ + aᵢ², of which this is the mean over devices.
-    Nothing but sums over devices can be had, and c follows from one, so that the products are written out:
+    Device i has the shift sᵢ, the mean fᵢ of x − sᵢ and the mean qᵢ of (x − sᵢ)². Relative to a common shift c, with
+    aᵢ = sᵢ − c, its means are fᵢ + aᵢ and qᵢ + 2 aᵢ fᵢ + aᵢ²; the results are the means of these over the D devices.
+    Only sums over devices are available, and c follows from one of the same sums, so that the products are expanded:
     Σ aᵢ² = Σ sᵢ² − 2 c Σ sᵢ + D c² (`between`), and, with fᵢ = lᵢ + rᵢ, Σ aᵢ fᵢ = Σ sᵢ lᵢ − c Σ lᵢ + Σ sᵢ rᵢ − c Σ rᵢ.
-    These differences are of numbers as large as the squared mean. They are exact, since s, c and l are rounded to a
-    third of a number's digits, products of two and sums of these to none at all; r, the rest, is small.
+    These are differences of numbers as large as the squared mean. They are exact nevertheless: s, c and l are rounded
+    to a third of the binary digits, so that products of two of them, and sums of these, are not rounded; the rest r is
+    small.
+
+    Args:
+      shift: shift of this device.
+      first: mean of x − shift on this device.
+      second: mean of (x − shift)² on this device.
+      devices: number of devices D.
+
+    Returns:
+      The common shift c, and the means of x − c and (x − c)² over all devices.
     """
     large = lax.stop_gradient(_rounded(first))
     small = first - large
@@ -195,27 +222,28 @@ class NormGroups:
 
 
 def _rounded(x: Array) -> Array:
-  """`x` to a third of its binary digits."""
+  """`x` rounded to a third of its binary digits."""
   kinds = jnp.finfo(x.dtype)
   return lax.reduce_precision(x, kinds.nexp, kinds.nmant // 3)
 
 
-#: Statistics of the whole batch.
+#: One group: the statistics of the whole batch.
 WHOLE_BATCH = NormGroups()
 
 
 class BatchNorm(nn.Module):
   """Batch normalisation over all but the last axis [DARTS §A]: ε = 1e-5, running statistics with decay 0.9.
 
-  In training the statistics of the batch are used (see `NormGroups.moments`). Running statistics are updated when the
-  collection `batch_stats` is mutable, the variance with the unbiased estimate. A caller who makes `moments` mutable
-  instead gets what they are updated with, at the same places, and can apply `running_average` to all layers at once. Of
-  several groups of examples these are means over those on this device.
+  In training the statistics of the batch are used (see `NormGroups.moments`). If the collection `batch_stats` is
+  mutable, running statistics are updated, the variance with the unbiased estimate. If the collection `moments` is
+  mutable instead, it gets the new values that enter the running averages, under the same names, so that the caller can
+  apply `running_average` to all layers at once. With several groups of examples on a device, these are means over the
+  groups.
 
   Attributes:
-    affine: whether a learned scale and bias follow.
-    groups: the examples that share statistics.
-    tracked: whether there are running statistics; if not, those of the batch are used in evaluation, too.
+    affine: whether there are a learned scale and bias.
+    groups: groups of examples that share statistics.
+    tracked: whether there are running statistics; if not, evaluation uses the statistics of the batch, too.
   """
 
   affine: bool
@@ -228,7 +256,15 @@ class BatchNorm(nn.Module):
 
   @nn.compact
   def fold(self, *images: Array, train: bool) -> list[Affine]:
-    """Normalises stacks `[Mₖ, N, …, C]` of one dtype, whose variables lie side by side; what is left is an `Affine`."""
+    """Normalises stacks `[Mₖ, N, …, Cₖ]` of one dtype, without applying scale and offset yet.
+
+    Args:
+      *images: the stacks; their entries of each variable are concatenated in this order.
+      train: whether the statistics of the batch are used.
+
+    Returns:
+      For each stack, the stack with the scale and offset that normalise it.
+    """
     sizes = [x.shape[0] * x.shape[-1] for x in images]
     running = {}
     if self.tracked and (not train or self.is_initializing() or self.is_mutable_collection('batch_stats')):
@@ -246,7 +282,7 @@ class BatchNorm(nn.Module):
           running[name].value = running_average(running[name].value, moment)
     else:
       mean, var = running['mean'].value, running['var'].value
-    # Written as one multiplication and one addition, so that the gradient needs two vectors and not a chain of passes.
+    # One multiplication and one addition, so that the gradient needs only two sums over pixels.
     scale = lax.rsqrt(var + BN_EPSILON)
     offset = -mean * scale
     if self.affine:
@@ -258,7 +294,7 @@ class BatchNorm(nn.Module):
       for x, part in zip(images, lax.split(values, sizes, values.ndim - 1), strict=True):
         grouped = jnp.moveaxis(part.reshape(-1, x.shape[0], x.shape[-1]), 0, 1)
         if grouped.shape[1] > 1:
-          # From groups to examples.
+          # From one entry per group to one per example.
           grouped = jnp.repeat(grouped, x.shape[1] // grouped.shape[1], axis=1)
         parts.append(grouped.reshape(*grouped.shape[:2], *[1] * (x.ndim - 3), x.shape[-1]))
       return parts
@@ -267,16 +303,16 @@ class BatchNorm(nn.Module):
 
 
 def running_average(old: Array, new: Array) -> Array:
-  """A running statistic of BN after one more batch."""
+  """A running statistic of BN after one more batch: `BN_DECAY · old + (1 − BN_DECAY) · new`."""
   return BN_DECAY * old + (1 - BN_DECAY) * new
 
 
 class _Products(Bilinear):
-  """Products of matrices, any face of which is one."""
+  """Matrix products, each face of which is a matrix product, too."""
 
   @property
   def kept(self) -> bool:
-    """By BN."""
+    """True: BN follows, whose backward pass needs the outputs."""
     return True
 
   def apply(self, images: list[Array], weights: list[Array]) -> list[Array]:
@@ -286,12 +322,12 @@ class _Products(Bilinear):
 
 @dataclasses.dataclass(frozen=True)
 class Pointwise(_Products):
-  """1×1 convolutions of a stack of rows of pixels.
+  """1×1 convolutions of a stack of rows `(M, P, C)`, one row per pixel.
 
   Attributes:
-    pixels: rows.
-    kernel: `(M, C, D)`.
-    precision: of the products, JAX's default where the map was called.
+    pixels: number of rows `P`.
+    kernel: shape of the matrices, `(M, C, D)`.
+    precision: precision of the products: JAX's default matmul precision at the call.
   """
 
   pixels: int
@@ -321,15 +357,15 @@ class Pointwise(_Products):
   def faces_on_gpu(
     cls, maps: Sequence['Pointwise'], target: str, first: Sequence[list[Array]], second: Sequence[list[Array]]
   ) -> list[list[Array]]:
-    """See `Bilinear`; one product."""
-    # XLA would make what it reads a part of the product and, for strided slices, stop with an error of its own.
+    """See `Bilinear`; all maps are one product."""
+    # Without the barrier XLA would fuse strided slices into the product and fail with an internal error.
     x, y = lax.optimization_barrier([lax.concatenate([arrays[0] for arrays in each], 0) for each in (first, second)])
     [found] = maps[0].face(target, [x], [y])
     return [[part] for part in lax.split(found, [each.kernel[0] for each in maps])]
 
 
 def pointwise_convs(images: Sequence[Array], kernels: Sequence[Array]) -> list[Array]:
-  """1×1 convolutions of several stacks of images, of each with its own matrix.
+  """1×1 convolutions of several stacks of images; every image of a stack has its own matrix.
 
   Args:
     images: `[M, N, H, W, C]` each.
@@ -338,7 +374,7 @@ def pointwise_convs(images: Sequence[Array], kernels: Sequence[Array]) -> list[A
   Returns:
     `[M, N, H, W, D]` for each.
   """
-  # Products of matrices: from a four-dimensional dot XLA would transpose the activations for the weight gradient.
+  # On rows of pixels: with more axes, XLA would transpose the activations for the weight gradient.
   rows = [stack_rows(x) for x in images]
   precision = jax.config.values['jax_default_matmul_precision']
   maps = []
@@ -351,12 +387,12 @@ def pointwise_convs(images: Sequence[Array], kernels: Sequence[Array]) -> list[A
 
 @dataclasses.dataclass(frozen=True)
 class _Blocks(_Products):
-  """1×1 convolutions of edges as channels: the product with a block-diagonal matrix.
+  """1×1 convolutions for edges as channels: the product with a block-diagonal matrix.
 
   Attributes:
-    image: `(N, H, W)`.
-    kernel: `(M, C, D)`.
-    precision: of the products, JAX's default where the map was called.
+    image: `(N, H, W)` of the images.
+    kernel: shape of the matrices, `(M, C, D)`.
+    precision: precision of the products: JAX's default matmul precision at the call.
   """
 
   image: tuple[int, int, int]
@@ -371,13 +407,13 @@ class _Blocks(_Products):
     return [(1, *self.image, edges * (channels if group == 'images' else features))]
 
   def face(self, target: str, first: list[Array], second: list[Array]) -> list[Array]:
-    """See `Bilinear`; images stay as they are, since TPUs would lay out rows of pixels anew."""
+    """See `Bilinear`; images keep their shape, since TPUs would copy them to reshape them to rows of pixels."""
     edges, channels, features = self.kernel
     ones = np.eye(edges, dtype=first[0].dtype)[:, None, :, None]
     if target == 'weights':
       pixels = (0, 1, 2, 3)
       full = lax.dot_general(first[0], second[0], ((pixels, pixels), ((), ())), precision=self.precision)
-      # Without it, XLA makes products of edges with edges of this one, and transposes the images for them.
+      # Without the barrier XLA would split this product into one per edge, and transpose the images for these.
       full = lax.optimization_barrier(full)
       return [jnp.sum(full.reshape(edges, channels, edges, features) * ones, 2)]
     kernel, x = (second[0], first[0]) if target == 'outputs' else (first[0], second[0])
@@ -387,14 +423,14 @@ class _Blocks(_Products):
 
 
 def pointwise_convs_of_channels(images: Sequence[Array], kernels: Sequence[Array]) -> list[Array]:
-  """`pointwise_convs` of edges as channels.
+  """`pointwise_convs` for edges as channels.
 
   Args:
     images: `[1, N, H, W, M·C]` each.
-    kernels: `[M, C, D]` for each.
+    kernels: `[M, C, D]` for each image.
 
   Returns:
-    `[1, N, H, W, M·D]` for each.
+    `[1, N, H, W, M·D]` for each image.
   """
   precision = jax.config.values['jax_default_matmul_precision']
   maps = []
@@ -405,6 +441,6 @@ def pointwise_convs_of_channels(images: Sequence[Array], kernels: Sequence[Array
 
 
 def pointwise(x: Array, kernel: Array) -> Array:
-  """The 1×1 convolution of images `[…, C]` with a matrix `[C, D]`."""
+  """The 1×1 convolution of images `[…, C]` with a matrix `[C, D]`: `[…, D]`."""
   found = pointwise_convs([x.reshape(1, *x.shape)], [kernel.reshape(1, *kernel.shape)])[0]
   return found.reshape(found.shape[1:])

@@ -1,4 +1,4 @@
-"""How a cell reads mixing weights: their shapes are checked, and what is not computed is left out."""
+"""Checks mixing weights for a cell, and removes operations that are not computed."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,13 +14,13 @@ Array = jax.Array
 
 
 class Weights(NamedTuple):
-  """The weights of a cell.
+  """The mixing weights of a cell, without operations that are not computed.
 
   Attributes:
-    operations: `[E, O]`; 0, also to derivatives, where an operation is not computed.
+    operations: `[E, O]`; 0, with derivative 0, where an operation is not computed.
     edges: `[E]`; None if all are 1.
-    constants: `[E]`, what is added to every pixel of an edge in place of operations that are not computed; None for
-      nothing.
+    constants: `[E]`: constant that replaces the operations of an edge that are not computed, added to every pixel;
+      None for nothing.
   """
 
   operations: Array
@@ -28,7 +28,7 @@ class Weights(NamedTuple):
   constants: Array | None = None
 
   def constant_of(self, rows: Sequence[int]) -> Array | None:
-    """`[]`: what is added to every pixel of the sum of edges, of which the rows are given; None for nothing."""
+    """The constant, `[]`, that is added to every pixel of the sum of the edges `rows`; None for nothing."""
     if self.constants is None:
       return None
     constants = self.constants if self.edges is None else self.constants * self.edges
@@ -36,10 +36,14 @@ class Weights(NamedTuple):
 
 
 def weights_of(mixing: Mixing | Array, spec: CellSpec) -> Weights:
-  """The weights of a cell from mixing weights, or from those of operations alone, `[E, O]`.
+  """Checks mixing weights and removes operations that are not computed.
+
+  Args:
+    mixing: mixing weights of a kind of cell, or the weights of operations alone, `[E, O]`.
+    spec: spec of the cell.
 
   Raises:
-    AssertionError: an array of the mixing weights has another shape than the cell asks for, or flags are no bool.
+    AssertionError: an array has another shape than the cell needs, or flags are not bool.
   """
   mixing = mixing if isinstance(mixing, Mixing) else Mixing(mixing)
   edges, columns = spec.num_edges, len(spec.operations)

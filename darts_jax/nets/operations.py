@@ -1,12 +1,12 @@
 """The candidate operations of a convolutional cell [DARTS §3.1.1, NASNet, NAS-Bench-201 §2.1].
 
-All edges that leave one node through one operation are computed together, which gives the same numbers as one
-after the other with a fraction of the kernels. An operation therefore takes the image of its source node,
-`[N, H, W, C]`, and returns a stack with one image an edge, `[M, N, H', W', C]`; or, when it has no parameters of its
-own for an edge, a stack of the single image that all its edges share. Convolutions come as ReLU, convolution, batch
-normalisation and have no bias, but for the dense ones of NAS-Bench-201 in a search; BN is one for all operations of a
-node that are at the same stage (see `Operations`), and its last scale and shift are left to the cell, which weights and
-sums all operations. Which part of a variable is which edge's is noted where it is made (`darts_jax.nets.parts`).
+All edges that leave one node with one operation are computed together, which gives the same numbers as a loop over
+edges with a fraction of the kernels. An operation therefore takes the image of its source node, `[N, H, W, C]`, and
+returns a stack with one image per edge, `[M, N, H', W', C]`; pools and identities return a stack of the single image
+that all their edges share. Convolutional operations are ReLU, convolution and batch normalisation. The convolutions
+have no bias, except for the dense ones of NAS-Bench-201 in a search. One BN serves all operations of a node that are at
+the same stage (see `Operations`). The cell applies the last scale and offset, together with the mixing weights. The
+modules note which part of a variable belongs to which edge (`darts_jax.nets.parts`).
 """
 
 import functools
@@ -43,13 +43,13 @@ from darts_jax.spaces.operations import OPERATIONS, is_own
 
 Array = jax.Array
 
-#: The dense convolutions of NAS-Bench-201 and the side of their filters.
+#: The dense convolutions of NAS-Bench-201, with the side of their filters.
 _DENSE: Mapping[str, int] = {'nor_conv_1x1': 1, 'nor_conv_3x3': 3}
 _POOLS: Mapping[str, Callable[[Array, int], Array]] = {'max_pool_3x3': max_pool, 'avg_pool_3x3': avg_pool}
 
 
 class ReluConv(nn.Module):
-  """ReLU and 1×1 convolution to `features` channels: with BN, how a cell prepares its inputs."""
+  """ReLU and a 1×1 convolution to `features` channels; followed by BN, it prepares an input of a cell."""
 
   features: int
   smooth: bool = False
@@ -62,9 +62,9 @@ class ReluConv(nn.Module):
 
 
 class FactorizedReduce(nn.Module):
-  """Halves the image: ReLU and two 1×1 stride-2 convolutions, the second one pixel further down and right.
+  """Halves the image: ReLU and two 1×1 stride-2 convolutions, the second shifted by one pixel down and right.
 
-  An image with an odd side is followed by zeros, below or on the right, so that both have ⌈H/2⌉ × ⌈W/2⌉ pixels.
+  An image with an odd side is padded with zeros at the bottom or right, so that both results have ⌈H/2⌉ × ⌈W/2⌉ pixels.
 
   Attributes:
     features: channels of an edge's output, half of them from each convolution.
@@ -84,9 +84,9 @@ class FactorizedReduce(nn.Module):
     x = activate(x, self.smooth)
     if x.shape[1] % 2 or x.shape[2] % 2:
       x = pad_images(x, (0, x.shape[1] % 2), (0, x.shape[2] % 2))
-    # All edges as one product, whose columns are channels of each.
+    # One product for all edges, whose columns are the channels of all edges.
     pixels = [x[None, :, i::2, i::2] for i in range(2)]
-    # For their gradients a conditional costs more than it saves.
+    # Not optional: for these gradients a conditional costs more than it saves.
     with weights_gradient_if(None):
       products = pointwise_convs(pixels, [kernel[i].reshape(1, channels, -1) for i in range(2)])
     halves = [y.reshape(*y.shape[1:4], self.edges, half) for y in products]
@@ -95,7 +95,7 @@ class FactorizedReduce(nn.Module):
 
 
 class Filters(NamedTuple):
-  """The depthwise filters of one operation: side and dilation, and the number of edges `M` that have it."""
+  """The depthwise filters of one operation: side, dilation, and the number of edges `M` that have the operation."""
 
   operation: str
   size: int
@@ -107,8 +107,8 @@ class SeparableStage(nn.Module):
   """ReLU, depthwise convolution, pointwise convolution, for several operations at once.
 
   Attributes:
-    filters: what is convolved; every edge of an operation has its own depthwise filters and its own matrix.
-    first: whether all operations read one image, that of a node, or each its own stack with one image an edge.
+    filters: depthwise filters of the operations; every edge has its own filters and its own pointwise matrix.
+    first: True if all operations read the image of a node; False if each reads its own stack with one image per edge.
     stride: stride of the depthwise convolutions.
     smooth: whether the network is a smooth twin.
   """
@@ -123,11 +123,11 @@ class SeparableStage(nn.Module):
     """Computes the stage.
 
     Args:
-      images: `[N, H, W, C]`, the image of a node; or, if not `first`, `[M, N, H, W, C]` for each operation, which as
-        channels are `[1, N, H, W, M·C]`.
+      *images: `[N, H, W, C]`, the image of a node; or, if not `first`, `[M, N, H, W, C]` for each operation
+        (`[1, N, H, W, M·C]` for edges as channels).
 
     Returns:
-      `[M, N, H', W', C]` for each operation, or `[1, N, H', W', M·C]`.
+      `[M, N, H', W', C]` for each operation (`[1, N, H', W', M·C]` for edges as channels).
     """
     dtype = images[0].dtype
     channels = images[0].shape[-1]
@@ -158,7 +158,7 @@ class SeparableStage(nn.Module):
 
 
 class Conv7x1Then1x7(nn.Module):
-  """ReLU, dense 1×7 and dense 7×1 convolution; NASNet's and AmoebaNet's, in no search space here."""
+  """ReLU, dense 1×7 and dense 7×1 convolution: an operation of NASNet and AmoebaNet, in no search space here."""
 
   edges: int
   stride: int
@@ -183,14 +183,14 @@ class Conv7x1Then1x7(nn.Module):
 
 
 class ReluConvs(nn.Module):
-  """ReLU and a dense convolution with filters of every edge's own; with BN, an operation of NAS-Bench-201.
+  """ReLU and a dense convolution, with filters for every edge; followed by BN, an operation of NAS-Bench-201.
 
   Attributes:
-    operation: its name.
+    operation: name of the operation.
     size: side of the filters, odd.
     edges: number of edges `M`.
     stride: 1 or 2.
-    bias: whether a learned bias is added, which BN takes away again.
+    bias: whether a learned bias is added; the BN that follows subtracts it again.
     smooth: whether the network is a smooth twin.
   """
 
@@ -207,7 +207,7 @@ class ReluConvs(nn.Module):
     fan_in = size * size * channels
     note((*self.path, 'kernel'), 3, [(self.operation, self.edges)])
     kernel = self.param('kernel', uniform_fan_in(fan_in), (size, size, channels, self.edges, channels))
-    # One convolution, whose channels are those of each edge.
+    # One convolution, with the channels of all edges.
     kernel = kernel.reshape(size, size, channels, -1)
     x = activate(x, self.smooth)
     if size == 1:
@@ -224,16 +224,17 @@ class ReluConvs(nn.Module):
 class Operations(nn.Module):
   """All operations that leave a node.
 
-  BN follows everything but identities, and in a discrete network pools; in a search it puts pools on one scale with
-  convolutions, unless told otherwise. Its statistics are those of one channel at a time, so one BN for all images at
-  hand, and a second for those of the operations that are applied twice, gives the same numbers in far fewer kernels.
+  BN follows all operations except identities and a user's own. It follows pools only in a search, unless
+  `pools_normalised` is False, where it puts them on one scale with convolutions. BN statistics are per channel, so that
+  one BN for the images of all operations, and a second one for operations with two stages, give the same numbers as one
+  per operation, in far fewer kernels.
 
   Attributes:
-    edges: for every operation other than `none` the number of edges `M` that have it.
+    edges: for every operation other than `none`, the number of edges `M` that have it.
     stride: 1 or 2.
-    discrete: in a discrete network BN has scale and bias, and pools are not normalised; in a search the reverse.
-    smooth: whether the network is a smooth twin, which has SiLU for ReLU and average for maximum pooling.
-    groups: the examples that share statistics of BN.
+    discrete: whether the network is discrete: BN has scale and bias, and pools have no BN. In a search, BN has neither.
+    smooth: whether the network is a smooth twin, with SiLU instead of ReLU and average instead of maximum pooling.
+    groups: groups of examples that share BN statistics.
     pools_normalised: whether BN follows pools in a search.
     tracked: whether BN has running statistics.
   """
@@ -254,13 +255,17 @@ class Operations(nn.Module):
       train: whether BN uses the statistics of the batch.
 
     Returns:
-      For every operation `[M, N, ⌈H/stride⌉, ⌈W/stride⌉, C]`; 1 for M if its edges share it; `[1, …, M·C]` as channels.
+      For every operation `[M, N, ⌈H/stride⌉, ⌈W/stride⌉, C]`, or `[1, …, C]` if its edges share one image;
+      `[1, …, M·C]` for edges as channels.
+
+    Raises:
+      ValueError: see `_computed_apart`.
     """
     own = tuple(OPERATIONS[name] for name, _ in self.edges if is_own(name))
     return self._traced_once(x, weights_gradient_wanted(), train=train, traced=(in_plain(), as_channels(), own))
 
-  # A network has dozens of nodes but few that differ: the others take the trace, and its derivatives, from the cache.
-  # A gate has to be an argument then, or it would be that of the first trace; likewise, how operations are traced.
+  # A network has dozens of nodes but few different ones; the others reuse a cached trace and its derivatives. All that
+  # the trace depends on is therefore an argument: `wanted`, which contexts hold, and a user's own modules.
   @functools.partial(nn.jit, static_argnames=('train', 'traced'))
   @nn.compact
   def _traced_once(
@@ -291,7 +296,7 @@ class Operations(nn.Module):
       elif name == 'conv_7x1_1x7':
         images[name] = Conv7x1Then1x7(count, self.stride, self.smooth, name=name)(x)
       elif name in _DENSE:
-        # BN without a bias of its own follows a convolution with one, as in the published code.
+        # In a search the convolution has a bias and BN has none, as in the published code.
         convs = ReluConvs(name, _DENSE[name], count, self.stride, not self.discrete, self.smooth, name=name)
         images[name] = convs(x)
     outputs |= self._normalised('bn0', images, train)
@@ -301,15 +306,15 @@ class Operations(nn.Module):
     return outputs
 
   def _computed_apart(self, name: str, count: int, x: Array, train: bool) -> Array:
-    """The images of a user's own operation, each edge by a module of its own, as a stack.
+    """The stack of images of a user's own operation, which has one module per edge.
 
     Raises:
-      ValueError: the operation cannot be made or called as docs/operations.md says, or gives an image of another shape.
+      ValueError: the operation cannot be created or called as docs/operations.md says, or its image has a wrong shape.
     """
     images = []
     shape = (x.shape[0], *(-(-side // self.stride) for side in x.shape[1:3]), x.shape[-1])
     for member in range(count):
-      # Two digits, so that modules are sorted as edges are.
+      # Two digits, so that modules, sorted by name, are in the order of edges.
       label = f'{OWN}{name}_{member:02d}'
       note_member((*self.path, label), name, member)
       module = make_own(name, x.shape[-1], self.stride, label)
@@ -321,7 +326,7 @@ class Operations(nn.Module):
     return jnp.concatenate(images, axis=-1)[None] if as_channels() else jnp.stack(images)
 
   def _normalised(self, name: str, images: Mapping[str, Array], train: bool) -> dict[str, Affine]:
-    """BN of all images, whose variables lie side by side in this order."""
+    """BN of all images; their entries of its variables are concatenated in this order."""
     if not images:
       return {}
     counts = dict(self.edges)
@@ -331,7 +336,11 @@ class Operations(nn.Module):
 
 
 def separable_filters(edges: tuple[tuple[str, int], ...]) -> tuple[tuple[Filters, ...], tuple[Filters, ...]]:
-  """Of the operations, `sep_conv`, which is a separable stage twice, the first strided; and `dil_conv`, one dilated."""
+  """The filters of separable convolutions: of `sep_conv`, which has two stages, and of `dil_conv`, which has one.
+
+  Args:
+    edges: operations and the number of edges that have each.
+  """
   known = [(name, count) for name, count in edges if not is_own(name)]
   twice = tuple(Filters(name, int(name[-1]), 1, count) for name, count in known if name.startswith('sep_conv'))
   once = tuple(Filters(name, int(name[-1]), 2, count) for name, count in known if name.startswith('dil_conv'))
@@ -339,16 +348,16 @@ def separable_filters(edges: tuple[tuple[str, int], ...]) -> tuple[tuple[Filters
 
 
 def make_own(name: str, features: int, stride: int, label: str | None = None) -> nn.Module:
-  """A user's own operation.
+  """Creates the module of a user's own operation.
 
   Args:
-    name: of the operation.
-    features: channels of its images.
+    name: name of the operation.
+    features: number of channels.
     stride: 1 or 2.
-    label: what the module is called.
+    label: name of the module; None for Flax's default.
 
   Raises:
-    ValueError: it is no Flax module, or has other attributes.
+    ValueError: the operation is not a Flax module, or lacks the attributes `features` and `stride`.
   """
   kind = OPERATIONS[name]
   if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
@@ -364,10 +373,16 @@ def make_own(name: str, features: int, stride: int, label: str | None = None) ->
 
 
 def check_own(names: Iterable[str], channels: int, height: int, width: int) -> None:
-  """Checks the user's own operations among some, on shapes alone, so that a network is not begun in vain.
+  """Checks the user's own operations by abstract evaluation, before a network is built.
+
+  Args:
+    names: names of operations; only the user's own are checked.
+    channels: channels of the images.
+    height: height of the images.
+    width: width of the images.
 
   Raises:
-    ValueError: one cannot be made or called, or gives another shape; one line that names it.
+    ValueError: an operation cannot be created or called, or gives a wrong shape; one line that names it.
   """
   x = jax.ShapeDtypeStruct((2, height, width, channels), jnp.float32)
   for name in dict.fromkeys(names):
@@ -377,7 +392,7 @@ def check_own(names: Iterable[str], channels: int, height: int, width: int) -> N
         jax.eval_shape(lambda key, x, operate=operate: operate.init(key, x, train=True), jax.random.key(0), x)
       except ValueError:
         raise
-      except Exception as error:  # It is anybody's program.
+      except Exception as error:  # A user's own code may raise anything.
         raise ValueError(
           f'operation {name}: fails on images of {height}×{width} pixels and {channels} channels'
           f' ({type(error).__name__}: {one_line(error)})'
@@ -385,5 +400,5 @@ def check_own(names: Iterable[str], channels: int, height: int, width: int) -> N
 
 
 def train_of(module: nn.Module, train: bool) -> dict[str, bool]:
-  """The argument `train` of a module, if it takes that."""
+  """Keyword arguments for the call of a module: `train`, if the module takes it."""
   return {'train': train} if 'train' in inspect.signature(type(module).__call__).parameters else {}

@@ -1,7 +1,7 @@
-"""To which operation on which edge of a supernet a number of its packed variables belongs.
+"""The owners of a supernet's packed variables: the operation and the edge that each number belongs to.
 
 The parameters of a supernet are one vector, its running statistics another (`darts_jax.runtime.packed`). The variables
-of a smaller supernet are those numbers of the vectors that belong to operations which are left, in their order.
+of a pruned supernet are those numbers of the vectors that belong to remaining operations, in the same order.
 """
 
 import dataclasses
@@ -25,12 +25,12 @@ PyTree = Any
 
 
 class Owner(NamedTuple):
-  """An operation on an edge, or on all edges that share a number: those that read the statistics of one pool.
+  """An operation on an edge, or on several edges that share a number (BN statistics of a pool).
 
   Attributes:
     cell: the kind of cell.
-    edges: rows of mixing weights.
-    operation: the column.
+    edges: rows of the mixing weights.
+    operation: column of the mixing weights.
   """
 
   cell: str
@@ -40,25 +40,25 @@ class Owner(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Owners:
-  """The owners of all numbers of a vector; layers with cells of one kind have the same ones.
+  """The owners of all numbers of a vector; all layers with cells of one kind have the same owners.
 
   Attributes:
-    entries: `[P]`, int32: for every number its place among `owners`; −1 if it belongs to no operation.
-    owners: each once.
+    entries: `[P]` int32: for every number, the index of its owner in `owners`; −1 if it belongs to no operation.
+    owners: the owners, without duplicates.
   """
 
   entries: np.ndarray
   owners: tuple[Owner, ...]
 
   def flagged(self, flags: Mapping[str, Any]) -> Any:
-    """Which numbers belong to operations that are flagged.
+    """Flags the numbers that belong to flagged operations.
 
     Args:
-      flags: by kind of cell `[E, O]`, bool: of every operation on every edge.
+      flags: for each kind of cell, `[E, O]` bool: a flag for every operation on every edge.
 
     Returns:
-      `[P]`, bool, a NumPy array if all flags are. What edges share is flagged if any of them is; what belongs to no
-      operation always is.
+      `[P]` bool, a NumPy array if all flags are NumPy arrays. Numbers that edges share are flagged if one of the edges
+      is; numbers that belong to no operation are always flagged.
     """
     xp: Any = np if all(isinstance(each, np.ndarray) for each in flags.values()) else jnp
     starts, total = {}, 0
@@ -67,23 +67,23 @@ class Owners:
       total += each.size
     columns = {name: each.shape[1] for name, each in flags.items()}
     most = max((len(owner.edges) for owner in self.owners), default=1)
-    # Padded with the first place, which changes no disjunction.
+    # Padded with copies of the first place, which do not change `any`.
     places = np.zeros((len(self.owners), most), np.int32)
     for row, (cell, edges, operation) in zip(places, self.owners, strict=True):
       found = [starts[cell] + edge * columns[cell] + operation for edge in edges]
       row[:] = found + found[:1] * (most - len(found))
     flat = xp.concatenate([xp.asarray(each).reshape(-1) for each in flags.values()])
-    # The last one is that of the entries −1.
+    # Entries of −1 index the last one.
     by_owner = xp.concatenate([flat[places].any(axis=1), xp.ones(1, bool)])
     return by_owner[self.entries]
 
 
 def owners(net: Supernet, variables: PyTree) -> Owners:
-  """The owners of packed variables, from the structure of a supernet; nothing is computed.
+  """The owners of packed variables, from the structure of a supernet; no network is evaluated.
 
   Args:
     net: the supernet.
-    variables: its parameters or its running statistics: arrays, or shapes, nested by module as Flax has them.
+    variables: its parameters or its running statistics: arrays, or shapes, nested by module as in Flax.
   """
   specs = dict(net.cells)
   nodes = {
@@ -113,7 +113,7 @@ def owners(net: Supernet, variables: PyTree) -> Owners:
       for some in [(edge,) for edge in edges] if count == len(edges) else [edges]:
         owner = Owner(layer.cell, some, spec.operations.index(operation))
         labels.append(places.setdefault(owner, len(places)))
-    # One label a part, repeated over the part and over all other axes.
+    # One label per part, repeated over the part and over all other axes.
     along = np.repeat(np.array(labels, np.int32), leaf.shape[parts.axis] // len(labels))
     axes = [-1 if axis == parts.axis else 1 for axis in range(len(leaf.shape))]
     return np.broadcast_to(along.reshape(axes), leaf.shape)
@@ -123,12 +123,12 @@ def owners(net: Supernet, variables: PyTree) -> Owners:
 
 
 def flagged(net: Supernet, variables: PyTree, flags: Mapping[str, Any]) -> Any | None:
-  """Which numbers of packed variables belong to operations that are flagged.
+  """Flags the packed variables of a supernet that belong to flagged operations.
 
   Args:
     net: the supernet.
     variables: see `owners`.
-    flags: by kind of cell `[E, O]` bool; None if all operations of the cell are flagged.
+    flags: for each kind of cell, `[E, O]` bool; None if all operations of the cell are flagged.
 
   Returns:
     See `Owners.flagged`; None if no kind of cell has flags.
@@ -141,14 +141,17 @@ def flagged(net: Supernet, variables: PyTree, flags: Mapping[str, Any]) -> Any |
 
 
 def left(before: CellSpec, after: CellSpec) -> np.ndarray:
-  """Which operations of a searched cell a smaller one still has, `[E, O]` bool.
+  """Flags the operations of a searched cell that remain in a pruned cell.
 
   Args:
     before: the cell.
-    after: the smaller one; its edges are edges of `before`, with some of their operations.
+    after: the pruned cell; its edges are edges of `before`, with some of their operations.
+
+  Returns:
+    `[E, O]` bool, with the edges and operations of `before`.
 
   Raises:
-    ValueError: the smaller cell has something that the cell has not.
+    ValueError: the pruned cell has an edge or an operation that `before` lacks.
   """
   rows = {(edge.source, target): row for row, (target, edge) in enumerate(before.edges)}
   found = np.zeros((before.num_edges, len(before.operations)), bool)
@@ -163,15 +166,23 @@ def left(before: CellSpec, after: CellSpec) -> np.ndarray:
 
 @functools.cache
 def _noted(spec: CellSpec, source: int, stride: int, channels: int, own: tuple[Any, ...]) -> Mapping[Path, Parts]:
-  """How the variables of a node are divided, by their paths within it; `own` are the user's modules among them."""
+  """How the variables of a node are divided, by their paths in its module.
+
+  Args:
+    spec: spec of the cell.
+    source: number of the node.
+    stride: stride of the cell.
+    channels: channels of the cell.
+    own: modules of the user's own operations; only part of the key of the cache.
+  """
   del own
   operations = node_operations(spec, source, stride=stride, discrete=False)
-  # A node that was traced before is traced again, so that it notes its parts.
+  # Without jit, a node that was traced before is traced again and notes its parts.
   with noting() as found, jax.disable_jit():
     jax.eval_shape(lambda: operations.init(jax.random.key(0), jnp.zeros((1, 4, 4, channels)), train=False))
   return found
 
 
 def _parts_of(noted: Mapping[Path, Parts], path: Path) -> Parts:
-  """What was noted of a variable, or of the module that has it."""
+  """The note of a variable, or of the module that it belongs to."""
   return next(noted[path[:length]] for length in range(len(path), 0, -1) if path[:length] in noted)

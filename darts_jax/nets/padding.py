@@ -1,7 +1,8 @@
-"""Padding of images, as rows of pixels and channels end to end, and windows of what is padded.
+"""Padding of images and windows of padded images.
 
-LLVM unrolls the loop over the innermost axis of a padded array with a branch in it. Over some tens of channels that
-takes eight times as long to compile as the loop over a whole row, which it leaves alone and which runs faster.
+Images are padded with pixels and channels merged into one axis. LLVM unrolls the loop over the innermost axis of a
+padded array, with a branch in it; for some tens of channels that takes eight times as long to compile as the loop over
+a whole row, which is not unrolled and runs faster.
 """
 
 import jax
@@ -9,25 +10,25 @@ import jax.numpy as jnp
 from jax import lax
 
 Array = jax.Array
-#: Pixels before and after.
+#: Pixels added before and after.
 Margins = tuple[int, int]
 
 
 def pad_images(x: Array, rows: Margins, columns: Margins, *, dilation: int = 1, fill: float = 0) -> Array:
-  """`[…, H, W, C]` → `[…, H', W', C]`.
+  """Pads and dilates images: `[…, H, W, C]` → `[…, H', W', C]`.
 
   Args:
     x: images.
-    rows: pixels added above and below; negative ones are taken away.
-    columns: pixels added left and right, likewise.
+    rows: pixels added above and below; negative numbers remove pixels.
+    columns: pixels added left and right; negative numbers remove pixels.
     dilation: distance between neighbouring pixels of `x` in the result.
-    fill: the value of all other pixels.
+    fill: value of the added pixels.
   """
   *leading, height, width, channels = x.shape
   value = jnp.array(fill, x.dtype)
   before, after = columns
   if dilation > 1:
-    # Each pixel with what is between it and the next; so there is something after the last, too.
+    # Each pixel is followed by the pixels before the next one; the last pixel, too.
     x = lax.pad(x, value, [(0, 0, 0)] * (x.ndim - 1) + [(0, (dilation - 1) * channels, 0)])
     after -= dilation - 1
   x = x.reshape(*leading, height, width * dilation * channels)
@@ -37,9 +38,16 @@ def pad_images(x: Array, rows: Margins, columns: Margins, *, dilation: int = 1, 
 
 
 def window(x: Array, corner: tuple[int, int], size: tuple[int, int], stride: int = 1) -> Array:
-  """`[…, H, W, C]` → `[…, *size, C]`: every `stride`-th pixel from a corner on.
+  """Every `stride`-th pixel from a corner on: `[…, H, W, C]` → `[…, *size, C]`.
 
-  By hand, since these are thousands, and indexing by JAX takes several operations and many times as long.
+  Written with `lax.slice`, since a program has thousands of windows, and indexing takes several operations and many
+  times as long to trace.
+
+  Args:
+    x: images.
+    corner: row and column of the first pixel.
+    size: height and width of the result.
+    stride: distance between the pixels, in both directions.
   """
   *leading, _, _, channels = x.shape
   origin, ones = [0] * len(leading), [1] * len(leading)

@@ -1,7 +1,7 @@
-"""How the variables of a node are divided among the edges that leave it, as is noted where they are made.
+"""Notes how the variables of a node are divided among the edges that leave it.
 
-All edges that leave a node by one operation share arrays (see `darts_jax.nets.operations`). Who wants to know which
-numbers are whose (`darts_jax.nets.owners`) traces a node within `noting`.
+All edges that leave a node with one operation share arrays (see `darts_jax.nets.operations`). The modules that create
+these arrays note how they are divided when they are traced within `noting`; `darts_jax.nets.owners` reads the notes.
 """
 
 import contextlib
@@ -9,17 +9,18 @@ import contextvars
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-#: The names of modules and of a variable, or of modules alone for all variables in there.
+#: The names of nested modules and of a variable; or of modules alone, for all variables of the innermost module.
 Path = tuple[str, ...]
 
 
 class Parts(NamedTuple):
-  """How a variable is divided along one axis, in parts of one size.
+  """How a variable is divided along one axis, into parts of equal size.
 
   Attributes:
-    axis: of the variable.
-    counts: operations in the order of their parts, and how many each has: one an edge, or one that its edges share.
-    member: of a variable that is not divided, the one edge whose it is, by its place among those with the operation.
+    axis: axis of the variable.
+    counts: operations in the order of their parts, with the number of parts: one per edge, or one that its edges share.
+    member: for a variable that belongs to a single edge, the index of the edge among those with the operation; None if
+      the variable is divided.
   """
 
   axis: int
@@ -32,7 +33,7 @@ _notes: contextvars.ContextVar[dict[Path, Parts] | None] = contextvars.ContextVa
 
 @contextlib.contextmanager
 def noting() -> Iterator[dict[Path, Parts]]:
-  """Within, modules that are traced note how their variables are divided."""
+  """Context in which traced modules note how their variables are divided; yields the notes."""
   found: dict[Path, Parts] = {}
   token = _notes.set(found)
   try:
@@ -42,14 +43,26 @@ def noting() -> Iterator[dict[Path, Parts]]:
 
 
 def note(path: Path, axis: int, counts: Sequence[tuple[str, int]]) -> None:
-  """Notes how a variable, or all variables of a module, are divided; does nothing outside `noting`."""
+  """Notes how a variable, or all variables of a module, are divided; does nothing outside `noting`.
+
+  Args:
+    path: path of the variable or of the module.
+    axis: see `Parts`.
+    counts: see `Parts`.
+  """
   found = _notes.get()
   if found is not None:
     found[path] = Parts(axis, tuple(counts))
 
 
 def note_member(path: Path, operation: str, member: int) -> None:
-  """Notes that all variables of a module are those of one edge; see `Parts`."""
+  """Notes that all variables of a module belong to one edge; does nothing outside `noting`.
+
+  Args:
+    path: path of the module.
+    operation: operation of the module.
+    member: see `Parts`.
+  """
   found = _notes.get()
   if found is not None:
     found[path] = Parts(0, ((operation, 1),), member)

@@ -1,9 +1,8 @@
-"""3×3 pooling, padding 1, of images `[N, H, W, C]`.
+"""3×3 pooling with padding 1, and 2×2 pooling, of images `[N, H, W, C]`.
 
-XLA's own window reductions have gradients that are ten times slower on CPU. Here windows are shifted images, and what
-maximum pooling passes back is a sum of shifted images, too, of cotangents with a margin around them: added up as it
-follows from the transpose of every shift, each pixel of each of nine images would have to ask whether it is in the
-margin.
+The gradients of XLA's own window reductions are ten times slower on CPU. Here windows are shifted images. The gradient
+of maximum pooling is a sum of shifted images, too, namely of padded cotangents; the transposes of the nine shifts would
+instead test for every pixel of nine images whether it is in the margin.
 """
 
 import functools
@@ -24,7 +23,7 @@ from darts_jax.runtime.platforms import lower_as
 
 Array = jax.Array
 
-#: Corners of the pixels of a window, row by row.
+#: Offsets of the pixels of a window, row by row.
 _CORNERS = [(i, j) for i in range(3) for j in range(3)]
 
 
@@ -42,7 +41,7 @@ def _max_pool_jvp(stride: int, primals: tuple[Array], tangents: tuple[Array]) ->
     first = jnp.where(other > largest, jnp.int8(i), first)
     largest = jnp.maximum(largest, other)
   tangent = chosen_p.bind(tangents[0], materialise(first), size=tangents[0].shape[1:3], stride=stride, back=False)
-  # By itself, so that second derivatives follow this rule, too.
+  # The value is a call of `max_pool` itself, so that second derivatives follow this rule, too.
   return max_pool(primals[0], stride), materialise(tangent)
 
 
@@ -50,13 +49,13 @@ def avg_pool(x: Array, stride: int) -> Array:
   """Average pooling that does not count padding, `[N, H, W, C]` → `[N, ⌈H/stride⌉, ⌈W/stride⌉, C]`."""
   rows, columns = (_counted(extent, stride) for extent in x.shape[1:3])
   shares = 1 / (rows[:, None, None] * columns[:, None])
-  # The sum is a convolution with ones, whose gradient is made with care, too.
+  # The sum is a depthwise convolution with ones, which has fast gradients.
   total = depthwise_conv(x, jnp.ones((3, 3, 1, x.shape[-1]), x.dtype), stride=stride)[0]
   return materialise(total) * jnp.asarray(shares, x.dtype)
 
 
 def halve(x: Array) -> Array:
-  """2×2 average pooling, `[N, H, W, C]` → `[N, ⌈H/2⌉, ⌈W/2⌉, C]`; the last window of an odd side has one row less."""
+  """2×2 average pooling, `[N, H, W, C]` → `[N, ⌈H/2⌉, ⌈W/2⌉, C]`; padding at odd sides is not counted."""
   size = -(-x.shape[1] // 2), -(-x.shape[2] // 2)
   padded = pad_images(x, (0, x.shape[1] % 2), (0, x.shape[2] % 2))
   total = functools.reduce(jnp.add, [window(padded, (i, j), size, 2) for i in range(2) for j in range(2)])
@@ -69,17 +68,17 @@ def max_halve(x: Array) -> Array:
   size = -(-x.shape[1] // 2), -(-x.shape[2] // 2)
   padded = pad_images(x, (0, x.shape[1] % 2), (0, x.shape[2] % 2), fill=-jnp.inf)
   pixels = [window(padded, (i, j), size, 2) for i in range(2) for j in range(2)]
-  # Not `jnp.maximum`, which gives half of the gradient to either of two equal numbers.
+  # Not `jnp.maximum`, which gives half of the gradient to each of two equal numbers.
   return materialise(functools.reduce(lambda a, b: jnp.where(b > a, b, a), pixels))
 
 
 def _counted(extent: int, stride: int) -> np.ndarray:
-  """How many pixels of a row or column every window has."""
+  """The numbers of pixels, without padding, that the windows have along an axis."""
   return np.array([min(i + 2, extent) - max(i - 1, 0) for i in range(0, extent, stride)])
 
 
 def _windows(x: Array, stride: int, fill: float) -> list[Array]:
-  """The nine shifted images that a pool combines."""
+  """The nine shifted images whose pixels are the windows."""
   size = -(-x.shape[1] // stride), -(-x.shape[2] // stride)
   padded = pad_images(x, (1, 1), (1, 1), fill=fill)
   return [window(padded, corner, size, stride) for corner in _CORNERS]
@@ -88,22 +87,22 @@ def _windows(x: Array, stride: int, fill: float) -> list[Array]:
 def _chosen(
   pad: Callable[..., Array], x: Array, first: Array, *, size: tuple[int, int], stride: int, back: bool
 ) -> Array:
-  """Of every window the pixel that was chosen; or, the transpose, for every pixel the sum of those it was chosen for.
+  """For every window the pixel that it chooses; or the transpose: for every pixel the sum over windows that choose it.
 
   Args:
-    pad: `pad_images`, or that computed once.
+    pad: `pad_images`, possibly within `computed_once`.
     x: `[N, H, W, C]`; if `back`, `[N, H', W', C]`.
-    first: int8, `[N, H', W', C]`, which of its nine pixels a window chooses.
+    first: `[N, H', W', C]` int8: which of its nine pixels a window chooses.
     size: `(H, W)`.
-    stride: of the windows.
-    back: whether it is the transpose.
+    stride: stride of the windows.
+    back: whether to compute the transpose.
   """
   zero = jnp.zeros((), x.dtype)
   if not back:
     padded = pad(x, rows=(1, 1), columns=(1, 1))
     pixels = [window(padded, corner, (first.shape[1], first.shape[2]), stride) for corner in _CORNERS]
     return functools.reduce(jnp.add, [jnp.where(first == i, pixel, zero) for i, pixel in enumerate(pixels)])
-  # Windows are spread out to the distance of their pixels, with windows between them that choose nothing.
+  # Windows are dilated by the stride; the windows between them choose no pixel.
   rows, columns = (
     (1, extent + 1 - (stride * (out - 1) + 1)) for extent, out in zip(size, first.shape[1:3], strict=True)
   )
@@ -146,7 +145,7 @@ def _transpose(cotangent: Any, x: Any, first: Array, *, back: bool, **params: An
 
 def _batch(args: Sequence[Array], axes: Sequence[Any], **params: Any) -> tuple[Array, int]:
   count = next(x.shape[axis] for x, axis in zip(args, axes, strict=True) if axis is not None)
-  # As more images.
+  # The mapped axis is merged with the axis of images.
   stacked = [
     jnp.broadcast_to(x, (count, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
     for x, axis in zip(args, axes, strict=True)

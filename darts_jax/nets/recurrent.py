@@ -1,8 +1,8 @@
 """The recurrent cell and the language model around it [DARTS §2.1, §3.1.2].
 
 Time is the first axis, `[T, B, …]`. One cell reads the embedded words one after the other; its output is also the
-hidden state that the next time step reads. A sequence is padded to a length that the program knows, and its own
-length is an argument, so that sequences of any length are one program.
+hidden state that the next time step reads. Sequences are padded to a static length, and their own length is a traced
+argument, so that one program serves all lengths.
 """
 
 import dataclasses
@@ -27,16 +27,17 @@ from darts_jax.spaces.operations import ACTIVATIONS
 Array = jax.Array
 PyTree = Any
 
-#: Weights start uniform in ± this [DARTS §A.1].
+#: Weights are initialised uniformly in ±`INIT_RANGE` [DARTS §A.1].
 INIT_RANGE = 0.04
 
-# A program of one part is the quicker the shorter texts and the smaller networks are; with more, less is padding.
+# Largest number of time steps per chunk. Fewer, longer chunks are faster for short texts and small networks; more
+# chunks compute less padding.
 _CHUNK = 20
 
-# What products are called when it is said what gradients keep.
+# Checkpoint name of the products that the backward pass keeps.
 _KEPT = 'product'
 
-# What an edge applies; an edge with `none` adds nothing.
+# The functions of the package's own activations other than `none`, which adds nothing.
 _FUNCTIONS: Mapping[str, Callable[[Array], Array]] = {
   'tanh': jnp.tanh,
   'relu': jax.nn.relu,
@@ -46,7 +47,11 @@ _FUNCTIONS: Mapping[str, Callable[[Array], Array]] = {
 
 
 def activation(name: str) -> Callable[[Array], Array]:
-  """The function of an activation other than `none`, the package's or a user's own."""
+  """The function of an activation other than `none`, the package's or a user's own.
+
+  Raises:
+    ValueError: a user's own activation is not a function.
+  """
   own = ACTIVATIONS[name]
   if not isinstance(own, str) and not callable(own):
     raise ValueError(f'activation {name}: ACTIVATIONS has {own!r}; it has to be a function')
@@ -55,14 +60,14 @@ def activation(name: str) -> Callable[[Array], Array]:
 
 @dataclasses.dataclass(frozen=True)
 class Dropout:
-  """Probabilities of dropout, with one mask for all time steps of a sequence; defaults are the paper's search.
+  """Dropout rates, with one mask for all time steps of a sequence; the defaults are those of the paper's search.
 
   Attributes:
-    words: of whole words of the embedding.
-    embedded: of embedded words.
-    x: of what the cell reads of them, in products.
-    h: of the cell's states, in products.
-    output: of what the decoder reads.
+    words: rate for whole words of the embedding.
+    embedded: rate for the components of embedded words.
+    x: rate for the cell's input, in products.
+    h: rate for the cell's states, in products.
+    output: rate for the decoder's input.
   """
 
   words: float = setting(0.0, at_least=0, below=1)
@@ -73,11 +78,14 @@ class Dropout:
 
 
 class Masks(NamedTuple):
-  """Dropout masks of a sequence, see `Dropout`; entries are 0, or 1 divided by the chance of not being 0.
+  """Dropout masks of a sequence, see `Dropout`; entries are 0, or 1/(1 − rate).
 
   Attributes:
     words: `[V]`.
-    embedded: `[B, H]`, as are those that follow.
+    embedded: `[B, H]`.
+    x: `[B, H]`.
+    h: `[B, H]`.
+    output: `[B, H]`.
   """
 
   words: Any
@@ -88,7 +96,7 @@ class Masks(NamedTuple):
 
   @classmethod
   def draw(cls, key: Array, dropout: Dropout, batch_size: int, width: int, vocab_size: int) -> 'Masks':
-    """Masks of a sequence; the key is consumed."""
+    """Draws the masks of a sequence; the key is consumed."""
     rates = dataclasses.astuple(dropout)
     shapes = [(vocab_size,), *[(batch_size, width)] * 4]
     masks = []
@@ -99,14 +107,14 @@ class Masks(NamedTuple):
 
 
 class Read(NamedTuple):
-  """What a language model makes of a batch.
+  """The results of a language model on a batch.
 
   Attributes:
-    loss: `[]` mean negative log-likelihood of the targets, nats per token.
-    temporal: `[]` mean of (h_t − h_{t−1})² over time, batch and width, what temporal activation regularisation weighs
-      (Merity et al. 2017, arXiv 1708.01009); 0 for a single time step.
-    hidden: `[B, H]` after the last time step.
-    statistics: running BN statistics after it.
+    loss: `[]`, mean negative log-likelihood of the targets, in nats per token.
+    temporal: `[]`, mean of (h_t − h_{t−1})² over time, batch and width, the penalty of temporal activation
+      regularisation (Merity et al. 2017, arXiv 1708.01009); 0 for a single time step.
+    hidden: `[B, H]`, hidden state after the last time step.
+    statistics: running BN statistics after the last time step.
   """
 
   loss: Array
@@ -123,13 +131,13 @@ class LanguageModel(nn.Module):
   `Σₖ pₖ (s + σ(c)⊙(fₖ(g) − s))` over states and activations. The output is the mean of some of the nodes.
 
   Attributes:
-    spec: the cell; if discrete, nothing is mixed.
-    vocab_size: words V.
-    width: of embedding and states, H.
-    norm: whether BN without scale and bias follows s₀ and every node, as in a search. As in the reference, all share
-      their running statistics.
-    precision: of the products' arguments: `'float32'` leaves them as they are.
-    groups: the columns that share statistics of BN.
+    spec: the cell; a discrete cell has no mixing weights.
+    vocab_size: number of words V.
+    width: width H of embedding and states.
+    norm: whether BN without scale and bias follows s₀ and every node, as in a search. As in the reference, all of these
+      share their running statistics.
+    precision: dtype that the arguments of products are converted to; `'float32'` for no conversion.
+    groups: groups of columns of the batch that share BN statistics.
   """
 
   spec: CellSpec
@@ -153,23 +161,24 @@ class LanguageModel(nn.Module):
   def __call__(
     self, tokens: Array, hidden: Array, mixing: Array | None = None, masks: Masks | None = None, *, train: bool
   ) -> tuple[Array, Array]:
-    """Log-probabilities of what follows.
+    """Computes log-probabilities of the next words.
 
     Args:
       tokens: `[T, B]` int32.
-      hidden: `[B, H]` before the first time step.
-      mixing: `[E, O]` mixing weights, of a cell that is not discrete.
-      masks: dropout masks, if there is any dropout.
-      train: whether BN uses the statistics of the batch, and its running ones move if `batch_stats` is mutable.
+      hidden: `[B, H]`, hidden state before the first time step.
+      mixing: `[E, O]` mixing weights; None for a discrete cell.
+      masks: dropout masks; None for no dropout.
+      train: whether BN uses the statistics of the batch, and updates the running ones if `batch_stats` is mutable.
 
     Returns:
-      `[T, B, V]` log-probabilities, and `[B, H]` the hidden state after the last time step.
+      `[T, B, V]` log-probabilities of the word after each token, and the hidden state after the last time step,
+      `[B, H]`.
     """
     states = self.advance(self.embed(tokens, masks), hidden, mixing, masks, train=train)
     return jax.nn.log_softmax(self.decode(states, masks)), states[-1]
 
   def embed(self, tokens: Array, masks: Masks | None = None) -> Array:
-    """`[T, B, 2H]`: what the embedded words add to the first product of the cell."""
+    """The part of the cell's first product that comes from the embedded words: `[T, B]` int32 → `[T, B, 2H]`."""
     x = self.embedding[tokens]
     if masks is not None:
       x = x * masks.words[tokens][..., None].astype(x.dtype) * (masks.embedded * masks.x).astype(x.dtype)
@@ -185,25 +194,27 @@ class LanguageModel(nn.Module):
     *,
     train: bool,
   ) -> Array:
-    """The cell, time step after time step.
+    """Runs the cell over time.
 
     Args:
-      embedded: see `embed`.
-      hidden: `[B, H]`.
+      embedded: `[T, B, 2H]`, see `embed`.
+      hidden: `[B, H]`, hidden state before the first time step.
       mixing: see `__call__`.
-      masks: likewise.
-      length: time steps from it on, if given, change neither the hidden state nor running statistics.
+      masks: see `__call__`.
+      length: number of time steps that are not padding; padding changes neither hidden state nor running statistics.
+        None for all.
       train: see `__call__`.
 
     Returns:
-      `[T, B, H]`: hidden states after every time step.
+      `[T, B, H]`, hidden states after every time step.
     """
     h_mask = None if masks is None else masks.h.astype(hidden.dtype)
     steps = len(embedded)
     moving = self.norm and train and self.is_mutable_collection('batch_stats') and not self.is_initializing()
     running: PyTree = (self.mean.value, self.var.value) if self.norm else ()
 
-    # Of a time step, gradients keep the products; what follows from these is a tenth of the memory, and soon repeated.
+    # Gradient checkpointing: the backward pass keeps only the products of a time step, which takes a tenth of the
+    # memory; the rest is cheap to recompute.
     @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(_KEPT), prevent_cse=False)
     def cell(x: Array, h: Array, running: PyTree) -> tuple[Array, PyTree]:
       return self._cell(x, h, mixing, h_mask, running, train)
@@ -226,7 +237,7 @@ class LanguageModel(nn.Module):
     """`[…, B, V]` logits from `[…, B, H]` hidden states."""
     if masks is not None:
       states = states * masks.output.astype(states.dtype)
-    # The bias as one more row of the matrix: by itself, its sum and its gradient are two more passes over all logits.
+    # The bias is one more row of the matrix: added separately, it takes two more passes over all logits.
     ones = jnp.ones((*states.shape[:-1], 1), states.dtype)
     matrix = jnp.concatenate([self.embedding.T, self.bias[None]])
     return self._product(jnp.concatenate([states, ones], axis=-1), matrix)
@@ -234,7 +245,7 @@ class LanguageModel(nn.Module):
   def _cell(
     self, x: Array, h: Array, mixing: Array | None, h_mask: Array | None, running: PyTree, train: bool
   ) -> tuple[Array, PyTree]:
-    """One time step: the output `[B, H]`, and running statistics."""
+    """Computes one time step: the output `[B, H]`, and running statistics."""
 
     def masked(state: Array) -> Array:
       return state if h_mask is None else state * h_mask
@@ -244,7 +255,7 @@ class LanguageModel(nn.Module):
 
     gate, value = jnp.split(x + self._product(masked(h), self.first[self.width :]), 2, axis=-1)
     state, running = normalised(h + jax.nn.sigmoid(gate) * (jnp.tanh(value) - h), running)
-    # All later nodes read a state, and its gradient is a sum over them: neither is to be computed again in each.
+    # Materialised, since all later nodes read a state, and its gradient is a sum over them.
     states = [materialise(state)]
     row = 0
     for i, edges in enumerate(self.spec.nodes):
@@ -291,21 +302,21 @@ def read_text(
   chunk: int | None = None,
   remat: bool = False,
 ) -> Read:
-  """Reads a batch of text and predicts it, equal to a network without padding.
+  """Reads a batch of text and predicts it; padding does not change the results.
 
-  Time steps are taken `chunk` at a time, each with its part of the decoder. Chunks that are nothing but padding
-  cost nothing, and with `remat` memory is that of one of them.
+  Time steps are computed in chunks, each with its part of the decoder. Chunks of padding alone are skipped; with
+  `remat` the backward pass needs the memory of one chunk.
 
   Args:
     net: the language model.
     variables: its `params`, and `batch_stats` if it has BN.
-    batch: of text.
-    hidden: `[B, H]` before it.
-    mixing: `[E, O]` mixing weights, of a cell that is not discrete.
-    masks: dropout masks, if there is any dropout.
+    batch: the batch of text.
+    hidden: `[B, H]`, hidden state before the batch.
+    mixing: `[E, O]` mixing weights; None for a discrete cell.
+    masks: dropout masks; None for no dropout.
     train: whether BN uses the statistics of the batch.
-    chunk: time steps; by default as even parts of the padded length as there are, of at most 20.
-    remat: whether gradients compute the inside of chunks again instead of keeping it in memory.
+    chunk: time steps per chunk; by default at most 20, with chunks as equal as possible.
+    remat: whether chunks use gradient checkpointing.
   """
   steps, batch_size = batch.tokens.shape
   chunk = chunk or -(-steps // -(-steps // _CHUNK))
@@ -360,10 +371,10 @@ def read_text(
 
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def _cross_entropy(logits: Array, targets: Array) -> Array:
-  """`[…]` nats, from `[…, V]` and `[…]`.
+  """Negative log-likelihood `[…]`, in nats, of targets `[…]` under logits `[…, V]`.
 
-  Optax's looks the target's logit up, whose gradient is a scatter into as many zeros as there are logits; and gradients
-  keep the exponentials of these, and not only them.
+  Optax's function gathers the target's logit, whose gradient is a scatter into zeros of the size of the logits, and its
+  backward pass keeps the exponentials in addition to the logits.
   """
   shifted = logits - lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
   is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
@@ -373,7 +384,10 @@ def _cross_entropy(logits: Array, targets: Array) -> Array:
 def _normalise(
   state: Array, running: tuple[Array, Array], train: bool, groups: NormGroups
 ) -> tuple[Array, tuple[Array, Array]]:
-  """BN over the batch, without scale and bias; and running statistics, the variance's with the unbiased estimate."""
+  """BN over the batch, without scale and bias; returns the normalised state and the new running statistics.
+
+  The running variance is updated with the unbiased estimate.
+  """
   if not train:
     mean, var = running
     return (state - mean) * lax.rsqrt(var + BN_EPSILON), running
@@ -397,12 +411,18 @@ def _uniform(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Ar
 
 
 def initial_hidden(batch_size: int, width: int, dtype: Any = jnp.float32) -> Array:
-  """`[B, H]`: the hidden state before the first word of a text."""
+  """The hidden state before the first word of a text: zeros `[B, H]`."""
   return jnp.zeros((batch_size, width), dtype)
 
 
 def init_language_model(net: LanguageModel, key: Array, mixing: Array | None = None) -> Any:
-  """The variables of a language model before training; the key is consumed."""
+  """Initial variables of a language model.
+
+  Args:
+    net: the language model.
+    key: key of the initialisers; it is consumed.
+    mixing: `[E, O]` mixing weights; None for a discrete cell.
+  """
   tokens = jnp.zeros((1, 1), jnp.int32)
   apply = functools.partial(net.init, train=False)
   return apply(key, tokens, initial_hidden(1, net.width), mixing)

@@ -1,4 +1,4 @@
-"""Networks in training mode, and their running statistics after a batch."""
+"""Applies networks in training mode, and updates their running statistics."""
 
 from typing import Any
 
@@ -17,17 +17,17 @@ PyTree = Any
 def apply_in_training(
   net: Supernet | Network, weights: PyTree, statistics: Packed, *args: Any, **kwargs: Any
 ) -> tuple[Any, Array]:
-  """Applies a network to a batch.
+  """Applies a network to a batch in training mode.
 
   Args:
     net: the network.
     weights: its parameters.
     statistics: its running statistics before the batch. The package's own BN does not read them in training.
-    *args: of the network.
-    **kwargs: likewise.
+    *args: arguments of the network.
+    **kwargs: further arguments of the network.
 
   Returns:
-    What the network gives; and its running statistics after the batch, as one vector.
+    The outputs of the network, and its running statistics after the batch as one vector.
   """
   cells = [spec for _, spec in net.cells]
   if not any(is_own(name) for spec in cells for _, edge in spec.edges for name in edge.operations):
@@ -41,9 +41,9 @@ def apply_in_training(
 def apply_with_own_statistics(
   net: nn.Module, weights: PyTree, statistics: Packed, *args: Any, **kwargs: Any
 ) -> tuple[Any, Array]:
-  """Applies a network with modules of the user's own, whose statistics are as they leave them; see `apply_in_training`.
+  """`apply_in_training` for a network with a user's own modules, which update their statistics themselves.
 
-  Its parameters are `params` and its statistics `batch_stats`, as Flax's BN has them.
+  Parameters are the collection `params` and running statistics the collection `batch_stats`, as with Flax's BN.
   """
   variables = {'params': weights, 'batch_stats': statistics.tree}
   found, updated = net.apply(variables, *args, train=True, mutable=['moments', 'batch_stats'], **kwargs)

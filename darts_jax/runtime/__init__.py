@@ -1,1 +1,1 @@
-"""What a run needs around its computation: devices, checkpoints, logs, signals. Knows nothing of architectures."""
+"""Infrastructure of runs: devices, checkpoints, logs, signals. It does not depend on architectures."""

@@ -1,4 +1,4 @@
-"""Packages that can be called like the function that they are about."""
+"""Makes packages callable, such as `darts_jax.hypergradient(…)`."""
 
 import sys
 import types
@@ -7,7 +7,12 @@ from typing import Any
 
 
 def make_callable(package: str, function: Callable[..., Any]) -> None:
-  """Lets an imported package be called as a function."""
+  """Makes an imported package callable.
+
+  Args:
+    package: full name of the package.
+    function: the function that a call of the package calls.
+  """
 
   class Package(types.ModuleType):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

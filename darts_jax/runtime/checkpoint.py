@@ -1,14 +1,14 @@
 """Checkpoints that survive a kill at any moment and never restore wrong values.
 
-A checkpoint is written into a temporary folder that is renamed when it is complete, so it exists either as a whole or
-not at all. That its bytes are still those that were saved is promised by two SHA-256 digests in its manifest: one
-over the files, verified before Orbax reads them because its decoders take damaged files badly, and one over names,
-dtypes, shapes and bytes of the leaves, verified on what Orbax has read.
+A checkpoint is written to a temporary folder, which is renamed when it is complete, so that it exists as a whole or not
+at all. Two SHA-256 digests in its manifest detect damage: one of the files, which is verified before Orbax reads them,
+because Orbax's decoders can crash on damaged files; and one of names, dtypes, shapes and bytes of the leaves, which is
+verified after Orbax has read them.
 
 Layout: `<directory>/<step>/state` is an Orbax checkpoint of the leaves, a flat dictionary from their path in the
 pytree to an array, `<directory>/<step>/files` holds copies of files of the run (zlib), and
-`<directory>/<step>/manifest.json` describes them and says whose run it is. A step that is saved again becomes
-`<step>-1`, `<step>-2`, …, so that the checkpoint it replaces stays until the new one is complete.
+`<directory>/<step>/manifest.json` describes both and identifies the run. If a step is saved again, the new checkpoint
+is `<step>-1`, `<step>-2`, …, so that the old one stays until the new one is complete.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ from darts_jax.runtime.mesh import put
 PyTree = Any
 
 _NAME = re.compile(r'(\d+)(?:-(\d+))?')
-# Ends the name of a copy, so that nobody takes it for the file.
+# Suffix of copies of files, which are compressed.
 _COPY = '.zlib'
 
 
@@ -46,20 +46,20 @@ def _is_worth_showing(record: logging.LogRecord) -> bool:
   return record.levelno == logging.WARNING or 'orbax' not in pathlib.PurePath(record.pathname).parts
 
 
-# Orbax logs some twenty lines a save at level INFO through the logger of absl, which shows INFO in every program that
-# starts with `absl.app.run`; and what it logs as an error, with the traceback of a thread, it raises as well.
+# Orbax logs about twenty lines per save at level INFO to absl's logger, which shows INFO in every program that starts
+# with `absl.app.run`. It also logs errors, with tracebacks of threads, although it raises them as well.
 logging.getLogger('absl').addFilter(_is_worth_showing)
 
 
 class Restored(NamedTuple):
-  """What `Checkpoints.restore` found.
+  """A restored checkpoint.
 
   Attributes:
-    step: the step the checkpoint was saved at.
+    step: the step at which the checkpoint was saved.
     state: a pytree with the structure of the template.
-    metadata: the JSON values saved beside the state; tuples come back as lists.
-    damaged: one line for each newer checkpoint that could not be used, newest first: its path and what is wrong.
-    files: the content of files saved beside the state, by name; those that are damaged are left out.
+    metadata: the JSON values saved with the state; tuples come back as lists.
+    damaged: one line for each newer checkpoint that could not be used, newest first: its path and the reason.
+    files: contents of the files saved with the state, by name; damaged files are left out.
   """
 
   step: int
@@ -72,18 +72,19 @@ class Restored(NamedTuple):
 class Checkpoints:
   """The checkpoints of one run.
 
-  With several processes, all of them call `save` and `restore` on a folder they share.
+  With several processes, all of them have to call `save` and `restore`, on a shared folder.
   """
 
   def __init__(self, directory: str | pathlib.Path, *, keep: int = 3) -> None:
-    """Nothing is written before the first `save`.
+    """Writes nothing; the first `save` creates the folder.
 
     Args:
-      directory: holds one folder a checkpoint; created by `save`.
-      keep: how many of the latest checkpoints stay, at least 1; 2 or more leave something to fall back on.
+      directory: the folder, which has one folder per checkpoint.
+      keep: number of the latest checkpoints to keep, at least 1; with 2 or more, a damaged one can be replaced by an
+        earlier one.
 
     Raises:
-      ValueError: `keep` is less than 1, or the folder's whole path is not UTF-8.
+      ValueError: `keep` is less than 1, or the folder's absolute path is not UTF-8.
     """
     if keep < 1:
       raise ValueError(f'keep: {keep} checkpoints; at least 1 has to be kept')
@@ -106,20 +107,20 @@ class Checkpoints:
   ) -> None:
     """Writes a checkpoint; it is complete when this returns.
 
-    Afterwards this checkpoint is the latest: an older one of the same step is replaced, and later ones, which the
-    run has gone back behind, are removed. Then the oldest are removed until `keep` are left, besides those needed.
+    It is then the latest one: an older checkpoint of the same step is replaced, and checkpoints of later steps, from
+    before the run went back, are removed. Then the oldest are removed until `keep` are left, besides those in `needed`.
 
     Args:
       step: 0 or more.
       state: a pytree of arrays (JAX, NumPy, or typed PRNG keys) of any shape.
       metadata: JSON values.
-      claim: JSON values that say whose run this is: its config, and what tells its data from others.
-      files: contents of files to keep, by name, in which `/` separates folders; those of the first process count.
-      needed: steps whose checkpoints stay in any case.
+      claim: JSON values that identify the run: its config, and a fingerprint of its data.
+      files: contents of files to copy, by name, in which `/` separates folders; only the first process writes them.
+      needed: steps whose checkpoints are not removed.
 
     Raises:
       ValueError: `step` is negative, a leaf is not an array, `metadata` is not JSON, or the checkpoint could not be
-        written (disk full, no permission). Earlier checkpoints are intact then.
+        written (disk full, no permission); earlier checkpoints are then intact.
     """
     step = int(step)
     if step < 0:
@@ -131,7 +132,7 @@ class Checkpoints:
         description['key_impl'] = str(jax.random.key_impl(leaf))
         leaf = jax.random.key_data(leaf)
       leaves.append(description)
-      if leaf.size:  # Orbax refuses arrays without elements; their description is all there is to them.
+      if leaf.size:  # Orbax refuses arrays without elements; their description in the manifest is enough.
         values[name] = leaf
     arrays = {name: np.asarray(value) for name, value in processes.fetch(values).items()}
     try:
@@ -148,13 +149,13 @@ class Checkpoints:
       raise kind(f'{self._directory}: the checkpoint of step {step} could not be written: {reason}') from error
 
   def restore(self, template: PyTree | Callable[[Any], PyTree], at: int | None = None) -> Restored | None:
-    """The latest checkpoint that is undamaged, or None if there is none at all.
+    """Restores the latest undamaged checkpoint; returns None if there is no checkpoint.
 
     Args:
-      template: a pytree with the structure, shapes and dtypes of the state to restore, of arrays or
-        `jax.ShapeDtypeStruct`s. A leaf with a `sharding` is restored with it; NumPy leaves are restored as NumPy.
-        Or a function of the metadata that gives it, where the structure is not known before.
-      at: only checkpoints of this step, if given.
+      template: a pytree of arrays or `jax.ShapeDtypeStruct`s with the structure, shapes and dtypes of the state. A leaf
+        with a `sharding` is restored with it; NumPy leaves are restored as NumPy arrays. If the structure depends on
+        the metadata: a function from the metadata to this pytree.
+      at: step of the checkpoint; None for any.
 
     Raises:
       ValueError: there are checkpoints but all are damaged, or the latest undamaged one does not fit the template.
@@ -164,14 +165,14 @@ class Checkpoints:
       if at is not None and step != at:
         continue
       try:
-        # All processes go on with the same one. That one of them has ended is no damage to the files.
+        # All processes restore the same checkpoint. An error because a process has ended is not damage; it is raised.
         manifest = processes.together(functools.partial(_verified, path))
       except ValueError as error:
         damaged.append(f'{path}: {_one_line(error)}')
         continue
       try:
         arrays = _read(path, manifest)
-      except Exception as error:  # Damage can surface as any exception of any layer below: Zarr, file system.
+      except Exception as error:  # Damage can cause any exception in any layer below: Zarr, file system.
         damaged.append(f'{path}: {_one_line(error)}')
         continue
       wanted = template(manifest['metadata']) if callable(template) else template
@@ -182,7 +183,7 @@ class Checkpoints:
     return None
 
   def remove_leftovers(self) -> None:
-    """Removes what kills have left of checkpoints that were being written or removed; the first process does."""
+    """Removes partial checkpoints that killed processes have left, in the first process."""
     if processes.is_first() and self._directory.is_dir():
       for path in self._directory.glob(f'*{PARTIAL}'):
         shutil.rmtree(path, ignore_errors=True)
@@ -196,7 +197,7 @@ class Checkpoints:
     needed: Collection[int],
   ) -> None:
     revisions = [revision for other, revision, _ in _complete(self._directory) if other == step]
-    # What a process sees of a shared folder may be old.
+    # The first process decides, since another one's view of a shared folder can be outdated.
     revision = int(processes.gather([max(revisions, default=-1) + 1])[0, 0])
     path = self._directory / (f'{step}-{revision}' if revision else str(step))
     partial = _partial(path)
@@ -211,7 +212,7 @@ class Checkpoints:
       except OSError as error:
         raise ValueError(_one_line(error)) from error
 
-    # Nobody waits for others in Orbax if the first process cannot write.
+    # If the first process cannot write, all of them fail here; otherwise the others would wait in Orbax forever.
     processes.by_first(make_room)
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
       checkpointer.save(partial / 'state', args=ocp.args.StandardSave(arrays))
@@ -220,7 +221,7 @@ class Checkpoints:
       manifest['files_sha256'] = _files_digest(partial / 'state')
       manifest['sha256'] = _leaves_digest(manifest, arrays)
       (partial / 'manifest.json').write_text(json.dumps(manifest), encoding='utf-8')
-      # A folder after what is in it.
+      # The content of a folder comes before the folder.
       sync_to_disk([*sorted(partial.rglob('*'), reverse=True), partial])
       partial.rename(path)
       sync_to_disk([self._directory])
@@ -231,15 +232,15 @@ class Checkpoints:
     others = [(other, path) for other, _, path in _complete(self._directory) if path != latest]
     earlier = [path for other, path in others if other < step and other not in needed]
     for path in [path for other, path in others if other >= step] + earlier[: len(earlier) - self._keep + 1]:
-      # Half deleted, it must not look like a damaged checkpoint.
+      # Renamed first, so that a partially deleted checkpoint does not count as a damaged one.
       shutil.rmtree(path.rename(_partial(path)), ignore_errors=True)
 
 
 def claims(directory: pathlib.Path) -> list[Mapping[str, Any]]:
-  """Whose run the checkpoints in a directory are of, as they were saved; of those that say so and are not damaged."""
+  """The claims of the checkpoints in a directory, newest first, except for damaged and missing ones; see `save`."""
   found: list[Mapping[str, Any]] = []
   for _, _, path in reversed(_complete(directory)):
-    # Whether a checkpoint is damaged, and in which way, is found out by who restores it.
+    # Damage is reported by `Checkpoints.restore`.
     with contextlib.suppress(ValueError):
       manifest = read_object(path / 'manifest.json')
       claim = manifest.get('claim')
@@ -249,7 +250,7 @@ def claims(directory: pathlib.Path) -> list[Mapping[str, Any]]:
 
 
 def _complete(directory: pathlib.Path) -> list[tuple[int, int, pathlib.Path]]:
-  """(step, revision, path) of complete checkpoints, oldest first."""
+  """Step, revision and path of complete checkpoints, oldest first."""
   if not directory.is_dir():
     return []
   matches = [(_NAME.fullmatch(path.name), path) for path in directory.iterdir()]
@@ -261,7 +262,7 @@ def _partial(path: pathlib.Path) -> pathlib.Path:
 
 
 def _write_files(checkpoint: pathlib.Path, files: Mapping[str, bytes]) -> dict[str, str]:
-  """Writes files into a checkpoint; returns their digests by name."""
+  """Writes compressed copies of files into a checkpoint; returns their digests by name."""
   digests = {}
   for name, content in files.items():
     path = checkpoint / 'files' / f'{name}{_COPY}'
@@ -273,10 +274,10 @@ def _write_files(checkpoint: pathlib.Path, files: Mapping[str, bytes]) -> dict[s
 
 
 def _read_files(checkpoint: pathlib.Path, manifest: Mapping[str, Any]) -> dict[str, bytes]:
-  """Those files of a checkpoint that are what was written."""
+  """Reads the undamaged copies of files in a checkpoint."""
   found = {}
   for name, digest in manifest.get('kept_files', {}).items():
-    # They are copies, of which the state needs none.
+    # A missing copy does not prevent restoring the state.
     with contextlib.suppress(OSError):
       compressed = (checkpoint / 'files' / f'{name}{_COPY}').read_bytes()
       if hashlib.sha256(compressed).hexdigest() == digest:
@@ -289,10 +290,10 @@ def _json_digest(values: Any) -> str:
 
 
 def _check_room(folder: pathlib.Path, num_bytes: int) -> None:
-  """Raises an OSError if the disk, a quota or a limit leaves no room for so many bytes.
+  """Raises an OSError if the disk, a quota or a limit leaves no room for this number of bytes.
 
-  Orbax writes leaves concurrently. When the disk is full it fails at one of them, and a traceback reaches stderr from
-  each of the others.
+  Checked in advance, since Orbax writes leaves concurrently: on a full disk one write fails, and the others print
+  tracebacks to stderr.
   """
   if hasattr(os, 'posix_fallocate'):  # Not on macOS.
     with tempfile.TemporaryFile(dir=folder) as file:
@@ -318,7 +319,7 @@ def _files_digest(folder: pathlib.Path) -> str:
 
 
 def _leaves_digest(manifest: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
-  """Covers the manifest, too, without its own digest."""
+  """Digest of the leaves and of the manifest, except for the digest itself."""
   described = {key: value for key, value in manifest.items() if key != 'sha256'}
   digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
   for name, array in sorted(arrays.items()):
@@ -328,18 +329,18 @@ def _leaves_digest(manifest: dict[str, Any], arrays: dict[str, np.ndarray]) -> s
 
 
 def _verified(path: pathlib.Path) -> dict[str, Any]:
-  """The manifest of a checkpoint; a ValueError unless its files are those that were saved."""
+  """Reads the manifest of a checkpoint; raises a ValueError if its files are damaged."""
   try:
     manifest = read_object(path / 'manifest.json')
     if _files_digest(path / 'state') != manifest['files_sha256']:
       raise ValueError('its files are not those that were saved (SHA-256 differs)')
-  except Exception as error:  # Damage can surface as any exception of any layer below: JSON, file system.
+  except Exception as error:  # Damage can cause any exception in any layer below: JSON, file system.
     raise ValueError(_one_line(error)) from error
   return manifest
 
 
 def _read(path: pathlib.Path, manifest: dict[str, Any]) -> dict[str, np.ndarray]:
-  """The arrays of a checkpoint whose files have been verified."""
+  """Reads the arrays of a checkpoint whose files have been verified; raises a ValueError if they are damaged."""
   with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
     arrays: dict[str, np.ndarray] = checkpointer.restore(path / 'state', args=ocp.args.StandardRestore())
   if _leaves_digest(manifest, arrays) != manifest['sha256']:
@@ -378,5 +379,5 @@ def _place(saved: dict[str, Any], array: np.ndarray | None, leaf: Any) -> jax.Ar
 
 def _one_line(error: BaseException) -> str:
   text = ' '.join(str(error).split()) or type(error).__name__
-  # TensorStore says what happened last, after all the places it went through.
+  # TensorStore's messages end with the cause, after a list of its internal locations.
   return text if len(text) <= 200 else '…' + text[-199:]

@@ -1,4 +1,4 @@
-"""Compiling once: the persistent cache of compiled programs, and a count of compilations."""
+"""Compilation: the persistent cache of compiled programs, compiler options, and a counter of compilations."""
 
 import contextlib
 import dataclasses
@@ -24,13 +24,14 @@ _HIT_EVENT = '/jax/compilation_cache/cache_hits'
 
 
 def enable_cache(directory: str | pathlib.Path | None = None) -> None:
-  """Keeps programs that took a second or more to compile on disk, for later processes to load.
+  """Caches programs that take a second or more to compile on disk, so that later processes can load them.
 
-  If the folder cannot be written, a warning is logged and programs are compiled anew in every process.
+  If the folder cannot be written, a warning is logged and every process compiles its programs again.
 
   Args:
-    directory: created if missing. None: the one already set in JAX (`JAX_COMPILATION_CACHE_DIR`), else
-      `~/.cache/darts_jax/xla`. Cached programs are run as they are, so others must not be able to write there.
+    directory: folder of the cache, created if missing. By default the one set in JAX (`JAX_COMPILATION_CACHE_DIR`),
+      else `~/.cache/darts_jax/xla`. Cached programs are executed without any check, so that only the user may have
+      permission to write there.
   """
   directory = directory or jax.config.values['jax_compilation_cache_dir'] or '~/.cache/darts_jax/xla'
   try:
@@ -45,13 +46,13 @@ def enable_cache(directory: str | pathlib.Path | None = None) -> None:
   else:
     jax.config.update('jax_compilation_cache_dir', str(folder))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
-  # JAX would stay with the folder it had at its first compilation.
+  # Otherwise JAX would keep using the folder that was set at its first compilation.
   compilation_cache.reset_cache()
 
 
 @contextlib.contextmanager
 def temporary_cache() -> Iterator[None]:
-  """Within, programs are cached in a new folder, which is removed at the end."""
+  """Context in which programs are cached in a new folder, which is removed at the end."""
   before = {name: jax.config.values[name] for name in _CACHE_OPTIONS}
   try:
     with tempfile.TemporaryDirectory() as folder:
@@ -65,11 +66,11 @@ def temporary_cache() -> Iterator[None]:
 
 @dataclasses.dataclass
 class CompilationCounter:
-  """Numbers of programs that were made ready to run.
+  """Counts of compiled programs.
 
   Attributes:
-    count: programs that JAX asked its backend for. 0 means that everything had been compiled before.
-    cache_hits: those among them that were loaded from the persistent cache instead of compiled.
+    count: programs that were compiled, or loaded from the persistent cache. 0 if all had been compiled before.
+    cache_hits: programs among them that were loaded from the persistent cache.
   """
 
   count: int = 0
@@ -78,7 +79,7 @@ class CompilationCounter:
 
 @contextlib.contextmanager
 def count_compilations() -> Iterator[CompilationCounter]:
-  """Counts the compilations of the whole process, all threads, while the context lasts."""
+  """Context that counts the compilations of the whole process, in all threads."""
   counter = CompilationCounter()
 
   def on_duration(event: str, duration_secs: float, **kwargs: Any) -> None:
@@ -97,14 +98,14 @@ def count_compilations() -> Iterator[CompilationCounter]:
 
 
 class Compilation(NamedTuple):
-  """A compiled function, the seconds that tracing and compiling took, and whether the cache had it."""
+  """A compiled function, the seconds of tracing and compiling, and whether it came from the persistent cache."""
 
   compiled: jax.stages.Compiled
   seconds: float
   cached: bool
 
 
-#: Passes of XLA that find nothing to do in the loops of these programs, but go through all of them time and again.
+#: Passes of XLA that change nothing in these programs, but traverse all of their loops many times.
 _FRUITLESS_PASSES = (
   'hlo-verifier',
   'simplify-while-loops',
@@ -123,25 +124,24 @@ OPTIONS = {
 
 @functools.cache
 def compiler_options(mesh: Mesh | None = None) -> dict[str, str]:
-  """Options to compile large programs with (`jax.jit(…, compiler_options=…)`).
+  """Compiler options for large programs (`jax.jit(…, compiler_options=…)`).
 
-  On CPU: without some passes, which take a third of the time and change nothing; and without the library that XLA has
-  for products of matrices and sums, since XLA loads a stored program with a search through all of it for every call of
-  that library, which makes thousands of them slower to load than to compile.
+  On CPU: without some passes that take a third of the compilation time and change nothing; and without XLA's library
+  for matrix products and sums. When XLA loads a cached program, it searches the whole program for every call of that
+  library, so that a program with thousands of calls takes longer to load than to compile.
 
-  On GPUs: products of matrices by cuBLAS. XLA would make kernels of its own for them, with what they read as a part; on
-  strided slices of an image that another operation reads, too, JAX 0.10 and 0.11 end the process then. Each of these
-  kernels would be compiled in many variants and timed, and a step has a hundred and more, with shapes that are the same
-  from cell to cell.
+  On GPUs: matrix products by cuBLAS. XLA would otherwise generate Triton kernels into which it fuses the producers of
+  their operands. If these are strided slices of an image that another operation reads, too, JAX 0.10 and 0.11 abort the
+  process. XLA also compiles and times each of these kernels in many variants, and a step has more than a hundred.
 
-  On TPUs: kernels with half of the on-chip memory that XLA gives each by default, and one copy of equal kernels. The
-  more a kernel has, the larger is the part of its work that XLA unrolls, and nearly all of the time of a compilation
-  goes into these instructions; and arrays that stay on the chip between kernels have the other half.
+  On TPUs: half of the default on-chip memory per kernel, and one copy of equal kernels. With more memory per kernel,
+  XLA unrolls a larger part of its work, and nearly all of the compilation time goes into these instructions; arrays
+  that stay on the chip between kernels can use the other half.
 
-  None elsewhere; options that XLA does not know are left out.
+  On other platforms: no options. Options that XLA does not know are left out.
 
   Args:
-    mesh: of the devices that the program is for; None for the first device of the default backend.
+    mesh: mesh of the program's devices; None for the first device of the default backend.
   """
   platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
   options = OPTIONS.get('gpu' if platform in GPUS else platform, {})
@@ -149,7 +149,7 @@ def compiler_options(mesh: Mesh | None = None) -> dict[str, str]:
 
 
 def _is_known(option: str, value: str, mesh: Mesh | None) -> bool:
-  # Compilers know the options of their own platform, and not all those of others.
+  # Each platform has a compiler of its own, which does not know all options of the others.
   same = None if mesh is None else NamedSharding(mesh, PartitionSpec())
   try:
     jax.jit(lambda: 0, out_shardings=same).lower().compile(compiler_options={option: value})
@@ -160,7 +160,7 @@ def _is_known(option: str, value: str, mesh: Mesh | None) -> bool:
 
 @contextlib.contextmanager
 def _without_garbage_collection() -> Iterator[None]:
-  """Within, Python does not look for cycles: tracing makes millions of objects that stay, looked at time and again."""
+  """Context without garbage collection, which would scan the millions of objects that tracing creates repeatedly."""
   enabled = gc.isenabled()
   gc.disable()
   try:
@@ -178,7 +178,7 @@ def compile_with_report(
   Args:
     jitted: a function wrapped by `jax.jit`.
     *args: its arguments, arrays or `jax.ShapeDtypeStruct`s.
-    options: of the compiler, besides those of the function.
+    options: compiler options in addition to those of the function.
   """
   start = time.monotonic()
   with _without_garbage_collection():

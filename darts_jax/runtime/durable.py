@@ -1,4 +1,4 @@
-"""Files that are whole or absent, also after a kill or a loss of power."""
+"""Writes files atomically: they are complete or absent, even after a kill or a loss of power."""
 
 import contextlib
 import errno
@@ -10,29 +10,29 @@ from collections.abc import Iterable, Iterator
 
 from darts_jax.runtime.files import kind_of
 
-#: Ends the name of a file or folder that is not complete yet, or not any more.
+#: Suffix of files and folders that are being written or removed.
 PARTIAL = '.partial'
 
 
 def write_whole(path: pathlib.Path, content: bytes, *, sync: bool = True) -> None:
-  """Writes a file that is never seen half-written; one that has this content already is left alone.
+  """Writes a file atomically; a file that has this content already is not written.
 
-  Several may write it at once, and one of them is the last. Of a link, what it leads to is written.
+  Several processes may write a file at the same time; the last one wins. For a symbolic link, its target is written.
 
   Args:
-    path: of the file, in a folder that exists.
-    content: of it.
-    sync: whether it has to be on the disk when this returns; not so for what can be made again.
+    path: path of the file, in an existing folder.
+    content: content of the file.
+    sync: whether the file has to be on the disk when this returns; not needed for files that can be made again.
 
   Raises:
-    OSError: it cannot be written, or is not a file but a folder, a pipe or a device, which is left as it is.
+    OSError: the file cannot be written, or the path is a folder, a pipe or a device, which is left unchanged.
   """
   if holds(path, content):
     return
   try:
     _write(path, content, sync)
   except FileNotFoundError:
-    # A run that begins takes it for what a kill has left, and removes it.
+    # A run that begins at the same time may have removed the partial file as a leftover.
     _write(path, content, sync)
 
 
@@ -43,18 +43,20 @@ def _write(path: pathlib.Path, content: bytes, sync: bool) -> None:
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path, *, sync: bool = True) -> Iterator[pathlib.Path]:
-  """Gives the path of an empty file beside another one, whose place it takes at the end; after an error it is removed.
+  """Context that yields the path of an empty temporary file, which replaces `path` at the end.
+
+  After an error the temporary file is removed, and `path` is unchanged.
 
   Args:
     path: see `write_whole`.
-    sync: likewise.
+    sync: see `write_whole`.
 
   Raises:
-    OSError: likewise.
+    OSError: see `write_whole`.
   """
   check_file(path)
   path = pathlib.Path(os.path.realpath(path))
-  # A name of its own for every writer.
+  # Every writer has its own temporary file.
   partial = path.with_name(f'{path.name}.{secrets.token_hex(4)}{PARTIAL}')
   partial.open('xb').close()
   try:
@@ -69,7 +71,7 @@ def replacing(path: pathlib.Path, *, sync: bool = True) -> Iterator[pathlib.Path
 
 
 def check_file(path: pathlib.Path) -> None:
-  """Raises an OSError if something that is no file has this name; there may be nothing."""
+  """Raises an OSError if the path exists and is not a regular file."""
   try:
     mode = path.stat().st_mode
   except FileNotFoundError:
@@ -79,13 +81,13 @@ def check_file(path: pathlib.Path) -> None:
 
 
 def sync_to_disk(paths: Iterable[pathlib.Path]) -> None:
-  """Waits until files, and the names in folders, are on the disk."""
+  """Waits until the contents of files, and the entries of folders, are on the disk."""
   for path in paths:
     number = os.open(path, os.O_RDONLY)
     try:
       os.fsync(number)
     except OSError:
-      # Some file systems know no fsync of a folder, and have the names in it on the disk anyway.
+      # Some file systems do not support fsync of a folder, and write its entries to the disk anyway.
       if not path.is_dir():
         raise
     finally:
@@ -93,10 +95,10 @@ def sync_to_disk(paths: Iterable[pathlib.Path]) -> None:
 
 
 def holds(path: pathlib.Path, content: bytes) -> bool:
-  """Whether a file is there and has this content."""
+  """Whether the path is a regular file with this content."""
   try:
     status = path.stat()
-    # To read a pipe or a device may never end.
+    # Reading a pipe or a device might never end.
     return stat.S_ISREG(status.st_mode) and status.st_size == len(content) and path.read_bytes() == content
   except OSError:
     return False

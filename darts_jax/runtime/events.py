@@ -1,9 +1,9 @@
 """Writes the event files that TensorBoard reads.
 
-A file is a sequence of TFRecords, each the length of its content, the content, and a checksum of either; a content is
-an `Event`, a message in the wire format of Protocol Buffers, of which scalars need few fields (event.proto and
-summary.proto of TensorBoard). The libraries that write such files import PyTorch or TensorFlow where these are
-installed, which takes seconds, and fails with them.
+A file is a sequence of TFRecords: the length of the content, the content, and a checksum of each. The content is an
+`Event`, a message in the wire format of Protocol Buffers; scalars need only a few of its fields (event.proto and
+summary.proto of TensorBoard). No library is used, since those that write such files import PyTorch or TensorFlow if
+installed, which takes seconds, and fails if their installation is broken.
 """
 
 import os
@@ -24,24 +24,24 @@ class EventFile:
   """An event file that is open for writing."""
 
   def __init__(self, folder: pathlib.Path) -> None:
-    """Makes a file of its own in a folder that is there."""
+    """Creates a new file in an existing folder."""
     now = time.time_ns()
-    # The nanoseconds keep two writers that were opened within a second from sharing a file.
+    # With nanoseconds, two writers that are opened within a second have different files.
     name = f'events.out.tfevents.{now // 10**9:010}.{socket.gethostname()}.{now}'
     self._file = (folder / name).open('wb')
     self._write(_field(3, _VERSION.encode()))
 
   def start(self, step: int) -> None:
-    """Says that a run goes on here: TensorBoard forgets what earlier files say of this step and later ones."""
+    """Marks a resumption at this step: TensorBoard ignores what earlier files contain from this step on."""
     self._write(_field(2, step) + _field(7, _field(1, _START)))
 
   def scalars(self, step: int, values: Iterable[tuple[str, float]]) -> None:
-    """Appends named numbers of a step; as float32, beyond whose range they are infinite."""
+    """Appends named numbers of a step, as float32; numbers beyond its range become infinite."""
     summary = b''.join(_field(1, _field(1, tag.encode()) + _field(2, _float32(value))) for tag, value in values)
     self._write(_field(2, step) + _field(5, summary))
 
   def flush(self) -> None:
-    """Brings all that was appended to the disk."""
+    """Writes all appended data to the disk."""
     self._file.flush()
     os.fsync(self._file.fileno())
 
@@ -59,7 +59,7 @@ class EventFile:
 
 
 def _field(number: int, value: int | float | np.float32 | bytes) -> bytes:
-  """A field of a message: an integer, a double, a float, or bytes of a text or of another message."""
+  """Encodes a field of a message: an integer, a double, a float, or the bytes of a string or of another message."""
   if isinstance(value, np.float32):
     return _varint(number << 3 | _FIXED32) + struct.pack('<f', value)
   if isinstance(value, float):
@@ -84,7 +84,7 @@ def _float32(value: float) -> np.float32:
 
 
 def _table() -> tuple[int, ...]:
-  """Of CRC-32C, whose polynomial is 0x1EDC6F41, in reverse order of bits."""
+  """Lookup table of CRC-32C, with the polynomial 0x1EDC6F41 in reversed bit order."""
   table = []
   for byte in range(256):
     for _ in range(8):

@@ -1,7 +1,7 @@
-"""Reads files whatever they hold: how much memory they can ask for is bounded, and what is wrong with them is one line.
+"""Reads untrusted files: memory is bounded, and every error is a ValueError of one line that names the file.
 
-A file can be damaged by a kill or a disk, made by somebody else, or another thing than a file. No list of exceptions
-covers what the readers of libraries raise on such content; here all of them become a ValueError that names the file.
+A file can be damaged by a kill or a disk, be made by somebody else, or be a folder, a pipe or a device. The readers of
+libraries can raise any exception on such content; here all of them become a ValueError.
 """
 
 import contextlib
@@ -20,46 +20,48 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-#: Bytes of a file with one JSON value: settings, an architecture, results. Python's objects take 25 times as much.
+#: Largest size in bytes of a file with one JSON value (settings, an architecture, results). Python's objects take 25
+#: times as much memory.
 MAX_JSON = 2**24
-#: Bytes of other files that are read as a whole: a log, a text.
+#: Largest size in bytes of other files that are read as a whole, such as a log or a text.
 MAX_BYTES = 2**30
 
-# Deeper values than any that is written here; what walks through values by recursion is safe.
+# Largest depth of JSON values, more than any value that the package writes; recursive functions are safe with it.
 _MAX_DEPTH = 64
-# Folders of a path, which are made by recursion, too.
+# Largest number of parts of a path; folders are created recursively, too.
 _MAX_LEVELS = 256
-# Bytes of the header of an array: its shape has at most 64 numbers.
+# Largest size in bytes of the header of an array, whose shape has at most 64 numbers.
 _MAX_HEADER = 2_000
-# An archive may be of any size, but one of numbers that is larger than this does not shrink to a hundredth.
+# Archives whose members have more bytes than this may not be compressed to less than a hundredth, as arrays of numbers
+# never are.
 _MAX_UNPACKED, _MAX_RATIO = 2**26, 100
-# Characters of a message, and those of a text that they are made of.
+# Largest number of characters of a message, and of the text that it is made from.
 _MAX_MESSAGE, _MAX_READ = 400, 10_000
 _KINDS = ((stat.S_ISDIR, 'a folder'), (stat.S_ISFIFO, 'a pipe'), (stat.S_ISSOCK, 'a socket'))
-# As in gs://bucket; pathlib makes gs:/bucket of it.
+# Matches gs://bucket, and gs:/bucket, which pathlib makes of it.
 _URL = re.compile(r'[A-Za-z][A-Za-z0-9+.-]+:/')
 
 
 class UnfitFile(ValueError):
-  """A file does not hold what it should; the message says what is wrong, without the file's name."""
+  """A file does not have the expected content; the message gives the reason without the file's name."""
 
 
 def user_path(path: str | os.PathLike[str], field: str) -> pathlib.Path:
-  """A path that a user gave, with the home folder in place of `~`.
+  """Checks a path that a user has given, and replaces `~` by the home folder.
 
   Args:
-    path: need not exist.
-    field: what the user set, which errors name.
+    path: the path; it need not exist.
+    field: name of the setting, for error messages.
 
   Raises:
-    ValueError: it is no path of this system: it has a zero byte, is not UTF-8, a URL, too long or deep, or of an
+    ValueError: the path is not valid: it has a zero byte, is not UTF-8, is a URL, is too long or too deep, or names an
       unknown user.
   """
   text = os.fspath(path)
   if '\0' in text:
     raise ValueError(f'{field}: {text!r} has a zero byte, which no path has')
   if as_unicode(str(text)) != text:
-    # It would be written into files that are UTF-8.
+    # Paths are written into files, which are UTF-8.
     raise ValueError(f'{field}: {text!r} is not UTF-8; rename it, or use a link of another name')
   if _URL.match(text):
     raise ValueError(f'{field}: {text} is a URL; allowed are paths of folders and files on this machine, or mounted')
@@ -72,40 +74,40 @@ def user_path(path: str | os.PathLike[str], field: str) -> pathlib.Path:
   except RuntimeError as error:
     raise ValueError(f'{field}: {text}: no home folder is known of that user; give the whole path') from error
   except (FileNotFoundError, NotADirectoryError):
-    pass  # Whether it has to be there is for others to say.
+    pass  # The caller decides whether it has to exist.
   except (OSError, ValueError) as error:
     raise ValueError(f'{field}: {one_line(text)} is no usable path ({_reason(error)})') from error
   return found
 
 
 def as_unicode(text: str) -> str:
-  """A text that can be written as UTF-8: bytes of a file's name that are not UTF-8 are escaped."""
+  """Escapes what cannot be encoded as UTF-8, such as undecodable bytes of a file's name."""
   return text.encode(errors='backslashreplace').decode()
 
 
 def one_line(text: object) -> str:
-  """A message of a library as one printable line of bounded length; it may quote a file."""
+  """Turns a message, which may quote the content of a file, into one printable line of bounded length."""
   whole = str(text)
-  # Of megabytes it would take seconds.
+  # Limited, since megabytes would take seconds.
   line = ' '.join(''.join(letter if letter.isprintable() else ' ' for letter in whole[:_MAX_READ]).split())
   return line if len(line) <= _MAX_MESSAGE and len(whole) <= _MAX_READ else f'{line[:_MAX_MESSAGE]}…'
 
 
 def kind_of(mode: int) -> str:
-  """What something is that is not a file, by its mode."""
+  """A phrase such as `'a folder'` for a path that is not a regular file, from its mode."""
   return next((name for is_kind, name in _KINDS if is_kind(mode)), 'a device')
 
 
 def read_bytes(path: pathlib.Path, limit: int = MAX_BYTES, remedy: str = '') -> bytes:
-  """The content of a file.
+  """Reads a file.
 
   Args:
-    path: of the file.
-    limit: bytes that it may have.
-    remedy: what to do if it cannot be read, for the message.
+    path: path of the file.
+    limit: largest allowed size in bytes.
+    remedy: advice for the message if the file cannot be read.
 
   Raises:
-    ValueError: it cannot be read, is not a file but a folder, a pipe or a device, or is larger.
+    ValueError: the file cannot be read, is larger than the limit, or is a folder, a pipe or a device.
   """
   with _opened(path, str(path), remedy) as file:
     size = os.fstat(file.fileno()).st_size
@@ -115,17 +117,18 @@ def read_bytes(path: pathlib.Path, limit: int = MAX_BYTES, remedy: str = '') -> 
 
 
 def parse_json(content: bytes) -> Any:
-  """A JSON value in UTF-8.
+  """Parses a JSON value in UTF-8.
 
   Raises:
-    UnfitFile: it is not one, is nested too deeply, has a text that is not Unicode, or an object a name twice.
+    UnfitFile: the content is not JSON, is nested too deeply, has a string that is not Unicode, or has an object in
+      which a name occurs twice.
   """
   try:
     text = content.decode('utf-8-sig')
     value = json.loads(text, object_pairs_hook=_to_dict)
     _check_depth(value, _MAX_DEPTH)
     if '\\u' in text:
-      # Half of a surrogate pair passes as a text until it is written.
+      # Half of a surrogate pair fails only when it is encoded.
       json.dumps(value, ensure_ascii=False).encode()
   except UnfitFile:
     raise
@@ -137,14 +140,14 @@ def parse_json(content: bytes) -> Any:
 
 
 def read_json(path: pathlib.Path, remedy: str = '') -> Any:
-  """The JSON value that a file holds.
+  """Reads a file with one JSON value.
 
   Args:
-    path: of the file.
+    path: path of the file.
     remedy: see `read_bytes`.
 
   Raises:
-    ValueError: as `read_bytes`; or it does not hold one.
+    ValueError: see `read_bytes`; or the file is not JSON.
   """
   content = read_bytes(path, MAX_JSON, remedy)
   try:
@@ -154,14 +157,14 @@ def read_json(path: pathlib.Path, remedy: str = '') -> Any:
 
 
 def read_object(path: pathlib.Path, remedy: str = '') -> dict[str, Any]:
-  """The JSON object that a file holds.
+  """Reads a file with one JSON object.
 
   Args:
-    path: of the file.
+    path: path of the file.
     remedy: see `read_bytes`.
 
   Raises:
-    ValueError: as `read_json`; or the value is no object.
+    ValueError: see `read_json`; or the value is not an object.
   """
   value = read_json(path, remedy)
   if not isinstance(value, dict):
@@ -170,10 +173,10 @@ def read_object(path: pathlib.Path, remedy: str = '') -> dict[str, Any]:
 
 
 def read_json_lines(path: pathlib.Path) -> list[Any | UnfitFile]:
-  """The JSON values of a file that has one a line; instead of one that cannot be read, what is wrong with it.
+  """Reads a file with one JSON value per line; lines that cannot be read become the error.
 
   Raises:
-    ValueError: as `read_bytes`.
+    ValueError: see `read_bytes`.
   """
   return [_parse_or_error(line) for line in read_bytes(path).splitlines()]
 
@@ -186,28 +189,29 @@ def _parse_or_error(line: bytes) -> Any | UnfitFile:
 
 
 class Archive:
-  """A zip archive, such as an `.npz` file, of which no member takes more memory than its directory says.
+  """A zip archive, such as an `.npz` file, whose members take no more memory than its directory says.
 
   Attributes:
-    names: of its members, arrays with their ending `.npy`.
+    names: names of its members; arrays with the suffix `.npy`.
   """
 
   def __init__(self, file: BinaryIO, kind: str = 'zip archive', unpacked: int = _MAX_UNPACKED) -> None:
-    """Reads the directory.
+    """Reads the directory of the archive.
 
     Args:
-      file: can be read at any place; stays open as long as members are read.
-      kind: what it is called in messages.
-      unpacked: bytes of all members together that any archive may have, however small it is.
+      file: a seekable file; it has to stay open while members are read.
+      kind: name of the format, for messages.
+      unpacked: total bytes of all members that are allowed whatever the size of the file; more are only allowed up to a
+        hundred times that size.
 
     Raises:
-      UnfitFile: it is no whole zip archive, or its members are too large for the archive that they are in.
+      UnfitFile: the file is not a complete zip archive, or its members are too large for its size.
     """
     size = file.seek(0, os.SEEK_END)
     try:
       self._zip = zipfile.ZipFile(file)
       self._members = {info.filename: info for info in self._zip.infolist()}
-    except Exception as error:  # Damaged directories surface as many kinds.
+    except Exception as error:  # Damaged directories cause many kinds of exceptions.
       raise UnfitFile(f'not a whole {kind}: {_reason(error)}') from error
     found = sum(info.file_size for info in self._members.values())
     if found > max(unpacked, _MAX_RATIO * size):
@@ -215,28 +219,31 @@ class Archive:
     self.names = tuple(self._members)
 
   def read(self, name: str) -> bytes:
-    """The content of a member; raises an `UnfitFile` if it is damaged."""
+    """Reads a member; raises an `UnfitFile` if it is damaged."""
     try:
       with self._open(name) as member:
-        # Without a limit, it would unpack more than the directory says before it notices.
+        # Without a limit, a member larger than the directory says would be unpacked as a whole.
         content = member.read(self._members[name].file_size + 1)
     except UnfitFile:
       raise
-    except Exception as error:  # As above.
+    except Exception as error:  # Damaged members cause many kinds of exceptions.
       raise UnfitFile(f'member {name} cannot be read: {_reason(error)}') from error
     if len(content) != self._members[name].file_size:
       raise UnfitFile(f'member {name} has another size than the directory says')
     return content
 
   def array(self, name: str) -> np.ndarray:
-    """The array of a member, given without its ending `.npy`; numbers, truth values or texts.
+    """Reads an array of numbers, booleans or strings.
+
+    Args:
+      name: name of the member without the suffix `.npy`.
 
     Raises:
-      UnfitFile: it is damaged, or of another dtype, such as objects, which would be unpickled.
+      UnfitFile: the member is missing, damaged, or of another dtype, such as objects, which would be unpickled.
     """
     try:
       with warnings.catch_warnings():
-        # Headers are parsed as Python, which warns of what looks like a mistake in a program.
+        # Headers are parsed as Python code, for which Python can print warnings.
         warnings.simplefilter('ignore')
         with self._open(f'{name}.npy') as member:
           self._check_header(member, self._members[f'{name}.npy'].file_size)
@@ -244,27 +251,27 @@ class Archive:
           array: np.ndarray = np.lib.format.read_array(member, allow_pickle=False)
       if array.dtype.kind == 'U':
         _check_characters(array)
-    except Exception as error:  # As above; NumPy's parser of headers alone raises half a dozen kinds.
+    except Exception as error:  # NumPy's parser of headers alone raises half a dozen kinds of exceptions.
       raise UnfitFile(f'array {name} cannot be read: {_reason(error)}') from error
     return array
 
   def _open(self, name: str) -> Any:
     info = self._members[name]
-    # Other methods allocate what the content asks for.
+    # Decoders of other methods allocate as much memory as the content says.
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
       raise UnfitFile(f'member {name}: unsupported compression')
     return self._zip.open(info)
 
   @staticmethod
   def _check_header(member: Any, size: int) -> None:
-    """NumPy allocates what the header says before it reads."""
+    """Checks the header of an array, since NumPy allocates as much memory as the header says."""
     version = np.lib.format.read_magic(member)
     begin = member.tell()
     length = int.from_bytes(member.read(2 if version == (1, 0) else 4), 'little')
     if length > _MAX_HEADER:
       raise UnfitFile(f'its header has {length:,} bytes; at most {_MAX_HEADER:,} are read')
     header = member.read(length)
-    # Python's parser calls it a lack of memory.
+    # Python's parser would raise a MemoryError.
     if sum(header.count(bracket) for bracket in (b'(', b'[', b'{')) > _MAX_DEPTH:
       raise UnfitFile('its header is nested too deeply')
     member.seek(begin)
@@ -280,18 +287,18 @@ class Archive:
 
 @contextlib.contextmanager
 def open_npz(path: pathlib.Path, field: str = '', unpacked: int = _MAX_UNPACKED) -> Iterator[Archive]:
-  """Opens an `.npz` file.
+  """Context that opens an `.npz` file.
 
   Args:
-    path: of the file.
-    field: what names it, for messages.
+    path: path of the file.
+    field: name of the setting that names the file, for messages.
     unpacked: see `Archive`.
 
   Yields:
-    Its archive; what is wrong with an array becomes a ValueError that names the file.
+    The archive; within the context, an `UnfitFile` becomes a ValueError that names the file.
 
   Raises:
-    ValueError: it cannot be read, or is not an npz file.
+    ValueError: the file cannot be read, or is not an npz file.
   """
   source = f'{path} ({field})' if field else str(path)
   with _opened(path, source) as file:
@@ -304,10 +311,10 @@ def open_npz(path: pathlib.Path, field: str = '', unpacked: int = _MAX_UNPACKED)
 
 
 def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """The arrays that an `.npz` file holds, by name.
+  """Reads all arrays of an `.npz` file, by name.
 
   Raises:
-    ValueError: as `open_npz`; or an array cannot be read.
+    ValueError: see `open_npz`; or an array cannot be read.
   """
   with open_npz(path) as archive:
     return {name.removesuffix('.npy'): archive.array(name.removesuffix('.npy')) for name in archive.names}
@@ -318,7 +325,7 @@ def _opened(path: pathlib.Path, source: str, remedy: str = '') -> Iterator[io.Bu
   try:
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode):
-      # It might never end, or not begin before somebody writes.
+      # Reading a pipe or a device might wait forever or never end.
       raise ValueError(f'{source}: not a file, but {kind_of(mode)}')
     with path.open('rb') as file:
       yield file
@@ -332,7 +339,7 @@ def _reason(error: Exception) -> str:
 
 
 def _check_characters(array: np.ndarray) -> None:
-  """Four bytes can be more than any character is, and a half of a pair is none."""
+  """Raises an `UnfitFile` unless all characters are Unicode: 4 bytes can exceed it or be half of a surrogate pair."""
   codes = np.frombuffer(array.astype(array.dtype.newbyteorder('=')).tobytes(), np.uint32)
   if ((codes > sys.maxunicode) | ((codes >= 0xD800) & (codes < 0xE000))).any():
     raise UnfitFile('it has a character that is not Unicode')

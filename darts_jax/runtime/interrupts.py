@@ -1,4 +1,4 @@
-"""Ends a run at a point of its own choosing when the user or a scheduler asks it to stop."""
+"""Lets a run end between two steps when the user or a scheduler sends a signal."""
 
 import contextlib
 import os
@@ -10,19 +10,23 @@ from typing import Any, Self
 
 from darts_jax.runtime.terminal import say
 
-#: What asks a run to stop.
+#: Signals that ask a run to stop.
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-# Seconds in which Python's own handlers come to their turn, unless the program is inside a library: a compiler, say.
+# Seconds within which Python calls its signal handlers, unless the program is inside a library such as a compiler.
 _PATIENCE = 1.0
 
-# What cannot be stopped at present, the innermost last; for messages.
+# Names of current activities that cannot be interrupted, the innermost last; for messages.
 _busy: list[str] = []
 
 
 @contextlib.contextmanager
 def busy(what: str) -> Iterator[None]:
-  """Within, a first signal has to wait for the end of this, and the message says so at once."""
+  """Context of an activity that a first signal does not interrupt; the message about the signal names it.
+
+  Args:
+    what: name of the activity, such as `'compilation'`.
+  """
   _busy.append(what)
   try:
     yield
@@ -31,19 +35,19 @@ def busy(what: str) -> Iterator[None]:
 
 
 class InterruptGuard:
-  """Context manager that turns the first SIGTERM or SIGINT into a flag, for a loop to look at between its steps.
+  """Context manager that turns the first SIGTERM or SIGINT into a flag, which a loop can check between its steps.
 
-  If something has to end first, a line says at once what (see `busy`). A second signal raises KeyboardInterrupt
-  wherever the program is; if it is inside a library that does not return, the process ends. The old handlers return on
-  exit, and a signal that the program ignores stays ignored. Outside the main thread, where Python allows no handlers,
-  it does nothing and nothing is ever requested.
+  If an activity has to end first, a message names it at once (see `busy`). A second signal raises KeyboardInterrupt in
+  any place of the program; if the program is inside a library that does not return, the process ends. The previous
+  handlers are restored on exit, and a signal that the program ignores stays ignored. Outside the main thread, where
+  Python allows no handlers, the context manager does nothing.
 
   Attributes:
     requested: name of the first signal, such as `'SIGTERM'`; None before.
   """
 
   def __init__(self) -> None:
-    """Handlers are installed on entry, not here."""
+    """Creates the guard; its handlers are installed on entry."""
     self.requested: str | None = None
     self._previous: dict[signal.Signals, Any] = {}
     self._interrupted = threading.Event()
@@ -54,10 +58,10 @@ class InterruptGuard:
 
   def __enter__(self) -> Self:
     if threading.current_thread() is threading.main_thread():
-      # What a shell starts in the background ignores SIGINT, which is meant for what is in the foreground.
+      # Programs that a shell starts in the background ignore SIGINT, which is meant for the foreground.
       heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
       self._previous = {number: signal.signal(number, self._handle) for number in heard}
-      # Python's handlers wait for a library to return; the pipe is written at once.
+      # Python's handlers wait until a library returns; the pipe is written immediately.
       self._pipe = os.pipe()
       for end in self._pipe:
         os.set_blocking(end, end == self._pipe[0])
@@ -85,7 +89,7 @@ class InterruptGuard:
     self._seen.set()
 
   def _watch(self, pipe: int) -> None:
-    """Sees signals as they come, in a thread of its own, until the pipe is closed."""
+    """Waits for signals in a thread of its own, until the pipe is closed."""
     count = 0
     while received := os.read(pipe, 1):
       if received[0] not in SIGNALS:

@@ -1,14 +1,15 @@
-"""One run at a time in a working directory.
+"""Locks a working directory, so that one run at a time uses it.
 
-The lock is a record lock [POSIX, `fcntl`] on a file in the directory. The kernel lets go of it when the process ends,
-however it ends, so that nothing is left to heal, and NFS, Lustre, GPFS and CephFS pass it on to other hosts, as they
-do not all do with `flock`; nor do child processes inherit it. The file says who holds the lock, for messages. It is
-removed at the end, and a process that has got the lock of a removed file tries again.
+The lock is a record lock [POSIX, `fcntl`] on a file in the directory. The kernel releases it when the process ends in
+any way, so that a crash leaves no lock. NFS, Lustre, GPFS and CephFS share record locks between hosts, which not all of
+them do with `flock`, and child processes do not inherit them. The file says which process holds the lock, for messages.
+It is removed at the end; a process that has locked a removed file tries again.
 
-A process that closes the file loses the lock, even if it had only opened it to read or copy it. So the lock is also
-held as long as the file names a process of this host that is there. A file system without locks leaves nothing but
-that. Of a process on another host nobody here knows: without locks, the directory stays locked until somebody removes
-the file; with them, a run goes on and says whose file it found, because some mounts lock for their own host alone.
+A process loses the lock when it closes the file, even if it opened the file only to read or copy it. The lock therefore
+also counts as held while the file names a living process of this host. On a file system without locks this is the only
+criterion. Processes of other hosts cannot be checked: without locks, the directory stays locked until the file is
+removed; with locks, a run goes on with a warning that names the other process, because some mounts lock only within
+their own host.
 """
 
 import contextlib
@@ -32,41 +33,41 @@ from darts_jax.runtime.files import kind_of, one_line
 
 _logger = logging.getLogger(__name__)
 
-#: The file of the lock.
+#: Name of the lock file.
 FILE = 'run.lock'
 
-# What the file of a lock says of the process that has it.
+# The content of a lock file: a description of the process that holds the lock.
 Owner = dict[str, Any]
 
-# Of a file system without locks.
+# Errors of a file system without locks.
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _HELD = (errno.EACCES, errno.EAGAIN)
-# A process that looks whether a directory above or below its own is locked holds that lock for a moment.
+# Several attempts, since a process that checks whether a directory is locked holds its lock for a moment.
 _ATTEMPTS, _PAUSE = 5, 0.1
-# Runs lie up to so many levels below the run that they belong to.
+# Largest depth of the working directory of a run below that of the run that it is part of.
 _LEVELS = 3
 _MAX_PID = 2**31
 
-# Directories that this process has locked; record locks do not keep a process from itself, nor a thread from another.
+# Directories that this process has locked; record locks do not exclude other threads of the same process.
 _held: set[pathlib.Path] = set()
 _threads = threading.Lock()
 
 
 @contextlib.contextmanager
 def locked(workdir: pathlib.Path, folders: Sequence[pathlib.Path] = ()) -> Iterator[None]:
-  """Within, no other process runs in a working directory, nor in one that lies up to three levels below it.
+  """Context in which no other process can run in a working directory, in one above it, or up to three levels below it.
 
-  None begins there, and those that run there already are found at the beginning. Threads of a process are kept apart
-  likewise, but may run below each other's directories, as the parts of a run do; so may the worker processes of a run.
-  Of several processes the first one locks for all. Directories that are not there are made, and removed at the end if
-  nothing has been written into them.
+  Processes that already run there are found on entry. Threads of one process exclude each other in the same directory,
+  but may run below each other's directories, like the parts of a run; the worker processes of a run may, too. With
+  several processes of one run, the first one locks for all of them. Missing directories are created, and removed at the
+  end if they are empty.
 
   Args:
-    workdir: the directory.
-    folders: further ones that belong to it, inside it.
+    workdir: the working directory.
+    folders: further directories inside it that are locked, too.
 
   Raises:
-    ValueError: a directory is in use, by whom, where and since when; or it cannot be written.
+    ValueError: a directory is in use (by which process, where, and since when); or it cannot be written.
   """
   with contextlib.ExitStack() as stack:
 
@@ -84,7 +85,7 @@ def _locked(workdir: pathlib.Path) -> Iterator[None]:
   path = workdir.absolute().resolve()
   made = [folder for folder in (path, *path.parents) if not folder.exists()]
   number = None
-  # A signal may end a run at any moment, this one included.
+  # All of this is in `try`, since a signal may end a run at any moment.
   try:
     try:
       with _threads:
@@ -100,14 +101,18 @@ def _locked(workdir: pathlib.Path) -> Iterator[None]:
 
 
 def _take(path: pathlib.Path, workdir: pathlib.Path) -> int:
-  """The number of the file of a directory that is locked now."""
+  """Locks a directory; returns the file descriptor of its lock file.
+
+  Raises:
+    ValueError: the directory, or one above or below it, is in use.
+  """
   if path in _held:
     raise ValueError(f'--workdir: {workdir} is in use by this process already')
   path.mkdir(parents=True, exist_ok=True)
   number = _acquire(path / FILE, str(workdir), _lock_and_sign, os.O_RDWR | os.O_CREAT)
   _held.add(path)
   try:
-    # Afterwards, so that of two that begin at once at least one sees the other.
+    # After locking, so that of two processes that begin at the same time, at least one sees the other.
     for above in path.parents:
       _check_free(above, f'{workdir} lies in {above}, which')
     for below in _folders_below(path, _LEVELS):
@@ -120,31 +125,31 @@ def _take(path: pathlib.Path, workdir: pathlib.Path) -> int:
 
 def _release(path: pathlib.Path, number: int) -> None:
   with contextlib.suppress(OSError):
-    # While it is locked, so that it is nobody else's.
+    # Removed while it is locked, so that no other process holds it.
     if _is(path / FILE, number):
       try:
         (path / FILE).unlink()
       except OSError:
-        # Then it must not go on to say that it is held.
+        # If it cannot be removed, it must at least not name this process any more.
         os.ftruncate(number, 0)
   os.close(number)
   _held.discard(path)
 
 
 def _check_free(folder: pathlib.Path, place: str) -> None:
-  """Raises a ValueError, which names the place, if another process has locked a folder."""
+  """Raises a ValueError, which begins with `place`, if another process has locked a folder."""
   path = folder / FILE
   if folder in _held or not os.access(path, os.R_OK | os.W_OK) or _is_of_parent(path):
     return
   with contextlib.suppress(FileNotFoundError):
-    # Something else of this name, in a folder that is no run's, is nobody's lock.
+    # Another kind of file with this name, in a folder that is not a working directory, is not a lock.
     if stat.S_ISREG(path.lstat().st_mode):
-      # Only for a moment: what it shows is that nobody else has it.
+      # Released at once: it only shows that no other process holds it.
       os.close(_acquire(path, place, _lock, os.O_RDWR))
 
 
 def _is_of_parent(path: pathlib.Path) -> bool:
-  """Whether the file of a lock says that it is held by the process that has this one for a worker."""
+  """Whether a lock is held by the parent process, whose worker this process is."""
   parent = multiprocessing.parent_process()
   if parent is None:
     return False
@@ -168,7 +173,17 @@ def _folders_below(folder: pathlib.Path, levels: int) -> Iterator[pathlib.Path]:
 
 
 def _acquire(path: pathlib.Path, place: str, lock: Callable[[int, Owner | None], bool], flags: int) -> int:
-  """The number of the open, locked file; a ValueError, which names the place, if another process has it."""
+  """Opens and locks a lock file; returns its file descriptor.
+
+  Args:
+    path: path of the lock file.
+    place: beginning of the error message.
+    lock: `_lock` or `_lock_and_sign`.
+    flags: flags of `os.open`.
+
+  Raises:
+    ValueError: another process holds the lock.
+  """
   owner = None
   for attempt in range(_ATTEMPTS):
     if attempt:
@@ -190,9 +205,13 @@ def _acquire(path: pathlib.Path, place: str, lock: Callable[[int, Owner | None],
 
 
 def _open(path: pathlib.Path, flags: int) -> int:
-  """The number of the open file of a lock; a ValueError if it is no file of its own, which would be written over."""
+  """Opens a lock file; returns its file descriptor.
+
+  Raises:
+    ValueError: the path is a link, a folder, a pipe or a device.
+  """
   try:
-    # A pipe would wait for somebody else.
+    # Non-blocking, since opening a pipe would wait for another process.
     number = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
   except OSError as error:
     if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
@@ -211,7 +230,7 @@ def _not_a_file(path: pathlib.Path, mode: int) -> str:
 
 
 def _lock(number: int, owner: Owner | None) -> bool:
-  """Whether an open file is locked now; where there are no locks, whether its last owner is gone."""
+  """Tries to lock an open file; returns whether it is locked now. Without locks: whether its last owner has ended."""
   try:
     fcntl.lockf(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except OSError as error:
@@ -220,12 +239,12 @@ def _lock(number: int, owner: Owner | None) -> bool:
     if error.errno in _UNSUPPORTED:
       return not _lives(owner)
     raise
-  # The lock of one that is there was lost.
+  # A living owner of this host has lost its record lock, but still counts as the owner.
   return owner is None or owner['host'] != socket.gethostname() or not _lives(owner)
 
 
 def _lock_and_sign(number: int, owner: Owner | None) -> bool:
-  """As `_lock`; the file says then that this process has the lock, also to other hosts."""
+  """`_lock`, and writes this process into the file as the owner."""
   if not _lock(number, owner):
     return False
   since = datetime.datetime.now().astimezone().isoformat(sep=' ', timespec='seconds')
@@ -254,7 +273,7 @@ def _is(path: pathlib.Path, number: int) -> bool:
 
 
 def _read(number: int) -> Owner | None:
-  """Who holds the lock, or held it last; None if the file does not say so."""
+  """Reads the process that holds the lock, or held it last; None if the file does not contain it."""
   try:
     found = json.loads(os.pread(number, 4096, 0))
     if type(found['pid']) is not int or not 0 < found['pid'] < _MAX_PID:
@@ -262,12 +281,12 @@ def _read(number: int) -> Owner | None:
     return {name: found[name] for name in ('pid', 'begun')} | {
       name: one_line(found[name]) for name in ('host', 'since')
     }
-  except Exception:  # What is damaged fails in many ways.
+  except Exception:  # A damaged file can fail in many ways.
     return None
 
 
 def _lives(owner: Owner | None) -> bool:
-  """Whether a process is there, as far as is known here."""
+  """Whether a process may be alive; True for other hosts, whose processes cannot be checked."""
   if owner is None:
     return False
   if owner['host'] != socket.gethostname():
@@ -278,22 +297,22 @@ def _lives(owner: Owner | None) -> bool:
     return False
   except OSError:
     pass
-  # Numbers of processes are used again.
+  # A process ID may have been reused by another process, which began at another time.
   return bool(owner['pid'] != os.getpid() and _begun(owner['pid']) == owner['begun'])
 
 
 def _begun(pid: int) -> str | None:
-  """What tells a process from later ones of the same number; None where the system does not say it."""
+  """Start time of a process, which distinguishes it from others with the same ID; None if not known or ended."""
   try:
     fields = pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
-    # One that has ended may wait for long until its parent asks how.
+    # A process that has ended may stay a zombie for long.
     return None if fields[0] in 'ZX' else fields[19]
   except (OSError, IndexError):
     return None
 
 
 def _remove_empty(folders: Sequence[pathlib.Path]) -> None:
-  """Removes folders, innermost first, up to one that is not empty."""
+  """Removes folders in the given order, innermost first, until one is not empty."""
   with contextlib.suppress(OSError):
     for folder in folders:
       folder.rmdir()

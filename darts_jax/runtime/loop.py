@@ -1,7 +1,7 @@
-"""The loop over the epochs of a run, resumable at every moment, with everything that it writes.
+"""The loop over the epochs of a run, with its checkpoints, logs and reports; a run can be resumed at any time.
 
-A metric is a number or, of runs side by side, an array `[N]` with one for each. Of several processes all go through the
-loop and the first one writes.
+A metric is a number, or an array `[N]` for N searches side by side. All processes of a run execute the loop, and the
+first one writes.
 """
 
 import abc
@@ -29,28 +29,33 @@ from darts_jax.settings import setting
 
 State = TypeVar('State')
 
-# A call of the compiled steps lasts about so long, so that signals are heard and progress is seen.
+# Approximate duration of a call of the compiled steps, short enough for reacting to signals and showing progress.
 _SECONDS_A_CALL = 2.0
 
 
 class Diverged(RuntimeError):
-  """A loss or gradient was not finite; the message names the step and the checkpoint to go back to."""
+  """A loss or gradient was not finite; the message names the step and the last good checkpoint."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-  """Epochs from one checkpoint to the next, and how many are kept."""
+  """Settings of checkpoints.
+
+  Attributes:
+    every: epochs from one checkpoint to the next.
+    keep: number of checkpoints that are kept.
+  """
 
   every: int = setting(1, at_least=1, at_most=limits.EPOCHS)
   keep: int = setting(3, at_least=1, at_most=limits.COUNT)
 
 
 class Plan(NamedTuple):
-  """How long a run is, and what it writes when.
+  """The length of a run, and when it logs and saves.
 
   Attributes:
-    name: is shown beside the progress.
-    epoch_ends: steps taken by the end of every epoch.
+    name: name of the run, which is shown with the progress.
+    epoch_ends: for every epoch, the number of steps from the beginning of the run to its end.
     log_every: steps from one line of the log to the next.
     checkpoint: see `Checkpoint`.
   """
@@ -68,7 +73,7 @@ class Plan(NamedTuple):
 
 
 class Sums:
-  """Sums of metrics over steps, and the steps."""
+  """Sums of metrics over steps, and the number of steps."""
 
   def __init__(
     self, values: Mapping[str, Any] | None = None, counted_by: Callable[[str], str] = lambda name: 'steps'
@@ -83,17 +88,22 @@ class Sums:
     self._counted_by = counted_by
 
   def add(self, sums: Mapping[str, Any]) -> None:
-    """Adds those of further steps."""
+    """Adds the sums of further steps."""
     for name, value in sums.items():
       self.values[name] = self.values.get(name, 0.0) + value
 
   def add_each(self, each: Mapping[str, np.ndarray], count: int) -> None:
-    """Adds those of further steps, `[…, n]`, of which the first ones count; one by one, so that only steps matter."""
+    """Adds the metrics of further steps, one by one, so that sums do not depend on how steps are divided into calls.
+
+    Args:
+      each: metrics of every step, `[…, n]`.
+      count: number of steps to add; the first ones are taken.
+    """
     for i in range(count):
       self.add({'steps': 1.0, **_numbers({name: values[..., i] for name, values in each.items()})})
 
   def means(self) -> dict[str, Any]:
-    """Means over the steps; a metric of some steps alone has the mean over those, and is left out if there are none."""
+    """The means over steps; the mean of a metric that only some steps have is over these, and left out without any."""
     values = {name: value for name, value in self.values.items() if name != 'seconds'}
     counts = {'steps', *map(self._counted_by, values)}
     means = {}
@@ -105,13 +115,13 @@ class Sums:
 
 
 class Outcome(NamedTuple, Generic[State]):
-  """How a run ended.
+  """The outcome of a run.
 
   Attributes:
-    state: the last one.
-    last_epoch: metrics of the last complete epoch, none before the first.
-    finished: whether all epochs were done; not so after an interruption.
-    requested: the signal that asked for an end, perhaps when there was nothing left to do; None if none did.
+    state: the last state.
+    last_epoch: metrics of the last complete epoch; empty if there is none.
+    finished: whether all epochs are done; False after an interruption.
+    requested: name of the signal that asked the run to stop, even if all epochs are done; None without a signal.
   """
 
   state: State
@@ -121,18 +131,18 @@ class Outcome(NamedTuple, Generic[State]):
 
 
 class Loop(abc.ABC, Generic[State]):
-  """A run of epochs; what it trains is up to subclasses.
+  """A run of epochs; subclasses define what is trained.
 
   Attributes:
-    workdir: of the run.
-    folders: of its logs, one for each of several runs side by side; otherwise the working directory.
+    workdir: working directory of the run.
+    folders: folders of its logs, one for each of several searches side by side; otherwise the working directory.
     plan: see `Plan`.
-    total: steps of the whole run; fewer than planned once it is known that it ends early.
-    shown: names of the metrics beside the progress.
-    writers: are told of metrics as they are logged.
-    derived: names of files, in all folders, that change with the epochs; a run that goes on brings them back as they
-      were at its checkpoint.
-    back_to: set by `turn_epoch` if the run is to go on from an earlier checkpoint: its step.
+    total: number of steps of the whole run; smaller than planned once it is known that the run ends early.
+    shown: names of the metrics that are shown with the progress.
+    writers: objects that receive all metrics that are logged.
+    derived: names of files, in all folders, that change from epoch to epoch; a resumed run restores them from its
+      checkpoint.
+    back_to: step of an earlier checkpoint, set by `turn_epoch` if the run is to go back to it; None otherwise.
   """
 
   shown: tuple[str, ...] = ('train_loss',)
@@ -147,9 +157,14 @@ class Loop(abc.ABC, Generic[State]):
     folders: Sequence[pathlib.Path] = (),
     claim: Mapping[str, Any] | None = None,
   ) -> None:
-    """Opens the checkpoints, which say whose run this is, if that is given.
+    """Opens the checkpoints.
 
-    The guard is asked between calls whether the run is to stop.
+    Args:
+      workdir: working directory of the run.
+      plan: length of the run, and when it logs and saves.
+      guard: checked between calls of the compiled steps for a signal to stop.
+      folders: folders of the logs of searches side by side; by default the working directory.
+      claim: JSON values that identify the run, for its checkpoints (see `Checkpoints.save`).
     """
     self.workdir = workdir
     self.folders = tuple(folders) or (workdir,)
@@ -164,91 +179,102 @@ class Loop(abc.ABC, Generic[State]):
 
   @abc.abstractmethod
   def init(self) -> State:
-    """The state before the first step."""
+    """Makes the state before the first step."""
 
   @abc.abstractmethod
   def template(self) -> State:
-    """Shapes, dtypes and places of the state, without arrays."""
+    """Shapes, dtypes and shardings of the state, without arrays."""
 
   @abc.abstractmethod
   def prepare(self, state: State, step: int) -> None:
-    """Makes `advance` ready to be called."""
+    """Prepares calls of `advance`; compiles its programs."""
 
   @abc.abstractmethod
   def advance(self, state: State, num_steps: int) -> tuple[State, Mapping[str, Any]]:
-    """Takes up to so many steps: the new state, and sums of metrics, among them `steps` and `finite`.
+    """Takes up to `num_steps` steps.
 
-    Besides, `each`: the metrics of every step, `[…, n]`. What is logged is summed up from these, so that it does not
-    depend on where calls end.
+    Returns:
+      The new state, and sums of metrics over the steps, with `steps`, `finite` and `each` (see
+      `darts_jax.runtime.steps.take_steps`). Logged means are computed from `each`, the metrics of every step `[…, n]`,
+      so that they do not depend on how steps are divided into calls.
     """
 
   @abc.abstractmethod
   def evaluate(self, state: State, step: int) -> dict[str, Any]:
-    """Metrics at the end of an epoch."""
+    """Computes metrics at the end of an epoch."""
 
   @abc.abstractmethod
   def report(self, folder: pathlib.Path) -> pathlib.Path:
-    """Renews the report in one of the folders; returns its path."""
+    """Writes the report in one of the folders; returns its path."""
 
   def opened(self, state: State, resume_step: int | None) -> None:
-    """Is called when the log is open; without a step, the run begins."""
+    """Called when the log is open; `resume_step` is None if the run begins."""
 
   def counted_by(self, name: str) -> str:
-    """The metric that counts the steps that another one is of, by 1 or 0; if there is none, these are all steps."""
+    """Name of the metric that counts, by 1 or 0, the steps that have the metric `name`; `'steps'` if all have it."""
     del name
     return 'steps'
 
   def summary(self, state: State, sums: Sums) -> dict[str, Any]:
-    """What a line of the log holds beside the means of metrics."""
+    """Values of a line of the log in addition to the means of metrics."""
     del state
     return {'seconds': sums.values['seconds']}
 
   def epoch_done(self, state: State, step: int, epoch: int) -> None:
-    """Is called after every epoch, counted from 1, before its checkpoint."""
+    """Called after every epoch, counted from 1, before its checkpoint is saved."""
 
   def turn_epoch(self, state: State, evaluation: Mapping[str, Any], step: int) -> State:
-    """The state that the next epoch begins with, after an evaluation; it is what the checkpoint of the epoch holds."""
+    """Called after the evaluation of an epoch; returns the state for its checkpoint and for the next epoch."""
     del evaluation, step
     return state
 
   def went_back(self, state: State, step: int) -> State:
-    """The state to go on with, from that of the earlier checkpoint that `back_to` names.
+    """Called after going back to an earlier checkpoint (see `back_to`); returns the state to continue with.
 
-    `recall` has been called with the memory that the checkpoint holds.
+    `recall` has been called with the memory of the checkpoint.
+
+    Args:
+      state: state of the checkpoint.
+      step: step of the checkpoint.
     """
     del step
     return state
 
   def needed(self, step: int) -> Collection[int]:
-    """Steps whose checkpoints the run may go back to from this step or a later one; they are kept."""
+    """Steps to which the run may go back from this step or a later one; their checkpoints are kept."""
     del step
     return ()
 
   def recover(self, state: State, step: int) -> State | None:
-    """The state to go on with after one whose loss or evaluation is not finite; None ends the run."""
+    """Called after a loss or evaluation that is not finite; returns the state to continue with, or None to stop."""
     del state, step
     return None
 
   @property
   def memory(self) -> Any:
-    """What there is to remember besides the state, as JSON values; checkpoints keep it."""
+    """JSON values that checkpoints keep in addition to the state; None for nothing."""
     return None
 
   def recall(self, memory: Any) -> None:
-    """Is called with the memory of a checkpoint, before its state is restored."""
+    """Called with the memory of a checkpoint, before its state is restored."""
 
   def finish(self, state: State) -> None:
-    """Is called after the last epoch, and when a finished run is started again, if the log lacks something."""
+    """Writes the final results; called after the last epoch, or by a finished run again, if `lacks` names a result."""
 
   def lacks(self) -> str:
-    """Names, for a message, the result that `finish` writes and that the log lacks; empty if the log lacks none.
+    """Name, for a message, of a result that `finish` writes and that the log lacks; empty if the log lacks none.
 
-    All processes have to call this, and get the same.
+    All processes have to call this, and get the same name.
     """
     return ''
 
   def run(self) -> Outcome[State]:
-    """Starts, or goes on with what the working directory holds."""
+    """Starts the run, or resumes it from the latest checkpoint in the working directory.
+
+    Raises:
+      Diverged: a loss or gradient was not finite, and `recover` returned None.
+      ValueError: the working directory or the data cannot be used.
+    """
     plan = self.plan
     self._check_shared(max(self._checkpoints.steps(), default=None))
     self._checkpoints.remove_leftovers()
@@ -292,9 +318,9 @@ class Loop(abc.ABC, Generic[State]):
           state, found = self.advance(state, min(until_line, until_epoch, planned))
         except ValueError as error:
           if jax.process_count() > 1:
-            # The others are in the middle of the step.
+            # The other processes are in the middle of the step, so that nothing can be saved together.
             raise
-          # Data that cannot be read any more; the steps that were taken are as good as any.
+          # Data cannot be read any more; the steps before that are valid, and are saved.
           self._save(step, state, epoch_sums, log_sums, last_epoch)
           self.note(step, 'failed', f'{error}; saved at step {step} of {self.total}, start again to resume')
           self.reports()
@@ -307,7 +333,7 @@ class Loop(abc.ABC, Generic[State]):
         seconds_a_step = seconds / taken
         step += taken
         finite = sums.pop('finite')
-        # The last step is the one that is not.
+        # Steps end after the first one that is not finite, so it is the last.
         sound = taken if np.all(finite) else taken - 1
         for totals in (epoch_sums, log_sums) if sound else ():
           totals.add_each(each, sound)
@@ -326,7 +352,7 @@ class Loop(abc.ABC, Generic[State]):
         if step == plan.epoch_ends[epoch]:
           evaluation = self.evaluate(state, step)
           if not _all_finite(evaluation):
-            # The last step's loss was that before its update; these weights are not worth a checkpoint.
+            # The last step's loss was computed before its update, so it can be finite although the weights are not.
             state = self._recovered(state, step, _finite(evaluation))
             evaluation = self.evaluate(state, step)
             self.check_finite(evaluation, step)
@@ -342,7 +368,7 @@ class Loop(abc.ABC, Generic[State]):
             epoch_sums, log_sums, last_epoch = self._sums_of(back.metadata)
             state = self.went_back(back.state, step)
             self._log.go_back(step)
-            # Before anything else is logged, so that the decision is in the log once.
+            # Saved before anything else is logged, so that the log contains the decision only once.
             self._save(step, state, epoch_sums, log_sums, last_epoch)
             if step < self.total:
               self.prepare(state, step)
@@ -357,12 +383,12 @@ class Loop(abc.ABC, Generic[State]):
         message = f'{requested}: saved at step {step} of {self.total}; start again to resume'
         self.note(step, 'interrupted', message)
       self._sync()
-      # A signal that came when nothing was left to do ends a sequence of runs, in all processes.
+      # A signal that arrives after the last step still ends a sequence of runs, in all processes.
       requested = requested or self._agree(1)[0]
     return Outcome(state, last_epoch, step == self.total, requested)
 
   def _end(self, state: State) -> None:
-    """Writes what the log lacks of the end of a run; no checkpoint has a copy of that."""
+    """Logs the end of a run and its final results, unless they are logged; no checkpoint has a copy of them."""
     finished, lacks = self.has_logged(lambda line: line.get('event') == 'finished'), self.lacks()
     if finished and lacks:
       self.note(self.total, 'brought_back', f'{metrics.FILE}: {lacks} was lost; it is found out again')
@@ -373,7 +399,15 @@ class Loop(abc.ABC, Generic[State]):
       self._log.write('event', self.total, {'event': 'finished', 'message': f'{done} epochs done'})
 
   def compile(self, step: int, name: str, function: Any, *args: Any, detail: str = '') -> Any:
-    """A jitted function compiled for arguments, with an event that says how long that took."""
+    """Compiles a jitted function ahead of time, and logs an event with the duration.
+
+    Args:
+      step: current step.
+      name: name of the function, for messages.
+      function: the jitted function.
+      *args: its arguments, arrays or `jax.ShapeDtypeStruct`s.
+      detail: further text for the message.
+    """
     self._progress.note(f'compiling the {name}{detail} ...')
     with busy('compilation'):
       compilation = compile_with_report(function, *args)
@@ -391,13 +425,13 @@ class Loop(abc.ABC, Generic[State]):
     self._log.write(kind, step, values)
 
   def has_logged(self, wanted: Callable[[Mapping[str, Any]], bool]) -> bool:
-    """Whether a line of the log is as wanted; all processes have to call this."""
+    """Whether the log of every folder has a line for which `wanted` is True; all processes have to call this."""
     first = processes.is_first()
     found = first and all(any(map(wanted, metrics.read(folder))) for folder in self.folders)
     return bool(processes.gather([found])[0, 0])
 
   def reports(self) -> list[pathlib.Path]:
-    """The paths of the reports in all folders, which the first process renews."""
+    """Writes the reports in all folders, in the first process; returns their paths."""
     return [self.report(folder) if processes.is_first() else folder / 'report.html' for folder in self.folders]
 
   def check_finite(self, values: Mapping[str, Any], step: int) -> None:
@@ -415,18 +449,18 @@ class Loop(abc.ABC, Generic[State]):
       )
 
   def _agree(self, planned: int) -> tuple[str | None, int]:
-    """The signal that any process has got, and how many steps the first one plans to take in the next call."""
+    """Makes all processes agree on a signal that one of them has received, and on the first one's planned steps."""
     names = [None, *(number.name for number in SIGNALS)]
     found = processes.gather([names.index(self._guard.requested), planned])
     return names[int(found[:, 0].max())], int(found[0, 1])
 
   def _sums_of(self, metadata: Mapping[str, Any]) -> tuple[Sums, Sums, dict[str, Any]]:
-    """The sums of an epoch and of a line of the log, and the metrics of the last epoch, that a checkpoint holds."""
+    """Reads from the metadata of a checkpoint: sums of the epoch, sums of the log line, metrics of the last epoch."""
     epoch, line = (Sums(_numbers(metadata.get(name, {})), self.counted_by) for name in ('epoch_sums', 'log_sums'))
     return epoch, line, _numbers(metadata.get('last_epoch', {}))
 
   def _restored_then(self, step: int) -> Restored:
-    """An earlier checkpoint; raises a ValueError if it is gone."""
+    """Restores an earlier checkpoint; raises a ValueError if it does not exist any more."""
     restored = self._checkpoints.restore(self._template_of, at=step)
     if restored is None:
       raise ValueError(f'{self.workdir}: the checkpoint of step {step}, which the run is to go back to, is gone')
@@ -443,19 +477,19 @@ class Loop(abc.ABC, Generic[State]):
     self._checkpoints.save(step, state, metadata, claim=self._claim, files=files, needed=self.needed(step))
 
   def _kept(self) -> dict[str, pathlib.Path]:
-    """The files that checkpoints keep copies of, by name."""
+    """The files of which checkpoints keep copies, by name."""
     paths = [folder / name for folder in self.folders for name in (metrics.FILE, *self.derived)]
     return {path.relative_to(self.workdir).as_posix(): path for path in paths}
 
   def _copies(self, restored: Restored | None) -> list[bytes] | None:
-    """Of the logs that the first process opens."""
+    """A checkpoint's copies of the logs; None in other processes than the first, and without a checkpoint."""
     if restored is None or not processes.is_first():
       return None
     names = [(folder / metrics.FILE).relative_to(self.workdir).as_posix() for folder in self.folders]
     return [restored.files.get(name, b'') for name in names]
 
   def _bring_back(self, restored: Restored | None) -> None:
-    """Makes files what they were at the checkpoint, and tells what had been lost."""
+    """Restores files from the copies in a checkpoint, and logs which were lost or damaged."""
     if not processes.is_first():
       return
     for folder, opened in zip(self.folders, self._log.opened, strict=True):
@@ -487,11 +521,11 @@ class Loop(abc.ABC, Generic[State]):
           self.note(step, 'brought_back', message)
 
   def is_readable(self, path: pathlib.Path) -> bool:
-    """Whether a derived file is there and undamaged."""
+    """Whether a derived file exists and is not damaged."""
     return path.is_file()
 
   def _sync(self) -> None:
-    """Waits until what a run has written is on the disk."""
+    """Waits until the files of the run are on the disk."""
     if processes.is_first():
       with named_errors(self.workdir):
         sync_to_disk([*(path for path in self._kept().values() if path.is_file()), *self.folders])
@@ -508,7 +542,7 @@ class Loop(abc.ABC, Generic[State]):
   def _stop_diverged(self, step: int, finite: Any) -> NoReturn:
     steps = self._checkpoints.steps()
     good = f'the last good checkpoint is that of step {max(steps)}' if steps else 'there is no checkpoint yet'
-    # Of runs side by side, those that it is about.
+    # Names of those searches side by side that have diverged.
     named = [folder.name for folder, fine in zip(self.folders, np.ravel(finite), strict=True) if not fine]
     which = f' of {", ".join(named)}' if len(self.folders) > 1 else ''
     message = f'step {step}: a loss or gradient{which} is not finite; {good}, in {self.workdir}'
@@ -518,13 +552,13 @@ class Loop(abc.ABC, Generic[State]):
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
-  """Metrics as Python floats, and as arrays of them where there are several."""
+  """Converts metrics to Python floats, and to float64 arrays where they have axes."""
   found = {name: np.asarray(value, np.float64) for name, value in values.items()}
   return {name: value if value.ndim else float(value) for name, value in found.items()}
 
 
 def _finite(values: Mapping[str, Any]) -> Any:
-  """Whether all values are finite; of runs side by side `[N]`."""
+  """Whether all values are finite: a bool, or `[N]` bools for searches side by side."""
   return np.all([np.isfinite(value) for value in values.values()], axis=0) if values else True
 
 

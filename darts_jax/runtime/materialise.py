@@ -1,8 +1,9 @@
-"""A value that is computed once: a barrier to XLA's fusion on CPU.
+"""Materialises values, that is, prevents XLA from fusing their computation into consumers, on CPU.
 
-XLA's CPU compiler merges an elementwise producer into every consumer, and drops optimization barriers before it does. A
-node that is read by nine shifted windows is then summed up nine times, in nine times the code. It does not merge across
-the call of a function that it is told not to inline, so on CPU that is the barrier; elsewhere it is nothing.
+XLA's CPU compiler fuses an elementwise producer into every consumer, and drops optimization barriers before it does so.
+A sum that is read by nine shifted windows is then computed nine times, with nine times the code. XLA does not fuse
+across calls of a function that it must not inline, so on CPU such calls are the barrier; on other platforms nothing is
+done.
 """
 
 import functools
@@ -20,12 +21,12 @@ Array = jax.Array
 
 
 def computed_once(function: Callable[..., Any], *args: Array, **static: Any) -> Any:
-  """`function(*args, **static)`, not merged into what reads it; for lowerings on CPU, not to be differentiated.
+  """`function(*args, **static)`, which XLA does not fuse into its consumers; for lowerings on CPU, not differentiable.
 
   Args:
-    function: of a module, since it is traced once for all arrays of the same shapes.
+    function: a function of a module, not a closure, since traces are cached by function.
     *args: arrays.
-    **static: what else it takes, hashable; what is equal is the same, such as 2 and 2.0.
+    **static: hashable arguments; equal values share a trace, such as 2 and 2.0.
   """
   with set_xla_metadata(inlineable='false'):
     return _traced_once(function, tuple(static.items()))(*args)
@@ -34,7 +35,7 @@ def computed_once(function: Callable[..., Any], *args: Array, **static: Any) -> 
 @functools.cache
 def _traced_once(function: Callable[..., Any], static: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
   def compute(*args: Array) -> Any:
-    # What is called in turn may be inlined.
+    # Only this call must not be inlined; nested calls may be.
     with set_xla_metadata(inlineable=None):
       return function(*args, **dict(static))
 
@@ -42,26 +43,26 @@ def _traced_once(function: Callable[..., Any], static: tuple[tuple[str, Any], ..
 
 
 def materialise(x: Array) -> Array:
-  """Returns `x`, computed once; its cotangents and tangents are, too."""
+  """Returns `x`, materialised; its cotangents and tangents are materialised, too."""
   return materialise_all([x])[0]
 
 
 def materialise_all(arrays: Sequence[Array]) -> list[Array]:
-  """Returns the arrays, all computed before any of them is read; their cotangents and tangents likewise."""
+  """Returns the arrays, all materialised before any of them is read; their cotangents and tangents are, too."""
   return materialise_p.bind(*arrays, with_tangents=False) if arrays else []
 
 
 def product_with_tangents(traced: ClosedJaxpr, point: Sequence[Array], direction: Sequence[Array]) -> list[Array]:
-  """A Jacobian-vector product in which what is materialised is computed together with its tangents.
+  """A Jacobian-vector product in which materialised values are computed together with their tangents.
 
-  Otherwise XLA may well schedule all of a backward pass before it begins with the tangents of it, and keep for them
-  what they read at every layer.
+  Otherwise XLA may schedule a whole backward pass before the tangents of it, and keep the inputs of the tangents at
+  every layer until then.
 
   Args:
-    traced: the function. What it is made of is marked for this one product alone: in reverse mode, values must not
-      depend on tangents.
-    point: where.
-    direction: along which.
+    traced: the function. Its `materialise` primitives are marked only for this product: in reverse mode, values must
+      not depend on tangents.
+    point: the arguments of the function.
+    direction: the tangents of the arguments.
   """
   function = jaxpr_as_fun(_marked(traced, True, {}))
   product = jax.make_jaxpr(lambda point, direction: jax.jvp(function, point, direction)[1])(point, direction)
@@ -69,14 +70,20 @@ def product_with_tangents(traced: ClosedJaxpr, point: Sequence[Array], direction
 
 
 def _marked(value: Any, with_tangents: bool, known: dict[int, Any]) -> Any:
-  """A program, or what a program may have as a parameter, with what it materialises marked so or not."""
+  """Sets `with_tangents` of all `materialise` primitives in a jaxpr, or in a parameter of an equation.
+
+  Args:
+    value: a jaxpr, or any parameter.
+    with_tangents: whether values are to be computed together with their tangents.
+    known: results by the id of a jaxpr; gets further ones.
+  """
   if type(value) is tuple:
     parts = tuple(_marked(each, with_tangents, known) for each in value)
     return parts if any(new is not old for new, old in zip(parts, value, strict=True)) else value
-  # From JAX 0.12 on both are one class, whose `jaxpr` is itself.
+  # From JAX 0.12 on, `Jaxpr` and `ClosedJaxpr` are one class, whose attribute `jaxpr` is the object itself.
   if isinstance(value, ClosedJaxpr) and value.jaxpr is not value:
     inner = _marked(value.jaxpr, with_tangents, known)
-    # The same program stays the same, since JAX remembers what it has made of it.
+    # Equal jaxprs stay one object, since JAX caches by identity.
     return known.setdefault(id(value), value if inner is value.jaxpr else ClosedJaxpr(inner, value.consts))
   if not isinstance(value, Jaxpr):
     return value

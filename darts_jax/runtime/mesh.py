@@ -1,8 +1,8 @@
-"""The devices of a run: a mesh whose axis `data` shares out batches and whose axis `seed` holds searches side by side.
+"""The devices of a run: a mesh whose axis `data` shards batches, and whose axis `seed` shards searches side by side.
 
-Parameters are replicated along `data`. What a function on such arrays computes is the same on any number of devices:
-either XLA inserts the reductions (a jitted function of global arrays), or the function runs on every device by itself,
-by `jax.shard_map`, and says through `Shards` what crosses devices.
+Parameters are replicated along `data`. Functions of such arrays give the same results on any number of devices: either
+XLA inserts the reductions (a jitted function of global arrays), or the function runs on every device, in
+`jax.shard_map`, and exchanges data between devices through `Shards`.
 """
 
 import dataclasses
@@ -24,12 +24,12 @@ def make_mesh(num_devices: int | None = None, *, seeds: int = 1, devices: Sequen
   """A mesh of shape `(seeds, num_devices / seeds)` with the axes `seed` and `data`.
 
   Args:
-    num_devices: the first so many of the devices; None takes all.
-    seeds: searches side by side.
-    devices: to choose from; `jax.devices()` by default.
+    num_devices: number of devices, of which the first ones are taken; None for all.
+    seeds: number of searches side by side.
+    devices: the devices to choose from; `jax.devices()` by default.
 
   Raises:
-    ValueError: there are not so many devices, or they do not divide evenly over the searches.
+    ValueError: there are fewer devices, or they do not divide evenly over the searches.
   """
   devices = jax.devices() if devices is None else devices
   if num_devices is None:
@@ -47,17 +47,17 @@ def make_mesh(num_devices: int | None = None, *, seeds: int = 1, devices: Sequen
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The sharding of an array that every device holds whole."""
+  """The sharding of a replicated array."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def template(init: Callable[..., T], shardings: PyTree, *args: Any) -> T:
-  """Shapes, dtypes and places of what `init(*args)` returns, without arrays.
+  """Shapes and dtypes of the result of `init(*args)`, with shardings, as `jax.ShapeDtypeStruct`s.
 
   Args:
     init: the function.
-    shardings: a sharding, or a pytree prefix of them.
-    *args: its arguments.
+    shardings: a sharding, or a pytree prefix of shardings.
+    *args: arguments of the function.
   """
   shapes = jax.eval_shape(init, *args)
   places = jax.tree.broadcast(shardings, shapes)
@@ -66,15 +66,15 @@ def template(init: Callable[..., T], shardings: PyTree, *args: Any) -> T:
 
 
 def put(tree: T, shardings: PyTree) -> T:
-  """NumPy arrays, the same in all processes, on the devices.
+  """Puts NumPy arrays, which have to be equal in all processes, on the devices.
 
   Args:
-    tree: a pytree of them.
-    shardings: where they go, a pytree prefix.
+    tree: a pytree of NumPy arrays.
+    shardings: a sharding, or a pytree prefix of shardings.
   """
 
   def place(array: np.ndarray, sharding: NamedSharding) -> Array:
-    # `jax.device_put` would send every array to all processes to find that they have the same.
+    # `jax.device_put` would send every array to all processes to check that they are equal.
     return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
 
   placed: T = jax.tree.map(place, tree, jax.tree.broadcast(shardings, tree))
@@ -82,7 +82,7 @@ def put(tree: T, shardings: PyTree) -> T:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """The sharding of an array `[B, ...]` of which every device along `data` holds as many consecutive examples."""
+  """The sharding of an array `[B, …]` whose first axis is divided evenly over the devices along `data`."""
   return NamedSharding(mesh, PartitionSpec('data'))
 
 
@@ -95,36 +95,37 @@ def check_batch(batch_size: int, mesh: Mesh) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Shards:
-  """How the examples of a batch are shared out over the axis `data`, for a function that runs on each of its devices.
+  """How a batch is sharded over the axis `data`, for a function that runs on each device in `jax.shard_map`.
 
-  Every device has as many consecutive examples. With one device nothing crosses devices, and no axis is needed.
+  Every device has the same number of consecutive examples. With one device there is no communication, and the function
+  need not run in `jax.shard_map`.
 
   Attributes:
-    size: devices along `data`.
+    size: number of devices along `data`.
   """
 
   size: int = 1
 
   def own(self, x: Array, axis: int = 0) -> Array:
-    """This device's part of what all devices hold whole."""
+    """This device's part of a replicated array, divided evenly along `axis`."""
     if self.size == 1:
       return x
     part = x.shape[axis] // self.size
     return lax.dynamic_slice_in_dim(x, self.first(part), part, axis)
 
   def first(self, num_examples: int) -> Array | int:
-    """The place of this device's first example in the batch, of which each device has so many."""
+    """Index in the batch of this device's first example, where each device has `num_examples`."""
     return 0 if self.size == 1 else lax.axis_index('data') * num_examples
 
   def mean(self, tree: T, devices: int | None = None) -> T:
-    """The mean over devices of arrays of the same shapes, as one all-reduce.
+    """The mean over devices, as one all-reduce.
 
-    Its derivative in forward and in reverse mode is itself. So the mean over devices of the gradients of their losses
-    is the gradient of the mean of these losses, what the losses exchange included.
+    The map is its own derivative, in forward and reverse mode. The mean over devices of the gradients of their losses
+    is therefore the gradient of the mean of the losses, including the communication within the losses.
 
     Args:
-      tree: a pytree of arrays.
-      devices: over so many consecutive ones each; over all by default.
+      tree: a pytree of arrays, with the same shapes on all devices.
+      devices: size of the groups of consecutive devices that are averaged; all devices by default.
     """
     devices = devices or self.size
     if devices == 1:
@@ -133,7 +134,7 @@ class Shards:
     return found
 
   def total(self, tree: T, devices: int) -> T:
-    """Likewise, the sum."""
+    """The sum over devices, as one all-reduce; see `mean`."""
     assert self.size % devices == 0
     groups = None if devices == self.size else np.arange(self.size).reshape(-1, devices).tolist()
     vector, unravel = ravel_pytree(tree)

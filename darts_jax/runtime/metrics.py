@@ -1,4 +1,4 @@
-"""The metrics of a run: JSON lines for programs, TensorBoard events for people."""
+"""The logs of a run: `metrics.jsonl`, which programs read, and event files for TensorBoard."""
 
 import contextlib
 import json
@@ -17,24 +17,24 @@ from darts_jax.runtime.events import EventFile
 from darts_jax.runtime.files import UnfitFile, as_unicode, parse_json, read_bytes, user_path
 
 _NON_FINITE = {'nan': math.nan, 'inf': math.inf, '-inf': -math.inf}
-# Lines of these kinds hold numbers only; and what lines have to hold.
+# Kinds of lines that have only numbers; and names that lines of a kind must have.
 _MEASURED = ('step', 'epoch', 'test')
 _NEEDED = {'epoch': ('epoch',), 'test': ('loss',), 'event': ('event',)}
-# Floats tell whole numbers below the first from each other, and end with the second.
+# Floats represent all integers up to the first; the second is the largest float.
 _MAX_COUNT, _MAX_NUMBER = 2**53, sys.float_info.max
-#: The log of a run.
+#: Name of the log of a run.
 FILE = 'metrics.jsonl'
-# Seconds; writing to the disk takes about as long as a small search step.
+# Seconds between flushes to the disk, each of which takes about as long as a small search step.
 _TENSORBOARD_FLUSH = 10.0
 
 
 class Opened(NamedTuple):
-  """What became of a log when it was opened.
+  """The result of opening a log.
 
   Attributes:
-    last_step: the last step of a line that was there before; −1 if there was none.
-    lines: those that are kept.
-    brought_back: how many of them were missing or damaged, and are from the copy.
+    last_step: last step in the log before it was opened; −1 if it had no lines.
+    lines: the lines that are kept.
+    brought_back: number of lines that were missing or damaged, and have been restored from the copy.
   """
 
   last_step: int
@@ -43,10 +43,15 @@ class Opened(NamedTuple):
 
 
 class Writer(Protocol):
-  """Who is told of metrics while they are logged, such as an experiment tracker."""
+  """An object that receives metrics as they are logged, such as an experiment tracker."""
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
-    """Is told of the numbers of a step, `step/train_loss` and so on, named as in TensorBoard."""
+    """Receives the numbers of a step.
+
+    Args:
+      step: the step.
+      values: numbers by name, such as `step/train_loss`, named as in TensorBoard.
+    """
     ...
 
 
@@ -57,7 +62,7 @@ def check_writers(writers: Any) -> None:
 
 
 class MetricsLogs:
-  """The logs of runs side by side, see `MetricsLog`, or of one; a context manager."""
+  """The logs of one run, or of several searches side by side; a context manager. See `MetricsLog`."""
 
   def __init__(
     self,
@@ -67,13 +72,14 @@ class MetricsLogs:
     saved: Sequence[bytes] | None = None,
     writers: Sequence[Writer] = (),
   ) -> None:
-    """Opens the logs, one in each folder, with a copy of each, if there are any. There may be none.
+    """Opens the logs.
 
     Args:
-      folders: of the runs.
+      folders: folders of the logs; empty in processes that do not log.
       resume_step: see `MetricsLog`.
-      saved: likewise, of each.
-      writers: are told of all that is logged from now on; of runs side by side names begin with that of the folder.
+      saved: for each log, its content in a checkpoint, see `MetricsLog`; None without copies.
+      writers: objects that receive all numbers that are logged from now on; with several folders, names begin with that
+        of the folder.
     """
     self._names = [f'{folder.name}/' if len(folders) > 1 else '' for folder in folders]
     self._writers = writers
@@ -87,11 +93,11 @@ class MetricsLogs:
 
   @property
   def opened(self) -> list[Opened]:
-    """What became of each log when it was opened."""
+    """The results of opening each log."""
     return [log.opened for log in self._logs]
 
   def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-    """Appends a line to every log; of values `[N]` each gets its own."""
+    """Appends a line to every log; from values `[N]`, each log gets its own entry."""
     told: dict[str, float] = {}
     for i, log in enumerate(self._logs):
       own = {name: value[i] if np.ndim(value) else value for name, value in values.items()}
@@ -114,25 +120,25 @@ class MetricsLogs:
 
 
 class MetricsLog:
-  """Writes `metrics.jsonl` and TensorBoard events; a context manager. One process of a run may have one.
+  """Writes `metrics.jsonl` and TensorBoard events; a context manager. Only one process of a run may open it.
 
   Attributes:
-    opened: what became of the log when it was opened.
+    opened: the result of opening the log.
   """
 
   def __init__(self, workdir: str | pathlib.Path, *, resume_step: int | None, saved: bytes | None = None) -> None:
     """Opens the log.
 
     Args:
-      workdir: gets `metrics.jsonl` and `tensorboard/`.
-      resume_step: the step of the checkpoint that the run goes on from; what was logged after it is dropped, because
-        it will be logged again. None: a run from the start, which drops all there is.
-      saved: the content of the log when that checkpoint was saved, empty if nobody knows; what the log lacks of it is
-        brought back, and damaged lines are dropped. A run that had gone back to an earlier step by then has lines of
-        later steps in it, which stay.
+      workdir: folder that gets `metrics.jsonl` and `tensorboard/`.
+      resume_step: step of the checkpoint from which the run resumes; later lines are dropped, because they will be
+        logged again. None for a run from the start, which drops all lines.
+      saved: content of the log when that checkpoint was saved, empty if not known. Lines that the log lacks are
+        restored from it, and damaged lines are dropped. Its lines of later steps, from before the run went back to an
+        earlier step, stay.
 
     Raises:
-      ValueError: `workdir` cannot be written; or its log is not one, and there is no copy.
+      ValueError: `workdir` cannot be written; or its log is damaged, and there is no copy.
     """
     self._path = _path(workdir)
     with _errors_named(self._path):
@@ -144,7 +150,7 @@ class MetricsLog:
       if kept[: len(wanted)] != wanted:
         known, there = ({json.dumps(line, sort_keys=True): line for line in lines} for lines in (wanted, kept))
         brought_back = len(known.keys() - there.keys())
-        # Events can follow the checkpoint that they are about.
+        # Lines that are not in the copy stay, such as events that were logged after the checkpoint, at its step.
         kept = [*wanted, *(line for text, line in there.items() if text not in known)]
       self.opened = Opened(max((line['step'] for line in found), default=-1), kept, brought_back)
       tensorboard = self._path.parent / 'tensorboard'
@@ -159,18 +165,18 @@ class MetricsLog:
   def write(self, kind: str, step: int, values: Mapping[str, float | int | str]) -> None:
     """Appends one line and flushes it.
 
-    The line is strict JSON, `{"kind": kind, "step": step, **values}`; floats that are not finite become the texts
-    `nan`, `inf` and `-inf`, and texts are escaped where they are not Unicode. Numbers also become TensorBoard scalars
+    The line is strict JSON, `{"kind": kind, "step": step, **values}`. Floats that are not finite become the strings
+    `nan`, `inf` and `-inf`, and strings are escaped where they are not Unicode. Numbers also become TensorBoard scalars
     `kind/name`.
 
     Args:
-      kind: what is measured, such as `'train'`.
-      step: the step it belongs to.
-      values: Python numbers, NumPy or JAX scalars, or text.
+      kind: kind of the line, such as `'epoch'`.
+      step: step of the line.
+      values: Python numbers, NumPy or JAX scalars, or strings, by name.
 
     Raises:
-      ValueError: a name is `kind` or `step`, a value is neither number nor text, something is missing or of another
-        type than lines of this kind have, or the disk is full.
+      ValueError: a name is `kind` or `step`, a value is neither a number nor a string, a value that lines of this kind
+        need is missing or has another type, or the log cannot be written.
     """
     step = operator.index(step)
     plain = {name: _plain(name, value) for name, value in values.items()}
@@ -188,13 +194,13 @@ class MetricsLog:
         self._flushed = time.monotonic()
 
   def go_back(self, step: int) -> None:
-    """Tells TensorBoard that the run goes on from an earlier step; lines of what it leaves behind stay."""
+    """Tells TensorBoard that the run goes back to an earlier step; the lines of later steps stay in the log."""
     with _errors_named(self._path):
       self._events.start(step + 1)
       self._events.flush()
 
   def close(self) -> None:
-    """Writes out what TensorBoard has not got yet and closes the files."""
+    """Flushes and closes the files."""
     with _errors_named(self._path):
       self._file.close()
       self._events.close()
@@ -207,13 +213,13 @@ class MetricsLog:
 
 
 def read(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
-  """All complete lines of a run's `metrics.jsonl`, in the order written.
+  """Reads all complete lines of a run's `metrics.jsonl`, in the order in which they were written.
 
-  The texts `nan`, `inf` and `-inf` are read as the floats they stand for. A last line that was cut off when the run
-  was killed is left out.
+  The strings `nan`, `inf` and `-inf` are read as floats. A last line that is incomplete, because the run was killed, is
+  left out.
 
   Raises:
-    ValueError: there is no log, or one of its lines is none that `MetricsLog.write` writes.
+    ValueError: there is no log, or a line is not one that `MetricsLog.write` writes.
   """
   path = _path(workdir)
   if not path.is_file():
@@ -225,7 +231,7 @@ def read(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _up_to(step: int, lines: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[dict[str, Any]]:
-  """The lines up to a step, and those among `others`."""
+  """The lines up to a step, and later lines that are also in `others`."""
   known = {json.dumps(line, sort_keys=True) for line in others}
   return [line for line in lines if line['step'] <= step or json.dumps(line, sort_keys=True) in known]
 
@@ -239,7 +245,7 @@ def _lines(path: pathlib.Path, *, lenient: bool = False) -> list[dict[str, Any]]
 
 
 def _parsed(content: bytes, path: pathlib.Path, *, lenient: bool) -> list[dict[str, Any]]:
-  """The lines of a log; without those that are damaged if `lenient`, without the last one if that is."""
+  """Parses the lines of a log; skips damaged lines if `lenient`, otherwise only a damaged last line."""
   rows = content.splitlines()
   lines = []
   for i, row in enumerate(rows):
@@ -256,7 +262,7 @@ def _parsed(content: bytes, path: pathlib.Path, *, lenient: bool) -> list[dict[s
 
 
 def _is_line(line: Any) -> bool:
-  """Whether a JSON value is a line as `MetricsLog.write` writes them."""
+  """Whether a JSON value is a line that `MetricsLog.write` could have written."""
   if not isinstance(line, dict) or not isinstance(line.get('kind'), str) or not _is_count(line.get('step')):
     return False
   kind = line['kind']
@@ -273,7 +279,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-  # What is not finite was written as a text.
+  # Floats that are not finite are written as strings.
   return value in _NON_FINITE if isinstance(value, str) else type(value) in (int, float) and abs(value) <= _MAX_NUMBER
 
 
@@ -284,7 +290,7 @@ def _replace(path: pathlib.Path, lines: list[dict[str, Any]]) -> None:
 def _plain(name: str, value: Any) -> float | int | str:
   if name in ('kind', 'step'):
     raise ValueError(f'metric {name!r}: this name is taken by the line itself')
-  # NumPy and JAX scalars have `item`, and give the Python number.
+  # The method `item` of NumPy and JAX scalars returns a Python number.
   plain = value.item() if getattr(value, 'shape', None) == () else value
   if not isinstance(plain, float | int | str):
     raise ValueError(f'metric {name!r}: {value!r} is neither a number nor text')

@@ -1,4 +1,4 @@
-"""Modules of the user's own that commands import by name, `--import=MODULE`, and that their child processes import."""
+"""Imports a user's own modules by name, for `--import=MODULE` of commands and their child processes."""
 
 import importlib
 import pathlib
@@ -12,15 +12,15 @@ _imported: list[str] = []
 
 
 def imported() -> tuple[str, ...]:
-  """The modules that have been imported by `import_modules`, in their order."""
+  """Names of the modules that `import_modules` has imported, in order."""
   return tuple(_imported)
 
 
 def import_modules(names: Sequence[str]) -> None:
-  """Imports modules, which may lie in the current folder; they add operations, spaces, strategies or tasks.
+  """Imports modules, also from the current folder; they add operations, spaces, strategies or tasks.
 
   Raises:
-    ValueError: there is no such module, or it raises an error; one line.
+    ValueError: there is no such module, or importing it raises an error; one line.
   """
   for name in names:
     folder = str(pathlib.Path.cwd())
@@ -34,14 +34,14 @@ def import_modules(names: Sequence[str]) -> None:
       raise ValueError(
         f'--import: {one_line(name)}: no such module; it is looked for in the current folder, and where Python does'
       ) from error
-    except (Exception, SystemExit) as error:  # It is a program.
+    except (Exception, SystemExit) as error:  # A user's module may raise anything.
       raise ValueError(f'--import: {one_line(name)}: {_described(error)}') from error
     if name not in _imported:
       _imported.append(name)
 
 
 def _described(error: BaseException) -> str:
-  """What went wrong, and in which line of which file."""
+  """Describes an error in one line, with the file and line where it was raised."""
   ours = (__file__, importlib.__file__)
   frames = [
     frame
@@ -51,5 +51,5 @@ def _described(error: BaseException) -> str:
   place = f'{frames[-1].filename}, line {frames[-1].lineno}: ' if frames else ''
   try:
     return f'{place}{type(error).__name__}: {one_line(error)}'
-  except Exception:  # The text of an exception is made by its own `__str__`, which may fail.
+  except Exception:  # The `__str__` of a user's exception may fail.
     return f'{place}{type(error).__name__}'

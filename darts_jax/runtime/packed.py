@@ -1,4 +1,4 @@
-"""Pytrees of many small arrays as one vector."""
+"""Packs pytrees of many small arrays into one vector."""
 
 import dataclasses
 import math
@@ -16,15 +16,15 @@ PyTree = Any
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Packed:
-  """A pytree of arrays of one dtype, kept as one vector.
+  """A pytree of arrays of one dtype, stored as one vector.
 
-  A network has hundreds of small arrays. What treats them all alike (an optimiser, a norm, a checkpoint) takes one
-  kernel for a vector and hundreds for them, each with its time to compile.
+  A network has hundreds of small arrays. Operations on all of them (an optimizer, a norm, a checkpoint) are one kernel
+  for a vector, but hundreds of kernels for the arrays, each of which has to be compiled.
 
   Attributes:
-    vector: `[P]`, the leaves in their order, each row by row.
-    treedef: the pytree's structure.
-    shapes: of the leaves.
+    vector: `[P]`, the raveled leaves, concatenated.
+    treedef: structure of the pytree.
+    shapes: shapes of the leaves.
   """
 
   vector: Array
@@ -33,7 +33,7 @@ class Packed:
 
   @classmethod
   def pack(cls, tree: PyTree) -> Self:
-    """The pytree as one vector; one of NumPy arrays as a NumPy array."""
+    """Packs a pytree; the vector is a NumPy array if all leaves are NumPy arrays."""
     leaves, treedef = jax.tree.flatten(tree)
     if not leaves:
       return cls(jnp.zeros(0), treedef, ())
@@ -42,7 +42,7 @@ class Packed:
 
   @property
   def tree(self) -> PyTree:
-    """The pytree; of NumPy arrays if the vector is one."""
+    """The pytree; its leaves are NumPy arrays if the vector is a NumPy array."""
     sizes = [math.prod(shape) for shape in self.shapes]
     leaves: Any = []
     if not sizes:
@@ -54,5 +54,5 @@ class Packed:
     return jax.tree.unflatten(self.treedef, [x.reshape(s) for x, s in zip(leaves, self.shapes, strict=True)])
 
   def replace(self, vector: Array) -> Self:
-    """Another pytree of this structure."""
+    """A packed pytree of the same structure with another vector."""
     return dataclasses.replace(self, vector=vector)

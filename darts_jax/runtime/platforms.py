@@ -1,4 +1,4 @@
-"""Platforms: whether there are devices, and programs of primitives for each."""
+"""Platforms: a check for devices, and lowerings of primitives for each platform."""
 
 import importlib.metadata
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import jax
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
-#: GPUs, as JAX names them when it lowers a program.
+#: JAX's names of GPU platforms in lowerings.
 GPUS = ('cuda', 'rocm')
 
 
@@ -19,13 +19,13 @@ def lower_as(
   cpu: Callable[..., Any] | None = None,
   gpu: Callable[..., Any] | None = None,
 ) -> None:
-  """Says what a primitive is in JAX's own operations.
+  """Registers the lowering of a primitive, written in JAX's own operations.
 
   Args:
-    primitive: to be lowered.
-    program: a function of its arguments and parameters.
-    cpu: another one for CPU.
-    gpu: another one for GPUs.
+    primitive: the primitive.
+    program: a function of its arguments and parameters, for all platforms without one of their own.
+    cpu: the function for CPU.
+    gpu: the function for GPUs.
   """
   programs = [(None, program), ('cpu', cpu), *[(platform, gpu) for platform in GPUS]]
   for platform, function in programs:
@@ -35,7 +35,7 @@ def lower_as(
 
 
 def check_devices() -> None:
-  """Raises a ValueError unless JAX finds devices of the platform that it is told to use (`JAX_PLATFORMS`)."""
+  """Raises a ValueError unless JAX finds devices of the platforms in `JAX_PLATFORMS`."""
   try:
     jax.devices()
   except (AssertionError, RuntimeError) as error:

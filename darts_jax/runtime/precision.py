@@ -1,4 +1,4 @@
-"""What a precision of the settings means: to products on accelerators, and to dtypes that JAX chooses by itself."""
+"""Numerical precision: of products on accelerators, and of JAX's default dtypes."""
 
 import contextlib
 import functools
@@ -12,14 +12,17 @@ T = TypeVar('T')
 
 
 def precisely(precision: str) -> contextlib.AbstractContextManager[Any]:
-  """Within, products in float32 are those of float32: accelerators would else round factors to ten bits or fewer."""
+  """Context in which, with `'float32'`, products have full float32 precision.
+
+  Otherwise accelerators round the factors to ten bits or fewer.
+  """
   return jax.default_matmul_precision('highest') if precision == 'float32' else contextlib.nullcontext()
 
 
 def in_float32(function: Callable[P, T]) -> Callable[P, T]:
-  """The same function whether or not `JAX_ENABLE_X64` is set, which would make all of a run float64.
+  """Wraps a function so that it runs with float32 as the default dtype, even if `JAX_ENABLE_X64` is set.
 
-  What such a function is made of is in float64 where a caller says so, `with jax.enable_x64(True)`.
+  The functions that it calls can still be called on their own in float64, within `jax.enable_x64(True)`.
   """
 
   @functools.wraps(function)

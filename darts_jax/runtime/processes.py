@@ -1,8 +1,8 @@
-"""Several processes, on one host or on many, that run one program together [`jax.distributed`].
+"""Several processes, on one or many hosts, that run one program together [`jax.distributed`].
 
-All of them run all of the program. What only one may do (logs, reports, files that are not checkpoints) the first one
-does, and what depends on a clock or a signal is agreed on, since processes that take different turns wait for each
-other for ever.
+All processes run the whole program. Only the first one writes logs, reports and files other than checkpoints. Decisions
+that depend on clocks or signals are agreed on, since processes that take different branches would wait for each other
+forever.
 """
 
 import contextlib
@@ -23,19 +23,19 @@ from darts_jax.runtime.terminal import say
 PyTree = Any
 T = TypeVar('T')
 
-#: Seconds after which a process that is not heard of is taken for dead, and the others end.
+#: Seconds without a heartbeat after which a process counts as dead, and the others end.
 HEARTBEAT_TIMEOUT = 60
 
-# Processes, and seconds to wait for them: eleven days.
+# Largest number of processes, and of seconds to wait for them (eleven days).
 _MAX_GIVEN = 10**6
 
 # Seconds between two attempts to reach the first process.
 _RETRY = 0.5
 
-# Seconds in which other processes, which have failed as well, can say so.
+# Seconds that the first process leaves to others, which have failed as well, to print their errors.
 _LAST_WORDS = 2.0
 
-# Of a message that processes tell each other.
+# Size of an error message that processes exchange.
 _MESSAGE_BYTES = 1024
 
 
@@ -49,15 +49,15 @@ def initialize(
   process_id: int | None = None,
   timeout: int = 300,
 ) -> None:
-  """Joins the other processes; before anything else is done with JAX.
+  """Joins the other processes; has to be called before any other use of JAX.
 
-  What is left out is found out from the cluster, if JAX knows its kind (TPU pod slices, Slurm, Open MPI).
+  Missing arguments are taken from the cluster, if JAX supports it (TPU pod slices, Slurm, Open MPI).
 
   Args:
     coordinator: `host:port` of the first process, at which it listens for the others.
-    num_processes: how many there are.
-    process_id: which of them this is, from 0 on.
-    timeout: seconds to wait until all of them are there.
+    num_processes: number of processes.
+    process_id: number of this process, from 0 on.
+    timeout: seconds to wait until all processes have joined.
 
   Raises:
     ValueError: the processes cannot find each other.
@@ -72,9 +72,9 @@ def initialize(
     raise ValueError(f'--process_id: {process_id} is not allowed; it has to be one of 0 to {last}')
   start = time.monotonic()
   if coordinator is not None and process_id is not None:
-    # JAX would abort the process.
+    # Checked first, since JAX would abort the process.
     _find(coordinator, timeout, listens=process_id == 0)
-    # Should they not come, JAX aborts the process after all, with many lines that say less.
+    # If other processes do not join, JAX aborts this one with many unclear lines, so this message comes first.
     say(f'waiting for all processes at {coordinator}, at most {timeout} seconds')
   try:
     jax.distributed.initialize(
@@ -95,7 +95,7 @@ def initialize(
 
 
 def _find(address: str, timeout: float, *, listens: bool) -> None:
-  """Raises a ValueError if nobody answers at an address, or if this process is to listen there and cannot."""
+  """Raises a ValueError if no process answers at an address or, with `listens`, if this one cannot listen there."""
   host, _, port = address.rpartition(':')
   if not host or not port.isdigit() or not 0 < int(port) < 2**16:
     raise ValueError(f'--coordinator: {address!r} is not allowed; it has to be of the form host:port')
@@ -115,7 +115,7 @@ def _find(address: str, timeout: float, *, listens: bool) -> None:
       return
     except OSError as error:
       if time.monotonic() > deadline - _RETRY:
-        # A name may become known only when the host is there.
+        # Not raised earlier, since the name of a host may only be known once the host has started.
         if isinstance(error, socket.gaierror):
           raise ValueError(f'--coordinator: {address}: no such host ({error.strerror})') from error
         raise ValueError(
@@ -125,12 +125,12 @@ def _find(address: str, timeout: float, *, listens: bool) -> None:
 
 
 def is_first() -> bool:
-  """Whether this process is the one that writes what only one may write."""
+  """Whether this is the first process, which alone writes logs, reports and other files."""
   return jax.process_index() == 0
 
 
 def topology() -> str:
-  """All processes and devices in a line; of a single process its devices."""
+  """Describes all processes and devices in one line; for a single process only the devices."""
   devices = jax.devices()
   if jax.process_count() == 1:
     numbers = Counter(device.device_kind for device in devices)
@@ -144,17 +144,17 @@ def topology() -> str:
 
 
 def gather(values: Sequence[float]) -> np.ndarray:
-  """`[P, n]` float64: what every process has, by process; all of them have to call this."""
+  """Gathers `n` numbers of every process into `[P, n]` float64; all processes have to call this."""
   found = np.asarray(values, np.float64)
   if jax.process_count() == 1:
     return found[None]
-  # As bytes, since JAX would round them to float32.
+  # Gathered as bytes, since JAX would round them to float32.
   bytes_of_all = np.asarray(multihost_utils.process_allgather(np.frombuffer(found.tobytes(), np.uint8)))
   return np.frombuffer(bytes_of_all.tobytes(), np.float64).reshape(jax.process_count(), -1)
 
 
 def fetch(tree: T) -> T:
-  """Arrays as NumPy arrays, whole, wherever their parts are; all processes have to call this."""
+  """Fetches global arrays from all processes, as NumPy arrays; all processes have to call this."""
 
   def one(leaf: Any) -> Any:
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and not leaf.is_fully_replicated:
@@ -166,10 +166,11 @@ def fetch(tree: T) -> T:
 
 
 def together(action: Callable[[], T]) -> T:
-  """What an action of every process returns.
+  """Runs an action in every process, and returns its result if no process fails.
 
   Raises:
-    AgreedError: it raised a ValueError in one or more processes; in all of them.
+    AgreedError: in all processes, if the action raised a ValueError in one of them. A single process raises the
+      ValueError itself.
   """
   if jax.process_count() == 1:
     return action()
@@ -191,20 +192,20 @@ def together(action: Callable[[], T]) -> T:
 
 
 def by_first(action: Callable[[], None]) -> None:
-  """Carries an action out in the first process alone; see `together`."""
+  """Runs an action in the first process only; all processes have to call this, and all fail if it fails."""
   together(lambda: action() if is_first() else None)
 
 
 def leave(code: int) -> None:
-  """Ends this process at once, without waiting for others, which may wait for it."""
+  """Ends this process at once with an exit code, without waiting for other processes, which may wait for it."""
   for stream in (sys.stdout, sys.stderr):
     with contextlib.suppress(OSError, ValueError):
       stream.flush()
   first = True
-  # Without devices nobody knows which process this is.
+  # Without devices, the number of this process is not known.
   with contextlib.suppress(AssertionError, RuntimeError):
     first = is_first()
   if first:
-    # It holds the service by which all know of each other, and with which JAX ends them, without a word.
+    # The first process hosts the coordination service; when that ends, JAX ends all others without a message.
     time.sleep(_LAST_WORDS)
   os._exit(code)

@@ -1,4 +1,4 @@
-"""How far a run is: a bar with an estimate on a terminal, now and then a line anywhere else."""
+"""Shows the progress of a run: a bar on a terminal, occasional lines elsewhere, both with an estimate of the end."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ from darts_jax.runtime.terminal import say, unheard
 
 
 class NoProgress:
-  """Stands in for `Progress` where nothing is to be shown; a context manager."""
+  """Replaces `Progress` where nothing is to be shown; a context manager."""
 
   def update(self, step: int, values: Mapping[str, float]) -> None:
     """Shows nothing."""
@@ -28,9 +28,9 @@ class NoProgress:
 
 
 class Progress:
-  """Shows progress on stderr, if there is one that takes it; a context manager.
+  """Shows progress on stderr, if it can be written; a context manager.
 
-  On a terminal this is a tqdm bar. Elsewhere, in a log file say, lines are printed: the first update, the last one,
+  On a terminal this is a tqdm bar. Elsewhere, such as in a log file, lines are printed: the first update, the last one,
   and between them at most one every `interval` seconds.
   """
 
@@ -38,10 +38,10 @@ class Progress:
     """Starts the display.
 
     Args:
-      total_steps: the number of steps of the whole run.
-      initial: how many of them had been done before, by the run that this one goes on from.
-      description: what is in progress, shown in front.
-      interval: seconds between lines; a bar does not use it.
+      total_steps: number of steps of the whole run.
+      initial: number of steps that were done before the run was resumed.
+      description: text that is shown in front.
+      interval: seconds between lines; not used by a bar.
     """
     self._total = total_steps
     self._description = description
@@ -50,7 +50,7 @@ class Progress:
     self._first: tuple[float, int] | None = None
     self._printed = -float('inf')
     self._pending: str | None = None
-    # Terminals without a size exist, in containers for example; tqdm shows nothing there.
+    # On terminals of size 0, as in some containers, tqdm shows nothing, so that lines are printed there.
     with unheard():
       if sys.stderr is not None and sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0:
         self._bar = tqdm(
@@ -80,7 +80,7 @@ class Progress:
       self._flush(now)
 
   def note(self, message: str) -> None:
-    """Prints a line of its own, above the bar if there is one."""
+    """Prints a message on its own line, above the bar if there is one."""
     if self._bar is not None:
       with unheard():
         self._bar.write(message, file=sys.stderr)
@@ -88,7 +88,7 @@ class Progress:
       say(message)
 
   def close(self) -> None:
-    """Ends the display; it stays visible in its last state."""
+    """Ends the display, which stays visible in its last state."""
     if self._bar is not None:
       with unheard():
         self._bar.close()

@@ -11,30 +11,31 @@ Array = jax.Array
 Metrics = dict[str, Array]
 State = TypeVar('State')
 
-#: Steps of a call at most, by the room for their metrics.
+#: Largest number of steps of a call: the size of the arrays of metrics.
 MAX_STEPS = 512
 
 
 def take_steps(
   step: Callable[[State], tuple[State, Metrics]], state: State, num_steps: Array, watched: Sequence[str]
 ) -> tuple[State, dict[str, Any]]:
-  """Takes up to `num_steps` steps, and `MAX_STEPS` at most; stops after one of which a watched metric is not finite.
+  """Takes up to `num_steps` steps, at most `MAX_STEPS`; stops after a step with a watched metric that is not finite.
 
   Args:
-    step: `state → (state, metrics)`.
-    state: before the first.
-    num_steps: `[]` int32; traced, so that any number is the same program.
-    watched: names of metrics.
+    step: function `state → (state, metrics)`.
+    state: state before the first step.
+    num_steps: `[]` int32; traced, so that one program serves any number.
+    watched: names of the metrics that have to be finite.
 
   Returns:
-    The new state; and sums of the steps' metrics, with `steps`, their number, `finite`, whether all watched were, and
-    `each`, the metrics of every step, `[MAX_STEPS]`: sums of these do not depend on how steps are shared out to calls.
+    The new state; and sums of the metrics over the steps, with `steps`, the number of steps, `finite`, whether all
+    watched metrics were finite, and `each`, the metrics of every step, `[MAX_STEPS]`. Sums of the latter over steps do
+    not depend on how steps are divided into calls.
   """
-  # Both asks below are answered by one trace.
+  # With jit, the two uses below share one trace.
   step = jax.jit(step)
   shapes = jax.eval_shape(step, state)[1]
   names = sorted(shapes)
-  # One array, so that a step has to write only once.
+  # One array for all metrics, so that a step writes only once.
   found = jnp.zeros((MAX_STEPS, len(names)), jnp.result_type(*(shapes[name].dtype for name in names)))
   limit = jnp.minimum(num_steps, MAX_STEPS)
 

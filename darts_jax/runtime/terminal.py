@@ -1,7 +1,7 @@
-"""What commands print, on terminals and into files and pipes that cannot take all of it.
+"""Prints the output of commands, also to streams that cannot be written.
 
-A run goes on when what shows its progress is gone: its log is in its working directory. Results that cannot be printed
-are an error.
+A run continues if its progress cannot be printed, since the working directory has its log. It is an error if results
+cannot be printed.
 """
 
 import contextlib
@@ -13,16 +13,16 @@ from collections.abc import Iterator
 
 
 class OutputError(OSError):
-  """Standard output cannot be written; its cause is the error of the system."""
+  """Standard output cannot be written; the cause of the exception is the system's error."""
 
 
 def prepare_streams() -> None:
-  """Makes standard output and standard error such that a program can print whatever it wants.
+  """Prepares standard output and standard error, so that a program can print any text.
 
-  A character that their encoding lacks is written by its number; Python would raise an error. A stream that was closed
-  before the program began becomes one that goes nowhere, lest a file that is opened later get what is printed.
+  Characters that their encoding lacks are escaped, for which Python would raise an error. A stream that was closed
+  before the program began is replaced by the null device; otherwise a file that is opened later could get its output.
   """
-  # The system gives the lowest number that is free.
+  # The system assigns the lowest free file descriptor.
   while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
     pass
   os.close(number)
@@ -35,7 +35,7 @@ def prepare_streams() -> None:
 
 
 def settle_streams() -> None:
-  """Leaves nothing for Python to write at its end, where it would complain of a stream that cannot be written."""
+  """Flushes both streams or discards their buffers, since Python would print an error if it cannot flush at exit."""
   for stream in (sys.stdout, sys.stderr):
     try:
       stream.flush()
@@ -46,21 +46,21 @@ def settle_streams() -> None:
 
 @contextlib.contextmanager
 def unheard() -> Iterator[None]:
-  """Within, it does not matter whether standard error can be written."""
-  # Of a closed file it is a ValueError.
+  """Context that ignores errors of writing to standard error."""
+  # Writing to a closed stream raises a ValueError.
   with contextlib.suppress(OSError, ValueError):
     yield
 
 
 def say(message: object) -> None:
-  """Prints a line on standard error, if there is one that takes it."""
+  """Prints a line on standard error, if it can be written."""
   if sys.stderr is not None:
     with unheard():
       print(message, file=sys.stderr, flush=True)
 
 
 def show(text: object) -> None:
-  """Prints a result.
+  """Prints a result on standard output.
 
   Raises:
     OutputError: standard output cannot be written.

@@ -1,4 +1,4 @@
-"""Variables of a network in a safetensors file."""
+"""Saves and loads the variables of a network as safetensors files."""
 
 import pathlib
 from typing import Any
@@ -14,25 +14,28 @@ PyTree = Any
 
 
 def save(variables: PyTree, path: pathlib.Path) -> None:
-  """Writes variables to a safetensors file, by names such as `params/cell0/preprocess0/kernel`."""
+  """Writes variables to a safetensors file, under names such as `params/cell0/preprocess0/kernel`."""
   flat = {_name(place): np.ascontiguousarray(leaf) for place, leaf in jax.tree.leaves_with_path(variables)}
   write_whole(path, safetensors.numpy.save(flat))
 
 
 def load(path: pathlib.Path, template: PyTree) -> PyTree:
-  """The variables in a file that `save` wrote.
+  """Reads variables from a file that `save` wrote.
 
   Args:
-    path: of the file.
+    path: path of the file.
     template: arrays or `jax.ShapeDtypeStruct`s of the expected structure, shapes and dtypes.
 
+  Returns:
+    NumPy arrays in the structure of the template.
+
   Raises:
-    ValueError: the file cannot be read, or holds other variables.
+    ValueError: the file cannot be read, or has variables of other names, shapes or dtypes.
   """
   content = read_bytes(path)
   try:
     found = safetensors.numpy.load(content)
-  except Exception as error:  # The library raises its own kind, and others of dtypes that NumPy lacks.
+  except Exception as error:  # The library raises its own exception, and others for dtypes that NumPy lacks.
     raise ValueError(f'{path}: not a whole safetensors file ({one_line(error)})') from error
   expected = {_name(place): leaf for place, leaf in jax.tree.leaves_with_path(template)}
   for name in sorted(found.keys() ^ expected.keys()):

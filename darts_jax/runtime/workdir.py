@@ -1,4 +1,4 @@
-"""The working directory of a run: whose it is, and what may lie in it."""
+"""The working directory of a run: which run it belongs to, and which files it may contain."""
 
 import contextlib
 import hashlib
@@ -17,34 +17,34 @@ from darts_jax.runtime.durable import PARTIAL, write_whole
 from darts_jax.runtime.files import kind_of, read_object, user_path
 from darts_jax.settings import differences
 
-#: Differing fields that a message lists.
+#: Largest number of differing fields that a message lists.
 _MAX_LISTED = 6
 
-#: The folder of the checkpoints of a run.
+#: Name of the folder of the checkpoints of a run.
 CHECKPOINTS = 'checkpoints'
-# What runs write, by what it has to be.
+# Names of the folders and files that runs write; some folders only by certain kinds of runs.
 _FOLDERS = (CHECKPOINTS, 'best', 'tensorboard')
 _FOLDERS_OF = {'selection': ('search', 'candidates', 'final'), 'search by proposals': ('trials', 'pick')}
 _FILES = (
   *('config.json', 'metrics.jsonl', 'genotype.json', 'alphas.npz', 'model.json', 'report.html'),
   *('trials.jsonl', 'results.json', 'results.md', 'weights.safetensors'),
 )
-# What tells the working directory of a run from other folders.
+# Files of which one is in every working directory.
 _MARKS = ('config.json', 'model.json', 'metrics.jsonl', 'results.json')
-# Data that come with packages.
+# Data sets that are part of installed packages.
 _INSTALLED = ('digits', 'pydoc')
-# Where data lie, in what `differences` says; what they are is told by their fingerprint.
+# Fields with paths of data, as in the lines of `differences`; data are identified by their fingerprint instead.
 _PLACES = ('config.data.dir: ', 'config.data.path: ', 'config.space.table: ')
-# The latter two of earlier versions.
+# Patterns of partial files; the last two are those of earlier versions.
 _LEFTOVERS = (f'*{PARTIAL}', '*.tmp', f'*{PARTIAL}.npz')
 
-# Seconds that a shared file system may take to show all hosts what one has written.
+# Seconds until all hosts see a file that one of them has written to a shared file system.
 _PATIENCE = 60.0
 
 
 @contextlib.contextmanager
 def named_errors(workdir: pathlib.Path) -> Iterator[None]:
-  """Turns an error of the file system into one line that names the working directory."""
+  """Context that turns errors of the file system into ValueErrors that name the working directory."""
   try:
     yield
   except OSError as error:
@@ -52,27 +52,28 @@ def named_errors(workdir: pathlib.Path) -> Iterator[None]:
 
 
 def claim(workdir: pathlib.Path, config: Mapping[str, Any], kind: str) -> None:
-  """Makes `workdir` the directory of a run with this config, or finds that it is.
+  """Makes `workdir` the working directory of a run with this config, or checks that it is.
 
-  A `config.json` that is lost or damaged is written again if a checkpoint says that it was this one. What a kill left
-  half-written is removed.
+  If `config.json` is lost or damaged, it is written again, provided that a checkpoint was saved with this config.
+  Partial files of killed processes are removed.
 
   Args:
-    workdir: is made if it is not there.
-    config: JSON values; `dataset`, if there is one, tells the data from others.
-    kind: what the run is, for messages: a 'search', say.
+    workdir: the working directory; created if missing.
+    config: JSON values of the settings; `dataset`, if present, is the fingerprint of the data.
+    kind: kind of the run, such as `'search'`.
 
   Raises:
-    ValueError: it cannot be written, or belongs to a run with another config, whose differing fields are named.
+    ValueError: the directory cannot be written, or belongs to a run with another config; the message names the fields
+      that differ.
   """
-  # Checkpoints are written by its whole path.
+  # Checkpoints are written to the absolute path.
   user_path(workdir.absolute(), '--workdir')
   path = workdir / 'config.json'
   config = as_json(config)
   with named_errors(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
     _check_places(workdir, kind)
-    # What a checkpoint says was not changed by hand.
+    # Checkpoints have a copy of the config that is protected by a digest.
     known = checkpoint.claims(workdir / CHECKPOINTS)
     if path.exists():
       try:
@@ -90,14 +91,14 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any], kind: str) -> None:
 
 
 def check_claimed(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
-  """Checks that a config is the one that the checkpoints of a run were saved with; its data may lie elsewhere by now.
+  """Checks that a config is the one with which the checkpoints of a run were saved, except for the paths of data.
 
   Args:
-    workdir: of the run.
-    config: what its `config.json` holds.
+    workdir: working directory of the run.
+    config: content of its `config.json`.
 
   Raises:
-    ValueError: it was changed since; the fields are named.
+    ValueError: the config has been changed; the message names the fields.
   """
   for claimed in checkpoint.claims(workdir / CHECKPOINTS):
     changed = [line for line in differences(claimed, config) if not line.startswith(_PLACES)]
@@ -108,10 +109,10 @@ def check_claimed(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
 
 
 def check_free(path: pathlib.Path) -> None:
-  """Checks that a file of the user's own is none of a run's.
+  """Checks that a path to be written is not that of a file of a run.
 
   Raises:
-    ValueError: it is in the working directory of a run, and has the name of what runs write.
+    ValueError: the path is in a working directory, and a run writes a file or folder of this name.
   """
   place = pathlib.Path(os.path.realpath(path))
   folders = {*_FOLDERS, *itertools.chain.from_iterable(_FOLDERS_OF.values())}
@@ -122,13 +123,13 @@ def check_free(path: pathlib.Path) -> None:
 
 
 def as_json(values: Mapping[str, Any]) -> dict[str, Any]:
-  """The values as they are once they have been written as JSON."""
+  """The values after a round trip through JSON, in which tuples become lists."""
   found: dict[str, Any] = json.loads(json.dumps(values))
   return found
 
 
 def _check_places(workdir: pathlib.Path, kind: str) -> None:
-  """Raises a ValueError if something that is no folder, or no file, is in the place of one."""
+  """Raises a ValueError if the name of a folder that runs write is taken by a file, or that of a file by a folder."""
   for name in (*_FOLDERS, *_FOLDERS_OF.get(kind, ())):
     if os.path.lexists(workdir / name) and not (workdir / name).is_dir():
       raise ValueError(f'--workdir: {workdir / name} is a file, in the place of a folder; remove it or choose another')
@@ -157,7 +158,7 @@ def _listed(changed: Sequence[str]) -> str:
 
 
 def _data(config: Mapping[str, Any]) -> str:
-  """What the data of a config are called, of all groups of settings that name some."""
+  """Names the data of a config, from all of its groups of settings that have data."""
   groups = [group for group in (config, *config.values()) if isinstance(group, Mapping)]
   sources = [group['data'] for group in groups if isinstance(group.get('data'), Mapping)]
   named = [' '.join(str(source[key]) for key in ('name', 'dataset', 'path') if source.get(key)) for source in sources]
@@ -169,25 +170,25 @@ def _data(config: Mapping[str, Any]) -> str:
 
 
 def remove_leftovers(workdir: pathlib.Path) -> None:
-  """Removes what kills left of files that were being written."""
+  """Removes partial files that killed processes have left."""
   for pattern in _LEFTOVERS:
     for path in workdir.glob(pattern):
       if path.is_file():
-        # Whoever writes a report may have removed it by now.
+        # A process that writes a report may have removed its own partial file meanwhile.
         path.unlink(missing_ok=True)
 
 
 def claim_together(workdir: pathlib.Path, action: Callable[[], None], identity: Callable[[], Any]) -> None:
-  """Lets the first process claim `workdir` for all, which have to see what it writes and to be about the same.
+  """Lets the first process claim `workdir` for all, and checks that all processes share the folder and the config.
 
   Args:
-    workdir: holds `config.json` afterwards.
-    action: claims it (see `claim`).
-    identity: gives JSON values that have to be the same in all processes: settings, and what tells data from others.
+    workdir: the working directory; it has a `config.json` afterwards.
+    action: claims the working directory (see `claim`); only the first process calls it.
+    identity: returns JSON values that have to be equal in all processes: settings, and a fingerprint of the data.
 
   Raises:
-    ValueError: it cannot be claimed, or a process does not see it, or has another config or other data; in all
-      processes.
+    ValueError: in all processes, if the directory cannot be claimed, or if a process does not see it, has another
+      config or has other data.
   """
   if jax.process_count() > 1:
     digest = hashlib.sha256(json.dumps(identity(), sort_keys=True).encode()).digest()

@@ -1,6 +1,6 @@
-"""From several architectures to one trained network, without a look at the test images until the end.
+"""The paper's protocol [DARTS §3.2]: several searches, selection by validation, training and test of the selected cell.
 
-`run` is the paper's protocol of searches and trainings.
+`run` performs it. Test images are read only by the final trainings.
 """
 
 from darts_jax.runtime.loop import Diverged

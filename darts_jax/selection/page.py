@@ -1,4 +1,4 @@
-"""What a selection came to: a table in Markdown, and a page with a figure and the picked cells."""
+"""The results of a selection: a table in Markdown, and an HTML page with a figure and the selected cells."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -27,14 +27,14 @@ _COLUMNS = (
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-  """The table, and what its columns mean."""
+  """The table of methods, with an explanation of its columns, in Markdown."""
   rows = [_COLUMNS, ('---', *['--:'] * (len(_COLUMNS) - 1)), *map(_row, results['methods'])]
   table = '\n'.join(f'| {" | ".join(row)} |' for row in rows)
   return f'{table}\n\n{_explained(results)}\n'
 
 
 def render(results: Mapping[str, Any]) -> str:
-  """The page; the same bytes for the same results."""
+  """The HTML page; equal results give equal bytes."""
   settings = results['settings']
   methods: Sequence[Mapping[str, Any]] = results['methods']
   facts = {
@@ -66,12 +66,12 @@ def render(results: Mapping[str, Any]) -> str:
 
 
 def figure(methods: Sequence[Mapping[str, Any]]) -> Figure:
-  """Accuracies of candidates and of full trainings, a row for each method."""
+  """Draws the accuracies of candidates and of full trainings, in one row per method."""
   height = 0.62 + 0.62 * len(methods)
   drawn = Figure(figsize=(9.2, height))
   axes = drawn.add_axes((0.2, 0.42 / height, 0.77, 1 - 0.5 / height))
   for place, method in enumerate(methods):
-    # The pick last, which others of the same accuracy would hide.
+    # The pick comes last, so that candidates of equal accuracy do not hide it.
     for candidate in sorted(method['candidates'], key=lambda candidate: candidate['name'] == method['pick']):
       picked = candidate['name'] == method['pick']
       color = style.BLUE if picked else 'white'

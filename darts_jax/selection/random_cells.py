@@ -1,4 +1,4 @@
-"""Random architectures of a search space: the baseline that a search has to beat."""
+"""Random architectures of a search space, a baseline for searches."""
 
 import numpy as np
 
@@ -6,11 +6,11 @@ from darts_jax.spaces import CellSpace, Genotype
 
 
 def random_genotype(space: CellSpace, seed: int, number: int) -> Genotype:
-  """An architecture drawn uniformly, see `CellSpace.sample`.
+  """Draws an architecture uniformly, see `CellSpace.sample`.
 
   Args:
     space: the search space.
     seed: any non-negative integer.
-    number: of the architecture; each number of a seed is another draw.
+    number: number of the architecture; different numbers are independent draws.
   """
   return space.sample(np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(number,)))))

@@ -19,15 +19,16 @@ class Selection:
   """The paper's protocol [DARTS §3.2]: several searches, the best cell by validation, trained from scratch.
 
   Attributes:
-    searches: searches, with the seeds `search.seed`, `search.seed + 1`, ….
-    selection_epochs: of the brief training that candidates are compared by.
-    trainings: full trainings of a pick, with the seeds `training.seed`, `training.seed + 1`, ….
-    random_architectures: random cells that are fully trained, once each: what no search at all comes to. 0 for none.
-    random_search: whether random cells are selected among, too, as many as fit into the time of searches and their
+    searches: number of searches, with the seeds `search.seed`, `search.seed + 1`, ….
+    selection_epochs: epochs of the brief training by which candidates are compared.
+    trainings: number of full trainings of a pick, with the seeds `training.seed`, `training.seed + 1`, ….
+    random_architectures: number of random cells that are fully trained, once each, as a baseline without any search or
+      selection. 0 for none.
+    random_search: whether to also select among random cells, as many as fit into the time of the searches and their
       selection.
-    random_candidates: upper limit of their number.
-    search: see `Search`.
-    training: see `Training`; of full trainings. Its seed is also that of random cells.
+    random_candidates: largest number of random cells to select among.
+    search: settings of the searches, see `Search`.
+    training: settings of full trainings, see `Training`; its seed also draws the random cells.
   """
 
   searches: int = setting(4, at_least=1, at_most=limits.RUNS)
@@ -63,12 +64,21 @@ class Selection:
 
   @property
   def brief(self) -> Training:
-    """The training that candidates are compared by; it does not read the test images."""
+    """The brief training by which candidates are compared; it does not read the test images."""
     return without_test(dataclasses.replace(self.training, epochs=self.selection_epochs))
 
 
 def checked(path: str, check: Callable[[S], T], settings: S) -> T:
-  """What the check returns for settings that hang at `path`, by which its errors name their fields."""
+  """Returns `check(settings)`; errors name fields with the prefix `path`.
+
+  Args:
+    path: name of the field that holds the settings, such as `config.search`.
+    check: the check; its errors name fields as `config.…`.
+    settings: the settings.
+
+  Raises:
+    ValueError: the check fails.
+  """
   try:
     return check(settings)
   except ValueError as error:

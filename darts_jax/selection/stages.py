@@ -1,4 +1,4 @@
-"""A selection: stage after stage, each of runs that resume by themselves."""
+"""The stages of a selection: searches, brief trainings, full trainings. Every run in them can be resumed."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ Json = dict[str, Any]
 
 
 class _Candidate(NamedTuple):
-  """An architecture, its brief training, and the seconds of both."""
+  """An architecture, its validation accuracy after brief training, and the seconds of its search and brief training."""
 
   name: str
   genotype: Genotype
@@ -36,20 +36,20 @@ class _Candidate(NamedTuple):
 def run(
   config: Mapping[str, Any], workdir: str | pathlib.Path, note: Callable[[str], None] = lambda message: None
 ) -> Json:
-  """Searches, selects and trains, or goes on with the selection that `workdir` holds.
+  """Searches, selects and trains, or resumes the selection in `workdir`.
 
   Args:
     config: fields of `darts_jax.selection.settings.Selection`, as nested mappings or `ConfigDict`.
-    workdir: gets `results.json`, `results.md`, `report.html`, and a folder for every run: `search/…`, `candidates/…`,
-      `final/…`.
-    note: is told what begins.
+    workdir: working directory; gets `results.json`, `results.md`, `report.html`, and a folder for every run:
+      `search/…`, `candidates/…`, `final/…`.
+    note: called with a message when a run begins.
 
   Returns:
-    What `results.json` holds: of each method the candidates, the pick and its test accuracies.
+    The content of `results.json`: for each method the candidates, the pick and its test accuracies.
 
   Raises:
-    ValueError: a setting, the data or the directory is unfit.
-    Interrupted: by a signal; nothing is lost.
+    ValueError: a setting, the data or the directory cannot be used.
+    Interrupted: a signal ended a run; the same call resumes it.
     Diverged: a loss or gradient was not finite.
   """
   settings = build(Selection, config)
@@ -59,7 +59,7 @@ def run(
 
 
 def _run(settings: Selection, workdir: pathlib.Path, note: Callable[[str], None]) -> Json:
-  # What a later stage would stumble over is found before the first.
+  # All settings and data are checked before the first stage, so that no later stage fails because of them.
   searched = checked('config.search', searches.check, settings.search)
   parts, trained = checked('config.training', training.check, settings.training)
   if 'test' not in parts:
@@ -82,7 +82,7 @@ def _run(settings: Selection, workdir: pathlib.Path, note: Callable[[str], None]
     'methods': [],
   }
   if (workdir / 'results.json').exists():
-    # Renewed one after the other: what has been found before is shown until then.
+    # Methods are replaced one by one; until then the page shows their earlier results.
     results['methods'] = known_methods(workdir / 'results.json', results, note)
 
   def add(method: Json) -> None:
@@ -105,20 +105,26 @@ def _run(settings: Selection, workdir: pathlib.Path, note: Callable[[str], None]
 
 
 def known_methods(path: pathlib.Path, results: Json, note: Callable[[str], None]) -> list[Json]:
-  """Methods that have been compared before; none if that file is damaged, since the runs say it all again."""
+  """Reads the methods of an earlier call; none if the file is damaged, since the runs can give them again.
+
+  Args:
+    path: path of `results.json`.
+    results: the results so far, with the settings.
+    note: called with a message if the file is damaged.
+  """
   names = (results['settings']['strategy'], 'random search', 'random architectures')
   try:
     methods = [method for method in read_object(path)['methods'] if method['name'] in names]
     page.render({**results, 'methods': methods})
     page.markdown({**results, 'methods': methods})
-  except Exception as error:  # What is no method fails in many ways.
+  except Exception as error:  # A damaged file can fail in many ways.
     note(f'{path.name} is damaged ({one_line(error)}) and written again')
     return []
   return methods
 
 
 def write(results: Json, workdir: pathlib.Path) -> None:
-  """Writes results and their page."""
+  """Writes `results.json`, `results.md` and `report.html` to the working directory."""
   files = {
     'results.json': json.dumps(results, indent=1) + '\n',
     'results.md': page.markdown(results),
@@ -136,7 +142,7 @@ class _Selection:
     self._note = note
 
   def searched(self) -> list[_Candidate]:
-    """What the searches found, each trained briefly."""
+    """The architectures that the searches found, each trained briefly."""
     settings = self._settings
     found: list[tuple[str, Genotype, float]] = []
     for seed in range(settings.search.seed, settings.search.seed + settings.searches):
@@ -149,13 +155,13 @@ class _Selection:
     return [self._briefly_trained(*each) for each in found]
 
   def randomly_searched(self, found: Sequence[_Candidate]) -> list[_Candidate]:
-    """Random architectures, each trained briefly, as many as took the time of these candidates."""
+    """Random architectures, each trained briefly, as many as fit into the time spent on `found`."""
     settings = self._settings
     budget = sum(candidate.search_seconds + candidate.selection_seconds for candidate in found)
     candidates: list[_Candidate] = []
     while len(candidates) < settings.random_candidates:
       number = len(candidates)
-      # Another one is begun while there is time for one like those before.
+      # Another one begins if its expected time, the mean so far, still fits into the budget.
       spent = sum(candidate.selection_seconds for candidate in candidates)
       if number and spent + spent / number > budget:
         break
@@ -164,8 +170,8 @@ class _Selection:
     return candidates
 
   def method(self, name: str, candidates: Sequence[_Candidate]) -> Json:
-    """The pick among candidates by validation, fully trained and tested."""
-    # The first of equals.
+    """Selects a candidate by validation accuracy, and trains and tests it."""
+    # The first one, if several are equally accurate.
     pick = max(candidates, key=lambda candidate: candidate.valid_accuracy)
     tests, seconds = [], 0.0
     for i in range(self._settings.trainings):
@@ -201,7 +207,7 @@ class _Selection:
     settings = self._settings.training
     tests, seconds = [], 0.0
     for number in range(self._settings.random_architectures):
-      # Other numbers than those that are selected among.
+      # These numbers differ from those of the candidates, so that the architectures are others.
       genotype = random_genotype(self._settings.search.space, settings.seed, 10**6 + number)
       self._note(f'random architecture {number + 1} of {self._settings.random_architectures}')
       folder = self._workdir / 'final' / 'random_architectures' / str(number)
