@@ -50,7 +50,7 @@ class Fault(NamedTuple):
 
 
 class Ended(NamedTuple):
-  """How a command ended.
+  """The ending of a command.
 
   Attributes:
     code: exit code, negative for a signal; None if the command did not end and was killed.

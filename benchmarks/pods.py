@@ -352,7 +352,7 @@ def collectives_table(results: dict[int, dict[str, Any]]) -> str:
 
 
 def assumptions(pod: Slice, settings: Search) -> str:
-  """What the projection assumes, in one line."""
+  """The assumptions of the projection, in one line."""
   chip = pod.chip
   products = f'{PRODUCTS} products of bfloat16 for one of float32' if settings.precision == 'float32' else 'bfloat16'
   return (

@@ -275,7 +275,7 @@ def _problem(state: SearchState, optimizers: Optimizers) -> Problem:
 
 
 def compare(found: Gradient, reference: Gradient) -> dict[str, float | None]:
-  """How far a gradient in α is from another.
+  """Compares a gradient in α with a reference.
 
   Returns:
     `error`: ‖found − reference‖ / ‖reference‖. `cosine`: the cosine of both. `sign`: the share of entries with the

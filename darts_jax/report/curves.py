@@ -76,7 +76,7 @@ def optimisation(run: Run) -> Iterator[Panel]:
   """Yields small charts about the optimisation of weights and α, such as learning rate and gradient norms."""
   lines: list[Line] = []
   if run.reads_text:
-    lines = _with_means(run, 'learning_rate')  # It varies with the lengths of sequences.
+    lines = _with_means(run, 'learning_rate')  # The rate varies with the lengths of sequences.
   if not lines:
     lines = _lines(run, run.steps or run.epochs, ('learning_rate', style.INK, ''))
   if lines:

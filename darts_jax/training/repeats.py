@@ -32,7 +32,7 @@ def run_seeds(
     The results, by ascending seed.
 
   Raises:
-    ValueError: as `darts_jax.training.run`, or there are not so many seeds.
+    ValueError: as `darts_jax.training.run`, or the last seed would be too large.
     Diverged: a loss or gradient was not finite.
   """
   first = read(config).seed
