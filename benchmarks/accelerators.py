@@ -1,17 +1,17 @@
-"""Compiles every program of the configs for accelerators that are not there, to see that it can be done.
+"""Compiles every program of the configs for accelerators without such a device, to check that they compile.
 
 python -m benchmarks.accelerators [--chips=a100,h100x2,v5e,…] [--configs=cifar,cifar_eval,…]
     [--precisions=float32,bfloat16] [--defaults] [--set=network.channels=2 …]
 
-Where a compiler meets a fault of its own it ends the process, so every config, chip and precision has one to itself,
-and a process that was ended is a row of the table and no end of the rest. Networks of images have three cells, the
-fewest with each kind of cell, since such faults follow from shapes and not from depth; everything else is as the config
-says, unless `--set` changes it. Programs are the step and the evaluation of a search, the step of SGAS's supernet
-after half of its decisions, the curvature that RobustDARTS asks for, the step and the evaluation of a training, and
-for a search of images the operations of one node of a reduction cell by themselves.
-`--defaults` compiles with XLA's default options and not with the package's, as a user's own program does.
+A compiler that crashes ends its process, so every combination of config, chip and precision has its own process; a
+crash is a row of the table, and the other combinations go on. Networks for images have three cells, the smallest number
+with each kind of cell, since crashes depend on shapes and not on depth; all other settings are those of the config,
+unless `--set` changes them. Programs are: the step and the evaluation of a search, the step of SGAS's supernet after
+half of its decisions, the curvature of RobustDARTS, the step and the evaluation of a training, and, for a search on
+images, the operations of one node of a reduction cell.
+`--defaults` compiles with XLA's default options instead of the package's, as a user's own program does.
 
-GPUs are those of `benchmarks.gpu`, and `h100x2` two that share a batch; v5e is a TPU, for which there is libtpu. Any
+GPUs are those of `benchmarks.gpu`; `h100x2` are two that share a batch. v5e is a TPU, for which libtpu compiles. Any
 CPU will do; the compilers are in the extra `accelerators`. The exit code is 1 if anything failed.
 """
 
@@ -37,39 +37,39 @@ from ml_collections import ConfigDict
 
 from benchmarks.command import exit_code
 
-#: Where `make` puts compilers, away from what every process finds.
+#: Folder in which `make` installs the compilers, outside of the import path of ordinary processes.
 FOLDER = pathlib.Path(sys.prefix) / 'accelerators'
 TPU = 'v5e'
-#: All configs with programs of their own; the others search or train like one of these.
+#: All configs whose programs differ; every other config has the programs of one of these.
 CONFIGS = (
   *('cifar', 'cifar_sgas', 'cifar_gdas', 'cifar_pc_darts', 'cifar_robust_darts', 'digits', 'mnist', 'ptb', 'text'),
   *('hypergradients', 'nasbench201_darts', 'nasbench201_darts_second', 'nasbench201_eval'),
   *('cifar_eval', 'digits_eval', 'imagenet_eval', 'ptb_eval', 'wikitext2_eval', 'text_eval'),
 )
-#: A network of images has at least one cell of each kind.
+#: Number of cells of networks for images: the smallest with a cell of each kind.
 LAYERS = 3
-#: A cell with all operations of the benchmark; other trainings of images are of DARTS_V2.
+#: A cell with all operations of the benchmark. Other trainings on images use DARTS_V2.
 NASBENCH201 = '|nor_conv_3x3~0|+|nor_conv_1x1~0|avg_pool_3x3~1|+|skip_connect~0|none~1|nor_conv_3x3~2|'
 
 
 def add_compilers() -> None:
-  """Lets this process find the compilers; JAX looks for them when it is first asked for devices."""
+  """Adds the compilers to the import path; to be called before JAX looks for devices."""
   if FOLDER.is_dir() and str(FOLDER) not in sys.path:
     sys.path.append(str(FOLDER))
 
 
 def environment() -> dict[str, str]:
-  """Of a process that compiles for accelerators: it runs on the CPU and finds the compilers."""
+  """Environment variables of a process that runs on the CPU and compiles for accelerators."""
   root = pathlib.Path(__file__).parents[1]
   path = os.pathsep.join(str(p) for p in (root, FOLDER, os.environ.get('PYTHONPATH', '')) if str(p))
   tpu = {'TPU_SKIP_MDS_QUERY': '1', 'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_ACCELERATOR_TYPE': 'v5litepod-8'}
-  # Nothing runs on a TPU, so that several processes may compile for one.
+  # Nothing runs on a TPU, so several processes may load libtpu.
   tpu['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'
   return {**os.environ, **tpu, 'PYTHONPATH': path, 'JAX_PLATFORMS': 'cpu', 'TF_CPP_MIN_LOG_LEVEL': '2'}
 
 
 def missing(chip: str) -> str | None:
-  """What has to be installed to compile for a chip; None if nothing has."""
+  """The package that is missing to compile for a chip; None if none is."""
   packages = ('libtpu',) if chip.startswith(TPU) else ('jax_cuda12_plugin', 'jax_cuda13_plugin')
   places = [
     FOLDER,
@@ -81,14 +81,14 @@ def missing(chip: str) -> str | None:
 
 
 class Compiled(NamedTuple):
-  """What became of a program.
+  """Result of the compilation of a program.
 
   Attributes:
-    program: its name.
-    error: in one line; empty if it was compiled.
-    seconds: that took.
-    gathers: of arrays from several devices, in the program.
-    counts: for a GPU how many kernels there are of every kind, and the waits of the host, as `benchmarks.gpu` counts.
+    program: name of the program.
+    error: the error in one line; empty if the program was compiled.
+    seconds: time of the compilation.
+    gathers: number of all-gathers in the program.
+    counts: for a GPU, the number of kernels of every kind, and the waits of the host, as `benchmarks.gpu` counts them.
   """
 
   program: str
@@ -113,15 +113,18 @@ def compile_apart(
   changes: Mapping[str, Any] | None = None,
   timeout: float | None = None,
 ) -> list[Compiled]:
-  """Compiles the programs of a config in a process of their own.
+  """Compiles the programs of a config in a separate process.
 
   Args:
-    chip: of `benchmarks.gpu.CHIPS` or a TPU; `h100x2` are two.
+    chip: a name in `benchmarks.gpu.CHIPS`, or a TPU; `h100x2` are two H100.
     config: name of a config file.
-    precision: of all of its programs.
-    defaults: whether XLA's own options are used and not the package's.
-    changes: fields of the config by name, as in `network.channels`.
-    timeout: seconds.
+    precision: precision of all programs.
+    defaults: whether XLA's default options are used instead of the package's.
+    changes: values of fields of the config by name, such as `network.channels`.
+    timeout: seconds after which the process is ended.
+
+  Returns:
+    One result for each program, and one for a crash.
   """
   order = {'chip': chip, 'config': config, 'precision': precision, 'defaults': defaults, 'changes': dict(changes or {})}
   command = [sys.executable, '-m', 'benchmarks.accelerators', '--child', json.dumps(order)]
@@ -146,11 +149,11 @@ def compile_apart(
 
 
 def _child(order: dict[str, Any]) -> None:
-  """Compiles the programs of an order, one after the other; says of each when it begins and what it has become."""
+  """Compiles programs one after the other; prints, as JSON lines, the name before and the result after each."""
   import jax
 
   jax.config.update('jax_enable_compilation_cache', False)
-  # A trace makes millions of objects that stay.
+  # A trace makes millions of objects that stay alive, so frequent garbage collections only cost time.
   gc.set_threshold(100_000, 20, 10)
   config, read = _settings(order)
   from benchmarks import gpu, pods
@@ -163,7 +166,7 @@ def _child(order: dict[str, Any]) -> None:
   else:
     mesh, options = gpu.mesh_of(chip, int(number or 1)), gpu.OFFLINE
   if order['defaults']:
-    # The functions come with the package's options.
+    # Jitted functions of the package read their options from here.
     compilation.OPTIONS.clear()
   estimators = ('exact', 'exact_reverse') if order['config'] == 'hypergradients' else ()
   cell = NASBENCH201 if order['config'] == 'nasbench201_eval' else 'DARTS_V2'
@@ -180,7 +183,7 @@ def _child(order: dict[str, Any]) -> None:
 
 
 def _settings(order: dict[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
-  """The config of an order, and what reads it."""
+  """The config of an order, and the function that reads it."""
   from darts_jax.search.settings import read as read_search
   from darts_jax.settings import as_kind
   from darts_jax.training.tasks import read as read_training
@@ -206,7 +209,7 @@ def _settings(order: dict[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
 def _programs(
   config: Any, read: Callable[[Any], Any], mesh: Any, cell: str, estimators: Sequence[str] = ()
 ) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
-  """Name, jitted function and arguments, which are shapes, of every program; of the config's estimator by default."""
+  """Yields name, jitted function and arguments (as shapes) of every program, by default for the config's estimator."""
   from darts_jax.tasks import ImageTask
 
   if 'hypergradient' not in config:
@@ -221,7 +224,7 @@ def _programs(
 
 
 def _placed(tree: Any, shardings: Any) -> Any:
-  """Shapes of arrays where they are to lie."""
+  """Shapes and dtypes of a tree of arrays, with shardings."""
   import jax
 
   def place(x: Any, sharding: Any) -> Any:
@@ -239,7 +242,7 @@ def _image_search(settings: Any, mesh: Any) -> Iterator[tuple[str, Any, tuple[An
   from darts_jax.strategies.robust_darts import RobustDarts
   from darts_jax.strategies.sgas import Sgas
 
-  # Of a TPU's time, a sort of many images would take most.
+  # The compiler for TPUs takes most of its time for the sort of many image indices.
   images = shapes_only(settings, None, 10, 1_438 if settings.task.source == 'digits' else 50_000)
   data = data_template(images, settings, mesh)
   searcher = Searcher.open(settings, images, mesh)
@@ -264,7 +267,7 @@ def _image_search(settings: Any, mesh: Any) -> Iterator[tuple[str, Any, tuple[An
 
 
 def _reduction_node(settings: Any, mesh: Any) -> tuple[Any, tuple[Any, ...]]:
-  """The operations of an input of a reduction cell by themselves, and their gradient in weights and image."""
+  """The gradient, in weights and image, of the operations of one input of a reduction cell."""
   import jax
   import jax.numpy as jnp
 
@@ -306,7 +309,7 @@ def _text_search(settings: Any, mesh: Any) -> Iterator[tuple[str, Any, tuple[Any
 
 
 def _words(name: str, count: int) -> Any:
-  """Noise with about as many different words as the text has."""
+  """Random words with a vocabulary of about the size of the text's."""
   from benchmarks.search_step import random_words
 
   size = {'ptb': 10_000, 'wikitext2': 33_278}.get(name, 1_340)
@@ -385,7 +388,7 @@ def main() -> int:
 def run(
   chips: Sequence[str], configs: Sequence[str], precisions: Sequence[str], defaults: bool, changes: Mapping[str, Any]
 ) -> int:
-  """Compiles all, prints the table and returns 1 if anything failed."""
+  """Compiles all combinations, prints the table and returns the exit code."""
   folder = pathlib.Path(__file__).parents[1] / 'configs'
   for config in configs:
     if not (folder / f'{config}.py').is_file():

@@ -1,4 +1,4 @@
-"""What the command lines of the benchmarks have in common."""
+"""Parts that the command lines of the benchmarks share."""
 
 import os
 import pathlib
@@ -12,10 +12,10 @@ from darts_jax.runtime.terminal import prepare_streams
 
 
 def output_file(path: str | None, flag: str) -> pathlib.Path | None:
-  """The file that a flag says results are written to; None if it says none.
+  """The output file that a flag names; None if the flag is not set.
 
   Raises:
-    ValueError: no file can be written there; one line that names the flag.
+    ValueError: the file cannot be written; one line that names the flag.
   """
   if not path:
     return None
@@ -30,11 +30,11 @@ def output_file(path: str | None, flag: str) -> pathlib.Path | None:
 
 
 def exit_code(run: Callable[[], int | None], usage: str | None) -> int:
-  """What a function returns, or 2, after one line that says so, if what the user asked for cannot be done.
+  """Runs a command and returns its exit code; an error that the user caused is printed as one line and gives 2.
 
   Args:
-    run: parses the command line, and does what it says; None is 0.
-    usage: printed instead if the command line asks for help: the text that a benchmark's module begins with.
+    run: parses the command line and runs the command; returns the exit code, where None is 0.
+    usage: printed instead if the command line asks for help; the docstring of a benchmark's module.
   """
   prepare_streams()
   if {'-h', '-help', '--help'}.intersection(sys.argv):

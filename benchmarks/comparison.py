@@ -1,4 +1,4 @@
-"""Takes the package's search step and a plain one in turns."""
+"""Times the package's search step and a plain one, in turns."""
 
 import statistics
 import sys
@@ -21,10 +21,10 @@ def compare_steps(steps: Mapping[str, Step], repeats: int) -> None:
   Args:
     steps: `'package'` and `'plain'`: a function that returns anything and then a dictionary of metrics, and its
       arguments.
-    repeats: timed steps of either.
+    repeats: number of timed steps of each.
 
   Raises:
-    AssertionError: the losses are not the same, that of the weights after an update of α.
+    AssertionError: the losses of both steps differ; `train_loss` is computed after the update of α.
   """
   programs: dict[str, Any] = {}
   compile_seconds: dict[str, float] = {}

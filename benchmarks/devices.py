@@ -1,13 +1,13 @@
-"""Measures how far a search on several devices is from the same search on one, step by step.
+"""Measures, step by step, the difference between a search on several devices and on one.
 
 XLA_FLAGS=--xla_force_host_platform_device_count=4 python -m benchmarks.devices --config=configs/digits.py
     [--config.FIELD=VALUE] [--devices=4] [--steps=44]
 
-Both begin with the same state and read the same batches; what differs is the order in which sums are made. So do the
-searches of the smooth twin of the supernet, which has SiLU for ReLU and average for maximum pooling: it has no kink,
-where a gradient jumps. For some steps the table gives: how far the farthest α is from where it began, on one device;
-the largest difference in α between one device and several; that of the losses of the step, in nats; and both
-differences of the twins.
+Both begin with the same state and read the same batches; only the order of summation differs. The same is measured for
+the smooth twin of the supernet, which has SiLU instead of ReLU and average instead of max pooling, and so no kinks
+where a gradient jumps. For some steps the table gives: the largest change of an α since the start, on one device; the
+largest difference in α between one device and several; the largest difference of the losses of the step, in nats; and
+both differences for the smooth twin.
 """
 
 import sys
@@ -30,11 +30,11 @@ TITLES = ('step', 'α moved', 'α differ', 'losses differ', 'α differ, smooth',
 
 
 class Walk(NamedTuple):
-  """A search, by steps.
+  """A search of T steps.
 
   Attributes:
-    alphas: `[T + 1, n]`, before the first step and after each.
-    losses: `[T, 2]` nats, those of both batches.
+    alphas: `[T + 1, n]`, all α before the first step and after each.
+    losses: `[T, 2]`, losses of the batches of both halves, in nats.
   """
 
   alphas: np.ndarray
@@ -42,7 +42,7 @@ class Walk(NamedTuple):
 
 
 def walk(settings: Search, images: Images, num_devices: int, steps: int, smooth: bool) -> Walk:
-  """Searches on so many devices, with the supernet or its smooth twin."""
+  """Runs a search on `num_devices` devices, with the supernet or its smooth twin."""
   mesh = make_mesh(num_devices)
   check_batch(settings.batch_size, mesh)
   searcher = Searcher.open(settings, images, mesh)

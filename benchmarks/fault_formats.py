@@ -1,4 +1,4 @@
-"""The kinds of files that are read: undamaged contents, how they are damaged, and all that reads them."""
+"""Formats of files for fault injection: undamaged contents, mutations, and the readers of each format."""
 
 import contextlib
 import importlib
@@ -22,13 +22,13 @@ _GOLDENS = pathlib.Path(__file__).parents[1] / 'tests' / 'goldens'
 
 
 class Format(NamedTuple):
-  """A kind of file.
+  """A format of files.
 
   Attributes:
-    name: of the file, in a folder of its own.
-    seeds: undamaged contents.
-    mutate: damages one in a way of its own.
-    read: reads it from the folder, by all that read such files.
+    name: name of the file, in a folder that holds nothing else.
+    seeds: makes undamaged contents.
+    mutate: damages a content in a way specific to the format.
+    read: reads the file from the folder, by all readers of the format.
     is_named: whether errors have to name the file or its folder.
   """
 
@@ -40,7 +40,7 @@ class Format(NamedTuple):
 
 
 def find(*places: str) -> Any:
-  """The first of some functions, `module:name`, that there is."""
+  """The first function that exists, among names of the form `module:name`."""
   for place in places:
     module, _, name = place.partition(':')
     with contextlib.suppress(ImportError, AttributeError):
@@ -76,7 +76,7 @@ def _alphas() -> list[bytes]:
 
 
 def _history(settings: Mapping[str, Any]) -> bytes:
-  """The history of two epochs."""
+  """The content of a history of two epochs."""
   with tempfile.TemporaryDirectory() as folder:
     for step in (0, 6, 12):
       _append(pathlib.Path(folder), settings, step)
@@ -84,7 +84,7 @@ def _history(settings: Mapping[str, Any]) -> bytes:
 
 
 def _append(folder: pathlib.Path, settings: Mapping[str, Any], step: int) -> None:
-  """What a search does with its history when it is resumed, and when its next epoch is done."""
+  """Opens the history of a search as on a resume, and appends a snapshot."""
   read = find('darts_jax.search.settings:read')
   searched = find('darts_jax.search.searched:Searched').from_settings(read({**_SETTINGS, **settings}))
   history = find('darts_jax.search.records:AlphaHistory')(folder, searched, step)
@@ -168,7 +168,7 @@ def _text() -> list[bytes]:
 
 
 def page(folder: pathlib.Path) -> None:
-  """Makes the report of a working directory."""
+  """Writes the report of a working directory."""
   find('darts_jax.report:write')(folder)
 
 
@@ -191,7 +191,7 @@ def _open_log(folder: pathlib.Path) -> None:
 
 
 def _each(*reads: Callable[[], object]) -> None:
-  """Calls all readers, also where the first refuses; a refusal is passed on in the end."""
+  """Calls all readers, even if one raises a ValueError, and raises the first such error in the end."""
   refusal = None
   for read in reads:
     try:
@@ -214,16 +214,16 @@ def _read_config(folder: pathlib.Path) -> None:
 
 
 def _read_genotype(folder: pathlib.Path) -> None:
-  """By itself, and by the command that describes it."""
+  """Reads an architecture, and for some of them runs the command `describe`."""
   path = folder / 'genotype.json'
   found = find('darts_jax.spaces:resolve')(str(path))
   sizes = ['--width=4', '--vocabulary=5'] if found.space == 'recurrent' else ['--channels=4', '--layers=3']
-  if len(str(found)) % 8 == 0:  # It takes a second.
+  if len(str(found)) % 8 == 0:  # The command takes a second, so it is run for one in eight.
     describe(path, *sizes)
 
 
 def describe(path: pathlib.Path, *more: str) -> None:
-  """Raises an AssertionError unless the command ends as it should."""
+  """Runs the command `describe`; raises an AssertionError unless it succeeds or refuses the file in one line."""
   describe = importlib.import_module('experiments.describe')
   launch = find('experiments.entry:launch_flags')
   fault = command(lambda: launch(describe.run, describe.USAGE, describe.FLAGS), [f'--genotype={path}', *more])
@@ -232,7 +232,7 @@ def describe(path: pathlib.Path, *more: str) -> None:
 
 
 def command(run: Callable[[], object], arguments: list[str]) -> Fault | None:
-  """What is wrong with how a command ends that reads `sys.argv`."""
+  """Runs a command with arguments in `sys.argv`; returns the fault in its ending, if any."""
   out, err, before = io.StringIO(), io.StringIO(), sys.argv
   sys.argv = ['faults', *arguments]
   code = 0
@@ -247,7 +247,7 @@ def command(run: Callable[[], object], arguments: list[str]) -> Fault | None:
 
 
 class _Enough(Exception):
-  """A selection has begun: what it reads at its start, it has read."""
+  """Ends a selection once it has begun, and so has read its files."""
 
 
 def _selection_results() -> list[bytes]:
@@ -275,7 +275,7 @@ def _read_results(folder: pathlib.Path) -> None:
 
 
 def _trials() -> list[bytes]:
-  """The journals of two searches by proposals."""
+  """Contents of the journals of two searches by proposals."""
   contents = []
   for fails in (False, True):
     with tempfile.TemporaryDirectory() as folder:
@@ -285,7 +285,7 @@ def _trials() -> list[bytes]:
 
 
 def _run_trials(folder: pathlib.Path, fails: bool = False) -> None:
-  """A search by proposals that evaluates nothing, or goes on as the journal in a folder says."""
+  """Runs, or resumes from the journal in a folder, a search by proposals with constant outcomes."""
   outcome, failed = (find(f'darts_jax.strategies.sampled:{name}') for name in ('Outcome', 'failed'))
 
   class Constant(find('darts_jax.trials:Evaluator')):  # type: ignore[misc]
@@ -318,7 +318,7 @@ def _read_cifar(folder: pathlib.Path) -> None:
 
 
 def _read_idx(folder: pathlib.Path) -> None:
-  """The labels of the test set of MNIST, beside files that are whole."""
+  """Reads the test labels of MNIST, with undamaged other files."""
   names, counts = find('darts_jax.data.mnist:FILES'), (60_000, 60_000, 10_000)
   for name, count in zip(names[:3], counts, strict=True):
     shape = (count, 28, 28) if 'images' in name else (count,)
@@ -358,7 +358,7 @@ def _mutate_weights(content: bytes, draw: np.random.Generator) -> bytes:
   return mutate_zip(content, draw, inner)
 
 
-#: By name.
+#: All formats by name.
 FORMATS: dict[str, Format] = {
   'images_npz': Format('data.npz', _image_arrays, mutate_zip, _read_images),
   'alphas': Format('alphas.npz', _alphas, mutate_zip, _read_alphas),

@@ -1,7 +1,7 @@
-"""Damaged and hostile files for every reader, and settings out of range, tried in a process with little memory.
+"""Tries damaged and hostile files for every reader, and settings out of range, in a process with little memory.
 
-`python -m benchmarks.fault_inputs` serves requests of `benchmarks.faults`, one JSON value a line; `Child` is its other
-end. Every input is made from a seed and a number alone, so that it can be made again.
+`python -m benchmarks.fault_inputs` serves requests of `benchmarks.faults`, one JSON value a line; `Child` is the
+client. Every input is a function of a seed and a number, so that it can be reproduced.
 """
 
 import contextlib
@@ -29,9 +29,9 @@ from benchmarks.fault_mutants import mutate_bytes, mutate_json
 from benchmarks.fault_settings import try_setting
 
 _ROOT = pathlib.Path(__file__).parent.parent
-#: Bytes that the process may use beyond what it has when everything is imported.
+#: Bytes that the process may use in addition to its memory after all imports.
 _MEMORY = 3 * 2**30
-#: Seconds after which an input has not ended, and the process has not begun.
+#: Seconds to wait for an input, and for the start of the process.
 _LIMIT, _START_LIMIT = 30.0, 300.0
 
 
@@ -44,7 +44,7 @@ def _try_format(form: Format, folder: pathlib.Path, draw: np.random.Generator) -
 
 
 def _try_checkpoint(folder: pathlib.Path, draw: np.random.Generator) -> Fault | None:
-  """A checkpoint with a damaged file is refused, or gives what was saved."""
+  """Damages a file of a checkpoint; it has to be refused, or to give the saved state."""
   make = find('darts_jax.runtime.checkpoint:Checkpoints')
   state = {'w': np.arange(6, dtype=np.float32).reshape(2, 3), 'n': np.array([3])}
   make(folder / 'checkpoints').save(3, state, {'epoch': 1, 'sums': {'loss': 0.5}})
@@ -67,7 +67,7 @@ def _try_checkpoint(folder: pathlib.Path, draw: np.random.Generator) -> Fault | 
   return judge_read(restore, (str(folder),)) or next(iter(faults), None)
 
 
-# What users give, or are given, in the place of a file or folder: some made for that, and others.
+# Hostile paths in place of a file or folder: names in the test's folder, and paths outside of it.
 _MADE = ('pipe', 'loop', 'deep.json', '.', 'missing/file', 'x' * 300, 'zero\0byte', '\udcff')
 _GIVEN = ('/dev/zero', '/dev/full', '~nosuchuser/x', 'gs://bucket/x', '', '/proc/self/mem', '/' * 5000)
 
@@ -80,7 +80,7 @@ def _paths(folder: pathlib.Path) -> list[str]:
 
 
 def _call(place: str, *args: object) -> object:
-  """Calls the function at a place, which is not imported before."""
+  """Imports and calls the function `place`, see `find`."""
   return find(place)(*args)
 
 
@@ -96,12 +96,12 @@ _PATH_READERS: dict[str, Callable[[str], object]] = {
 }
 
 
-#: Inputs of kind `path`; from there on they are the same again.
+#: Number of different inputs of kind `path`.
 NUM_PATHS = len((*_MADE, *_GIVEN)) * len(_PATH_READERS)
 
 
 def _try_path(folder: pathlib.Path, number: int) -> Fault | None:
-  """A hostile path in the place of a kind of file."""
+  """Gives a hostile path to a reader."""
   paths = _paths(folder)
   path = paths[number % len(paths)]
   reader = list(_PATH_READERS)[number // len(paths) % len(_PATH_READERS)]
@@ -111,7 +111,7 @@ def _try_path(folder: pathlib.Path, number: int) -> Fault | None:
 
 
 def _limit_memory() -> None:
-  """Bounds what is taken from here on; only Linux says what there is already."""
+  """Limits the memory that is allocated from here on; only Linux reports the present size, on which this depends."""
   status = pathlib.Path('/proc/self/status')
   if status.exists():
     [size] = [int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith('VmSize:')]
@@ -124,8 +124,11 @@ def try_input(kind: str, seed: int, number: int) -> Fault | None:
 
   Args:
     kind: a key of `FORMATS`, or `checkpoint`, `path` or `setting`.
-    seed: of the campaign.
-    number: of the input.
+    seed: seed of the campaign.
+    number: number of the input.
+
+  Returns:
+    The fault, if any.
   """
   draw = np.random.default_rng([seed, zlib.crc32(kind.encode()), number])
   with tempfile.TemporaryDirectory() as name:
@@ -142,7 +145,7 @@ KINDS_OF_INPUTS = (*FORMATS, 'checkpoint', 'path')
 
 
 def look(folder: pathlib.Path) -> Fault | None:
-  """Makes the report of a working directory, and describes what it has found; returns what is wrong with that."""
+  """Writes the report of a working directory and reads its architecture; returns the fault, if any."""
   fault = judge_read(lambda: page(folder), ())
   path = folder / 'genotype.json'
   if fault is None and path.exists():
@@ -152,7 +155,7 @@ def look(folder: pathlib.Path) -> Fault | None:
 
 def serve() -> None:
   """Answers requests, one JSON value a line each: `[kind, seed, number]`, or the path of a working directory."""
-  # What a library prints must not come between the answers.
+  # Redirect stdout, so that output of libraries does not mix with the answers.
   answers = os.fdopen(os.dup(1), 'w')
   os.dup2(2, 1)
   for module in ('darts_jax', 'darts_jax.report', 'darts_jax.selection', 'experiments.describe', 'PIL.Image'):
@@ -165,21 +168,21 @@ def serve() -> None:
     request = json.loads(line)
     try:
       fault = look(pathlib.Path(request)) if isinstance(request, str) else try_input(*request)
-    except Exception as error:  # Of what surrounds the reader, which has to be known, too.
+    except Exception as error:  # An error of this module is a finding, too.
       fault = Fault('traceback', f'outside of a reader: {where(error)}')
     print(json.dumps(fault), file=answers, flush=True)
 
 
 class Child:
-  """The other end of `serve`: a process that is started again whenever an input has ended it."""
+  """Client of `serve`: its process is started again whenever an input has ended it."""
 
   def __init__(self) -> None:
-    """Starts nothing yet."""
+    """Makes a client without a process; the first request starts it."""
     self._process: subprocess.Popen[str] | None = None
     self._answers: queue.Queue[str | None] = queue.Queue()
 
   def ask(self, request: object) -> Fault | None:
-    """What is wrong with how a request is answered."""
+    """Sends a request; returns the fault, if any."""
     process = self._process or self._start()
     assert process.stdin is not None
     try:
@@ -237,7 +240,7 @@ class Child:
     process, self._process = self._process, None
     if process is not None:
       process.kill()
-      with process, contextlib.suppress(BrokenPipeError):  # What it was asked last may not have been read.
+      with process, contextlib.suppress(BrokenPipeError):  # The process may not have read the last request.
         self._reader.join()
 
 

@@ -1,8 +1,8 @@
-"""Judges what a fault has led to: how a command ended, and whether its working directory holds the same results.
+"""Judges the effect of a fault: how a command ended, and whether its working directory has the same results.
 
-A run that was disturbed may end in two ways: with the results of an undisturbed run, or with exit code 2 and one line
-that begins with `error:`. A log that has become shorter is allowed where an event in it says so. A reader may return,
-or raise a ValueError that names the file. Everything else is a finding of one of four kinds, see `KINDS`.
+A disturbed run may end in two ways: with the results of an undisturbed run, or with exit code 2 and one line that
+begins with `error:`. Lines may be missing in a log if an event in it says so. A reader may return, or raise a
+ValueError that names the file. Everything else is a finding of one of four kinds, see `KINDS`.
 """
 
 import json
@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-#: Results differ or are missing; another ending than with one line; nobody was told; no end, or memory without bounds.
+#: lost: results differ or are missing. traceback: an error other than one clear line. silent: a loss or an unfit value
+#: without any message. hang: no end, or unbounded memory.
 KINDS = ('lost', 'traceback', 'silent', 'hang')
 
 #: Files of a working directory that hold results.
@@ -30,31 +31,31 @@ RESULTS = (
   'trials.jsonl',
 )
 
-# Events that any undamaged run may have, and whose number and text depend on when it was stopped and on the machine.
+# Events that undamaged runs may have, too; their number and text depend on the time of a stop and on the machine.
 _INCIDENTAL = ('compiled', 'resumed', 'interrupted', 'damaged_checkpoint')
-# Fields that depend on the clock or on where the working directory is, and checksums of such fields.
+# Fields that depend on the clock or on the path of the working directory, and checksums of such fields.
 _OF_CLOCK_AND_PLACE = ('seconds', 'artefact', 'crc32')
 _SHOWN = 160
-#: Bytes that are too many for a small file.
+#: Bytes of memory that are too many for reading a small file.
 _TOO_MUCH = 2**30
-#: Characters of an error line that a person can still read.
+#: Most characters of an error message.
 _READABLE = 20_000
 
 
 class Fault(NamedTuple):
-  """What is wrong: one of `KINDS`, and in words that are the same for the same cause."""
+  """A fault: one of `KINDS`, and a description that is equal for equal causes."""
 
   kind: str
   what: str
 
 
 class Ended(NamedTuple):
-  """How a command ended.
+  """The ending of a command.
 
   Attributes:
-    code: its exit code, that of a signal negative; None if it had to be killed, because it did not end.
-    output: what it printed.
-    errors: what it printed to stderr.
+    code: exit code, negative for a signal; None if the command did not end and was killed.
+    output: text of stdout.
+    errors: text of stderr.
   """
 
   code: int | None
@@ -63,13 +64,13 @@ class Ended(NamedTuple):
 
 
 def judge_end(ended: Ended, allowed: Collection[int], *, interrupted: bool = False) -> Fault | None:
-  """What is wrong with an ending.
+  """The fault in the ending of a command, if any.
 
   Args:
     ended: the ending.
-    allowed: exit codes; with 2 there has to be one line that says what is wrong.
-    interrupted: whether it was sent a SIGINT, upon which Python ends with the traceback of a KeyboardInterrupt if the
-      command has not begun yet.
+    allowed: allowed exit codes; with 2, there has to be exactly one error line.
+    interrupted: whether the command was sent a SIGINT. Python then ends with the traceback of a KeyboardInterrupt if
+      the command has not begun yet, which is no fault.
   """
   if ended.code is None:
     return Fault('hang', 'did not end in time')
@@ -90,11 +91,11 @@ def judge_end(ended: Ended, allowed: Collection[int], *, interrupted: bool = Fal
 
 
 def read_results(workdir: pathlib.Path) -> dict[str, Any]:
-  """What the files of a working directory and of its folders hold, without what depends on the clock.
+  """Reads the results in a working directory and its folders, without values that depend on the clock.
 
   Returns:
-    By the path in the working directory: JSON values; of a log its lines; of an `.npz` file its arrays. A text instead
-    of them says why a file cannot be read.
+    Contents by path in the working directory: JSON values, the lines of a log, or the arrays of an `.npz` file. For a
+    file that cannot be read, a text that says why.
   """
   found: dict[str, Any] = {}
   for path in sorted(workdir.rglob('*')):
@@ -107,12 +108,12 @@ def read_results(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def compare(reference: Mapping[str, Any], found: Mapping[str, Any], *, may_tell: bool) -> list[Fault]:
-  """How results differ from those of an undisturbed run.
+  """The differences between the results of a disturbed and an undisturbed run.
 
   Args:
-    reference: what `read_results` gave then.
-    found: what it gives now.
-    may_tell: whether a log may be shorter if an event says so.
+    reference: results of the undisturbed run, by `read_results`.
+    found: results of the disturbed run.
+    may_tell: whether lines may be missing in a log if an event says so.
   """
   faults = []
   for name, wanted in reference.items():
@@ -135,7 +136,7 @@ def compare(reference: Mapping[str, Any], found: Mapping[str, Any], *, may_tell:
 
 
 def _plain(name: str) -> str:
-  """The name of a file without the numbers of folders, so that the same fault has the same name."""
+  """The path of a file without the numbers of folders, so that equal faults have equal descriptions."""
   return '/'.join(part.rstrip('0123456789') if '.' not in part else part for part in name.split('/'))
 
 
@@ -168,7 +169,7 @@ def _tells(reference: Any, found: Any) -> bool:
 
 
 def _measured(lines: Sequence[Any], reference: Sequence[Any]) -> list[Any]:
-  """The lines that do not depend on when the run was stopped."""
+  """The lines that do not depend on the time at which the run was stopped."""
   known = _events(reference) - set(_INCIDENTAL)
   return [line for line in lines if line.get('kind') != 'event' or line.get('event') in known]
 
@@ -176,7 +177,7 @@ def _measured(lines: Sequence[Any], reference: Sequence[Any]) -> list[Any]:
 def _compare_logs(wanted: list[Any], found: list[Any], is_told: bool, may_tell: bool) -> Iterator[Fault]:
   if found == wanted:
     return
-  # Of the same kind and step.
+  # Lines by kind, step, event and message.
   known, there = ({_key(line): line for line in lines} for lines in (wanted, found))
   missing = [key for key in known if key not in there]
   other = [name for key in known.keys() & there.keys() for name in _differing(known[key], there[key])]
@@ -191,7 +192,7 @@ def _compare_logs(wanted: list[Any], found: list[Any], is_told: bool, may_tell: 
 
 
 def _key(line: Any) -> tuple[Any, ...]:
-  # Messages tell apart what has been decided at the same time.
+  # Decisions of the same step differ in their messages.
   return tuple(str(line.get(name)) for name in ('kind', 'step', 'event', 'message'))
 
 
@@ -225,11 +226,11 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def judge_read(read: Callable[[], object], names: tuple[str, ...]) -> Fault | None:
-  """What is wrong with how a reader takes its input: it has to return, or to raise a ValueError that names the file.
+  """Calls a reader, which has to return or to raise a ValueError that names the file; returns the fault, if any.
 
   Args:
     read: the reader.
-    names: of the file or its folder; an error has to have one of them, if there are any.
+    names: names of the file or its folder, of which an error has to contain one; empty for no such check.
   """
   before = _peak()
   try:
@@ -243,14 +244,14 @@ def judge_read(read: Callable[[], object], names: tuple[str, ...]) -> Fault | No
       return Fault('traceback', f'an error of more than {_READABLE} characters: {where(error)}')
   except MemoryError:
     return Fault('hang', 'asks for more memory than there is')
-  except Exception as error:  # That is what is looked for.
+  except Exception as error:  # Any other exception is a finding.
     return Fault('traceback', where(error))
   grown = _peak() - before
   return Fault('hang', f'takes {_TOO_MUCH >> 30} GiB of memory or more') if grown > _TOO_MUCH else None
 
 
 def asks_for_memory(error: BaseException | None) -> bool:
-  """Whether an exception, or one that it follows from, is a lack of memory."""
+  """Whether an exception, or a cause or context of it, is a MemoryError."""
   while error is not None:
     if isinstance(error, MemoryError):
       return True
@@ -259,7 +260,7 @@ def asks_for_memory(error: BaseException | None) -> bool:
 
 
 def where(error: BaseException) -> str:
-  """The kind of an exception, and the place in the project that it comes from."""
+  """The class of an exception, and the place in the project where it was raised."""
   frames = traceback.extract_tb(error.__traceback__)
   ours = [frame for frame in frames if '/darts_jax/' in frame.filename or '/experiments/' in frame.filename]
   frame = (ours or frames)[-1]
@@ -268,5 +269,5 @@ def where(error: BaseException) -> str:
 
 
 def _peak() -> int:
-  """The most bytes that the process has had so far."""
+  """The peak memory of the process so far, in bytes."""
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)

@@ -1,4 +1,4 @@
-"""Damages files, and makes hostile ones of them, in ways that are drawn at random."""
+"""Random mutations that damage files or make them hostile."""
 
 import contextlib
 import io
@@ -47,7 +47,7 @@ _VALUES: tuple[Any, ...] = (
 
 
 def mutate_json(content: bytes, draw: np.random.Generator) -> bytes:
-  """Replaces, removes or renames a value somewhere in one of the lines; or damages the text."""
+  """Replaces, removes or renames a random value in one of the lines; or damages the bytes."""
   kind = draw.integers(10)
   if kind == 0:
     return (b'[' * 100_000, b'{"a":' * 100_000, b'[' * 500 + b']' * 500, b'9' * 10_000)[draw.integers(4)]
@@ -63,7 +63,7 @@ def mutate_json(content: bytes, draw: np.random.Generator) -> bytes:
 
 
 def _mutate_value(value: Any, draw: np.random.Generator) -> Any:
-  """A copy with one place changed."""
+  """A copy of a JSON value with one random change."""
   if not isinstance(value, dict | list) or not value or draw.random() < 0.15:
     return _VALUES[draw.integers(len(_VALUES))]
   keys = list(value) if isinstance(value, dict) else list(range(len(value)))
@@ -82,7 +82,7 @@ def _mutate_value(value: Any, draw: np.random.Generator) -> Any:
 
 
 def mutate_text(content: bytes, draw: np.random.Generator) -> bytes:
-  """Damages text, a printed architecture for one: by other tokens in the place of some."""
+  """Replaces random tokens of a text, such as a printed architecture; or damages the bytes."""
   if draw.random() < 0.5:
     return mutate_bytes(content, draw)
   tokens = content.decode().replace('(', ' ( ').replace(',', ' , ').split(' ')
@@ -144,7 +144,13 @@ def _npy(header: bytes, draw: np.random.Generator) -> bytes:
 def mutate_zip(
   content: bytes, draw: np.random.Generator, inner: Callable[[bytes, np.random.Generator], bytes] | None = None
 ) -> bytes:
-  """Damages an archive, or makes another one with a member that is hostile, compressed otherwise, missing or twice."""
+  """Damages an archive: its bytes, its directory, or a member, which may become hostile, renamed, missing or huge.
+
+  Args:
+    content: a zip archive.
+    draw: random generator.
+    inner: damages a member; by default a member becomes an array with a hostile header.
+  """
   if draw.random() < 0.3:
     return mutate_bytes(content, draw)
   with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -174,7 +180,7 @@ def mutate_zip(
   made = bytearray(stream.getvalue())
   place = made.find(b'PK\x01\x02')
   if draw.random() < 0.3 and place >= 0:
-    # Of the directory: encryption, another method, other sizes, another place; or the data of a member.
+    # Change a field of the directory: encryption, compression method, sizes or offset of a member.
     field, form = ((8, '<H'), (10, '<H'), (20, '<I'), (24, '<I'), (42, '<I'))[draw.integers(5)]
     value = (1, 2, 8, 12, 14, 97, 2**16 - 1, 2**31, 2**32 - 1)[draw.integers(9)]
     struct.pack_into(form, made, place + field, value % 2 ** (8 * struct.calcsize(form)))
@@ -237,11 +243,11 @@ _OPCODES = (
 
 
 def mutate_pickle(content: bytes, draw: np.random.Generator) -> bytes:
-  """Puts instructions that ask for something between those of a pickle, or damages its bytes."""
+  """Inserts hostile opcodes into a pickle, or damages its bytes."""
   if draw.random() < 0.2:
     return mutate_bytes(content, draw)
   places = [0]
-  with contextlib.suppress(Exception):  # Behind some pickles there is more.
+  with contextlib.suppress(Exception):  # Some files have more data after the pickle.
     places = [place for _, _, place in pickletools.genops(content) if place is not None]
   data = bytearray(content)
   for _ in range(int(draw.integers(1, 3))):
@@ -253,7 +259,7 @@ def mutate_pickle(content: bytes, draw: np.random.Generator) -> bytes:
 
 
 def mutate_image(content: bytes, draw: np.random.Generator) -> bytes:
-  """Damages an image, or makes its header claim another size."""
+  """Damages an image, or sets another size in its header."""
   if draw.random() < 0.8:
     return mutate_bytes(content, draw)
   size = (1, 2**15, 2**31 - 1, 2**32 - 1)[draw.integers(4)]

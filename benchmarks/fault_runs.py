@@ -1,6 +1,6 @@
-"""Faults of real runs: kills, damaged files, other data, and two processes in one working directory.
+"""Fault injection into real runs: kills, damaged files, changed data, and two processes in one working directory.
 
-Every case has a name, by which it can be tried again: what it is, the run, and what is done to it, separated by colons.
+Every case has a name by which it can be repeated: kind, run and details, separated by colons.
 """
 
 import contextlib
@@ -23,20 +23,20 @@ import numpy as np
 
 from benchmarks.fault_judge import RESULTS, Ended, Fault, compare, judge_end, read_results
 
-#: Of the checkout, which commands are run in.
+#: Root of the repository, in which commands are run.
 ROOT = pathlib.Path(__file__).parent.parent
 
-#: What is done to a file.
+#: Ways to damage a file.
 MODES = ('deleted', 'emptied', 'cut', 'flipped', 'replaced')
-#: What is done to data under the same path.
+#: Ways to change data under the same path.
 CHANGES = ('labels', 'added', 'pixel')
 
-# Seconds. The first run of a kind compiles; a signal during compilation waits for its end.
+# Time limits in seconds. The first run of a kind compiles, and a signal during compilation waits for its end.
 _LIMIT, _PATIENCE = 900.0, 240.0
 _POLL = 0.005
-# One signal of three leaves no time for anything.
+# SIGKILL leaves no time to react; the other two can be handled.
 _SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-# By which a stopped run may end: told by itself, finished before, or before it listens.
+# Exit codes that are allowed after a signal: finished before it (0), handled (130), or killed before handlers are set.
 _STOPPED = {
   signal.SIGKILL: (0, -signal.SIGKILL),
   signal.SIGTERM: (0, 130, -signal.SIGTERM),
@@ -66,7 +66,7 @@ _TRIALS = (
   *(f'evaluator.{field}' for field in ('network.channels=2', 'network.layers=3', 'batch_size=8', 'epochs=3')),
   *(f'evaluator.{field}' for field in ('log_every=2', 'data.name=npz', 'data.path={data}/images.npz')),
 )
-#: The commands that are disturbed, by name; of every kind of run the smallest that there is.
+#: Arguments of the commands that are disturbed, by name: a small run of every kind.
 RUNS = {
   'images': ('search', '--config=configs/digits.py', *_IMAGES, *_SEARCH, '--config.epochs=6'),
   'text': ('search', '--config=configs/text.py', *_TEXT, *_SMALL_TEXT, '--config.space.nodes=2'),
@@ -96,13 +96,13 @@ _SEED = {'selection': '--config.search.seed=7'}
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-  """A run that nobody disturbed.
+  """An undisturbed run.
 
   Attributes:
-    workdir: of it.
-    results: see `read_results`.
-    lines: of all its logs.
-    seconds: it took with a warm cache.
+    workdir: its working directory.
+    results: its results, see `read_results`.
+    lines: number of lines of all its logs.
+    seconds: its time with a warm compilation cache.
   """
 
   workdir: pathlib.Path
@@ -112,14 +112,14 @@ class Reference:
 
 
 class Unusable(Exception):
-  """A run fails by itself; the argument is the fault."""
+  """An undisturbed run fails; the argument is the fault."""
 
 
 class Command:
-  """A command that runs, and what it prints."""
+  """A running command, whose output goes to files."""
 
   def __init__(self, arguments: Sequence[str], folder: pathlib.Path, environment: dict[str, str]) -> None:
-    """Starts `python -m` with arguments; the folder gets what it prints."""
+    """Starts `python -m` with arguments; its output is written into the folder."""
     self._files = [folder / f'{time.monotonic_ns()}.{name}' for name in ('out', 'err')]
     with self._files[0].open('wb') as out, self._files[1].open('wb') as err:
       self.process = subprocess.Popen(
@@ -134,22 +134,22 @@ class Command:
 
   @property
   def is_running(self) -> bool:
-    """Whether it has not ended."""
+    """Whether the command has not ended."""
     return self.process.poll() is None
 
   def send(self, number: int) -> None:
-    """Sends it a signal, if it is still there."""
+    """Sends the command a signal, if it has not ended."""
     with contextlib.suppress(ProcessLookupError):
       self.process.send_signal(number)
 
   def kill(self) -> None:
-    """Ends it, if it is still there, and all that it has started."""
+    """Kills the command and all of its child processes, if it has not ended."""
     if self.is_running:
       os.killpg(self.process.pid, signal.SIGKILL)
       self.process.wait()
 
   def end(self, limit: float) -> Ended:
-    """How it ends; it is killed after so many seconds."""
+    """Waits for the end of the command, and kills it after `limit` seconds; returns its ending."""
     code: int | None
     try:
       code = self.process.wait(limit)
@@ -163,15 +163,15 @@ class Command:
 
 
 class Workshop:
-  """A temporary folder with small data, undisturbed runs on them, and the processes that are running."""
+  """A temporary folder with small data and undisturbed runs, and the processes that are running."""
 
   def __init__(self, folder: pathlib.Path, seed: int, look: Callable[[pathlib.Path], Fault | None]) -> None:
     """Writes the data.
 
     Args:
-      folder: is empty.
-      seed: of everything random.
-      look: makes reports and descriptions of a working directory; returns what is wrong with that.
+      folder: an empty folder.
+      seed: seed of everything random.
+      look: writes the report of a working directory and reads its architecture; returns the fault, if any.
     """
     self._folder = folder
     self._seed = seed
@@ -193,7 +193,7 @@ class Workshop:
     }
 
   def new_folder(self, name: str) -> pathlib.Path:
-    """An empty folder that nobody else has."""
+    """Makes a new empty folder."""
     with self._count_lock:
       self._count += 1
       number = self._count
@@ -202,20 +202,20 @@ class Workshop:
     return path
 
   def close(self) -> None:
-    """Ends all processes; none is started any more."""
+    """Ends all processes, and prevents new ones."""
     self._closed = True
     for command in list(self._running):
       command.kill()
 
   @contextlib.contextmanager
   def started(self, run: str, workdir: pathlib.Path, *more: str, data: pathlib.Path | None = None) -> Iterator[Command]:
-    """The command of a run, which is killed at the end if it is still there."""
+    """A context with the command of a run, which is killed at the end if it is still running."""
     if self._closed:
       raise InterruptedError
     experiment, *arguments = (argument.format(data=data or self._data) for argument in RUNS[run])
     environment = self._environment
     if run == 'side_by_side':
-      # As many devices as searches.
+      # The two searches side by side need two devices.
       environment = environment | {'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
     command = Command(
       [f'experiments.{experiment}', *arguments, f'--workdir={workdir}', *more], self._folder, environment
@@ -228,21 +228,29 @@ class Workshop:
       self._running.discard(command)
 
   def finish(self, run: str, workdir: pathlib.Path, *more: str, data: pathlib.Path | None = None) -> Ended:
-    """Starts, or goes on with, a run until it ends."""
+    """Starts or resumes a run, and waits for its end."""
     with self.started(run, workdir, *more, data=data) as command:
       return command.end(_LIMIT)
 
   def stop(
     self, run: str, workdir: pathlib.Path, number: int, lines: int, pause: float, data: pathlib.Path | None = None
   ) -> tuple[bool, Fault | None]:
-    """Goes on with a run until its logs have so many lines, waits, and sends it a signal.
+    """Starts or resumes a run, and stops it by a signal.
+
+    Args:
+      run: name of the run.
+      workdir: its working directory.
+      number: number of the signal.
+      lines: number of lines in the run's logs to wait for.
+      pause: seconds to wait after that.
+      data: folder of the data; by default that of the workshop.
 
     Returns:
-      Whether the signal came before its end; and what is wrong with the ending.
+      Whether the signal came before the run's end; and the fault in its ending, if any.
     """
     with self.started(run, workdir, data=data) as command:
       _await_lines(command, workdir, lines)
-      # A moment that nothing in the run marks.
+      # The pause makes the time of the signal independent of log lines.
       time.sleep(pause)
       came = command.is_running
       command.send(number)
@@ -250,10 +258,10 @@ class Workshop:
       return came, judge_end(ended, _STOPPED[signal.Signals(number)], interrupted=number == signal.SIGINT)
 
   def reference(self, run: str) -> Reference:
-    """What a run comes to by itself; done twice, which has to give the same.
+    """The undisturbed run, done twice to check that results are reproducible.
 
     Raises:
-      Unusable: it fails.
+      Unusable: the run fails, or the results differ.
     """
     with self._locks[run]:
       if run not in self._references:
@@ -278,7 +286,7 @@ class Workshop:
     return Reference(workdir, results[1], count_lines(workdir), seconds)
 
   def state(self, run: str, name: str) -> pathlib.Path:
-    """A new copy of a working directory: `finished`, or `half-way`, after some epochs."""
+    """A new copy of a run's working directory in the state `finished`, or `half-way` after some epochs."""
     reference = self.reference(run)
     source = reference.workdir
     if name == 'half-way':
@@ -298,10 +306,13 @@ class Workshop:
         return workdir
     raise Unusable(Fault('lost', 'could not be stopped half-way'))
 
-  # Cases, by name.
+  # Cases.
 
   def try_case(self, name: str) -> tuple[int, list[Fault]]:
-    """Tries a case: how many faults were made, and what was found.
+    """Tries the case of a name.
+
+    Returns:
+      The number of faults injected, and the findings.
 
     Raises:
       ValueError: there is no such case.
@@ -323,14 +334,14 @@ class Workshop:
       return 0, [error.args[0]]
 
   def _kill(self, run: str, number: str) -> tuple[int, list[Fault]]:
-    """Stops a run up to four times, and lets it end."""
+    """Stops a run two to four times by random signals, then lets it finish."""
     reference = self.reference(run)
     draw = np.random.default_rng([self._seed, zlib.crc32(run.encode()), int(number)])
     workdir, kills, faults = self.new_folder(run), 0, []
     for _ in range(int(draw.integers(2, 5))):
       chosen = _SIGNALS[draw.integers(3)]
       if draw.random() < 0.7:
-        # The beginning more often than the end, so that something is left to disturb.
+        # Early stops are more likely, so that there is something left to disturb.
         done = count_lines(workdir)
         lines = done + int(max(0, reference.lines - done) * draw.random() ** 2)
         came, fault = self.stop(run, workdir, chosen, lines, float(draw.uniform(0, 0.3)))
@@ -353,7 +364,7 @@ class Workshop:
     return compare(reference.results, read_results(workdir), may_tell=may_tell) if ended.code == 0 else []
 
   def damages(self, run: str, state: str) -> list[str]:
-    """The files of a working directory that can be damaged; digits of names that differ from run to run are `*`."""
+    """Names of the files that can be damaged; parts of names that differ from run to run are `*`."""
     workdir = self.state(run, state)
     paths = [path.relative_to(workdir) for path in workdir.rglob('*') if path.is_file()]
     shutil.rmtree(workdir)
@@ -361,7 +372,7 @@ class Workshop:
     return sorted(set(names), key=lambda name: (name.count('/'), name))
 
   def _damage(self, run: str, state: str, file: str, mode: str) -> tuple[int, list[Fault]]:
-    """Damages a file, makes a report, and starts the same command again; or one with another seed."""
+    """Damages a file, writes the report, and starts the command again, with another seed if `mode` says so."""
     reference = self.reference(run)
     workdir = self.state(run, state)
     path = next(iter(sorted(workdir.glob(file))), None)
@@ -383,7 +394,7 @@ class Workshop:
     return 1, [fault._replace(what=f'{path.name} {mode}: {fault.what}') for fault in faults]
 
   def _change_data(self, run: str, change: str) -> tuple[int, list[Fault]]:
-    """Changes the data of a run that has been stopped."""
+    """Stops a run, changes its data, and starts it again."""
     reference = self.reference(run)
     for part in (0.5, 0.2, 0.0):
       data, workdir = self.new_folder('data'), self.new_folder(run)
@@ -399,7 +410,7 @@ class Workshop:
     return 1, [] if fault is None else [fault._replace(what=f'{change}: {fault.what}')]
 
   def _write_twice(self, run: str) -> tuple[int, list[Fault]]:
-    """Starts a run where another one, which is held for that time, has begun."""
+    """Starts a run in the working directory of another one, which is paused for that time."""
     reference = self.reference(run)
     workdir = self.new_folder(run)
     with self.started(run, workdir) as first:
@@ -415,15 +426,15 @@ class Workshop:
 
 
 def _await_lines(command: Command, workdir: pathlib.Path, lines: int) -> None:
-  """Waits until the logs of a run have so many lines, or it has ended."""
+  """Waits until the logs of a run have `lines` lines, or it has ended."""
   limit = time.monotonic() + _LIMIT
-  # Its log is all that a run tells others while it goes on.
+  # The log is the only sign of progress that a running command gives.
   while command.is_running and count_lines(workdir) < lines and time.monotonic() < limit:
     time.sleep(_POLL)
 
 
 def count_lines(workdir: pathlib.Path) -> int:
-  """Lines of all logs of a run so far."""
+  """The number of lines of all logs of a run so far."""
   count = 0
   for folder, names, files in os.walk(workdir):
     names[:] = [name for name in names if name not in ('checkpoints', 'tensorboard')]
@@ -434,7 +445,7 @@ def count_lines(workdir: pathlib.Path) -> int:
 
 
 def write_data(folder: pathlib.Path, change: str = '') -> None:
-  """Writes small images, text and an architecture into a folder; with one of `CHANGES`, other ones."""
+  """Writes small images, text and an architecture into a folder, changed by one of `CHANGES` if given."""
   draw = np.random.default_rng(0)
   labels = np.arange(96, dtype=np.int32) % 3
   images = (draw.integers(0, 128, (96, 8, 8, 1)) + 40 * labels[:, None, None, None]).astype(np.uint8)
@@ -449,7 +460,7 @@ def write_data(folder: pathlib.Path, change: str = '') -> None:
     images, labels = np.concatenate([images, images[:48] // 2]), np.concatenate([labels, labels[:48]])
     words = np.concatenate([words, words[:80]])
   np.savez(folder / 'images.npz', x_train=images, y_train=labels, x_test=images[:24], y_test=labels[:24])
-  # Every word is in the training text, however that is changed.
+  # The training text begins with all words, so that a change of the text does not change the vocabulary.
   text = [f'w{word}' for word in [*range(40), *words]]
   parts = {'train': text[:-240], 'valid': text[-240:-120], 'test': text[-120:]}
   for name, tokens in parts.items():
@@ -481,7 +492,7 @@ def damage(path: pathlib.Path, mode: str, draw: np.random.Generator) -> None:
 
 
 def kill_names() -> Iterator[str]:
-  """Names of kills, without end."""
+  """Yields names of cases of kills, endlessly."""
   number = 0
   while True:
     yield from (f'kill:{run}:{number}' for run in RUNS)
@@ -489,20 +500,20 @@ def kill_names() -> Iterator[str]:
 
 
 def data_names() -> Iterator[str]:
-  """Names of all changes of data."""
+  """Yields names of all cases of changed data."""
   yield from (
     f'data:{run}:{change}' for change in CHANGES for run in RUNS if not (run in _ON_TEXT and change == 'pixel')
   )
 
 
 def writer_names() -> Iterator[str]:
-  """Names of runs that are started twice, without end."""
+  """Yields names of cases of two writers, endlessly."""
   while True:
     yield from (f'writers:{run}' for run in RUNS)
 
 
 def damage_names(workshop: Workshop, seed: int) -> Iterator[str]:
-  """Names of damages: first those that are told least easily, then of all files, in random order, without end."""
+  """Yields names of cases of damage: first those that are hardest to detect, then random ones."""
   yield from (f'damage:images:half-way:{file}' for file in ('metrics.jsonl:deleted', 'alphas.npz:cut'))
   yield from (f'damage:images:half-way:config.json:{mode}' for mode in ('deleted+seed', 'cut'))
   yield from (f'damage:images:finished:{file}' for file in ('genotype.json:cut', 'metrics.jsonl:cut'))
@@ -516,7 +527,7 @@ def damage_names(workshop: Workshop, seed: int) -> Iterator[str]:
       if (run, state) not in files:
         files[run, state] = workshop.damages(run, state)
     except Unusable:
-      # Who tries it is told why.
+      # The case will report why the run is unusable.
       files[run, state] = ['config.json']
     names = files[run, state]
     results = [name for name in names if pathlib.PurePath(name).name in RESULTS]

@@ -1,4 +1,4 @@
-"""Settings far out of range, for every config of the project."""
+"""Fault injection: settings far out of range, for every config of the project."""
 
 import pathlib
 import runpy
@@ -14,7 +14,7 @@ from benchmarks.fault_judge import Fault, judge_read
 _ROOT = pathlib.Path(__file__).parent.parent
 
 
-#: Numbers that no setting can have; those that one can have are judged by what becomes of them.
+#: Numbers to set; settings with limits refuse most of them, and `judge_settings` checks the ones that are accepted.
 NUMBERS = (-1, 0, 2**31, 10**12, 1e39, float('nan'), float('inf'), -float('inf'), 10**400)
 _OTHERS: tuple[Any, ...] = (
   (),
@@ -31,7 +31,7 @@ _OTHERS: tuple[Any, ...] = (
   object,
 )
 _LARGEST, _LARGEST_SEED = 2**31 - 1, 2**32 - 1
-#: Items that a setting can have; no config of the project lists a tenth of them.
+#: Most items of a setting, more than ten times as many as in any config of the project.
 _MOST_ITEMS = 10_000
 
 
@@ -46,7 +46,7 @@ def _leaves(config: Any, path: str = '') -> Iterator[tuple[str, Any]]:
 
 
 def configs() -> dict[str, Any]:
-  """The configs of the project by the name of their file."""
+  """All configs of the project by name of the file."""
   found = {}
   for path in sorted((_ROOT / 'configs').glob('*.py')):
     get_config = runpy.run_path(str(path)).get('get_config')
@@ -56,7 +56,7 @@ def configs() -> dict[str, Any]:
 
 
 def read_settings(config: Any) -> Any:
-  """What the command that a config is for makes of it."""
+  """Reads a config as the command for which it is does."""
   build = find('darts_jax.settings:build')
   if 'searches' in config:
     return build(find('darts_jax.selection.settings:Selection'), config)
@@ -69,10 +69,10 @@ def read_settings(config: Any) -> Any:
 
 
 def judge_settings(settings: Any, field: str) -> Fault | None:
-  """What is wrong with a value that has been accepted."""
+  """The fault in a value that has been accepted, if any."""
   value = settings
   for name in field.split('.'):
-    # The groups of a task stand beside it in a config.
+    # In a config, the groups of a task are beside the task.
     value = getattr(value if hasattr(value, name) else value.task, name)
   last = field.rpartition('.')[2]
   items = value if isinstance(value, list | tuple) else [value]
@@ -92,7 +92,15 @@ _configs: dict[str, Any] = {}
 
 
 def try_setting(seed: int, number: int) -> Fault | None:
-  """Sets a field of a config to a value that it should not have, by the program or by the command line."""
+  """Sets a random field of a random config to an unfit value, in Python or by the command line.
+
+  Args:
+    seed: seed of the campaign.
+    number: number of the input.
+
+  Returns:
+    The fault, if any.
+  """
   if not _configs:
     _configs.update(configs())
   draw = np.random.default_rng([seed, zlib.crc32(b'settings'), number])

@@ -1,23 +1,27 @@
-"""Looks for faults: kills runs, damages their files, changes their data, and feeds every reader with hostile input.
+"""Fault injection: kills runs, damages their files, changes their data, and gives every reader hostile input.
 
 python -m benchmarks.faults --minutes=20 [--seed=0] [--json=FILE] [--jobs=2] [--only=CASE]
 
-For so many minutes, and then to the end of what has been begun, it tries in turns, each with its share of the time:
+For `--minutes`, it tries cases of six kinds, each kind with its share of the time, and then finishes the cases that
+have begun:
 
-- kill: real runs of every kind, the smallest there are, are sent SIGKILL, SIGTERM or SIGINT at random moments, two to
-  four times each, and resumed until they are done. Their genotype, α and logs have to be, bit for bit, those of a run
-  that nobody disturbed.
-- damage: a file of a working directory, of a finished run or a stopped one, is deleted, emptied, cut, or its content
-  changed; then the report is made and the same command started again. The same results, or one line, are allowed; a log
-  that has become shorter has to say so. Without its `config.json` a run must not go on with another seed.
-- data: other labels, more images or another pixel under the same path, between two starts of a run: one line.
-- writers: two processes in one working directory: the second one ends with one line, the first one is not disturbed.
-- input: damaged and hostile files of every format, in a process with little memory: read, or refused in one line.
-- setting: every setting of every config, far out of range: refused in one line, or a number that can be computed with.
+- kill: small runs of every kind get SIGKILL, SIGTERM or SIGINT at random times, two to four times each, and are resumed
+  until they are done. Genotype, α and logs have to be bit-equal to those of an undisturbed run.
+- damage: a file in the working directory of a finished or stopped run is deleted, emptied, cut or changed; then the
+  report is written and the same command started again. It has to give the same results, or one error line; if lines of
+  a log are lost, an event in the log has to say so. Without its `config.json`, a run must not go on with another seed.
+- data: other labels, more images or another pixel under the same path, between two starts of a run, have to be refused
+  in one line.
+- writers: of two processes in one working directory, the second one has to end with one line and must not disturb the
+  first.
+- input: damaged and hostile files of every format, in a process with little memory, have to be read or refused in one
+  line.
+- setting: values far out of range, for every setting of every config, have to be refused in one line, unless one can
+  compute with them.
 
-The table counts what was tried and what was found: results lost; endings that are no one line that begins with
-`error:`; results that changed and nobody was told; no end, or memory without bounds. Every finding is listed with the
-case that shows it, for `--only`. The exit code is 1 if there is any. Everything is written into a temporary folder.
+The table counts cases and findings: lost results; errors other than one line that begins with `error:`; losses without
+a message; hangs and unbounded memory. Every finding is listed with the name of its case, for `--only`. The exit code is
+1 if there are any. Everything is written into a temporary folder.
 """
 
 import collections
@@ -42,30 +46,30 @@ from benchmarks.command import exit_code
 from benchmarks.fault_judge import KINDS, Fault
 
 _HEADINGS = ('lost results', 'tracebacks', 'silent losses', 'hangs, memory')
-# Of the time, by kind of case.
+# Shares of the time by kind of case.
 _SHARES = {'kill': 0.44, 'damage': 0.2, 'data': 0.08, 'writers': 0.08, 'input': 0.16, 'setting': 0.04}
-# Inputs that are tried one after the other.
+# Number of inputs or settings in a turn.
 _BATCH = 25
 
 
 class Found(NamedTuple):
-  """A finding: the case that shows it, and what it is."""
+  """A finding: the name of the case, and the fault."""
 
   case: str
   fault: Fault
 
 
 class Tally:
-  """Counts what was tried and found; several threads may use it."""
+  """Counts cases and findings; thread-safe."""
 
   def __init__(self) -> None:
-    """Nothing was tried yet."""
+    """Makes an empty tally."""
     self._lock = threading.Lock()
     self._tried: collections.Counter[str] = collections.Counter()
     self._found: list[Found] = []
 
   def add(self, case: str, tried: int, faults: list[Fault]) -> None:
-    """Adds what a case has come to."""
+    """Adds the result of a case: the number of faults injected, and the findings."""
     with self._lock:
       self._tried[_row(case)] += tried
       self._found += [Found(case, fault) for fault in faults]
@@ -76,15 +80,15 @@ class Tally:
     return not self._found
 
   def rows(self) -> list[tuple[str, list[int]]]:
-    """Of every kind of case how many were tried, and how many findings of each kind there are; last, their sums."""
+    """For every kind of case, the number tried and the numbers of findings by `KINDS`; the last row has the sums."""
     counts = collections.Counter((_row(case), fault.kind) for case, fault in self._found)
-    # What fails before it is tried is a row, too.
+    # Cases that fail before anything is tried have a row, too.
     names = sorted({*self._tried, *(name for name, _ in counts)})
     rows = [(name, [self._tried[name], *(counts[name, kind] for kind in KINDS)]) for name in names]
     return [*rows, ('all', [sum(column) for column in zip(*(row for _, row in rows), strict=True)] or [0] * 5)]
 
   def findings(self) -> list[tuple[Found, int]]:
-    """One of every finding, and how many there are like it."""
+    """One example of every finding, and the number of equal findings."""
     groups: dict[tuple[str, Fault], list[Found]] = {}
     for found in self._found:
       groups.setdefault((_row(found.case), found.fault), []).append(found)
@@ -96,10 +100,10 @@ def _row(case: str) -> str:
 
 
 class Campaign:
-  """Cases of all kinds in turns, on several threads."""
+  """Runs cases of all kinds in turns, on several threads."""
 
   def __init__(self, folder: pathlib.Path, seed: int) -> None:
-    """Starts nothing yet; the folder is empty."""
+    """Prepares a campaign in an empty folder; starts no process."""
     self.tally = Tally()
     self._seed = seed
     self._local = threading.local()
@@ -121,7 +125,7 @@ class Campaign:
 
   @property
   def _child(self) -> fault_inputs.Child:
-    """That of this thread."""
+    """The client of this thread."""
     if not hasattr(self._local, 'child'):
       self._local.child = fault_inputs.Child()
       self._children.append(self._local.child)
@@ -129,7 +133,7 @@ class Campaign:
     return child
 
   def try_case(self, case: str) -> None:
-    """Tries a case by its name."""
+    """Tries the case of a name; raises a ValueError if there is none."""
     kind, *details = case.split(':')
     if kind in ('input', 'setting'):
       name, number = details if kind == 'input' and len(details) == 2 else (kind, details[-1])
@@ -141,7 +145,7 @@ class Campaign:
       self.tally.add(case, *self._workshop.try_case(case))
 
   def run(self, seconds: float, jobs: int) -> None:
-    """Tries cases for so long, and to the end of those that have been begun."""
+    """Tries cases for `seconds` on `jobs` threads, and finishes those that have begun."""
     deadline = time.monotonic() + seconds
     threads = [threading.Thread(target=self._work, args=(deadline,)) for _ in range(jobs)]
     for thread in threads:
@@ -165,7 +169,7 @@ class Campaign:
   def _work(self, deadline: float) -> None:
     while time.monotonic() < deadline and not self._closed.is_set():
       with self._lock:
-        # What others are at will have taken time.
+        # Cases in progress are counted as 30 s each, until their times are known.
         kind = min(_SHARES, key=lambda each: (self._spent[each] + 30 * self._busy[each]) / _SHARES[each])
         self._busy[kind] += 1
       start = time.monotonic()
@@ -182,7 +186,7 @@ class Campaign:
       if time.monotonic() < deadline and not self._closed.is_set():
         try:
           self.try_case(name)
-        except Exception as error:  # The other cases are none the worse for it.
+        except Exception as error:  # An error of the campaign is a finding, and the other cases go on.
           self.tally.add(name, 0, [Fault('traceback', f'the campaign itself: {type(error).__name__}: {error}')])
     return bool(names)
 
@@ -215,7 +219,7 @@ def to_dict(tally: Tally) -> dict[str, object]:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-  """Ends the program as Ctrl+C does, so that nothing is left running."""
+  """Handles SIGTERM like Ctrl+C, so that child processes are ended, too."""
   raise KeyboardInterrupt
 
 

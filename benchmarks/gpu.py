@@ -1,34 +1,32 @@
-"""Compiles the search step for a GPU that is not there, and counts what its program consists of.
+"""Compiles the search step for a GPU without such a device, and counts the kernels of the program.
 
 python -m benchmarks.gpu --chip=h200 --config=configs/cifar.py [--estimators=first_order,finite_difference,exact]
     [--config.network.layers=3] [--config.precision=bfloat16] [--plain] [--num_images=50000] [--json=FILE]
     [--hlo=FOLDER]
 
-Any CPU will do: JAX's plugin for CUDA, of the extra `accelerators`, compiles for a chip that is described to it, and
-asks no device, driver or library. Nothing is autotuned: the program has the kernels, arrays and calls that it has on
-the chip, but products and convolutions are calls whose algorithm is still to be chosen. `--plain` adds a step written
-out without the package (`benchmarks.plain_convolutional`), in first order.
+Any CPU will do: JAX's plugin for CUDA, in the extra `accelerators`, compiles for a described chip and needs no device,
+driver or CUDA library. Nothing is autotuned: the program has the kernels, arrays and library calls of the real chip,
+except that the algorithms of products and convolutions are not chosen yet. `--plain` adds a first-order step that is
+written without the package (`benchmarks.plain_convolutional`).
 
-A step makes its passes, those of the estimator and that of the weight update, in one loop. What the table counts is one
-pass and, besides, what a step does once: its batches, and what follows after the last pass. (The plain step has no
-loop: half of it is counted.) Of a conditional the branch with more kernels is counted, a loop within a pass as often as
-XLA knows. The columns are
+A step runs its passes, those of the estimator and of the weight update, in one loop. The table counts one pass together
+with all work outside of the loop: making the batches, and the work after the last pass. (The plain step has no loop,
+and half of it is counted.) Of a conditional, the branch with more kernels is counted; a loop within a pass counts as
+often as its trip count, if XLA knows it, and once otherwise. The columns are
 
-- kernels: what is launched, fusions, products, convolutions and copies alike.
-- waits: conditionals, and loops of which XLA does not know how often they go round: the host waits for all that comes
-  before, to read which way to go on. The loop over steps is not among them.
-- GB: what kernels read and write, if each reads once what it uses of its operands. Of a stack of images of which it
-  uses some, these are counted.
-- moved: the part of these bytes that belongs to kernels that compute nothing, but transpose, copy or put side by side;
-  and to those that transpose and do something else on the way.
-- grouped: convolutions with groups by cuDNN; and how many of them have a batch of one.
+- kernels: number of launches of fusions, products, convolutions and copies.
+- waits: number of conditionals, and of loops whose trip count XLA does not know: the host waits for all work before, to
+  read a condition. The loop over steps is not included.
+- GB: bytes that kernels read and write, if each kernel reads the used part of its operands once.
+- moved: share of these bytes in kernels that only transpose, copy or concatenate, and in all kernels that transpose.
+- grouped: number of grouped convolutions by cuDNN; in parentheses, those with a batch of one.
 - temporary: memory besides arguments and results, MB.
-- least ms: the time for these bytes at the bandwidth of the memory; and that for the launches at 2.5 µs each, an
-  assumption. A pass takes longer.
+- least ms: the time for these bytes at the memory bandwidth; and the time for the launches at 2.5 µs each, which is an
+  assumption. A real pass takes longer.
 
 The JSON file holds an object keyed by estimator (and `plain`), each with `kernels, host_waits, bytes, transpose_bytes,
-grouped_convolutions, single_image_convolutions, temp_bytes, compile_s, bytes_s, launches_s` of a pass, and `kinds`,
-which has for each kind of kernel the number and the bytes. `--hlo` keeps the compiled programs as text.
+grouped_convolutions, single_image_convolutions, temp_bytes, compile_s, bytes_s, launches_s` of a pass, and `kinds`, the
+number and bytes of each kind of kernel. `--hlo` keeps the compiled programs as text.
 """
 
 import collections
@@ -63,18 +61,18 @@ from darts_jax.search.settings import Search, check_alone, placed_task, read
 
 
 class Chip(NamedTuple):
-  """A GPU as its maker publishes it.
+  """Published data of a GPU.
 
   Attributes:
-    name: as the driver gives it.
+    name: name of the device in the driver.
     capability: compute capability.
-    multiprocessors: their number.
-    cores: for float32, of a multiprocessor.
-    clock: GHz, at most.
-    memory: bytes.
-    bandwidth: bytes of memory a second.
-    cache: bytes of the second level.
-    shared: kilobytes of shared memory that a multiprocessor has, and one less of which a block can use.
+    multiprocessors: number of multiprocessors.
+    cores: number of float32 cores of a multiprocessor.
+    clock: maximal clock, GHz.
+    memory: device memory, bytes.
+    bandwidth: memory bandwidth, bytes a second.
+    cache: L2 cache, bytes.
+    shared: shared memory of a multiprocessor, KiB; a block can use one KiB less.
   """
 
   name: str
@@ -88,8 +86,8 @@ class Chip(NamedTuple):
   shared: int
 
 
-#: NVIDIA's data sheets of A100 (80 GB, SXM), H100 (SXM), H200 (SXM) and B200 (HGX); memory on a multiprocessor is that
-#: of the CUDA programming guide, table of compute capabilities.
+#: From NVIDIA's data sheets of A100 (80 GB, SXM), H100 (SXM), H200 (SXM) and B200 (HGX); shared memory from the table
+#: of compute capabilities in the CUDA programming guide.
 CHIPS = {
   'a100': Chip('NVIDIA A100-SXM4-80GB', (8, 0), 108, 64, 1.41, 80e9, 2.039e12, 40 * 2**20, 164),
   'h100': Chip('NVIDIA H100 80GB HBM3', (9, 0), 132, 128, 1.98, 80e9, 3.35e12, 50 * 2**20, 228),
@@ -100,7 +98,7 @@ CHIPS = {
 #: Seconds between the launches of two kernels; an assumption.
 LAUNCH = 2.5e-6
 
-#: Without a device nothing can be timed. LLVM is told not to optimise, which takes time and leaves the HLO as it is.
+#: Compiler options: no autotuning, which needs a device; and no optimisation by LLVM, which does not change the HLO.
 OFFLINE = {'xla_gpu_autotune_level': '0', 'xla_backend_optimization_level': '0'}
 
 
@@ -128,10 +126,10 @@ def description(chip: Chip) -> str:
 
 
 def mesh_of(chip: str, number: int = 1) -> Mesh:
-  """So many such GPUs as a mesh with the axes `seed`, of size 1, and `data`.
+  """A mesh of `number` GPUs of a kind, with the axes `seed`, of size 1, and `data`.
 
   Raises:
-    ValueError: the chip is none of `CHIPS`, or the plugin is missing.
+    ValueError: the chip is not in `CHIPS`, or the plugin is missing.
   """
   if chip not in CHIPS:
     raise ValueError(f'--chip: {chip!r}; allowed are {", ".join(CHIPS)}')
@@ -144,13 +142,13 @@ def mesh_of(chip: str, number: int = 1) -> Mesh:
 
 
 class Counts(NamedTuple):
-  """What a part of a program consists of.
+  """Counts of a part of a program.
 
   Attributes:
-    kernels: by kind, how many.
-    bytes: by kind, what they read and write.
-    waits: of the host.
-    single: grouped convolutions with a batch of one.
+    kernels: number of kernels by kind.
+    bytes: bytes that kernels read and write, by kind.
+    waits: number of waits of the host.
+    single: number of grouped convolutions with a batch of one.
   """
 
   kernels: collections.Counter[str]
@@ -160,11 +158,11 @@ class Counts(NamedTuple):
 
   @classmethod
   def none(cls) -> 'Counts':
-    """Those of nothing."""
+    """Counts of zero."""
     return cls(collections.Counter(), collections.Counter(), 0, 0)
 
   def plus(self, other: 'Counts', times: float = 1) -> 'Counts':
-    """These and the others so often."""
+    """The sum of these counts and `times` the others."""
     kernels, moved = self.kernels.copy(), self.bytes.copy()
     for into, part in ((kernels, other.kernels), (moved, other.bytes)):
       for kind, value in part.items():
@@ -172,22 +170,22 @@ class Counts(NamedTuple):
     return Counts(kernels, moved, self.waits + round(other.waits * times), self.single + round(other.single * times))
 
 
-#: Kernels that compute nothing.
+#: Kinds of kernels that only move data.
 TRANSPOSITION, COPY = 'transposition', 'copy'
 GROUPED = 'grouped convolution'
-#: No kernels, or those of other computations.
+#: Operations that launch no kernel of their own.
 _LAUNCHES_NOTHING = (
   *('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all', 'partition-id', 'replica-id'),
   *('async-done', 'async-update', 'copy-done', 'opt-barrier', 'all-reduce-done'),
 )
-#: What moves numbers and does nothing with them.
+#: Operations that only move data.
 _MOVES = {
   *('parameter', 'constant', 'tuple', 'bitcast', 'copy', 'transpose', 'reshape', 'slice', 'concatenate', 'pad'),
   *('get-tuple-element', 'broadcast'),
 }
-#: What moves nothing either.
+#: Operations of kernels that only fill an array.
 _FILLS = {'constant', 'broadcast', 'iota', 'tuple', 'bitcast'}
-#: What makes a kernel of XLA's own what it is, the first that it has.
+#: Kinds of fusions by an operation that they contain; the first match counts.
 _KINDS = {
   'dot': 'product in a fusion',
   'sort': 'sort',
@@ -195,7 +193,7 @@ _KINDS = {
   'transpose': TRANSPOSITION,
   'reduce': 'sum',
 }
-#: What asks of its operands for the places on the first axis that it is asked for itself.
+#: Operations that read from their operands the same rows, along the first axis, as are read from their result.
 _ALONG = {
   *('bitcast', 'reshape', 'pad', 'convert', 'copy', 'add', 'subtract', 'multiply', 'divide', 'maximum', 'minimum'),
   *('negate', 'select', 'compare', 'and', 'or', 'not', 'exponential', 'log', 'rsqrt', 'abs'),
@@ -210,17 +208,17 @@ class GpuProgram:
     self._computations, self._entry = parse(text)
 
   def count(self) -> Counts:
-    """What the whole program does, where what is in a loop counts once or as often as XLA knows."""
+    """Counts of the whole program; the loops over steps and over passes count once."""
     return self._count(self._entry, 0)
 
   def _count(self, name: str, loops: int) -> Counts:
-    """What a computation does, within so many loops: that over steps, and that over passes in it."""
+    """Counts of a computation inside `loops` loops; the first two are those over steps and over passes."""
     found = Counts.none()
     known: dict[str, Instruction] = {}
     for each in self._computations[name]:
       known[each.name] = each
       if each.operation == 'while':
-        # Of the passes of a step one is counted.
+        # One step and one pass are counted.
         turns = 1 if loops < 2 else each.turns or 1
         for part in ('condition', 'body'):
           found = found.plus(self._count(each.called(part), loops + 1), turns)
@@ -240,7 +238,7 @@ class GpuProgram:
     return found
 
   def _kind(self, each: Instruction) -> str:
-    """In a word, what is launched."""
+    """The kind of an instruction's kernel."""
     if each.operation == 'custom-call':
       target = re.search(r'custom_call_target="([^"]*)"', each.text)
       name = target[1] if target else each.operation
@@ -268,7 +266,7 @@ class GpuProgram:
       read = sum(o.bytes for o in operands)
     written = each.bytes
     if each.operation == 'custom-call':
-      # A workspace is room, not traffic.
+      # The workspace of a library call is memory, but no traffic.
       written -= sum(int(size) for size in re.findall(r'\bs8\[(\d+)\]', each.returned)[-1:])
     return read + written
 
@@ -278,30 +276,30 @@ def _grouped(attributes: str) -> bool:
 
 
 def _batch_of_one(each: Instruction, known: dict[str, Instruction]) -> bool:
-  """Whether a convolution's images are one, by the place of `b` in its labels."""
+  """Whether a convolution has a batch of one, by the position of `b` in its labels."""
   labels = re.search(r'dim_labels=(\w+)_', each.text)
   sides = re.search(r'\[([\d,]+)\]', known[each.operands[0]].returned) if each.operands else None
   return bool(labels and sides) and sides[1].split(',')[labels[1].index('b')] == '1'  # type: ignore[index]
 
 
-#: Rows of an array along its first axis, from the first of a run of them to before the last.
+#: Ranges `[first, last)` of rows of an array along its first axis.
 _Rows = list[tuple[int, int]]
 
 
 def _extent(each: Instruction) -> int:
-  """That of the first axis of what an instruction returns; 0 if it has none."""
+  """The size of the first axis of an instruction's result; 0 if it has no axes."""
   found = re.match(r'\w+\[(\d+)', each.returned)
   return int(found[1]) if found else 0
 
 
 def _parts_read(inside: Sequence[Instruction]) -> list[float]:
-  """For every parameter of a fusion, the part of it along its first axis that is read."""
+  """For every parameter of a fusion, the fraction that is read."""
   readers: dict[str, list[Instruction]] = {}
   for each in inside:
     for operand in each.operands:
       readers.setdefault(operand, []).append(each)
 
-  # Readers follow what they read.
+  # Instructions come after their operands, so in reverse order all readers are visited first.
   asked: dict[str, _Rows] = {}
   for each in reversed(inside):
     everything: _Rows = [(0, _extent(each))]
@@ -317,7 +315,7 @@ def _parts_read(inside: Sequence[Instruction]) -> list[float]:
           places = [start + step * i for first, last in asked[reader.name] for i in range(first, last)]
           rows = rows + [(place, place + 1) for place in places]
       elif reader.operation == 'gather' and reader.operands[0] == each.name:
-        # Of images by their numbers, at most as many as there are numbers.
+        # A gather of rows by index reads at most as many rows as there are indices.
         rows = [*rows, (0, min(_extent(reader), _extent(each)))]
       elif reader.operation in _ALONG and _extent(reader) == _extent(each):
         rows = rows + asked[reader.name]
@@ -331,13 +329,13 @@ def _parts_read(inside: Sequence[Instruction]) -> list[float]:
     number = sum(last - first for first, last in asked[each.name])
     part = number / _extent(each) if _extent(each) > 0 else 1.0
     few = _taken(each.name, readers)
-    # A few pixels, say, which lie within rows.
+    # Slices along other axes, of some pixels for example, may read even less.
     parts.append(part if few is None else min(part, few / each.bytes))
   return parts
 
 
 def _taken(name: str, readers: Mapping[str, Sequence[Instruction]]) -> int | None:
-  """Bytes of the slices of an array that are all that is read of it; None if more is."""
+  """Bytes of an array that are read, if all of its readers are slices; None otherwise."""
   total = 0
   for reader in readers.get(name, ()):
     if reader.operation not in ('slice', 'bitcast'):
@@ -352,7 +350,7 @@ def _taken(name: str, readers: Mapping[str, Sequence[Instruction]]) -> int | Non
 
 
 def _disjoint(rows: _Rows) -> _Rows:
-  """The same rows, each once, in order."""
+  """Sorted ranges of the same rows without overlap."""
   found: _Rows = []
   for first, last in sorted(rows):
     if found and first <= found[-1][1]:
@@ -365,7 +363,7 @@ def _disjoint(rows: _Rows) -> _Rows:
 def measure(
   chip: str, settings: Search, num_images: int, *, plain: bool = False, hlo: pathlib.Path | None = None
 ) -> dict[str, Any]:
-  """Compiles the step, or the plain one, for a chip and counts; keys as in the JSON file."""
+  """Compiles the step, or the plain step, for a chip and counts its program; keys as in the JSON file."""
   mesh = mesh_of(chip)
   same = replicated(mesh)
   images = shapes_only(settings, None, 10, num_images)
@@ -389,7 +387,7 @@ def measure(
   memory = compilation.compiled.memory_analysis()
   assert memory is not None
   counts = GpuProgram(text).count()
-  # The plain step has both of its gradients one after the other.
+  # The plain step has two gradients, one after the other, which count as two passes.
   passes = 2 if plain else 1
   moved = sum(counts.bytes[kind] for kind in (TRANSPOSITION, COPY))
   kernels = counts.kernels.total() / passes

@@ -1,6 +1,6 @@
-"""Compiled programs as HLO text; what a search step does on one TPU: bytes that it moves, and its collectives.
+"""Parses compiled programs in HLO text, and counts the bytes and collectives of a search step on one TPU chip.
 
-See `benchmarks.pods` for what is counted how often.
+`benchmarks.pods` describes how often each part of a program is counted.
 """
 
 import math
@@ -13,13 +13,13 @@ class Collective(NamedTuple):
   """One collective operation of a program.
 
   Attributes:
-    kind: as HLO names it, for example `all-reduce`.
-    purpose: `BN statistics` in a layer of that name; `gradients` for all else in a pass; `others` outside.
-    bytes: that a chip puts in.
-    group: chips that take part.
-    loops: that it stands in.
-    branch: whether it stands in a branch.
-    executions: times it is executed in a step.
+    kind: name of the HLO operation, such as `all-reduce`.
+    purpose: `BN statistics` in layers of batch normalisation, `gradients` for others in a pass, `others` outside.
+    bytes: bytes of a chip's operands.
+    group: number of chips that take part.
+    loops: number of loops around it.
+    branch: whether it is inside a branch of a conditional.
+    executions: number of executions in a step.
   """
 
   kind: str
@@ -32,19 +32,19 @@ class Collective(NamedTuple):
 
   @property
   def place(self) -> str:
-    """Where it stands, in words."""
+    """Its place in the program, in words."""
     place = ('once a call', 'once a step', 'in a pass')[min(self.loops, 2)]
     return f'{place}, in a branch' if self.branch else place
 
 
 class Work(NamedTuple):
-  """What a part of a program does on one chip: bytes that it reads and writes in HBM, and its collectives."""
+  """Work of a part of a program on one chip: bytes read and written in HBM, and collectives."""
 
   bytes: float
   collectives: list[Collective]
 
   def times(self, factor: float, branch: bool = False) -> 'Work':
-    """The same, so often."""
+    """The work of `factor` executions; `branch` marks its collectives as inside a branch."""
     scaled = [c._replace(executions=c.executions * factor, branch=c.branch or branch) for c in self.collectives]
     return Work(self.bytes * factor, scaled)
 
@@ -53,13 +53,13 @@ class Instruction(NamedTuple):
   """An instruction of a computation.
 
   Attributes:
-    name: in the computation.
-    operation: such as `fusion`.
-    shapes: bytes of every array it returns, and whether that lies in the fast memory of a TPU.
-    operands: names.
-    arguments: what stands between its parentheses.
-    text: its attributes.
-    returned: what it returns, as HLO writes it.
+    name: name in the computation.
+    operation: the HLO operation, such as `fusion`.
+    shapes: for every array of the result, its bytes, and whether it is in the fast memory of a TPU.
+    operands: names of the operands.
+    arguments: the text between the parentheses.
+    text: the text of the attributes.
+    returned: the text of the result's shape.
   """
 
   name: str
@@ -72,7 +72,7 @@ class Instruction(NamedTuple):
 
   @property
   def bytes(self) -> int:
-    """Bytes of all that it returns."""
+    """Bytes of the result."""
     return sum(size for size, _ in self.shapes)
 
   def called(self, attribute: str) -> str:
@@ -90,7 +90,7 @@ class Instruction(NamedTuple):
 
   @property
   def turns(self) -> int | None:
-    """How often a loop goes round, if the compiler knows."""
+    """The trip count of a loop; None if the compiler does not know it."""
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', self.text)
     return int(known[1]) if known else None
 
@@ -101,7 +101,7 @@ _CALLED = re.compile(r'\b(?:to_apply|calls)=%?([\w.\-]+)')
 _BRANCH = re.compile(r'\b(?:true_computation|false_computation)=%?([\w.\-]+)')
 _BRANCHES = re.compile(r'\bbranch_computations=\{([^}]*)\}')
 _KINDS = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute')
-#: What reads no more of its operands than it returns.
+#: Operations that read no more bytes of their operands than they return.
 _SLICES = ('slice', 'dynamic-slice', 'gather', 'slice-done', 'dynamic-slice-done')
 _MOVES_NOTHING = (
   *('parameter', 'constant', 'iota', 'tuple', 'get-tuple-element', 'bitcast', 'after-all', 'broadcast'),
@@ -110,7 +110,7 @@ _MOVES_NOTHING = (
 
 
 def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
-  """The computations of a program by name, and the name of the first to be executed."""
+  """The computations of a program by name, and the name of the entry computation."""
   computations: dict[str, list[Instruction]] = {}
   entry = ''
   lines: list[Instruction] = []
@@ -132,9 +132,9 @@ class Program:
   """A compiled program, from its HLO text.
 
   Attributes:
-    chips: it is compiled for.
-    passes: of a step.
-    wanting: of these, that want the gradient in the weights.
+    chips: number of chips that it is compiled for.
+    passes: number of passes of a step.
+    wanting: number of passes that need the gradient in the weights.
   """
 
   def __init__(self, text: str, chips: int, passes: int, wanting: int) -> None:
@@ -143,11 +143,11 @@ class Program:
     self._computations, self._entry = parse(text)
 
   def step(self) -> Work:
-    """What a step does; collectives that stand in no loop are there with no executions."""
+    """The work of a step; collectives outside of all loops are included with zero executions."""
     return self._visit(self._entry, 0)
 
   def _visit(self, name: str, loops: int, fused: bool = False) -> Work:
-    """What a computation does whenever it is executed."""
+    """The work of one execution of a computation."""
     moved = 0.0
     collectives: list[Collective] = []
     shapes: dict[str, list[tuple[int, bool]]] = {}
@@ -172,14 +172,14 @@ class Program:
     return Work(moved, collectives)
 
   def _loop(self, loop: Instruction, loops: int) -> Work:
-    """What a loop does, that over steps in one step."""
+    """The work of a loop; of the loop over steps, the work of one step."""
     times = 1 if loops == 0 else loop.turns or (self.passes if loops == 1 else 1)
     return self._visit(loop.called('body'), loops + 1).times(times)
 
   def _branches(self, conditional: Instruction, loops: int) -> list[Work]:
-    """What the branches of a conditional do, by how often they are chosen (see the module)."""
+    """The work of the branches of a conditional, weighted by how often they are taken (see `benchmarks.pods`)."""
     works = [self._visit(name, loops) for name in conditional.branches]
-    # The last one is chosen most.
+    # Sorted by work, so that the last branch is the largest, which counts as taken.
     works.sort(key=lambda work: (sum(c.executions * c.bytes for c in work.collectives), work.bytes))
     within = [collective for work in works for collective in work.collectives]
     chosen = [0.0] * (len(works) - 1) + [1.0]
@@ -197,32 +197,32 @@ class Program:
     return Collective(kind, purpose, size, self._group(text), loops, False, float(loops > 0))
 
   def _group(self, text: str) -> int:
-    """Chips that take part in a collective; all where nothing else is said."""
+    """The number of chips that take part in a collective; all chips if its attributes do not say."""
     if match := re.search(r'replica_groups=\{\{([\d,]+)\}', text):
       return match[1].count(',') + 1
     if match := re.search(r'replica_groups=\[\d+,(\d+)\]', text):
       return int(match[1])
     if match := re.search(r'replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}', text):
       sides = {name: int(side) for name, side in re.findall(r"'([^']+)'=(\d+)", match[1])}
-      # Of an axis it may be a part, `'axis':(2)4`, of which the second number is the size.
+      # A part of an axis is written `'axis':(2)4`, where the second number is its size.
       named = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", match[2])
       return math.prod(int(part) if part else sides[name] for name, part in named)
     return self.chips
 
 
 def num_bytes(dtype: str, sides: str) -> int:
-  """Bytes of an array from its type and its sides as HLO writes them, `f32` and `4,5`."""
+  """Bytes of an array from its HLO type and shape, such as `f32` and `4,5`."""
   bits = 8 if dtype == 'pred' else int(re.sub(r'\D', '', dtype))
   return math.prod(int(n) for n in sides.split(',') if n) * bits // 8
 
 
 def _moved(each: Instruction, operands: Sequence[list[tuple[int, bool]]]) -> int:
-  """Bytes that an instruction reads and writes in HBM; what an asynchronous copy moves is counted at its end."""
+  """Bytes that an instruction reads and writes in HBM; an asynchronous copy is counted at its end."""
   if each.operation in _MOVES_NOTHING:
     return 0
   written = 0 if each.operation.endswith('-start') else sum(n for n, on_chip in each.shapes if not on_chip)
   if each.operation == 'copy-done':
-    # The operand holds what was written, then what was read.
+    # The operand is a tuple of the destination and the source.
     operands = [operands[0][1:2]]
   elif each.operation.endswith('-done') and each.operation not in _SLICES:
     return written

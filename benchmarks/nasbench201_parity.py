@@ -24,11 +24,11 @@ from darts_jax.spaces import Mixing
 from darts_jax.spaces.nasbench201 import CELL, OPERATIONS, NasBench201
 from darts_jax.tasks.base import Halves
 
-#: Of float64, relative to the largest number of an array.
+#: Tolerance in float64, relative to the largest number of an array.
 TOLERANCE = 1e-9
-#: Of a finite difference, which divides the rounding of two gradients by its small step.
+#: Tolerance of a finite difference, which divides the rounding errors of two gradients by its small step.
 TOLERANCE_FINITE_DIFFERENCE = 1e-6
-#: Differences that are not counted: gradients of biases before BN, and behind what is zero, are nothing but rounding.
+#: Absolute differences that are not counted: gradients of biases before BN, and behind zeros, are rounding errors only.
 ROUNDING = 1e-12
 
 Result = tuple[str, float, float]
@@ -40,7 +40,7 @@ def error_beyond_rounding(ours: Any, theirs: Any) -> float:
   if ours.shape != theirs.shape:
     raise ValueError(f'shape {ours.shape} computed, {theirs.shape} found')
   beyond = float(np.max(np.abs(ours - theirs))) - ROUNDING
-  # Written so that NaN is passed on.
+  # The comparison is written so that NaN is returned.
   return 0.0 if beyond <= 0 else beyond / max(float(np.max(np.abs(theirs))), np.finfo(np.float64).tiny)
 
 
@@ -50,7 +50,7 @@ def images_of(values: Mapping[str, np.ndarray], name: str) -> jax.Array:
 
 
 def group(values: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-  """The arrays whose names have a prefix, without it."""
+  """The arrays whose names begin with a prefix, by name without the prefix."""
   return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
 
 
@@ -63,7 +63,7 @@ def compare_trees(name: str, ours: Any, theirs: Any) -> Iterator[Result]:
 
 
 def compare_networks(values: Mapping[str, np.ndarray]) -> Iterator[Result]:
-  """Yields the name, relative error and tolerance of the results of some discrete cells."""
+  """Yields the name, relative error and tolerance of the results of discrete networks."""
   meta = parse_json(str(values['meta']).encode())
   space, labels, images = NasBench201(), jnp.asarray(values['y']), images_of(values, 'x')
   for i, arch in enumerate(meta['archs']):
@@ -97,7 +97,7 @@ def compare_networks(values: Mapping[str, np.ndarray]) -> Iterator[Result]:
 
 
 def _supernet(values: Mapping[str, np.ndarray]) -> tuple[Mapping[str, Any], Supernet]:
-  """What a file says of itself, and the supernet that it is about."""
+  """The metadata of a file, and its supernet."""
   meta = parse_json(str(values['meta']).encode())
   space = NasBench201()
   cells = tuple(space.cells.items())
@@ -140,10 +140,10 @@ def compare_supernet(values: Mapping[str, np.ndarray]) -> Iterator[Result]:
 
 
 def compare_virtual_steps(values: Mapping[str, np.ndarray]) -> Iterator[Result]:
-  """Yields the same of the hypergradients in second order, with momentum and without: released and exact ones.
+  """Yields the name, relative error and tolerance of second-order hypergradients, with momentum and without.
 
-  The released code steps to both sides by `fd_radius / ‖v‖`, and its virtual step is that of the heavy ball, although
-  its optimiser has Nesterov's momentum.
+  The file has those of the released code and exact ones. The released code takes a central difference with the step
+  `fd_radius / ‖v‖`, and its virtual step has heavy-ball momentum, although its optimiser has Nesterov's.
   """
   meta, net = _supernet(values)
   variables = convert(net, group(values, 'w/'))
@@ -202,7 +202,7 @@ def compare_virtual_steps(values: Mapping[str, np.ndarray]) -> Iterator[Result]:
 
 
 def compare_counts(file: Mapping[str, Any]) -> Iterator[Result]:
-  """Yields the name, error (0 or 1) and tolerance of the number of weights and multiply-adds of some cells.
+  """Yields the name, error (0 or 1) and tolerance of validity, key and counts of some cells.
 
   The published counts include the additions of the classifier's bias.
   """

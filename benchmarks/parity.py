@@ -2,23 +2,28 @@
 
 python -m benchmarks.parity FILE.npz|FILE.json
 
-Rebuilds what a file describes, in float64, and prints `name relative_error` for every quantity in it. The relative
-error of an array is max |ours − theirs| / max |theirs|; that of an architecture is 0 or 1. Exits with 0 if all
-are within tolerance, 1 if not, and 2 with one line if the file cannot be read.
+Recomputes the results in a file, in float64, and prints `name relative_error` for each of them. The relative error of
+an array is max |ours − theirs| / max |theirs|; that of an architecture is 0 or 1. The exit code is 0 if all errors are
+within tolerance, 1 if not, and 2, with one line, if the file cannot be read. Kinds of files, with the names and layouts
+of the reference code (NCHW, OIHW):
 
-Files of the kind cnn_search hold, in the names and layouts of the reference (NCHW, OIHW): weights `w/…`, momentum
-buffers `momentum/…`, `alphas_…`, two batches, and the results: logits, losses, hypergradients, one whole search step.
-Files of the kind cnn_eval hold the network of an architecture: weights `w/…`, a batch `x`, and logits.
-Files of the kinds rnn_search and rnn_eval hold the same for recurrent cells: weights, token ids `x…` and `y…`, hidden
-states `h…`, log-probabilities, losses and hypergradients.
-Files of the kind genotype_parse are lists of α with the genotype that belongs to each.
-Files of the kind sgas_decisions are lists of searches: α after every epoch, and what has been decided by then.
-Files of the kinds nb201_eval, nb201_search and nb201_params are about networks of NAS-Bench-201: discrete ones with
-logits, gradients and running statistics; a supernet; numbers of weights and multiply-adds. Files of the kind gdas are
-about draws of GDAS and their gradients on such a supernet, pc_darts about a supernet of PC-DARTS. Differences up to
-1e-12 are not counted in these, since some gradients are nothing but rounding. Files of the kind pc_darts_genotypes are
-lists of α and β with the genotype that belongs to each. Files of the kind robustdarts hold a supernet and the second
-derivative of its loss in α, or curvatures of searches and after which epochs these stop.
+- cnn_search: weights `w/…`, momentum buffers `momentum/…`, `alphas_…`, two batches, and results: logits, losses,
+  hypergradients, one whole search step.
+- cnn_eval: the network of an architecture: weights `w/…`, a batch `x`, and logits.
+- rnn_search and rnn_eval: the same for recurrent cells: weights, token ids `x…` and `y…`, hidden states `h…`,
+  log-probabilities, losses and hypergradients.
+- genotype_parse: a list of α with their genotypes.
+- sgas_decisions: a list of searches of SGAS: α after every epoch, and the decisions so far.
+- nb201_eval, nb201_search and nb201_params: networks of NAS-Bench-201: discrete networks with logits, gradients and
+  running statistics; a supernet; numbers of weights and multiply-adds.
+- gdas: draws of GDAS and their gradients on a supernet of NAS-Bench-201.
+- pc_darts: a supernet of PC-DARTS.
+- pc_darts_genotypes: a list of α and β with their genotypes.
+- robustdarts: a supernet and the second derivative of its loss in α; or curvatures of searches and the epochs after
+  which they stop.
+
+For NAS-Bench-201, GDAS, PC-DARTS and RobustDARTS, absolute differences up to 1e-12 are not counted, since some
+gradients are rounding errors only.
 """
 
 import dataclasses
@@ -58,8 +63,8 @@ from darts_jax.tasks.base import Halves
 from darts_jax.tasks.images import ImageLoss
 from darts_jax.tasks.text import TextBatch, TextLoss
 
-# In float64. Outputs and gradients agree up to rounding; a finite difference divides the rounding of two gradients by
-# its small step.
+# Tolerances in float64. Outputs and gradients agree up to rounding; a finite difference divides the rounding errors of
+# two gradients by its small step.
 TOLERANCE = 1e-9
 TOLERANCE_FINITE_DIFFERENCE = 1e-6
 
@@ -76,7 +81,7 @@ def relative_error(ours: Any, theirs: Any) -> float:
 
 
 class SearchFile:
-  """A file of the kind cnn_search, as a network, a state and two batches."""
+  """A file of the kind cnn_search, converted to a network, a state and two batches."""
 
   def __init__(self, values: Mapping[str, np.ndarray]) -> None:
     """Converts everything; computes nothing. Raises ValueError or KeyError if something is missing or does not fit."""
@@ -121,7 +126,7 @@ class SearchFile:
     return evaluated, trained
 
   def hypergradients(self, *estimators: Estimator) -> list[dict[str, np.ndarray]]:
-    """What estimators find, on programs that they share; see `darts_jax.laboratory.bench`."""
+    """Estimates of several estimators, which share compiled programs; see `darts_jax.laboratory.bench`."""
     bench = Bench(self.net, self.searched, self.optimizers, 'float64', products_of_weights=False)
     frozen = Frozen(to_host(self.state), Halves(self.train, self.valid))
     return [bench.estimate(estimator, frozen).estimate for estimator in estimators]
@@ -150,12 +155,12 @@ class SearchFile:
     return {name[len(prefix) :]: value for name, value in self.values.items() if name.startswith(prefix)}
 
 
-#: The results in a cnn_search file, besides the weights after the step, `step_w/…`.
+#: Names of the results in a cnn_search file; further ones are the weights after the step, `step_w/…`.
 RESULTS = (
   *('logits_eval', 'logits_train', 'loss_train', 'unrolled_loss', 'step_grad_norm'),
   *(f'{kind}_{cell}' for kind in ('first_order', 'exact', 'fd', 'step_alphas') for cell in CELLS),
 )
-#: What shares compiled programs.
+#: Groups of results that share compiled programs.
 PARTS = ('forward', 'hypergradients', 'finite_difference')
 
 
@@ -185,7 +190,7 @@ def compare_search(file: SearchFile, parts: Sequence[str] = PARTS) -> Iterator[t
 
 
 def _compare_step(file: SearchFile, state: SearchState, info: StepInfo) -> Iterator[tuple[str, float, float]]:
-  """The whole step of the reference, which it takes with the finite difference."""
+  """Yields the results of a whole search step, which the reference takes with the finite difference."""
   values = file.values
   yield 'unrolled_loss', relative_error(info.metrics['valid_loss'], values['unrolled_loss']), TOLERANCE
   for cell in CELLS:
@@ -203,7 +208,7 @@ def compare_network(values: Mapping[str, np.ndarray]) -> Iterator[tuple[str, flo
   genotype = from_json(meta['genotype'])
   if genotype.space != spaces.Darts.name:
     raise ValueError(f'meta: a {kind_of(genotype)} architecture')
-  # The reference computed in float64 with statistics that are kept in float32.
+  # The reference computed in float64, but saved running statistics in float32.
   tensors = {name[2:]: value.astype(np.float64) for name, value in values.items() if name.startswith('w/')}
   net = infer_network(genotype, tensors)
   variables = convert_network(net, tensors)
@@ -220,7 +225,7 @@ def compare_network(values: Mapping[str, np.ndarray]) -> Iterator[tuple[str, flo
 
 
 class RecurrentFile:
-  """A file of the kind rnn_search, as a network, a state and two batches without dropout."""
+  """A file of the kind rnn_search, converted to a network, a state and two batches without dropout."""
 
   def __init__(self, values: Mapping[str, np.ndarray]) -> None:
     """Converts everything; computes nothing. Raises ValueError or KeyError if something is missing or does not fit."""
@@ -231,7 +236,7 @@ class RecurrentFile:
     self.net = LanguageModel(self.space.cells[CELL], meta['vocab'], meta['hidden'], norm=True)
     self.variables = convert_language_model(self.net, _tensors(values))
     self.searched = Searched.start(Darts(), self.space)
-    # Virtual steps clip with a constant factor, and the outer gradient is clipped, too.
+    # By default, recurrent searches clip virtual steps with a constant factor, and clip the outer gradient, too.
     rates = {'learning_rate': meta['eta'], 'final_learning_rate': meta['eta'], 'momentum': 0.0}
     group = {**rates, 'weight_decay': meta['weight_decay'], 'clip_norm': meta['clip']}
     settings = read({'space': self.space.name, 'epochs': 1, 'weights': group})
@@ -274,11 +279,11 @@ class RecurrentFile:
 
 
 def _keep_embedding(inner: optax.GradientTransformation, weights: Packed) -> optax.GradientTransformation:
-  """Virtual steps as in the reference, which leave the embedding where it was.
+  """Makes virtual steps that leave the embedding unchanged, as in the reference.
 
-  The reference loads the weights after a virtual step by name, first the encoder's new ones and then the decoder's old
-  ones, and these two share their memory. The product with second derivatives is taken with all of v nevertheless.
-  Searches of this package move all weights; in these files, it changes the hypergradient by 14 %.
+  The reference loads the weights after a virtual step by name, first the encoder's new weights and then the decoder's
+  old weights, and both share their memory. The product with second derivatives is nevertheless taken with all of v.
+  Searches of this package update all weights; in these files, that changes the hypergradient by 14 %.
   """
 
   def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
@@ -290,7 +295,7 @@ def _keep_embedding(inner: optax.GradientTransformation, weights: Packed) -> opt
   return optax.GradientTransformation(inner.init, update)
 
 
-#: The results in an rnn_search file.
+#: Names of the results in an rnn_search file.
 RECURRENT_RESULTS = ('log_prob_train', 'log_prob_eval', 'h_next', 'loss_train', 'first_order', 'fd', 'genotype')
 
 
@@ -332,7 +337,7 @@ def compare_language_model(values: Mapping[str, np.ndarray]) -> Iterator[tuple[s
 
 
 def _tensors(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """The reference's state dict in a file."""
+  """The reference's state dict of a file."""
   return {name[2:]: value for name, value in values.items() if name.startswith('w/')}
 
 
@@ -346,10 +351,10 @@ def compare_genotypes(cases: list[Any]) -> Iterator[tuple[str, float, float]]:
 
 
 def compare_decisions(cases: list[Any]) -> Iterator[tuple[str, float, float]]:
-  """Yields the name, error (0 or 1) and tolerance of what is decided by the end of every epoch of a search of SGAS.
+  """Yields the name, error (0 or 1) and tolerance of the decisions of SGAS after every epoch.
 
-  Of the kinds of cells: which edges are undecided, the columns of what others were decided for (0 if they were
-  removed), and whether one was decided now; of all of it, the architecture if the search ended here.
+  For each kind of cell: which edges are undecided; the column of the operation of each decided edge (0 if the edge was
+  removed); and whether an edge was decided in this epoch. For the whole search: the architecture if it ended here.
   """
   for i, case in enumerate(cases):
     names = {'criterion': 'criterion', 'warmup_epochs': 'warmup', 'decision_frequency': 'decision_freq'}
@@ -378,7 +383,7 @@ def compare(path: pathlib.Path) -> Iterator[tuple[str, float, float]]:
   """Yields `(name, relative error, tolerance)` of every quantity in a file.
 
   Raises:
-    ValueError: the file cannot be read, or is of no known kind.
+    ValueError: the file cannot be read, or its kind is unknown.
   """
   cases = read_json(path) if path.suffix == '.json' else None
   values = read_npz(path) if cases is None else {}
@@ -433,7 +438,7 @@ def main(arguments: list[str]) -> int:
     failed = False
     with jax.enable_x64(True):
       for name, error, tolerance in compare(user_path(arguments[0], 'FILE')):
-        # Written so that NaN fails.
+        # The comparison is written so that NaN fails.
         failed |= not error <= tolerance
         print(f'{name} {error:.3e}', flush=True)
     return int(failed)

@@ -1,16 +1,15 @@
-"""Compares a convolutional search step with a plain one: a Flax supernet with a module for every operation of an edge.
+"""Compares the search step on images with a plain one: a Flax supernet with a module for every operation of an edge.
 
 python -m benchmarks.plain_convolutional [--config=configs/cifar.py] [--repeats=3] [--config.batch_size=64]
 
-Both take a first-order step, one update of α and one of the weights, on the same batches of random images, augmented on
-the way, from the same weights. The plain step is what a first port would be: `nn.Conv`, `nn.BatchNorm` and Flax's
-pools, one after the other for every edge and operation, weights as a pytree of hundreds of arrays, Optax, and two calls
-of `jax.grad`. The table gives the seconds to trace and compile each, and the median, fastest and slowest of `--repeats`
-steps, made in turns; the ratio is that of the medians. Before that, the losses of both are compared, that of the
-weights after an update of α.
+Both take a first-order step, one update of α and one of the weights, on the same batches of random images, augmented in
+the step, from the same weights. The plain step is a straightforward port: `nn.Conv`, `nn.BatchNorm` and Flax's pools,
+one after the other for every edge and operation, weights as a pytree of hundreds of arrays, Optax, and two calls of
+`jax.grad`. The table gives the seconds to trace and compile each, and the median, fastest and slowest of `--repeats`
+steps, made in turns; the ratio is that of the medians. Before that, the losses of both steps are compared.
 
-On CPU the plain step of `configs/cifar.py` compiles for minutes and is slow, as convolutions with a group for every
-channel are there.
+On CPU the plain step of `configs/cifar.py` compiles for minutes and is slow, since depthwise convolutions are slow
+there.
 """
 
 import dataclasses
@@ -43,17 +42,17 @@ PyTree = Any
 
 
 class PlainSupernet(nn.Module):
-  """The supernet of images by the formulas, nothing batched.
+  """The supernet for images, written directly from the formulas, without batching of operations.
 
   Attributes:
-    net: the package's, for its sizes.
+    net: the package's supernet, which gives the sizes.
   """
 
   net: Supernet
 
   @nn.compact
   def __call__(self, x: Array, mixing: Mapping[str, Array]) -> Array:
-    """Logits; mixing weights `[E, O]` as the package's supernet takes them."""
+    """Computes logits `[N, num_classes]` from images and `[E, O]` mixing weights by kind of cell."""
     net = self.net
     x = _norm('stem_bn', affine=True)(_conv('stem', net.stem_multiplier * net.channels, 3)(x))
     before_last, last = x, x
@@ -104,7 +103,7 @@ def _norm(name: str, affine: bool = False) -> nn.BatchNorm:
 
 
 def _factorized(name: str, x: Array, features: int) -> Array:
-  # An odd side is followed by zeros.
+  # Odd sides are padded with zeros.
   x = jnp.pad(nn.relu(x), [(0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)])
   halves = [_conv(f'{name}_{i}', features // 2, stride=2)(x[:, i:, i:]) for i in range(2)]
   return jnp.concatenate(halves, axis=-1)
@@ -126,7 +125,7 @@ def _operate(name: str, operation: str, x: Array, stride: int) -> Array:
 
 
 def plain_weights(weights: PyTree, net: Supernet) -> PyTree:
-  """The parameters of `PlainSupernet` from those of the package's, which are stacked over edges."""
+  """Converts the parameters of the package's supernet, which are stacked over edges, to those of `PlainSupernet`."""
   flat: dict[tuple[str, ...], Array] = {
     ('stem', 'kernel'): weights['stem'][:, :, 0] if weights['stem'].ndim == 5 else weights['stem'],
     ('stem_bn', 'scale'): weights['stem_bn']['scale'],
@@ -170,12 +169,12 @@ def plain_weights(weights: PyTree, net: Supernet) -> PyTree:
 
 
 class PlainState(NamedTuple):
-  """What the plain step reads and writes.
+  """State of the plain step.
 
   Attributes:
-    search: α with their optimiser, the step and the key; its weights are those that the package's step has.
-    weights: of `PlainSupernet`.
-    statistics: running ones of BN.
+    search: state of a search, of which α, their optimiser, the step and the key are used.
+    weights: parameters of `PlainSupernet`.
+    statistics: running statistics of BN.
     optimizer: state of the weights' optimiser.
   """
 
@@ -189,9 +188,9 @@ class PlainSearch:
   """The plain step of a search.
 
   Attributes:
-    searcher: the package's.
-    net: the supernet.
-    optimizer: of the weights.
+    searcher: the package's search, which gives batches and the update of α.
+    net: the plain supernet.
+    optimizer: optimiser of the weights.
   """
 
   def __init__(self, searcher: Searcher) -> None:
@@ -207,7 +206,7 @@ class PlainSearch:
     )
 
   def start(self, state: SearchState) -> PlainState:
-    """From the state of a search."""
+    """Makes the state of the plain step from the state of a search."""
     weights = plain_weights(state.weights.tree, self.searcher.learner.net)
     images = jnp.zeros((1, *self.image_shape))
     mixing = self._mixing(state, state.alphas)
@@ -220,7 +219,7 @@ class PlainSearch:
     return {name: each.operations for name, each in found.items()}
 
   def step(self, state: PlainState, data: Any) -> tuple[PlainState, dict[str, Array]]:
-    """One update of α and one of the weights."""
+    """Takes one step: an update of α and an update of the weights."""
     batches = self.searcher.batches(state.search, data)
 
     def loss(weights: PyTree, alphas: PyTree, batch: Any) -> tuple[Array, PyTree]:

@@ -1,13 +1,14 @@
 """Compares a recurrent search step with a plain one: every edge and activation written out by itself.
 
-python -m benchmarks.plain_recurrent [--config=configs/ptb.py] [--time=scan] [--repeats=3] [--config.bptt=35]
+python -m benchmarks.plain_recurrent [--config=configs/ptb.py] [--time=scan] [--repeats=3]
+    [--config.task.bptt=35]
 
 Both take a first-order step, one update of α and one of the weights, on the same random words and masks. The plain
-step is what a first port would be: Python loops over nodes, edges and activations, each with its own product, and
-`jax.grad`; over the time steps it has a `lax.scan`, or with `--time=unrolled` a Python loop as well, which XLA compiles
-in minutes for a few time steps and hardly at all for many. The table gives the seconds to trace and compile each, and
-the median, fastest and slowest of `--repeats` steps, made in turns; the ratio is that of the medians. Before that, the
-losses of both are compared, that of the weights after an update of α.
+step is a straightforward port: Python loops over nodes, edges and activations, each with its own product, and
+`jax.grad`. Over time steps it has a `lax.scan`, or with `--time=unrolled` a Python loop, which XLA compiles in minutes
+for a few time steps and hardly at all for many. The table gives the seconds to trace and compile each, and the median,
+fastest and slowest of `--repeats` steps, made in turns; the ratio is that of the medians. Before that, the losses of
+both steps are compared.
 """
 
 import dataclasses
@@ -40,7 +41,7 @@ _ACTIVATIONS = {'tanh': jnp.tanh, 'relu': jax.nn.relu, 'sigmoid': jax.nn.sigmoid
 def plain_loss(
   params: PyTree, alphas: Array, batch: TextBatch, operations: tuple[str, ...], nodes: int, scan: bool
 ) -> Array:
-  """Mean negative log-likelihood of a whole sequence by the formulas of `LanguageModel`, nothing batched."""
+  """Mean negative log-likelihood of a sequence, written directly from the formulas, without batching of operations."""
   mixing = jax.nn.softmax(alphas)
   masks, sequences = batch.masks, batch.sequences
   embedding = params['embedding'] * masks.words[:, None]
@@ -84,7 +85,7 @@ def plain_loss(
 
 
 def plain_step(searcher: Searcher, state: SearchState, data: Any, scan: bool) -> tuple[SearchState, dict[str, Array]]:
-  """The same first-order step with `plain_loss`, without statistics and hidden states to hand on."""
+  """A first-order step with `plain_loss`, which does not update statistics and hidden states."""
   [(cell, spec)] = searcher.searched.space.cells.items()
   batches = searcher.batches(state, data)
   optimizers = searcher.optimizers(state, data)
@@ -126,7 +127,7 @@ def main() -> int:
     if not isinstance(task, TextTask):
       raise ValueError(f'config.task.name: {task.name!r} is not allowed; it has to be {TextTask.name!r} here')
     hypergradient = settings.hypergradient.other('first_order')
-    # Without what the plain step has not.
+    # The plain step has no temporal activation regularisation.
     task = dataclasses.replace(task, temporal_activation=0.0)
     compared = dataclasses.replace(settings, hypergradient=hypergradient, task=task)
     run(compared, repeats.value, time_loop.value == 'scan')

@@ -1,31 +1,32 @@
-"""Compiles the search step for a pod of TPUs that is not there, and projects its speed.
+"""Compiles the search step for a pod of TPUs without such a pod, and projects its speed.
 
 python -m benchmarks.pods --topology=v5e:16x16 --config=configs/cifar.py [--config.hypergradient.name=first_order]
     [--devices=8,64,256] [--global_batch=N] [--num_images=50000] [--image=224x224x3 --classes=1000] [--json=FILE]
 
-Any CPU will do: libtpu, of the extra `pods`, describes the chips of a topology and compiles for them, in one process at
-a time. It compiles for whole slices only, so that `--devices` below the topology's are those of the smaller slice of
-this number of chips, as square as possible. Every chip has a batch of `config.batch_size`, so that the batch of a step
-grows with the chips (weak scaling); `--global_batch` shares one batch out over however many chips (strong scaling).
-A slice of the CIFAR-10 search takes some 20 minutes and 12 GB to compile, and some 3 GB stay with every further slice.
-Data are shapes only: images of the config's dataset, or as `--image` says, `--num_images` of them on every chip, as the
-search holds them.
+Any CPU will do: libtpu, in the extra `pods`, describes the chips of a topology and compiles for them, in one process at
+a time. It compiles for whole slices only: a number in `--devices` below that of the topology stands for a smaller
+slice, as square as possible. Every chip has a batch of `config.batch_size`, so that the batch of a step grows with the
+number of chips (weak scaling); `--global_batch` divides one batch among all chips (strong scaling). For the CIFAR-10
+search, a slice takes some 20 minutes and 12 GB to compile, and some 3 GB stay allocated for every further slice. Data
+are shapes only: `--num_images` images on every chip, as in the search, of the config's dataset or of the shape
+`--image`.
 
-The first table has for each number of chips: memory of a chip, that is the arguments, results, temporaries and code of
-the program as XLA states them; floating-point operations and bytes of a chip in a step; the least time for these, which
-is the longer one of operations at the peak rate and of bytes at the bandwidth of HBM (a roofline: no kernel is as
-fast); the time of the collectives; the sum of both, as if nothing overlapped; and the first as a fraction of this sum.
-With a batch for every chip, this is the efficiency of scaling from one chip, since a chip's own work stays the same.
-Products in float32 take the time of six in bfloat16, of which the matrix unit makes them.
+The first table has, for each number of chips: the memory of a chip, that is arguments, results, temporaries and code of
+the program as XLA reports them; floating-point operations and bytes of a chip in a step; the least time for these, the
+larger one of operations at the peak rate and bytes at the bandwidth of HBM (a roofline, which real kernels do not
+reach); the time of the collectives; the sum of both times, without overlap; and the least time as a fraction of the
+sum. With a batch for every chip, this fraction is the efficiency of scaling from one chip, since the work of a chip
+stays the same. A product in float32 takes the time of six products in bfloat16, of which the matrix unit composes it.
 
-The other table has the collectives by kind, purpose and place. A step makes its passes, those of the estimator and that
-of the weight update, in one loop, and steps are made in another around it. XLA counts the body of a loop once; what
-these tables count is a step of all passes: operations as XLA states them times the number of passes, where those few
-outside of the loop over passes are multiplied, too, and a pass that wants no gradient in the weights counts like any
-other; bytes and collectives along the loops and branches of the compiled program. In a conditional of two branches with
-sums of gradients only, the larger is taken by the passes that want the gradient in the weights and the smaller by the
-rest; of any other, every pass is taken to choose the largest. A loop within a pass counts as often as XLA knows, or
-once. The programs of the gradients by themselves, which `benchmarks.search_step` counts, are not those of a chip.
+The other table has the collectives by kind, purpose and place. A step runs its passes, those of the estimator and of
+the weight update, in one loop, inside a loop over steps. XLA counts the body of a loop once; these tables count a step
+with all passes. Operations are those that XLA reports times the number of passes; this also multiplies the few
+operations outside of the loop over passes, and counts a pass without the gradient in the weights like any other. Bytes
+and collectives are counted along the loops and branches of the compiled program. In a conditional with two branches
+that only have sums of gradients, passes that need the gradient in the weights take the larger branch and all others the
+smaller one; in any other conditional, every pass takes the largest branch. A loop within a pass counts as often as its
+trip count, if XLA knows it, and once otherwise. `benchmarks.search_step` counts other programs: those of single
+gradients.
 
 The JSON file holds an object keyed by the number of chips, each with `batch, compile_s, memory_bytes, flops, bytes,
 compute_s, communication_s, step_s, efficiency` and `collectives`, a list of the rows of the other table.
@@ -67,11 +68,11 @@ class Chip(NamedTuple):
   """The peak rates of a chip.
 
   Attributes:
-    flops: operations a second in products of bfloat16.
-    memory: bytes of HBM.
-    bandwidth: bytes of HBM a second.
-    links: bytes a second that it sends to its neighbours, over all links together.
-    options: that make libtpu describe a chip as one device.
+    flops: floating-point operations a second in products of bfloat16.
+    memory: size of HBM, bytes.
+    bandwidth: bandwidth of HBM, bytes a second.
+    links: bytes a second that a chip sends to its neighbours, over all links together.
+    options: options with which libtpu describes a chip as one device.
   """
 
   flops: float
@@ -81,8 +82,8 @@ class Chip(NamedTuple):
   options: dict[str, str]
 
 
-#: As Google's documentation of Cloud TPU has them (cloud.google.com/tpu/docs/v4, …/v5e, …/v5p, …/v6e). It gives the
-#: links in both directions together, for v6e 800 GB/s, or in one, for v5e 1600 Gbit/s; the six of v4 have 50 GB/s each.
+#: From Google's documentation of Cloud TPU (cloud.google.com/tpu/docs/v4, …/v5e, …/v5p, …/v6e). Its rates of links are
+#: for both directions together (v6e: 800 GB/s) or for one (v5e: 1600 Gbit/s); the six links of v4 have 50 GB/s each.
 CHIPS = {
   'v4': Chip(275e12, 32 * 2**30, 1228e9, 300e9, {'chip_config_name': 'megacore'}),
   'v5e': Chip(197e12, 16 * 2**30, 819e9, 200e9, {}),
@@ -90,7 +91,7 @@ CHIPS = {
   'v6e': Chip(918e12, 32 * 2**30, 1638e9, 400e9, {}),
 }
 
-#: Products of bfloat16 that make one of float32 (`darts_jax.runtime.precision.precisely`).
+#: Number of bfloat16 products in a float32 product (`darts_jax.runtime.precision.precisely`).
 PRODUCTS = 6
 
 #: Seconds from a chip to its neighbour; an assumption.
@@ -98,7 +99,7 @@ HOP = 1e-6
 
 
 class Slice(NamedTuple):
-  """Chips of one generation in a torus with such sides."""
+  """A slice: chips of one generation in a torus with sides `sides`."""
 
   generation: str
   sides: tuple[int, ...]
@@ -108,7 +109,7 @@ class Slice(NamedTuple):
 
   @classmethod
   def parse(cls, topology: str) -> 'Slice':
-    """That of a name like `v5e:2x4`. Raises a ValueError."""
+    """Parses a name like `v5e:2x4`; raises a ValueError if it is none."""
     match = re.fullmatch(r'(\w+):(\d+(?:x\d+)*)', topology)
     if match is None or match[1] not in CHIPS:
       raise ValueError(f'--topology: {topology!r}; allowed are {", ".join(CHIPS)} with sides, as in v5e:2x4')
@@ -116,19 +117,19 @@ class Slice(NamedTuple):
 
   @property
   def chip(self) -> Chip:
-    """The rates of its chips."""
+    """The rates of a chip."""
     return CHIPS[self.generation]
 
   @property
   def size(self) -> int:
-    """Its number of chips."""
+    """The number of chips."""
     return math.prod(self.sides)
 
   def smaller(self, size: int) -> 'Slice':
-    """A slice of so many chips, as square as possible.
+    """A smaller slice of `size` chips, as square as possible.
 
     Raises:
-      ValueError: there are not so many chips, or they make no slice.
+      ValueError: the slice has fewer chips, or no slice has this number of chips.
     """
     if size == self.size:
       return self
@@ -141,14 +142,14 @@ class Slice(NamedTuple):
     return Slice(self.generation, tuple(sorted(sides, key=lambda side: (side == 1, side))))
 
   def devices(self) -> list[jax.Device]:
-    """Its chips, as devices that can be compiled for.
+    """The chips as devices for ahead-of-time compilation.
 
     Raises:
-      ValueError: libtpu is missing, or there are no such slices.
+      ValueError: libtpu is missing, or there is no such slice.
     """
     if importlib.util.find_spec('libtpu') is None:
       raise ValueError('libtpu: missing; pip install darts_jax[pods]')
-    # A host has four chips or more; one of them can be used alone.
+    # A topology has at least the four chips of a host; for one chip, the first of these is used.
     described = self if self.size > 1 else self._replace(sides=(2, 2, 1)[: len(self.sides)])
     try:
       found = topologies.get_topology_desc(platform='tpu', topology_name=str(described), **self.chip.options)
@@ -157,7 +158,7 @@ class Slice(NamedTuple):
     return list(found.devices)[: self.size]
 
   def mesh(self) -> Mesh:
-    """Its chips as a mesh with the axes `seed`, of size 1, and `data`."""
+    """A mesh of the chips, with the axes `seed`, of size 1, and `data`."""
     devices = np.array(self.devices()).reshape(1, -1)
     return Mesh(devices, ('seed', 'data'), axis_types=(AxisType.Auto,) * 2)
 
@@ -169,7 +170,7 @@ def seconds(collective: Collective, pod: Slice) -> float:
   part = (collective.group - 1) / collective.group
   parts = {'all-reduce': 2 * part, 'all-gather': collective.group - 1, 'collective-permute': 1.0}
   sent = parts.get(collective.kind, part)
-  # The farthest chip of a ring is half of it away, and a sum has to come back.
+  # The farthest chip of a ring is half the ring away, and an all-reduce goes there and back.
   rings = pod.sides if collective.group == pod.size else (collective.group,)
   hops = sum(side for side in rings if side > 1) / 2 * (2 if collective.kind == 'all-reduce' else 1)
   return sent * collective.bytes / pod.chip.links + HOP * hops
@@ -177,7 +178,7 @@ def seconds(collective: Collective, pod: Slice) -> float:
 
 @contextlib.contextmanager
 def within_memory(pod: Slice) -> Iterator[None]:
-  """Within, a program that does not fit is a ValueError."""
+  """A context in which a program that does not fit into memory raises a ValueError."""
   try:
     yield
   except jax.errors.JaxRuntimeError as error:
@@ -188,7 +189,7 @@ def within_memory(pod: Slice) -> Iterator[None]:
 
 
 def shapes_only(settings: Search, image: str | None, classes: int, num_images: int) -> Images:
-  """So many images without contents, of the config's dataset or of a shape like `224x224x3`."""
+  """A dataset of `num_images` images without contents, in the shape of the config's dataset or like `224x224x3`."""
   if image is None:
     found = random_images(settings.task.source, 1)
   else:
@@ -203,7 +204,7 @@ def shapes_only(settings: Search, image: str | None, classes: int, num_images: i
 
 
 def data_template(images: Images, settings: Search, mesh: Mesh) -> Halves:
-  """The two halves of the training images on every device of the mesh, as shapes.
+  """Shapes of the two halves of the training images, replicated on the devices of the mesh.
 
   Raises:
     ValueError: a batch is larger than one of the halves.
@@ -224,20 +225,20 @@ def data_template(images: Images, settings: Search, mesh: Mesh) -> Halves:
 
 
 def products(passes: Sequence[Pass], precision: str) -> int:
-  """Products of bfloat16 for one of each pass of a step, that of the weight update last."""
+  """Total number of bfloat16 products that one product in each pass of a step takes, with the weight update's pass."""
   return sum(PRODUCTS if precision == 'float32' or each.precise else 1 for each in passes) + (
     PRODUCTS if precision == 'float32' else 1
   )
 
 
 def project(pod: Slice, work: Work, flops: float, times: int) -> dict[str, float]:
-  """The least seconds of a step, see the module: `compute_s, communication_s, step_s, efficiency`.
+  """Projects the least seconds of a step (see the module): `compute_s, communication_s, step_s, efficiency`.
 
   Args:
-    pod: the chips.
-    work: of a chip in a step.
-    flops: of a chip in one pass.
-    times: products of bfloat16 that make one of each pass.
+    pod: the slice.
+    work: work of a chip in a step.
+    flops: floating-point operations of a chip in one pass.
+    times: see `products`.
   """
   compute = max(flops * times / pod.chip.flops, work.bytes / pod.chip.bandwidth)
   communication = sum(c.executions * seconds(c, pod) for c in work.collectives)
@@ -251,7 +252,7 @@ def project(pod: Slice, work: Work, flops: float, times: int) -> dict[str, float
 
 
 def rows_of(pod: Slice, collectives: Sequence[Collective]) -> list[dict[str, Any]]:
-  """Collectives of one kind, purpose, place and number of executions together: how many, and their bytes and time."""
+  """Rows of the table of collectives: number, bytes and seconds by kind, purpose, place, group and executions."""
   together: dict[tuple[Any, ...], list[Collective]] = {}
   for each in collectives:
     together.setdefault((each.kind, each.purpose, each.place, each.group, each.executions), []).append(each)
@@ -351,7 +352,7 @@ def collectives_table(results: dict[int, dict[str, Any]]) -> str:
 
 
 def assumptions(pod: Slice, settings: Search) -> str:
-  """What the projection assumes, in one line."""
+  """The assumptions of the projection, in one line."""
   chip = pod.chip
   products = f'{PRODUCTS} products of bfloat16 for one of float32' if settings.precision == 'float32' else 'bfloat16'
   return (
@@ -408,7 +409,7 @@ def run(
 def main() -> int:
   """Parses the command line; returns the exit code."""
   add_compilers()
-  # libtpu would ask the network which chips this machine has, and warn where it is not told; JAX would run on them.
+  # Without these, libtpu asks a metadata server for the chips of this machine, or warns; and JAX would run on a TPU.
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
   os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
   os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5litepod-8')

@@ -1,13 +1,13 @@
-"""Holds sampled strategies against the figures that they are known to reach on NAS-Bench-201.
+"""Compares sampled strategies with reference results on NAS-Bench-201.
 
 python -m benchmarks.rulers --table=DIR [--seeds=40] [--json=FILE]
 
-The folder holds the benchmark's table, see `darts_jax.spaces.nasbench201_table`. Each strategy evaluates 100
-architectures with every seed, chooses the best by validation accuracy after 12 epochs on CIFAR-10, and is judged by the
-test accuracy of that one after 200 epochs. The table that is printed gives the mean over seeds and the standard
-deviation, in percent; the same of 200 runs of another implementation; the difference of the means; and the difference
-that is allowed, which is three standard errors: 3·√(s²/n + s_f²/n_f). Exits with 0 if no difference is larger, and with
-1 if one is.
+The folder holds the benchmark's table, see `darts_jax.spaces.nasbench201_table`. With every seed, each strategy
+evaluates 100 architectures and chooses the best by validation accuracy after 12 epochs on CIFAR-10; the result is the
+test accuracy of this architecture after 200 epochs. The printed table gives the mean and standard deviation over seeds,
+in percent; the mean and standard deviation of 200 runs of another implementation; the difference of the means; and the
+allowed difference, which is three standard errors: 3·√(s²/n + s_f²/n_f). The exit code is 1 if a difference is larger
+than allowed, and 0 otherwise.
 
 The JSON file holds an object keyed by strategy, each with `mean, std, figure_mean, figure_std, figure_runs, difference,
 allowed, test_accuracies`, the last by seed.
@@ -37,7 +37,7 @@ TRIALS = 100
 
 
 class Figure(NamedTuple):
-  """What is known of a strategy: mean and standard deviation of test accuracies in percent, over so many runs."""
+  """Reference result of a strategy: mean and standard deviation of test accuracies in percent, and number of runs."""
 
   mean: float
   std: float
@@ -45,7 +45,7 @@ class Figure(NamedTuple):
 
 
 class Ruler(NamedTuple):
-  """A strategy and its figure."""
+  """A strategy and its reference result."""
 
   strategy: Sampled[Any]
   figure: Figure
@@ -58,11 +58,11 @@ RULERS = {
 
 
 class Measured(NamedTuple):
-  """What a strategy came to.
+  """Measured results of a strategy.
 
   Attributes:
-    test_accuracies: of its choices, in percent, by seed.
-    figure: it is held against.
+    test_accuracies: test accuracies of the chosen architectures, in percent, by seed.
+    figure: the reference result.
   """
 
   test_accuracies: Sequence[float]
@@ -70,17 +70,17 @@ class Measured(NamedTuple):
 
   @property
   def mean(self) -> float:
-    """Over seeds."""
+    """Mean over seeds."""
     return statistics.mean(self.test_accuracies)
 
   @property
   def std(self) -> float:
-    """Over seeds, of a sample."""
+    """Sample standard deviation over seeds."""
     return statistics.stdev(self.test_accuracies)
 
   @property
   def difference(self) -> float:
-    """Of the mean from that of the figure."""
+    """Difference of the mean from that of the reference."""
     return self.mean - self.figure.mean
 
   @property
@@ -94,14 +94,14 @@ class Measured(NamedTuple):
     return abs(self.difference) <= self.allowed
 
   def to_dict(self) -> dict[str, Any]:
-    """As JSON values."""
+    """The results as JSON values."""
     figure = {f'figure_{name}': value for name, value in self.figure._asdict().items()}
     measured = {name: getattr(self, name) for name in ('mean', 'std', 'difference', 'allowed', 'test_accuracies')}
     return {**measured, **figure}
 
 
 def measure(ruler: Ruler, path: str, table: Table, seeds: int) -> Measured:
-  """Runs a strategy with each seed on the table that lies at a path."""
+  """Runs a strategy with each seed on the table in the folder `path`."""
   space, evaluator = NasBench201(), TableEvaluator(path)
   accuracies = []
   for seed in range(seeds):
@@ -111,7 +111,7 @@ def measure(ruler: Ruler, path: str, table: Table, seeds: int) -> Measured:
 
 
 def compare(path: str, seeds: int, output: pathlib.Path | None) -> int:
-  """Prints the table, and writes it as JSON; returns the exit code."""
+  """Prints the comparison, and writes it as JSON if asked to; returns the exit code."""
   table = Table.read(path, '--table')
   print(
     '| strategy | seeds | mean | std | figure | difference | allowed |\n| --- | --- | --- | --- | --- | --- | --- |'

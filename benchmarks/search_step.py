@@ -3,17 +3,24 @@
 python -m benchmarks.search_step --config=configs/cifar.py [--config.batch_size=16]
     [--estimators=first_order,finite_difference,exact] [--repeats=5] [--json=FILE]
 
-Images are random, in the shape of the config's dataset, and so are the words of a text, so no data is needed. For each
-estimator the table gives: the seconds to trace and compile the step with an empty cache, and to trace it and load it
-from that; median, fastest and slowest of `--repeats` calls after one for warming up, divided by the steps in a call,
-which are several as in a search, with the estimators in turns; the processor time of Python's thread from call to call,
-as a fraction of that; images or tokens of the weights' half per second; temporary memory as XLA states it; the
-floating-point operations of a step's gradients; and the roofline: the least time in which this machine could do a
-step's operations, or move its bytes, whichever takes longer, as a fraction of the time measured. The machine's rates
-are measured in the same run, by a product of matrices and by copies of as much as an operation of one node has, 4 MB.
-Bytes are those of the compiled program when every kernel reads its operands once and writes its result; loops are
-counted once and then scaled as the operations are. Below the table are the ratios to the finite difference, if that is
-among the estimators: the median of those of neighbouring calls.
+Images and words are random, in the shape of the config's dataset, so no data is needed. For each estimator the table
+gives:
+
+- the seconds to trace and compile the step with an empty cache, and to trace it and load it from the cache;
+- seconds of a step: median, fastest and slowest of `--repeats` calls after a warm-up call. A call makes several steps,
+  as in a search, and its time is divided by their number; estimators are called in turns;
+- the processor time of Python's thread as a fraction of the time of a step;
+- images or tokens of the training half per second;
+- temporary memory as XLA reports it;
+- the floating-point operations of a step's gradients;
+- the roofline: the least time in which this machine could do a step's operations or move its bytes, whichever is
+  longer, as a fraction of the measured time. The machine's rates are measured in the same run, by a product of matrices
+  and by copies of 4 MB, about the size of an operation's output. Bytes are those of the compiled program if every
+  kernel reads its operands once and writes its result; loop bodies are counted once, and the sum is scaled as the
+  operations are.
+
+Below the table are ratios to the finite difference, if that is among the estimators: the median over neighbouring
+calls.
 
 The JSON file holds an object keyed by estimator, each with `compile_s, load_s, step_s, step_s_min, step_s_max, python,
 images_per_s (or tokens_per_s), temp_bytes, flops, bytes, roofline`.
@@ -49,11 +56,11 @@ from darts_jax.search.step import BatchLoss
 from darts_jax.tasks import TextTask
 from darts_jax.tasks.text import TextBatch
 
-#: Steps in a call. A search makes one call for all steps between two lines of its log, so that memory is new to the
-#: process only in the first of many steps.
+#: Number of steps in a call. A search makes one call for all steps between two lines of its log, so memory is allocated
+#: anew only in the first of many steps.
 _STEPS = 4
 
-#: Image shape and classes of the datasets whose shape is known without reading them.
+#: Image shape and number of classes of the datasets whose shape is known without reading them.
 _SHAPES = {
   'digits': ((8, 8, 1), 10),
   'mnist': ((28, 28, 1), 10),
@@ -63,7 +70,7 @@ _SHAPES = {
 
 
 def random_images(name: str, num_images: int) -> Images:
-  """Noise in the shape of a dataset."""
+  """A dataset of random images and labels in the shape of a known dataset."""
   if name not in _SHAPES:
     raise ValueError(f'config.data.name: {name!r} has no fixed shape; allowed are {", ".join(_SHAPES)}')
   shape, num_classes = _SHAPES[name]
@@ -74,25 +81,33 @@ def random_images(name: str, num_images: int) -> Images:
   return Images(name, images, labels, None, None, num_classes, (127.5,) * channels, (73.6,) * channels)
 
 
-#: Words of the corpora whose vocabulary is known without reading them.
+#: Vocabulary sizes of the corpora for which they are known without reading them.
 _VOCABULARIES = {'ptb': 10_000, 'wikitext2': 33_278}
 
 
 def random_corpus(name: str, num_tokens: int) -> Corpus:
-  """Noise with the vocabulary of a corpus; its training and validation text have so many tokens."""
+  """A corpus of random words with the vocabulary size of a known corpus; each of its texts has `num_tokens` tokens."""
   if name not in _VOCABULARIES:
     raise ValueError(f'config.data.name: {name!r} has no fixed vocabulary; allowed are {", ".join(_VOCABULARIES)}')
   return random_words(name, _VOCABULARIES[name], num_tokens)
 
 
 def random_words(name: str, size: int, num_tokens: int) -> Corpus:
-  """Noise of so many words, likewise."""
+  """A corpus of random words with a vocabulary of `size` words; each of its texts has `num_tokens` tokens."""
   tokens = np.random.default_rng(0).integers(0, size, (3, num_tokens)).astype(np.int32)
   return Corpus(name, tuple(map(str, range(size))), *tokens)
 
 
 def open_search(settings: Search, num_devices: int | None = None) -> tuple[Searcher, Any, int, str]:
-  """A search on random data, on all devices or on so many: its functions, data, the examples of a step, their name."""
+  """Opens a search on random data.
+
+  Args:
+    settings: settings of the search.
+    num_devices: number of devices; all by default.
+
+  Returns:
+    The compiled functions of the search, its data, the number of examples of a step, and the name of their unit.
+  """
   check_alone(settings)
   mesh, size, task = make_mesh(num_devices), settings.batch_size, settings.task
   found: Any
@@ -109,14 +124,14 @@ def open_search(settings: Search, num_devices: int | None = None) -> tuple[Searc
 
 
 class Rates(NamedTuple):
-  """What the machine can do: operations and bytes a second."""
+  """Rates of the machine: floating-point operations and bytes a second."""
 
   flops: float
   bytes: float
 
 
 def measure_rates(side: int = 2048, copied: int = 2**20) -> Rates:
-  """The rates of a float32 product of square matrices and of a copy of so many numbers (read and written)."""
+  """Measures the rates of a float32 product of square matrices and of a copy of `copied` numbers (read and written)."""
 
   def fastest(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> float:
     function = jax.jit(function)
@@ -129,7 +144,7 @@ def measure_rates(side: int = 2048, copied: int = 2**20) -> Rates:
     return min(seconds)
 
   product = fastest(lambda x: jnp.matmul(x, x, precision='highest'), jnp.ones((side, side)))
-  # Many in a call, since memory that is new to the process has to be mapped first.
+  # Many copies in a call, since memory has to be mapped when it is first used.
   times = 256
   copy = fastest(lambda x: lax.fori_loop(0, times, lambda _, x: x + 1, x), jnp.ones(copied)) / times
   return Rates(2 * side**3 / product, 8 * copied / copy)
@@ -137,12 +152,12 @@ def measure_rates(side: int = 2048, copied: int = 2**20) -> Rates:
 
 _SHAPE = re.compile(r'\b([a-z]+\d+|pred)\[([\d,]*)\]')
 _INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*?)\)(?:,|$)')
-#: Control flow, views, and constants that fill arrays.
+#: Operations that move no bytes: control flow, views, and constants.
 _MOVES_NOTHING = ('parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'conditional', 'broadcast')
 
 
 def count_bytes(program: str) -> int:
-  """Bytes that the kernels of a compiled program, as HLO text, read and write; the body of a loop counts once."""
+  """Bytes that the kernels of a compiled program (HLO text) read and write; the body of a loop counts once."""
   fused = set(re.findall(r'(?:calls|to_apply)=%?([\w.\-]+)', program))
   sizes: dict[str, int] = {}
   total = 0
@@ -165,7 +180,7 @@ def count_operations(settings: Search) -> float:
   batch = jax.jit(searcher.batches)(state, data).train
   times = 1
   if isinstance(batch, TextBatch):
-    # What is done in a loop is counted once.
+    # XLA counts the body of the loop over time steps once, so one time step is counted and multiplied.
     times = data.train.capacity
     one = jax.tree.map(lambda x: x[:1] if x.ndim else jnp.int32(1), batch.sequences)
     batch = batch._replace(sequences=one)
@@ -189,15 +204,15 @@ def count_operations(settings: Search) -> float:
 
 
 class Program(NamedTuple):
-  """A compiled search step and what is to be said of it.
+  """A compiled search step.
 
   Attributes:
-    name: of the estimator.
-    call: `_STEPS` steps from a state; returns the next and their sums.
-    state: of a search before its first step.
-    examples: of the weights' half of a step.
-    unit: of the examples.
-    known: what is known without running it, keys as in the JSON file.
+    name: name of the estimator.
+    call: takes `_STEPS` steps from a state; returns the new state and sums of metrics.
+    state: state of a search before its first step.
+    examples: number of examples of the training half in a step.
+    unit: name of the examples' unit.
+    known: results that need no run, keys as in the JSON file.
   """
 
   name: str
@@ -215,7 +230,7 @@ def prepare(settings: Search) -> Program:
   flops = count_operations(settings)
   steps = jnp.int32(_STEPS)
   with temporary_cache():
-    # What tracing has found out is the compilation's to find out again.
+    # Compilation times include tracing, so cached traces are dropped.
     jax.clear_caches()
     cold = compile_with_report(searcher.run, state, data, steps)
     jax.clear_caches()
@@ -238,11 +253,11 @@ def prepare(settings: Search) -> Program:
 
 
 class Seconds(NamedTuple):
-  """How long the steps of a call took, on average.
+  """Mean times of a step in a call.
 
   Attributes:
-    step: by the clock.
-    python: of the processor time of Python's thread.
+    step: wall-clock time.
+    python: processor time of Python's thread.
   """
 
   step: float
@@ -250,9 +265,9 @@ class Seconds(NamedTuple):
 
 
 def time_in_turns(programs: Sequence[Program], repeats: int) -> dict[str, list[Seconds]]:
-  """Calls all programs so many times, one after the other and again, after one call of each for warming up.
+  """Calls all programs in turns, `repeats` times each, after a warm-up call of each.
 
-  These machines get faster and slower from minute to minute, so that what is measured minutes apart does not compare.
+  The speed of a machine may change from minute to minute, so that times measured minutes apart cannot be compared.
   """
   states = {program.name: program.state for program in programs}
   found: dict[str, list[Seconds]] = {program.name: [] for program in programs}
@@ -269,7 +284,7 @@ def time_in_turns(programs: Sequence[Program], repeats: int) -> dict[str, list[S
 
 
 def summarise(program: Program, seconds: Sequence[Seconds], rates: Rates) -> dict[str, float]:
-  """Keys as in the JSON file."""
+  """The results of a program, keys as in the JSON file."""
   steps = [each.step for each in seconds]
   median = statistics.median(steps)
   least = max(program.known['flops'] / rates.flops, program.known['bytes'] / rates.bytes)
@@ -308,7 +323,7 @@ def table(results: dict[str, dict[str, float]]) -> str:
 
 
 def print_ratios(results: dict[str, dict[str, float]], seconds: dict[str, list[Seconds]]) -> None:
-  """What estimators take of the time and memory of the finite difference, if that was measured, too."""
+  """Prints the time and memory of estimators relative to the finite difference, if that was measured, too."""
   base = 'finite_difference'
   others = [name for name in results if name != base] if base in results else []
   for name in others:

@@ -1,12 +1,12 @@
-"""Measures the search step after every decision of SGAS, against that of the whole supernet.
+"""Measures the search step of SGAS after every decision, relative to the step of the whole supernet.
 
 python -m benchmarks.sgas --config=configs/cifar_sgas.py [--config.batch_size=16] [--repeats=3]
 
-Images are random, in the shape of the config's dataset, and decisions are those of random α; batches keep their size,
-so that steps can be compared. For each number of decisions a cell the table gives: candidate operations left, `none`
-aside, on the edges of a normal and a reduction cell; weights of the supernet; the seconds to trace and compile the
-step; the median of `--repeats` steps, made in turns with as many of the whole supernet, and their ratio; and temporary
-memory as XLA states it, and its ratio.
+Images are random, in the shape of the config's dataset, and α are random at every decision; the batch size is constant,
+so that steps can be compared. For each number of decisions in a cell the table gives: the number of candidate
+operations left on the edges of a normal and a reduction cell, without `none`; the number of weights of the supernet;
+the seconds to trace and compile the step; the median seconds of `--repeats` steps, made in turns with steps of the
+whole supernet, and their ratio; and temporary memory as XLA reports it, and its ratio.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ def run(settings: Search, repeats: int) -> None:
   generator = np.random.default_rng(settings.seed)
   state = searcher.init(jax.random.key(settings.seed))
   one = jnp.int32(1)
-  # What is donated is a copy.
+  # A copy, since steps donate their state.
   whole_state = jax.tree.map(jnp.copy, state)
   whole: Any = None
   whole_memory = 0

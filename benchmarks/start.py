@@ -1,11 +1,11 @@
-"""Measures how long a search takes from its command to its first step, with an empty and a full compilation cache.
+"""Measures the time from the command of a search to its first step, with an empty and a full compilation cache.
 
 python -m benchmarks.start --config=configs/cifar.py [--repeats=3] [--config.data.dir=DIR] [--config.batch_size=16]
 
-Runs `python -m experiments.search` with the same config, once with an empty cache of its own and then `--repeats` times
-with what that has left there, each in a working directory that is deleted, and stops it by SIGTERM after the first
-step. The table gives the median seconds from the start of the process until the search step begins to be compiled (or
-loaded), until the first step begins, and until it is done and logged.
+Runs `python -m experiments.search` with the same config, once with an empty compilation cache and then `--repeats`
+times with the cache that the first run has filled, each in a temporary working directory, and stops it by SIGTERM after
+the first step. The table gives the median seconds from the start of the process until the search step begins to be
+compiled (or loaded), until the first step begins, and until the first step is logged.
 """
 
 import collections
@@ -23,11 +23,11 @@ from absl import flags
 
 from benchmarks.command import exit_code
 
-#: What a search says at these moments, in order.
+#: Texts in the output of a search that mark these times, in order.
 _MOMENTS = {'compiling': 'compiling the search step', 'begins': 'search step ', 'done': 'train_loss'}
 
 
-#: Seconds after which a search that has not made a step is given up.
+#: Seconds after which a search is killed if it has not made a step.
 _LIMIT = 3600
 
 
@@ -35,14 +35,14 @@ def start_once(arguments: list[str], folder: pathlib.Path) -> tuple[bool, dict[s
   """Starts a search and stops it after a step.
 
   Args:
-    arguments: of `experiments.search`.
-    folder: for its working directory and its compilation cache, which stays.
+    arguments: arguments of `experiments.search`.
+    folder: folder for its working directory, which is deleted, and its compilation cache, which is kept.
 
   Returns:
-    Whether the step came from the cache, and the seconds to every moment.
+    Whether the step was loaded from the cache, and the seconds until each of `_MOMENTS`.
 
   Raises:
-    ValueError: the search ended before.
+    ValueError: the search ended before its first step.
   """
   with tempfile.TemporaryDirectory(dir=folder) as workdir:
     command = [
@@ -74,7 +74,7 @@ def start_once(arguments: list[str], folder: pathlib.Path) -> tuple[bool, dict[s
             if not words:
               break
         search.send_signal(signal.SIGTERM)
-        # Whoever is told to stop saves, and says so.
+        # The search saves a checkpoint before it ends, and prints messages that have to be read.
         search.stderr.read()
       finally:
         limit.cancel()
@@ -106,7 +106,7 @@ def main() -> int:
   repeats = flags.DEFINE_integer('repeats', 3, 'Starts with a full cache.', lower_bound=1)
 
   def measured() -> None:
-    # What is the search's is the search's to check.
+    # All other flags belong to the search, which checks them.
     arguments = flags.FLAGS(sys.argv, known_only=True)[1:]
     run(arguments, repeats.value)
 

@@ -32,17 +32,17 @@ from darts_jax.strategies.relaxed import ALPHAS, Time
 from darts_jax.strategies.robust_darts import RobustDarts
 from darts_jax.tasks.images import ImageLoss
 
-#: Second derivatives are sums of many more products than a gradient is.
+#: Larger than that of gradients, since second derivatives are sums of many more products.
 TOLERANCE_HESSIAN = 1e-8
-#: The kinds of gradients that GDAS has at operations that were not chosen.
+#: Values of `Gdas.inactive_gradient`, the gradient at operations that were not chosen.
 MODES = ('released', 'exact', 'none')
 
 
 def compare_gdas(values: Mapping[str, np.ndarray]) -> Iterator[Result]:
   """Yields the name, relative error and tolerance of the results of GDAS on a supernet of NAS-Bench-201.
 
-  Of every draw: the chosen operations, logits and loss, and for each kind of gradient those of α and of the weights of
-  operations; which weights of the network were in use; and, of one draw, the gradients of these.
+  For every draw: the chosen operations, logits and loss; for each kind of gradient, the gradients in α and in the
+  mixing weights; and which weights of the network were in use. For some draws: the gradients of the weights.
   """
   meta = parse_json(str(values['meta']).encode())
   space = NasBench201()
@@ -91,7 +91,7 @@ def compare_gdas(values: Mapping[str, np.ndarray]) -> Iterator[Result]:
       yield f'{i}/unused_weights', float((np.asarray(ours) != np.asarray(theirs)).any()), 0.0
       found = group(results, 'dw/')
       if found:
-        # What was not in use has no gradient there, and zeros here.
+        # Weights that were not in use have no gradient in the file, and zeros here.
         gradients = {name: np.zeros(tensors[name].shape) for name in unused} | found
         yield from compare_trees(f'{i}/dw', weights, convert(net, gradients, statistics=False)['params'])
 
@@ -99,9 +99,9 @@ def compare_gdas(values: Mapping[str, np.ndarray]) -> Iterator[Result]:
 def compare_pc_darts(values: Mapping[str, np.ndarray]) -> Iterator[Result]:
   """Yields the name, relative error and tolerance of the results of a supernet of PC-DARTS.
 
-  Of the network: logits and loss in training, and its gradients in α, β and all weights; the image of an edge of stride
-  1 and of one of stride 2; and the orders of channels. Not the logits in evaluation: running statistics of the file are
-  drawn, so that edges that pool the same image have different ones, which no training leads to, and share them here.
+  For the network: logits and loss in training, and gradients in α, β and all weights. Further: the outputs of an edge
+  of stride 1 and of an edge of stride 2; and orders of shuffled channels. Logits in evaluation are not compared: the
+  file has random running statistics, which differ for edges that pool the same image, while such edges share them here.
   """
   meta = parse_json(str(values['meta']).encode())
   space, strategy = Darts(operations=tuple(meta['ops'])), PcDarts(channel_part=meta['K'])
@@ -142,7 +142,7 @@ def compare_pc_darts(values: Mapping[str, np.ndarray]) -> Iterator[Result]:
 
 
 def _edge(values: Mapping[str, Any], tensors: Any, stride: int, part: int, operations: tuple[str, ...]) -> Any:
-  """The image of an edge, the only one of a cell."""
+  """The output of an edge, as the only edge of a cell."""
   spec = CellSpec(((Edge(0, operations),),), operations, 1, (1,), 'last', None, preparation='none')
   images = images_of(values, 'input')
   cell = Cell(spec, images.shape[-1], stride, (False,), discrete=False, channel_part=part)
@@ -164,8 +164,8 @@ def compare_pc_darts_genotypes(cases: list[Any]) -> Iterator[Result]:
 def compare_robust_darts(values: Mapping[str, np.ndarray]) -> Iterator[Result]:
   """Yields the name, relative error and tolerance of the curvature of a supernet of DARTS.
 
-  The loss of a batch and its gradient in α; its second derivative in α, to which the published code adds the decay of
-  α, and the eigenvalues of that; and the largest of these by few products with vectors, as a search finds it.
+  Results are: the loss of a batch and its gradient in α; its second derivative in α, to which the published code adds
+  the decay of α, with all eigenvalues; and the largest eigenvalue by the Lanczos method, as in a search.
   """
   meta = parse_json(str(values['meta']).encode())
   space = Darts(operations=tuple(meta['ops']))
@@ -181,7 +181,7 @@ def compare_robust_darts(values: Mapping[str, np.ndarray]) -> Iterator[Result]:
   def compute() -> Any:
     value, gradient = jax.value_and_grad(lambda x: loss(weights.vector, x, batch)[0])(alphas)
     product, size = hessian_product(loss, weights.vector, alphas, batch, UNSHARED)
-    # As rows, so that the products are in the program once.
+    # `lax.map` over rows, so that the program contains the product once.
     hessian = jax.lax.map(product, jnp.eye(size))
     return value, gradient, hessian, tridiagonal(lambda vector: hessian @ vector, loss.key, size)
 
@@ -199,7 +199,7 @@ def compare_robust_darts(values: Mapping[str, np.ndarray]) -> Iterator[Result]:
 
 
 class _Told(NamedTuple):
-  """A probe that answers with a number that is known."""
+  """A probe with a given curvature."""
 
   value: float
 
@@ -211,10 +211,11 @@ class _Told(NamedTuple):
 
 
 def compare_curvatures(cases: Mapping[str, Any]) -> Iterator[Result]:
-  """Yields the name, relative error and tolerance of what follows from the curvatures of some searches.
+  """Yields the name, relative error and tolerance of the decisions of RobustDARTS by the curvatures of some searches.
 
-  The means of curvatures, up to the decision or to the end; and whether, after which epoch, the search stops, and with
-  which epoch's architecture. The published code averages more at the end of the last epoch, and decides nothing by it.
+  Results are: the means of curvatures, up to the decision or the end; whether and after which epoch the search stops,
+  and the epoch whose architecture it returns. The published code computes one more mean after the last epoch, without
+  use.
   """
   meta = cases['meta']
   for i, case in enumerate(cases['rows']):

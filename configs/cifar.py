@@ -1,8 +1,8 @@
 """The CIFAR-10 search of the paper [DARTS §3.1.1, §A.1], second order, field by field.
 
 Command: python -m experiments.search --config=configs/cifar.py --config.data.dir=DIR
-DIR holds cifar-10-binary.tar.gz or cifar-10-python.tar.gz, what either unpacks to, or a TensorFlow Datasets folder
-in array_record format; --config.data.download=True fetches the archive into it.
+DIR holds cifar-10-binary.tar.gz or cifar-10-python.tar.gz, the folder unpacked from either, or a TensorFlow Datasets
+folder in array_record format; --config.data.download=True fetches the archive into it.
 First order: --config.hypergradient.name=first_order. Exact: --config.hypergradient.name=exact.
 
 Cost: 50 epochs of 390 steps; an accelerator is advised. The paper gives 1 GPU-day a run (4 for four runs) in
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-  """Every field of a search."""
+  """The search with all of its fields."""
   config = ConfigDict()
   config.seed = 0
   config.epochs = 50

@@ -1,10 +1,10 @@
-"""The CIFAR-10 evaluation of the paper [DARTS §3.2, §A.2]: a found cell, 20 times, trained from scratch for 600 epochs.
+"""The CIFAR-10 evaluation of the paper [DARTS §3.2, §A.2]: a network of 20 found cells, trained for 600 epochs.
 
 Command: python -m experiments.train --config=configs/cifar_eval.py --genotype=DARTS_V2 --config.data.dir=DIR
 DIR holds CIFAR as configs/cifar.py says. CIFAR-100: --config.data.name=cifar100.
 
 Here a tenth of the training images is held out and measured after every epoch, and the test images are read once, at
-the end. The paper trains on all: --config.data.validation_fraction=0.
+the end. The paper trains on all training images: --config.data.validation_fraction=0.
 Cost: 600 epochs of 468 steps; an accelerator is needed. The paper gives a day and a half on a GTX 1080Ti.
 Should give: a test error of 2.76 ± 0.09 % for DARTS_V2 and 3.00 ± 0.14 % for DARTS_V1 on all training images, according
 to the paper. This training has not been repeated here in full.
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-  """Every field of a training."""
+  """The training with all of its fields."""
   config = ConfigDict()
   config.task = 'images'
   config.seed = 0

@@ -1,16 +1,16 @@
-"""The CIFAR-10 search of GDAS [GDAS §4]: every step draws one operation an edge, and trains that architecture.
+"""The CIFAR-10 search of GDAS [GDAS §4]: every step draws one operation for each edge, and trains that architecture.
 
 Command: python -m experiments.search --config=configs/cifar_gdas.py --config.data.dir=DIR
-Data as in configs/cifar.py. Operations that were not drawn have no part in gradients, as in the paper;
---config.strategy.inactive_gradient=released gives them the part that they have in the authors' code.
+Data as in configs/cifar.py. Operations that were not drawn do not contribute to gradients, as in the paper; with
+--config.strategy.inactive_gradient=released they contribute as in the authors' code.
 
 Settings are those of the authors' code for the cells of DARTS (AutoDL-Projects, GDAS-NASNet-CIFAR.config and
-GDAS-search-NASNet-space.sh): weights move before α and with Nesterov's momentum, τ falls from 10 to 0.1 by epochs; the
-network is that of the search of DARTS, 8 cells of 16 channels.
+GDAS-search-NASNet-space.sh): weights are updated before α and with Nesterov's momentum, and τ falls from 10 to 0.1 by
+epochs. The network is that of the search of DARTS, 8 cells of 16 channels.
 
 Cost: 250 epochs of 97 steps, each of which costs as much as a step of DARTS in first order: all operations are
 computed, and weighted with 0 or 1. An accelerator is advised. The paper gives four GPU hours for a search that computes
-what was drawn alone.
+only the drawn operations.
 Should give: cells that, trained from scratch, have a test error of 2.93 % with 3.4 million weights, according to the
 paper. This search has not been repeated here in full.
 """

@@ -1,7 +1,8 @@
-"""The CIFAR-10 search of SGAS [SGAS §4.1]: one edge of every cell is decided at a time, the supernet shrinks.
+"""The CIFAR-10 search of SGAS [SGAS §4.1]: one edge of every cell is decided at a time, and the supernet shrinks.
 
 Command: python -m experiments.search --config=configs/cifar_sgas.py --config.data.dir=DIR
-Data as in configs/cifar.py. Criterion 1; --config.strategy.criterion=2 counts the stability of edges, too.
+Data as in configs/cifar.py. It uses criterion 1; with --config.strategy.criterion=2 scores include the stability of
+edges.
 
 Cost: 50 epochs, at first of 390 steps of batch 64, after the eighth decision of 195 steps of batch 128; nine supernets
 are compiled, each smaller than the one before. An accelerator is advised; the paper gives 0.25 GPU-days, GTX 1080Ti.

@@ -1,9 +1,9 @@
 """GDAS on scikit-learn's 8×8 handwritten digits, small enough to watch on a laptop.
 
 Command: python -m experiments.search --config=configs/digits_gdas.py
-Three nodes and four operations besides none.
+Cells have three nodes, and edges four operations besides none.
 Cost: some two minutes on 2 CPU cores, 40 s of it compilation if nothing is cached; no download.
-Should give: a validation accuracy of 94.30 % in the supernet by the most likely operations, with seed 0.
+Should give: with seed 0, a validation accuracy of 94.30 % of the supernet with the most likely operations.
 """
 
 from ml_collections import ConfigDict

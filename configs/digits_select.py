@@ -2,7 +2,7 @@
 
 Command: python -m experiments.select --config=configs/digits_select.py
 Cost: about seven minutes on 2 CPU cores, most of it compilation; no download.
-Should give: test accuracies around 98 % by all methods; digits are too easy to tell them apart.
+Should give: test accuracies around 98 % for all methods; digits are too easy to distinguish them.
 """
 
 from ml_collections import ConfigDict
@@ -11,7 +11,7 @@ from configs import digits, digits_eval
 
 
 def get_config() -> ConfigDict:
-  """Three searches; candidates are trained for a third of the epochs, networks small enough to tell cells apart."""
+  """Three searches, brief trainings of a third of the epochs, and networks that are small enough to compare cells."""
   config = ConfigDict()
   config.searches = 3
   config.selection_epochs = 7
@@ -24,6 +24,6 @@ def get_config() -> ConfigDict:
   config.training.epochs = 20
   config.training.network.channels = 4
   config.training.network.layers = 3
-  # The hypergradient of first order compiles in half the time; this config is about the protocol.
+  # First order compiles in half the time, and this config is about the protocol.
   config.search.hypergradient = ConfigDict({'name': 'first_order'})
   return config

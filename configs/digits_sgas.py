@@ -1,9 +1,10 @@
-"""SGAS on scikit-learn's 8×8 handwritten digits: a decision an epoch, small enough to watch on a laptop.
+"""SGAS on scikit-learn's 8×8 handwritten digits: a decision in every epoch, small enough to watch on a laptop.
 
 Command: python -m experiments.search --config=configs/digits_sgas.py
-Three nodes and four operations besides none; each of six decisions makes a smaller supernet, which is compiled anew.
+Cells have three nodes, and edges four operations besides none; after each of six decisions a smaller supernet is
+compiled.
 Cost: some two and a half minutes on 2 CPU cores, nearly all of it compilation; a repeated run takes 40 s. No download.
-Should give: a validation accuracy of about 90 % in what is left of the supernet in the end.
+Should give: a validation accuracy of about 90 % of the supernet that is left in the end.
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +13,7 @@ from configs import digits
 
 
 def get_config() -> ConfigDict:
-  """The search on digits, greedy and in first order, in a smaller space."""
+  """The search on digits in first order, with greedy decisions, in a smaller space."""
   config = digits.get_config()
   config.epochs = 9
   config.space.nodes = 3

@@ -1,9 +1,9 @@
-"""Estimators of the architecture gradient, compared on the toy problem, a quadratic one and a real supernet.
+"""Estimators of the hypergradient, compared on the toy problem, a quadratic problem and a supernet.
 
 Command: python -m experiments.hypergradients --config=configs/hypergradients.py
 At a checkpoint of a search: --checkpoint=WORKDIR. On CIFAR-10: --config.search.data.name=cifar10
---config.search.data.dir=DIR --config.search.network.channels=16 and so on, or the checkpoint of such a search.
-Searching with every estimator, too: --search.
+--config.search.data.dir=DIR --config.search.network.channels=16 and so on, or --checkpoint with such a search.
+With a whole search by every estimator: --search.
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +12,7 @@ from configs import digits
 
 
 def get_config() -> ConfigDict:
-  """A small supernet on digits, with kinks of both kinds: ReLU and maximum pooling."""
+  """A small supernet on digits, with both sources of kinks: ReLU and max pooling."""
   config = ConfigDict()
   config.problems = ('quadratic', 'supernet')
   config.estimators = (

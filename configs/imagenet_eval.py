@@ -1,12 +1,12 @@
-"""The ImageNet evaluation of the paper [DARTS §3.3, §A.3], streamed from files: a found cell, 14 times, 250 epochs.
+"""The ImageNet evaluation of the paper [DARTS §3.3, §A.3], streamed: a network of 14 found cells, 250 epochs.
 
 Command: python -m experiments.train --config=configs/imagenet_eval.py --genotype=DARTS_V2 --config.data.dir=DIR
 DIR holds the folders train/CLASS/… and val/CLASS/… of JPEG or PNG files, of any number of classes and images; or, with
---config.data.name=tfds, what TensorFlow Datasets prepared as array_record (--config.data.dataset=imagenet2012).
-Needs pip install darts_jax[stream], or [tfds].
+--config.data.name=tfds, a dataset that TensorFlow Datasets prepared as array_record
+(--config.data.dataset=imagenet2012). Needs pip install darts_jax[stream], or [tfds].
 
-The folder val is the test set here, which is read once, at the end; what is measured after every epoch is one in a
-hundred of the training images, held out.
+The folder val is the test set here, which is read once, at the end. One in a hundred of the training images is held out
+and measured after every epoch.
 Large batches (the paper's follow-ups use 1024 and 0.5): --config.batch_size=1024 --config.weights.schedule=linear
 --config.weights.reference_batch_size=256 --config.weights.learning_rate=0.125 --config.weights.warmup_epochs=5
 Cost: 250 epochs of 9,909 steps; several accelerators are needed. The paper gives 12 days on a GTX 1080Ti.
@@ -20,7 +20,7 @@ from configs import cifar_eval
 
 
 def get_config() -> ConfigDict:
-  """Every field that differs from the evaluation on CIFAR-10."""
+  """The evaluation on CIFAR-10 with the fields that differ."""
   config = cifar_eval.get_config()
   config.epochs = 250
   config.batch_size = 128

@@ -1,7 +1,7 @@
 """A search on MNIST, 28×28, with a small network.
 
 Command: python -m experiments.search --config=configs/mnist.py --config.data.dir=DIR
-DIR holds the four idx files, packed or not; --config.data.download=True fetches them into it.
+DIR holds the four idx files, compressed or not; --config.data.download=True fetches them into it.
 Cost: one epoch of 468 steps, 5 minutes on 2 CPU cores, after 50 seconds of compilation.
 Should give: 96.75 % validation accuracy in the supernet with seed 0.
 """
@@ -12,7 +12,7 @@ from configs import cifar
 
 
 def get_config() -> ConfigDict:
-  """The paper's search, first order, with a small network and without mirroring, which would change digits."""
+  """The paper's search in first order, with a small network and without flips, which would change digits."""
   config = cifar.get_config()
   config.epochs = 1
   config.data.name = 'mnist'

@@ -2,12 +2,12 @@
 
 Command: python -m experiments.search --config=configs/nasbench201_darts.py --config.data.dir=DIR
 CIFAR-10 in DIR as in configs/cifar.py. Second order: configs/nasbench201_darts_second.py.
-With --config.space.table=DIR the log says after every epoch how accurate the architecture is that the search would
-return; docs/nasbench201.md says what DIR holds.
+With --config.space.table=DIR the log has, after every epoch, the benchmark's accuracy of the architecture that the
+search would return; docs/nasbench201.md describes the files in DIR.
 
 Cost: 50 epochs of 390 steps; an accelerator is advised.
-Should give: skip connections on all edges, whose network has a test accuracy of 54.30 %, according to the benchmark;
-its authors expect that of DARTS. This search has not been repeated here in full.
+Should give: skip connections on all edges, as the benchmark's authors report for DARTS; the network of this cell has a
+test accuracy of 54.30 % according to the benchmark. This search has not been repeated here in full.
 """
 
 from ml_collections import ConfigDict
@@ -16,7 +16,7 @@ from configs import cifar
 
 
 def get_config() -> ConfigDict:
-  """The published search; its weights move before α in a step."""
+  """The published search, in which a step updates the weights before α."""
   config = cifar.get_config()
   config.space = ConfigDict({'name': 'nasbench201'})
   config.network.channels = 16

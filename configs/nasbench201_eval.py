@@ -1,12 +1,13 @@
-"""The training of NAS-Bench-201: a cell, fifteen times, trained from scratch for 200 epochs [NB201 §2.2].
+"""The training of NAS-Bench-201: a network of fifteen cells, trained from scratch for 200 epochs [NB201 §2.2].
 
 Command: python -m experiments.train --config=configs/nasbench201_eval.py --genotype='|op~0|+|op~0|op~1|+|…|'
   --config.data.dir=DIR
-CIFAR as in configs/cifar_eval.py; --config.data.name=cifar100. As in the benchmark all training images are trained on.
+Data as in configs/cifar_eval.py; CIFAR-100: --config.data.name=cifar100. As in the benchmark, no training image is held
+out.
 
 Cost: 200 epochs of 195 steps; an accelerator is needed.
-Should give: the test accuracies of the benchmark, which the table of docs/nasbench201.md holds; 93.61 ± 0.09 % for the
-cells that GDAS finds. This training has not been repeated here in full.
+Should give: the test accuracies of the benchmark, which are in the table described in docs/nasbench201.md;
+93.61 ± 0.09 % for the cells that GDAS finds. This training has not been repeated here in full.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +16,7 @@ from configs import cifar_eval
 
 
 def get_config() -> ConfigDict:
-  """The published recipe: SGD with Nesterov's momentum and a cosine, crops and mirror images, no cutout."""
+  """The published recipe: SGD with Nesterov's momentum and a cosine schedule, crops and flips, no cutout."""
   config = cifar_eval.get_config()
   config.epochs = 200
   config.batch_size = 256

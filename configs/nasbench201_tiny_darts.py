@@ -14,7 +14,7 @@ from configs import nasbench201_darts
 
 
 def get_config() -> ConfigDict:
-  """Three cells in place of fifteen, and larger learning rates."""
+  """The search of configs/nasbench201_darts.py with three cells instead of fifteen, and larger learning rates."""
   config = nasbench201_darts.get_config()
   config.epochs = 10
   config.batch_size = 32

@@ -12,7 +12,7 @@ from configs import nasbench201_darts_second, nasbench201_tiny_darts
 
 
 def get_config() -> ConfigDict:
-  """The small search with the hypergradient and the order of configs/nasbench201_darts_second.py."""
+  """The small search with the hypergradient and the order of updates of configs/nasbench201_darts_second.py."""
   config, published = nasbench201_tiny_darts.get_config(), nasbench201_darts_second.get_config()
   config.alphas.order = published.alphas.order
   config.hypergradient = published.hypergradient

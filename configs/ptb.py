@@ -16,7 +16,7 @@ from configs import cifar
 
 
 def get_config() -> ConfigDict:
-  """Every field of a recurrent search; estimators of the hypergradient are those of images."""
+  """The recurrent search with all of its fields; the estimator is that of configs/cifar.py."""
   config = ConfigDict()
   config.seed = 0
   config.epochs = 50
@@ -76,7 +76,7 @@ def get_config() -> ConfigDict:
   config.alphas.from_epoch = 0
 
   config.hypergradient = cifar.get_config().hypergradient
-  # As in the published code, the virtual step clips as the real one does, and clips the outer gradient, too.
+  # As in the published code, virtual steps clip the gradient as real steps do, and the outer gradient is clipped, too.
   config.hypergradient.clipping = 'constant'
   config.hypergradient.clip_outer = True
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-  """Every field of a training."""
+  """The training with all of its fields."""
   config = ConfigDict()
   config.task = 'text'
   config.seed = 0

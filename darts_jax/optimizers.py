@@ -1,4 +1,4 @@
-"""What searches and trainings build their optimisers of, in the published experiments' conventions."""
+"""Parts of the optimisers of searches and trainings, in the conventions of the published experiments."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self
@@ -17,11 +17,11 @@ PyTree = Any
 def clip_by_global_norm(max_norm: float, constant: bool = False) -> optax.GradientTransformation:
   """Scales updates by min(1, max_norm / (‖g‖ + 1e-6)), the rule of the published experiments.
 
-  Optax's own divides by ‖g‖ alone, which differs in the seventh digit.
+  `optax.clip_by_global_norm` divides by ‖g‖ alone, which differs in the seventh digit.
 
   Args:
-    max_norm: the largest norm that passes.
-    constant: whether the factor is a constant to derivatives.
+    max_norm: the norm above which updates are scaled.
+    constant: whether derivatives treat the factor as a constant.
   """
 
   def clip(updates: PyTree, params: PyTree | None) -> PyTree:
@@ -39,21 +39,27 @@ def decayed_sgd(
   weight_decay: float | Array,
   nesterov: bool = False,
 ) -> optax.GradientTransformation:
-  """SGD with L2 decay in the gradient, of all parameters alike, and momentum: m ← μm + g + λw, w ← w − ξm.
+  """SGD with momentum and L2 decay in the gradient, for all parameters: m ← μm + g + λw, w ← w − ξm.
 
-  With Nesterov's momentum the last step is w ← w − ξ(μm + g + λw), with the new m.
+  With Nesterov's momentum, w ← w − ξ(μm + g + λw) with the new m.
+
+  Args:
+    learning_rate: ξ as a function of the steps taken, `[]` int32.
+    momentum: μ; None for no momentum.
+    weight_decay: λ.
+    nesterov: whether the momentum is Nesterov's.
   """
   step = optax.sgd(learning_rate, momentum=momentum, nesterov=nesterov)
   return optax.chain(optax.add_decayed_weights(weight_decay), step)
 
 
 def scaled_to_batch(learning_rate: float, batch_size: int, reference: int) -> float:
-  """A learning rate for batches of `reference`, if not 0, times the batch size divided by that [Goyal et al. 2017]."""
+  """The learning rate times `batch_size / reference` [Goyal et al. 2017]; unchanged if `reference` is 0."""
   return learning_rate * batch_size / reference if reference else learning_rate
 
 
 def warmed_up(learning_rate: Callable[[Array], Array], steps: float) -> Callable[[Array], Array]:
-  """A learning rate, as a function of the steps taken, that first grows linearly over so many steps to what it is."""
+  """Multiplies a learning rate, a function of the steps taken, by a factor that grows linearly to 1 over `steps`."""
   if not steps:
     return learning_rate
   return lambda step: learning_rate(step) * jnp.minimum(1.0, (step + 1) / steps)
@@ -63,8 +69,8 @@ class Average(NamedTuple):
   """The mean of an optimiser's iterates, all of equal weight [Polyak & Juditsky 1992].
 
   Attributes:
-    num_iterates: `[]` int32, those so far.
-    mean: `[P]`; zeros before the first.
+    num_iterates: `[]` int32, number of iterates so far.
+    mean: `[P]`, their mean; zeros before the first.
   """
 
   num_iterates: Array
@@ -72,13 +78,18 @@ class Average(NamedTuple):
 
   @classmethod
   def empty(cls, weights: Array) -> Self:
-    """Of no iterates."""
+    """The average of no iterates, for a weight vector of this shape and dtype."""
     return cls(jnp.zeros((), jnp.int32), jnp.zeros_like(weights))
 
   def add(self, iterate: Array, counts: Array) -> Self:
-    """With one more iterate, if that counts: m ← m + (w − m) / n; `[]` bool, may be traced."""
+    """Adds an iterate w: m ← m + (w − m) / n.
+
+    Args:
+      iterate: `[P]`, w.
+      counts: `[]` bool, may be traced; where it is false, the average stays as it is.
+    """
     number = self.num_iterates + counts.astype(jnp.int32)
-    # If none has counted yet, the quotient is not used but must not be 0 / 0.
+    # Before the first counted iterate the quotient is not used, but must not be 0 / 0.
     mean = self.mean + (iterate - self.mean) / jnp.maximum(number, 1).astype(iterate.dtype)
     return self._replace(num_iterates=number, mean=jnp.where(counts, mean, self.mean))
 
@@ -88,7 +99,7 @@ def stagnates(losses: Sequence[float], loss: float, interval: int) -> bool:
 
   Args:
     losses: validation losses so far, without the latest.
-    loss: the latest.
-    interval: n; the loss is compared with the best of all but the last n, if there are any.
+    loss: the latest validation loss.
+    interval: n; the latest loss is compared with the best of `losses` without its last n entries.
   """
   return len(losses) > interval and loss > min(losses[: len(losses) - interval])

@@ -1,6 +1,6 @@
-"""Any search: by gradients or by proposals, as the strategy says that a config names.
+"""Searches of either kind, by gradients or by proposals; the strategy of the config decides.
 
-`darts_jax.search` has the searches whose strategy is one of `RELAXED`, `darts_jax.trials` those of `SAMPLED`.
+`darts_jax.search` runs the strategies of `RELAXED`, `darts_jax.trials` the strategies of `SAMPLED`.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from darts_jax.tasks import TASKS
 from darts_jax.trials import TrialSearch, TrialsResult
 from darts_jax.trials.evaluators import ScratchSettings
 
-#: Names of strategies in earlier versions, and how they are called now.
+#: New names of strategies by their names in earlier versions.
 _EARLIER: Mapping[Any, str] = MappingProxyType({'random': 'random_search'})
 
 
@@ -35,7 +35,7 @@ def proposes(config: Mapping[str, Any]) -> bool:
   """Whether the strategy of a config proposes architectures, so that its settings are `TrialSearch` and not `Search`.
 
   Raises:
-    ValueError: there is no such strategy, or a field of the config is one of searches of the other kind.
+    ValueError: there is no such strategy, or a field of the config belongs to searches of the other kind.
   """
   fields = items(config, 'config')
   given = {name: fields[name] for name in ('strategy',) if name in fields}
@@ -62,27 +62,27 @@ def _fields(*kinds: type[Any]) -> set[str]:
 
 
 def read(config: Mapping[str, Any]) -> Search | TrialSearch:
-  """The settings of a search; raises a ValueError as `darts_jax.settings.build`."""
+  """Reads the settings of a search; raises a ValueError as `darts_jax.settings.build` does."""
   return trials.settings.read(config) if proposes(config) else search.settings.read(config)
 
 
 def run(
   config: Mapping[str, Any], workdir: str | pathlib.Path, note: Callable[[str], None] = lambda message: None
 ) -> list[search.Result] | TrialsResult:
-  """Searches, or goes on with the search that `workdir` holds.
+  """Searches, or resumes the search that `workdir` holds.
 
   Args:
     config: fields of `Search`, or of `TrialSearch` if its strategy is one of `SAMPLED`.
     workdir: see `darts_jax.search.run_side_by_side` and `darts_jax.trials.search.run`.
-    note: is told what came of every trial.
+    note: called with a line about the outcome of every trial.
 
   Returns:
-    As these functions do.
+    The result of `darts_jax.search.run_side_by_side` or of `darts_jax.trials.search.run`.
 
   Raises:
     ValueError: a setting, the data or the directory is unfit.
     Diverged: a loss or gradient of a search by gradients was not finite.
-    Failed: not one trial has succeeded.
+    Failed: no trial has succeeded.
   """
   if not processes.together(lambda: proposes(config)):
     return search.run_side_by_side(config, workdir)

@@ -1,4 +1,4 @@
-"""Settings checked before anything runs: frozen dataclasses built from a config, with errors that name the field."""
+"""Checked settings: frozen dataclasses that are built from a config, with errors that name the field."""
 
 import dataclasses
 import difflib
@@ -17,23 +17,23 @@ from darts_jax.runtime.files import as_unicode, one_line
 
 T = TypeVar('T')
 
-#: Key of the fields that a group had before its name was changed; no field of a config can have this name.
+#: Key under which a group keeps the fields it had before its `name` was changed; no field can have this name.
 REPLACED = '(replaced)'
 
-# Values of a tuple, and characters of a value in a message.
+# Most values of a tuple, and most characters of a value in a message.
 _MAX_ITEMS, _MAX_SHOWN = 100, 100
 _FLOAT32 = np.finfo(np.float32)
-# A field that a config does not have.
+# Stands for the value of a field that a config does not have.
 _MISSING = object()
 
 
 def setting(default: Any, **limits: Any) -> Any:
-  """A field of a settings dataclass with what its value may be.
+  """A field of a settings dataclass, with limits of its value.
 
   Args:
-    default: its value where a config does not set it.
-    **limits: `above` or `at_least` a number, `below` or `at_most` a number, `choices`: a collection. Of a tuple, they
-      are those of its values.
+    default: value of the field where a config does not set it.
+    **limits: numbers `above`, `at_least`, `below` and `at_most`, and a collection `choices`. The limits of a field that
+      is a tuple apply to each of its values.
   """
   if dataclasses.is_dataclass(default):
     return dataclasses.field(default_factory=lambda: default, metadata=limits)
@@ -48,31 +48,32 @@ def variant(
   kept: bool = True,
   beside: bool = False,
 ) -> Any:
-  """A field of a settings dataclass that is one of several dataclasses: a group whose `name` says which.
+  """A field of a settings dataclass whose value is one of several dataclasses; the group's `name` selects it.
 
-  A config gives the group as fields of that dataclass and its name, or as the name alone. Kinds may be added later on.
+  In a config, the group is a `name` with fields of that dataclass, or the name alone. More kinds may be registered in
+  `kinds` later.
 
   Args:
     kinds: dataclasses by name.
-    default: what the field is where a config does not set it. Another kind has the values of those of its fields that
-      both inherit.
-    others: by name what another kind is before that, where it is not what its class says.
-    kept: whether a group that goes by another name from then on (see `as_kind`) keeps the fields that both kinds have.
-    beside: whether the groups among its fields stand beside it in a config, and not in it. A class has one such field
-      at most.
+    default: value of the field where a config does not set it. If a config selects another kind, that kind takes from
+      `default` the values of the fields that both classes inherit from a common base class.
+    others: settings by name, to use instead of `kinds[name]()` as the defaults of a kind that is not the default.
+    kept: whether a group whose name is changed (see `as_kind`) keeps the fields that both kinds have.
+    beside: whether the groups among the fields of the kind stand beside the group in a config instead of inside it. A
+      class has at most one such field.
   """
   metadata = {'kinds': kinds, 'others': others, 'kept': kept, 'beside': beside}
   return dataclasses.field(default_factory=lambda: default, metadata=metadata)
 
 
 def name_in(kinds: Mapping[str, Any], group: Any, usual: str) -> str:
-  """The name of a kind that a group has in a config, or the usual one; `build` says so if there is none of its name."""
+  """The `name` of a group in a config if it is one of `kinds`, else `usual`; `build` refuses unknown names later."""
   name = group if isinstance(group, str) else group.get('name') if hasattr(group, 'items') else None
   return name if isinstance(name, str) and name in kinds else usual
 
 
 def as_kind(group: Mapping[str, Any], name: str) -> dict[str, Any]:
-  """The config of a variant by another name; `build` takes those of its fields that the kind of that name has, too."""
+  """Changes the name of a variant's config; `build` keeps the fields that the kind of the new name also has."""
   if name == group.get('name'):
     return dict(group.items())
   fields = group.get(REPLACED, group)
@@ -80,13 +81,17 @@ def as_kind(group: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def name_alone(group: Any) -> Any:
-  """The name of a group that has no other fields; anything else as it is."""
+  """The name of a group that has no other fields; any other value as it is."""
   fields = {*group} - {REPLACED} if hasattr(group, 'items') else set()
   return group['name'] if fields == {'name'} else group
 
 
 def as_config(settings: Any) -> dict[str, Any]:
-  """The nested config of which `build` makes the same settings; a variant has its name."""
+  """The nested config from which `build` makes these settings again; variants have their `name` in it.
+
+  Raises:
+    ValueError: the class of a variant is not registered.
+  """
   found: dict[str, Any] = {}
   for field in dataclasses.fields(settings):
     value = getattr(settings, field.name)
@@ -109,11 +114,11 @@ def build(kind: type[T], config: Mapping[str, Any], path: str = 'config', base: 
 
   Args:
     kind: a dataclass whose fields are made by `setting` and `variant`; nested dataclasses are nested configs. If it has
-      a class method `prepared`, that gives, of config, path and base, the config and the base that are used.
-    config: values by field name; fields that are left out have their default. A field that the class attribute
-      `renamed` has by its earlier name is refused with the name that it has now.
-    path: where the config hangs, for messages.
-    base: what fields that are left out have instead of the default of the class.
+      a class method `prepared(config, path, base)`, the config and the base that it returns are used instead.
+    config: values by field name; fields that are left out have their default. The class attribute `renamed` maps
+      earlier names of fields to their new names; an earlier name is refused with a message that has the new one.
+    path: path of the config, for messages.
+    base: settings whose values are the defaults of fields that are left out; by default the class's own defaults.
 
   Raises:
     ValueError: a field is unknown, of another type than declared, or outside its limits; one line naming it.
@@ -127,7 +132,7 @@ def build(kind: type[T], config: Mapping[str, Any], path: str = 'config', base: 
 
 
 def build_from(kind: type[T], config: Mapping[str, Any], path: str, base: T | None) -> T:
-  """See `build`; the config is that of fields that are not renamed, and the base is as it is given."""
+  """Builds settings as `build` does, but without the check of renamed fields and without `prepared`."""
   hints = typing.get_type_hints(kind)
   fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
   values = {} if base is None else {name: getattr(base, name) for name in fields}
@@ -146,7 +151,7 @@ def build_from(kind: type[T], config: Mapping[str, Any], path: str, base: T | No
     if dataclasses.is_dataclass(kind_of_field) and isinstance(value, typing.cast(type[Any], kind_of_field)):
       values[name] = value
     elif 'kinds' in fields[name].metadata or dataclasses.is_dataclass(hints[name]):
-      # A group's defaults may be others here than where it is declared.
+      # A group may have other defaults in this class than in its own.
       default = getattr(base, name) if base is not None else typing.cast(Any, fields[name].default_factory)()
       if 'kinds' in fields[name].metadata:
         around = beside if fields[name] is opened else {}
@@ -158,7 +163,7 @@ def build_from(kind: type[T], config: Mapping[str, Any], path: str, base: T | No
   try:
     return kind(**values)
   except ValueError as error:
-    # Settings name their fields as if they were a whole config, or by their name alone.
+    # Messages of `__post_init__` begin with `config.FIELD`, or with the field's name alone.
     message = str(error)
     message = f'config.{message}' if message.partition(':')[0] in fields else message
     raise ValueError(rename(message, path)) from error
@@ -175,7 +180,7 @@ def _groups(kind: type[Any]) -> list[str]:
 
 
 def _owners(kinds: Mapping[str, type[Any]]) -> dict[str, list[str]]:
-  """By the name of a group, the kinds that have it."""
+  """Names of the kinds that have a group, by the name of the group."""
   found: dict[str, list[str]] = {}
   for name, kind in kinds.items():
     for group in _groups(kind):
@@ -236,7 +241,7 @@ def _build_variant(
 
 
 def _with_shared(settings: Any, other: Any) -> Any:
-  """The settings with the values that other settings have of a base class of both."""
+  """Copies the fields that both settings inherit from a common base class from `other` to `settings`."""
   shared = [
     parent for parent in type(other).__mro__ if isinstance(settings, parent) and dataclasses.is_dataclass(parent)
   ]
@@ -245,7 +250,7 @@ def _with_shared(settings: Any, other: Any) -> Any:
 
 
 def _check_renamed(renamed: Mapping[str, str], config: Mapping[str, Any], path: str) -> None:
-  """Raises a ValueError that says how a field of an earlier version is called now, if the config has one."""
+  """Raises a ValueError with the new name if the config has a field by its name in an earlier version."""
   for old, new in renamed.items():
     group: Any = config
     for name in old.split('.'):
@@ -258,29 +263,36 @@ def items(config: Any, path: str) -> dict[str, Any]:
   """The fields of a group of a config.
 
   Raises:
-    ValueError: it is no group, or a field has no value; one line that begins with `path`.
+    ValueError: `config` is no group, or a field has no value; one line that begins with `path`.
   """
   if not isinstance(config, Mapping) and not hasattr(config, 'items'):
     raise ValueError(f'{path}: {_shown(config)} is not a group of fields')
   try:
     return dict(config.items())
-  except Exception as error:  # Fields of a `ConfigDict` can be computed from others, and required ones be missing.
+  except Exception as error:  # A `ConfigDict` may compute fields from others, or lack required ones.
     raise ValueError(f'{path}: {one_line(error)}') from error
 
 
 def check_seeds(first: int, number: int, what: str, path: str) -> None:
-  """Raises a ValueError unless runs can have so many consecutive seeds; `what` they are, `path` names the first one."""
+  """Raises a ValueError unless `number` consecutive seeds from `first` are allowed.
+
+  Args:
+    first: the first seed.
+    number: number of runs.
+    what: plural noun for the runs, for the message.
+    path: path of the field with the first seed, for the message.
+  """
   if first + number > SEEDS:
     raise ValueError(f'{path}: {first} is not allowed; with the {number} {what} seeds have to be < {SEEDS}')
 
 
 def rename(message: str, path: str) -> str:
-  """A message about fields `config.…`, where that config hangs at another path."""
+  """Replaces `config.` by `path.` in a message about fields of a config."""
   return re.sub(r'\bconfig\.', f'{path}.', message)
 
 
 def differences(old: Any, new: Any, path: str = 'config') -> list[str]:
-  """The fields in which two configs, given as JSON values, differ: `field: old value → new value` each."""
+  """One line `field: old value → new value` for each field in which two configs, as JSON values, differ."""
   if isinstance(old, Mapping) and isinstance(new, Mapping):
     names = dict.fromkeys([*old, *new])
     return [line for name in names for line in differences(old.get(name), new.get(name), f'{path}.{one_line(name)}')]
@@ -321,7 +333,7 @@ def _checked(value: Any, kind: Any, limits: Mapping[str, Any], path: str) -> Any
     if not math.isfinite(rounded):
       raise ValueError(f'{path}: {value} is not allowed; float32 ends at {_FLOAT32.max:.1e}')
     for name in ('above', 'below'):
-      # What is computed would be on the other side of it.
+      # Rounding to float32 may move the value onto or across the limit.
       if name in limits and not _BOUNDS[name][0](rounded, limits[name]):
         sign = _BOUNDS[name][1]
         raise ValueError(f'{path}: {value} is not allowed; it has to be {sign} {limits[name]} in float32, too')
@@ -337,14 +349,14 @@ _BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
 
 
 def _as_float32(value: float) -> float:
-  """What a device computes with: numbers that are closer to 0 than normal ones are 0 there."""
+  """The value in float32 as devices use it: subnormal numbers are flushed to 0."""
   with np.errstate(over='ignore', under='ignore'):
     rounded = float(np.float32(value))
   return 0.0 if abs(rounded) < _FLOAT32.smallest_normal else rounded
 
 
 def _shown(value: Any) -> str:
-  """A value in a message, whatever it is."""
+  """A value of any type as text for a message, shortened if it is long."""
   try:
     text = one_line(repr(value))
   except Exception:  # Python does not print numbers of thousands of digits, and values of a config can be anything.

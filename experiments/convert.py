@@ -3,8 +3,7 @@
 python -m experiments.convert --weights=FILE --genotype=NAME|PATH --workdir=DIR
   --dataset=mnist|cifar10|cifar100|imagenet
 
-Of a network that was trained on images of one's own, either the config of a training here names the images, or flags
-say how they are made:
+For a network that was trained on other images, either a config of a training names the images, or flags describe them:
 
 python -m experiments.convert … --config=configs/cifar_eval.py [--config.data.FIELD=VALUE ...]
 python -m experiments.convert … --image_size=N|HxW --mean=R,G,B --std=R,G,B [--classes=N] [--image_channels=N]
@@ -13,7 +12,7 @@ python -m experiments.convert … --image_size=N|HxW --mean=R,G,B --std=R,G,B [-
 import pathlib
 import sys
 
-# Run as a file, its own folder would come first, with a select.py before that of the standard library.
+# For a script, sys.path begins with its folder, whose select.py would hide that of the standard library.
 if not __package__:
   sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
@@ -45,15 +44,15 @@ USAGE = (
 
 @dataclasses.dataclass(frozen=True)
 class _Images:
-  """What a network was trained on.
+  """The images that a network was trained on.
 
   Attributes:
-    source: what says so, for messages.
+    source: the flag that describes them, for messages.
     size: height and width.
-    mean: of raw pixel values, of every channel, or one for all.
-    std: likewise.
-    num_channels: None if the network alone says so.
-    num_classes: likewise.
+    mean: mean of raw pixel values, for every channel or one for all.
+    std: standard deviation of raw pixel values, for every channel or one for all.
+    num_channels: number of channels; None if it is taken from the network.
+    num_classes: number of classes; None if it is taken from the network.
   """
 
   source: str
@@ -72,7 +71,7 @@ _DATASETS = {
   },
   'imagenet': _Images('--dataset: imagenet', (224, 224), IMAGENET_MEAN, IMAGENET_STD, 3, 1000),
 }
-# Classes and channels, and pixels a side, for which what is written can be run.
+# Most classes or channels, and most pixels a side, of a network that can be run.
 _LARGEST, _LARGEST_SIZE = 10**6, 4096
 FLAGS = (
   Flag('weights', None, 'A state dict: .pt or .pth, which is read without executing it, .npz or .safetensors.'),
@@ -100,7 +99,7 @@ def run(
   std: str | None = None,
   config: ConfigDict | None = None,
 ) -> int:
-  """Converts, runs what it has written, and says what was found; returns the exit code."""
+  """Converts a checkpoint, runs the converted network once, and prints a summary; returns the exit code."""
   require(USAGE, weights=weights, genotype=genotype, workdir=workdir)
   found = convolutional(str(genotype))
   given: dict[str, Any] = {
@@ -139,7 +138,7 @@ def run(
 
 
 def _described(dataset: str | None, config: ConfigDict | None) -> _Images:
-  """The images that a dataset's name or the config of a training stand for; none of either leaves all to flags."""
+  """The images named by --dataset or by the config of a training; without either, an empty description for flags."""
   if dataset is not None and config is not None:
     raise ValueError('--dataset: not allowed beside --config, which names the images')
   if config is not None:
@@ -157,7 +156,7 @@ def _described(dataset: str | None, config: ConfigDict | None) -> _Images:
 
 
 def _model(net: Network, variables: Any, genotype: Genotype, images: _Images, weights: str) -> training.Model:
-  """The network and its images, if they go together."""
+  """Describes the network with its images; raises a ValueError if they do not fit."""
   channels = variables['params']['stem' if net.stem == 'cifar' else 'stem0_first'].shape[2]
   for what, said, read in (
     ('classes', images.num_classes, net.num_classes),
@@ -191,7 +190,7 @@ def _model(net: Network, variables: Any, genotype: Genotype, images: _Images, we
 
 
 def _try_out(model: training.Model, variables: Any, folder: pathlib.Path, weights: str) -> None:
-  """Writes a network, reads it back and runs it on a random image; a ValueError if it gives no logits."""
+  """Writes a network, reads it back and runs it on a random image; raises a ValueError unless logits are finite."""
   training.write(model, variables, folder)
   apply, loaded = training.load(folder)
   draws = np.random.Generator(np.random.PCG64(0)).normal(size=(1, *model.image_shape))

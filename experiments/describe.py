@@ -1,17 +1,17 @@
-"""Says what a network costs: parameters, multiply-adds, part by part; draws its cells.
+"""Counts parameters and multiply-adds of a network, part by part, and draws its cells.
 
 python -m experiments.describe --genotype=NAME|PATH [--channels=N --layers=N --classes=N --image_size=N
   --image_channels=N --imagenet --auxiliary] [--width=N --vocabulary=N] [--table=DIR] [--json]
   [--draw=FILE.svg|png|pdf|dot]
 
-Of a convolutional architecture it describes an image classifier, of a recurrent one a language model, whose sizes are
-`--width` and `--vocabulary`. Of a cell of NAS-Bench-201 it can say how accurate its network is, by the table in DIR.
+The network of a convolutional architecture is an image classifier; that of a recurrent one is a language model, whose
+sizes are `--width` and `--vocabulary`. For a cell of NAS-Bench-201, `--table=DIR` adds its accuracies and ranks.
 """
 
 import pathlib
 import sys
 
-# Run as a file, its own folder would come first, with a select.py before that of the standard library.
+# For a script, sys.path begins with its folder, whose select.py would hide that of the standard library.
 if not __package__:
   sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
@@ -46,7 +46,7 @@ USAGE = (
   ' [--draw=FILE.svg|png|pdf|dot]'
 )
 _FIELDS = tuple(CIFAR)
-#: The largest number that a flag may be.
+#: Largest values of flags.
 _LARGEST = {
   'channels': limits.CHANNELS,
   'layers': limits.LAYERS,
@@ -80,7 +80,7 @@ FLAGS = (
 
 
 def run(genotype: str | None, draw: str | None, **others: Any) -> int:
-  """Prints what the flags ask for; returns the exit code."""
+  """Prints the description, and draws the cells if asked to; returns the exit code."""
   require(USAGE, genotype=genotype)
   name = str(genotype)
   found = spaces.resolve(name)
@@ -112,7 +112,7 @@ def run(genotype: str | None, draw: str | None, **others: Any) -> int:
 
 
 def _accuracies(genotype: Genotype, folder: str, name: str) -> dict[str, dict[str, float]]:
-  """By dataset of the table, the accuracies of an architecture and its rank by the test accuracy after 200 epochs."""
+  """Accuracies of an architecture by dataset of the table, and its ranks by test accuracy after 200 epochs."""
   if genotype.space != NasBench201.name:
     raise ValueError(f'--table: not allowed; {name} is a {spaces.kind_of(genotype)} architecture')
   table, space = Table.read(folder, '--table'), NasBench201()

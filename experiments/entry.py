@@ -1,4 +1,4 @@
-"""What every experiment's command has in common: flags, one-line errors, exit codes."""
+"""Command lines of the experiments: flags, one-line errors, exit codes."""
 
 import contextlib
 import os
@@ -40,11 +40,11 @@ GENOTYPE_HELP = (
   ' the path of a genotype.json, or of a log or other text, of which the last such line is taken.'
 )
 
-# A flag that sets a field of the config, whose value may be the next argument.
+# A flag that sets a field of the config; its value may be the next argument.
 _FIELD = re.compile(r'--?config\.(?P<path>(?:[^\W\d]\w*\.)*[^\W\d]\w*)(?P<value>=.*)?', re.DOTALL)
-# Groups of fields that go by a name, which says which fields they have.
+# Groups of fields with a `name` that decides which fields they have.
 _NAMED = ('space', 'strategy', 'hypergradient', 'task', 'evaluator')
-# Seconds until a signal that was lost is sent again.
+# Seconds until a lost signal is sent again.
 _PAUSE = 0.05
 
 _CONFIG = Flag('config', None, 'Path of the config file, such as configs/digits.py.')
@@ -52,7 +52,7 @@ _IMPORT = Flag(
   'import', None, 'A module that adds operations, spaces, strategies or tasks of your own; several with commas.'
 )
 
-#: Of commands that several processes can run together; see `darts_jax.runtime.processes.initialize`.
+#: Flags of commands that several processes can run together; see `darts_jax.runtime.processes.initialize`.
 _DISTRIBUTED = (
   Flag('distributed', False, 'Whether this is one of several processes, on one host or on many.'),
   Flag('coordinator', '', 'host:port of the first process; found out from the cluster by default.'),
@@ -68,13 +68,13 @@ DISTRIBUTED_USAGE = '[--distributed [--coordinator=HOST:PORT --num_processes=N -
 def launch(run: Callable[..., int], usage: str, extra: Sequence[Flag] = (), *, distributed: bool = False) -> None:
   """Parses the command line, calls `run(config, workdir, **extra flags)` and exits with what it returns.
 
-  A ValueError, which is what users can cause, is printed as one line and exits with 2; any other exception is an
-  error of the program and keeps its traceback. `--help` prints the usage. Every command has the flag `--import`.
+  A ValueError, the class of errors that users can cause, is printed as one line and exits with 2; any other exception
+  is an error of the program and keeps its traceback. `--help` prints the usage. Every command has the flag `--import`.
 
   Args:
     run: the command.
-    usage: of it.
-    extra: flags of its own.
+    usage: its usage line.
+    extra: its own flags.
     distributed: whether several processes can run it together.
   """
 
@@ -91,19 +91,19 @@ def launch(run: Callable[..., int], usage: str, extra: Sequence[Flag] = (), *, d
 
 @contextlib.contextmanager
 def _stopped_by_sigterm() -> Iterator[None]:
-  """Within, SIGTERM ends the program as Ctrl-C does, so that it tidies up what it has just begun."""
+  """A context in which SIGTERM raises KeyboardInterrupt, as Ctrl-C does, so that the program cleans up."""
 
   def stop(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
   def again(lost: 'sys.UnraisableHookArgs') -> None:
-    # It was raised where Python passes it over: inside of what JAX lets run at every collection of garbage.
+    # The exception was raised inside JAX's garbage collection callback, where Python ignores it.
     if lost.exc_type is KeyboardInterrupt:
       threading.Timer(_PAUSE, os.kill, (os.getpid(), signal.SIGTERM)).start()
     else:
       hook(lost)
 
-  # Other threads may not, and what ignores it goes on doing so.
+  # Only the main thread may set handlers, and a process that was told to ignore SIGTERM goes on ignoring it.
   if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
     yield
     return
@@ -117,7 +117,7 @@ def _stopped_by_sigterm() -> Iterator[None]:
 
 
 def _join(distributed: bool, coordinator: str, num_processes: int, process_id: int, timeout: int) -> None:
-  """Joins the other processes if there are any, and says so."""
+  """Joins the other processes, with --distributed, and prints the topology."""
   if not distributed:
     for flag, value in zip(_DISTRIBUTED[1:4], (coordinator, num_processes, process_id), strict=True):
       if value != flag.default:
@@ -135,7 +135,14 @@ def _join(distributed: bool, coordinator: str, num_processes: int, process_id: i
 
 
 def launch_flags(run: Callable[..., int], usage: str, extra: Sequence[Flag], *, has_config: bool = False) -> None:
-  """`launch` for a command without a config: calls `run(**flags)`; or with one that may be left out, as `config`."""
+  """Does what `launch` does for a command without a config, or with an optional one: calls `run(**flags)`.
+
+  Args:
+    run: the command; with `has_config`, it is also given `config`, which is None without the flag.
+    usage: its usage line.
+    extra: its own flags.
+    has_config: whether it has the flag `--config`.
+  """
 
   def parsed() -> int:
     known = flags.FlagValues()
@@ -165,15 +172,15 @@ def require(usage: str, **values: str | None) -> None:
 
 
 def whole_number(name: str, value: str, most: int) -> int:
-  """The number that a flag is, from 1 to `most`; a ValueError if it is none."""
-  # More digits than any limit has are not worth reading.
+  """Parses the value of a flag; raises a ValueError unless it is a whole number from 1 to `most`."""
+  # Python refuses to parse numbers of thousands of digits.
   if not value.isdecimal() or len(value) > 20 or not 1 <= int(value) <= most:
     raise ValueError(f'--{name}: {one_line(value)} is not allowed; it has to be a whole number ≥ 1 and ≤ {most}')
   return int(value)
 
 
 def convolutional(name_or_path: str) -> Genotype:
-  """The architecture that `--genotype` names; a ValueError unless it is there and convolutional."""
+  """The architecture that `--genotype` names; raises a ValueError unless it exists and is convolutional."""
   found = spaces.resolve(name_or_path)
   if found.space != spaces.Darts.name:
     kind = spaces.kind_of(found)
@@ -191,8 +198,8 @@ def _exit_with(parsed: Callable[[], int], usage: str) -> None:
 
 
 def _code(parsed: Callable[[], int | None]) -> int | None:
-  """The exit code of a program, which prints the errors that it raises."""
-  # What a config calls float32 is float32, whatever `JAX_ENABLE_X64` says.
+  """Runs a program, prints the error that it raises, if any, and returns the exit code."""
+  # The precision of a config holds even if `JAX_ENABLE_X64` is set.
   jax.config.update('jax_enable_x64', False)
   try:
     code = parsed()
@@ -201,7 +208,7 @@ def _code(parsed: Callable[[], int | None]) -> int | None:
       _complain(error)
     code = 2
   except ValueError as error:
-    # What the runtime says where a result is fetched may be one, too.
+    # Where a result is fetched, errors of the runtime may be ValueErrors, too.
     is_lost = _is_lost(error)
     _complain(_lost(error) if is_lost else error)
     code = 1 if is_lost else 2
@@ -211,7 +218,7 @@ def _code(parsed: Callable[[], int | None]) -> int | None:
     code = 2
     _leave_others(code)
   except OutputError as error:
-    # Whoever reads the output may have enough of it, as `head` has.
+    # The reader of the output, such as `head`, may close it early, which is no error.
     code = 0 if isinstance(error.__cause__, BrokenPipeError) else 2
     if code:
       _complain(f'standard output cannot be written ({error.strerror or error})')
@@ -228,7 +235,7 @@ def _code(parsed: Callable[[], int | None]) -> int | None:
       return code
     if not jax.distributed.is_initialized():
       raise
-    # By itself Python would wait at its end, for minutes, for processes that wait for this one.
+    # A regular exit would wait, for minutes, for other processes that wait for this one.
     if _is_lost(error):
       _complain(_lost(error))
     else:
@@ -244,7 +251,7 @@ _ABOUT_OTHERS = re.compile(r'\b(Gloo|NCCL|UNAVAILABLE|DEADLINE_EXCEEDED|Connecti
 
 
 def _is_lost(error: Exception) -> bool:
-  """Whether an error is the runtime's, about other processes; the class of such errors depends on where one is met."""
+  """Whether an error of the runtime is about other processes, by its text: such errors have several classes."""
   return jax.distributed.is_initialized() and bool(_ABOUT_OTHERS.search(str(error)))
 
 
@@ -253,17 +260,17 @@ def _lost(error: Exception) -> str:
 
 
 def _complain(error: Exception | str) -> None:
-  """Prints an error as one line, which names the process if it is one of several."""
+  """Prints an error as one line, with the number of this process if it is one of several."""
   line = ' '.join(str(error).split())
   if jax.distributed.is_initialized() and not isinstance(error, processes.AgreedError):
-    # Without devices there are no numbers of processes either.
+    # Before there are devices, JAX cannot tell the number of the process.
     with contextlib.suppress(AssertionError, RuntimeError):
       line = f'process {jax.process_index()}: {line}'
   say(f'error: {line}')
 
 
 def _leave_others(code: int) -> None:
-  """Ends this process if it is one of several: at its regular end it would wait for others, which wait for it."""
+  """Ends this process at once if it is one of several: a regular exit would wait for others, which wait for it."""
   if jax.distributed.is_initialized():
     processes.leave(code)
 
@@ -279,7 +286,11 @@ def _define(extra: Sequence[Flag], known: flags.FlagValues) -> None:
 
 
 def _parse(argv: list[str], usage: str, extra: Sequence[Flag] = ()) -> tuple[ConfigDict, pathlib.Path, dict[str, Any]]:
-  """The config with the fields of the command line, the working directory, other flags. Raises only ValueErrors."""
+  """Parses the command line; returns the config with overrides, the working directory and the values of `extra`.
+
+  Raises:
+    ValueError: a flag is unknown or has an unfit value, or the config file cannot be read.
+  """
   known = flags.FlagValues()
   known.set_gnu_getopt()  # Flags may stand in any order.
   workdir = flags.DEFINE_string(
@@ -305,13 +316,18 @@ def _parse(argv: list[str], usage: str, extra: Sequence[Flag] = ()) -> tuple[Con
 
 
 def _import(known: flags.FlagValues) -> None:
-  """Imports the modules of the flag; before the config is read, which may be about what they add."""
+  """Imports the modules of --import, before the config file is read, which may use what they register."""
   given = known['import'].value
   import_modules([] if given is None else given.split(','))
 
 
 def _overridden(path: str, overrides: list[str]) -> tuple[ConfigDict, list[str]]:
-  """The config of a file with the fields of the command line, and what else that has; passes on errors of flags."""
+  """The config of a file with the fields that the command line sets, and the arguments that are left.
+
+  Raises:
+    ValueError: the file cannot be read, or a flag sets a field that cannot be set.
+    absl.flags.Error: a flag cannot be parsed.
+  """
   fields = flags.FlagValues()
   loaded = _load(path)
   overrides = [*overrides[:1], *_prepared(loaded, overrides[1:])]
@@ -321,29 +337,29 @@ def _overridden(path: str, overrides: list[str]) -> tuple[ConfigDict, list[str]]
       loaded,
       flag_values=fields,
       sys_argv=overrides,
-      # Fields that the file has not set are judged where all fields are.
+      # Fields that the file has not set are allowed here; `build` checks all fields later.
       lock_config=False,
       accept_new_attributes=True,
     )
     rest = fields(overrides)
   except (AttributeError, LookupError, TypeError, ValueError) as error:
-    # A path through the config that leads nowhere, such as --config.epochs.more=1, or is none, such as --config.1=1.
+    # The path is not in the config, such as --config.epochs.more=1, or is no path, such as --config.1=1.
     raise ValueError(f'{" ".join(overrides[1:])}: no such field ({one_line(error)})') from error
   return config.value, rest
 
 
 def _prepared(config: ConfigDict, overrides: Sequence[str]) -> list[str]:
-  """Makes the groups that flags set fields of and a file leaves out, and gives groups the names that flags give them.
+  """Prepares a config for overrides: adds groups that are missing in the file, and renames groups with a `name`.
 
-  `--config.strategy=sgas` and `--config.strategy.name=sgas` are the same. Fields of the file that are not fields of the
-  other kind are left out then. A file may also give such a group by its name alone. Whether fields exist is judged once
-  all of them are known.
+  `--config.strategy=sgas` and `--config.strategy.name=sgas` have the same effect; fields of the file that the new kind
+  does not have are then dropped. In a file, such a group may also be its name alone. Whether fields exist is checked
+  later, when all of them are known.
 
   Returns:
-    The other flags, in which a field that the file leaves out and its value are one argument.
+    The remaining flags. A field that is missing in the file and its value are one argument, `--config.FIELD=VALUE`.
 
   Raises:
-    ValueError: a flag sets a group as if it was a field.
+    ValueError: a flag sets a group without a `name` to a value.
   """
   left: list[str] = []
   arguments = list(reversed(overrides))
@@ -364,7 +380,7 @@ def _prepared(config: ConfigDict, overrides: Sequence[str]) -> list[str]:
       continue
     before, value = group.get(last), found['value']
     if value is None and (before is None or last in _NAMED):
-      # Without a value it is a switch.
+      # A flag without a value is a switch.
       value = f'={arguments.pop()}' if arguments and not arguments[-1].startswith('--') else '=True'
     if last in _NAMED and isinstance(before, ConfigDict | str | None):
       name = str(value).removeprefix('=')
@@ -378,7 +394,7 @@ def _prepared(config: ConfigDict, overrides: Sequence[str]) -> list[str]:
 
 
 def _set(group: ConfigDict, name: str, value: Any) -> None:
-  """Sets a field to a value of any type, whether there was one or not."""
+  """Sets a field to a value of any type, also if the field is new or had another type."""
   with group.unlocked():
     if name in group:
       del group[name]
@@ -386,7 +402,7 @@ def _set(group: ConfigDict, name: str, value: Any) -> None:
 
 
 def _load(path: str) -> ConfigDict:
-  """What `get_config()` of a file returns."""
+  """Runs a config file and returns the result of its `get_config()`."""
   path = str(user_path(path, '--config'))
   if not pathlib.Path(path).is_file():
     raise ValueError(f'--config: {path}: no such file')
@@ -395,9 +411,9 @@ def _load(path: str) -> ConfigDict:
     config = get_config() if get_config else None
     if isinstance(config, ConfigDict):
       _check_fields(config)
-      # As the library of the flags does.
+      # `config_flags` calls this, too; an error in it is then reported here.
       str(config)
-  except (Exception, SystemExit) as error:  # The file is a program.
+  except (Exception, SystemExit) as error:  # The file is a program and may raise anything.
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     where = f'{path}, line {lines[-1]}' if lines else path
     raise ValueError(f'--config: {where}: {_described(error)}') from error
@@ -407,22 +423,22 @@ def _load(path: str) -> ConfigDict:
 
 
 class _UnfitField(ValueError):
-  """A field of a config has no name, or no value; the message says which."""
+  """A field of a config has an unfit name, or no value."""
 
 
 def _check_fields(config: ConfigDict) -> None:
-  """Raises an `_UnfitField` unless every field has a name that is a text, and a value."""
+  """Raises an `_UnfitField` unless every field has a string as its name, and a value."""
   groups, seen = [('config', config)], set()
   while groups:
     place, group = groups.pop()
-    # A group can hold itself.
+    # A group can contain itself.
     if id(group) in seen:
       continue
     seen.add(id(group))
     try:
       names = group.keys()
       wrong = [name for name in names if not isinstance(name, str)]
-    except TypeError as error:  # They are sorted.
+    except TypeError as error:  # `keys` sorts the names, which may have types without an order.
       raise _UnfitField(f'{place}: its fields have names of several types; allowed are texts') from error
     if wrong:
       raise _UnfitField(f'{place}: {one_line(wrong[0])} is no name of a field; names are texts')
@@ -432,17 +448,17 @@ def _check_fields(config: ConfigDict) -> None:
       except config_dict.RequiredValueError as error:
         hint = 'give it one in the file, or let it be a placeholder() and set it on the command line'
         raise _UnfitField(f'{place}.{name}: is required and has no value; {hint}') from error
-      except (Exception, SystemExit) as error:  # It can be computed from others, by any function.
+      except (Exception, SystemExit) as error:  # A field may be computed from others by any function.
         raise _UnfitField(f'{place}.{name}: has no value ({_described(error)})') from error
       if isinstance(value, ConfigDict):
         groups.append((f'{place}.{name}', value))
 
 
 def _described(error: BaseException) -> str:
-  """What an exception of somebody else's program says."""
+  """The type and message of an exception of the user's program."""
   if isinstance(error, _UnfitField):
     return str(error)
   try:
     return f'{type(error).__name__}: {one_line(error)}'
-  except Exception:  # Nor does every exception say something.
+  except Exception:  # `str` of an exception may fail.
     return type(error).__name__

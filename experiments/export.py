@@ -1,4 +1,4 @@
-"""Exports the network of a training for other programs: StableHLO, ONNX or safetensors.
+"""Exports the network of a training for other programs, as StableHLO, ONNX or safetensors.
 
 python -m experiments.export --workdir=DIR --output=FILE [--format=stablehlo|onnx|safetensors]
 """
@@ -6,7 +6,7 @@ python -m experiments.export --workdir=DIR --output=FILE [--format=stablehlo|onn
 import pathlib
 import sys
 
-# Run as a file, its own folder would come first, with a select.py before that of the standard library.
+# For a script, sys.path begins with its folder, whose select.py would hide that of the standard library.
 if not __package__:
   sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
@@ -25,7 +25,7 @@ FLAGS = (
 
 
 def run(workdir: str | None, output: str | None, format: str | None) -> int:
-  """Exports and says how far the file is from the network; returns the exit code."""
+  """Exports a network and prints how far the file's logits are from the network's; returns the exit code."""
   require(USAGE, workdir=workdir, output=output)
   path = user_path(str(output), '--output')
   kind = (format or path.suffix.removeprefix('.')).lower()

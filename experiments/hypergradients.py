@@ -1,4 +1,4 @@
-"""Compares estimators of the architecture gradient.
+"""Compares estimators of the hypergradient.
 
 python -m experiments.hypergradients --config=configs/hypergradients.py [--checkpoint=WORKDIR] [--search]
     [--workdir=DIR] [--config.FIELD=VALUE ...]
@@ -7,7 +7,7 @@ python -m experiments.hypergradients --config=configs/hypergradients.py [--check
 import pathlib
 import sys
 
-# Run as a file, its own folder would come first, with a select.py before that of the standard library.
+# For a script, sys.path begins with its folder, whose select.py would hide that of the standard library.
 if not __package__:
   sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 

@@ -1,8 +1,8 @@
-"""Searches an architecture.
+"""Searches for an architecture.
 
 python -m experiments.search --config=configs/digits.py [--workdir=DIR] [--config.FIELD=VALUE ...]
 
-On several hosts, the same in every process (see docs/pods.md):
+On several hosts, run the same command in every process (see docs/pods.md):
 python -m experiments.search --config=configs/cifar.py --distributed
     [--coordinator=HOST:PORT --num_processes=N --process_id=I]
 """
@@ -10,7 +10,7 @@ python -m experiments.search --config=configs/cifar.py --distributed
 import pathlib
 import sys
 
-# Run as a file, its own folder would come first, with a select.py before that of the standard library.
+# For a script, sys.path begins with its folder, whose select.py would hide that of the standard library.
 if not __package__:
   sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
@@ -27,7 +27,7 @@ from experiments.entry import DISTRIBUTED_USAGE, launch
 
 
 def run(config: Mapping[str, Any], workdir: pathlib.Path) -> int:
-  """Runs or resumes a search and prints what it found; returns the exit code."""
+  """Runs or resumes a search and prints its result; returns the exit code."""
   try:
     results = searches.run(config, workdir, lambda message: say(f'== {message}'))
   except (search.Diverged, Failed) as error:
@@ -53,7 +53,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path) -> int:
 
 
 def _told(result: TrialsResult) -> int:
-  """Prints what a search by proposals found; returns the exit code."""
+  """Prints the result of a search by proposals; returns the exit code."""
   if not result.finished or result.genotype is None:
     return 130
   for line in (f'genotype: {spaces.to_json(result.genotype)}', *result.lines, f'report: {result.report}'):

@@ -1,4 +1,4 @@
-"""Searches with several seeds, selects a cell by validation, trains it from scratch, and compares it with random ones.
+"""Searches with several seeds, selects a cell by validation, trains it from scratch, compares it with random cells.
 
 python -m experiments.select --config=configs/digits_select.py [--workdir=DIR] [--config.FIELD=VALUE ...]
 """
@@ -6,7 +6,7 @@ python -m experiments.select --config=configs/digits_select.py [--workdir=DIR] [
 import pathlib
 import sys
 
-# Run as a file, its own folder would come first, with a select.py before that of the standard library.
+# For a script, sys.path begins with its folder, whose select.py would hide that of the standard library.
 if not __package__:
   sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 

@@ -7,7 +7,7 @@ python -m experiments.train --config=configs/digits_eval.py --genotype=NAME|PATH
 import pathlib
 import sys
 
-# Run as a file, its own folder would come first, with a select.py before that of the standard library.
+# For a script, sys.path begins with its folder, whose select.py would hide that of the standard library.
 if not __package__:
   sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
@@ -32,7 +32,7 @@ FLAGS = (
 
 
 def run(config: Mapping[str, Any], workdir: pathlib.Path, genotype: str | None, seeds: str) -> int:
-  """Runs or resumes trainings and prints what they came to; returns the exit code."""
+  """Runs or resumes trainings and prints their results; returns the exit code."""
 
   def resolve() -> Genotype:
     require(USAGE, genotype=genotype)

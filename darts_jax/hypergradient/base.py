@@ -1,10 +1,10 @@
-"""What an estimator of the hypergradient is: passes over a bilevel problem, and what is carried between them.
+"""Types of the hypergradient estimators: passes over a bilevel problem, and the values carried between them.
 
-An estimator is written as the *passes* it makes: the points at which it wants a gradient of a loss, or the derivative
-of that gradient along a direction, and what it does with each before it names the next. All that is large happens in
-the passes, and there are few kinds of them, so a program that makes them in a loop holds each kind once, however often
-it is needed: XLA would otherwise compile a gradient over again for every pass, and keep memory for all of them.
-`darts_jax.hypergradient.program` makes that program.
+An estimator is a sequence of *passes*. A pass computes a gradient of a loss, or the derivative of that gradient along a
+direction, at one point; a small function then takes the result and sets the point of the next pass. The expensive work
+is all in the passes, and there are few kinds of them, so a program that runs them in a loop contains each kind once.
+Without the loop, XLA would compile a gradient again for every pass and allocate memory for all of them.
+`darts_jax.hypergradient.program` builds that program.
 """
 
 import dataclasses
@@ -22,15 +22,15 @@ Array = jax.Array
 PyTree = Any
 #: A scalar loss `(weights, alphas) → []`.
 Loss = Callable[[PyTree, PyTree], Array]
-#: What a pass computes: a gradient, or its derivative along a direction in weight space, by forward mode over reverse
-#: mode or by reverse mode over reverse mode.
+#: Kind of derivative that a pass computes: a gradient, or the derivative of a gradient along a direction in weight
+#: space by forward mode over reverse mode (`product`) or by reverse mode over reverse mode (`reverse_product`).
 Derivative = OneOf['gradient', 'product', 'reverse_product']
 
 
 class Gradients(NamedTuple):
-  """What a pass found: a pytree like the weights and one like the α.
+  """Result of a pass: a pytree like the weights and a pytree like the α.
 
-  The gradients of a loss at one point; or Hd and Bd, the derivatives of the gradients in weights and α along d.
+  They are the gradients of a loss at one point; or Hd and Bd, the derivatives of those gradients along d.
   """
 
   weights: PyTree
@@ -39,15 +39,16 @@ class Gradients(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class InnerOptimizer:
-  """The inner optimiser Φ, where it stands.
+  """The inner optimiser Φ and its current state.
 
   Attributes:
-    update: a step `(weights, gradient, state) → (weights, state)`, differentiable in floating-point arguments at the
-      gradients it meets.
-    state: before the first step, such as momentum.
-    weight_decay: λ if the update adds λw to the gradient; estimators that take the inner problem to be solved need it.
-    limit: what is done to v, the outer loss's gradient in the weights, before it is taken back through the update, such
-      as clipping its norm; nothing if None.
+    update: one step `(weights, gradient, state) → (weights, state)`, differentiable in its floating-point arguments at
+      the gradients that occur.
+    state: the optimiser's state, such as momentum, before the first step.
+    weight_decay: λ if the update adds λw to the gradient. Implicit estimators, which assume that the inner problem is
+      solved, need it.
+    limit: applied to v, the outer loss's gradient in the weights, before v is multiplied with derivatives of the
+      update; clipping of its norm, for example. None leaves v as it is.
   """
 
   update: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]]
@@ -66,8 +67,8 @@ def from_optax(
 ) -> InnerOptimizer:
   """An Optax optimiser with its state.
 
-  What Optax divides by a norm or a root has no derivative where that is zero: `optax.adam` needs `eps_root > 0` if an
-  entry of the gradient can be exactly zero.
+  A quotient by a norm or a root has no derivative where that is zero: `optax.adam` needs `eps_root > 0` if an entry of
+  the gradient can be exactly zero.
   """
 
   def update(weights: PyTree, gradient: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
@@ -93,19 +94,19 @@ class Problem:
 
 
 class Memory(NamedTuple):
-  """What an estimator carries from one pass to the next; the structure is the same after every pass.
+  """Values that an estimator carries from one pass to the next; the structure is the same after every pass.
 
   Attributes:
     at: the weights at which the next pass differentiates.
-    direction: like the weights: along which the next pass differentiates a gradient; in the end, of a one-step
-      estimator, u.
-    estimate: like the α: what the hypergradient has come to so far.
-    outer: like the α: the direct part ∇α L_val of the estimate; the rest is its second-order term.
-    epsilon: `[]` the step ε of a finite difference along u.
-    disagreement: `[]` once its checks are made, by how much a finite difference differs from that of half the radius,
-      as a fraction of the former.
-    residual: `[]` of an estimator that solves (H + λ + δ)x = v by iteration: ‖v − (H + λ + δ)x‖ / ‖v‖.
-    scratch: what else an estimator keeps.
+    direction: like the weights; the direction along which the next pass differentiates a gradient. After the last pass
+      of a one-step estimator, u.
+    estimate: like the α; the hypergradient accumulated so far.
+    outer: like the α; the direct part ∇α L_val of the estimate. The difference of both is the second-order term.
+    epsilon: `[]`, the step ε of a finite difference along u.
+    disagreement: `[]`, set by the checks of a finite difference: its distance from the difference at half the radius,
+      relative to the former.
+    residual: `[]`, ‖v − (H + λI + δI)x‖ / ‖v‖ of an estimator that solves (H + λI + δI)x = v by iteration.
+    scratch: values that only this estimator needs.
   """
 
   at: PyTree
@@ -122,13 +123,13 @@ class Pass(NamedTuple):
   """One evaluation at `Memory.at`.
 
   Attributes:
-    loss: which loss is differentiated.
-    advance: what follows from it.
-    derivative: what is computed; a product is taken along `Memory.direction`.
-    weights: whether the gradient in the weights is needed, by `advance` or, reverse over reverse, by the derivative;
-      that in the α is always there.
-    precise: whether it is one of two to be subtracted, which are so close that rounding to less than float32 would
-      leave nothing.
+    loss: the loss that is differentiated: `train` for the inner loss, `valid` for the outer loss.
+    advance: computes the next memory from the gradients of this pass.
+    derivative: the kind of derivative; a product is taken along `Memory.direction`.
+    weights: whether the gradient in the weights is needed, by `advance` or, in reverse over reverse mode, by the
+      derivative. The gradient in the α is always computed.
+    precise: whether the gradient is subtracted from another one that is so close that it needs float32: in a lower
+      precision the difference would be rounding error.
   """
 
   loss: OneOf['train', 'valid']
@@ -138,14 +139,14 @@ class Pass(NamedTuple):
   precise: bool = False
 
   def follow(self, problem: Problem, memory: Memory, gradients: Gradients) -> Memory:
-    """`advance`, with the outer loss's gradient as the inner optimiser limits it."""
+    """Calls `advance`, after the inner optimiser's `limit` on the outer loss's gradient in the weights."""
     if self.loss == 'valid' and problem.inner.limit is not None:
       gradients = gradients._replace(weights=problem.inner.limit(gradients.weights))
     return self.advance(problem, memory, gradients)
 
 
 class Cost(NamedTuple):
-  """Forward and backward passes of a loss, those in tangents included."""
+  """Numbers of forward and backward passes of a loss, including passes over tangents."""
 
   forward: int
   backward: int
@@ -156,14 +157,14 @@ class Estimator:
   """A way to estimate the hypergradient.
 
   Attributes:
-    name: as in `darts_jax.hypergradient.ESTIMATORS`.
-    passes: in order.
-    checks: passes that may follow and leave the estimate as it is, to find out how good it is.
+    name: key in `darts_jax.hypergradient.ESTIMATORS`.
+    passes: the passes, in order.
+    checks: optional further passes that measure the quality of the estimate and leave it as it is.
     scratch: makes the initial `Memory.scratch`.
-    reports: the fields of the memory that say something about the estimate.
-    curvature: whether it makes no sense without H.
-    single_level: whether weights and α have one loss: a search step makes one pass, of the inner loss, and both move by
-      the gradients that it finds.
+    reports: names of the fields of the memory that describe the quality of the estimate.
+    curvature: whether the estimator needs an inner loss with curvature, H ≠ 0.
+    single_level: whether weights and α share one loss: a search step then makes one pass, of the inner loss, and its
+      gradients update both.
   """
 
   name: str
@@ -175,9 +176,9 @@ class Estimator:
   single_level: bool = False
 
   def start(self, problem: Problem) -> Memory:
-    """The memory before the first pass, which always differentiates at w."""
+    """The memory before the first pass; that pass differentiates at w."""
     zeros = jax.tree.map(jnp.zeros_like, problem.alphas)
-    # Step lengths of small gradients are beyond the range of half precision.
+    # The finite-difference step of a small gradient exceeds the range of half precision.
     scalar = jnp.zeros((), jnp.promote_types(jnp.result_type(*jax.tree.leaves(problem.alphas)), jnp.float32))
     direction = jax.tree.map(jnp.zeros_like, problem.weights)
     return Memory(problem.weights, direction, zeros, zeros, scalar, scalar, scalar, self.scratch(problem))
@@ -189,7 +190,7 @@ class Estimator:
 
   @property
   def cost(self) -> Cost:
-    """What the passes cost."""
+    """Forward and backward passes that `passes` take."""
     count = sum(1 if each.derivative == 'gradient' else 2 for each in self.passes)
     return Cost(count, count)
 
@@ -197,7 +198,7 @@ class Estimator:
 def global_norm(tree: PyTree) -> Array:
   """The Euclidean norm over all entries of a pytree, `[]`; its gradient at zero is zero.
 
-  As one vector, since a kernel a leaf would be hundreds.
+  The leaves are joined into one vector: separate norms would be hundreds of kernels.
   """
   vector = ravel_pytree(tree)[0]
   square = jnp.vdot(vector, vector)
@@ -205,12 +206,12 @@ def global_norm(tree: PyTree) -> Array:
 
 
 def over(value: Array | float, norm: Array) -> Array:
-  """`value / norm` for a norm that may be zero, and is left out then."""
+  """`value / norm`; `value` itself where the norm is zero."""
   return value / jnp.where(norm > 0, norm, 1)
 
 
 def check_positive(name: str, value: float, need: str) -> None:
-  """Raises a ValueError that names the argument and the need unless the value is positive and finite."""
+  """Raises a ValueError unless the value is positive and finite; the message has the argument's name and `need`."""
   if not 0 < value < math.inf:
     raise ValueError(f'{name}: {value} is not allowed; {need}')
 
@@ -221,7 +222,7 @@ def add(tree: PyTree, scale: Array | float, direction: PyTree) -> PyTree:
 
 
 def like(tree: PyTree, old: PyTree) -> PyTree:
-  """The tree with its floating-point leaves in the dtypes of another one of the same structure."""
+  """Casts floating-point leaves of `tree` to the dtypes of `old`, which has the same structure."""
 
   def cast(value: Array, before: Array) -> Array:
     return jnp.asarray(value, before.dtype) if jnp.issubdtype(before.dtype, jnp.floating) else value

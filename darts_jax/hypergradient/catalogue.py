@@ -10,7 +10,7 @@ from darts_jax.hypergradient.one_step import exact, exact_reverse, finite_differ
 from darts_jax.hypergradient.single_level import joint, none
 from darts_jax.hypergradient.unrolled import truncated, unrolled
 
-#: All of them.
+#: Constructors of all estimators.
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {
   function.__name__: function
   for function in (
@@ -27,19 +27,23 @@ ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     none,
   )
 }
-#: The names of those that estimate the hypergradient of a bilevel problem.
+#: Names of the estimators of the hypergradient of a bilevel problem.
 BILEVEL = tuple(name for name in ESTIMATORS if name not in ('joint', 'none'))
 
 
 def fields_of(name: str) -> tuple[str, ...]:
-  """The arguments that an estimator has."""
+  """Names of the arguments of an estimator's constructor."""
   return tuple(inspect.signature(ESTIMATORS[name]).parameters)
 
 
 def make(name: str, fields: Mapping[str, Any]) -> Estimator:
-  """The estimator of this name with those of the fields that it has.
+  """Makes an estimator by name.
+
+  Args:
+    name: key in `ESTIMATORS`.
+    fields: arguments of the constructor by name; other keys are ignored.
 
   Raises:
-    ValueError: one of them is not allowed.
+    ValueError: an argument is not allowed.
   """
   return ESTIMATORS[name](**{field: fields[field] for field in fields_of(name) if field in fields})

@@ -1,11 +1,11 @@
-"""Estimators that take w for the inner optimum and differentiate the equation it solves.
+"""Estimators by implicit differentiation: they take w to be the inner optimum and differentiate its equation.
 
 Where ∇w L_train(w, α) + λw = 0, λ being the inner optimiser's weight decay, the implicit function theorem gives
 
   ∇α L_val(w, α) − B A⁻¹ v,   v = ∇w L_val(w, α),   A = H + λI.
 
-The estimators differ in what stands for A⁻¹. None needs a step of the inner optimiser, so momentum, clipping and the
-learning rate do not matter; how far w is from the optimum does.
+The estimators differ in their approximation of A⁻¹. They make no step of the inner optimiser, so momentum, clipping and
+the learning rate do not matter. Their error grows with the distance of w from the optimum.
 """
 
 from typing import Any, NamedTuple
@@ -33,12 +33,12 @@ PyTree = Any
 def neumann(terms: int = 5, step_size: float = 0.01) -> Estimator:
   """A⁻¹ ≈ γ Σ_{j≤K} (I − γA)ʲ: a Neumann series (Lorraine et al. 2020, arXiv 1911.02590).
 
-  Converges if all eigenvalues of A lie in (0, 2/γ), like the largest |1 − γ·eigenvalue| to the power K. K = 0 is −γBv,
-  the identity in place of the Hessian. Costs one gradient and K + 1 products, about 3 + 7(K + 1) forward passes, with
-  the memory of a product. `Memory.residual` is ‖(I − γA)^{K+1} v‖ / ‖v‖.
+  Converges if all eigenvalues of A lie in (0, 2/γ); the error shrinks like the largest |1 − γ·eigenvalue| to the power
+  K. With K = 0 the second-order term is −γBv, as if A were I/γ. Costs one gradient and K + 1 products, about
+  3 + 7(K + 1) forward passes, and the memory of one product. `Memory.residual` is ‖(I − γA)^{K+1} v‖ / ‖v‖.
 
   Args:
-    terms: K.
+    terms: K, the number of terms beyond the first.
     step_size: γ.
 
   Raises:
@@ -72,11 +72,11 @@ def neumann(terms: int = 5, step_size: float = 0.01) -> Estimator:
 
 
 class _Krylov(NamedTuple):
-  """Where the iteration has got.
+  """State of the conjugate gradient iteration.
 
   Attributes:
-    right: v.
-    solution: x.
+    right: v, the right-hand side.
+    solution: x, the current solution.
     residual: r = v − (A + δI)x.
     square: `[]` ⟨r, r⟩.
   """
@@ -88,17 +88,17 @@ class _Krylov(NamedTuple):
 
 
 def conjugate_gradient(iterations: int = 5, damping: float = 10.0) -> Estimator:
-  """A⁻¹v ≈ the solution of (A + δI)x = v by conjugate gradients from x = 0.
+  """A⁻¹v ≈ the solution of (A + δI)x = v by conjugate gradients from x = 0 (Pedregosa 2016, arXiv 1602.02355).
 
-  Exact after as many iterations as there are weights if A + δI is positive definite. The Hessian of a network is not:
-  along a direction without positive curvature the iteration stops where it is; and products rounded to bfloat16 lose
-  the orthogonality it lives on. Costs one gradient and n + 1 products, about 3 + 7(n + 1) forward passes, with the
-  memory of a product (Pedregosa 2016, arXiv 1602.02355). `Memory.residual` is ‖v − (A + δI)x‖ /
-  ‖v‖, computed anew and not by recurrence.
+  If A + δI is positive definite, the solution is exact, but for rounding, after as many iterations as there are
+  weights. The Hessian of a network is not positive definite: at a direction without positive curvature the iteration
+  stops and keeps its solution. Products rounded to bfloat16 lose the orthogonality of the residuals. Costs one gradient
+  and n + 1 products, about 3 + 7(n + 1) forward passes, and the memory of one product. `Memory.residual` is ‖v − (A +
+  δI)x‖ / ‖v‖, computed from x and not by the recurrence.
 
   Args:
     iterations: n.
-    damping: δ.
+    damping: δ, added to the diagonal of A.
 
   Raises:
     ValueError: `iterations` is less than 1, or `damping` not positive and finite.
@@ -168,8 +168,8 @@ def conjugate_gradient(iterations: int = 5, damping: float = 10.0) -> Estimator:
 def amended(amending: float = 0.1) -> Estimator:
   """A⁻¹ ≈ ηA, so ∇α L_val(w, α) − ηBAv (Bi et al. 2019, arXiv 1910.11831).
 
-  Where A is positive definite, Av and A⁻¹v are less than a right angle apart, which no size of η changes. Costs one
-  gradient and two products, about 16 forward passes, with the memory of a product.
+  Where A is positive definite, the angle between Av and A⁻¹v is less than 90°, but it is not zero for any η. Costs one
+  gradient and two products, about 16 forward passes, and the memory of one product.
 
   Args:
     amending: η.

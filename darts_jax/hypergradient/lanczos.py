@@ -1,4 +1,4 @@
-"""The largest eigenvalue of a symmetric matrix that is known by its products with vectors alone.
+"""The largest eigenvalue of a symmetric matrix, from products of the matrix with vectors.
 
 Source: [Lanczos] C. Lanczos, J. Res. Natl. Bur. Stand. 45 (1950) 255–282.
 """
@@ -19,14 +19,14 @@ class Tridiagonal(NamedTuple):
 
   Attributes:
     diagonal: `[m]`.
-    beside: `[m]`, of which the entry `i` is that at `(i, i + 1)`; the last one belongs to no entry.
+    beside: `[m]`; entry `i` is the matrix element at `(i, i + 1)`. The last entry is unused.
   """
 
   diagonal: Array
   beside: Array
 
   def largest(self) -> float:
-    """The largest eigenvalue, on the host and in double precision."""
+    """The largest eigenvalue, computed on the host in double precision; NaN if an element is not finite."""
     diagonal, beside = (np.asarray(values, np.float64) for values in self)
     if not np.isfinite(diagonal).all() or not np.isfinite(beside).all():
       return float('nan')
@@ -36,15 +36,18 @@ class Tridiagonal(NamedTuple):
 def tridiagonal(product: Callable[[Array], Array], key: Array, size: int, products: int = 32) -> Tridiagonal:
   """Projects a symmetric matrix onto the Krylov space of a random vector [Lanczos].
 
-  The largest eigenvalue of the projection is never above that of the matrix, comes to it with the number of products
-  faster than any power, and is equal to it with as many products as the matrix has rows. Vectors are kept orthogonal to
-  all that came before, without which rounding would bring in eigenvalues that are not there.
+  The largest eigenvalue of the projection is never above the largest eigenvalue of the matrix. It converges to it
+  faster than any power of the number of products, and equals it once there are as many products as rows. Every vector
+  is orthogonalised against all earlier ones, since rounding would otherwise add spurious eigenvalues.
 
   Args:
-    product: of the matrix `[size, size]` and a vector `[size]`; it stands in the program once.
-    key: of the random vectors; consumed.
+    product: maps a vector `[size]` to its product with the matrix `[size, size]`; it is traced once.
+    key: typed random key of the random vectors; consumed.
     size: number of rows.
-    products: how many products are made, if the matrix has as many rows.
+    products: number of products; at most `size` are made.
+
+  Returns:
+    The projection, of `min(products, size)` rows.
   """
   count = min(products, size)
   with jax.default_matmul_precision('float32'):
@@ -55,7 +58,7 @@ def tridiagonal(product: Callable[[Array], Array], key: Array, size: int, produc
     basis = jnp.zeros((count, size), dtype).at[0].set(first)
 
     def orthogonal(vector: Array, basis: Array) -> Array:
-      # Once more for what rounding has left.
+      # The second round removes the components that rounding has left.
       for _ in range(2):
         vector = vector - (basis @ vector) @ basis
       return vector
@@ -66,7 +69,7 @@ def tridiagonal(product: Callable[[Array], Array], key: Array, size: int, produc
       image = product(vector)
       rest = orthogonal(image, basis)
       norm = jnp.linalg.norm(rest)
-      # The space is closed under products: the next vector is any other one.
+      # The Krylov space is invariant: continue with a random vector orthogonal to it.
       closed = norm <= 10 * jnp.finfo(dtype).eps * jnp.linalg.norm(image)
       other = orthogonal(jax.random.normal(jax.random.fold_in(key, number), (size,)).astype(dtype), basis)
       rest = jnp.where(closed, other, rest)

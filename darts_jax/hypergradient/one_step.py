@@ -1,11 +1,11 @@
-"""Estimators that let one step from w stand for the inner optimum [DARTS §2.3].
+"""Estimators that approximate the inner optimum by one optimiser step from w [DARTS §2.3].
 
 With g = ∇w L_train(w, α) and the inner optimiser's step w' = Φ(w, g), the chain rule gives
 
   ∇α L_val(w', α) + B u,   u = (∂Φ/∂g)ᵀ v,   v = ∇w' L_val(w', α),   B = ∂²L_train/∂α∂w at (w, α).
 
-For plain SGD with learning rate ξ this is the paper's ∇α L_val(w', α) − ξ ∇²αw L_train v. The estimators differ in
-how they get the *mixed product* B u, if at all.
+For plain SGD with learning rate ξ this is the paper's ∇α L_val(w', α) − ξ ∇²αw L_train v. `first_order` sets w' = w and
+leaves out the *mixed product* B u; the other estimators differ in how they compute it.
 """
 
 from typing import Any
@@ -33,7 +33,8 @@ PyTree = Any
 def first_order() -> Estimator:
   """∇α L_val(w, α): the paper's ξ = 0 [DARTS §2.3].
 
-  One gradient, in α only: one forward and one backward pass, 2–3 times a forward pass, with the memory of a gradient.
+  Costs one gradient, in α only: one forward and one backward pass, 2–3 times the time of a forward pass, and the memory
+  of one gradient.
   """
 
   def finish(problem: Problem, memory: Memory, gradients: Gradients) -> Memory:
@@ -49,10 +50,11 @@ def finite_difference(radius: float = 0.01, one_sided: bool = False) -> Estimato
     central:    [∇α L_train(w + εu, α) − ∇α L_train(w − εu, α)] / 2ε
     one-sided:  [∇α L_train(w + εu, α) − ∇α L_train(w, α)] / ε
 
-  ‖·‖ is the Euclidean norm over all weights, and ε‖u‖ = radius whatever the learning rate in u, so this is
-  the paper's ε = 0.01/‖v‖ for plain SGD. Costs four gradients, about ten forward passes, or three; with the memory of
-  one, as passes are made in a loop. The truncation error is O(ε²), or O(ε), where the losses are smooth; across the
-  kinks of ReLU and max pooling it is not small at the paper's radius. `Estimator.checks` compare with half the radius.
+  ‖·‖ is the Euclidean norm over all weights. ε‖u‖ = radius for any learning rate in u, so for plain SGD this is the
+  paper's ε = 0.01/‖v‖. Costs four gradients (three if one-sided), about ten forward passes, and the memory of one
+  gradient, as the passes run in a loop. Where the losses are smooth, the truncation error is O(ε²), or O(ε) if
+  one-sided; across the kinks of ReLU and max pooling it is not small at the paper's radius. `Estimator.checks` compare
+  with half the radius.
 
   Args:
     radius: length of the step in weight space.
@@ -68,7 +70,7 @@ def finite_difference(radius: float = 0.01, one_sided: bool = False) -> Estimato
 
   def step_aside(problem: Problem, memory: Memory, gradients: Gradients) -> Memory:
     direction = _pull_back(problem, memory.direction, gradients.weights)
-    # u = 0 has a zero product; any finite ε finds it.
+    # For u = 0 the product is zero, and any finite ε gives that.
     epsilon = over(radius, global_norm(direction))
     return memory._replace(
       at=add(problem.weights, epsilon, direction),
@@ -85,7 +87,7 @@ def finite_difference(radius: float = 0.01, one_sided: bool = False) -> Estimato
     return advance
 
   def quotient(memory: Memory, gradients: Gradients, epsilon: jax.Array) -> PyTree:
-    """From the gradients in α at the end of the step, and those kept from its beginning or its other end."""
+    """The difference quotient of the gradients in α at the current point and those in `memory.scratch`."""
     if one_sided:
       product = jax.tree.map(lambda plus, base: (plus - base) / epsilon, gradients.alphas, memory.scratch)
     else:
@@ -122,20 +124,20 @@ def finite_difference(radius: float = 0.01, one_sided: bool = False) -> Estimato
 
 
 def exact() -> Estimator:
-  """The mixed product as `jax.jvp` of ∇α L_train(·, α) along u: forward over reverse, no step to choose.
+  """The mixed product as `jax.jvp` of ∇α L_train(·, α) along u: forward over reverse mode, without a radius to choose.
 
-  Costs two gradients and one Jacobian-vector product of a gradient, about twelve forward passes, with about
-  twice the memory of a gradient (Pearlmutter 1994). Differentiation leaves out the curvature that sits in kinks, where
-  a finite difference smooths it in.
+  Costs two gradients and one Jacobian-vector product of a gradient, about twelve forward passes, and about twice the
+  memory of a gradient (Pearlmutter 1994). The derivative at a point does not see the kinks of ReLU and max pooling;
+  a finite difference averages over the kinks that it crosses.
   """
   return _exact('exact', 'product')
 
 
 def exact_reverse() -> Estimator:
-  """The mixed product as ∇α⟨∇w L_train(w, α), u⟩: reverse over reverse, what most frameworks call double backward.
+  """The mixed product as ∇α⟨∇w L_train(w, α), u⟩: reverse over reverse mode, also called double backward.
 
-  The same numbers as `exact`, to compare what they cost: two gradients and the gradient of a gradient, which is as many
-  forward and backward passes, with all that the inner gradient computes kept in memory.
+  Gives the same numbers as `exact` and is there to compare costs: two gradients and the gradient of a gradient, which
+  are as many forward and backward passes, but all intermediate values of the inner gradient are kept in memory.
   """
   return _exact('exact_reverse', 'reverse_product')
 
@@ -149,7 +151,7 @@ def _exact(name: str, product: Derivative) -> Estimator:
     del problem
     return memory._replace(estimate=jax.tree.map(jnp.add, memory.outer, gradients.alphas))
 
-  # Reverse over reverse differentiates the gradient in the weights, which may not be left out of it.
+  # Reverse over reverse mode differentiates the gradient in the weights, so that gradient is needed.
   last = Pass('train', finish, derivative=product, weights=product == 'reverse_product')
   return Estimator(name, (Pass('train', _look_ahead), Pass('valid', turn_back), last))
 

@@ -1,11 +1,11 @@
-"""The program of an estimator: its passes one after the other, and each kind of computation in it once.
+"""The program of an estimator: a loop over its passes that contains each kind of derivative once.
 
-A pass computes a gradient of a loss at `Memory.at`, or the derivative of that gradient along a direction, and what
-follows from it names the next pass. `Program` is the body of the loop over passes. `hypergradient` runs it in a
-`lax.scan`, for any two losses; a search step (`darts_jax.search.step`) in a `lax.while_loop` whose passes are those of
-the estimator and that of the weight update. There both losses are one function of a batch, which `Passes` traces once.
-The laboratory (`darts_jax.laboratory.bench`) compiles what one pass computes, `gradient_pass` or `derivative` of a
-`gated` loss, and makes passes one by one.
+A pass computes a gradient of a loss at `Memory.at`, or the derivative of that gradient along a direction; its `follow`
+function then sets up the next pass. `Program` is the body of the loop over passes. `hypergradient` runs it in a
+`lax.scan`, for any two losses. A search step (`darts_jax.search.step`) runs it in a `lax.while_loop`, whose passes are
+those of the estimator and of the weight update; there both losses are one function of a batch, which `Passes` traces
+once. The laboratory (`darts_jax.laboratory.bench`) compiles single passes, `gradient_pass` or `derivative` of a `gated`
+loss, and runs them one by one.
 """
 
 import contextlib
@@ -39,11 +39,11 @@ T = TypeVar('T')
 
 
 class Found(NamedTuple):
-  """What a pass found.
+  """Result of a pass.
 
   Attributes:
     gradients: see `Gradients`.
-    seen: what else the loss returned; zeros where the pass is a product.
+    seen: auxiliary output of the loss; zeros where the pass is a product.
   """
 
   gradients: Gradients
@@ -51,12 +51,12 @@ class Found(NamedTuple):
 
 
 class Carry(NamedTuple):
-  """What one pass hands to the next; the structure is the same after every pass.
+  """Carry of the loop over passes; the structure is the same after every pass.
 
   Attributes:
-    number: `[]` int32, of the next pass.
-    memory: the estimator's.
-    rest: what else follows from passes, such as the state of a search.
+    number: `[]` int32, number of the next pass.
+    memory: the estimator's memory.
+    rest: anything else that passes change, such as the state of a search.
   """
 
   number: Array
@@ -65,12 +65,13 @@ class Carry(NamedTuple):
 
 
 class Line(NamedTuple):
-  """A pass of a program.
+  """One pass of a program.
 
   Attributes:
     each: the pass.
-    follow: what follows from it, which also says which pass is next; lines with the same function share a branch.
-    updating: whether the weights move by its gradient, as they do at one line of a search step.
+    follow: maps the carry and the result of the pass to the next carry, with the number of the next pass. Lines with
+      the same function share a branch.
+    updating: whether the weight update uses the gradient of this pass, as at one line of a search step.
   """
 
   each: Pass
@@ -82,15 +83,15 @@ class Program:
   """Passes as the iterations of a loop.
 
   Attributes:
-    lines: at least one.
+    lines: the passes, at least one.
   """
 
   def __init__(self, lines: Sequence[Line], choose: Callable[..., Any] = lax.switch) -> None:
-    """Finds out which lines share a branch.
+    """Groups lines with the same `follow` into branches.
 
     Args:
-      lines: at least one.
-      choose: `(index, branches, *arguments)`: the result of one of the branches, which compute little.
+      lines: the passes, at least one.
+      choose: `(index, branches, *arguments) → result` of the branch at that index; the branches compute little.
     """
     distinct = list(dict.fromkeys(line.follow for line in lines))
     self.lines = lines
@@ -99,7 +100,7 @@ class Program:
     self._choose = choose
 
   def make_pass(self, find: Callable[[Carry], Found], carry: Carry) -> Carry:
-    """The body of the loop: one pass, which `find` makes, and what follows from it."""
+    """The body of the loop: runs one pass by `find`, then the `follow` function of its line."""
     found = find(carry)
     if len(self._branches) == 1:
       return self._branches[0](carry, found)
@@ -107,13 +108,16 @@ class Program:
     return after
 
   def run(self, find: Callable[[Carry], Found], carry: Carry, counted: bool) -> Carry:
-    """Makes passes until the number of the next is that of the lines.
+    """Runs passes until the number of the next pass is the number of lines.
 
     Args:
-      find: makes the pass of a carry.
-      carry: before the first pass.
-      counted: whether every line is run once, in order. The compiler knows then how many passes there are, and the host
-        does not wait for each to ask for another.
+      find: runs the next pass of a carry.
+      carry: the carry before the first pass.
+      counted: whether every line runs exactly once, in order. The trip count is then known to the compiler, and the
+        host need not read a condition after every pass.
+
+    Returns:
+      The carry after the last pass.
     """
     body = functools.partial(self.make_pass, find)
     if len(self.lines) == 1:
@@ -129,7 +133,7 @@ class Program:
 
 
 def _same_structure(follow: Callable[[Carry, Found], Carry]) -> Callable[[Carry, Found], Carry]:
-  """The same function, which says what is wrong if the carry does not keep its structure."""
+  """Wraps `follow` with a check, at trace time, that the carry keeps its structure, shapes and dtypes."""
 
   def checked(carry: Carry, found: Found) -> Carry:
     after = follow(carry, found)
@@ -144,19 +148,19 @@ def _same_structure(follow: Callable[[Carry, Found], Carry]) -> Callable[[Carry,
 def derivative(
   what: Derivative, loss: Loss, weights: PyTree, alphas: PyTree, direction: PyTree, weights_wanted: bool = True
 ) -> Gradients:
-  """What a pass computes.
+  """Computes the derivative of a pass.
 
   Args:
     what: see `Derivative`.
-    loss: what is differentiated.
-    weights: where.
-    alphas: likewise.
-    direction: like the weights, d; not used for a gradient.
-    weights_wanted: otherwise zeros stand for the part in the weights.
+    loss: the loss that is differentiated.
+    weights: the weights at which it is differentiated.
+    alphas: the α at which it is differentiated.
+    direction: d, like the weights; not used for a gradient.
+    weights_wanted: whether the part in the weights is computed; zeros stand for it otherwise.
 
   Returns:
-    The gradients; or Hd and Bd. Forward over reverse is a Jacobian-vector product of the gradients; reverse over
-    reverse the gradient of ⟨∇w L, d⟩, which is the same since second derivatives are symmetric.
+    The gradients; or Hd and Bd. Forward over reverse mode takes a Jacobian-vector product of the gradients. Reverse
+    over reverse mode takes the gradient of ⟨∇w L, d⟩, which is equal since second derivatives are symmetric.
   """
 
   def gradient(weights: PyTree) -> Gradients:
@@ -176,32 +180,32 @@ def derivative(
 
 
 class BatchLoss(Protocol):
-  """Both losses of a bilevel problem, each at its own batches."""
+  """One loss function for both losses of a bilevel problem, which differ in their batches."""
 
   def __call__(self, weights: PyTree, alphas: PyTree, batch: Any, updating: Array) -> tuple[Array, PyTree]:
-    """The loss of a batch, `[]`, and what else was seen.
+    """The loss of a batch, `[]`, and its auxiliary output.
 
     Args:
-      weights: where.
-      alphas: likewise.
-      batch: of either half of the data.
-      updating: `[]` bool, whether the weights move by the gradient.
+      weights: parameters of the network.
+      alphas: architecture parameters.
+      batch: a batch of either half of the data.
+      updating: `[]` bool, whether the weight update uses the gradient of this loss.
     """
     ...
 
 
-#: A loss of `(weights, alphas, batch, updating, wanted)`: the last, `[]` bool, says whether its gradient in the weights
-#: is wanted.
+#: A loss of `(weights, alphas, batch, updating, wanted)`; `wanted`, `[]` bool, says whether the gradient in the weights
+#: is needed.
 GatedLoss = Callable[[PyTree, PyTree, Any, Array, Array], tuple[Array, PyTree]]
 
 
 def gated(loss: BatchLoss, gate: Callable[[Array], contextlib.AbstractContextManager[None]] | None) -> GatedLoss:
-  """A loss whose gradient in the weights costs less where it is not wanted.
+  """A loss whose gradient in the weights is skipped at run time where it is not needed.
 
   Args:
-    loss: of a batch.
-    gate: `wanted → context` in which the loss is traced so that its gradient in the weights is left out, and zero,
-      where `wanted` is false; None if it is always computed.
+    loss: the loss of a batch.
+    gate: `wanted → context manager`; a loss traced inside it has a zero gradient in the weights, without computing it,
+      where `wanted` is false. None computes the gradient always.
   """
 
   def call(weights: PyTree, alphas: PyTree, batch: Any, updating: Array, wanted: Array) -> tuple[Array, PyTree]:
@@ -214,21 +218,21 @@ def gated(loss: BatchLoss, gate: Callable[[Array], contextlib.AbstractContextMan
 def gradient_pass(
   loss: GatedLoss, weights: PyTree, alphas: PyTree, batch: Any, updating: Array, wanted: Array
 ) -> Found:
-  """What a pass finds that asks for a gradient; the arguments are those of the loss."""
+  """The result of a gradient pass; see `GatedLoss` for the arguments."""
   (_, seen), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(weights, alphas, batch, updating, wanted)
   return Found(Gradients(*gradients), seen)
 
 
 @dataclasses.dataclass(frozen=True)
 class Losses:
-  """What passes differentiate: one loss, which is the inner and the outer one at batches of different halves.
+  """The loss that passes differentiate: inner and outer loss are this loss at batches of different halves of the data.
 
   Attributes:
     rough: the loss.
-    fine: the same for passes that ask for precision; None if the loss is precise.
+    fine: the loss in float32, for passes that are `precise`; None if `rough` is in float32 already.
     gate: see `gated`.
-    mean: `(wanted, found) → found`: the mean over all devices that share a batch, of the gradient in the weights if
-      that is wanted, `[]` bool; None if there is one device.
+    mean: `(wanted, found) → found`, the mean over all devices that share a batch; `wanted`, `[]` bool, says whether
+      the gradient in the weights is averaged, too. None if there is one device.
   """
 
   rough: BatchLoss
@@ -238,7 +242,7 @@ class Losses:
 
 
 def stacked(train: Any, *valid: Any) -> Any:
-  """The batches of both halves, or that of the inner loss alone, with an axis before the others for the halves."""
+  """Stacks the batches of both halves, or the inner loss's batch alone, along a new leading axis."""
   message = 'the batches of both halves are to have the same structure, shapes and dtypes'
   for other in valid:
     chex.assert_trees_all_equal_structs(train, other, custom_message=message)
@@ -247,17 +251,17 @@ def stacked(train: Any, *valid: Any) -> Any:
 
 
 class Passes:
-  """What the passes of a program find; one trace of the loss answers all that is asked of it.
+  """Runs the passes of a program with a single trace of the loss.
 
-  So what differs between passes is an argument of that trace.
+  Everything that differs between passes is a traced argument, looked up by the number of the pass.
   """
 
   def __init__(self, losses: Losses, lines: Sequence[Line], batches: Any) -> None:
-    """Makes tables of what the passes ask for.
+    """Makes lookup tables, by number of the pass, of the half, the derivative and the precision.
 
     Args:
       losses: see `Losses`.
-      lines: of the program.
+      lines: the lines of the program; one of them updates the weights.
       batches: see `stacked`.
     """
     passes = [line.each for line in lines]
@@ -279,26 +283,26 @@ class Passes:
       self._fine = jax.jit(gated(losses.fine, losses.gate))
 
   def nothing(self, weights: PyTree, alphas: PyTree) -> PyTree:
-    """Zeros in place of what a loss sees at such weights and α."""
+    """Zeros of the structure of the loss's auxiliary output, for passes that have none."""
     batch = jax.tree.map(lambda x: x[0], self._batches)
     shapes = jax.eval_shape(self._rough, weights, alphas, batch, jnp.array(False), jnp.array(True))[1]
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
   def find(self, number: Array, memory: Memory, alphas: PyTree, nothing: PyTree) -> Found:
-    """What the pass of a number finds.
+    """Runs one pass.
 
     Args:
-      number: `[]` int32.
-      memory: the estimator's.
-      alphas: where.
-      nothing: see `nothing`.
+      number: `[]` int32, number of the pass.
+      memory: the estimator's memory.
+      alphas: the α at which the loss is differentiated.
+      nothing: see the method `nothing`.
     """
     batch = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, self._half_of[number], keepdims=False), self._batches)
 
     def gradient() -> Found:
       arguments = memory.at, alphas, batch, number == self._updating, self._wants_weights[number]
       roughly = functools.partial(gradient_pass, self._rough)
-      # Two gradients in the program only where they differ.
+      # The program contains a second gradient only if some pass needs more precision.
       if self._fine is None:
         return roughly(*arguments)
       finely = functools.partial(gradient_pass, self._fine)
@@ -322,9 +326,9 @@ class Passes:
 
 
 def one_of(index: Array, branches: Sequence[Callable[..., T]], *args: Any) -> T:
-  """What one of several functions that compute little returns; on GPUs all are called.
+  """Calls one of several cheap functions, selected by a traced index; on GPUs, calls all and selects a result.
 
-  That costs less than to wait until the host has read which of them it is to be.
+  On GPUs that costs less than the wait until the host has read the index.
   """
 
   def one(index: Array, *args: Any) -> T:
@@ -346,17 +350,15 @@ def hypergradient(
   """The hypergradient as a function of weights and α.
 
   Args:
-    estimator: such as `exact()`.
+    estimator: an estimator, such as `exact()`.
     train_loss: inner loss L_train.
     valid_loss: outer loss L_val.
     inner: the inner optimiser, such as `sgd(0.025)` or `from_optax(optimizer, state)`.
 
   Returns:
-    A function `(weights, alphas) → (gradient, memory)`: the gradient is a pytree like the α, the memory holds the
-    by-products. Pure, so it can be jitted, differentiated and mapped.
-
-  Raises:
-    ValueError: when the function is called: the estimator needs curvature and the inner loss has none.
+    A pure function `(weights, alphas) → (gradient, memory)`, which can be jitted, differentiated and mapped. The
+    gradient is a pytree like the α; the memory holds by-products, see `Memory`. The function raises a ValueError if the
+    estimator needs curvature and the inner loss has none.
 
   Example:
     >>> train = lambda w, a: w * w - 2 * a * w + a * a
@@ -389,7 +391,7 @@ def hypergradient(
       return follow
 
     evaluators = [evaluator(*kind) for kind in kinds]
-    # What follows from two passes is the same if it is the same function of the same loss.
+    # Passes with the same `advance` and the same loss share one function, and with it one branch of the program.
     followers = {(each.advance, each.loss): follower(each) for each in passes}
     program = Program([Line(each, followers[each.advance, each.loss]) for each in passes])
 
@@ -402,7 +404,7 @@ def hypergradient(
     start = Carry(jnp.int32(0), estimator.start(problem), ())
     if not passes:
       return start.memory.estimate, start.memory
-    # In a `lax.scan`, since reverse mode does not differentiate a `lax.while_loop`.
+    # A `lax.scan`, since reverse mode cannot differentiate a `lax.while_loop`.
     carry, _ = lax.scan(body, start, length=len(passes))
     return carry.memory.estimate, carry.memory
 
@@ -410,10 +412,10 @@ def hypergradient(
 
 
 def has_curvature(loss: Loss, weights: PyTree, alphas: PyTree) -> bool:
-  """Whether ∂²loss/∂w² is anything but structurally zero.
+  """Whether ∂²loss/∂w² is not structurally zero.
 
-  Tangents that JAX knows to be zero appear in no equation, so a Hessian that is there shows as a path from the
-  direction to the product. Nothing is computed.
+  JAX drops tangents that it knows to be zero, so the Hessian is structurally zero if the jaxpr of a Hessian-vector
+  product has no path from the direction to the result. Only a trace is made; nothing is computed.
   """
 
   def product(direction: PyTree) -> PyTree:

@@ -1,4 +1,4 @@
-"""The settings of every estimator, as groups of a config that go by the estimator's name."""
+"""Settings of all estimators: one dataclass for each, selected by `config.hypergradient.name`."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -11,15 +11,16 @@ from darts_jax.settings import setting
 
 @dataclasses.dataclass(frozen=True)
 class Hypergradient:
-  """What all estimators of the architecture gradient have.
+  """Settings that all estimators share.
 
   Attributes:
-    clipping: whether the virtual steps of the weights clip their gradient as real ones do: `none`, as the published
-      experiments; `differentiated`; or `constant`, with a factor that is a constant to derivatives.
+    clipping: how virtual steps clip the gradient: `none`, not at all, as in the published experiments;
+      `differentiated`, as real steps do; or `constant`, like `differentiated` but with a factor that derivatives treat
+      as a constant.
     clip_outer: whether v, the outer loss's gradient in the weights, is clipped to `weights.clip_norm` before it is
       multiplied with second derivatives, as in the paper's search for recurrent cells.
-    virtual_step: the momentum of virtual steps: `as_optimizer`, that of real steps; or `heavy_ball`, as in the released
-      search on NAS-Bench-201, whose real steps have Nesterov's momentum.
+    virtual_step: momentum of the virtual steps: `as_optimizer`, the momentum of real steps; or `heavy_ball`, as in the
+      released search on NAS-Bench-201, whose real steps have Nesterov's momentum.
   """
 
   name: ClassVar[str]
@@ -30,19 +31,22 @@ class Hypergradient:
 
   @property
   def fields(self) -> dict[str, Any]:
-    """The fields that are this estimator's own, with their values."""
+    """Values, by name, of the fields that the estimators do not share."""
     shared = {field.name for field in dataclasses.fields(Hypergradient)}
     return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in shared}
 
   def other(self, name: str) -> 'Hypergradient':
-    """Another estimator with its default fields, and what all estimators have as here; itself if it is this one."""
+    """The settings of the estimator `name`: shared fields as here, its own fields at their defaults.
+
+    If `name` is the name of this estimator, these settings themselves.
+    """
     if name == self.name:
       return self
     shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(Hypergradient)}
     return HYPERGRADIENTS[name](**shared)
 
   def estimator(self) -> Estimator:
-    """The estimator.
+    """Makes the estimator.
 
     Raises:
       ValueError: its fields are not allowed together.
@@ -94,7 +98,7 @@ class Unrolled(Hypergradient):
   """The gradient through several inner steps.
 
   Attributes:
-    steps: T.
+    steps: T, the number of inner steps.
   """
 
   name: ClassVar[str] = 'unrolled'
@@ -107,8 +111,8 @@ class Truncated(Hypergradient):
   """The gradient through the last of several inner steps.
 
   Attributes:
-    steps: T.
-    backward_steps: the last K of them, which are differentiated.
+    steps: T, the number of inner steps.
+    backward_steps: K, the number of inner steps, counted from the last, that are differentiated.
   """
 
   name: ClassVar[str] = 'truncated'
@@ -122,7 +126,7 @@ class Neumann(Hypergradient):
   """The implicit gradient by a Neumann series.
 
   Attributes:
-    terms: K, beyond the first.
+    terms: K, the number of terms beyond the first.
     step_size: γ.
   """
 
@@ -137,8 +141,8 @@ class ConjugateGradient(Hypergradient):
   """The implicit gradient by conjugate gradients.
 
   Attributes:
-    iterations: n.
-    damping: δ, added to the Hessian.
+    iterations: n, the number of iterations.
+    damping: δ, added to the diagonal of the Hessian.
   """
 
   name: ClassVar[str] = 'conjugate_gradient'
@@ -152,7 +156,7 @@ class Amended(Hypergradient):
   """The amended gradient of DARTS+.
 
   Attributes:
-    amending: η.
+    amending: η, the factor of the second-order term.
   """
 
   name: ClassVar[str] = 'amended'
@@ -162,19 +166,19 @@ class Amended(Hypergradient):
 
 @dataclasses.dataclass(frozen=True)
 class Joint(Hypergradient):
-  """No hypergradient: the loss of a training batch moves weights and α, in one pass."""
+  """No hypergradient: one pass over a training batch gives the gradients of weights and α."""
 
   name: ClassVar[str] = 'joint'
 
 
 @dataclasses.dataclass(frozen=True)
 class Without(Hypergradient):
-  """No hypergradient: α stay."""
+  """No hypergradient: α stay as they are."""
 
   name: ClassVar[str] = 'none'
 
 
-#: By name, in the order of `ESTIMATORS`.
+#: Settings classes by name of the estimator, in the order of `ESTIMATORS`.
 HYPERGRADIENTS: dict[str, type[Hypergradient]] = {
   'first_order': FirstOrder,
   'finite_difference': FiniteDifference,

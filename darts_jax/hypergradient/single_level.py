@@ -1,4 +1,4 @@
-"""Searches that solve no bilevel problem: weights and α have one loss, or α stay as they are."""
+"""Estimators for searches without a bilevel problem: weights and α share one loss, or α stay as they are."""
 
 from darts_jax.hypergradient.base import Estimator, Gradients, Memory, Pass, Problem
 
@@ -6,8 +6,8 @@ from darts_jax.hypergradient.base import Estimator, Gradients, Memory, Pass, Pro
 def joint() -> Estimator:
   """∇α L_train(w, α): weights and α step down the gradients of one loss on one batch (SNAS, arXiv 1812.09926).
 
-  A search step makes one pass, which moves both at the old weights and α; it costs no more than an update of the
-  weights. The outer loss is not read.
+  A search step makes one pass, at the old weights and α, and updates both by it; it costs no more than an update of the
+  weights. The outer loss is not computed.
   """
 
   def finish(problem: Problem, memory: Memory, gradients: Gradients) -> Memory:

@@ -1,12 +1,12 @@
 """The gradient of L_val(w_T(α), α) through T steps of the inner optimiser, or through the last K of them.
 
 With (w_{t+1}, s_{t+1}) = Φ(w_t, g_t, s_t), g_t = ∇w L_train(w_t, α), reverse mode takes the cotangents λ of weights and
-state back through Φ to cotangents of w_t, g_t and s_t, and that of g_t, along which it is then a product with second
-derivatives, on to w_t and α: (H_t λ_g, B_t λ_g) is one Jacobian-vector product of ∇_{(w, α)} L_train at w_t, as in
-MixFlow-MG (arXiv 2505.00793). A step computes its forward pass anew, so that memory is that of one product and the
-K kept triples (w_t, g_t, s_t), each as large as the weights and not as the activations.
+state back through Φ to cotangents of w_t, g_t and s_t. The cotangent λ_g of g_t then goes on to w_t and α by a product
+with second derivatives: (H_t λ_g, B_t λ_g) is one Jacobian-vector product of ∇_{(w, α)} L_train at w_t, as in
+MixFlow-MG (arXiv 2505.00793). A backward step recomputes its forward pass, so the memory is that of one product and of
+the K kept triples (w_t, g_t, s_t), whose size is that of the weights and not of the activations.
 
-L_train is the same function at every step, in a search that of one batch.
+L_train is the same function at every inner step; in a search, the loss of one batch.
 """
 
 from typing import Any, NamedTuple
@@ -22,14 +22,14 @@ PyTree = Any
 
 
 class _Tape(NamedTuple):
-  """What the way back needs of the way there.
+  """Values that the forward steps keep for the backward steps.
 
   Attributes:
-    weights, gradients, states: `[K, …]`, of step t in slot t mod K.
-    state: the inner optimiser's now.
-    cotangents: of the state's floating-point leaves.
+    weights, gradients, states: `[K, …]`, values of step t in slot t mod K.
+    state: current state of the inner optimiser.
+    cotangents: cotangents of the state's floating-point leaves.
     direct: the part of the cotangent of w_t that does not go through g_t.
-    step: `[]` t.
+    step: `[]` int32, t.
   """
 
   weights: PyTree
@@ -42,15 +42,15 @@ class _Tape(NamedTuple):
 
 
 def unrolled(steps: int = 4) -> Estimator:
-  """The gradient of L_val(w_T(α), α) through all T = `steps` inner steps, for T = 1 the same as `exact`.
+  """The gradient of L_val(w_T(α), α) through all T = `steps` inner steps; for T = 1 it equals `exact`.
 
     ∇α L_val(w_T, α) + Σ_t B_t λ_{g,t}
 
-  Costs T + 1 gradients and T products, about 10T + 3 forward passes; memory of one product whatever T, but
-  for three vectors like the weights a step (Franceschi et al. 2017, arXiv 1703.01785).
+  Costs T + 1 gradients and T products, about 10T + 3 forward passes; the memory of one product and, for every step,
+  of three vectors of the size of the weights (Franceschi et al. 2017, arXiv 1703.01785).
 
   Args:
-    steps: T.
+    steps: T, the number of inner steps.
 
   Raises:
     ValueError: `steps` is less than 1.
@@ -59,14 +59,14 @@ def unrolled(steps: int = 4) -> Estimator:
 
 
 def truncated(steps: int = 4, backward_steps: int = 2) -> Estimator:
-  """The same through the last K = `backward_steps` of T = `steps` inner steps; before these w_t counts as constant.
+  """The gradient of L_val(w_T(α), α) through the last K = `backward_steps` of T = `steps` inner steps.
 
-  Costs T + 1 gradients and K products, with three vectors like the weights for each of the K steps (Shaban et al.
-  2019, arXiv 1810.10667).
+  The weights before these K steps count as constants. Costs T + 1 gradients and K products; the memory of one product
+  and, for each of the K steps, of three vectors of the size of the weights (Shaban et al. 2019, arXiv 1810.10667).
 
   Args:
-    steps: T.
-    backward_steps: K.
+    steps: T, the number of inner steps.
+    backward_steps: K, the number of steps that are differentiated.
 
   Raises:
     ValueError: `steps` is less than 1, or `backward_steps` less than 1 or more than `steps`.
@@ -113,7 +113,7 @@ def _unrolled(name: str, steps: int, backward_steps: int) -> Estimator:
     )
 
   def through_update(problem: Problem, memory: Memory, cotangent: PyTree) -> Memory:
-    """Takes the cotangent of w_{t+1}, with that of the state in the tape, back through Φ; t is the step before."""
+    """Takes the cotangents of w_{t+1} (`cotangent`) and of s_{t+1} (in the tape) back through Φ; t + 1 = `step`."""
     tape = memory.scratch
     step = tape.step - 1
     slot = step % backward_steps
@@ -153,7 +153,7 @@ def _unrolled(name: str, steps: int, backward_steps: int) -> Estimator:
 
 
 def _floating(state: PyTree) -> tuple[list[Array], Any]:
-  """The leaves of a state that have cotangents, and a function from such leaves to a state with the other ones."""
+  """The floating-point leaves of a state, and a function that puts such leaves back into the state."""
   leaves, treedef = jax.tree.flatten(state)
   leaves = [jnp.asarray(leaf) for leaf in leaves]
   floating = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]

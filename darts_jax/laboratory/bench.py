@@ -1,8 +1,8 @@
-"""A supernet on the bench: estimators run pass by pass on one frozen state.
+"""Runs estimators of the hypergradient pass by pass, on one frozen state of a supernet.
 
-Of every network and precision two programs are compiled, the gradients of a batch's loss and their derivative along a
-direction, and all estimators are run on these, by the passes that they are written in. So their differences are their
-own, and many estimators cost no more to compile than one.
+For every network and precision two programs are compiled: the gradients of a batch's loss, and their derivative along a
+direction. All estimators run on these two programs. Differences between them are therefore not due to compilation, and
+many estimators cost no more to compile than one.
 """
 
 import dataclasses
@@ -31,16 +31,16 @@ from darts_jax.tasks.images import ImageLoss
 
 Array = jax.Array
 PyTree = Any
-#: A gradient in the α, float64, on the host.
+#: A gradient in the α by kind of cell, in float64 on the host.
 Gradient = dict[str, np.ndarray]
 
 
 class Frozen(NamedTuple):
-  """What all estimators are given; on the host.
+  """Input of all estimators, on the host.
 
   Attributes:
-    state: of a search; its key as numbers, see `to_host`.
-    batches: one of each half, augmented and normalised.
+    state: state of a search with its random key as integers, see `to_host`.
+    batches: a batch of each half of the data, augmented and normalised.
   """
 
   state: SearchState
@@ -48,22 +48,22 @@ class Frozen(NamedTuple):
 
 
 def to_host(state: SearchState) -> SearchState:
-  """A state in NumPy arrays, which a typed key has no place in: its numbers stand for it."""
+  """Copies a state to NumPy arrays; the typed random key becomes the integers of its key data."""
   host: SearchState = jax.device_get(state.replace(key=jax.random.key_data(state.key)))
   return host
 
 
 class Outcome(NamedTuple):
-  """What an estimator found and what it took.
+  """Estimate and cost of an estimator.
 
   Attributes:
     estimate: the hypergradient.
-    term: its second-order term.
-    outer: ∇α L_val of it.
-    memory: the estimator's, on the host.
-    seconds: in the passes, the median of the timed calls; NaN if none was timed. What is done between passes, to
-      vectors like the weights, is left out.
-    num_bytes: XLA's temporary memory in the largest of the passes, and what is carried between them.
+    term: its second-order term, `estimate − outer`.
+    outer: its direct part ∇α L_val.
+    memory: the estimator's memory after the last pass, on the host.
+    seconds: time in the passes, the median of the timed calls; NaN if none was timed. The vector arithmetic between
+      passes is not included.
+    num_bytes: XLA's temporary memory in the largest pass, plus the memory carried between passes.
   """
 
   estimate: Gradient
@@ -76,18 +76,18 @@ class Outcome(NamedTuple):
 
 @dataclasses.dataclass
 class Bench:
-  """A network in one precision.
+  """A supernet in one precision, and the programs compiled for it.
 
   Attributes:
     net: the supernet, or its smooth twin.
-    searched: the strategy, which makes mixing weights of α.
-    optimizers: whose inner one is unrolled.
-    precision: `float32`, `float64` or `bfloat16`; what a finite difference subtracts is float32 in the last, as in a
-      search.
-    fine: for `bfloat16`, the same network in float32.
-    note: is told what is compiled.
-    advances: compiled arithmetic between passes, which benches share.
-    products_of_weights: whether products hold the part in the weights, too; one-step estimators do without.
+    searched: the strategy, which maps α to mixing weights.
+    optimizers: the optimisers of the search; estimators make virtual steps of the inner one.
+    precision: `float32`, `float64` or `bfloat16`. With `bfloat16`, the gradients that a finite difference subtracts are
+      computed in float32, as in a search.
+    fine: for `bfloat16`, the bench of the same network in float32.
+    note: called with a message after every compilation.
+    advances: compiled functions between passes, shared by all benches.
+    products_of_weights: whether products include the part in the weights; one-step estimators do not need it.
   """
 
   net: Supernet
@@ -104,17 +104,17 @@ class Bench:
 
   @property
   def dtype(self) -> str:
-    """Of weights and α."""
+    """The dtype of weights and α."""
     return 'float64' if self.precision == 'float64' else 'float32'
 
   def estimate(self, estimator: Estimator, frozen: Frozen, repeats: int = 0, checks: bool = False) -> Outcome:
     """Runs an estimator.
 
     Args:
-      estimator: of the hypergradient.
-      frozen: what it is given.
-      repeats: timed calls after the first.
-      checks: whether the estimator makes its checks.
+      estimator: estimator of the hypergradient.
+      frozen: state and batches.
+      repeats: number of timed calls after the first call.
+      checks: whether the first call also runs the estimator's checks.
     """
     with self._context():
       place = self._place(frozen)
@@ -126,7 +126,7 @@ class Bench:
     return Outcome(whole, term, outer, memory, statistics.median(seconds) if seconds else float('nan'), num_bytes)
 
   def differences(self, frozen: Frozen, outcome: Outcome, radii: Iterable[float]) -> Iterator[Gradient]:
-    """Central differences of ∇α L_train along an estimator's direction, of many radii; see `finite_difference`."""
+    """Yields, for each radius, the central difference of ∇α L_train along the direction u that an estimator found."""
     with self._context():
       place = self._place(frozen)
       direction = jnp.asarray(outcome.memory.direction, self.dtype)
@@ -148,7 +148,7 @@ class Bench:
       return float(loss), jax.device_get(found)
 
   def time_gradient(self, frozen: Frozen, repeats: int) -> tuple[float, int]:
-    """Seconds that a gradient takes, the median, and XLA's temporary memory."""
+    """Median seconds of a gradient over `repeats` calls, and XLA's temporary memory in bytes."""
     with self._context():
       place = self._place(frozen)
       seconds = []
@@ -190,7 +190,7 @@ class Bench:
     return self.advances[key]
 
   def _program(self, what: Any, place: '_Place', half: str) -> '_Program':
-    """A program `_Place.arguments → (loss, Gradients)`."""
+    """The compiled program `_Place.arguments → (loss, Gradients)` of a derivative, for the shape of a half's batch."""
     arguments = place.arguments(half, place.weights, place.weights, True)
     batch = place.batches[half]
     key = what, batch.images.shape
@@ -231,7 +231,7 @@ class Bench:
       yield
 
   def _place(self, frozen: Frozen) -> '_Place':
-    """Everything on the device, in the dtype of this bench."""
+    """Puts state and batches on the device, in the dtype of this bench."""
 
     def cast(tree: PyTree) -> PyTree:
       return jax.tree.map(lambda x: jnp.asarray(x, self.dtype if np.issubdtype(x.dtype, np.floating) else None), tree)
@@ -245,7 +245,7 @@ class Bench:
 
 @dataclasses.dataclass(frozen=True)
 class _Program:
-  """A compiled program and XLA's temporary memory in it, which takes long to find out."""
+  """A compiled program and XLA's temporary memory in it, which is slow to query."""
 
   compiled: jax.stages.Compiled
   temporary_bytes: int
@@ -266,7 +266,7 @@ class _Place:
     return self.state.weights.vector
 
   def arguments(self, half: str, weights: Array, direction: Array, weights_wanted: bool) -> tuple[Any, ...]:
-    """Those of a program: the state, a batch, where, along what, and whether the part in the weights is wanted."""
+    """Arguments of a program: state, batch, point, direction, and whether the gradient in the weights is wanted."""
     return self.state, self.batches[half], weights, direction, jnp.array(weights_wanted)
 
 
@@ -275,12 +275,12 @@ def _problem(state: SearchState, optimizers: Optimizers) -> Problem:
 
 
 def compare(found: Gradient, reference: Gradient) -> dict[str, float | None]:
-  """How far a gradient in α is from another.
+  """Compares a gradient in α with a reference.
 
   Returns:
-    `error`: ‖found − reference‖ / ‖reference‖; `cosine`; `sign`: the share of entries with the reference's sign;
-    `rank`: the mean over edges of Kendall's τ between the orders in which they put an edge's operations. None where
-    a norm is zero.
+    `error`: ‖found − reference‖ / ‖reference‖. `cosine`: the cosine of both. `sign`: the share of entries with the
+    reference's sign. `rank`: the mean over edges of Kendall's τ between the orders of an edge's operations by both
+    gradients. None where a norm is zero.
   """
   names = sorted(reference)
   a, b = (np.concatenate([x[name].ravel() for name in names]) for x in (found, reference))

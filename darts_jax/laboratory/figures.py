@@ -1,6 +1,6 @@
-"""The laboratory's figures but that of the radius, from parts of its results.
+"""Figures of the laboratory's results, except the figure of the radius (`darts_jax.laboratory.radius`).
 
-A number that the results do not have (null) is left out; a function returns None if nothing is left to draw.
+Numbers that are null in the results are left out; a function returns None if nothing is left to draw.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from darts_jax.report import figures, style
 from darts_jax.report.curves import Panel
 from darts_jax.report.figures import TEXT, Line
 
-#: Members of a family share a hue: one step, unrolled, implicit.
+#: Colours by estimator; estimators of a family (one step, unrolled, implicit) have similar hues.
 _ESTIMATOR_COLORS = {
   'first_order': style.MUTED,
   'finite_difference': style.VERMILION,
@@ -30,7 +30,7 @@ _ESTIMATOR_COLORS = {
   'conjugate_gradient': style.AMBER,
   'amended': style.INK,
 }
-#: The small charts of `along`: by the name of a panel, the metric, the title, and whether it is a share.
+#: The small charts of `along`: by name of the panel, the metric, the title, and whether values are percentages.
 SHARES = {
   'along-fraction': ('term_fraction', 'Second-order term, as part of the norm of ∇α L_val', True),
   'along-norm': ('outer_norm', 'Norm of ∇α L_val', False),
@@ -39,15 +39,15 @@ SHARES = {
 _SHADES = LinearSegmentedColormap.from_list('shades', ['#5AA0CC', style.BLUE, '#0A2F5C'])
 _SUPERSCRIPTS = str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹')
 _GRID = '#E8ECF1'
-#: Behind text that stands on a line.
+#: Background box of text that is written over a line.
 PAPER = {'facecolor': 'white', 'edgecolor': 'none', 'pad': 1.0}
-#: Of a figure that fills the page, in inches.
+#: Width of a figure that fills the page, in inches.
 WIDTH = 11.3
 _SMALL = (5.5, 2.5)
 
 
 def batches(part: Mapping[str, Any], what: str) -> Figure | None:
-  """Cosine to the gradient of many images over the images used, a panel for each estimator, a line for each batch size.
+  """Cosine to the gradient over many images, against the number of images: a panel by estimator, a line by batch size.
 
   Args:
     part: `supernet.batches` of the results.
@@ -98,7 +98,7 @@ def batches(part: Mapping[str, Any], what: str) -> Figure | None:
 
 
 def along(part: Mapping[str, Any]) -> Iterator[Panel]:
-  """What becomes of the estimates during a search.
+  """Yields charts of the estimates' errors during a search.
 
   Args:
     part: `supernet.along` of the results.
@@ -113,7 +113,7 @@ def along(part: Mapping[str, Any]) -> Iterator[Panel]:
     lines = []
     for estimator, values in (part.get('estimators') or {}).items():
       times, numbers = series(steps, values.get(what))
-      # A number that the results leave out is no event of the search: no cross marks it.
+      # `chart` marks non-finite values by crosses, but a number missing in the results is no divergence of the search.
       times, numbers = times[np.isfinite(numbers)], numbers[np.isfinite(numbers)]
       if (numbers > 0).any() if log else len(numbers):
         lines.append(Line(times, numbers, _estimator_color(estimator), estimator))
@@ -129,7 +129,7 @@ def along(part: Mapping[str, Any]) -> Iterator[Panel]:
 
 
 def cost(part: Mapping[str, Any]) -> Figure | None:
-  """Time and memory of an unrolled hypergradient over its steps, both in those of one gradient.
+  """Time and memory of an unrolled hypergradient against its number of steps, both relative to one gradient.
 
   Args:
     part: `supernet.unrolled` of the results.
@@ -186,10 +186,10 @@ def toy(part: Mapping[str, Any]) -> Figure | None:
   axes.grid(axis='x', color=_GRID, linewidth=0.8)
   low_alpha, high_alpha = _span([alphas for _, _, alphas, _ in searches])
   low_weight, high_weight = _span([weights for _, _, _, weights in searches])
-  # The names of the ends stand to the left of them.
+  # Leaves room for the labels to the left of the end points.
   axes.set_xlim(low_alpha - 0.36 * (high_alpha - low_alpha), high_alpha + 0.06 * (high_alpha - low_alpha))
   axes.set_ylim(low_weight - 0.06 * (high_weight - low_weight), high_weight + 0.06 * (high_weight - low_weight))
-  # Drawn where both axes have it, so that its end is inside.
+  # Clipped to the range that both axes cover, so that its ends are visible.
   diagonal = [max(axes.get_xlim()[0], axes.get_ylim()[0]), min(axes.get_xlim()[1], axes.get_ylim()[1])]
   axes.plot(
     diagonal, diagonal, '--', label='w = α: w solves the inner problem', color=style.MUTED, linewidth=0.9, zorder=1.5
@@ -215,7 +215,7 @@ def toy(part: Mapping[str, Any]) -> Figure | None:
 
 
 def convergence(part: Mapping[str, Any]) -> Figure | None:
-  """Distance to the true hypergradient of the quadratic problem over passes.
+  """Distance to the true hypergradient of the quadratic problem against the number of passes.
 
   Args:
     part: `quadratic.convergence` of the results.
@@ -229,7 +229,7 @@ def convergence(part: Mapping[str, Any]) -> Figure | None:
   if not lines:
     return None
   last = max(line.times[-1] for line in lines)
-  # The names of lines that end early stand at their ends, those of the others beside the axes.
+  # Lines that end early are labelled at their last point, all others beside the axes.
   early = [line for line in lines if line.times[-1] < 0.75 * last]
   drawn = [dataclasses.replace(line, name='') if line.times[-1] < 0.75 * last else line for line in lines]
   figure = figures.chart(drawn, 'passes', (7.4, 3.1), log=True)
@@ -242,8 +242,8 @@ def dots(rows: Sequence[Mapping[str, Any]], precision: str = 'float32') -> Figur
   """The second-order term of every estimator against the exact one: relative error and cosine.
 
   Args:
-    rows: `supernet.rows` of the results; those of other precisions are left out.
-    precision: of the estimates.
+    rows: `supernet.rows` of the results; rows of other precisions are left out.
+    precision: precision of the estimates to draw.
   """
   shown = []
   for row in rows:
@@ -288,7 +288,7 @@ def dots(rows: Sequence[Mapping[str, Any]], precision: str = 'float32') -> Figur
 
 
 def scientific(value: float) -> str:
-  """Two digits of a number that is not negative, such as 0.71 or 2.1·10⁻⁶."""
+  """A non-negative number with two significant digits, such as 0.71 or 2.1·10⁻⁶."""
   if value == 0 or 0.01 <= value < 100:
     return f'{value:.2g}'
   mantissa, exponent = f'{value:.1e}'.split('e')
@@ -296,12 +296,12 @@ def scientific(value: float) -> str:
 
 
 def number(value: Any) -> float | None:
-  """A finite number as such, None for anything else."""
+  """A finite number as a float; None for anything else."""
   return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
 def _dot(axes: Axes, y: int, value: float | None, color: str, start: float, scale: str) -> None:
-  """A dot and its number, on the side where there is more room; a zero on a logarithmic axis is at its start."""
+  """Draws a dot, labelled on the side with more room; a zero on a logarithmic axis is drawn at the axis's start."""
   if value is None:
     place = axes.get_yaxis_transform()
     note(axes, 'no such term', (0, y), (4, 0), style.MUTED, xycoords=place, va='center', bbox=PAPER)
@@ -325,7 +325,7 @@ def _dot(axes: Axes, y: int, value: float | None, color: str, start: float, scal
 
 
 def axes_at(figure: Figure, size: tuple[float, float], x: float, y: float, width: float, height: float) -> Axes:
-  """Axes of a place and size in inches, in the style of all figures."""
+  """Adds axes at a position and of a size in inches, in the style of all figures."""
   axes = figure.add_axes(figures.inches(size, x, y, width, height))
   figures.clean(axes)
   axes.set_axisbelow(True)
@@ -336,7 +336,7 @@ def axes_at(figure: Figure, size: tuple[float, float], x: float, y: float, width
 def note(
   axes: Axes, text: str, place: tuple[float, float], offset: tuple[float, float], color: str, **options: Any
 ) -> None:
-  """Small text beside a point of a chart."""
+  """Writes small text beside a point of a chart; `offset` is in typographic points."""
   """Writes beside a place, so many points away from it."""
   axes.annotate(text, place, offset, textcoords='offset points', size=TEXT, color=color, **options)
 
@@ -354,19 +354,19 @@ def _limits(cosines: np.ndarray) -> tuple[float, float]:
 
 
 def _span(arrays: Sequence[np.ndarray]) -> tuple[float, float]:
-  """The least and the largest number, or 1 where all are on one side of the optimum."""
+  """The smallest and the largest value of the arrays and of 1, the optimum."""
   values = np.concatenate([*arrays, np.ones(1)])
   return float(values.min()), float(values.max())
 
 
 def power(value: float) -> str:
-  """A number as a power of ten, or as it is near one."""
+  """A power of ten as text: `10ⁿ`, or the plain number from 0.01 to 100."""
   exponent = round(math.log10(value))
   return f'{value:g}' if -2 <= exponent <= 2 else f'10{str(exponent).translate(_SUPERSCRIPTS)}'
 
 
 def series(positions: Sequence[Any] | None, values: Sequence[Any] | None) -> tuple[np.ndarray, np.ndarray]:
-  """Positions and values as numbers, NaN for null; those that have no partner are left out."""
+  """Positions and values as arrays, `[N]` both; a null value is NaN, a null position drops the pair."""
   pairs = [(number(x), number(y)) for x, y in zip(positions or (), values or (), strict=False)]
   kept = [(x, math.nan if y is None else y) for x, y in pairs if x is not None]
   return np.array([x for x, _ in kept]), np.array([y for _, y in kept])

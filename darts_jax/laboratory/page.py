@@ -27,7 +27,7 @@ _CSS = """
 
 
 def render(results: Mapping[str, Any]) -> str:
-  """The page of `results.json`; the same bytes for the same results. Parts that are null say so."""
+  """The page for the content of `results.json`; equal results give equal bytes. Sections of null parts say so."""
   supernet = results.get('supernet')
   supernet_sections = (_overview, _estimates, _radius, _batches, _along, _unrolled)
   parts = [_headline(results)]
@@ -41,7 +41,7 @@ def render(results: Mapping[str, Any]) -> str:
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-  """The tables of the page in GitHub's Markdown."""
+  """The tables of the page in GitHub-flavoured Markdown."""
   parts = [f'# {TITLE}']
   parts += ['\n'.join(f'- {name}: {tables.plain(html.text(value))}' for name, value in _facts(results))]
   supernet, quadratic, searches = results.get('supernet'), results.get('quadratic'), results.get('search')
@@ -55,7 +55,7 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 
 def pictures(results: Mapping[str, Any]) -> dict[str, Figure]:
-  """The figures that are worth a file of their own, by file name; none without a supernet."""
+  """The figures that are also written as PNG files, by file name; none without a supernet."""
   supernet = results.get('supernet')
   if supernet is None:
     return {}
@@ -134,7 +134,7 @@ def _overview(supernet: Mapping[str, Any]) -> str:
 
 
 def _overview_table(supernet: Mapping[str, Any]) -> tables.Table:
-  """Accuracy against the exact one-step gradient and cost, in the precision of searches."""
+  """Errors against the exact one-step gradient, and costs, in the precision of searches."""
   measures: tuple[tuple[str, str, tuple[str, ...], Callable[[Any], str]], ...] = (
     ('term', 'error', ('one_step', 'term', 'error'), tables.error),
     ('term', 'cosine', ('one_step', 'term', 'cosine'), tables.cosine),
@@ -164,7 +164,7 @@ def _estimates(supernet: Mapping[str, Any]) -> str:
 
 
 def _supernet_tables(supernet: Mapping[str, Any] | None) -> Iterator[tuple[str, tables.Table]]:
-  """Titles, as text, and tables; blocks of rows are precisions."""
+  """Yields titles, as plain text, and tables; each block of rows is a precision."""
   if supernet is None:
     return
   rows = supernet.get('rows') or ()
@@ -232,7 +232,7 @@ def _radius(supernet: Mapping[str, Any]) -> str:
 
 
 def _radius_sentences(part: Mapping[str, Any]) -> Iterator[str]:
-  """What the figure says about the paper's radius and the best one, in the coarsest usual precision that is there."""
+  """Yields sentences about the errors at the paper's radius and at the best one, in float32 if it was measured."""
   curves = {network: radius.errors_of(part.get(network)) for network in ('network', 'twin')}
   precision = next((p for p in ('float32', 'float64', 'bfloat16') if p in curves['network']), None)
   if precision is None:
@@ -435,13 +435,13 @@ def _drawn(figure: Figure | None, name: str, title: str, description: str) -> st
 
 
 def _get(value: Any, *path: str) -> Any:
-  """What lies at the end of a path, None if it ends early."""
+  """The value at a path of keys in nested mappings; None if a key is missing."""
   for key in path:
     value = value.get(key) if isinstance(value, Mapping) else None
   return value
 
 
 def _working_precision(supernet: Mapping[str, Any]) -> str:
-  """The precision of searches, float32, if it was measured."""
+  """The precision to show: float32, as in searches, or the first measured one."""
   found = [row.get('precision') for row in supernet.get('rows') or ()]
   return 'float32' if 'float32' in found or not found else str(found[0])

@@ -29,17 +29,17 @@ def toy_train(weights: Array, alphas: Array) -> Array:
 
 
 def toy_valid(weights: Array, alphas: Array) -> Array:
-  """αw − 2α + 1, along w = α least at α = 1."""
+  """αw − 2α + 1; along w = α it is least at α = 1."""
   return alphas * weights - 2 * alphas + 1
 
 
 def toy_search(rate: float, num_steps: int = 400, alpha_rate: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
-  """α and w over a search that steps down both gradients; it comes to rest at α = w = 2/(1 + 2ξ).
+  """α and w along a search by gradient descent on both; it converges to α = w = 2/(1 + 2ξ).
 
   Args:
-    rate: ξ of the hypergradient; 0 is first order.
-    num_steps: search steps.
-    alpha_rate: the learning rate of α; that of w is 0.1.
+    rate: ξ, the learning rate of the one-step hypergradient; 0 is first order.
+    num_steps: number of search steps.
+    alpha_rate: the learning rate of α; the learning rate of w is 0.1.
 
   Returns:
     α and w, `[num_steps + 1]` each.
@@ -60,14 +60,14 @@ def toy_search(rate: float, num_steps: int = 400, alpha_rate: float = 0.05) -> t
 
 
 def toy_estimate(name: str, fields: Mapping[str, Any], rate: float) -> float:
-  """What an estimator finds at the start, in float64, with the inner learning rate ξ."""
+  """An estimator's estimate at `TOY_START`, in float64, for the inner learning rate ξ = `rate`."""
   alpha, w = TOY_START
   with jax.enable_x64(True):
     return float(hypergradient(make(name, fields), toy_train, toy_valid, sgd(rate))(w, alpha)[0])
 
 
 def toy_expected(name: str, fields: Mapping[str, Any], rate: float) -> float:
-  """The estimate of an estimator at the start, in closed form."""
+  """The closed form of an estimator's estimate at `TOY_START`, for the inner learning rate ξ = `rate`."""
   alpha, w = TOY_START
   if name == 'first_order':
     return w - 2
@@ -110,7 +110,7 @@ class Quadratic:
 
   @classmethod
   def random(cls, num_weights: int, num_alphas: int, condition: float, seed: int) -> 'Quadratic':
-    """A with eigenvalues from 1/condition to 1 in equal ratios, in random directions; the rest random."""
+    """Draws a problem; the eigenvalues of A are evenly spaced in the logarithm from 1/condition to 1."""
     rng = np.random.default_rng(seed)
     basis, _ = np.linalg.qr(rng.normal(size=(num_weights, num_weights)))
     f, q = (x @ x.T / len(x) for x in (rng.normal(size=(n, n)) for n in (num_weights, num_alphas)))
@@ -124,7 +124,7 @@ class Quadratic:
 
   @property
   def learning_rate(self) -> float:
-    """ξ, 1/largest eigenvalue of A."""
+    """ξ = 1 / the largest eigenvalue of A."""
     return 1 / float(np.linalg.eigvalsh(self.a)[-1])
 
   def train(self, weights: Array, alphas: Array) -> Array:
@@ -141,21 +141,21 @@ class Quadratic:
     return of_weights + alphas @ q @ alphas / 2 + linear_q @ alphas
 
   def estimate(self, name: str, fields: Mapping[str, Any], dtype: str) -> tuple[np.ndarray, Memory]:
-    """What an estimator finds, `[M]`."""
+    """An estimator's estimate at the state, `[M]`, and its memory after the last pass."""
     with jax.enable_x64(dtype == 'float64'):
       estimate = hypergradient(make(name, fields), self.train, self.valid, sgd(self.learning_rate))
       gradient, memory = jax.jit(estimate)(jnp.asarray(self.weights, dtype), jnp.asarray(self.alphas, dtype))
       return np.asarray(gradient, np.float64), jax.device_get(memory)
 
   def true_hypergradient(self) -> np.ndarray:
-    """Through the inner optimum w*(α), `[M]`."""
+    """The hypergradient ∇α L_val(w*(α), α) through the inner optimum, `[M]`."""
     optimum = -np.linalg.solve(self.a, self._push())
     return self._outer(optimum) - self.c.T @ np.linalg.solve(self.a, self._v(optimum))
 
   def expected(self, name: str, fields: Mapping[str, Any]) -> np.ndarray:
-    """What an estimator is to find, in closed form, `[M]`.
+    """The closed form of an estimator's estimate at the state, `[M]`.
 
-    Of conjugate gradients the solution in exact arithmetic, which they have after as many iterations as weights.
+    For conjugate gradients, the estimate after as many iterations as weights, in exact arithmetic.
     """
     a, rate, w = self.a, self.learning_rate, self.weights
     eye = np.eye(len(w))

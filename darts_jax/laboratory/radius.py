@@ -1,4 +1,4 @@
-"""The finite difference's error over its radius: what it is made of, and its figure."""
+"""The error of the finite difference against its radius: its causes, and its figure."""
 
 import dataclasses
 import itertools
@@ -15,9 +15,10 @@ from darts_jax.laboratory.figures import PAPER, WIDTH, axes_at, note, number, po
 from darts_jax.report import layout, style
 from darts_jax.report.figures import TEXT, Line
 
-#: How many times an error has to exceed the one it is compared with before its cause is named.
+#: Factor by which an error has to exceed another one to be attributed to the difference between both.
 EXCESS = 10.0
-#: What a smooth function's error grows like, ε², as the slopes on double logarithmic axes that are taken for it.
+#: Range of slopes on double logarithmic axes that counts as ε², the growth of the truncation error of a smooth
+#: function.
 TRUNCATION_SLOPES = (1.5, 2.5)
 
 PRECISIONS = ('float64', 'float32', 'bfloat16')
@@ -29,12 +30,12 @@ class Regime:
   """Radii at which one cause makes most of a finite difference's error.
 
   Attributes:
-    cause: 'round-off': the error is at least `EXCESS` times that in float64; 'kinks': at least `EXCESS` times that in
-      the smooth twin; 'truncation': in the smooth twin, it grows like ε².
+    cause: 'round-off': the error is more than `EXCESS` times the error in float64; 'kinks': it is more than `EXCESS`
+      times the error in the smooth twin; 'truncation': the error of the smooth twin grows like ε².
     network: 'network' or 'twin'.
-    precision: of the error.
-    low: the smallest of the measured radii.
-    high: the largest of them.
+    precision: precision in which the error was measured.
+    low: the smallest measured radius of the regime.
+    high: the largest measured radius of the regime.
   """
 
   cause: str
@@ -45,7 +46,7 @@ class Regime:
 
 
 def regimes(part: Mapping[str, Any]) -> tuple[Regime, ...]:
-  """The regimes in `supernet.radius` of the results: of each kind, the longest run of neighbouring radii."""
+  """The regimes in `supernet.radius` of the results: for each cause, the longest run of neighbouring radii."""
   found: list[Regime | None] = []
   curves = {network: errors_of(part.get(network)) for network in ('network', 'twin')}
   for network, errors in curves.items():
@@ -70,7 +71,7 @@ def regimes(part: Mapping[str, Any]) -> tuple[Regime, ...]:
 
 
 def draw(part: Mapping[str, Any]) -> Figure | None:
-  """Error of the finite difference over its radius, in the network and in its smooth twin, with their regimes.
+  """Error of the finite difference against its radius, in the network and its smooth twin, with the regimes.
 
   Args:
     part: `supernet.radius` of the results.
@@ -131,7 +132,7 @@ def draw(part: Mapping[str, Any]) -> Figure | None:
 
 
 def errors_of(curves: Mapping[str, Any] | None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """Radii, ascending, and finite errors of every precision in a part of `supernet.radius`, the finest first."""
+  """Ascending radii and their finite errors by precision, the finest first, from a part of `supernet.radius`."""
   found = {}
   for precision in PRECISIONS:
     curve = (curves or {}).get(precision) or {}
@@ -144,7 +145,7 @@ def errors_of(curves: Mapping[str, Any] | None) -> dict[str, tuple[np.ndarray, n
 
 
 def _fill_kinks(axes: Axes, curves: Mapping[str, Mapping[str, Any]], kinks: Sequence[Regime]) -> None:
-  """Between the network's error and its twin's, which is drawn beside it, where the former is far larger."""
+  """Draws the twin's error beside the network's, and fills the area between them in the regime of kinks."""
   for regime in kinks:
     radii, rough, smooth = _matched(curves['network'][regime.precision], curves['twin'][regime.precision])
     keep = (rough > 0) & (smooth > 0)
@@ -158,7 +159,7 @@ def _fill_kinks(axes: Axes, curves: Mapping[str, Mapping[str, Any]], kinks: Sequ
 
 
 def _mark_regime(axes: Axes, regime: Regime, height: float, count: int) -> None:
-  """A bar above the axes over the regime's radii, half of the distance to the next radius longer, and its name."""
+  """Draws a bar with the regime's name above the axes; it ends halfway to the next measured radius on either side."""
   low, high = axes.get_xlim()
   half = (high / low) ** (0.5 / max(count, 2))
   start, end = max(regime.low / half, low), min(regime.high * half, high)
@@ -177,7 +178,7 @@ def _mark_regime(axes: Axes, regime: Regime, height: float, count: int) -> None:
 
 
 def _name_starts(axes: Axes, height: float, lines: Sequence[Line]) -> None:
-  """Names beside the lines' first points, on the side that the lines leave free."""
+  """Writes the names of lines beside their first points, above falling lines and below rising ones."""
   to_axes = axes.transData + axes.transAxes.inverted()
   placed = [(float(to_axes.transform((line.times[0], line.values[0]))[1]), line) for line in lines]
   placed.sort(key=lambda pair: pair[0])
@@ -208,7 +209,7 @@ def _regime(cause: str, network: str, precision: str, radii: np.ndarray, holds: 
 
 
 def _longest(holds: np.ndarray) -> tuple[int, int] | None:
-  """First and last index of the longest run of True; of the earliest among equally long ones."""
+  """First and last index of the longest run of True, the earliest if several are equally long; None without any."""
   runs = [[i for i, _ in group] for held, group in itertools.groupby(enumerate(holds), lambda x: bool(x[1])) if held]
   longest = max(runs, key=len, default=None)
   return (longest[0], longest[-1]) if longest else None

@@ -1,4 +1,4 @@
-"""A run of the laboratory: from a config to results, a table and a report page."""
+"""A run of the laboratory: from a config to results, tables and a report page."""
 
 import dataclasses
 import io
@@ -32,7 +32,7 @@ from darts_jax.tasks import ImageTask
 
 
 class Interrupted(RuntimeError):
-  """A search was interrupted and saved."""
+  """A search of the laboratory was interrupted; its checkpoint is saved."""
 
 
 @in_float32
@@ -43,18 +43,18 @@ def run(
 
   Args:
     config: fields of `darts_jax.laboratory.settings.Laboratory`, as nested mappings or `ConfigDict`.
-    workdir: gets `results.json`, `results.md`, `report.html` and, of the supernet, `radius.png` and `estimators.png`;
-      with `search`, also `searches/NAME/`.
-    checkpoint: the working directory of a search: the supernet is the one it has got to, with its data and settings. Of
-      `config.search` only `hypergradient`, without `clipping`, and `data.dir`, if it is not the default, are read then.
-    search: whether to search with every estimator, too, from the same seed.
+    workdir: directory for `results.json`, `results.md`, `report.html` and, if the supernet is measured, `radius.png`
+      and `estimators.png`; with `search`, also `searches/NAME/`.
+    checkpoint: working directory of a search, whose supernet, data and settings are used. Of `config.search`, only
+      `hypergradient` (without `clipping`) and `data.dir` (if it is not the default) are then read.
+    search: whether to also run a whole search with every estimator, from the same seed.
 
   Returns:
-    What `results.json` holds.
+    The content of `results.json`.
 
   Raises:
     ValueError: a setting, the data or a directory is unfit; nothing has been written then.
-    Interrupted: in one of the searches.
+    Interrupted: one of the searches was interrupted.
   """
   workdir = user_path(workdir, '--workdir')
   with locked(workdir):
@@ -96,7 +96,7 @@ def _run(config: Mapping[str, Any], workdir: pathlib.Path, checkpoint: str | Non
   }
   results = _write(results, workdir)
   if search:
-    # The comparison is safe by now, should a search be interrupted.
+    # The results of the comparison are already on disk if a search is interrupted.
     results['search'] = _searches(settings, workdir)
     results['setting']['seconds'] = time.monotonic() - start
     results = _write(results, workdir)
@@ -104,7 +104,7 @@ def _run(config: Mapping[str, Any], workdir: pathlib.Path, checkpoint: str | Non
 
 
 def _write(results: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
-  """Writes all files; returns the results as JSON values."""
+  """Writes all files, and returns the results as JSON values."""
   values: dict[str, Any] = _finite(results)
   files = {
     'results.json': json.dumps(values, indent=1, allow_nan=False) + '\n',
@@ -122,7 +122,16 @@ def _write(results: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def _search_of(checkpoint: str, own: Search) -> Search:
-  """The settings of the search in a directory; the estimators' fields, and where the data lie, may be this run's."""
+  """The settings of the search in a working directory.
+
+  Args:
+    checkpoint: the working directory.
+    own: `config.search` of this run; its `hypergradient` (without `clipping`) and a `data.dir` that is not the default
+      replace those of the saved search.
+
+  Raises:
+    ValueError: the directory holds no search, or settings do not fit.
+  """
   path = user_path(checkpoint, '--checkpoint') / 'config.json'
   try:
     fields = read_object(path, f'{checkpoint} holds no search')
@@ -139,7 +148,7 @@ def _search_of(checkpoint: str, own: Search) -> Search:
 
 
 def _searches(settings: Laboratory, workdir: pathlib.Path) -> list[dict[str, Any]]:
-  """A whole search by every estimator, from the same seed; resumed if it was stopped."""
+  """Runs a whole search with every estimator, from the same seed, or resumes searches that were stopped."""
   rows: list[dict[str, Any]] = []
   first: set[Any] = set()
   for name in settings.estimators:
@@ -171,7 +180,7 @@ def _searches(settings: Laboratory, workdir: pathlib.Path) -> list[dict[str, Any
 
 
 def _edges(genotype: Genotype) -> set[tuple[str, int, str, int]]:
-  """Cell, node, operation and source of every edge."""
+  """(kind of cell, node, operation, source) of every edge."""
   return {(kind, node, edge.operations[0], edge.source) for kind, cell in genotype.cells for node, edge in cell.edges}
 
 
@@ -183,7 +192,7 @@ def _device() -> str:
 
 
 def _finite(value: Any) -> Any:
-  """JSON values without numbers that are not finite, which become None."""
+  """JSON values with None in place of numbers that are not finite."""
   if isinstance(value, dict):
     return {key: _finite(item) for key, item in value.items()}
   if isinstance(value, list | tuple):

@@ -14,14 +14,21 @@ PRECISIONS = ('float32', 'float64', 'bfloat16')
 
 @dataclasses.dataclass(frozen=True)
 class Quadratic:
-  """A random quadratic bilevel problem: its numbers of weights and α, and the condition number of the inner Hessian."""
+  """Settings of the random quadratic bilevel problem.
+
+  Attributes:
+    weights: number of weights.
+    alphas: number of α.
+    condition: condition number of the inner Hessian.
+  """
 
   weights: int = setting(20, at_least=1, at_most=1000)
   alphas: int = setting(6, at_least=1, at_most=1000)
   condition: float = setting(100.0, at_least=1, at_most=1e12)
 
 
-#: The fields of every estimator but the search's own; what all share is that of the search.
+#: Settings of every estimator by name. The search's own estimator uses `search.hypergradient` instead, and the fields
+#: that all estimators share are those of `search.hypergradient`, too.
 Estimators = dataclasses.make_dataclass(
   'Estimators', [(name, HYPERGRADIENTS[name], setting(HYPERGRADIENTS[name]())) for name in BILEVEL], frozen=True
 )
@@ -29,23 +36,24 @@ Estimators = dataclasses.make_dataclass(
 
 @dataclasses.dataclass(frozen=True)
 class Laboratory:
-  """What is compared, and on what.
+  """Settings of a run of the laboratory.
 
   Attributes:
-    problems: of `quadratic` and `supernet`; the paper's toy problem is always there.
-    estimators: names, in the order of the tables.
-    precisions: of the supernet; float64 is computed in any case, for reference.
+    problems: any of `quadratic` and `supernet`; the paper's toy problem is always solved.
+    estimators: names of the estimators, in the order of the tables.
+    precisions: precisions in which the supernet is measured; the references are always computed in float64.
     reference_steps: T of the unrolled gradient that is the second reference.
-    repeats: timed calls of every estimator.
-    radii: radii of the finite difference between 1e-7 and 1.
-    batch_sizes: that are compared with the search's own.
-    images: that the largest mean over batches has seen; the reference is a mean over twice as many, in other batches.
-    search_steps: steps of a search along which estimators are compared.
-    compare_every: so many steps apart.
-    unrolled_steps: T of the unrolled gradients whose cost is measured.
+    repeats: number of timed calls of every estimator.
+    radii: number of radii of the finite difference, spaced evenly in the logarithm from 1e-7 to 1.
+    batch_sizes: batch sizes that are compared with the search's own.
+    images: number of images in the largest mean over batches; the reference is a mean over twice as many images, in
+      other batches.
+    search_steps: number of steps of the search along which estimators are compared.
+    compare_every: number of search steps from one comparison to the next.
+    unrolled_steps: numbers T of inner steps of the unrolled gradients whose cost is measured.
     quadratic: see `Quadratic`.
     fields: see `Estimators`.
-    search: the supernet, its data, and its estimator.
+    search: settings of the supernet, its data and its estimator.
   """
 
   problems: tuple[str, ...] = setting(PROBLEMS)
@@ -98,7 +106,7 @@ class Laboratory:
       raise ValueError(f'config.images: {self.images} is not allowed; the largest batch has {largest} images')
 
   def hypergradient(self, name: str) -> Hypergradient:
-    """The settings of an estimator, with what all share as the search has it."""
+    """The settings of an estimator; the fields that all estimators share are those of the search."""
     own = self.search.hypergradient
     if own.name == name:
       return own

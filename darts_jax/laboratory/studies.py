@@ -1,4 +1,4 @@
-"""The comparisons of the laboratory, each a function to a part of the results, of JSON values."""
+"""The comparisons of the laboratory; each returns a part of the results as JSON values."""
 
 import dataclasses
 import functools
@@ -32,7 +32,7 @@ _TOY_RATE = 0.25
 
 
 def toy(settings: Laboratory) -> Json:
-  """The paper's figure 2, and every estimator where it begins, against closed forms."""
+  """Searches on the toy problem (the paper's figure 2), and all estimates at its start against closed forms."""
   trajectories = []
   for rate in _TOY_RATES:
     alphas, weights = problems.toy_search(rate)
@@ -48,7 +48,7 @@ def toy(settings: Laboratory) -> Json:
 
 
 def quadratic(settings: Laboratory) -> Json:
-  """Every estimator on a random quadratic problem, against its own closed form and the true hypergradient."""
+  """All estimates on a random quadratic problem, against their own closed forms and the true hypergradient."""
   size = settings.quadratic
   problem = problems.Quadratic.random(size.weights, size.alphas, size.condition, settings.search.seed)
   truth = problem.true_hypergradient()
@@ -62,7 +62,7 @@ def quadratic(settings: Laboratory) -> Json:
     if name == 'neumann':
       values['step_size'] = problem.learning_rate
     if name == 'conjugate_gradient':
-      # Exact after as many iterations as weights, but for rounding, and again as many make up for that.
+      # In exact arithmetic N iterations for N weights are enough; another N make up for rounding.
       values |= {'iterations': 2 * size.weights, 'damping': 1e-12}
     for dtype in ('float64', 'float32'):
       gradient, memory = problem.estimate(name, values, dtype)
@@ -97,15 +97,21 @@ def quadratic(settings: Laboratory) -> Json:
 
 
 class SupernetLab:
-  """The real supernet on real images, in several precisions, with its smooth twin."""
+  """Comparisons on a supernet and real images, in several precisions, and on the supernet's smooth twin.
+
+  Attributes:
+    states: states of a search by step: the initialisation, or the checkpoints that can be read.
+    source: names, for readers, the latest of these states.
+    frozen: the latest state with a batch of each half of the data.
+  """
 
   def __init__(self, settings: Laboratory, checkpoint: str | None, note: Callable[[str], None]) -> None:
     """Reads data and checkpoints; compiles little.
 
     Args:
-      settings: whose search is that of the checkpoint, if there is one.
+      settings: settings of the laboratory; with a checkpoint, `settings.search` are the settings of that search.
       checkpoint: the working directory of a search, or None for a network at initialisation.
-      note: is told what goes on.
+      note: called with messages about progress.
 
     Raises:
       ValueError: a setting, the data or the directory is unfit.
@@ -115,7 +121,7 @@ class SupernetLab:
     try:
       images = task.load()
     except ValueError as error:
-      # Data name the fields of a search, which are a part of the laboratory's.
+      # Messages about data name fields of a search's config, which is `config.search` here.
       raise ValueError(rename(str(error), 'config.search')) from error
     mesh = make_mesh(1)
     self._settings = settings
@@ -157,7 +163,7 @@ class SupernetLab:
         except ValueError as error:
           note(f'left out: {error}')
           continue
-        if restored is not None:  # A search that is still running may have removed it.
+        if restored is not None:  # A search that is still running may have removed the checkpoint.
           self.states[step] = restored.state
       if not self.states:
         raise ValueError(
@@ -165,7 +171,7 @@ class SupernetLab:
         )
       self.source = f'step {max(self.states)} of {checkpoint}'
     self._optimizers = Optimizers.from_settings(search, searcher.epoch_ends)
-    # One object each, so that what is compiled for it serves all precisions.
+    # One object for each estimator: compiled functions are cached by its passes and serve all precisions.
     names = {*settings.estimators, search.hypergradient.name, 'first_order', 'finite_difference', 'exact'}
     self._estimators = {name: settings.hypergradient(name).estimator() for name in names}
     self._advances: dict[Any, Any] = {}
@@ -177,13 +183,13 @@ class SupernetLab:
     return self._searchers[self._settings.search.batch_size][0]
 
   def freeze(self, state: SearchState, batch_size: int | None = None, draw: int | None = None) -> Frozen:
-    """A state with a batch of either half: those of its next step, or of another step."""
+    """Adds a batch of each half to a state: the batches of its next step, or of step `draw`."""
     _, halves, batches = self._searchers[batch_size or self._settings.search.batch_size]
     shown = state if draw is None else state.replace(step=jnp.int32(draw))
     return Frozen(to_host(state), jax.device_get(batches(shown, halves)))
 
   def bench(self, precision: str, smooth: bool = False) -> Bench:
-    """The network or its smooth twin in a precision; the same each time."""
+    """The bench of the network, or of its smooth twin, in a precision; the same object at every call."""
     if (precision, smooth) not in self._benches:
       fine = self.bench('float32', smooth) if precision == 'bfloat16' else None
       net = dataclasses.replace(self._searcher.learner.net, smooth=smooth)
@@ -198,7 +204,7 @@ class SupernetLab:
     return self.bench('float64').estimate(self._estimators['exact'], self.frozen)
 
   def table(self) -> Json:
-    """Every estimator in every precision, against the exact and the unrolled hypergradient in float64."""
+    """All estimators in all precisions, against the exact and the unrolled hypergradient in float64."""
     settings = self._settings
     references = {
       'one_step': self.reference,
@@ -209,7 +215,7 @@ class SupernetLab:
     for precision in settings.precisions:
       for name in settings.estimators:
         if name == 'exact_reverse' and precision != working:
-          # Its numbers are those of `exact`; it is there for what it costs.
+          # It gives the numbers of `exact` and is measured for its cost only.
           continue
         estimator = self._estimators[name]
         outcome = self.bench(precision).estimate(estimator, self.frozen, settings.repeats, checks=True)
@@ -250,11 +256,11 @@ class SupernetLab:
     return result
 
   def batches(self) -> Json:
-    """Cosine to the mean over many batches, against batch size and number of batches."""
+    """Cosine of means over batches to the mean over many batches, by batch size and number of batches."""
     settings, bench = self._settings, self.bench('float32')
     state = self.states[max(self.states)]
     size = settings.search.batch_size
-    # The reference's batches come first, those that are compared with it after them.
+    # The reference uses steps 0, 1, …, and the means to compare use steps from 100,000 on: no batch is shared.
     count = -(-2 * settings.images // size)
     truth = _mean([bench.estimate(self._estimators['exact'], self.freeze(state, size, draw)) for draw in range(count)])
     lines = []
@@ -274,7 +280,7 @@ class SupernetLab:
     return {'reference_images': count * size, 'lines': lines}
 
   def along(self) -> Json:
-    """The estimators against the exact one, along a search: that of the checkpoints, or a short one from here."""
+    """All estimators against the exact one along a search: that of the checkpoints, or a short new one."""
     settings = self._settings
     names = [name for name in settings.estimators if name not in ('exact', 'exact_reverse')]
     result: dict[str, Any] = {'steps': [], 'term_fraction': [], 'outer_norm': [], 'loss': []}
@@ -306,7 +312,7 @@ class SupernetLab:
     return result
 
   def _walk(self, first: int) -> Iterator[tuple[int, SearchState]]:
-    """States of a search by the configured estimator, taken with the programs of the bench."""
+    """Yields steps and states of a search by the configured estimator, run with the programs of the bench."""
     settings, bench, optimizers = self._settings, self.bench('float32'), self._optimizers
     state = self.states[first]
     estimator = self._estimators[settings.search.hypergradient.name]
@@ -328,11 +334,11 @@ class SupernetLab:
         return
       frozen = self.freeze(state)
       for move in moves if timing.moves(state.step) else (weights_moved,):
-        # The step, which the relaxation reads, is that of the batches until it is over.
+        # A move may advance the step, but the relaxation has to see the step of the batches in both moves.
         state = move(state, frozen._replace(state=to_host(state.replace(step=jnp.int32(step)))))
 
   def unrolled(self) -> Json:
-    """Time and memory of unrolled gradients against their number of steps."""
+    """Time and memory of unrolled gradients by number of steps."""
     settings, bench = self._settings, self.bench('float32')
     outcomes = [bench.estimate(unrolled(steps), self.frozen, settings.repeats) for steps in settings.unrolled_steps]
     seconds, num_bytes = bench.time_gradient(self.frozen, settings.repeats)
@@ -345,7 +351,7 @@ class SupernetLab:
     }
 
   def results(self) -> Json:
-    """All of it."""
+    """The results of all comparisons on the supernet."""
     search, task = self._settings.search, image_task(self._settings.search)
     state = self.states[max(self.states)]
     outer = _norm(self.reference.outer)
@@ -375,7 +381,7 @@ def _norm(gradient: Gradient) -> float:
 
 
 def _mean(outcomes: Sequence[Outcome]) -> tuple[Gradient, Gradient]:
-  """The means of estimates and of second-order terms."""
+  """The mean of the estimates, and the mean of their second-order terms."""
 
   def mean(gradients: Sequence[Mapping[str, np.ndarray]]) -> Gradient:
     return {name: np.mean([gradient[name] for gradient in gradients], axis=0) for name in gradients[0]}
@@ -384,7 +390,17 @@ def _mean(outcomes: Sequence[Outcome]) -> tuple[Gradient, Gradient]:
 
 
 def _mean_cosine(outcomes: Sequence[Outcome], group: int, truth: tuple[Gradient, Gradient], part: int) -> float | None:
-  """The mean cosine of means over groups of batches."""
+  """The mean, over groups of `group` batches, of the cosine between a group's mean and the truth.
+
+  Args:
+    outcomes: one outcome for each batch.
+    group: number of batches of a group.
+    truth: means of estimate and second-order term over many batches.
+    part: 0 for the estimate, 1 for the second-order term.
+
+  Returns:
+    The mean cosine; None if a norm is zero.
+  """
   starts = range(0, len(outcomes) - group + 1, group)
   found = [compare(_mean(outcomes[start : start + group])[part], truth[part])['cosine'] for start in starts]
   return None if None in found else float(np.mean([value for value in found if value is not None]))

@@ -1,4 +1,4 @@
-"""The laboratory's tables, as HTML and Markdown, and how numbers are written in them."""
+"""The laboratory's tables as HTML and Markdown, and the formatting of their numbers."""
 
 import dataclasses
 import itertools
@@ -9,20 +9,20 @@ from typing import Any
 from darts_jax.laboratory import figures
 from darts_jax.report import html
 
-#: Stands for a number that is not there.
+#: Text in place of a missing number.
 NONE = '–'
 _NO_ROWS = 'It has no rows.'
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """Text in columns.
+  """A table of texts.
 
   Attributes:
-    columns: (group, name) of each; neighbours of the same group share a heading, those of none have ''.
-    names: so many columns at the left are names; the others are numbers.
-    rows: of as many cells as there are columns.
-    by: a column whose changes part the rows into blocks, or None.
+    columns: (group, name) of each column; neighbouring columns of the same group share a heading, and '' is no group.
+    names: number of columns at the left that hold names; the others hold numbers.
+    rows: rows with one cell for each column.
+    by: index of the column by whose values the rows are divided into blocks, or None.
   """
 
   columns: tuple[tuple[str, str], ...]
@@ -32,7 +32,7 @@ class Table:
 
 
 def as_html(table: Table) -> str:
-  """The table as HTML, neighbours of the same group below one heading."""
+  """The table as HTML; neighbouring columns of the same group have a common heading."""
   if not table.rows:
     return html.absent(_NO_ROWS)
 
@@ -61,7 +61,7 @@ def as_html(table: Table) -> str:
 
 
 def as_markdown(table: Table) -> str:
-  """The table as Markdown, a group before the name of each of its columns."""
+  """The table as Markdown; names of columns begin with their group."""
   if not table.rows:
     return _NO_ROWS
   names = [f'{group}: {name}' if group else name for group, name in table.columns]
@@ -71,7 +71,7 @@ def as_markdown(table: Table) -> str:
 
 
 def plain(text: str) -> str:
-  """Text that Markdown leaves alone, on one line."""
+  """Text on one line, escaped for a Markdown table."""
   return html.escape(' '.join(text.split()), quote=False).replace('|', '\\|')
 
 
@@ -81,7 +81,7 @@ def _number_as(form: str, factor: float = 1.0, unit: str = '') -> Callable[[Any]
     if number is None:
       return NONE
     written = f'{number * factor:{form}}'
-    # What rounds to zero has no sign.
+    # No "-0".
     return (written if float(written.replace(',', '')) else written.removeprefix('-')) + unit
 
   return convert
@@ -94,13 +94,13 @@ count = _number_as(',.0f')
 
 
 def error(value: Any) -> str:
-  """Three digits."""
+  """A number with three significant digits."""
   number = figures.number(value)
   return NONE if number is None else '0' if number == 0 else f'{number:#.3g}'.removesuffix('.')
 
 
 def plain_number(value: Any, factor: float = 1.0) -> str:
-  """Three digits or more, without an exponent."""
+  """A number times a factor, with at least three significant digits and no exponent."""
   number = figures.number(value)
   if number is None:
     return NONE
@@ -112,15 +112,15 @@ def plain_number(value: Any, factor: float = 1.0) -> str:
 
 
 def milliseconds(seconds: Any) -> str:
-  """Seconds, in milliseconds."""
+  """A time in seconds as text in milliseconds."""
   return plain_number(seconds, 1e3)
 
 
 def megabytes(size: Any) -> str:
-  """Bytes, in megabytes."""
+  """A size in bytes as text in megabytes."""
   return plain_number(size, 1e-6)
 
 
 def share(value: float) -> str:
-  """Of one, in per cent if that is legible."""
+  """A fraction as a percentage, or in scientific notation where a percentage is hard to read."""
   return f'{100 * value:.2g} %' if 0.001 <= value < 0.995 else figures.scientific(value)

@@ -1,4 +1,4 @@
-"""What a search or a training did, as a page that a browser opens without a server, network or scripts."""
+"""The report of a search or a training: one HTML page that opens without a server, a network or scripts."""
 
 import os
 import pathlib
@@ -13,9 +13,9 @@ _FILE = 'report.html'
 def write(path: str | os.PathLike[str]) -> pathlib.Path:
   """Writes `report.html` into the working directory of a search or a training, from the files in it alone.
 
-  Reads `config.json`, `metrics.jsonl`, `genotype.json`, `alphas.npz`, and `trials.jsonl` of a search by proposals. Any
-  of them may be missing, broken or cut by a crash: the sections that needed it say so. The same files give the same
-  bytes. The page is complete or absent, never half-written.
+  Reads `config.json`, `metrics.jsonl`, `genotype.json`, `alphas.npz` and, for a search by proposals, `trials.jsonl`.
+  Any file may be missing, broken or cut off by a crash: the sections that need it then say so. Equal files give equal
+  bytes. The page is written atomically.
 
   Args:
     path: the working directory.

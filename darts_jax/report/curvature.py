@@ -1,4 +1,4 @@
-"""How the curvature of the loss in the architecture parameters changed, and what a search made of it."""
+"""The section on the curvature of the loss in the architecture parameters, and on the decisions based on it."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ _SIZE = (7.5, 3.1)
 
 
 def section(run: Run) -> str:
-  """Curvatures over epochs, and when the search went back or stopped; empty for a search whose log has none."""
+  """The section with curvatures over epochs, and when the search went back or stopped; empty if the log has none."""
   lines = _lines(run)
   made = [event for event in run.events if event['event'] in WENT_BACK]
   if not lines:
@@ -43,7 +43,7 @@ def section(run: Run) -> str:
 
 
 def _lines(run: Run) -> list[Line]:
-  """Curvatures, and over them their means, if there are any."""
+  """Lines of curvatures, and on top of them lines of their means, if the log has any."""
   found = []
   for records in run.left_behind:
     found += _line(run, records, 'curvature', '', faint=True)
@@ -60,6 +60,6 @@ def _line(
 
 
 def _times(run: Run, events: list[Record]) -> np.ndarray:
-  """When the epochs ended that searches went back to, or returned the architectures of."""
+  """For each event, the time of the epoch that the search went back to, or whose architecture it returned."""
   steps = [event['step'] if (step := returned_to(event)) is None else step for event in events]
   return run.times(np.array(steps, float))

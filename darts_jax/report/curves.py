@@ -1,4 +1,4 @@
-"""The charts of a run's records: which metrics are shown together, and how."""
+"""Charts of the metrics of a run, over time."""
 
 import dataclasses
 import itertools
@@ -16,7 +16,7 @@ from darts_jax.spaces import look_of
 
 _LARGE = (5.5, 3.1)
 _SMALL = (3.75, 2.2)
-#: What runs count by the second, each `…_per_second`.
+#: Units of throughput; the metrics are called `UNIT_per_second`.
 UNITS = ('images', 'tokens')
 _ENTROPY = 'entropy_'
 _COLORS = (style.BLUE, style.VERMILION, style.GREEN, style.AMBER)
@@ -24,7 +24,7 @@ _COLORS = (style.BLUE, style.VERMILION, style.GREEN, style.AMBER)
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-  """A chart of the page: an id that no other has, a title, and the figure."""
+  """A chart of the page: a unique id, a title, and the figure."""
 
   name: str
   title: str
@@ -32,7 +32,7 @@ class Panel:
 
 
 def learning(run: Run) -> Iterator[Panel]:
-  """Loss, perplexity and accuracy in training and validation; metrics without a finite value are left out."""
+  """Yields charts of loss, perplexity and accuracy in training and validation, for metrics with a finite value."""
   loss = 'Loss, nats per token' if run.reads_text else 'Loss'
   for metric, title in (('loss', loss), ('perplexity', 'Perplexity'), ('accuracy', 'Accuracy')):
     named = [
@@ -58,7 +58,7 @@ def learning(run: Run) -> Iterator[Panel]:
 
 
 def benchmark(run: Run) -> Iterator[Panel]:
-  """How accurate the architectures along the way are in a benchmark, where the search was told."""
+  """Yields a chart of the accuracies of the search's architectures in a benchmark, if the log has any."""
   lines = _lines(
     run,
     # A search by proposals has no epochs.
@@ -73,10 +73,10 @@ def benchmark(run: Run) -> Iterator[Panel]:
 
 
 def optimisation(run: Run) -> Iterator[Panel]:
-  """Small multiples of what tells whether the optimisation of weights and α goes well."""
+  """Yields small charts about the optimisation of weights and α, such as learning rate and gradient norms."""
   lines: list[Line] = []
   if run.reads_text:
-    lines = _with_means(run, 'learning_rate')  # It varies with the lengths of sequences.
+    lines = _with_means(run, 'learning_rate')  # The rate varies with the lengths of sequences.
   if not lines:
     lines = _lines(run, run.steps or run.epochs, ('learning_rate', style.INK, ''))
   if lines:
@@ -98,7 +98,7 @@ def optimisation(run: Run) -> Iterator[Panel]:
   if lines:
     cells = run.history.cells.values() if run.history else ()
     counts = {len(edge.operations) for spec in cells for _, edge in spec.edges}
-    # Where edges have different numbers of candidates, there is no such line.
+    # The entropy of uniform weights is one number only if all edges have the same number of candidates.
     uniform = None
     if len(counts) == 1:
       [count] = counts
@@ -141,12 +141,12 @@ def optimisation(run: Run) -> Iterator[Panel]:
 
 
 def temperature(times: np.ndarray, values: np.ndarray, time_unit: str) -> Figure:
-  """The temperature over time; `[T]` both."""
+  """A chart of the temperature over time, from `[T]` times and `[T]` temperatures."""
   return figures.chart([Line(times, values, style.INK, '', False, False)], time_unit, _SMALL, from_zero=True)
 
 
 def throughput(run: Run) -> Iterator[Panel]:
-  """Images or tokens per second."""
+  """Yields a chart of images or tokens per second."""
   for unit in UNITS:
     lines = _with_means(run, f'{unit}_per_second')
     if lines:
@@ -155,7 +155,7 @@ def throughput(run: Run) -> Iterator[Panel]:
 
 
 def times_of(run: Run, event: str) -> list[float]:
-  """When an event happened, such as `resumed`, in the unit of `Run.times`."""
+  """Times of all events of a kind, such as `resumed`, in the unit of `Run.times`."""
   return [float(time) for time in run.times([e['step'] for e in run.events if e['event'] == event])]
 
 
@@ -169,7 +169,7 @@ def has_non_finite(run: Run) -> bool:
 def _lines(
   run: Run, records: Sequence[Record], *metrics: tuple[str, str, str], faint: bool = False, stepped: bool = False
 ) -> list[Line]:
-  """Lines of (metric, color, name), without those that have no finite value."""
+  """A line for each (metric, colour, name); metrics without a finite value are left out."""
   lines = []
   for metric, color, name in metrics:
     steps, values = series(records, metric)
@@ -179,7 +179,7 @@ def _lines(
 
 
 def _entropies(run: Run) -> list[Line]:
-  """A line for each kind of cell, which is named if there are several."""
+  """Lines of the entropy of mixing weights, one for each kind of cell; they have names if there are several."""
   look = look_of(run.space)
   known = run.history.cells if run.history else look.titles
   cells = [cell for cell in known if any(f'{_ENTROPY}{cell}' in record for record in run.steps)]
@@ -189,13 +189,13 @@ def _entropies(run: Run) -> list[Line]:
 
 
 def _first_cell(run: Run) -> str:
-  """What the first kind of cell is called."""
+  """The title of the first kind of cell, in lower case."""
   look = look_of(run.space)
   return look.title(next(iter(run.history.cells if run.history else look.titles), 'first cell')).lower()
 
 
 def _with_means(run: Run, metric: str) -> list[Line]:
-  """A noisy metric of steps, and over it the mean of every epoch in its middle, once there are two."""
+  """A line of a noisy metric of steps and, once there are two epochs, a line of its epochs' means over it."""
   lines = _lines(run, run.steps, (metric, style.INK, ''))
   if not lines or len(run.epochs) < 2:
     return lines
@@ -207,7 +207,7 @@ def _with_means(run: Run, metric: str) -> list[Line]:
 
 
 def _changes(run: Run) -> Line | None:
-  """How many edges of the architecture are others than a snapshot before."""
+  """A line of the number of edges of the architecture that changed since the snapshot before."""
   if run.history is None or len(run.history.steps) < 3:
     return None
   edges = {

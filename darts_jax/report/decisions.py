@@ -1,4 +1,4 @@
-"""How a search decided its edges one after the other: by which scores, in which order, and the cells on the way."""
+"""Sections on a search that decides its edges one after the other: scores, decisions, and cells along the way."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -9,15 +9,15 @@ from darts_jax.report.history import UNDECIDED, Decision, History, kept_edges
 from darts_jax.report.workdir import Run
 from darts_jax.spaces import Genotype, Look, look_of
 
-#: What text artists that name what an edge was fixed to have as their `gid`.
+#: `gid` of the text artists with the operation that an edge was fixed to.
 DECISION = 'decision'
 _MAX_CELLS = 4
-# Scores beside one another, and the inches between them.
+# Number of heat maps beside one another, and the gap between them in inches.
 _COLUMNS, _GAP = 3, 0.3
 
 
 def section(run: Run) -> str:
-  """Scores over time and a table of decisions; nothing for a search that neither scores nor decides edges."""
+  """The section with scores over time and a table of decisions; empty for a search without scores and decisions."""
   history = run.history
   if history is None or not (history.decides or history.scores):
     return ''
@@ -36,17 +36,17 @@ def section(run: Run) -> str:
 
 
 def draw_scores(history: History, cell: str, look: Look, times: np.ndarray, time_unit: str) -> Figure:
-  """What the edges of a cell were scored by, as heat maps over time: the main score, and under it all others.
+  """Draws the scores of a cell's edges as heat maps over time: the main score, and all other scores below it.
 
-  A row of a map is an edge, a column a snapshot. A value is shown up to the snapshot in which its edge was decided or
-  removed, that one included; behind it stands what the edge was fixed to, or it is hatched. Every map has a scale of
-  its own, from the least to the largest value that it shows. Other scores than the main one are left out where they are
-  the same for every edge, as one is that compares with earlier epochs before there is anything to compare with.
+  A row of a map is an edge, a column a snapshot. Values are shown up to and including the snapshot in which the edge is
+  decided or removed. After that, the row names the operation of a decided edge, and is hatched for a removed one. Every
+  map has its own scale, from its least to its largest value. Except for the main score, snapshots with equal scores of
+  all edges are left blank: a score that compares with earlier epochs, for example, is constant at first.
 
   Args:
-    history: of the search.
+    history: history of the search.
     cell: the kind of cell.
-    look: of the space.
+    look: how the space is drawn.
     times: `[T]` when the snapshots were taken, ascending.
     time_unit: the name of the horizontal axes.
   """
@@ -59,7 +59,7 @@ def draw_scores(history: History, cell: str, look: Look, times: np.ndarray, time
       differ = np.ptp(cells[cell], axis=1, keepdims=True) > 0
       maps[name] = np.where(open_before & (differ | (name == main)), cells[cell], np.nan)
   tall, short = edges.LINE * num_edges, 0.125 * num_edges
-  # Without scores there still are decisions to show.
+  # Without scores, the map is blank and shows the decisions only.
   title = 'Decisions' if main is None else _title(main)
   score = np.full(open_before.shape, np.nan) if main is None else maps.pop(main)
   row = edges.TITLE + short + edges.AXIS
@@ -82,11 +82,11 @@ def draw_scores(history: History, cell: str, look: Look, times: np.ndarray, time
 
 
 def along_the_way(run: Run, history: History, genotype: Genotype | None) -> str:
-  """The section of earlier cells for a search that decides: those of some of the snapshots with a decision.
+  """The section with earlier cells of a search that decides edges: its supernet at some of the decisions.
 
   Args:
     run: the search.
-    history: its history.
+    history: history of the search.
     genotype: the architecture at the top of the page.
   """
   title, look = 'Cells along the way', look_of(history.space)
@@ -113,7 +113,7 @@ def _title(score: str) -> str:
 
 
 def _mark(axes: Axes, history: History, cell: str) -> None:
-  """Marks decisions behind the values that they were made by."""
+  """Marks each decision in its row of the map, after the last value."""
   end, rows = len(history.steps) - 0.5, history.pairs(cell)
   for decision in history.decisions():
     if decision.cell == cell:
@@ -152,7 +152,7 @@ def _table(made: tuple[Decision, ...], look: Look, times: np.ndarray, time_unit:
 
 
 def _is_final(history: History, cell: str, snapshot: int, genotype: Genotype | None) -> bool:
-  """Whether nothing is undecided, and the cell is that of the architecture at the top."""
+  """Whether all edges of a cell are decided at a snapshot, as in the architecture at the top of the page."""
   spec = history.cell(cell, snapshot)
   if genotype is None or not spec.is_discrete:
     return False

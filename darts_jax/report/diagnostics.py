@@ -1,4 +1,4 @@
-"""Signs that a run went wrong, told from its records."""
+"""Warnings about a run, from its records."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,16 +8,16 @@ import numpy as np
 from darts_jax.report.workdir import Record, last, number
 from darts_jax.spaces import Genotype
 
-#: Skip connections in the first kind of cell from which on a search counts as collapsed.
+#: A search counts as collapsed if the first kind of cell has at least this many skip connections,
 MAX_SKIP_CONNECTIONS = 3
-#: Share of the nodes of the first kind of cell that apply the identity from which on a search counts as collapsed.
+#: or if at least this share of its nodes apply the identity.
 MAX_IDENTITY_SHARE = 0.75
-#: Share of the entropy of uniform mixing weights, log O, under which a cell's mixing weights count as collapsed.
+#: A cell's mixing weights count as collapsed below this share of log O, the entropy of uniform mixing weights.
 MIN_ENTROPY_SHARE = 0.1
-#: How much better the training than the validation accuracy may be: mixing weights learn from the validation half.
+#: The training accuracy may exceed the validation accuracy, on the data that α learn from, by at most this.
 MAX_ACCURACY_GAP = 0.25
-#: How much half the radius may change the second-order term of a finite difference. Where losses are smooth at its
-#: scale it is next to nothing.
+#: Half the radius may change the second-order term of a finite difference by at most this, relative to the term. Where
+#: losses are smooth at the scale of the radius, the change is close to zero.
 MAX_DISAGREEMENT = 0.25
 
 
@@ -28,25 +28,25 @@ def warnings(
   times: Sequence[float] | np.ndarray = (),
   num_epochs: int | None = None,
 ) -> list[str]:
-  """One line for each sign of a search gone wrong.
+  """One line for each sign that a search went wrong.
 
-  - The first cell of the architecture has `MAX_SKIP_CONNECTIONS` skip connections or more; or of its edges,
-    `MAX_IDENTITY_SHARE` or more apply the identity.
+  - The first cell of the architecture has at least `MAX_SKIP_CONNECTIONS` skip connections, or at least
+    `MAX_IDENTITY_SHARE` of its edges apply the identity.
   - A metric, or a mixing weight, was not finite.
-  - The entropy of a cell's mixing weights collapsed (see `entropy`): at the latest snapshot it is under
-    `MIN_ENTROPY_SHARE` · log O, and it has been since a time at which at least one more epoch was to come. From then
-    on, the epochs that remain hardly change the architecture. A cell that gets there at the very end is fine.
-  - The training accuracy exceeds that of validation by more than `MAX_ACCURACY_GAP` at the last epoch.
+  - The entropy of a cell's mixing weights collapsed (see `entropy`): at the latest snapshot it is below
+    `MIN_ENTROPY_SHARE` · log O, and it has been since a time at which at least one more epoch was to come. After that,
+    the remaining epochs hardly change the architecture. A collapse in the last epoch is not reported.
+  - The training accuracy exceeds the validation accuracy by more than `MAX_ACCURACY_GAP` at the last epoch.
   - Half the radius changed the second-order term of the finite difference by more than `MAX_DISAGREEMENT`, in the
     median of the steps that were checked.
-  - A checkpoint was damaged, or the log falls short of it.
+  - A checkpoint was damaged, or the log ends before it.
 
   Args:
     records: all records of `metrics.jsonl`, of any kind.
     genotype: the architecture, if there is one.
-    mixing: by cell type, `[T, E, O]` mixing weights.
-    times: `[T]` epochs completed at each snapshot of `mixing`.
-    num_epochs: epochs the search is meant to have; without it, any collapse counts.
+    mixing: by kind of cell, `[T, E, O]` mixing weights.
+    times: `[T]`, epochs completed at each snapshot of `mixing`.
+    num_epochs: number of epochs of the whole search; if None, any collapse is reported.
   """
   found = [
     *_skips(genotype),
@@ -68,10 +68,10 @@ def warnings(
 def training_warnings(records: Sequence[Record]) -> list[str]:
   """One line for each sign that the training of an architecture went wrong, from all records of `metrics.jsonl`.
 
-  A metric was not finite, the training went back to its best weights, a checkpoint was damaged or the log falls short
-  of it, or images could not be read.
+  The signs: a metric was not finite, the training returned to its best weights, a checkpoint was damaged, the log ends
+  before the checkpoint, or images could not be read.
   """
-  # A resumed run comes across an image again.
+  # A resumed run may report an image again, so names are counted once.
   messages = [str(record.get('message')) for record in records if record.get('event') == 'damaged_image']
   unread = {message.partition(': ')[0] for message in messages}
   found = [*_non_finite(records, {}), *_rollbacks(records), *_damaged(records)]
@@ -81,10 +81,10 @@ def training_warnings(records: Sequence[Record]) -> list[str]:
 
 
 def entropy(mixing: np.ndarray) -> np.ndarray:
-  """`[T]` nats: the entropy of mixing weights `[T, E, O]`, the mean over the edges that are still undecided.
+  """The entropy of mixing weights `[T, E, O]`, averaged over undecided edges: `[T]`, in nats.
 
-  An edge is undecided while at least two of its operations have weight. Searches that prune decide edges one after
-  the other on purpose, which must not look like a collapse. NaN where no edge is undecided or a weight is NaN.
+  An edge is undecided while at least two of its operations have a positive weight. Decided edges do not count, so that
+  a search that decides edges on purpose does not look collapsed. NaN where no edge is undecided or a weight is NaN.
   """
   terms = -mixing * np.log(np.where(mixing > 0, mixing, 1.0))
   undecided = (mixing > 0).sum(axis=-1) >= 2
@@ -130,7 +130,7 @@ def _non_finite(records: Sequence[Record], mixing: Mapping[str, np.ndarray]) -> 
         bad.setdefault(name, []).append(record['step'])
   for name, steps in bad.items():
     if name.endswith('perplexity') and bad.get(name.removesuffix('perplexity') + 'loss') == steps:
-      continue  # The loss says it.
+      continue  # The line about the loss is enough.
     times = '' if len(steps) == 1 else f', and {_count(len(steps) - 1, "more time", "more times")}'
     found.append(f'{name} was not finite at step {min(steps):,}{times}.')
   if not bad:

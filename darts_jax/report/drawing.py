@@ -1,4 +1,4 @@
-"""Cells as pictures and as Graphviz source: a directed acyclic graph from the cell's inputs to its output."""
+"""Draws cells, as figures and as Graphviz source: a directed acyclic graph from the inputs to the output."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from matplotlib.textpath import TextPath
 from darts_jax.report import layout, style
 from darts_jax.spaces import CellSpec, Genotype, Look, look_of
 
-#: What text artists that name the operation of an edge have as their `gid`.
+#: `gid` of the text artists with the operation of an edge.
 LABEL = 'operation'
 
 _LABEL_SIZE = 8.5
@@ -31,7 +31,14 @@ _SUBSCRIPTS = str.maketrans('0123456789+-kt', '₀₁₂₃₄₅₆₇₈₉₊
 
 @dataclasses.dataclass(frozen=True)
 class _Graph:
-  """What is drawn: node names, the output's last; edges with their operations, none on those that apply none."""
+  """The graph to draw.
+
+  Attributes:
+    names: names of the nodes; the last is the output.
+    num_inputs: number of input nodes, which come first.
+    edges: (source, target) of each edge.
+    operations: names of each edge's operations; empty for edges that apply none, such as those to the output.
+  """
 
   names: tuple[str, ...]
   num_inputs: int
@@ -40,21 +47,21 @@ class _Graph:
 
 
 def node_name(look: Look, node: int) -> str:
-  """The name of a node as it is printed, with its index as a subscript: `cₖ₋₁`, or `s₀`."""
+  """The printed name of a node, with its index as a subscript: `cₖ₋₁`, or `s₀`."""
   return _printed(look.node(node))
 
 
 def draw_cell(cell: CellSpec, look: Look = _PLAIN, title: str = '', pale: bool = False) -> Figure:
-  """A cell from left to right, with the operation of every edge on it; colours tell families of operations apart.
+  """Draws a cell from left to right, with operations as labels of edges, coloured by family of operations.
 
   A node that neither the output nor another node reads has a dashed outline. Labels overlap neither each other nor
-  an edge or node that is not theirs. The figure is as large as the cell needs; its units are inches.
+  other edges and nodes. The size of the figure fits the cell; its units are inches.
 
   Args:
-    cell: a cell of a genotype, or a searched cell (edges with more than one candidate say how many).
-    look: of its space; nodes have numbers without it.
-    title: written above the cell, if not empty.
-    pale: edges with more than one candidate are thin and pale, and say nothing.
+    cell: a cell of a genotype, or a searched cell; edges with several candidates are labelled with their number.
+    look: how the space is drawn; by default nodes have numbers.
+    title: text above the cell; none if empty.
+    pale: whether edges with several candidates are thin, pale and without labels.
   """
   plan = _plan(cell, look, title, pale)
   figure = Figure(figsize=plan.size)
@@ -63,7 +70,7 @@ def draw_cell(cell: CellSpec, look: Look = _PLAIN, title: str = '', pale: bool =
 
 
 def draw_genotype(genotype: Genotype) -> Figure:
-  """The cells of an architecture, one above the other; see `draw_cell`."""
+  """Draws the cells of an architecture below one another; see `draw_cell`."""
   look = look_of(genotype.space)
   plans = [_plan(cell, look, look.title(name)) for name, cell in genotype.cells]
   width, height = max(plan.size[0] for plan in plans), sum(plan.size[1] for plan in plans)
@@ -77,7 +84,7 @@ def draw_genotype(genotype: Genotype) -> Figure:
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-  """A drawing before it is drawn; sizes are inches."""
+  """The layout of a drawing; sizes are in inches."""
 
   graph: _Graph
   labels: tuple[str, ...]
@@ -161,15 +168,15 @@ def _paint(axes: Axes, plan: _Plan) -> None:
 
 
 def to_graphviz(cell: CellSpec, name: str, look: Look = _PLAIN) -> str:
-  """The cell in the DOT language: one edge for every candidate operation, and those from inputs and into the output.
+  """The cell in the DOT language, with an edge for every candidate operation and edges to the output.
 
   Nodes have the names of the space, such as `c_{k-2}`, `c_{k-1}`, `0`, …, `c_{k}` in cells of `darts`, and `x_t`,
   `h_{t-1}`, `s0`, `s1`, …, `h_t` in recurrent ones.
 
   Args:
     cell: a cell of a genotype, or a searched cell.
-    name: the graph's name and caption; any text.
-    look: of its space; nodes have numbers without it.
+    name: name and caption of the graph; any text.
+    look: how the space is drawn; by default nodes have numbers.
   """
   nodes = [look.node(index) for index in range(cell.num_inputs + len(cell.nodes))]
   if look.origins:
@@ -204,7 +211,7 @@ def _quote(text: str) -> str:
 
 
 def _graph(cell: CellSpec, look: Look) -> _Graph:
-  # The origins of the first node are drawn, and are no nodes of the cell.
+  # The origins of the first node are drawn as nodes, although they are no nodes of the cell.
   shift = len(look.origins)
   num_nodes = cell.num_inputs + len(cell.nodes)
   names = [*look.origins, *map(look.node, range(num_nodes)), look.output]
@@ -219,7 +226,7 @@ def _graph(cell: CellSpec, look: Look) -> _Graph:
 
 
 def _printed(name: str) -> str:
-  """The name with an index, behind `_` or a letter, as a subscript."""
+  """The name with its index, which follows `_` or a letter, as a subscript."""
   return _INDEX.sub(lambda found: ''.join(found.groups(default='')).translate(_SUBSCRIPTS), name)
 
 
@@ -231,7 +238,8 @@ def _stroke(operations: Sequence[str], label: str) -> tuple[str, float, float]:
   """Colour, width in points and z-order of the line of an edge."""
   if label:
     return style.operation_color(operations), 1.3, 1.5
-  # An edge that applies nothing leads to or from the outside; one that has operations is not decided.
+  # Without a label: an edge with operations is undecided, an edge without any comes from an origin or goes to the
+  # output.
   return (style.RULE, 0.9, 0.5) if operations else (style.FAINT, 1.0, 1.0)
 
 
@@ -257,7 +265,7 @@ def _box(axes: Axes, place: layout.Place, face: str, edge: str, linewidth: float
 
 
 def _paths(graph: _Graph, places: layout.Layout) -> list[Path]:
-  """The line of each edge: straight through the places on its way, curved between columns."""
+  """The path of each edge: straight through its places in the columns it passes, curved between columns."""
   starts = _ports(graph, places, 0)
   ends = _ports(graph, places, 1)
   paths = []
@@ -281,7 +289,7 @@ def _bend(start: tuple[float, float], end: tuple[float, float]) -> list[tuple[fl
 
 
 def _ports(graph: _Graph, places: layout.Layout, side: int) -> list[float]:
-  """Where each edge touches its source (side 0) or target (side 1): spread along the node, in the order they come."""
+  """The height at which each edge meets its source (side 0) or target (side 1); edges of a node are spread out."""
   heights = [0.0] * len(graph.edges)
   for node, place in enumerate(places.nodes):
     touching = [i for i, edge in enumerate(graph.edges) if edge[side] == node]

@@ -1,4 +1,4 @@
-"""Maps of a value that every edge of a cell has, over time."""
+"""Heat maps of a value of every edge of a cell, over time."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,26 +11,26 @@ from darts_jax.report import drawing, figures, style
 from darts_jax.report.history import REMOVED, History
 from darts_jax.spaces import Look
 
-#: Inches of figures with maps: the width, what stands left of a map, its title, its horizontal axis.
+#: Sizes of figures with maps, in inches: the whole width, the margin left of a map, its title, its horizontal axis.
 WIDTH, LEFT, TITLE, AXIS = 11.3, 0.86, 0.26, 0.42
-#: Inches of a line of a map, which is an edge.
+#: Height of a row of a map, which is an edge, in inches.
 LINE = 0.17
-# The palest colour is not white, which is that of edges that have no value any more.
+# The palest colour is not white, since white stands for a missing value.
 _COLORS = LinearSegmentedColormap.from_list('scores', ['#E6EFF6', '#A9CFE5', '#5BA3CC', '#1F6FA8', '#0A2F5C'])
 
 
 def name(look: Look, edge: tuple[int, int]) -> str:
-  """The name of an edge, (source, target), as it is printed."""
+  """The printed name of an edge, (source, target)."""
   return f'{drawing.node_name(look, edge[0])} → {drawing.node_name(look, edge[1])}'
 
 
 def draw_weights(history: History, cell: str, look: Look, times: np.ndarray, time_unit: str) -> Figure:
-  """The weights of edges in the sums of nodes.
+  """Draws the weights of edges in the sums of their nodes, over time.
 
   Args:
-    history: of a search that has them.
+    history: history of a search with weights of edges.
     cell: the kind of cell.
-    look: of the space.
+    look: how the space is drawn.
     times: `[T]` when the snapshots were taken, ascending.
     time_unit: the name of the horizontal axis.
   """
@@ -53,10 +53,10 @@ def draw_map(
   times: np.ndarray,
   time_unit: str,
 ) -> None:
-  """Draws `[T, E]` values of a cell: a line is an edge, a column a snapshot.
+  """Draws `[T, E]` values of a cell's edges: a row is an edge, a column a snapshot.
 
-  Values that are not finite are blank, and from its removal on, an edge is hatched. The scale goes from the least to
-  the largest value.
+  Values that are not finite are blank, and an edge is hatched after its removal. The colour scale goes from the least
+  to the largest value.
   """
   edges = history.pairs(cell)
   finite = values[np.isfinite(values)]

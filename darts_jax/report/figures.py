@@ -1,4 +1,4 @@
-"""The report's charts, as matplotlib figures, and figures as SVG that can stand inside a page."""
+"""Charts of the report as Matplotlib figures, and the conversion of figures to SVG inside an HTML page."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ from darts_jax.report import drawing, layout, style
 from darts_jax.spaces import Look
 
 _MAX_POINTS = 360
-#: Size of what is written in a figure, in points.
+#: Size of text in a figure, in points.
 TEXT = 8.5
 _WEIGHT_COLORS = LinearSegmentedColormap.from_list(
   'weights',
@@ -33,11 +33,11 @@ class Line:
 
   Attributes:
     times: `[N]` horizontal positions, ascending.
-    values: `[N]`; where one is not finite the line is open and a cross marks the time.
-    color: of the line and its name.
-    name: written beside its end; empty for none.
-    faint: drawn thin and pale, as the noisy background of another line.
-    stepped: holds each value until the next one instead of sloping.
+    values: `[N]`; where a value is not finite, the line has a gap and a cross marks the time.
+    color: colour of the line and its name.
+    name: text beside the end of the line; empty for none.
+    faint: whether the line is thin and pale, as the noisy background of another line.
+    stepped: whether the line holds each value until the next one instead of sloping.
   """
 
   times: np.ndarray
@@ -60,19 +60,19 @@ def chart(
   marks: Sequence[float] = (),
   notes: Sequence[tuple[float, str]] = (),
 ) -> Figure:
-  """Lines over time, named at their ends; of long ones, the means of equally many values next to each other.
+  """Draws lines over time, with names at their ends; long lines are thinned by averaging neighbouring values.
 
   Args:
-    lines: what to draw; at least one value is finite.
+    lines: the lines; at least one value is finite.
     time_unit: the name of the horizontal axis.
     size: width and height, in inches.
-    log: logarithmic vertical axis; values that are not positive are left out.
-    percent: values are fractions and are labelled as percentages.
-    integer: values are whole numbers.
-    reference: a horizontal line to compare with, and its name.
-    from_zero: the vertical axis starts at 0.
-    marks: times at which a dotted line stands.
-    notes: times at which a dashed line stands, and what it says at its top.
+    log: whether the vertical axis is logarithmic; values that are not positive are then left out.
+    percent: whether values are fractions and are labelled as percentages.
+    integer: whether values are whole numbers.
+    reference: value and name of a horizontal line to compare with.
+    from_zero: whether the vertical axis starts at 0.
+    marks: times that are marked by a dotted vertical line.
+    notes: times that are marked by a dashed vertical line, each with the text at its top.
   """
   names = [line.name for line in lines if line.name]
   right = 0.14 + max((0.075 * len(name) for name in names), default=0.0)
@@ -115,7 +115,7 @@ def chart(
     )
   for mark in marks:
     axes.axvline(mark, color=style.MUTED, linewidth=0.9, linestyle=':', zorder=1)
-  # Up to the end of the epoch, so that its number is on the axis.
+  # Rounded up to a whole epoch, so that the axis shows the number of the last epoch.
   end = max(math.ceil(max(float(line.times[-1]) for line in lines) - 1e-6), 1)
   axes.set_xlim(0, end)
   for time, note in notes:
@@ -140,7 +140,7 @@ def chart(
   axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:,.0f}'))
   axes.set_xlabel(time_unit, size=TEXT, color=style.MUTED, labelpad=2)
   if log:
-    # Of a few values only those of a tall chart are read off.
+    # A tall chart has room for more tick labels.
     _log_ticks(axes, least=4 if size[1] >= 3 else 2)
   else:
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=integer))
@@ -160,19 +160,19 @@ def mixing_weights(
   time_unit: str,
   look: Look,
 ) -> Figure:
-  """Mixing weights over time, a small heat map for each edge, arranged as the cell's adjacency matrix.
+  """Draws mixing weights over time, as a small heat map for each edge, arranged as the cell's adjacency matrix.
 
-  A row of maps holds the edges into one node, a column those out of one node.
+  A row of maps has the edges into one node, a column the edges out of one node.
 
   Args:
     times: `[T]` when the snapshots were taken, ascending.
     weights: `[T, E, O]` mixing weights.
     operations: names of the `O` operations.
     edges: (source, target) of the `E` edges.
-    kept: (source, target, operation) of the edges of the architecture; their titles stand out and name it.
-    largest: the weight that the darkest colour stands for.
+    kept: (source, target, operation) of the edges of the architecture; their maps have bold titles with the operation.
+    largest: the weight that has the darkest colour.
     time_unit: the name of the horizontal axes.
-    look: of the space.
+    look: how the space is drawn.
   """
   sources = sorted({source for source, _ in edges})
   targets = sorted({target for _, target in edges})
@@ -247,12 +247,12 @@ def mixing_weights(
 
 
 def to_svg(figure: Figure, name: str, description: str) -> str:
-  """An `<svg>` element to stand inside HTML: no outside references, the page's fonts, the same bytes every time.
+  """The figure as an `<svg>` element for HTML: deterministic, without outside references, in the page's fonts.
 
   Args:
-    figure: what to draw.
-    name: distinguishes the figures of a page, so that their internal ids do.
-    description: what readers who cannot see the figure are told.
+    figure: the figure.
+    name: unique name of the figure in its page; ids inside the SVG are derived from it.
+    description: text for readers who cannot see the figure.
   """
   buffer = io.StringIO()
   absent = dict.fromkeys(('Date', 'Creator', 'Format', 'Type'))
@@ -260,7 +260,7 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
     figure.savefig(buffer, format='svg', metadata=absent, transparent=True)
   text = buffer.getvalue()
   text = text[text.index('<svg') :]
-  # Groups are numbered alike in every figure, and nothing refers to them.
+  # The ids of groups repeat from figure to figure, and nothing refers to them.
   text = re.sub(r'<g id="[^"]*"', '<g', text)
   text = re.sub(r'\sxmlns(:xlink)?="[^"]*"', '', text)
   text = re.sub(r'<style.*?</style>', '', text, flags=re.DOTALL)
@@ -270,12 +270,12 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
 def inches(
   size: tuple[float, float], x: float, y: float, width: float, height: float
 ) -> tuple[float, float, float, float]:
-  """A rectangle in a figure of this size, all in inches, as what `Figure.add_axes` takes."""
+  """Converts a rectangle in inches, in a figure of size `size`, to the fractions that `Figure.add_axes` takes."""
   return x / size[0], y / size[1], width / size[0], height / size[1]
 
 
 def clean(axes: Axes) -> None:
-  """Gives axes the look of the report: a pale horizontal axis and nothing else around them."""
+  """Styles axes as in all charts of the report: a pale horizontal axis and no other spines."""
   axes.spines[['top', 'right', 'left']].set_visible(False)
   axes.spines['bottom'].set(color=style.FAINT, linewidth=0.8)
   axes.tick_params(labelsize=TEXT - 0.5, labelcolor=style.MUTED, color=style.FAINT, length=3, width=0.8)
@@ -284,12 +284,12 @@ def clean(axes: Axes) -> None:
 
 
 def name_ends(axes: Axes, height: float, lines: Sequence[Line]) -> None:
-  """Writes the names of lines to the right of the axes, level with their last values but clear of one another.
+  """Writes the names of lines to the right of the axes, at the height of their last values, without overlap.
 
   Args:
-    axes: has drawn the lines.
-    height: of the figure, in inches.
-    lines: those without a name or a finite value are left out.
+    axes: axes with the lines.
+    height: height of the figure, in inches.
+    lines: the lines; lines without a name or a finite value are skipped.
   """
   axes.get_ylim()  # applies the pending autoscaling, which the transforms below need
   named = []
@@ -310,7 +310,7 @@ def name_ends(axes: Axes, height: float, lines: Sequence[Line]) -> None:
 
 
 def cross(axes: Axes, positions: Sequence[float] | np.ndarray) -> None:
-  """Crosses at the bottom, where there are no finite numbers."""
+  """Draws crosses at the bottom of the axes, at the positions of values that are not finite."""
   axes.plot(
     positions,
     np.full(len(positions), 0.03),
@@ -328,17 +328,17 @@ def _thin(times: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray
   if len(times) <= _MAX_POINTS:
     return times, values
   bins = np.array_split(np.arange(len(times)), _MAX_POINTS)
-  # A bin without a finite value stays one without.
+  # A bin without a finite value becomes NaN.
   means = [np.nanmean(values[b]) if np.isfinite(values[b]).any() else np.nan for b in bins]
   return np.array([times[b].mean() for b in bins]), np.array(means)
 
 
 def _log_ticks(axes: Axes, least: int) -> None:
-  """Ticks of a logarithmic axis: powers of ten, or as many between them as it takes for so many to be in view."""
+  """Sets ticks of a logarithmic axis: powers of ten, and more between them until at least `least` are in view."""
   low, high = axes.get_ylim()
   steps = ((1.0,), (1.0, 2.0, 5.0), (1.0, 2.0, 3.0, 5.0, 7.0))
   locators: list[Locator] = [LogLocator(subs=subs, numticks=6) for subs in steps[math.log10(high / low) <= 2 :]]
-  # So little of a decade that it holds few of these is nearly linear.
+  # A small part of a decade is nearly linear, so that linear ticks serve as well.
   for locator in (*locators, MaxNLocator(5)):
     axes.yaxis.set_major_locator(locator)
     if sum(low <= tick <= high for tick in axes.yaxis.get_majorticklocs()) >= least:
@@ -348,7 +348,7 @@ def _log_ticks(axes: Axes, least: int) -> None:
 
 
 def _brief(value: float, digits: int) -> str:
-  """A number as short as an axis needs it, such as `5,000` or `20k`."""
+  """A number as a short label of an axis, such as `5,000` or `20k`."""
   if 1e4 <= abs(value) < 1e7:
     return f'{value / 1e3:,.4g}k'
   return f'{value:,.0f}' if 1e3 <= abs(value) < 1e4 else f'{value:,.{digits}g}'

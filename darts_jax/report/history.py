@@ -1,4 +1,4 @@
-"""Reads the history of a search, `alphas.npz`: which mixing weights it used, and which architectures it came by."""
+"""Reads the history of a search, `alphas.npz`: mixing weights and architectures in snapshots over time."""
 
 import dataclasses
 import functools
@@ -14,29 +14,29 @@ from darts_jax.spaces import CellSpec, Edge, Genotype
 from darts_jax.spaces.checks import check_fields
 from darts_jax.spaces.topology import cell_from_json, cells_from_json
 
-#: States of an edge (see `History.decided`) with several operations left, and with none.
+#: States of an edge (see `History.decided`): several operations left, and no operation left.
 UNDECIDED, REMOVED = -1, -2
-#: Steps and epochs are below the first whole number that a float cannot tell from the next.
+#: Limit of steps and epochs: every whole number below it has an exact float.
 MAX_COUNT = 2**53
-# The score that edges are decided by, if there are several.
+# Name of the score by which edges are decided, if there are several scores.
 _MAIN = 'score'
-# Scores, and characters of a name, which drawings have to have room for.
+# Most scores, and most characters of a name, for which drawings have room.
 _MAX_SCORES, _MAX_NAME = 50, 100
-# What dtypes of some kinds are called.
+# Names of kinds of dtypes, for messages.
 _DTYPES = {'iu': 'whole numbers', 'f': 'floats', 'U': 'texts', 'b': 'truth values'}
 
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-  """An edge that a search left with one operation.
+  """The decision of an edge: a search left it with one operation.
 
   Attributes:
-    snapshot: the first snapshot in which it is decided.
+    snapshot: index of the first snapshot in which the edge is decided.
     cell: the kind of cell.
     edge: (source, target).
-    operation: the one that is left.
-    score: its score then; None if there is none.
-    removed: (source, target) of the edges into the same node that are gone from the same snapshot on.
+    operation: the operation that is left.
+    score: the edge's main score in that snapshot; None if there is none.
+    removed: (source, target) of the edges into the same node that were removed in the same snapshot.
   """
 
   snapshot: int
@@ -49,22 +49,22 @@ class Decision:
 
 @dataclasses.dataclass(frozen=True)
 class History:
-  """A search in `T` snapshots, as it was written; nothing is derived here (see `darts_jax.search.records`).
+  """A search in `T` snapshots, as the search wrote them (see `darts_jax.search.records`).
 
   Attributes:
     steps: `[T]` int, the step of each snapshot, ascending.
     space: name of the searched space.
-    legend: explains scores and decisions.
-    cells: by name, the searched cells, with `E` edges and `O` operations each.
+    legend: text that explains scores and decisions.
+    cells: the searched cells by kind, with `E` edges and `O` operations each.
     mixing: by kind of cell, `[T, E, O]` mixing weights.
-    left: likewise, `[T, E, O]` bool, the operations that the supernet had left.
-    architectures: `[T]`, what the search would have returned.
-    texts: `[T]`, the same as JSON texts in the form of the space.
-    doubts: `[T]`, what was in doubt of it; empty for nothing.
-    edges: by kind of cell, `[T, E]` weights of edges; none of kinds whose edges all count as one.
-    scores: by name and kind of cell, `[T, E]` float, by what edges were scored before decisions of the snapshot. It
-      means nothing on edges decided or removed at an earlier one.
-    temperatures: `[T]`; None for 1 throughout.
+    left: by kind of cell, `[T, E, O]` bool, whether the supernet still had an operation.
+    architectures: `[T]`, the architectures that the search would have returned.
+    texts: `[T]`, these architectures as JSON texts in the form of the space.
+    doubts: `[T]`, texts about anything ambiguous in the choice of the architecture; empty if nothing was.
+    edges: by kind of cell, `[T, E]` weights of edges; kinds of cells without such weights are missing.
+    scores: by name and kind of cell, `[T, E]` scores of edges before the decisions of the snapshot; meaningless for
+      edges decided or removed in an earlier snapshot.
+    temperatures: `[T]` temperatures; None if it was 1 throughout.
   """
 
   steps: np.ndarray
@@ -81,11 +81,11 @@ class History:
   temperatures: np.ndarray | None = None
 
   def pairs(self, cell: str) -> tuple[tuple[int, int], ...]:
-    """`[E]` (source, target) of the edges of a cell."""
+    """(source, target) of the `E` edges of a cell."""
     return tuple((edge.source, target) for target, edge in self.cells[cell].edges)
 
   def decided(self, cell: str) -> np.ndarray:
-    """`[T, E]` int: of edges that have one of their operations left its column, of others `UNDECIDED` or `REMOVED`."""
+    """`[T, E]` int: index of the operation of decided edges, `UNDECIDED` or `REMOVED` for other edges."""
     return self._states[cell]
 
   @functools.cached_property
@@ -99,16 +99,16 @@ class History:
 
   @functools.cached_property
   def decides(self) -> bool:
-    """Whether an edge is decided or removed at some time."""
+    """Whether any edge is decided or removed in any snapshot."""
     return any((states != UNDECIDED).any() for states in self._states.values())
 
   def main_score(self, cell: str) -> str | None:
-    """The name of the score that edges of a cell are decided by; None if there are no scores."""
+    """The name of the score by which edges of a cell are decided; None if there are no scores."""
     names = [name for name, cells in self.scores.items() if cell in cells]
     return _MAIN if _MAIN in names else next(iter(names), None)
 
   def decisions(self) -> tuple[Decision, ...]:
-    """What was decided, in the order of snapshots; in one snapshot cell by cell, in the order of edges."""
+    """All decisions, ordered by snapshot, then by cell, then by edge."""
     return self._decisions
 
   @functools.cached_property
@@ -130,7 +130,7 @@ class History:
     return tuple(sorted(found, key=lambda decision: decision.snapshot))
 
   def cell(self, cell: str, snapshot: int) -> CellSpec:
-    """The cell of the supernet at a snapshot: edges with the operations that are left, and no removed ones."""
+    """The cell of the supernet at a snapshot: edges with the operations that are left, without removed edges."""
     spec, left = self.cells[cell], self.left[cell][snapshot]
     nodes: list[list[Edge]] = [[] for _ in spec.nodes]
     for (target, edge), row in zip(spec.edges, left, strict=True):
@@ -141,17 +141,17 @@ class History:
 
 
 def kept_edges(genotype: Genotype | None, cell: str) -> set[tuple[int, int, str]]:
-  """(source, target, operation) of the edges of a cell; none of a cell that the architecture does not have."""
+  """(source, target, operation) of the edges of a cell; empty if the architecture does not have the cell."""
   if genotype is None or cell not in dict(genotype.cells):
     return set()
   return {(edge.source, node, edge.operations[0]) for node, edge in genotype.cell(cell).edges}
 
 
 def read(path: pathlib.Path) -> History:
-  """Reads the file.
+  """Reads `alphas.npz`.
 
   Raises:
-    ValueError: it cannot be read, something is missing or does not fit, or an earlier version wrote it; one line.
+    ValueError: the file cannot be read, an array is missing or unfit, or an earlier version wrote it; one line.
   """
   arrays = _Arrays(read_npz(path))
   if 'topology' not in arrays.found:
@@ -178,7 +178,7 @@ def read(path: pathlib.Path) -> History:
   texts = {name: arrays.texts(name, count) for name in ('genotype', 'cells', 'not_settled')}
   for text in set(texts['genotype']):
     parse_json(text.encode())
-  # Most are the same as those before them.
+  # Each distinct text is parsed once, since most snapshots repeat the architecture before.
   known = {text: _read_architecture(text, space, cells) for text in set(texts['cells'])}
   return History(
     steps=steps.astype(int),
@@ -222,14 +222,14 @@ def _read_scores(arrays: '_Arrays', shapes: Mapping[str, tuple[int, int]]) -> di
 
 
 class _Arrays:
-  """The arrays of the file, each checked when it is asked for."""
+  """The arrays of the file; each is checked when it is read."""
 
   def __init__(self, found: Mapping[str, np.ndarray]) -> None:
     self.found: Collection[str] = found.keys()
     self._arrays = found
 
   def get(self, name: str, kinds: str, shape: tuple[int | None, ...]) -> np.ndarray:
-    """One of them; `kinds` of dtypes and a shape, where None is any positive number, are what it has to have."""
+    """An array; raises a ValueError unless its dtype is of `kinds` and its shape is `shape` (None: any length > 0)."""
     found = self._arrays.get(name)
     if found is None:
       raise ValueError(f'array {name} is missing')
@@ -246,7 +246,7 @@ class _Arrays:
     return self.get(name, 'f', shape).astype(float)
 
   def texts(self, name: str, count: int) -> tuple[str, ...]:
-    """An array of so many texts."""
+    """An array of `count` texts."""
     return tuple(map(str, self.get(name, 'U', (count,))))
 
 
@@ -258,6 +258,6 @@ def _check_count(name: str, count: int, most: int, what: str) -> None:
 def _check_names(*names: Any) -> None:
   """Raises a ValueError unless names of cells, operations and scores can be written into a drawing."""
   for name in names:
-    # Between two of these, Matplotlib reads a formula.
+    # Matplotlib parses text between two "$" as a formula.
     if not name or not name.isprintable() or '$' in name or len(name) > _MAX_NAME:
       raise ValueError(f'{one_line(repr(name))} cannot be drawn; a name has 1 to {_MAX_NAME} printable letters, no $')

@@ -1,4 +1,4 @@
-"""What the package's HTML pages share: their frame and their parts. Pages need no scripts and no outside resources."""
+"""Parts that the package's HTML pages share. Pages need no scripts and no outside resources."""
 
 import functools
 import html
@@ -9,17 +9,17 @@ from matplotlib.figure import Figure
 
 from darts_jax.report import figures, style
 
-#: Text that may stand in an element or in a quoted attribute.
+#: Escapes text for an element or a quoted attribute.
 escape = functools.partial(html.escape, quote=True)
 
 
 def document(title: str, body: str, css: str = '') -> str:
-  """A page that may load nothing and run nothing.
+  """An HTML document whose policy forbids scripts and outside resources.
 
   Args:
-    title: text of the browser's tab.
-    body: HTML.
-    css: rules after those of `darts_jax.report.style`.
+    title: title of the document, as text.
+    body: content, as HTML.
+    css: style rules to add to those of `darts_jax.report.style`.
   """
   return (
     '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -32,13 +32,13 @@ def document(title: str, body: str, css: str = '') -> str:
 
 
 def section(title: str, content: str, lead: str = '') -> str:
-  """A part of the page; all arguments are HTML, the lead says what to look for."""
+  """A section of the page; all arguments are HTML, and `lead` is its introduction."""
   lead = f'<p class="lead">{lead}</p>\n' if lead else ''
   return f'<section>\n<h2>{title}</h2>\n{lead}{content}\n</section>\n'
 
 
 def absent(*reasons: str | None) -> str:
-  """Says in a part's place, as text, why it is not there."""
+  """A paragraph in place of missing content, with the reasons, which are text."""
   return f'<p class="absent">{escape(" ".join(reason for reason in reasons if reason))}</p>'
 
 
@@ -47,10 +47,10 @@ def figure(drawn: Figure, name: str, title: str, description: str, note: str = '
 
   Args:
     drawn: the figure.
-    name: an id that no other figure of the page has.
+    name: unique id of the figure in the page.
     title: the caption.
-    description: what readers who cannot see the figure are told.
-    note: follows the caption in lighter type.
+    description: text for readers who cannot see the figure.
+    note: text after the caption, in lighter type.
   """
   caption = escape(title) + (f' <span>{escape(note)}</span>' if note else '')
   return f'<figure><figcaption>{caption}</figcaption>{figures.to_svg(drawn, name, description)}</figure>\n'
@@ -72,7 +72,7 @@ def text(value: Any) -> str:
 
 
 def duration(seconds: float) -> str:
-  """Seconds as a reader says them, such as `3 min 07 s`."""
+  """A number of seconds as text, such as `3 min 07 s`."""
   minutes, rest = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   return f'{hours:,} h {minutes:02} min' if hours else f'{minutes} min {rest:02} s' if minutes else f'{seconds:.1f} s'

@@ -1,9 +1,9 @@
-"""Where the parts of a drawn graph go: a layered layout in which labels take up room of their own.
+"""Layered layout of directed acyclic graphs whose edges have labels.
 
-Nodes stand in columns by their depth. Between two columns of nodes is one for labels: every labelled edge has its
-label there as if it were a node, and every edge that passes through a column has a place in it too. Things in one
-column never overlap, so neither do labels, and no edge runs through a label or a node that is not its own
-(Sugiyama, Tagawa, Toda 1981; label places as in Gansner et al. 1993).
+Nodes are placed in columns by depth. Between two columns of nodes there is a column for labels, which are placed like
+nodes, and an edge that passes through a column has a place in it, too. Places in a column never overlap, so labels do
+not overlap, and no edge crosses a label or a node that is not its own (Sugiyama, Tagawa, Toda 1981; placement of labels
+as in Gansner et al. 1993).
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ _RELAXATIONS = 80
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-  """A place in a column: its centre and size, in inches; y grows upwards."""
+  """A rectangle in a column: its centre and size, in inches; y grows upwards."""
 
   x: float
   y: float
@@ -26,14 +26,14 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """Places of a graph's parts.
+  """Places of the parts of a graph.
 
   Attributes:
-    nodes: of each node.
-    routes: of each edge, the places between its two nodes, left to right.
-    labels: of each edge, its label's place, or None for an edge without one.
-    width: of the whole, in inches, from x = 0.
-    height: of the whole, in inches, from y = 0.
+    nodes: place of each node.
+    routes: for each edge, its places in the columns between its two nodes, left to right.
+    labels: for each edge, the place of its label, or None for an edge without a label.
+    width: width of the drawing, in inches, from x = 0.
+    height: height of the drawing, in inches, from y = 0.
   """
 
   nodes: tuple[Place, ...]
@@ -53,11 +53,11 @@ def layered(
   """Lays out an acyclic graph from left to right; deterministic.
 
   Args:
-    node_sizes: (width, height) of each node, in inches; nodes are listed after those they read.
-    edges: (source, target) of each edge, source < target; parallel edges are allowed. A sink takes the last column.
-    label_sizes: (width, height) of each edge's label, None for an edge without one.
-    column_gap: inches between columns, where edges bend.
-    row_gap: least inches between two places of a column.
+    node_sizes: (width, height) of each node, in inches, in topological order. The last node is in the last column.
+    edges: (source, target) of each edge, source < target; parallel edges are allowed.
+    label_sizes: (width, height) of each edge's label, in inches; None for an edge without a label.
+    column_gap: distance between columns, where edges bend, in inches.
+    row_gap: least distance between two places of a column, in inches.
   """
   columns_of = [2 * depth for depth in _depths(len(node_sizes), edges)]
   sizes = list(node_sizes)
@@ -67,7 +67,7 @@ def layered(
     for column in range(columns_of[source] + 1, columns_of[target]):
       chain.append(len(sizes))
       columns_of.append(column)
-      # The label stands right before the node that the edge enters.
+      # The label is in the column right before the target.
       sizes.append(label if label and column == columns_of[target] - 1 else (0.0, 0.06))
     chains.append(chain)
   links = [
@@ -84,7 +84,7 @@ def layered(
     neighbours[left][1].append(right)
 
   columns = _order(columns, neighbours)
-  # A place on an edge is drawn to all others of that edge, so that long edges stay straight.
+  # The places of an edge attract each other, so that long edges stay straight.
   pulls = [list(around[0] + around[1]) for around in neighbours]
   for chain in chains:
     for item in chain:
@@ -111,12 +111,12 @@ def layered(
 
 
 def spread(desired: Sequence[float], gaps: Sequence[float]) -> list[float]:
-  """The positions nearest to the desired ones, in least squares, that keep their order and their distances.
+  """The positions nearest to the desired ones, in least squares, with the same order and the given least distances.
 
   Isotonic regression by pooling adjacent violators.
 
   Args:
-    desired: `[N]` wanted positions, in the order they have to keep.
+    desired: `[N]` desired positions, in the order to keep.
     gaps: `[N - 1]` least distances between neighbours.
   """
   offsets = list(itertools.accumulate(gaps, initial=0.0))
@@ -140,7 +140,7 @@ def _depths(num_nodes: int, edges: Sequence[tuple[int, int]]) -> list[int]:
 
 
 def _order(columns: list[list[int]], neighbours: list[tuple[list[int], list[int]]]) -> list[list[int]]:
-  """Orders each column for few crossings: sweeps of barycentres, then exchanges of neighbours that help."""
+  """Orders each column for few crossings: barycentre sweeps, then swaps of neighbours that reduce crossings."""
   best, fewest = columns, _crossings(columns, neighbours)
   columns = [list(column) for column in columns]
   for sweep in range(_SWEEPS):
@@ -182,7 +182,7 @@ def _heights(
   num_nodes: int,
   row_gap: float,
 ) -> list[float]:
-  """The centre of each item: it moves to the mean of what pulls it, as near as its column allows, over and over."""
+  """The height of each item's centre: iteratively moved to the mean of `pulls`, as near as its column allows."""
   gaps = [
     [
       (sizes[a][1] + sizes[b][1]) / 2 + row_gap * (2.5 if max(a, b) < num_nodes else 1.0)

@@ -1,4 +1,4 @@
-"""The trials of a search by proposals as its journal tells them, and the charts of their rewards."""
+"""Reads the trials of a search by proposals from its journal, and draws their rewards."""
 
 import dataclasses
 import math
@@ -14,13 +14,13 @@ from darts_jax.report import figures, style
 from darts_jax.report.workdir import number
 from darts_jax.runtime.files import read_json_lines
 
-#: The journal, which `darts_jax.trials.journal` writes.
+#: File name of the journal, which `darts_jax.trials.journal` writes.
 FILE = 'trials.jsonl'
-#: What becomes of a trial.
+#: All values of `Trial.status`.
 STATUSES = ('done', 'stopped', 'failed', 'pending')
 
 _SIZE = (5.5, 3.1)
-# Single trials that a chart shows; of more it shows evenly many.
+# Most trials that a chart draws; of more trials it draws an evenly spaced subset.
 _MAX_POINTS = 2000
 
 
@@ -29,15 +29,15 @@ class Trial:
   """A proposal and its outcome.
 
   Attributes:
-    number: of the proposal, from 0.
+    number: number of the proposal, from 0.
     arch: the architecture as JSON values.
-    parent: the number of the proposal that it was made from, if there is one.
+    parent: number of the proposal that this one was derived from, if there is one.
     status: one of `STATUSES`.
-    reward: NaN if there is none.
-    seconds: that the evaluation took.
-    measures: further numbers by name.
-    test: numbers from test data by name.
-    failure: why it failed.
+    reward: reward of the evaluation; NaN if there is none.
+    seconds: time of the evaluation.
+    measures: further results by name.
+    test: results on test data by name.
+    failure: reason of a failure; empty if the trial has not failed.
   """
 
   number: int
@@ -52,10 +52,11 @@ class Trial:
 
 
 def read(workdir: pathlib.Path) -> tuple[list[Trial], str]:
-  """The trials of a journal: those with an outcome in the order in which it was told, then the pending ones.
+  """Reads the trials of a journal.
 
   Returns:
-    The trials, and one line that says what of the journal is not among them; it is empty if nothing is missing.
+    The trials, first those with an outcome in the order of the outcomes, then pending ones; and one line about anything
+    that is missing or broken, empty if nothing is.
   """
   path = workdir / FILE
   if not path.exists():
@@ -75,14 +76,14 @@ def read(workdir: pathlib.Path) -> tuple[list[Trial], str]:
       pending[count] = Trial(count, line.get('arch'), parent if type(parent) is int else None)
     elif event == 'tell' and type(count) is int and count in pending and line.get('status') in STATUSES:
       told.append(_ended(pending.pop(count), line))
-    # A kill cuts the line that is being written; anywhere else a broken line is news.
+    # A killed process may leave its last line broken, which is no error; any other broken line is reported.
     elif event != 'run' and i < len(lines) - 1:
       broken += 1
   return [*told, *pending.values()], f'{broken} broken lines of {FILE} are left out.' if broken else ''
 
 
 def best(trials: Sequence[Trial]) -> Trial | None:
-  """The trial with the highest reward; of equal ones the first by number. None if no evaluation has succeeded."""
+  """The trial with the highest reward, the lowest number among equal ones; None if no evaluation has succeeded."""
   found = [trial for trial in trials if math.isfinite(trial.reward)]
   return max(found, key=lambda trial: (trial.reward, -trial.number), default=None)
 
@@ -112,13 +113,13 @@ def _finite(value: Any) -> float:
 
 
 def over_trials(trials: Sequence[Trial], total: int, optimum: float | None, *, percent: bool) -> Figure:
-  """Rewards in the order in which they were told, and the best so far.
+  """Draws rewards in the order of outcomes, and the best reward so far.
 
   Args:
-    trials: that were told, at least one.
-    total: how many there will be.
-    optimum: the highest reward there is, if it is known.
-    percent: rewards are fractions and are labelled as percentages.
+    trials: trials with an outcome, at least one.
+    total: number of trials of the whole search.
+    optimum: the highest possible reward, if it is known.
+    percent: whether rewards are fractions and are labelled as percentages.
   """
   places = np.arange(1.0, len(trials) + 1)
   figure = _figure(places, trials, optimum, percent, 'trials')
@@ -128,7 +129,7 @@ def over_trials(trials: Sequence[Trial], total: int, optimum: float | None, *, p
 
 
 def over_seconds(trials: Sequence[Trial], optimum: float | None, *, percent: bool) -> Figure:
-  """As `over_trials`, over the seconds that all evaluations have taken so far."""
+  """Draws rewards as `over_trials` does, against the total seconds of all evaluations so far."""
   figure = _figure(np.cumsum([trial.seconds for trial in trials]), trials, optimum, percent, 'seconds of evaluations')
   figure.axes[0].set_xlim(left=0)
   return figure
@@ -145,7 +146,7 @@ def _figure(times: np.ndarray, trials: Sequence[Trial], optimum: float | None, p
   lines = []
   if sound.any():
     highest = np.maximum.accumulate(np.where(sound, values, -np.inf))
-    # It changes at a few trials, and goes on to the last one.
+    # The best reward changes at a few trials only; the last point extends the line to the last trial.
     first = int(np.argmax(sound))
     steps = np.unique([first, *(np.flatnonzero(np.diff(highest[first:])) + first + 1), len(values) - 1])
     lines.append(figures.Line(times[steps], highest[steps], style.VERMILION, 'best so far'))
@@ -159,7 +160,7 @@ def _figure(times: np.ndarray, trials: Sequence[Trial], optimum: float | None, p
         color=face,
         markeredgecolor=style.BLUE,
         markersize=size,
-        # The axis is about its own points: at an end they are whole.
+        # Points at an end of the axis are drawn whole.
         clip_on=False,
         zorder=3,
       )
@@ -176,7 +177,7 @@ def _figure(times: np.ndarray, trials: Sequence[Trial], optimum: float | None, p
 
 
 def _evenly(chosen: np.ndarray) -> np.ndarray:
-  """The places where an array is true; of too many for a chart, some at even distances."""
+  """Indices where an array is true; an evenly spaced subset if there are more than `_MAX_POINTS`."""
   places = np.flatnonzero(chosen)
   if len(places) <= _MAX_POINTS:
     return places

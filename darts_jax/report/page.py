@@ -1,4 +1,4 @@
-"""The report as one HTML page without outside resources or scripts."""
+"""The report of a search by gradients as one HTML page without outside resources or scripts."""
 
 import json
 import shlex
@@ -18,7 +18,7 @@ _IDENTITIES = {'skip_connect': 'Skip connections', 'identity': 'Identities'}
 
 
 def render(run: Run) -> str:
-  """The page of a run; the same bytes for the same files."""
+  """The page of a search; equal files give equal bytes."""
   genotype, origin = _current(run)
   records = [*run.steps, *run.epochs, *run.events]
   history = run.history
@@ -51,7 +51,7 @@ def render(run: Run) -> str:
 
 
 def _current(run: Run) -> tuple[Genotype | None, str]:
-  """The architecture to show, and where it is from, or why there is none."""
+  """The architecture to show, and HTML that says where it is from or why there is none."""
   if run.genotype is not None:
     return run.genotype, 'As in <code>genotype.json</code>.'
   if run.history is None:
@@ -99,7 +99,7 @@ def _optimisation(run: Run) -> str:
 
 
 def _strategy(run: Run, times: np.ndarray) -> str:
-  """What the strategy says of itself, and its temperature; where edges are scored or decided, that is told there."""
+  """The section with the strategy's legend and temperature; empty if edges are scored or decided (see `decisions`)."""
   history = run.history
   if history is None or not history.legend or history.decides or history.scores:
     return ''
@@ -116,7 +116,7 @@ def _mixing(run: Run, genotype: Genotype | None, times: np.ndarray) -> str:
   if history is None:
     return html.section(title, html.absent(run.problems['alphas.npz']))
   look, states = spaces.look_of(history.space), {cell: history.decided(cell)[..., None] for cell in history.cells}
-  # Beside the weights of decided edges, which are 1, all others would look alike.
+  # The scale leaves out decided edges: with their weight of 1, all other weights would look alike.
   largest = max(
     float(np.nanmax(weights, initial=0.0, where=states[cell] == UNDECIDED)) for cell, weights in history.mixing.items()
   )
@@ -207,26 +207,26 @@ print(drawing.to_graphviz(found.cell({name!r}), {name!r}, look))  # Graphviz sou
 
 
 def _space(genotype: Genotype) -> type[CellSpace]:
-  """The space of an architecture, or what any space of cells has if it is not known here."""
+  """The space of an architecture; the base class of spaces of cells if the space is not registered."""
   return spaces.SPACES.get(genotype.space, CellSpace)
 
 
 def _values(run: Run) -> Any:
-  """The architecture to show in the form of its space, which need not be known here."""
+  """The architecture to show as JSON values in the form of its space, which need not be registered."""
   if run.genotype is not None:
     return spaces.to_json(run.genotype)
   return json.loads(run.history.texts[-1]) if run.history else None
 
 
 def _json_text(values: Any, per_line: int) -> str:
-  """JSON with the pairs of a node on a line, if it has lists of pairs and nodes alone."""
+  """JSON text; an architecture of lists of pairs has the pairs of each node on one line."""
   if not isinstance(values, Mapping) or not all(isinstance(value, list) and value for value in values.values()):
     return json.dumps(values)
   return '{\n' + ',\n'.join(f'  "{name}": {_json_lines(value, per_line)}' for name, value in values.items()) + '\n}'
 
 
 def _json_lines(values: list[Any], per_line: int) -> str:
-  """A list of nodes on one line; a list of pairs with so many of them, those of a node, on a line."""
+  """JSON text of a list: a list of pairs has `per_line` pairs, those of a node, on a line, any other list one line."""
   if not isinstance(values[0], list):
     return json.dumps(values)
   lines = [json.dumps(values[i : i + per_line])[1:-1] for i in range(0, len(values), per_line)]

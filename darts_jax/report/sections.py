@@ -1,4 +1,4 @@
-"""The sections that the reports of searches and of trainings share."""
+"""Sections that the reports of searches and of trainings share."""
 
 import functools
 import math
@@ -13,7 +13,7 @@ from darts_jax.report.history import kept_edges
 from darts_jax.report.workdir import Run, last, series
 from darts_jax.spaces import Genotype, look_of
 
-#: By status of a run (see `Run`), what a reader is told.
+#: Texts for readers by status of a run (see `Run`).
 STATUSES = {
   'not started': 'No step yet',
   'running': 'Running, or cut short',
@@ -27,11 +27,11 @@ def headline(run: Run, eyebrow: str, title: str, facts: Mapping[str, Any], tiles
   """The top of the page.
 
   Args:
-    run: whose status is shown.
-    eyebrow: what kind of run it is; HTML, as is `title`.
-    title: the largest text.
-    facts: names and values of settings; None is left out.
-    tiles: names and values, HTML, of what it came to.
+    run: the run, whose status is shown.
+    eyebrow: kind of the run, as HTML.
+    title: the title, as text.
+    facts: values of settings by name; None is left out.
+    tiles: names and values of results, as HTML.
   """
   items = ''.join(html.fact(name, value) for name, value in facts.items() if value is not None)
   drawn = ''.join(html.tile(name, value) for name, value in tiles)
@@ -45,7 +45,7 @@ def headline(run: Run, eyebrow: str, title: str, facts: Mapping[str, Any], tiles
 
 
 def progress_tiles(run: Run) -> Iterator[tuple[str, str]]:
-  """Tiles of how far a run is, and how long that took."""
+  """Yields tiles with the progress of a run and its time."""
   total = '' if run.num_epochs is None else f' <small>of {run.num_epochs}</small>'
   yield 'Epochs', f'{run.epochs[-1]["epoch"] + 1 if run.epochs else 0}{total}'
   step = max([record['step'] for record in (*run.steps, *run.epochs)], default=0)
@@ -55,7 +55,7 @@ def progress_tiles(run: Run) -> Iterator[tuple[str, str]]:
 
 
 def warnings(found: Sequence[str]) -> str:
-  """The warnings of `darts_jax.report.diagnostics`, if there are any."""
+  """A box with warnings (see `darts_jax.report.diagnostics`); empty without any."""
   if not found:
     return ''
   items = ''.join(f'<li>{html.escape(warning)}</li>' for warning in found)
@@ -63,7 +63,7 @@ def warnings(found: Sequence[str]) -> str:
 
 
 def architecture(genotype: Genotype | None, origin: str) -> str:
-  """The cells of an architecture; `origin` is HTML, and says where it is from or why there is none."""
+  """The section with the cells of an architecture; `origin`, HTML, says where it is from or why there is none."""
   if genotype is None:
     return html.section('Architecture', html.absent(origin))
   cells = ''.join(cell_figure(genotype, cell, f'now-{cell}') for cell, _ in genotype.cells)
@@ -71,7 +71,7 @@ def architecture(genotype: Genotype | None, origin: str) -> str:
 
 
 def learning_curves(run: Run) -> str:
-  """Losses, and perplexities or accuracies."""
+  """The section with losses, and perplexities or accuracies."""
   title = 'Learning curves'
   charts = list(curves.learning(run))
   if not charts:
@@ -95,7 +95,7 @@ def learning_curves(run: Run) -> str:
 
 
 def benchmark(run: Run) -> str:
-  """How good the architectures along the way are in a benchmark; empty for a search that was not told."""
+  """The section with the accuracies of architectures in a benchmark; empty if the log has none."""
   charts = list(curves.benchmark(run))
   if not charts:
     return ''
@@ -110,7 +110,7 @@ def benchmark(run: Run) -> str:
 
 
 def throughput(run: Run) -> str:
-  """Speed and time."""
+  """The section with throughput and times."""
   seconds = series(run.epochs, 'seconds')[1]
   seconds = seconds[np.isfinite(seconds)]
   rows = []
@@ -140,7 +140,7 @@ def throughput(run: Run) -> str:
 
 
 def events(run: Run) -> str:
-  """The log of events."""
+  """The section with the log of events."""
   note = '' if 'metrics.jsonl' not in run.problems else html.absent(run.problems['metrics.jsonl'])
   if not run.events:
     return html.section('Events', note or html.absent('None.'))
@@ -156,7 +156,7 @@ def events(run: Run) -> str:
 
 
 def config(run: Run) -> str:
-  """Every setting."""
+  """The section with all settings."""
   if run.config is None:
     return html.section('Configuration', html.absent(run.problems['config.json']))
   single = {name: value for name, value in run.config.items() if not isinstance(value, Mapping)}
@@ -180,7 +180,7 @@ def config(run: Run) -> str:
 
 
 def measured(name: str) -> str:
-  """What a number of a log is, in words: `valid_accuracy` is a validation accuracy."""
+  """The name of a metric in words, such as `validation accuracy` for `valid_accuracy`."""
   words = ['validation' if word == 'valid' else word for word in name.split('_')]
   if words[-1].isdecimal():
     words[-1:] = ['after', words[-1], 'epochs']
@@ -188,19 +188,19 @@ def measured(name: str) -> str:
 
 
 def perplexity(value: float | None) -> str:
-  """A perplexity as text; a dash for none."""
+  """A perplexity as text; a dash if it is None or not finite."""
   if value is None or not math.isfinite(value):
     return '–'
   return f'{value:,.2f}' if value < 1000 else f'{value:,.0f}'
 
 
 def panels(charts: Iterable[Panel]) -> str:
-  """Charts, one after the other."""
+  """Charts as HTML figures, one after the other."""
   return ''.join(html.figure(panel.figure, panel.name, panel.title, f'{panel.title} over time.') for panel in charts)
 
 
 def cell_figure(genotype: Genotype, cell: str, name: str, note: str = '') -> str:
-  """The drawing of a cell, with its title and a note."""
+  """An HTML figure of a cell, with its title and a note; `name` is its unique id."""
   kept = sorted(kept_edges(genotype, cell), key=lambda edge: (edge[1], edge[0]))
   look = look_of(genotype.space)
   node_name, title = functools.partial(drawing.node_name, look), look.title(cell)
@@ -209,7 +209,7 @@ def cell_figure(genotype: Genotype, cell: str, name: str, note: str = '') -> str
 
 
 def same_cell(title: str) -> str:
-  """Stands in the place of the drawing of a cell of this title that the page has already."""
+  """An HTML figure that refers to the drawing of the same cell at the top of the page."""
   return f'<figure><figcaption>{html.escape(title)}</figcaption><p class="absent">The same as at the top.</p></figure>'
 
 

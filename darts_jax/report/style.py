@@ -1,8 +1,8 @@
-"""How the report looks: one palette for figures and page, and the page's style sheet."""
+"""The style of the report: the palette of figures and page, and the style sheet of the page."""
 
 from collections.abc import Sequence
 
-#: Colours that stay apart for the colour-blind (Okabe and Ito 2008), some darkened for text on white.
+#: Colours that colour-blind readers can distinguish (Okabe and Ito 2008), some darkened for text on white.
 BLUE = '#0067A5'
 VERMILION = '#C44E00'
 GREEN = '#00785A'
@@ -13,7 +13,7 @@ MUTED = '#5B6675'
 RULE = '#D5DBE3'
 FAINT = '#AAB4C1'
 
-#: By the first word of an operation's or activation's name, its colour in drawings of cells.
+#: Colours of operations and activations in drawings of cells, by the first word of their names.
 OPERATION_COLORS = {
   'skip': VERMILION,
   'max': GREEN,
@@ -30,7 +30,7 @@ OPERATION_COLORS = {
 
 
 def operation_color(operations: Sequence[str]) -> str:
-  """The colour of an edge: that of its operation's family, grey as long as it has several candidates."""
+  """The colour of an edge: that of its operation's family, or grey if it has several candidates."""
   return OPERATION_COLORS.get(operations[0].split('_')[0], MUTED) if len(operations) == 1 else MUTED
 
 

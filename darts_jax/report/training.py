@@ -11,7 +11,7 @@ from darts_jax.spaces import Genotype
 
 
 def render(run: Run) -> str:
-  """The page of a training; the same bytes for the same files."""
+  """The page of a training; equal files give equal bytes."""
   found, origin = _trained(run)
   dataset = html.text(run.dataset or 'Unnamed dataset')
   sizes = {'Width': 'width'} if run.reads_text else {'Channels': 'channels', 'Cells': 'layers'}
@@ -37,14 +37,14 @@ def render(run: Run) -> str:
 
 
 def _trained(run: Run) -> tuple[Genotype | None, str]:
-  """The architecture that is trained, and where it is from, or why there is none."""
+  """The architecture that is trained, and HTML that says where it is from or why there is none."""
   if run.genotype is not None:
     return run.genotype, 'As in <code>genotype.json</code>.'
   return None, run.problems['genotype.json']
 
 
 def _name(found: Genotype | None) -> str | None:
-  """What a published architecture is called."""
+  """The name of a published architecture; None for any other."""
   return next((name for name, known in spaces.published().items() if known == found), None)
 
 
@@ -66,14 +66,14 @@ def _tiles(run: Run) -> Iterator[tuple[str, str]]:
 
 
 def _best(run: Run) -> Record | None:
-  """The first epoch with the least validation loss, whose weights a language model is tested with."""
+  """The first epoch with the least validation loss; language models are tested with its weights."""
   losses = [(number(epoch.get('valid_loss')), i) for i, epoch in enumerate(run.epochs)]
   finite = [(loss, i) for loss, i in losses if loss is not None and math.isfinite(loss)]
   return run.epochs[min(finite)[1]] if finite else None
 
 
 def _outcome(run: Run) -> str:
-  """What was measured on which images or texts, and when."""
+  """The section with the results on each part of the data."""
   if run.reads_text:
     title, metrics = 'Text', {'loss': 'Loss, nats per token', 'perplexity': 'Perplexity'}
   else:
@@ -84,7 +84,7 @@ def _outcome(run: Run) -> str:
   rows = [(name, values) for name, values in rows if any(number(value) is not None for value in values.values())]
   if not rows:
     return html.section('Result', html.absent('No epoch has ended yet.', run.problems.get('metrics.jsonl')))
-  # Of few classes, the first five were not measured.
+  # With few classes, the top-5 accuracy is not measured.
   columns = [
     metric for metric in metrics if metric != 'top5_accuracy' or any(row[metric] is not None for _, row in rows)
   ]
@@ -100,7 +100,7 @@ def _outcome(run: Run) -> str:
 
 
 def _measured(run: Run) -> Iterator[tuple[str, Record, str]]:
-  """For each row of the table its name, the record it is from, and how names of metrics begin there."""
+  """Yields, for each row of the table, its name, its record, and the prefix of names of metrics in the record."""
   if run.epochs:
     regularised = 'with dropout' if run.reads_text else 'augmented'
     yield f'Training, {regularised}, the mean of the last epoch', run.epochs[-1], 'train_'
@@ -138,7 +138,7 @@ def _protocol(run: Run) -> str:
 
 
 def _reading(run: Run) -> str:
-  """What was read of which text, when, and what was chosen by it."""
+  """Sentences about when the texts were read, and which choices depend on them."""
   read = 'The validation text is read after every epoch, and the weights that did best on it are the result'
   averaging = curves.times_of(run, 'averaging')
   if averaging:

@@ -13,14 +13,14 @@ from darts_jax.report.outcomes import Trial
 from darts_jax.report.workdir import Run, last, number
 from darts_jax.spaces import CellSpace
 
-# Rows of the table, which ends with the last trial.
+# Most rows of the table, which shows the last trials.
 _MAX_ROWS = 1000
-# Attributes of cells of the table, by whether they are at the right.
+# HTML attributes of the table's cells, by whether they are right-aligned.
 _KINDS = {True: ' class="number"', False: ''}
 
 
 def render(run: Run) -> str:
-  """The page of a search by proposals; the same bytes for the same files, `trials.jsonl` among them."""
+  """The page of a search by proposals; equal files, including `trials.jsonl`, give equal bytes."""
   trials, problem = outcomes.read(run.path)
   best = _best(run, trials)
   evaluator = _evaluator(run)
@@ -50,18 +50,18 @@ def render(run: Run) -> str:
 
 
 def is_search(run: Run) -> bool:
-  """Whether a run is a search by proposals, by its settings."""
+  """Whether the settings of a run are those of a search by proposals."""
   return run.config is not None and 'evaluator' in run.config
 
 
 def _evaluator(run: Run) -> Run:
-  """The run, with the settings of its evaluator alone."""
+  """A copy of the run that has only the settings of its evaluator."""
   settings = (run.config or {}).get('evaluator')
   return dataclasses.replace(run, config=settings if isinstance(settings, Mapping) else {})
 
 
 def _best(run: Run, trials: Sequence[Trial]) -> Trial | None:
-  """The best trial whose architecture is that of `genotype.json`, or of all without such a file."""
+  """The best trial with the architecture in `genotype.json`, or the best of all if there is no such trial."""
   if run.genotype is not None and run.genotype.space in spaces.SPACES:
     values = spaces.to_json(run.genotype)
     found = outcomes.best([trial for trial in trials if trial.arch == values])
@@ -71,7 +71,7 @@ def _best(run: Run, trials: Sequence[Trial]) -> Trial | None:
 
 
 def _measure(run: Run) -> str:
-  """What the log calls the reward."""
+  """The name of the reward in the log."""
   names = (name for record in run.steps for name in record if name.startswith('best_'))
   return next(names, 'best_reward').removeprefix('best_')
 
@@ -148,7 +148,7 @@ def _rewards(run: Run, trials: Sequence[Trial], problem: str) -> str:
 
 
 def _benchmark(run: Run) -> str:
-  """How good the best architectures are in a benchmark; empty for a search that was not told."""
+  """The section with the accuracies of the best architectures in a benchmark; empty if the log has none."""
   charts = list(curves.benchmark(run))
   lead = (
     'The accuracy of the best architecture so far, after every outcome, as a table of trainings from scratch has it;'
@@ -197,7 +197,7 @@ def _table(run: Run, trials: Sequence[Trial], best: Trial | None, problem: str) 
 
 
 def _link(run: Run, trial: Trial) -> str:
-  """The number of a trial, which leads to the page of its training if there is one."""
+  """The number of a trial, as a link to the report of its training if there is one."""
   page = f'trials/{trial.number}/report.html'
   return f'<a href="{page}">{trial.number}</a>' if (run.path / page).is_file() else f'{trial.number}'
 

@@ -1,4 +1,4 @@
-"""Reads a run's working directory: what its files hold, and for every other file why it holds nothing."""
+"""Reads the files of a run's working directory; a missing or broken file gives a message instead of an error."""
 
 import dataclasses
 import itertools
@@ -17,30 +17,30 @@ from darts_jax.spaces import Genotype
 
 Record = Mapping[str, Any]
 
-#: Events after which a search goes on from an earlier step, or has ended there.
+#: Events of a search that goes on from an earlier step, or returns the architecture of an earlier step.
 WENT_BACK = ('went_back', 'stopped_early')
 
-#: Metrics that are larger are shown as infinite.
+#: Metrics above this number are shown as infinite.
 _MAX_SHOWN = 1e100
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A search or a training as its files tell it.
+  """A search or a training, from the files of its working directory.
 
   Attributes:
     path: the working directory.
     config: the nested settings; None without a readable `config.json`.
-    steps: records of kind `step`, ascending by step; of a step that was repeated after a resume, the last one.
-    epochs: records of kind `epoch`, likewise.
-    events: records of kind `event`, as written.
-    tests: records of kind `test`, as written.
+    steps: records of kind `step`, ascending by step; the last record of a step that was repeated after a resume.
+    epochs: records of kind `epoch`, ascending by epoch; the last record of a repeated epoch.
+    events: records of kind `event`, in the order of the log.
+    tests: records of kind `test`, in the order of the log.
     status: `'not started'`, `'running'` (as far as files can tell), `'stopped'` or `'finished'`.
-    genotype: what `genotype.json` holds, if it is there.
-    history: what `alphas.npz` holds, if it is there.
+    genotype: content of `genotype.json`, if it can be read.
+    history: content of `alphas.npz`, if it can be read.
     problems: by file name, one line that says why a file or a part of it is not shown.
-    left_behind: records of kind `epoch` of later epochs than the one that a search went back to, or returned the
-      architecture of, each time it did.
+    left_behind: for each time that a search went back to an earlier epoch, or returned its architecture, the records of
+      kind `epoch` of all later epochs.
   """
 
   path: pathlib.Path
@@ -56,7 +56,7 @@ class Run:
   left_behind: tuple[tuple[Record, ...], ...] = ()
 
   def setting(self, *names: str) -> Any:
-    """The least nested setting called by the first of `names` that exists; the `name` of one that is a group."""
+    """The value of the first of `names` that is a setting, at the least nested place; for a group, its `name`."""
     for name in names:
       level: list[Any] = [self.config]
       while level:
@@ -71,29 +71,29 @@ class Run:
 
   @property
   def is_training(self) -> bool:
-    """Whether an architecture is trained, which is a part of the settings then, and not searched."""
+    """Whether the run is a training, whose settings include the architecture."""
     return self.config is not None and 'genotype' in self.config
 
   @property
   def reads_text(self) -> bool:
-    """Whether it is about a language model; by the settings, or without them by what else is there."""
+    """Whether the run is about a language model, by its settings or, without them, by its other files."""
     task, space = self.setting('task'), self.setting('space')
     if task is not None:
       return bool(task == 'text')
     if space is not None and space not in spaces.SPACES:
-      # Of an earlier version.
+      # Earlier versions wrote the kind of the space.
       return any(each.kind == space and each.task == 'text' for each in spaces.SPACES.values())
     return self.space in spaces.SPACES and spaces.SPACES[self.space].task == 'text'
 
   @property
   def space(self) -> str:
-    """The name of the space that architectures are of; empty if no file tells."""
+    """The name of the space of the architectures; empty if no file has it."""
     found = self.history or self.genotype
     return found.space if found is not None else ''
 
   @property
   def dataset(self) -> Any:
-    """What the data is: the name of the dataset, or where it lies if the name says only how it is stored."""
+    """The name of the dataset, or its path if the name in the settings is that of a file format."""
     group = (self.config or {}).get('data')
     if not isinstance(group, Mapping):
       return self.setting('data')
@@ -103,17 +103,17 @@ class Run:
 
   @property
   def num_epochs(self) -> int | None:
-    """The number of epochs the run is meant to have."""
+    """The number of epochs in the settings; None if they have none."""
     value = self.setting('num_epochs', 'epochs')
     return value if _is_count(value) else None
 
   @property
   def time_unit(self) -> str:
-    """What `times` counts: `'epoch'`, or `'step'` before the first epoch has ended."""
+    """The unit of `times`: `'epoch'`, or `'step'` before the first epoch has ended."""
     return 'epoch' if self.epochs else 'step'
 
   def times(self, steps: Sequence[int] | np.ndarray) -> np.ndarray:
-    """`[N]` float: when steps happened, in epochs completed, or in steps before the first epoch has ended."""
+    """Converts `[N]` steps to `[N]` times: epochs completed, or steps before the first epoch has ended."""
     steps = np.asarray(steps, float)
     if not self.epochs:
       return steps
@@ -124,32 +124,32 @@ class Run:
 
 
 def number(value: Any) -> float | None:
-  """A metric as a float, non-finite ones (also when written as strings) included; None if it is no number."""
+  """A metric as a float, which may be non-finite or written as a string; None if it is no number."""
   if isinstance(value, bool) or not isinstance(value, int | float | str):
     return None
   try:
     found = float(value)
   except (ValueError, OverflowError):
     return None
-  # Axes cannot be divided into steps up there.
+  # Matplotlib cannot make ticks for larger numbers.
   return math.copysign(math.inf, found) if abs(found) > _MAX_SHOWN else found
 
 
 def series(records: Sequence[Record], name: str) -> tuple[np.ndarray, np.ndarray]:
-  """`[N]` steps and `[N]` values of one metric, from the records that have it; values may be non-finite."""
+  """`[N]` steps and `[N]` values of a metric, from the records that have it; values may be non-finite."""
   pairs = [(record['step'], number(record.get(name))) for record in records]
   pairs = [(step, value) for step, value in pairs if value is not None]
   return np.array([step for step, _ in pairs], int), np.array([value for _, value in pairs], float)
 
 
 def last(records: Sequence[Record], name: str) -> float | None:
-  """The last finite value of a metric, None if there is none."""
+  """The last finite value of a metric; None if there is none."""
   values = [value for record in records if (value := number(record.get(name))) is not None and math.isfinite(value)]
   return values[-1] if values else None
 
 
 def read(path: pathlib.Path) -> Run:
-  """Reads what is there of `config.json`, `metrics.jsonl`, `genotype.json` and `alphas.npz`; raises for none of it."""
+  """Reads `config.json`, `metrics.jsonl`, `genotype.json` and `alphas.npz`; missing or broken files raise nothing."""
   problems: dict[str, str] = {}
   readers: dict[str, Callable[[pathlib.Path], Any]] = {
     'config.json': read_object,
@@ -187,13 +187,13 @@ def read(path: pathlib.Path) -> Run:
 
 
 def returned_to(record: Record) -> int | None:
-  """The step that a search goes on from or has ended at, if a record says that it is an earlier one."""
+  """The earlier step to which a search returned by a record of an event in `WENT_BACK`; None for other records."""
   step = record.get('to_step') if record.get('event') in WENT_BACK else None
   return step if _is_count(step) else None
 
 
 def _split(records: Sequence[Record]) -> tuple[list[Record], tuple[tuple[Record, ...], ...]]:
-  """The records that a search has not gone back behind, and the epochs of others."""
+  """Splits records into those that are still valid, and the epochs that the search left behind (see `Run`)."""
   kept: list[Record] = []
   left_behind = []
   for record in records:
@@ -213,7 +213,7 @@ def _read_metrics(path: pathlib.Path) -> tuple[list[Record], int]:
   for i, record in enumerate(lines):
     if _is_record(record):
       records.append(record)
-    # A crash cuts the line it is writing; that is no news. Anywhere else it is.
+    # A crash may leave the last line broken, which is no error; any other broken line is reported.
     elif i < len(lines) - 1:
       num_broken += 1
   return records, num_broken

@@ -1,4 +1,4 @@
-"""Training a found architecture from scratch. `run` is a whole training; `Trainer` its compiled parts.
+"""Training of a found architecture from scratch. `run` is a whole training; `Trainer` has its compiled functions.
 
 Recurrent architectures are trained on text by `darts_jax.training.language`.
 """

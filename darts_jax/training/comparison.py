@@ -1,4 +1,4 @@
-"""Trainings that architectures are compared by: each in a folder of its own, without a look at the test images."""
+"""Trainings by which candidate architectures are compared: each in its own folder, without any test data."""
 
 import dataclasses
 import pathlib
@@ -22,11 +22,11 @@ class Interrupted(RuntimeError):
 
 
 class Trial(NamedTuple):
-  """What the training of an architecture came to that is compared with others.
+  """Result of the training of a candidate.
 
   Attributes:
-    valid_accuracy: on the held-out images after the last epoch, 0 to 1; 0 if the training diverged.
-    seconds: in its epochs.
+    valid_accuracy: accuracy on the held-out images after the last epoch, 0 to 1; 0 if the training diverged.
+    seconds: time in the epochs of the training.
   """
 
   valid_accuracy: float
@@ -34,17 +34,17 @@ class Trial(NamedTuple):
 
 
 def without_test(settings: T) -> T:
-  """The same training, which does not read the test data: no choice can be made by them."""
+  """Copies settings of a training with `data.test` off, so that no choice can depend on the test data."""
   return dataclasses.replace(settings, data=dataclasses.replace(settings.data, test=False))
 
 
 def train(settings: Training, genotype: Genotype, folder: pathlib.Path) -> Result:
-  """A whole training in a folder of its own, or the rest of it.
+  """Runs, or resumes, a whole training in its own folder.
 
   Raises:
     ValueError: the data or the folder is unfit.
     Diverged: a loss or gradient was not finite.
-    Interrupted: by a signal; nothing is lost.
+    Interrupted: a signal stopped the training; the same command resumes it.
   """
   result = loop.run(as_config(settings), folder, genotype)
   _check_finished(result, folder)
@@ -52,7 +52,7 @@ def train(settings: Training, genotype: Genotype, folder: pathlib.Path) -> Resul
 
 
 def train_language(settings: LanguageTraining, genotype: Genotype, folder: pathlib.Path) -> LanguageResult:
-  """As `train`, of a language model."""
+  """Runs, or resumes, the training of a language model; see `train`."""
   result = language.run(as_config(settings), folder, genotype)
   _check_finished(result, folder)
   return result
@@ -64,16 +64,16 @@ def _check_finished(result: Result | LanguageResult, folder: pathlib.Path) -> No
 
 
 def compare(settings: Training, genotype: Genotype, folder: pathlib.Path, note: Callable[[str], None]) -> Trial:
-  """As `train`; but one that diverges counts as a validation accuracy of 0, which `note` is told."""
+  """Trains a candidate as `train` does; divergence counts as a validation accuracy of 0 and is reported to `note`."""
   try:
     accuracy = train(settings, genotype, folder).valid_accuracy
   except Diverged as error:
-    # Others may not diverge, and this one is not picked before them.
+    # The comparison goes on: with an accuracy of 0 this candidate is picked last.
     note(f'{error}; it counts as a validation accuracy of 0')
     accuracy = 0.0
   return Trial(accuracy, seconds(folder))
 
 
 def seconds(folder: pathlib.Path) -> float:
-  """Time in the epochs of a run."""
+  """Seconds in the epochs of the run in a folder."""
   return sum(float(line.get('seconds', 0.0)) for line in metrics.read(folder) if line['kind'] == 'epoch')

@@ -1,4 +1,4 @@
-"""Where a training gets its images: a dataset that lies on the devices, or one that is streamed from files."""
+"""Sources of a training's images: a dataset placed on the devices, or a dataset streamed from files."""
 
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, Protocol
@@ -23,9 +23,9 @@ from darts_jax.training.settings import Training
 from darts_jax.training.trainer import Trainer, TrainState
 
 Array = jax.Array
-#: Compiles a function for arguments: `(name, jitted, *arguments) → compiled`.
+#: Compiles a jitted function for some arguments: `(name, jitted, *arguments) → compiled`.
 Compile = Callable[..., Any]
-#: Is told of an event: `(step, event, message)`.
+#: Logs an event: `(step, event, message) → None`.
 Note = Callable[[int, str, str], None]
 
 
@@ -33,15 +33,15 @@ class Feed(Protocol):
   """The images of a training.
 
   Attributes:
-    name: of the dataset.
+    name: name of the dataset.
     image_shape: `(H, W, C)`.
-    num_classes: class ids are below it.
-    mean: `[C]` of raw pixel values.
-    std: likewise.
-    num_train: number of training images, those that are held out left out.
-    fingerprint: JSON values that tell these images from others; a training goes on with the same ones only.
-    parts: names of the parts that can be measured: `valid`, if images are held out, and `test`, if there are any
-      and they are to be read.
+    num_classes: number of classes; class ids are below it.
+    mean: `[C]`, mean of raw pixel values.
+    std: `[C]`, standard deviation of raw pixel values.
+    num_train: number of training images without the held-out ones.
+    fingerprint: JSON values that identify these images; a training resumes only with the same fingerprint.
+    parts: names of the parts that can be measured: `valid`, if images are held out; `test`, if there are test images
+      and the settings say to read them.
   """
 
   name: str
@@ -54,25 +54,25 @@ class Feed(Protocol):
   parts: tuple[str, ...]
 
   def prepare(self, trainer: Trainer, state: TrainState, step: int, compile_: Compile, note: Note) -> None:
-    """Makes `advance` ready to go on from a step."""
+    """Compiles the training step and prepares `advance` to continue from step `step`."""
 
   def advance(self, state: TrainState, num_steps: int) -> tuple[TrainState, Mapping[str, Any]]:
-    """Takes up to so many steps; see `Trainer.run`."""
+    """Takes up to `num_steps` steps; see `Trainer.run` for the metrics."""
 
   def measure(
     self, part: str, trainer: Trainer, state: TrainState, step: int, compile_: Compile, note: Note
   ) -> Evaluation:
-    """Loss and accuracies on all images of a part."""
+    """Measures loss and accuracies on all images of a part, `valid` or `test`."""
 
   def close(self) -> None:
-    """Stops what reads ahead."""
+    """Stops threads and processes that read ahead."""
 
 
 def open_feed(settings: Training, mesh: Mesh) -> Feed:
-  """The images that the settings name.
+  """Opens the images that the settings name.
 
   Raises:
-    ValueError: they are not there or unfit, or too few for a batch.
+    ValueError: the images are missing or unfit, or too few for a batch.
   """
   data = settings.data
   if data.name not in IN_FILES:
@@ -81,14 +81,14 @@ def open_feed(settings: Training, mesh: Mesh) -> Feed:
 
 
 class Placed:
-  """A dataset that lies on every device, whole."""
+  """A dataset that is replicated on every device."""
 
   def __init__(self, images: Images, settings: Training, mesh: Mesh) -> None:
-    """Divides the training images by seed and puts everything on the devices.
+    """Splits the training images by seed and puts all parts on the devices.
 
     Raises:
-      ValueError: a batch is larger than the training part, the validation part is empty, or colours are to be jittered
-        that are none.
+      ValueError: a batch is larger than the training part, the validation part is empty, or the settings jitter colours
+        of images that are not uint8 RGB.
     """
     self.name, self.num_classes, self.mean, self.std = images.name, images.num_classes, images.mean, images.std
     height, width, channels = images.x_train.shape[1:]
@@ -116,7 +116,7 @@ class Placed:
     placed: Any = put(arrays, replicated(mesh))
     self.examples = {name: Examples(*pair) for name, pair in placed.items()}
     self._run: Any = None
-    # By number of images, which the compiled function depends on.
+    # Compiled functions by number of images.
     self._evaluations: dict[int, Any] = {}
 
   def prepare(self, trainer: Trainer, state: TrainState, step: int, compile_: Compile, note: Note) -> None:
@@ -137,7 +137,7 @@ class Placed:
     data = self.examples[part]
     size = len(data.labels)
     if size not in self._evaluations:
-      # Not compiled before it is needed, so that the first step is seen sooner.
+      # Compiled on first use, so that the first training step starts sooner.
       self._evaluations[size] = compile_({'valid': 'validation', 'test': 'test'}[part], trainer.evaluate, state, data)
     found: Evaluation = self._evaluations[size](state, data)
     return found
@@ -147,17 +147,18 @@ class Placed:
 
 
 class Streamed:
-  """A dataset in files, of which every process reads its own part of each batch."""
+  """A dataset streamed from files; every process reads its own part of each batch."""
 
   def __init__(self, settings: Training, mesh: Mesh) -> None:
     """Opens the splits; reads no image.
 
     Args:
-      settings: of the training.
+      settings: settings of the training.
       mesh: devices with an axis `data`.
 
     Raises:
-      ValueError: a split is not there, has no images or other classes, or there are too few for a batch.
+      ValueError: a split is missing, has no images or other classes than the training split, or there are too few
+        images for a batch.
     """
     data = settings.data
     train = data.open()
@@ -172,7 +173,7 @@ class Streamed:
       chosen['test'], self._records['test'] = np.arange(len(test)), test
     if data.validation_fraction:
       chosen['train'], held_out = image_data.split(len(train), data.validation_fraction, settings.seed)
-      # In their own order they lie side by side in files.
+      # Sorted, so that files are read sequentially.
       chosen['valid'] = np.sort(held_out)
     self.num_train = len(chosen['train'])
     self.fingerprint = {
@@ -215,10 +216,11 @@ class Streamed:
     self._step = compile_('training step', trainer.raw_step, state, Examples(images, labels))
 
   def advance(self, state: TrainState, num_steps: int) -> tuple[TrainState, Mapping[str, Any]]:
-    """See `Feed`; a metric that is not finite is seen at the end of the call.
+    """See `Feed`; all `num_steps` steps are taken even if a metric is not finite.
 
     Raises:
-      ValueError: a file cannot be read, before any step is taken; the state is as it was.
+      ValueError: a file cannot be read. With one process, the steps before the failure are returned first, and the
+        next call raises.
     """
     assert self._batches is not None
     if self._failure is not None:
@@ -230,9 +232,9 @@ class Streamed:
         batch = next(self._batches)
       except ValueError as error:
         if not taken or jax.process_count() > 1:
-          # Other processes would wait for the rest of the steps.
+          # Other processes would wait for this one in the remaining steps.
           raise
-        # The steps before are returned first.
+        # Return the steps taken so far; the next call raises.
         self._failure = error
         break
       self._name_damaged('train', batch)
@@ -256,7 +258,7 @@ class Streamed:
     """See `Feed`; images that cannot be read are left out.
 
     Raises:
-      ValueError: none can be read.
+      ValueError: no image can be read.
     """
     self._at, self._note = step, note
     total, count = Evaluation(*[jnp.zeros(())] * len(Evaluation._fields)), 0
@@ -294,7 +296,7 @@ class Streamed:
         message = f'{records.name(int(index))}: cannot be decoded; {instead}'
         self._note(self._at, 'damaged_image', message)
         if not processes.is_first():
-          # The log is that of the first process, which has not seen this image.
+          # Only the first process writes the log, and it has not read this image.
           say(f'process {jax.process_index()}: {message}')
 
 

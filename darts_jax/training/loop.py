@@ -1,4 +1,4 @@
-"""A whole training: from a config and a genotype to a tested network, resumable at every moment."""
+"""A whole training: from a config and a genotype to a tested network, resumable at any time."""
 
 import dataclasses
 import functools
@@ -33,16 +33,16 @@ from darts_jax.training.workdir import claim_training, training_config
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """What a training came to.
+  """Result of a training.
 
   Attributes:
-    test_accuracy: on the test images after the last epoch, 0 to 1; NaN before, or if there are none.
-    test_loss: likewise, in nats.
-    valid_accuracy: on the held-out part of the training images at the end of the last complete epoch; NaN without one.
-    valid_loss: likewise.
-    num_weights: in the network, without its auxiliary head.
-    finished: whether all epochs were done; not so after an interruption.
-    interrupted: whether a signal asked for an end, which ends a sequence of trainings even if this one is finished.
+    test_accuracy: accuracy on the test images after the last epoch, 0 to 1; NaN before that or without test images.
+    test_loss: mean cross-entropy on the test images in nats; NaN where `test_accuracy` is.
+    valid_accuracy: accuracy on the held-out training images after the last complete epoch, 0 to 1; NaN without one.
+    valid_loss: mean cross-entropy on the held-out images in nats; NaN where `valid_accuracy` is.
+    num_weights: number of parameters of the network without its auxiliary head.
+    finished: whether all epochs are done.
+    interrupted: whether a signal asked to stop; a sequence of trainings then ends even if this one is finished.
     report: path of the report page.
   """
 
@@ -58,13 +58,16 @@ class Result:
 
 @in_float32
 def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genotype) -> Result:
-  """Trains the network of an architecture from scratch, or goes on with the training that `workdir` holds.
+  """Trains the network of an architecture from scratch, or resumes the training that `workdir` holds.
 
   Args:
     config: fields of `darts_jax.training.settings.Training`, as nested mappings or `ConfigDict`.
-    workdir: gets `config.json`, `genotype.json`, `model.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/` and
-      `report.html`. A training that was stopped resumes to the same result, bit for bit.
+    workdir: working directory, for `config.json`, `genotype.json`, `model.json`, `metrics.jsonl`, `tensorboard/`,
+      `checkpoints/` and `report.html`. A resumed training gives the same result, bit for bit, as one without a stop.
     genotype: the architecture.
+
+  Returns:
+    The result, also of a training that was interrupted.
 
   Raises:
     ValueError: a setting, the data or the directory is unfit; nothing has been written then.
@@ -110,14 +113,17 @@ def _run(settings: Training, workdir: pathlib.Path, genotype: Genotype) -> Resul
 
 @in_float32
 def check(settings: Training, genotype: Genotype | None = None) -> tuple[tuple[str, ...], Any]:
-  """Raises the ValueError that `run` would, before anything is trained.
+  """Checks settings and data as `run` does, without training.
 
   Args:
-    settings: of the training.
-    genotype: the architecture; by default one of the space `darts`.
+    settings: settings of the training.
+    genotype: the architecture; by default a published one of the space `darts`.
 
   Returns:
-    Which parts of the images can be measured: `valid`, `test`. And JSON values that tell the images from others.
+    `Feed.parts` and `Feed.fingerprint` of the images.
+
+  Raises:
+    ValueError: as `run`.
   """
   mesh = make_mesh()
   check_batch(settings.batch_size, mesh)
@@ -129,10 +135,10 @@ def check(settings: Training, genotype: Genotype | None = None) -> tuple[tuple[s
 
 
 def make_model(settings: Training, genotype: Genotype, feed: Feed) -> Model:
-  """The network that the settings describe, for a dataset.
+  """The model that the settings describe, for a dataset.
 
   Raises:
-    ValueError: it cannot be built for images of this size, or not trained on such batches of them.
+    ValueError: the network cannot be built for images of this size, or the batch is too small for batch normalisation.
   """
   network = settings.network
   height, width, _ = feed.image_shape
@@ -174,7 +180,7 @@ def make_model(settings: Training, genotype: Genotype, feed: Feed) -> Model:
 
 
 class _Loop(Loop[TrainState]):
-  """The loop over the epochs of a training."""
+  """The loop over the epochs of a training of images."""
 
   shown = ('train_loss', 'train_accuracy')
 

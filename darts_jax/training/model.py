@@ -1,4 +1,4 @@
-"""What a trained network is besides its weights: architecture, sizes, classes, how images are normalised."""
+"""Description of a trained network without its weights: architecture, sizes, classes, normalisation of images."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -26,20 +26,20 @@ _LIMITS = {
 
 @dataclasses.dataclass(frozen=True)
 class Model(Described):
-  """A network and what it is for; all of it JSON values but the genotype.
+  """A network and its images; all fields but the genotype are JSON values.
 
   Attributes:
-    genotype: its cells.
-    channels: see `darts_jax.nets.conv.Network`, as for the fields down to `stem_multiplier`.
+    genotype: the architecture.
+    channels: channels of the first cell.
     layers: number of cells (see `darts_jax.spaces.CellSpace.plan`).
-    num_classes: likewise.
-    stem: likewise.
-    auxiliary: likewise.
-    auxiliary_norm: likewise.
-    stem_multiplier: likewise.
-    image_shape: `(H, W, C)` it was trained on.
-    mean: `[C]`, of raw pixel values.
-    std: `[C]`, of raw pixel values; `(image − mean) / std` is what the network reads.
+    num_classes: number of classes.
+    stem: `cifar` or `imagenet`.
+    auxiliary: whether the network has an auxiliary head in training.
+    auxiliary_norm: whether BN follows the last convolution of that head.
+    stem_multiplier: channels of the stem for CIFAR, as a multiple of `channels`.
+    image_shape: `(H, W, C)` of the training images.
+    mean: `[C]`, mean of raw pixel values.
+    std: `[C]`, standard deviation of raw pixel values; the network reads `(image − mean) / std`.
   """
 
   kind: ClassVar[str] = 'model'
@@ -63,14 +63,19 @@ class Model(Described):
 
   @property
   def num_weights(self) -> int:
-    """Parameters of the network without its auxiliary head, which is for training alone."""
+    """Number of parameters without the auxiliary head, which is used in training only."""
     net = self.network(auxiliary=False)
     images = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
     variables = jax.eval_shape(lambda images: net.init(jax.random.key(0), images, train=False), images)
     return sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
 
   def network(self, *, auxiliary: bool | None = None, remat: bool = False) -> Network:
-    """The network, with its auxiliary head unless told otherwise."""
+    """The Flax module.
+
+    Args:
+      auxiliary: whether it has the auxiliary head; by default as in training.
+      remat: whether gradients recompute the inside of cells (gradient checkpointing).
+    """
     return Network(
       self.genotype.cells,
       self.plan,
@@ -84,7 +89,7 @@ class Model(Described):
     )
 
   def to_dict(self) -> dict[str, Any]:
-    """As JSON values."""
+    """The description as JSON values."""
     return {**dataclasses.asdict(self), 'genotype': spaces.to_json(self.genotype)}
 
   @classmethod

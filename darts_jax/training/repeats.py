@@ -1,4 +1,4 @@
-"""The same training with several seeds, and what it comes to on the average."""
+"""Repeats of a training with several seeds, and their mean and standard deviation."""
 
 import math
 import pathlib
@@ -24,9 +24,16 @@ def run_seeds(
 
   Args:
     config: see `darts_jax.training.run`.
-    workdir: of the training; with several seeds each has a folder `seed_N` in it.
+    workdir: working directory of the training; with several seeds, each has a folder `seed_N` in it.
     genotype: the architecture.
-    num_seeds: at least 1.
+    num_seeds: number of seeds, at least 1.
+
+  Returns:
+    The results, by ascending seed.
+
+  Raises:
+    ValueError: as `darts_jax.training.run`, or the last seed would be too large.
+    Diverged: a loss or gradient was not finite.
   """
   first = read(config).seed
   check_seeds(first, num_seeds, 'trainings', 'config.seed')
@@ -43,14 +50,14 @@ def run_seeds(
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
-  """Mean and sample standard deviation; NaN for the latter of a single value, and for both if a value is not finite."""
+  """Mean and sample standard deviation; of one value the latter is NaN, and both are NaN if a value is not finite."""
   if not all(map(math.isfinite, values)):
     return math.nan, math.nan
   return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
 
 
 def summarise(results: Sequence[AnyResult]) -> Iterator[str]:
-  """Lines that say what trainings came to."""
+  """Yields lines of text that summarise the results of trainings."""
   if isinstance(results[0], LanguageResult):
     without, measure, factor, unit = '', 'perplexity', 1, ''
   else:

@@ -1,4 +1,4 @@
-"""A trained network, ready to be used."""
+"""Loads a trained network, and writes one that `load` reads."""
 
 import os
 import pathlib
@@ -27,8 +27,8 @@ class Trained(NamedTuple):
   """A network and its variables.
 
   Attributes:
-    apply: `(variables, images) → logits`: `[N, H, W, C]` raw images, as in the dataset it was trained on, to
-      `[N, num_classes]` float32; in evaluation mode. Of a language model see `darts_jax.training.language.load`.
+    apply: `(variables, images) → logits` in evaluation mode, from `[N, H, W, C]` raw images, as in the dataset it was
+      trained on, to `[N, num_classes]` float32. For language models see `darts_jax.training.language.load`.
     variables: `{'params': …, 'batch_stats': …}`; a language model has `params` only.
   """
 
@@ -38,13 +38,13 @@ class Trained(NamedTuple):
 
 @in_float32
 def load(workdir: str | os.PathLike[str]) -> Trained:
-  """The network of a training, with the weights of its latest checkpoint; or one that `write` has written.
+  """Loads the network of a training with the weights of its latest checkpoint, or a network written by `write`.
 
   Args:
-    workdir: of the training.
+    workdir: working directory of the training, or the folder given to `write`.
 
   Raises:
-    ValueError: there is no network, or no checkpoint of it that can be read.
+    ValueError: there is no network, or no readable checkpoint of it.
   """
   folder = user_path(workdir, 'workdir')
   model = Model.read(folder)
@@ -59,7 +59,12 @@ def load(workdir: str | os.PathLike[str]) -> Trained:
 
 
 def write(model: Model, variables: Any, workdir: pathlib.Path) -> None:
-  """Makes a folder that `load` reads of a network from elsewhere.
+  """Writes a network that was not trained here into a folder that `load` reads.
+
+  Args:
+    model: description of the network.
+    variables: `{'params': …, 'batch_stats': …}`.
+    workdir: the folder.
 
   Raises:
     ValueError: the folder cannot be written, is in use, or holds a training or search.
@@ -74,12 +79,12 @@ def write(model: Model, variables: Any, workdir: pathlib.Path) -> None:
 
 
 def make_apply(model: Model) -> Callable[[Any, Any], Array]:
-  """The function of `Trained`."""
+  """Makes `Trained.apply` for a model."""
   net = model.network()
 
   @jax.jit
   def apply(variables: Any, images: Any) -> Array:
-    # As in the evaluation of a training.
+    # The precision in which trainings are evaluated by default.
     with precisely('float32'):
       logits: Any = net.apply(variables, normalise(jnp.asarray(images), model.mean, model.std), train=False)
     main: Array = logits.main

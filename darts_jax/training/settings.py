@@ -14,14 +14,14 @@ from darts_jax.settings import setting
 
 @dataclasses.dataclass(frozen=True)
 class Data(Source):
-  """Which images, see `Source`, and how they are divided; images in files are streamed.
+  """The images, see `Source`, and their split; images in files are streamed.
 
   Attributes:
-    test_split: of images in files, the split that is the test set; if not set, the first that is there of `val`,
-      `validation`, `valid` and `test`.
-    validation_fraction: part of the training images that is held out and measured after every epoch; 0 trains on all,
-      as the paper does in the end.
-    test: whether the test images are measured, once, after the last epoch; not so while candidates are compared.
+    test_split: for images in files, name of the test split; by default the first existing one of `val`, `validation`,
+      `valid` and `test`.
+    validation_fraction: fraction of the training images that is held out and measured after every epoch; 0 trains on
+      all images, as the paper's final trainings do.
+    test: whether the test images are measured, once, after the last epoch. It is off while candidates are compared.
   """
 
   test_split: str = setting('')
@@ -39,10 +39,10 @@ class Augment(augmentation.Augment):
   """Augmentation in training, see `darts_jax.data.settings.Augment`; streamed images are also cropped at random.
 
   Attributes:
-    brightness: of RGB images: their factor is drawn from 1 ± this; 0 for none.
-    contrast: likewise.
-    saturation: likewise.
-    hue: it is shifted by up to this part of the colour circle.
+    brightness: for RGB images, the factor of the brightness is drawn from 1 ± this; 0 for none.
+    contrast: for RGB images, the factor of the contrast is drawn from 1 ± this; 0 for none.
+    saturation: for RGB images, the factor of the saturation is drawn from 1 ± this; 0 for none.
+    hue: for RGB images, the hue is shifted by up to this fraction of the colour circle.
   """
 
   brightness: float = setting(0.0, at_least=0, at_most=limits.FACTOR)
@@ -52,22 +52,23 @@ class Augment(augmentation.Augment):
 
   @property
   def jitters(self) -> bool:
-    """Whether colours change."""
+    """Whether any of the colour transformations is on."""
     return any((self.brightness, self.contrast, self.saturation, self.hue))
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-  """The network that a genotype's cells are stacked to; see `darts_jax.nets.conv.Network`.
+  """The network of a genotype's cells; see `darts_jax.nets.conv.Network`.
 
   Attributes:
     channels: channels `C` of the first cell.
-    layers: cells `L`.
+    layers: number of cells `L`.
     stem: `cifar` or `imagenet`.
-    stem_multiplier: the stem for CIFAR has so many times `C` channels.
+    stem_multiplier: the stem for CIFAR has this many times `C` channels.
     auxiliary: whether there is an auxiliary head in training.
-    auxiliary_norm: whether BN follows its last convolution.
-    drop_path: probability to drop an edge that the last epoch would come to if it grew linearly from 0 on.
+    auxiliary_norm: whether BN follows the last convolution of the auxiliary head.
+    drop_path: probability that drop path drops an edge; it grows linearly by epoch, from 0 in the first epoch towards
+      this value after the last.
   """
 
   channels: int = setting(36, at_least=2, at_most=limits.CHANNELS)
@@ -84,16 +85,16 @@ class Weights:
   """SGD of the weights, with a learning rate that changes from epoch to epoch.
 
   Attributes:
-    learning_rate: of the first epoch; of a batch of `reference_batch_size` images, if that is set.
-    schedule: `cosine` or `linear` to `final_learning_rate`, or `exponential`, a factor `decay` an epoch.
-    final_learning_rate: where cosine and line end, after the last epoch.
-    decay: see `schedule`.
-    warmup_epochs: over so many epochs the learning rate grows linearly, step by step, to what the schedule says.
-    reference_batch_size: if not 0, the learning rate is multiplied by the batch size divided by this [Goyal et al.
-      2017, arXiv 1706.02677].
-    momentum: of the gradient.
-    weight_decay: L2, in the gradient.
-    clip_norm: of the gradient, over all weights; 0: no clipping.
+    learning_rate: learning rate of the first epoch; if `reference_batch_size` is set, for a batch of that size.
+    schedule: `cosine` or `linear` to `final_learning_rate`, or `exponential` with the factor `decay` for each epoch.
+    final_learning_rate: end of the cosine or linear schedule, after the last epoch.
+    decay: factor of the exponential schedule.
+    warmup_epochs: number of epochs over which the learning rate grows linearly, step by step, to the schedule's value.
+    reference_batch_size: if not 0, learning rates are multiplied by the batch size divided by this [Goyal et al. 2017,
+      arXiv 1706.02677].
+    momentum: momentum of SGD.
+    weight_decay: L2 decay, added to the gradient.
+    clip_norm: largest norm of the gradient over all weights; 0 for no clipping.
     nesterov: whether the momentum is Nesterov's.
   """
 
@@ -111,19 +112,23 @@ class Weights:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-  """A training.
+  """Settings of a training on images.
 
   Attributes:
-    task: what is learnt, `images` or `text`, which have settings of their own.
-    seed: of everything random: the split, initial weights, order and augmentation of images, drop path.
-    epochs: passes over the training images.
-    batch_size: images a batch, over all devices.
-    log_every: steps from one logged line to the next.
-    precision: of images inside the network; weights and BN statistics are float32 in either.
-    remat: whether gradients recompute the inside of cells instead of keeping it in memory.
-    label_smoothing: this part of a label is spread evenly over all classes [Szegedy et al. 2016, arXiv 1512.00567].
-    auxiliary_weight: of the auxiliary head's loss.
-    data: see `Data`; and so on.
+    task: `images`; the task `text` has its own settings, `darts_jax.training.language.LanguageTraining`.
+    seed: seed of everything random: the split, initial weights, order and augmentation of images, drop path.
+    epochs: number of passes over the training images.
+    batch_size: number of images in a batch, over all devices.
+    log_every: number of steps from one logged line to the next.
+    precision: precision of activations, `float32` or `bfloat16`; weights and BN statistics are always float32.
+    remat: whether gradients recompute the inside of cells instead of keeping it in memory (gradient checkpointing).
+    label_smoothing: fraction of a label that is spread evenly over all classes [Szegedy et al. 2016, arXiv 1512.00567].
+    auxiliary_weight: weight of the auxiliary head's loss.
+    data: see `Data`.
+    augment: see `Augment`.
+    network: see `Network`.
+    weights: see `Weights`.
+    checkpoint: see `darts_jax.runtime.loop.Checkpoint`.
   """
 
   renamed: ClassVar[Mapping[str, str]] = MappingProxyType({'space': 'task'})

@@ -1,4 +1,4 @@
-"""Either kind of training, by the task of the architecture: classification of images, or prediction of words."""
+"""Trainings of either task, chosen by the architecture: classification of images, or prediction of words."""
 
 import os
 import pathlib
@@ -18,15 +18,15 @@ from darts_jax.training.restore import Trained
 from darts_jax.training.settings import Training
 from darts_jax.training.workdir import FILE, SPACE
 
-#: The settings of a training by the name of its task.
+#: Settings classes of trainings by name of the task.
 TRAININGS: Mapping[str, type[Training] | type[LanguageTraining]] = {'images': Training, 'text': LanguageTraining}
 
 
 def read(config: Mapping[str, Any]) -> Training | LanguageTraining:
-  """The settings of a training, of images if `config.task` does not name another task.
+  """Reads the settings of a training; the task is `images` if `config.task` does not name another.
 
   Raises:
-    ValueError: as `darts_jax.settings.build`.
+    ValueError: there is no such task, or as `darts_jax.settings.build`.
   """
   fields = items(config, 'config')
   if 'task' in fields:
@@ -39,7 +39,7 @@ def read(config: Mapping[str, Any]) -> Training | LanguageTraining:
 
 
 def check_genotype(config: Mapping[str, Any], genotype: Genotype, name: str = 'genotype') -> None:
-  """Raises a ValueError, which calls the architecture `name`, unless it is of the task that a config is for."""
+  """Raises a ValueError unless the architecture is for the task of the config; `name` names it in the message."""
   wanted, task = read(config).task, space_of(genotype).task
   if task != wanted:
     raise ValueError(
@@ -48,13 +48,16 @@ def check_genotype(config: Mapping[str, Any], genotype: Genotype, name: str = 'g
 
 
 def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genotype) -> Result | LanguageResult:
-  """Trains an architecture from scratch, or goes on with the training that `workdir` holds.
+  """Trains an architecture from scratch, or resumes the training that `workdir` holds.
 
   Args:
-    config: of the task of the architecture; see `darts_jax.training.loop.run` and
+    config: config for the task of the architecture; see `darts_jax.training.loop.run` and
       `darts_jax.training.language.loop.run`.
-    workdir: likewise.
+    workdir: working directory; see the same functions.
     genotype: the architecture.
+
+  Returns:
+    The result of the one of these functions that is called.
 
   Raises:
     ValueError: a setting, the data, the architecture or the directory is unfit; nothing has been written then.
@@ -69,17 +72,17 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genoty
 
 
 def load(workdir: str | os.PathLike[str]) -> Trained:
-  """The network of a training, of images with its latest weights, of text with its best ones; or one written.
+  """Loads a trained network: for images with the latest weights, for text with the best ones.
 
   Args:
-    workdir: of the training, or what `write` was given.
+    workdir: working directory of the training, or a folder written by `darts_jax.training.write`.
 
   Returns:
     A function and its arguments; see `darts_jax.training.restore.Trained`, and `darts_jax.training.language.load` for
     a language model.
 
   Raises:
-    ValueError: there is no network, or no checkpoint of it that can be read.
+    ValueError: there is no network, or no readable checkpoint of it.
   """
   folder = user_path(workdir, 'workdir')
   values = read_object(folder / FILE, 'a training writes it into its workdir')

@@ -1,4 +1,4 @@
-"""A training as compiled functions: the state, many steps in a call, the evaluation."""
+"""Compiled functions of a training: many steps in one call, and the evaluation; and the state that they map."""
 
 import dataclasses
 import functools
@@ -41,8 +41,8 @@ class TrainState:
   """All that a training step reads and writes; a pytree.
 
   Attributes:
-    step: `[]` int32, steps taken.
-    key: typed random key of the run; what a step draws is a function of this key and `step`, so it never changes.
+    step: `[]` int32, number of steps taken.
+    key: typed random key of the run, which never changes: every step draws from this key folded with `step`.
     weights: parameters of the network, `state.weights.tree`.
     statistics: running BN statistics, `state.statistics.tree`.
     optimizer: Optax state of the weights as one vector.
@@ -56,12 +56,12 @@ class TrainState:
 
   @property
   def variables(self) -> dict[str, PyTree]:
-    """Those of the network."""
+    """The variables of the network, as Flax takes them."""
     return {'params': self.weights.tree, 'batch_stats': self.statistics.tree}
 
 
 def learning_rates(settings: Training, steps_per_epoch: int) -> Callable[[Array], Array]:
-  """The learning rate as a function of the steps taken before; see `darts_jax.training.settings.Weights`."""
+  """The learning rate as a function of the number of steps taken; see `darts_jax.training.settings.Weights`."""
   rates = settings.weights
   first, last = (
     scaled_to_batch(rate, settings.batch_size, rates.reference_batch_size)
@@ -74,37 +74,38 @@ def learning_rates(settings: Training, steps_per_epoch: int) -> Callable[[Array]
   }[rates.schedule]
 
   def learning_rate(step: Array) -> Array:
-    # Optax's exponential decay is a float32 already; its cosine is one of the type of the count.
+    # The dtype of Optax's schedules differs: a cosine has that of the count, an exponential is float32.
     return jnp.asarray(schedule(step // steps_per_epoch), jnp.float32)
 
   return warmed_up(learning_rate, rates.warmup_epochs * steps_per_epoch)
 
 
 def smoothed_cross_entropy(logits: Array, labels: Array, smoothing: float) -> Array:
-  """`[N]` nats: cross-entropy with labels `(1 − s)·one-hot + s/num_classes` [Szegedy et al. 2016, §7]."""
+  """Cross-entropy with labels `(1 − s)·one-hot + s/num_classes` [Szegedy et al. 2016, §7], `[N]` in nats."""
   targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype), smoothing)
   return optax.softmax_cross_entropy(logits, targets)
 
 
 class Trainer:
-  """A training as compiled functions: `init`, `run` steps, `evaluate`.
+  """Compiled functions of a training: `init`, `run` (many steps), `evaluate`; `raw_step` and `tally` for streams.
 
   Attributes:
-    steps_per_epoch: full batches in the training images.
+    steps_per_epoch: number of full batches in the training images.
     net: the network.
+    learning_rate: the learning rate as a function of the number of steps taken.
   """
 
   def __init__(self, settings: Training, model: Model, num_train: int, mesh: Mesh) -> None:
     """Builds the functions; compiles nothing.
 
     Args:
-      settings: of the training.
-      model: what is trained.
+      settings: settings of the training.
+      model: the model to train.
       num_train: number of training images, at least a batch.
       mesh: devices with an axis `data`.
 
     Raises:
-      ValueError: all epochs have too many steps.
+      ValueError: the steps of all epochs do not fit into int32.
     """
     self.steps_per_epoch = num_train // settings.batch_size
     check_steps(settings.epochs, settings.epochs * self.steps_per_epoch)
@@ -131,11 +132,11 @@ class Trainer:
     self.tally = jax.jit(traced_for(mesh, self._tally), out_shardings=same, compiler_options=options)
 
   def template(self) -> TrainState:
-    """Shapes, dtypes and places of the state, without arrays."""
+    """Shapes, dtypes and shardings of the state, without arrays."""
     return template(self.init, replicated(self._mesh), jax.random.key(0))
 
   def drop_path(self, step: Array) -> Array:
-    """The probability that an edge is dropped, linear in the epoch from 0 on [DARTS §A.2]."""
+    """The probability that drop path drops an edge: linear in the epoch, 0 in the first [DARTS §A.2]."""
     epoch = step // self.steps_per_epoch
     return jnp.asarray(self._settings.network.drop_path * epoch / self._settings.epochs, jnp.float32)
 
@@ -153,22 +154,22 @@ class Trainer:
     )
 
   def _run(self, state: TrainState, data: Examples, num_steps: Array) -> tuple[TrainState, dict[str, Array]]:
-    """Takes up to `num_steps` steps; stops after one whose loss or gradient is not finite.
+    """Takes up to `num_steps` steps; stops after a step whose loss or gradient is not finite.
 
     Args:
-      state: donated.
+      state: the state before the steps; donated.
       data: raw training images and labels, on the devices.
-      num_steps: `[]` int32; traced, so that any number is the same program.
+      num_steps: `[]` int32; traced, so that one program serves any number.
 
     Returns:
-      The new state; and sums of the steps' metrics, with `steps` and `finite` (see `take_steps`).
+      The new state; and sums over steps of the metrics, with `steps` and `finite` (see `take_steps`).
     """
     return take_steps(
       lambda state: self.step(state, self.batch(state, data)), state, num_steps, ('train_loss', 'weights_gradient_norm')
     )
 
   def batch(self, state: TrainState, data: Examples) -> Examples:
-    """The batch of a step: the next images of a random order, augmented and normalised."""
+    """The batch of the next step: images in the random order of the epoch, augmented and normalised."""
     settings = self._settings
     epoch, position = jnp.divmod(state.step, self.steps_per_epoch)
     chosen = epoch_indices(state.key, Stream.ORDER, epoch, position, settings.batch_size, self._num_train)
@@ -197,19 +198,19 @@ class Trainer:
     )
 
   def _raw_step(self, state: TrainState, batch: Examples) -> tuple[TrainState, dict[str, Array]]:
-    """One step on raw images, which are augmented and normalised; the state is donated."""
+    """Takes one step on a batch of raw images, after augmentation and normalisation; the state is donated."""
     return self.step(state, Examples(self._augmented(state, batch.images), batch.labels))
 
   def step(self, state: TrainState, batch: Examples) -> tuple[TrainState, dict[str, Array]]:
-    """One step of clipped SGD.
+    """Takes one step of clipped SGD.
 
     Args:
-      state: before.
-      batch: augmented and normalised.
+      state: the state before the step.
+      batch: augmented and normalised images with labels.
 
     Returns:
-      The new state; and metrics, `[]` each: the main classifier's loss in nats, with smoothed labels, and its accuracy;
-      the gradient's norm before clipping, and whether it was clipped; learning rate and drop path rate.
+      The new state; and metrics, `[]` each: `train_loss` in nats, with smoothed labels, and `train_accuracy` of the
+      main classifier; `weights_gradient_norm` before clipping, and `clipped`, 1 or 0; `learning_rate` and `drop_path`.
     """
     settings = self._settings
     rate = self.drop_path(state.step)
@@ -251,7 +252,7 @@ class Trainer:
     return after, metrics
 
   def _evaluate(self, state: TrainState, data: Examples) -> Evaluation:
-    """Loss and accuracy on raw images, with running statistics and no augmentation."""
+    """Loss and accuracies on raw images, with running statistics and without augmentation."""
     logits_of = functools.partial(self._logits, state.variables)
     settings = self._settings
 
@@ -261,7 +262,13 @@ class Trainer:
     return evaluate(logits_of, data, settings.batch_size, self._mean, self._std, settings.precision, share)
 
   def _tally(self, state: TrainState, batch: Examples, counts: Array) -> tuple[Evaluation, Array]:
-    """Sums of losses and right answers over the raw images of a batch that count, `[B]` bool, and their number."""
+    """Sums of losses and correct answers over a batch of raw images, and the number of images.
+
+    Args:
+      state: state of the training.
+      batch: raw images and labels.
+      counts: `[B]` bool, whether an image counts.
+    """
     images = normalise(batch.images, self._mean, self._std).astype(self._settings.precision)
     return tally(self._logits(state.variables, images), batch.labels, counts), jnp.sum(counts)
 

@@ -1,4 +1,4 @@
-"""The working directory of a training: whose it is, and what it says of the network that it holds."""
+"""The working directory of a training: its claim (`config.json`) and the description of its network (`model.json`)."""
 
 import abc
 import dataclasses
@@ -19,18 +19,18 @@ from darts_jax.spaces import Genotype
 S = TypeVar('S')
 
 FILE = 'model.json'
-#: Field of that file which says what kind of architecture it is; convolutional without it.
+#: Field of `model.json` with the name of the space of a network that is not convolutional.
 SPACE = 'space'
-#: Weights that were not trained where they lie.
+#: File of weights that were trained elsewhere, such as converted ones.
 WEIGHTS = 'weights.safetensors'
 
 
 class Described(abc.ABC):
-  """What a trained network is besides its weights, as `model.json` holds it.
+  """Description of a trained network without its weights; the content of `model.json`.
 
   Attributes:
-    kind: what it is called in messages.
-    genotype: its cells.
+    kind: noun for such a network in messages.
+    genotype: the architecture.
   """
 
   kind: ClassVar[str]
@@ -39,32 +39,32 @@ class Described(abc.ABC):
   @property
   @abc.abstractmethod
   def num_weights(self) -> int:
-    """Parameters of the network."""
+    """Number of parameters of the network."""
 
   @abc.abstractmethod
   def to_dict(self) -> dict[str, Any]:
-    """As JSON values."""
+    """The description as JSON values."""
 
   @classmethod
   @abc.abstractmethod
   def from_dict(cls, values: Mapping[str, Any]) -> Self:
-    """From JSON values.
+    """Makes the description from JSON values.
 
     Raises:
       ValueError: a field is missing, unknown or of the wrong form.
     """
 
   def write(self, workdir: pathlib.Path) -> None:
-    """Writes `model.json` and, for other commands, `genotype.json` into a folder that exists."""
+    """Writes `model.json`, and `genotype.json` for other commands, into an existing folder."""
     spaces.save(self.genotype, workdir / 'genotype.json')
     write_whole(workdir / FILE, (json.dumps(self.to_dict(), indent=2) + '\n').encode())
 
   @classmethod
   def read(cls, workdir: pathlib.Path) -> Self:
-    """What the network of a working directory is.
+    """Reads the description of the network in a working directory.
 
     Raises:
-      ValueError: there is none, or it cannot be read.
+      ValueError: there is no description, or it cannot be read.
     """
     path = workdir / FILE
     values = read_object(path, 'a training writes it into its workdir')
@@ -75,7 +75,7 @@ class Described(abc.ABC):
 
   @classmethod
   def fields(cls, values: Mapping[str, Any], *more: str) -> dict[str, Any]:
-    """The values of the dataclass's fields, if `values` has exactly those and `more`; raises a ValueError if not."""
+    """The values of the dataclass's fields; raises a ValueError unless `values` has exactly these fields and `more`."""
     names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     wrong = sorted(set(values) ^ {*names, *more})
     if wrong:
@@ -84,34 +84,34 @@ class Described(abc.ABC):
 
 
 def check_numbers(values: Mapping[str, Any], least: int, most: Mapping[str, int]) -> None:
-  """Raises a ValueError for a field that is not a whole number from `least` to what `most` says."""
+  """Raises a ValueError unless every field in `most` is a whole number from `least` to its limit in `most`."""
   for name, limit in most.items():
     if type(values[name]) is not int or not least <= values[name] <= limit:
       raise ValueError(f'{name}: {values[name]!r} is not allowed; it is a whole number from {least} to {limit}')
 
 
 def training_config(settings: Any, model: Described, fingerprint: Any) -> dict[str, Any]:
-  """What a training is, as JSON values.
+  """The content of a training's `config.json`, which also identifies the training.
 
   Args:
-    settings: of the training, a dataclass.
-    model: the network.
-    fingerprint: JSON values of the dataset, with which alone the training may go on.
+    settings: settings of the training, a dataclass.
+    model: description of the network.
+    fingerprint: JSON values that identify the dataset; the training resumes only with the same ones.
   """
   what = {'genotype': spaces.to_json(model.genotype), 'dataset': fingerprint}
   return as_json({**as_config(settings), **what})
 
 
 def claim_training(workdir: pathlib.Path, config: Mapping[str, Any], model: Described) -> None:
-  """Makes `workdir` that of a training, or finds that it is; then it says what the network is.
+  """Claims `workdir` for a training, or checks that it holds this training; then writes the model's description.
 
   Args:
-    workdir: is made if it is not there.
+    workdir: the working directory; it is made if it does not exist.
     config: see `training_config`.
-    model: the network.
+    model: description of the network.
 
   Raises:
-    ValueError: it cannot be written, or holds something else.
+    ValueError: the directory cannot be written, or holds something else.
   """
   if (workdir / WEIGHTS).exists():
     raise ValueError(f'--workdir: {workdir} holds the weights of another network; choose another')
@@ -121,7 +121,11 @@ def claim_training(workdir: pathlib.Path, config: Mapping[str, Any], model: Desc
 
 
 def read_settings(kind: type[S], workdir: pathlib.Path) -> S:
-  """The settings of the training in a working directory.
+  """Reads the settings of the training in a working directory.
+
+  Args:
+    kind: class of the settings.
+    workdir: the working directory.
 
   Raises:
     ValueError: there is no training, or its config cannot be read.
@@ -137,14 +141,14 @@ def read_settings(kind: type[S], workdir: pathlib.Path) -> S:
 
 
 def read_state(checkpoints: pathlib.Path, template: S) -> S:
-  """The latest state in a folder of checkpoints; warns of those that are damaged.
+  """Reads the latest readable state of a folder of checkpoints; warns of damaged checkpoints.
 
   Args:
     checkpoints: the folder.
-    template: shapes, dtypes and places of the state.
+    template: shapes, dtypes and shardings of the state.
 
   Raises:
-    ValueError: there is none that can be read.
+    ValueError: there is no readable checkpoint.
   """
   restored = Checkpoints(checkpoints).restore(template)
   if restored is None:

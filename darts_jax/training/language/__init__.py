@@ -1,4 +1,4 @@
-"""Training the language model of a recurrent cell from scratch. `run` is a whole training."""
+"""Training of the language model of a recurrent cell from scratch. `run` is a whole training."""
 
 from darts_jax.training.language.loop import LanguageResult, check, run
 from darts_jax.training.language.model import RecurrentModel

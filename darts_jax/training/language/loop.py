@@ -1,4 +1,4 @@
-"""A whole training of a language model: from a config and a genotype to a perplexity, resumable at every moment."""
+"""A whole training of a language model: from a config and a genotype to a perplexity, resumable at any time."""
 
 import dataclasses
 import math
@@ -35,16 +35,17 @@ from darts_jax.training.workdir import claim_training, training_config
 
 @dataclasses.dataclass(frozen=True)
 class LanguageResult:
-  """What a training came to, with the weights of the best epoch by validation.
+  """Result of a training; perplexities and losses are those of the weights of the best epoch by validation.
 
   Attributes:
-    test_perplexity: of the test text after the last epoch; NaN before, or if it is not to be read.
-    test_loss: its logarithm, in nats per token.
-    valid_perplexity: of the validation text; NaN before the first epoch has ended.
-    valid_loss: likewise.
-    num_weights: in the network.
-    finished: whether all epochs were done; not so after an interruption.
-    interrupted: whether a signal asked for an end, which ends a sequence of trainings even if this one is finished.
+    test_perplexity: perplexity on the test text after the last epoch; NaN before that, or if the settings say not to
+      read it.
+    test_loss: the logarithm of `test_perplexity`, in nats per token.
+    valid_perplexity: perplexity on the validation text; NaN before the end of the first epoch.
+    valid_loss: the logarithm of `valid_perplexity`, in nats per token.
+    num_weights: number of parameters of the network.
+    finished: whether all epochs are done.
+    interrupted: whether a signal asked to stop; a sequence of trainings then ends even if this one is finished.
     report: path of the report page.
   """
 
@@ -60,17 +61,21 @@ class LanguageResult:
 
 @in_float32
 def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genotype) -> LanguageResult:
-  """Trains the language model of an architecture from scratch, or goes on with the training that `workdir` holds.
+  """Trains the language model of an architecture from scratch, or resumes the training that `workdir` holds.
 
   Args:
     config: fields of `darts_jax.training.language.LanguageTraining`, as nested mappings or `ConfigDict`.
-    workdir: gets `config.json`, `genotype.json`, `model.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`,
-      `best/` and `report.html`. A training that was stopped resumes to the same result, bit for bit.
+    workdir: working directory, for `config.json`, `genotype.json`, `model.json`, `metrics.jsonl`, `tensorboard/`,
+      `checkpoints/`, `best/` and `report.html`. A resumed training gives the same result, bit for bit, as one without
+      a stop.
     genotype: the architecture.
+
+  Returns:
+    The result, also of a training that was interrupted.
 
   Raises:
     ValueError: a setting, the text or the directory is unfit; nothing has been written then.
-    Diverged: a loss or gradient was not finite, before there were weights to go back to or once too often.
+    Diverged: a loss or gradient was not finite, before the first epoch ended or after `max_rollbacks` rollbacks.
   """
   settings = build(LanguageTraining, config)
   workdir = user_path(workdir, '--workdir')
@@ -104,10 +109,13 @@ def _run(settings: LanguageTraining, workdir: pathlib.Path, genotype: Genotype) 
 
 @in_float32
 def check(settings: LanguageTraining) -> tuple[str, ...]:
-  """Raises the ValueError that `run` would, whatever the architecture, before anything is trained.
+  """Checks settings and data as `run` does, without training.
 
   Returns:
-    Which parts of the text can be measured: `valid`, `test`.
+    Names of the parts of the text that can be measured: `valid` and `test`.
+
+  Raises:
+    ValueError: as `run`.
   """
   return _open(settings)[1].parts
 
@@ -123,7 +131,7 @@ def _open(settings: LanguageTraining) -> tuple[Mesh, Texts]:
 
 
 class _Loop(Loop[LanguageState]):
-  """The loop over the epochs of a training."""
+  """The loop over the epochs of a training of text."""
 
   def __init__(
     self,
@@ -143,7 +151,7 @@ class _Loop(Loop[LanguageState]):
     self._model = model
     self._texts = texts
     self._mesh = mesh
-    # The run may have to be repeated from its latest checkpoint, and what was best then be needed once more.
+    # Kept beyond the latest: a run resumed from an earlier checkpoint needs the weights that were the best then.
     self._best = Checkpoints(workdir / BEST, keep=settings.checkpoint.every + 1)
     self._placed: dict[str, Text] = {}
     self._run: Any = None
@@ -207,7 +215,7 @@ class _Loop(Loop[LanguageState]):
       f'step {step}: a loss or gradient is not finite; back to the weights of step {int(best.step)}, the best so far'
       f' ({rollbacks + 1} of {limit} times at most)',
     )
-    # Steps are counted on, so that what is drawn now is not what led here.
+    # The step count goes on, so that the training does not repeat the random draws that led here.
     return self._place(
       state.replace(weights=best.weights, averaging=best.averaging, average=best.average),
       hidden=np.zeros(state.hidden.shape, state.hidden.dtype),
@@ -231,7 +239,7 @@ class _Loop(Loop[LanguageState]):
     return report.write(folder)
 
   def _best_of(self, state: LanguageState) -> LanguageState | None:
-    """The state of the epoch with the least validation loss; None if no epoch has ended or it is there no more."""
+    """The state of the epoch with the least validation loss; None if no epoch has ended or its checkpoint is gone."""
     losses = np.asarray(state.valid_losses)
     if not np.isfinite(losses).any():
       return None
@@ -239,10 +247,10 @@ class _Loop(Loop[LanguageState]):
     return None if restored is None else restored.state
 
   def _measure(self, part: str, state: LanguageState, step: int) -> float:
-    """Nats per token, of the precision that the state remembers them with."""
+    """Loss on a part of the text in nats per token, rounded to float32 as in `LanguageState.valid_losses`."""
     text = self._text(part)
     if part not in self._evaluations:
-      # Not compiled before it is needed, so that the first step is seen sooner.
+      # Compiled on first use, so that the first training step starts sooner.
       name = {'valid': 'validation', 'test': 'test'}[part]
       self._evaluations[part] = self.compile(step, name, self._trainer.losses, state, text)
     losses = self._evaluations[part](state, text)

@@ -1,4 +1,4 @@
-"""What a trained language model is besides its weights: architecture, width, vocabulary."""
+"""Description of a trained language model without its weights: architecture, width, vocabulary."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ from darts_jax.training.workdir import SPACE, Described, check_numbers
 
 @dataclasses.dataclass(frozen=True)
 class RecurrentModel(Described):
-  """A language model and its words; all of it JSON values but the genotype.
+  """A language model and its words; all fields but the genotype are JSON values.
 
   Attributes:
-    genotype: its cell.
-    width: of embedding and states.
-    vocabulary: words; the id of a word is its place, so `{word: i for i, word in enumerate(vocabulary)}` gives ids.
+    genotype: the architecture.
+    width: width of embedding and hidden states.
+    vocabulary: the words; the id of a word is its index, so `{word: i for i, word in enumerate(vocabulary)}` gives ids.
   """
 
   kind: ClassVar[str] = 'language model'
@@ -29,17 +29,17 @@ class RecurrentModel(Described):
 
   @property
   def num_weights(self) -> int:
-    """Parameters of the network; decoder and embedding share theirs."""
+    """Number of parameters of the network; decoder and embedding share their weights."""
     [(_, cell)] = self.genotype.cells
     return sum(part.weights for part in language_parts_of(cell, self.width, len(self.vocabulary)))
 
   def network(self, precision: str = 'float32') -> LanguageModel:
-    """The network; see there for the precision."""
+    """The Flax module; see `LanguageModel` for the precision."""
     [(_, cell)] = self.genotype.cells
     return LanguageModel(cell, len(self.vocabulary), self.width, precision=precision)
 
   def to_dict(self) -> dict[str, Any]:
-    """As JSON values."""
+    """The description as JSON values."""
     return {SPACE: 'recurrent', **dataclasses.asdict(self), 'genotype': spaces.to_json(self.genotype)}
 
   @classmethod

@@ -1,4 +1,4 @@
-"""A trained language model, ready to be used."""
+"""Loads a trained language model."""
 
 import os
 from collections.abc import Callable
@@ -25,17 +25,18 @@ BEST = 'best'
 
 @in_float32
 def load(workdir: str | os.PathLike[str]) -> Trained:
-  """The language model of a training, with the best weights so far: those that it tests in the end.
+  """Loads the language model of a training with its best weights so far by validation, which are also the tested ones.
 
-  Their `apply` is `(variables, tokens, hidden=None) → (log_probabilities, hidden)`: `[T, B]` int32 ids of words, see
-  `RecurrentModel.vocabulary`, and `[B, H]` the hidden state that the words before have led to, if there are any, to
-  `[T, B, V]` natural logarithms of the probabilities of the next word, and the hidden state after them.
+  `apply` of the result is `(variables, tokens, hidden=None) → (log_probabilities, hidden)`. `tokens` are `[T, B]` int32
+  ids of words (see `RecurrentModel.vocabulary`), and `hidden` is the `[B, H]` hidden state after the words before them,
+  None at the beginning of a text. `log_probabilities` are `[T, B, V]` natural logarithms of the probabilities of the
+  next word; the second output is the `[B, H]` hidden state after the tokens.
 
   Args:
-    workdir: of the training.
+    workdir: working directory of the training.
 
   Raises:
-    ValueError: there is no language model, or no checkpoint of it that can be read.
+    ValueError: there is no language model, or no readable checkpoint of it.
   """
   folder = user_path(workdir, 'workdir')
   model = RecurrentModel.read(folder)
@@ -45,12 +46,12 @@ def load(workdir: str | os.PathLike[str]) -> Trained:
 
 
 def make_apply(model: RecurrentModel) -> Callable[..., Any]:
-  """The function of `Trained`."""
+  """Makes `Trained.apply` for a language model; see `load`."""
   net = model.network()
 
   @jax.jit
   def read(variables: Any, tokens: Array, hidden: Array) -> Any:
-    # As in the evaluation of a training.
+    # The precision in which trainings are evaluated by default.
     with precisely('float32'):
       return net.apply(variables, tokens, hidden, train=False)
 

@@ -14,10 +14,10 @@ from darts_jax.settings import setting
 
 @dataclasses.dataclass(frozen=True)
 class Data(TextSource):
-  """Which text, see `TextSource`.
+  """The text, see `TextSource`.
 
   Attributes:
-    test: whether the test text is read, once, after the last epoch; not so while candidates are compared.
+    test: whether the test text is measured, once, after the last epoch. It is off while candidates are compared.
   """
 
   test: bool = setting(True)
@@ -28,7 +28,7 @@ class Network:
   """The language model around a genotype's cell; see `darts_jax.nets.recurrent.LanguageModel`.
 
   Attributes:
-    width: of embedding and states.
+    width: width of embedding and hidden states.
     dropout: see `darts_jax.nets.recurrent.Dropout`.
   """
 
@@ -38,14 +38,14 @@ class Network:
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-  """SGD of the weights, whose iterates are averaged in the end [Merity et al. 2017, arXiv 1708.01009, §4].
+  """SGD of the weights; late iterates are averaged [Merity et al. 2017, arXiv 1708.01009, §4].
 
   Attributes:
-    learning_rate: of a sequence of `bptt` time steps; that of others is scaled by their length.
-    weight_decay: L2, in the gradient.
-    clip_norm: of the gradient, over all weights.
-    nonmonotone_interval: averaging begins when a validation loss is worse than the best one that is more than so many
-      epochs old.
+    learning_rate: learning rate for a sequence of `bptt` time steps; for other lengths it is scaled by the length.
+    weight_decay: L2 decay, added to the gradient.
+    clip_norm: largest norm of the gradient over all weights.
+    nonmonotone_interval: averaging begins when a validation loss is worse than the best loss that is more than this
+      many epochs old.
   """
 
   learning_rate: float = setting(20.0, above=0, at_most=limits.FACTOR)
@@ -56,27 +56,33 @@ class Weights:
 
 @dataclasses.dataclass(frozen=True)
 class LanguageTraining:
-  """A training of a language model.
+  """Settings of a training of a language model.
 
   Attributes:
-    task: what is learnt, `images` or `text`, which have settings of their own.
-    seed: of everything random: initial weights, lengths of sequences, dropout.
-    epochs: passes over the training text.
-    batch_size: columns that the training text is divided into, over all devices; what does not fill a column is not
-      read, here and below.
-    small_batch_size: if not 0, gradients are computed for so many columns at a time and averaged, which needs less
-      memory and gives the same.
-    valid_batch_size: columns of the validation text.
-    test_batch_size: columns of the test text.
-    bptt: usual length of a sequence, in time steps; the hidden state goes from one to the next, gradients do not.
-    short_fraction: the chance that it is half as long.
-    spread: standard deviation of the length around these; see `darts_jax.data.windows.draw`.
+    task: `text`; the task `images` has its own settings, `darts_jax.training.Training`.
+    seed: seed of everything random: initial weights, lengths of sequences, dropout.
+    epochs: number of passes over the training text.
+    batch_size: number of columns that the training text is divided into, over all devices. The rest of a text that does
+      not fill all columns is dropped, here and below.
+    small_batch_size: if not 0, gradients are computed for this many columns at a time and averaged, which gives the
+      same gradient and needs less memory.
+    valid_batch_size: number of columns of the validation text.
+    test_batch_size: number of columns of the test text.
+    bptt: usual length of a sequence, in time steps. The hidden state is carried from a sequence to the next, gradients
+      are not.
+    short_fraction: probability that a sequence is half as long.
+    spread: standard deviation of the length of a sequence; see `darts_jax.data.windows.draw`.
     temporal_activation: weight of temporal activation regularisation in the loss.
-    max_rollbacks: how often a training that diverged goes back to its best weights before it ends.
-    log_every: steps from one logged line to the next.
-    precision: of what products of the network read; weights and states are float32 in either.
-    remat: whether gradients recompute the inside of pieces of a sequence instead of keeping it in memory.
-    data: see `Data`; and so on.
+    max_rollbacks: after a non-finite loss or gradient, training returns to the best weights at most this many times.
+    log_every: number of steps from one logged line to the next.
+    precision: precision of the inputs of matrix products, `float32` or `bfloat16`; weights and hidden states are always
+      float32.
+    remat: whether gradients recompute the inside of pieces of a sequence instead of keeping it in memory (gradient
+      checkpointing).
+    data: see `Data`.
+    network: see `Network`.
+    weights: see `Weights`.
+    checkpoint: see `darts_jax.runtime.loop.Checkpoint`.
   """
 
   renamed: ClassVar[Mapping[str, str]] = MappingProxyType({'space': 'task'})

@@ -1,4 +1,4 @@
-"""The texts of a training, in columns, and the windows of them that steps read."""
+"""The texts of a training, divided into columns, and the windows of time steps that training steps read."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,8 @@ from darts_jax.training.language.settings import LanguageTraining
 
 Array = jax.Array
 
-# A window of a training has two rows and the targets of the second; one of an evaluation may have a single row.
+# Least numbers of rows of a text: a training window has at least two rows, an evaluation window one, and each needs
+# one row more for the targets.
 _TRAIN_ROWS, _EVALUATION_ROWS = 3, 2
 
 
@@ -23,9 +24,9 @@ class Texts(NamedTuple):
   """The texts of a training, divided into columns and windows, on the host.
 
   Attributes:
-    corpus: where they are from.
-    columns: `[N, B]` int32 of each part: `train`, `valid` and, if it is to be read, `test`.
-    windows: of each part; those of `train` for all epochs.
+    corpus: the corpus of the texts.
+    columns: by part, `[N, B]` int32 ids of words; parts are `train`, `valid` and, if the settings say so, `test`.
+    windows: windows by part; those of `train` are for all epochs.
   """
 
   corpus: Corpus
@@ -38,7 +39,7 @@ class Texts(NamedTuple):
     return tuple(name for name in self.columns if name != 'train')
 
   def place(self, part: str, mesh: Mesh) -> Text:
-    """A part on the devices; the training text is shared out among them."""
+    """Puts a part on the devices; columns of the training text are sharded, other parts are replicated."""
     same = replicated(mesh)
     divided = NamedSharding(mesh, PartitionSpec(None, 'data')) if part == 'train' else same
     text = Text.cut(self.columns[part], self.windows[part])
@@ -70,5 +71,5 @@ def divide(corpus: Corpus, settings: LanguageTraining) -> Texts:
 
 
 def mean_loss(losses: Array, windows: Windows) -> float:
-  """The mean over all targets, from the means over those of each window; added up in double precision."""
+  """The mean over all targets from the means of each window, `[S]`; summed in double precision."""
   return float(np.average(np.asarray(losses, np.float64), weights=windows.lengths))

@@ -1,4 +1,4 @@
-"""A language model's training as compiled functions: the state, many steps in a call, the evaluation."""
+"""Compiled functions of a language model's training: many steps in one call, the evaluation; and their state."""
 
 import dataclasses
 from typing import Any, Self
@@ -28,17 +28,17 @@ Array = jax.Array
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LanguageState:
-  """All that a training reads and writes; a pytree. The optimiser, SGD without momentum, has no state of its own.
+  """All that a training step reads and writes; a pytree. The optimiser, SGD without momentum, has no state.
 
   Attributes:
-    step: `[]` int32, steps taken.
-    key: typed random key of the run; what a step draws is a function of this key and `step`, so it never changes.
+    step: `[]` int32, number of steps taken.
+    key: typed random key of the run, which never changes: every step draws from this key folded with `step`.
     weights: parameters of the network, `state.weights.tree`.
-    hidden: `[B, H]`, what the last sequence hands to the next.
+    hidden: `[B, H]`, hidden state after the last sequence.
     averaging: `[]` bool, whether iterates are averaged.
-    average: their mean.
-    valid_losses: `[epochs]` float32, by epoch; infinite in those to come.
-    rollbacks: `[]` int32, how often the training has gone back to its best weights.
+    average: mean of the iterates since averaging began.
+    valid_losses: `[epochs]` float32, validation losses by epoch; infinite for epochs to come.
+    rollbacks: `[]` int32, number of returns to the best weights.
   """
 
   step: Array
@@ -52,7 +52,7 @@ class LanguageState:
 
   @property
   def evaluated(self) -> Packed:
-    """The weights that are measured: the average of iterates, once there is one."""
+    """The weights that are evaluated: the average of iterates once averaging has begun, else the latest."""
     return self.weights.replace(jnp.where(self.average.num_iterates > 0, self.average.mean, self.weights.vector))
 
   def replace(self, **changes: Any) -> Self:
@@ -61,7 +61,7 @@ class LanguageState:
 
 
 class LanguageTrainer:
-  """A training as compiled functions: `init`, `run` steps, `losses` of windows.
+  """Compiled functions of a training: `init`, `run` (many steps), `losses` of windows.
 
   Attributes:
     net: the network.
@@ -71,8 +71,8 @@ class LanguageTrainer:
     """Builds the functions; compiles nothing.
 
     Args:
-      settings: of the training.
-      model: what is trained.
+      settings: settings of the training.
+      model: the model to train.
       mesh: devices with an axis `data`.
     """
     self.net = model.network(settings.precision)
@@ -88,7 +88,7 @@ class LanguageTrainer:
     self.losses = jax.jit(self._losses, out_shardings=same, compiler_options=options)
 
   def template(self) -> LanguageState:
-    """Shapes, dtypes and places of the state, without arrays."""
+    """Shapes, dtypes and shardings of the state, without arrays."""
     return template(self.init, replicated(self._mesh), jax.random.key(0))
 
   def _init(self, key: Array) -> LanguageState:
@@ -107,40 +107,40 @@ class LanguageTrainer:
     )
 
   def _run(self, state: LanguageState, text: Text, num_steps: Array) -> tuple[LanguageState, dict[str, Array]]:
-    """Takes up to `num_steps` steps; stops after one whose loss or gradient is not finite.
+    """Takes up to `num_steps` steps; stops after a step whose loss or gradient is not finite.
 
     Args:
-      state: donated.
-      text: its windows are those of all steps of the run.
-      num_steps: `[]` int32; traced, so that any number is the same program.
+      state: the state before the steps; donated.
+      text: the training text, with a window for every step of the run.
+      num_steps: `[]` int32; traced, so that one program serves any number.
 
     Returns:
-      The new state; and sums of the steps' metrics, with `steps` and `finite` (see `take_steps`).
+      The new state; and sums over steps of the metrics, with `steps` and `finite` (see `take_steps`).
     """
     return take_steps(lambda state: self.step(state, text), state, num_steps, ('train_loss', 'weights_gradient_norm'))
 
   def masks(self, state: LanguageState) -> Masks:
-    """Dropout masks of the step that a state is about to take."""
+    """Dropout masks of the next step."""
     key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), Stream.DROPOUT)
     settings = self._settings
     return Masks.draw(key, settings.network.dropout, settings.batch_size, self.net.width, self.net.vocab_size)
 
   def step(self, state: LanguageState, text: Text) -> tuple[LanguageState, dict[str, Array]]:
-    """One step of clipped SGD on the next window.
+    """Takes one step of clipped SGD on the next window.
 
     Args:
-      state: before.
+      state: the state before the step.
       text: see `run`.
 
     Returns:
-      The new state; and metrics, `[]` each: loss in nats per token and temporal activation, see
-      `darts_jax.nets.recurrent.Read`; the norm of the gradient of both before clipping, and whether it was clipped;
-      learning rate and length of the sequence.
+      The new state; and metrics, `[]` each: `train_loss` in nats per token and `temporal`, see
+      `darts_jax.nets.recurrent.Read`; `weights_gradient_norm` of the regularised loss before clipping, and `clipped`,
+      1 or 0; `learning_rate` and `sequence_length`.
     """
     rates = self._settings.weights
     start, batch = text.window(state.step)
     vector = state.weights.vector
-    # A text begins anew in every epoch.
+    # Every epoch begins at the start of the text, with a zero hidden state.
     hidden = jnp.where(start == 0, jnp.zeros_like(state.hidden), state.hidden)
     gradient, read = self.gradient(state.weights, batch, hidden, self.masks(state))
     direction, _ = self._direction.update(gradient, self._direction.init(vector), vector)
@@ -164,12 +164,12 @@ class LanguageTrainer:
     return after, metrics
 
   def gradient(self, weights: Packed, batch: Sequences, hidden: Array, masks: Masks) -> tuple[Array, Read]:
-    """`[P]` gradient of loss and temporal activation regularisation, and what was read, with settings' precision.
+    """The gradient of the regularised loss, `[P]`, and the loss's parts, in the precision of the settings.
 
     Args:
-      weights: of the network.
-      batch: `[T, B]`.
-      hidden: `[B, H]` before it; a constant to the gradient.
+      weights: parameters of the network.
+      batch: `[T, B]` tokens and targets.
+      hidden: `[B, H]` hidden state before the batch; a constant to the gradient.
       masks: dropout masks.
     """
     size = len(hidden)
@@ -179,7 +179,7 @@ class LanguageTrainer:
     parts = size // small
 
     def divide(x: Array, axis: int) -> Array:
-      """Consecutive columns lie together: `[parts, …, small, …]`."""
+      """Groups consecutive columns: `[…, B, …]` to `[parts, …, small, …]`."""
       shape = (*x.shape[:axis], parts, small, *x.shape[axis + 1 :])
       return jnp.moveaxis(x.reshape(shape), axis, 0)
 
@@ -191,11 +191,11 @@ class LanguageTrainer:
       return total + found / parts, read
 
     rows = [divide(mask, 0) for mask in masks[1:]]
-    # Whole words are dropped for all columns alike.
+    # The mask of words is shared by all columns.
     own = Masks(jnp.zeros((parts, 0)), *rows)
     slices = divide(batch.tokens, 1), divide(batch.targets, 1), divide(hidden, 0), own
     total, reads = lax.scan(accumulate, jnp.zeros_like(weights.vector), slices)
-    # Every part has as many targets.
+    # All parts have the same number of targets, so the mean of means is the mean.
     return total, reads._replace(
       loss=jnp.mean(reads.loss), temporal=jnp.mean(reads.temporal), hidden=reads.hidden.reshape(hidden.shape)
     )
@@ -215,7 +215,7 @@ class LanguageTrainer:
       return jax.grad(loss_of, has_aux=True)(weights.vector)
 
   def _losses(self, state: LanguageState, text: Text) -> Array:
-    """`[S]` nats per token of windows that follow each other, with no dropout."""
+    """Losses of consecutive windows without dropout, `[S]` in nats per token."""
     weights = state.evaluated
     variables = {'params': weights.tree}
 
