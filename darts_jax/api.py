@@ -43,6 +43,7 @@ def search(
     ValueError: a setting, the data or the directory is unfit; one line, and nothing has been written then.
     Diverged: a loss or gradient was not finite.
   """
+  _check_pair('data', data)
   folder = pathlib.Path(workdir)
   if searches.proposes(config):
     if data is not None:
@@ -57,7 +58,13 @@ def search(
 
 
 def train(
-  config: Mapping[str, Any], workdir: str | os.PathLike[str], genotype: Genotype | str
+  config: Mapping[str, Any],
+  workdir: str | os.PathLike[str],
+  genotype: Genotype | str,
+  *,
+  data: tuple[Any, Any] | None = None,
+  test: tuple[Any, Any] | None = None,
+  writers: Sequence[Writer] = (),
 ) -> training.Result | training.LanguageResult:
   """Trains the network of an architecture from scratch, or goes on with the training that `workdir` holds.
 
@@ -65,13 +72,31 @@ def train(
     config: the fields of a config file.
     workdir: of the training.
     genotype: an architecture, the name of a published one, or the path of a file that holds one.
+    data: training images `[N, H, W, C]` or `[N, H, W]` and labels `[N]`, arrays that take the place of `config.data`.
+      The part `config.data.validation_fraction` of them is held out and measured after every epoch. Networks for text
+      take none.
+    test: images and labels likewise, which are measured once, after the last epoch, unless `config.data.test` is
+      False; only together with `data`. Without them there is no test.
+    writers: objects with a method `write(step, values)`, which is told of all metrics while they are logged.
+
+  Returns:
+    What the training came to, with its history.
 
   Raises:
-    ValueError: a setting, the data, the architecture or the directory is unfit; one line.
+    ValueError: a setting, the data, the architecture or the directory is unfit; one line, and nothing has been written
+      then.
     Diverged: a loss or gradient was not finite.
   """
+  _check_pair('data', data)
+  _check_pair('test', test)
   found = spaces.resolve(genotype) if isinstance(genotype, str) else genotype
-  return training.run(config, pathlib.Path(workdir), found)
+  return training.run(config, pathlib.Path(workdir), found, data=data, test=test, writers=writers)
+
+
+def _check_pair(name: str, given: Any) -> None:
+  """Raises a ValueError unless this is None or two things."""
+  if given is not None and (not isinstance(given, tuple | list) or len(given) != 2):
+    raise ValueError(f'{name}: has to be a pair of arrays, inputs and targets: {name}=(x, y)')
 
 
 def describe(genotype: Genotype | str, **sizes: int) -> dict[str, Any]:

@@ -31,8 +31,8 @@ _FILES = (
 )
 # What tells the working directory of a run from other folders.
 _MARKS = ('config.json', 'model.json', 'metrics.jsonl', 'results.json')
-# Data that come with packages.
-_INSTALLED = ('digits', 'pydoc')
+# Data that are in no folder: those that come with packages, and arrays of a call.
+_INSTALLED = ('digits', 'pydoc', 'arrays')
 # Where data lie, in what `differences` says; what they are is told by their fingerprint.
 _PLACES = ('config.data.dir: ', 'config.data.path: ', 'config.space.table: ')
 # The latter two of earlier versions.

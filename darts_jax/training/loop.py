@@ -4,13 +4,14 @@ import dataclasses
 import functools
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
 from darts_jax import report, spaces
 from darts_jax.data.batches import Evaluation
+from darts_jax.data.images import from_arrays
 from darts_jax.nets.conv import check_image_size, check_statistics
 from darts_jax.nets.operations import check_own
 from darts_jax.runtime import metrics, processes
@@ -20,6 +21,7 @@ from darts_jax.runtime.interrupts import InterruptGuard
 from darts_jax.runtime.lock import locked
 from darts_jax.runtime.loop import Loop, Plan, Sums
 from darts_jax.runtime.mesh import check_batch, make_mesh
+from darts_jax.runtime.metrics import Writer, check_writers
 from darts_jax.runtime.precision import in_float32
 from darts_jax.runtime.workdir import claim_together
 from darts_jax.settings import build
@@ -44,6 +46,7 @@ class Result:
     finished: whether all epochs were done; not so after an interruption.
     interrupted: whether a signal asked for an end, which ends a sequence of trainings even if this one is finished.
     report: path of the report page.
+    history: what was logged of every epoch, in their order; empty in other processes than the first.
   """
 
   test_accuracy: float
@@ -54,10 +57,19 @@ class Result:
   finished: bool
   interrupted: bool
   report: pathlib.Path
+  history: tuple[Mapping[str, Any], ...] = ()
 
 
 @in_float32
-def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genotype) -> Result:
+def run(
+  config: Mapping[str, Any],
+  workdir: str | pathlib.Path,
+  genotype: Genotype,
+  *,
+  data: tuple[Any, Any] | None = None,
+  test: tuple[Any, Any] | None = None,
+  writers: Sequence[Writer] = (),
+) -> Result:
   """Trains the network of an architecture from scratch, or goes on with the training that `workdir` holds.
 
   Args:
@@ -65,22 +77,39 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genoty
     workdir: gets `config.json`, `genotype.json`, `model.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/` and
       `report.html`. A training that was stopped resumes to the same result, bit for bit.
     genotype: the architecture.
+    data: training images and their labels, arrays that take the place of those that the config names; see
+      `darts_jax.data.images.from_arrays`.
+    test: likewise test images; only together with `data`.
+    writers: are told of the metrics as they are logged.
 
   Raises:
     ValueError: a setting, the data or the directory is unfit; nothing has been written then.
     Diverged: a loss or gradient was not finite.
   """
+  check_writers(writers)
   settings = processes.together(lambda: build(Training, config))
+  if data is None and test is not None:
+    raise ValueError('test: needs data, the training images, as arrays too')
+  if data is not None:
+    # The name says that no file has them.
+    settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, name='arrays'))
   workdir = user_path(workdir, '--workdir')
   with locked(workdir):
-    return _run(settings, workdir, genotype)
+    return _run(settings, workdir, genotype, data, test, writers)
 
 
-def _run(settings: Training, workdir: pathlib.Path, genotype: Genotype) -> Result:
+def _run(
+  settings: Training,
+  workdir: pathlib.Path,
+  genotype: Genotype,
+  data: tuple[Any, Any] | None,
+  test: tuple[Any, Any] | None,
+  writers: Sequence[Writer],
+) -> Result:
   def open_all() -> tuple[Feed, Model, Trainer]:
     mesh = make_mesh()
     check_batch(settings.batch_size, mesh)
-    feed = open_feed(settings, mesh)
+    feed = open_feed(settings, mesh, None if data is None else from_arrays(*data, *(test or ())))
     model = make_model(settings, genotype, feed)
     return feed, model, Trainer(settings, model, feed.num_train, mesh)
 
@@ -90,6 +119,7 @@ def _run(settings: Training, workdir: pathlib.Path, genotype: Genotype) -> Resul
   enable_cache()
   with InterruptGuard() as guard:
     loop = _Loop(settings, workdir, trainer, feed, model, guard, config)
+    loop.writers = writers
     try:
       _, last_epoch, finished, requested = loop.run()
     finally:
@@ -105,6 +135,7 @@ def _run(settings: Training, workdir: pathlib.Path, genotype: Genotype) -> Resul
     finished,
     requested is not None,
     loop.reports()[0],
+    metrics.epochs(workdir) if processes.is_first() else (),
   )
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from darts_jax.runtime.interrupts import InterruptGuard
 from darts_jax.runtime.lock import locked
 from darts_jax.runtime.loop import Loop, Plan, Sums
 from darts_jax.runtime.mesh import check_batch, make_mesh, replicated
+from darts_jax.runtime.metrics import Writer, check_writers
 from darts_jax.runtime.precision import in_float32
 from darts_jax.settings import build
 from darts_jax.spaces import Genotype
@@ -46,6 +47,7 @@ class LanguageResult:
     finished: whether all epochs were done; not so after an interruption.
     interrupted: whether a signal asked for an end, which ends a sequence of trainings even if this one is finished.
     report: path of the report page.
+    history: what was logged of every epoch, in their order.
   """
 
   test_perplexity: float
@@ -56,10 +58,13 @@ class LanguageResult:
   finished: bool
   interrupted: bool
   report: pathlib.Path
+  history: tuple[Mapping[str, Any], ...] = ()
 
 
 @in_float32
-def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genotype) -> LanguageResult:
+def run(
+  config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genotype, *, writers: Sequence[Writer] = ()
+) -> LanguageResult:
   """Trains the language model of an architecture from scratch, or goes on with the training that `workdir` holds.
 
   Args:
@@ -67,18 +72,22 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genoty
     workdir: gets `config.json`, `genotype.json`, `model.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/`,
       `best/` and `report.html`. A training that was stopped resumes to the same result, bit for bit.
     genotype: the architecture.
+    writers: are told of the metrics as they are logged.
 
   Raises:
     ValueError: a setting, the text or the directory is unfit; nothing has been written then.
     Diverged: a loss or gradient was not finite, before there were weights to go back to or once too often.
   """
+  check_writers(writers)
   settings = build(LanguageTraining, config)
   workdir = user_path(workdir, '--workdir')
   with locked(workdir):
-    return _run(settings, workdir, genotype)
+    return _run(settings, workdir, genotype, writers)
 
 
-def _run(settings: LanguageTraining, workdir: pathlib.Path, genotype: Genotype) -> LanguageResult:
+def _run(
+  settings: LanguageTraining, workdir: pathlib.Path, genotype: Genotype, writers: Sequence[Writer]
+) -> LanguageResult:
   mesh, texts = _open(settings)
   model = RecurrentModel(genotype, settings.network.width, texts.corpus.vocabulary)
   config = training_config(settings, model, texts.corpus.fingerprint)
@@ -86,6 +95,7 @@ def _run(settings: LanguageTraining, workdir: pathlib.Path, genotype: Genotype) 
   enable_cache()
   with InterruptGuard() as guard:
     loop = _Loop(settings, workdir, model, texts, mesh, guard, config)
+    loop.writers = writers
     state, _, finished, requested = loop.run()
   tested = next((line for line in metrics.read(workdir) if line['kind'] == 'test'), {})
   best = float(jnp.min(state.valid_losses))
@@ -99,6 +109,7 @@ def _run(settings: LanguageTraining, workdir: pathlib.Path, genotype: Genotype) 
     finished,
     requested is not None,
     loop.reports()[0],
+    metrics.epochs(workdir),
   )
 
 
