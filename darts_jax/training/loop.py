@@ -12,8 +12,7 @@ import jax
 from darts_jax import report, spaces
 from darts_jax.data.batches import Evaluation
 from darts_jax.data.images import from_arrays
-from darts_jax.nets.conv import check_image_size, check_statistics
-from darts_jax.nets.operations import check_own
+from darts_jax.nets.conv import Cells, check_image_size, check_operations, check_statistics
 from darts_jax.runtime import metrics, processes
 from darts_jax.runtime.compilation import enable_cache
 from darts_jax.runtime.files import user_path
@@ -25,7 +24,7 @@ from darts_jax.runtime.metrics import Writer, check_writers
 from darts_jax.runtime.precision import in_float32
 from darts_jax.runtime.workdir import claim_together
 from darts_jax.settings import build
-from darts_jax.spaces import Genotype, space_of
+from darts_jax.spaces import CellSpec, Genotype, space_of
 from darts_jax.training.feeds import Feed, open_feed
 from darts_jax.training.model import Model
 from darts_jax.training.settings import Training
@@ -140,12 +139,15 @@ def _run(
 
 
 @in_float32
-def check(settings: Training, genotype: Genotype | None = None) -> tuple[tuple[str, ...], Any]:
+def check(
+  settings: Training, genotype: Genotype | None = None, candidates: Mapping[str, CellSpec] | None = None
+) -> tuple[tuple[str, ...], Any]:
   """Raises the ValueError that `run` would, before anything is trained.
 
   Args:
     settings: of the training.
     genotype: the architecture; by default one of the space `darts`.
+    candidates: cells, by the names of those of the architecture, with all operations that it might have instead.
 
   Returns:
     Which parts of the images can be measured: `valid`, `test`. And JSON values that tell the images from others.
@@ -155,7 +157,9 @@ def check(settings: Training, genotype: Genotype | None = None) -> tuple[tuple[s
   if genotype is None:
     genotype = next(found for found in spaces.published().values() if found.space == spaces.Darts.name)
   feed = open_feed(settings, mesh)
-  make_model(settings, genotype, feed)
+  plan = make_model(settings, genotype, feed).plan
+  if candidates is not None:
+    _check_operations(settings, tuple(candidates.items()), plan, feed)
   return feed.parts, feed.fingerprint
 
 
@@ -178,7 +182,7 @@ def make_model(settings: Training, genotype: Genotype, feed: Feed) -> Model:
   except ValueError as error:
     hint = ' (config.network.auxiliary=False)' if 'auxiliary' in str(error) else ''
     raise ValueError(f'config.data.name: {feed.name}: {error}{hint}') from error
-  check_own((name for _, spec in genotype.cells for name in spec.operations), network.channels, height, width)
+  _check_operations(settings, genotype.cells, plan, feed)
   normalised = network.auxiliary and network.auxiliary_norm
   check_statistics(
     'config.batch_size',
@@ -202,6 +206,12 @@ def make_model(settings: Training, genotype: Genotype, feed: Feed) -> Model:
     feed.mean,
     feed.std,
   )
+
+
+def _check_operations(settings: Training, cells: Cells, plan: spaces.Plan, feed: Feed) -> None:
+  """See `check_operations`."""
+  (height, width, _), network = feed.image_shape, settings.network
+  check_operations(cells, plan, network.channels, height, width, stem=network.stem, precision=settings.precision)
 
 
 class _Loop(Loop[TrainState]):

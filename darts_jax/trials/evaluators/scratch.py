@@ -112,8 +112,9 @@ class Scratch(FromScratch[Training]):
   def fingerprint(self, space: Space[Any]) -> Any:
     """See `Evaluator`."""
     with named():
-      # Whether networks can be trained does not depend on which architecture it is.
-      return training.check(self.training, space.sample(np.random.default_rng(0)))[1]
+      # Whether networks can be trained does not depend on which architecture it is, but for operations of one's own.
+      arch, candidates = space.sample(np.random.default_rng(0)), getattr(space, 'cells', None)
+      return training.check(self.training, arch, candidates)[1]
 
   def test(self, outcome: Outcome) -> Mapping[str, float]:
     """Trains the architecture again, with the same seed and so to the same weights, and reads the test images."""
