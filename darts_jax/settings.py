@@ -7,7 +7,7 @@ import operator
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,8 +20,8 @@ T = TypeVar('T')
 #: Key of the fields that a group had before its name was changed; no field of a config can have this name.
 REPLACED = '(replaced)'
 
-# Values of a tuple, and characters of a value in a message.
-_MAX_ITEMS, _MAX_SHOWN = 100, 100
+# Values of a tuple, characters of a value in a message, and fields that one of them proposes.
+_MAX_ITEMS, _MAX_SHOWN, _MAX_HINTS = 100, 100, 3
 _FLOAT32 = np.finfo(np.float32)
 # A field that a config does not have.
 _MISSING = object()
@@ -118,16 +118,90 @@ def build(kind: type[T], config: Mapping[str, Any], path: str = 'config', base: 
   Raises:
     ValueError: a field is unknown, of another type than declared, or outside its limits; one line naming it.
   """
+  return build_from(kind, *_prepared(kind, config, path, base))
+
+
+def _prepared(
+  kind: type[T], config: Mapping[str, Any], path: str, base: T | None
+) -> tuple[dict[str, Any], str, T | None]:
+  """Config, path and base as `build_from` takes them."""
   fields = items(config, path)
   _check_renamed(getattr(kind, 'renamed', {}), fields, path)
   prepared = getattr(kind, 'prepared', None)
   if prepared is not None:
     fields, base = prepared(fields, path, base)
-  return build_from(kind, fields, path, base)
+  return fields, path, base
+
+
+class _UnknownField(ValueError):
+  """A config has a field that its settings do not have.
+
+  Attributes:
+    path: of the group that has it.
+    name: of the field.
+  """
+
+  def __init__(self, path: str, name: object, advice: str) -> None:
+    """Says which fields there are."""
+    super().__init__(f'{path}.{one_line(name)}: unknown field; {advice}')
+    self.path, self.name = path, name
 
 
 def build_from(kind: type[T], config: Mapping[str, Any], path: str, base: T | None) -> T:
   """See `build`; the config is that of fields that are not renamed, and the base is as it is given."""
+  try:
+    return _build_from(kind, config, path, base)
+  except _UnknownField as error:
+    # The nearest groups that have it; those around this one are known to the caller.
+    elsewhere = [*_places(kind, error.name, config, path, base)][:_MAX_HINTS]
+    if not elsewhere:
+      raise
+    raise ValueError(str(_UnknownField(error.path, error.name, f'did you mean {" or ".join(elsewhere)}?'))) from error
+
+
+def _places(
+  kind: type[Any], name: object, config: Any, path: str, base: Any, around: str | None = None
+) -> Iterator[str]:
+  """Where the groups of a config have fields of a name.
+
+  Args:
+    kind: the settings.
+    name: of the field.
+    config: that of the settings, which says what kinds its variants are.
+    path: where it hangs.
+    base: see `build`.
+    around: where its groups hang, if not in there; see `variant`.
+  """
+  hints = typing.get_type_hints(kind)
+  for field in dataclasses.fields(kind):
+    kinds, inner = field.metadata.get('kinds'), hints[field.name]
+    is_group = kinds is not None or dataclasses.is_dataclass(inner)
+    place = f'{around if is_group and around else path}.{field.name}'
+    if field.name == name:
+      yield place
+    if not is_group:
+      continue
+    group = config.get(field.name) if hasattr(config, 'items') else None
+    default = _default(field) if base is None else getattr(base, field.name)
+    if kinds is not None:
+      named = name_in(kinds, group, '')
+      inner = kinds[named] if named else type(default)
+    if dataclasses.is_dataclass(inner):
+      own = default if type(default) is inner else None
+      yield from _places(
+        typing.cast(type[Any], inner), name, group, place, own, path if field.metadata.get('beside') else None
+      )
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+  """What a field is where a config does not set it; None if it has to."""
+  if field.default is not dataclasses.MISSING:
+    return field.default
+  return None if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _build_from(kind: type[T], config: Mapping[str, Any], path: str, base: T | None) -> T:
+  """See `build_from`; a field that is not known is an `_UnknownField`."""
   hints = typing.get_type_hints(kind)
   fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
   values = {} if base is None else {name: getattr(base, name) for name in fields}
@@ -141,13 +215,13 @@ def build_from(kind: type[T], config: Mapping[str, Any], path: str, base: T | No
     if name not in fields:
       close = difflib.get_close_matches(str(name), (*fields, *groups), 1)
       hint = f'did you mean {path}.{close[0]}?' if close else f'allowed are {", ".join((*fields, *groups)) or "none"}'
-      raise ValueError(f'{path}.{one_line(name)}: unknown field; {hint}')
+      raise _UnknownField(path, name, hint)
     kind_of_field: Any = hints[name]
     if dataclasses.is_dataclass(kind_of_field) and isinstance(value, typing.cast(type[Any], kind_of_field)):
       values[name] = value
     elif 'kinds' in fields[name].metadata or dataclasses.is_dataclass(hints[name]):
       # A group's defaults may be others here than where it is declared.
-      default = getattr(base, name) if base is not None else typing.cast(Any, fields[name].default_factory)()
+      default = _default(fields[name]) if base is None else getattr(base, name)
       if 'kinds' in fields[name].metadata:
         around = beside if fields[name] is opened else {}
         values[name] = _build_variant(fields[name].metadata, value, path, name, default, around)
@@ -232,6 +306,8 @@ def _build_variant(
       if each not in groups:
         raise ValueError(f'{parent}.{each}: unknown field of {name}; it is one of {", ".join(_owners(kinds)[each])}')
       values[each] = build(hints[each], value, f'{parent}.{each}', getattr(base, each))
+    # Its groups stand where the caller knows them.
+    return _build_from(kind, *_prepared(kind, values, path, base))
   return build(kind, values, path, base)
 
 
