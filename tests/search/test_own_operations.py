@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import darts_jax
-from darts_jax import nets
+from darts_jax import nets, spaces
 from darts_jax.data.augment import normalise
 from darts_jax.data.batches import Examples
 from darts_jax.search import Search
@@ -81,7 +81,7 @@ def test_an_operation_is_tried_with_all_channels_and_sizes_of_the_network(
   config = {**CONFIG, 'space': space, 'network': {'channels': 4, 'layers': 3}, 'batch_size': 16}
   with pytest.raises(ValueError, match=message):
     darts_jax.search(config, tmp_path / 'run', data=(x, y))
-  genotype = darts_jax.spaces.from_json(
+  genotype = spaces.from_json(
     {
       f'{cell}{end}': value
       for cell in ('normal', 'reduce')
@@ -95,7 +95,7 @@ def test_an_operation_is_tried_with_all_channels_and_sizes_of_the_network(
     darts_jax.describe(genotype, channels=4, layers=3, image_size=8, image_channels=1)
   # The first architecture that comes to mind has others; the search would meet it in a trial, hours later.
   operations = ('skip_connect', 'avg_pool_3x3', 'max_pool_3x3', 'sep_conv_3x3', 'dil_conv_3x3', 'narrow')
-  first = darts_jax.spaces.Darts(1, operations).sample(np.random.default_rng(0))
+  first = spaces.Darts(1, operations).sample(np.random.default_rng(0))
   assert not any(edge.operations == ('narrow',) for _, cell in first.cells for _, edge in cell.edges)
   evaluator = {'name': 'scratch', **config, 'data': {'name': 'digits'}}
   config = {'strategy': 'random_search', 'space': {'nodes': 1, 'operations': operations}, 'evaluator': evaluator}
