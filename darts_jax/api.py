@@ -44,6 +44,7 @@ def search(
     Diverged: a loss or gradient was not finite.
     darts_jax.trials.Failed: all evaluations of proposed architectures have failed.
   """
+  _check_pair('data', data)
   folder = pathlib.Path(workdir)
   if searches.proposes(config):
     if data is not None:
@@ -58,7 +59,13 @@ def search(
 
 
 def train(
-  config: Mapping[str, Any], workdir: str | os.PathLike[str], genotype: Genotype | str
+  config: Mapping[str, Any],
+  workdir: str | os.PathLike[str],
+  genotype: Genotype | str,
+  *,
+  data: tuple[Any, Any] | None = None,
+  test: tuple[Any, Any] | None = None,
+  writers: Sequence[Writer] = (),
 ) -> training.Result | training.LanguageResult:
   """Trains the network of an architecture from scratch, or resumes the training that `workdir` holds.
 
@@ -67,16 +74,30 @@ def train(
     workdir: the working directory; the training writes log, checkpoints and report into it.
     genotype: an architecture, or a text as `darts_jax.spaces.resolve` takes it: the name of a published architecture, a
       printed genotype, or the path of a file with a genotype.
+    data: arrays of training images `[N, H, W, C]` or `[N, H, W]` and labels `[N]` that replace `config.data`. The part
+      `config.data.validation_fraction` of them is held out and measured after every epoch. Not for text.
+    test: arrays of test images and labels, measured once, after the last epoch, unless `config.data.test` is False;
+      only together with `data`. Without them nothing is tested.
+    writers: objects with a method `write(step, values)`, which receives all metrics as they are logged.
 
   Returns:
-    The result of the training, of a network for images or of a language model.
+    The result of the training with its history.
 
   Raises:
-    ValueError: a setting, the data, the architecture or the working directory is invalid; one line.
+    ValueError: a setting, the data, the architecture or the working directory is invalid; one line, and nothing has
+      been written then.
     Diverged: a loss or gradient was not finite.
   """
+  _check_pair('data', data)
+  _check_pair('test', test)
   found = spaces.resolve(genotype) if isinstance(genotype, str) else genotype
-  return training.run(config, pathlib.Path(workdir), found)
+  return training.run(config, pathlib.Path(workdir), found, data=data, test=test, writers=writers)
+
+
+def _check_pair(name: str, given: Any) -> None:
+  """Raises a ValueError unless this is None or two things."""
+  if given is not None and (not isinstance(given, tuple | list) or len(given) != 2):
+    raise ValueError(f'{name}: has to be a pair of arrays, inputs and targets: {name}=(x, y)')
 
 
 def describe(genotype: Genotype | str, **sizes: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import operator
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,8 +20,8 @@ T = TypeVar('T')
 #: Key under which a group keeps the fields it had before its `name` was changed; no field can have this name.
 REPLACED = '(replaced)'
 
-# Most values of a tuple, and most characters of a value in a message.
-_MAX_ITEMS, _MAX_SHOWN = 100, 100
+# Most values of a tuple, most characters of a value in a message, and most fields that a message proposes.
+_MAX_ITEMS, _MAX_SHOWN, _MAX_HINTS = 100, 100, 3
 _FLOAT32 = np.finfo(np.float32)
 # Stands for the value of a field that a config does not have.
 _MISSING = object()
@@ -123,16 +123,90 @@ def build(kind: type[T], config: Mapping[str, Any], path: str = 'config', base: 
   Raises:
     ValueError: a field is unknown, of another type than declared, or outside its limits; one line naming it.
   """
+  return build_from(kind, *_prepared(kind, config, path, base))
+
+
+def _prepared(
+  kind: type[T], config: Mapping[str, Any], path: str, base: T | None
+) -> tuple[dict[str, Any], str, T | None]:
+  """Config, path and base as `build_from` takes them."""
   fields = items(config, path)
   _check_renamed(getattr(kind, 'renamed', {}), fields, path)
   prepared = getattr(kind, 'prepared', None)
   if prepared is not None:
     fields, base = prepared(fields, path, base)
-  return build_from(kind, fields, path, base)
+  return fields, path, base
+
+
+class _UnknownField(ValueError):
+  """A config has a field that its settings do not have.
+
+  Attributes:
+    path: of the group that has it.
+    name: of the field.
+  """
+
+  def __init__(self, path: str, name: object, advice: str) -> None:
+    """Says which fields there are."""
+    super().__init__(f'{path}.{one_line(name)}: unknown field; {advice}')
+    self.path, self.name = path, name
 
 
 def build_from(kind: type[T], config: Mapping[str, Any], path: str, base: T | None) -> T:
   """Builds settings as `build` does, but without the check of renamed fields and without `prepared`."""
+  try:
+    return _build_from(kind, config, path, base)
+  except _UnknownField as error:
+    # Groups inside this one that have such a field; the caller looks in those around it.
+    elsewhere = [*_places(kind, error.name, config, path, base)][:_MAX_HINTS]
+    if not elsewhere:
+      raise
+    raise ValueError(str(_UnknownField(error.path, error.name, f'did you mean {" or ".join(elsewhere)}?'))) from error
+
+
+def _places(
+  kind: type[Any], name: object, config: Any, path: str, base: Any, around: str | None = None
+) -> Iterator[str]:
+  """Yields the paths of the fields of a name in all groups of a config.
+
+  Args:
+    kind: class of the settings.
+    name: name of the field.
+    config: config of the settings, which names the kinds of its variants.
+    path: path of the settings in the whole config.
+    base: see `build`.
+    around: path of the groups that stand beside these settings, if not `path`; see `variant`.
+  """
+  hints = typing.get_type_hints(kind)
+  for field in dataclasses.fields(kind):
+    kinds, inner = field.metadata.get('kinds'), hints[field.name]
+    is_group = kinds is not None or dataclasses.is_dataclass(inner)
+    place = f'{around if is_group and around else path}.{field.name}'
+    if field.name == name:
+      yield place
+    if not is_group:
+      continue
+    group = config.get(field.name) if hasattr(config, 'items') else None
+    default = _default(field) if base is None else getattr(base, field.name)
+    if kinds is not None:
+      named = name_in(kinds, group, '')
+      inner = kinds[named] if named else type(default)
+    if dataclasses.is_dataclass(inner):
+      own = default if type(default) is inner else None
+      yield from _places(
+        typing.cast(type[Any], inner), name, group, place, own, path if field.metadata.get('beside') else None
+      )
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+  """Default of a field; None if it has none."""
+  if field.default is not dataclasses.MISSING:
+    return field.default
+  return None if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _build_from(kind: type[T], config: Mapping[str, Any], path: str, base: T | None) -> T:
+  """Builds settings as `build_from` does; raises `_UnknownField` for an unknown field."""
   hints = typing.get_type_hints(kind)
   fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
   values = {} if base is None else {name: getattr(base, name) for name in fields}
@@ -146,13 +220,13 @@ def build_from(kind: type[T], config: Mapping[str, Any], path: str, base: T | No
     if name not in fields:
       close = difflib.get_close_matches(str(name), (*fields, *groups), 1)
       hint = f'did you mean {path}.{close[0]}?' if close else f'allowed are {", ".join((*fields, *groups)) or "none"}'
-      raise ValueError(f'{path}.{one_line(name)}: unknown field; {hint}')
+      raise _UnknownField(path, name, hint)
     kind_of_field: Any = hints[name]
     if dataclasses.is_dataclass(kind_of_field) and isinstance(value, typing.cast(type[Any], kind_of_field)):
       values[name] = value
     elif 'kinds' in fields[name].metadata or dataclasses.is_dataclass(hints[name]):
       # A group may have other defaults in this class than in its own.
-      default = getattr(base, name) if base is not None else typing.cast(Any, fields[name].default_factory)()
+      default = _default(fields[name]) if base is None else getattr(base, name)
       if 'kinds' in fields[name].metadata:
         around = beside if fields[name] is opened else {}
         values[name] = _build_variant(fields[name].metadata, value, path, name, default, around)
@@ -237,6 +311,8 @@ def _build_variant(
       if each not in groups:
         raise ValueError(f'{parent}.{each}: unknown field of {name}; it is one of {", ".join(_owners(kinds)[each])}')
       values[each] = build(hints[each], value, f'{parent}.{each}', getattr(base, each))
+    # Its groups stand where the caller knows them.
+    return _build_from(kind, *_prepared(kind, values, path, base))
   return build(kind, values, path, base)
 
 

@@ -6,6 +6,7 @@ import html.parser
 import importlib.metadata
 import os
 import pathlib
+import re
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -200,6 +201,24 @@ def purposes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
     return found
 
   return collect
+
+
+@pytest.fixture
+def own() -> Iterator[dict[str, Any]]:
+  """The operations of docs/operations.md, as they are there."""
+  from darts_jax import nets
+
+  text = (pathlib.Path(__file__).parents[1] / 'docs' / 'operations.md').read_text(encoding='utf-8')
+  [example] = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+  names: dict[str, Any] = {}
+  with pytest.MonkeyPatch.context() as patch:
+    for table in (nets.OPERATIONS, nets.ACTIVATIONS):
+      for name in ('pointwise', 'squeeze', 'attention', 'swish'):
+        # What is there now is brought back afterwards: nothing.
+        patch.setitem(table, name, None)
+        del table[name]
+    exec(example, names)
+    yield names
 
 
 class Traced(Exception):

@@ -85,6 +85,60 @@ def test_what_does_not_belong_to_a_kind_is_refused_by_name(way, message):
     build(Trip, {'way': way})
 
 
+@dataclasses.dataclass(frozen=True)
+class Boots:
+  size: int = setting(40)
+  spikes: int = setting(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hike(Walk):
+  height: int = setting(1000)
+  boots: Boots = setting(Boots())
+
+
+@dataclasses.dataclass(frozen=True)
+class Tent:
+  size: int = setting(2)
+  weight: float = setting(1.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Holiday:
+  days: int = setting(2)
+  # A group may be made without `setting`.
+  tent: Tent = Tent()
+  # The groups of a hike, its boots, stand beside it.
+  way: object = variant({'hike': Hike, 'flight': Flight}, Hike(), beside=True)
+
+
+@pytest.mark.parametrize(
+  ('config', 'message'),
+  [
+    ({'weight': 2}, 'config.weight: unknown field; did you mean config.tent.weight?'),
+    ({'height': 2}, 'config.height: unknown field; did you mean config.way.height?'),
+    ({'spikes': 2}, 'config.spikes: unknown field; did you mean config.boots.spikes?'),
+    ({'size': 2}, 'config.size: unknown field; did you mean config.tent.size or config.boots.size?'),
+    ({'tent': {'days': 2}}, 'config.tent.days: unknown field; did you mean config.days?'),
+    ({'tent': {'spikes': 2}}, 'config.tent.spikes: unknown field; did you mean config.boots.spikes?'),
+    ({'way': {'size': 2}}, 'config.way.size: unknown field; did you mean config.tent.size or config.boots.size?'),
+    ({'boots': {'tent': 2}}, 'config.boots.tent: unknown field; did you mean config.tent?'),
+    # The kind that the config names is the one that counts.
+    ({'way': 'flight', 'pauses': 2}, 'config.pauses: unknown field; did you mean config.way.pauses?'),
+    ({'way': 'flight', 'size': 2}, 'config.size: unknown field; did you mean config.tent.size?'),
+    ({'pauses': 2}, 'config.pauses: unknown field; allowed are days, tent, way, boots'),
+    # A field of this very name says more than one of a similar name; without any, that is it.
+    ({'tent': {'sizes': 2}}, 'config.tent.sizes: unknown field; did you mean config.tent.size?'),
+    ({'weights': 2}, 'config.weights: unknown field; allowed are days, tent, way, boots'),
+    ({3: 2}, 'config.3: unknown field; allowed are days, tent, way, boots'),
+  ],
+)
+@pytest.mark.parametrize('make', [dict, ConfigDict])
+def test_a_field_of_another_group_is_proposed_with_its_group(make, config, message):
+  with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
+    build(Holiday, make(config))
+
+
 def test_kinds_can_be_added():
   @dataclasses.dataclass(frozen=True)
   class Mine:

@@ -12,7 +12,7 @@ from darts_jax.data import npz, sources
 from darts_jax.data.arrays import Arrays, check_range, validate
 from darts_jax.data.official import OFFICIAL
 from darts_jax.data.stream import Batch
-from darts_jax.runtime.files import user_path
+from darts_jax.runtime.files import one_line, user_path
 
 NAMES = ('digits', *OFFICIAL, 'npz', 'arrays')
 
@@ -65,19 +65,33 @@ class Images:
       yield Batch(self.x_train[chosen], self.y_train[chosen], positions >= 0, np.full(len(positions), -1, np.int32))
 
 
-def from_arrays(x: Any, y: Any) -> Images:
-  """Makes a dataset, without a test set, of arrays in memory.
+def from_arrays(x: Any, y: Any, x_test: Any = None, y_test: Any = None) -> Images:
+  """Makes a dataset of arrays in memory.
 
   Args:
-    x: images `[N, H, W, C]` or `[N, H, W]`, uint8 or floating point.
-    y: integer labels `[N]`, from 0 without gaps.
+    x: training images.
+    y: their labels.
+    x_test: test images of the same shape and dtype; None if there are none.
+    y_test: their labels, None together with `x_test`.
 
   Raises:
     ValueError: the arrays cannot be trained on; one line.
   """
-  images, labels = np.asarray(x), np.asarray(y)
-  images = images.astype(np.float32, copy=False) if images.dtype.kind == 'f' else images
-  return _own('arrays', Arrays(images[..., None] if images.ndim == 3 else images, labels, None, None), 'data')
+  given = {'x_train': x, 'y_train': y, 'x_test': x_test, 'y_test': y_test}
+  found = {name: _as_array(name, value) for name, value in given.items() if value is not None}
+  for name in {'x_train', 'x_test'} & found.keys():
+    images = found[name]
+    images = images.astype(np.float32, copy=False) if images.dtype.kind == 'f' else images
+    found[name] = images[..., None] if images.ndim == 3 else images
+  return _own('arrays', Arrays(**found), 'data')
+
+
+def _as_array(name: str, value: Any) -> np.ndarray:
+  try:
+    return np.asarray(value)
+  # Lists of several lengths, and arrays of other libraries that lie on a device.
+  except (TypeError, ValueError) as error:
+    raise ValueError(f'data: {name} is no array: {one_line(error)}') from error
 
 
 def load(name: str, *, directory: str = '', path: str = '', download: bool = False) -> Images:
@@ -104,7 +118,8 @@ def load(name: str, *, directory: str = '', path: str = '', download: bool = Fal
     raise ValueError(f'config.data.name is {name!r}; allowed: {", ".join(NAMES)}')
   if name == 'arrays':
     raise ValueError(
-      "config.data.name is 'arrays': such data are handed over in Python, darts_jax.search(config, workdir, data=…)"
+      "config.data.name is 'arrays': such data are handed over in Python, as data=(x, y) of darts_jax.search or"
+      ' darts_jax.train'
     )
   if path and name != 'npz':
     raise ValueError(f"config.data.path is {path!r}, but config.data.name is {name!r}; a path is for 'npz' only")

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 from darts_jax.nets.blocks import Residual, conv
 from darts_jax.nets.cell import Cell
 from darts_jax.nets.layers import WHOLE_BATCH, BatchNorm, NormGroups, activate, uniform_fan_in
+from darts_jax.nets.operations import check_own
 from darts_jax.spaces import CellSpec, Mixing, Plan
+from darts_jax.spaces.operations import is_own
 
 Array = jax.Array
 T = TypeVar('T')
@@ -263,6 +265,54 @@ def check_statistics(
       f'{field}: {examples} is not allowed with images of {height}×{width} pixels, of which the network leaves 1×1:'
       ' batch normalisation would make a single number of every channel zero; larger batches or images are needed'
     )
+
+
+def check_operations(
+  cells: Cells,
+  plan: Plan,
+  channels: int,
+  height: int,
+  width: int,
+  *,
+  stem: str = 'cifar',
+  channel_part: int = 1,
+  precision: str = 'float32',
+) -> None:
+  """Checks the user's own operations with the channels, sizes and strides that they have in a network.
+
+  Args:
+    cells: see `Network`.
+    plan: likewise.
+    channels: likewise.
+    height: of the network's images.
+    width: likewise.
+    stem: see `Network`.
+    channel_part: see `Supernet`.
+    precision: dtype of the images within the network.
+
+  Raises:
+    ValueError: one is unfit; one line that names it, see `darts_jax.nets.operations.check_own`.
+  """
+  specs = dict(cells)
+  size = _halved((height, width), 3 if stem == 'imagenet' else 0)
+  # Each once, in the order of layers.
+  places: dict[tuple[str, int, int, int, int], None] = {}
+  for layer in plan.layers:
+    before, size = size, _halved(size, layer.stride - 1)
+    spec = specs.get(layer.cell)
+    for _, edge in () if spec is None else spec.edges:
+      at_input = spec is not None and edge.source < spec.num_inputs
+      read, stride = (before, layer.stride) if at_input else (size, 1)
+      for name in filter(is_own, edge.operations):
+        places[name, layer.channels * channels // channel_part, *read, stride] = None
+  for place in places:
+    check_own(*place, precision)
+
+
+def _halved(size: tuple[int, int], times: int) -> tuple[int, int]:
+  """Height and width after so many strides of 2; each rounds up."""
+  height, width = size
+  return -(-height // 2**times), -(-width // 2**times)
 
 
 def _stem(

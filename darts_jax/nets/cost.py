@@ -12,6 +12,7 @@ from darts_jax.nets.conv import Network
 from darts_jax.nets.layers import OWN
 from darts_jax.nets.operations import make_own, train_of
 from darts_jax.spaces import CellSpec
+from darts_jax.spaces.operations import OPERATIONS
 
 #: How multiply-adds of image classifiers are counted; published counts follow several conventions.
 CONVENTION = (
@@ -157,9 +158,19 @@ def parts_of(net: Network, height: int, width: int, channels: int) -> list[Part]
   return found
 
 
-@functools.cache
 def products_of(operation: str, features: int, stride: int, height: int, width: int) -> int:
-  """Multiply-adds of a user's own operation on one image, counted in its jaxpr in evaluation; see `CONVENTION`."""
+  """Multiply-adds of a user's own operation on one image, counted in its jaxpr in evaluation; see `CONVENTION`.
+
+  The body of a `lax.scan` counts once per iteration, a `lax.cond` or `lax.switch` as its most expensive branch. The
+  number of iterations of a `lax.while_loop` depends on values, so its body counts once.
+  """
+  return _products_of(OPERATIONS[operation], operation, features, stride, height, width)
+
+
+@functools.cache
+def _products_of(kind: Any, operation: str, features: int, stride: int, height: int, width: int) -> int:
+  """See `products_of`; `kind`, the module, is a part of the cache key, since another may get the same name."""
+  del kind
   module = make_own(operation, features, stride)
   images = jax.ShapeDtypeStruct((1, height, width, features), jnp.float32)
   kwargs: dict[str, Any] = {**train_of(module, False)}
@@ -184,10 +195,10 @@ def _products(jaxpr: Any) -> int:
       kernel = eqn.invars[1].aval.shape
       total += math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel[axis] for axis in (inputs, *spatial))
     else:
-      # Nested jaxprs; the body of a loop counts once per iteration.
       inner = jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, 'eqns') or hasattr(x, 'jaxpr'))
       programs = [getattr(each, 'jaxpr', each) for each in inner if hasattr(each, 'eqns') or hasattr(each, 'jaxpr')]
-      total += eqn.params.get('length', 1) * sum(map(_products, programs))
+      turns = eqn.params['length'] if eqn.primitive.name == 'scan' else 1
+      total += turns * (max if eqn.primitive.name == 'cond' else sum)(map(_products, programs))
   return total
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from darts_jax import spaces
 from darts_jax.nets import cost
-from darts_jax.nets.conv import Network, check_image_size
+from darts_jax.nets.conv import Network, check_image_size, check_operations
 from darts_jax.spaces import Genotype
 
 #: Sizes of the networks of the published evaluations [DARTS §3.2, §3.3]; `image_size` is the side in pixels.
@@ -58,6 +58,7 @@ def describe_classifier(
   space = spaces.space_of(genotype)
   plan = space.plan(layers)
   check_image_size(image_size, image_size, plan, stem=stem, auxiliary=auxiliary)
+  check_operations(genotype.cells, plan, channels, image_size, image_size, stem=stem)
   net = Network(
     genotype.cells,
     plan,

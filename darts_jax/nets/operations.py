@@ -11,7 +11,7 @@ modules note which part of a variable belongs to which edge (`darts_jax.nets.par
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -316,7 +316,10 @@ class Operations(nn.Module):
     for member in range(count):
       # Two digits, so that modules, sorted by name, are in the order of edges.
       label = f'{OWN}{name}_{member:02d}'
-      note_member((*self.path, label), name, member)
+      if note_member((*self.path, label), name, member):
+        # Whose its variables are does not depend on what it does, and it may not do it with images of any size.
+        images.append(jnp.zeros(shape, x.dtype))
+        continue
       module = make_own(name, x.shape[-1], self.stride, label)
       image = module(x, **train_of(module, train))
       if getattr(image, 'shape', None) != shape:
@@ -372,31 +375,61 @@ def make_own(name: str, features: int, stride: int, label: str | None = None) ->
   return made
 
 
-def check_own(names: Iterable[str], channels: int, height: int, width: int) -> None:
-  """Checks the user's own operations by abstract evaluation, before a network is built.
+def check_own(name: str, channels: int, height: int, width: int, stride: int, precision: str = 'float32') -> None:
+  """Checks a user's own operation by abstract evaluation: its initialisation, its training step and its evaluation.
 
   Args:
-    names: names of operations; only the user's own are checked.
+    name: name of the operation.
     channels: channels of the images.
     height: height of the images.
     width: width of the images.
+    stride: stride of the operation, 1 or 2.
+    precision: dtype of the images; variables are initialised with float32 images.
 
   Raises:
-    ValueError: an operation cannot be created or called, or gives a wrong shape; one line that names it.
+    ValueError: the operation cannot be created, called or differentiated, gives a wrong shape, or has variables
+      other than parameters and statistics; one line that names it.
   """
+  # Says what is no module, which may be no key either.
+  make_own(name, channels, stride)
+  _check_once(name, OPERATIONS[name], channels, height, width, stride, precision)
+
+
+@functools.cache
+def _check_once(name: str, kind: Any, channels: int, height: int, width: int, stride: int, precision: str) -> None:
+  """See `check_own`; `kind` is the module. A search that prunes builds its networks again and again."""
+  del kind
+  operate = Operations(((name, 1),), stride, discrete=False)
+
+  def begun(key: Array, x: Array) -> Any:
+    return operate.init(key, x, train=True)
+
+  def used(variables: Mapping[str, Any], x: Array) -> None:
+    others = {group: values for group, values in variables.items() if group != 'params'}
+
+    def image_of(params: Any, x: Array) -> Array:
+      found, _ = operate.apply({'params': params, **others}, x, train=True, mutable=['moments', 'batch_stats'])
+      image: Array = found[name].image
+      return image
+
+    image, pull_back = jax.vjp(image_of, variables.get('params', {}), x)
+    pull_back(image)
+    operate.apply(variables, x, train=False)
+
   x = jax.ShapeDtypeStruct((2, height, width, channels), jnp.float32)
-  for name in dict.fromkeys(names):
-    for stride in (1, 2) if is_own(name) else ():
-      operate = Operations(((name, 1),), stride, discrete=False)
-      try:
-        jax.eval_shape(lambda key, x, operate=operate: operate.init(key, x, train=True), jax.random.key(0), x)
-      except ValueError:
-        raise
-      except Exception as error:  # A user's own code may raise anything.
-        raise ValueError(
-          f'operation {name}: fails on images of {height}×{width} pixels and {channels} channels'
-          f' ({type(error).__name__}: {one_line(error)})'
-        ) from error
+  try:
+    variables = jax.eval_shape(begun, jax.random.key(0), x)
+    more = sorted(variables.keys() - {'params', 'batch_stats'})
+    if more:
+      raise ValueError(f'operation {name}: has variables {more[0]!r}; it may have params and batch_stats alone')
+    jax.eval_shape(used, variables, x.update(dtype=precision))
+  except Exception as error:  # A user's own code may raise anything.
+    if isinstance(error, ValueError) and str(error).startswith(f'operation {name}: '):
+      raise
+    raise ValueError(
+      f'operation {name}: fails on {precision} images of {height}×{width} pixels and {channels} channels at stride'
+      f' {stride} ({type(error).__name__}: {one_line(error)})'
+    ) from error
 
 
 def train_of(module: nn.Module, train: bool) -> dict[str, bool]:

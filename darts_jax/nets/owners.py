@@ -18,7 +18,6 @@ from darts_jax.nets.conv import Supernet
 from darts_jax.nets.parts import Parts, Path, noting
 from darts_jax.runtime.packed import Packed
 from darts_jax.spaces import CellSpec
-from darts_jax.spaces.operations import OPERATIONS, is_own
 
 Array = jax.Array
 PyTree = Any
@@ -101,8 +100,7 @@ def owners(net: Supernet, variables: PyTree) -> Owners:
     layer, source = nodes[path[:2]]
     spec = specs[layer.cell]
     groups = operation_groups(spec, source)
-    own = tuple(OPERATIONS[name] for name in groups if is_own(name))
-    parts = _parts_of(_noted(spec, source, layer.stride, layer.channels * net.channels, own), path[2:])
+    parts = _parts_of(_noted(spec, source, layer.stride, layer.channels * net.channels), path[2:])
     if parts.member is not None:
       [(operation, _)] = parts.counts
       owner = Owner(layer.cell, (groups[operation][parts.member][0],), spec.operations.index(operation))
@@ -165,17 +163,8 @@ def left(before: CellSpec, after: CellSpec) -> np.ndarray:
 
 
 @functools.cache
-def _noted(spec: CellSpec, source: int, stride: int, channels: int, own: tuple[Any, ...]) -> Mapping[Path, Parts]:
-  """How the variables of a node are divided, by their paths in its module.
-
-  Args:
-    spec: spec of the cell.
-    source: number of the node.
-    stride: stride of the cell.
-    channels: channels of the cell.
-    own: modules of the user's own operations; only part of the key of the cache.
-  """
-  del own
+def _noted(spec: CellSpec, source: int, stride: int, channels: int) -> Mapping[Path, Parts]:
+  """How the variables of a node are divided, by their paths within the module of the node."""
   operations = node_operations(spec, source, stride=stride, discrete=False)
   # Without jit, a node that was traced before is traced again and notes its parts.
   with noting() as found, jax.disable_jit():

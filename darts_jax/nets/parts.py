@@ -55,14 +55,9 @@ def note(path: Path, axis: int, counts: Sequence[tuple[str, int]]) -> None:
     found[path] = Parts(axis, tuple(counts))
 
 
-def note_member(path: Path, operation: str, member: int) -> None:
-  """Notes that all variables of a module belong to one edge; does nothing outside `noting`.
-
-  Args:
-    path: path of the module.
-    operation: operation of the module.
-    member: see `Parts`.
-  """
+def note_member(path: Path, operation: str, member: int) -> bool:
+  """Notes that all variables of a module belong to one edge (see `Parts`); returns whether it is called in `noting`."""
   found = _notes.get()
   if found is not None:
     found[path] = Parts(0, ((operation, 1),), member)
+  return found is not None

@@ -230,6 +230,16 @@ def read(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
   ]
 
 
+def epochs(workdir: str | pathlib.Path) -> tuple[Mapping[str, Any], ...]:
+  """The lines of a run's log that are about epochs, in their order; of an epoch that was done again the last line.
+
+  Raises:
+    ValueError: as `read`.
+  """
+  lines = {line['epoch']: line for line in read(workdir) if line['kind'] == 'epoch'}
+  return tuple(lines[epoch] for epoch in sorted(lines))
+
+
 def _up_to(step: int, lines: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[dict[str, Any]]:
   """The lines up to a step, and later lines that are also in `others`."""
   known = {json.dumps(line, sort_keys=True) for line in others}

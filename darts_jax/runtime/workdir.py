@@ -31,8 +31,8 @@ _FILES = (
 )
 # Files of which one is in every working directory.
 _MARKS = ('config.json', 'model.json', 'metrics.jsonl', 'results.json')
-# Data sets that are part of installed packages.
-_INSTALLED = ('digits', 'pydoc')
+# Data sets that are in no folder: parts of installed packages, and arrays that a caller hands over.
+_INSTALLED = ('digits', 'pydoc', 'arrays')
 # Fields with paths of data, as in the lines of `differences`; data are identified by their fingerprint instead.
 _PLACES = ('config.data.dir: ', 'config.data.path: ', 'config.space.table: ')
 # Patterns of partial files; the last two are those of earlier versions.

@@ -126,16 +126,10 @@ def _run(
       requested is not None,
       reports[i],
       warnings[i] if finished else None,
-      _epochs(folders[i]) if processes.is_first() else (),
+      metrics.epochs(folders[i]) if processes.is_first() else (),
     )
     for i in range(len(folders))
   ]
-
-
-def _epochs(folder: pathlib.Path) -> tuple[Mapping[str, Any], ...]:
-  """The log line of every epoch, in order; of an epoch that was repeated, the last line."""
-  lines = {line['epoch']: line for line in metrics.read(folder) if line['kind'] == 'epoch'}
-  return tuple(lines[epoch] for epoch in sorted(lines))
 
 
 def _folders(settings: Search, workdir: pathlib.Path) -> list[pathlib.Path]:

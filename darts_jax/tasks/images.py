@@ -19,9 +19,8 @@ from darts_jax.data.batches import Evaluation, Examples, epoch_indices, evaluate
 from darts_jax.data.files import ImageFiles
 from darts_jax.data.images import Images, digest, from_arrays, intact, part, split
 from darts_jax.data.settings import IN_FILES, Augment, Source
-from darts_jax.nets.conv import Supernet, check_statistics
+from darts_jax.nets.conv import Supernet, check_operations, check_statistics
 from darts_jax.nets.layers import WHOLE_BATCH, NormGroups, init_variables
-from darts_jax.nets.operations import check_own
 from darts_jax.nets.owners import flagged, left, owners
 from darts_jax.nets.statistics import apply_in_training
 from darts_jax.runtime.mesh import Shards
@@ -255,10 +254,19 @@ class ImageLearner(Learner):
     height, width, _ = self.image_shape = images.image_shape
     plan = supernet.space.plan(network.layers)
     check_statistics(f'config.{shared[0]}', shared[1], height, width, plan, stem=network.stem)
-    names = (name for spec in supernet.cells.values() for name in spec.operations)
-    check_own(names, network.channels, height, width)
+    cells = tuple(supernet.cells.items())
+    check_operations(
+      cells,
+      plan,
+      network.channels,
+      height,
+      width,
+      stem=network.stem,
+      channel_part=supernet.channel_part,
+      precision=conditions.precision,
+    )
     self.net = Supernet(
-      tuple(supernet.cells.items()),
+      cells,
       plan,
       network.channels,
       images.num_classes,

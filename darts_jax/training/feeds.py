@@ -68,13 +68,15 @@ class Feed(Protocol):
     """Stops threads and processes that read ahead."""
 
 
-def open_feed(settings: Training, mesh: Mesh) -> Feed:
-  """Opens the images that the settings name.
+def open_feed(settings: Training, mesh: Mesh, given: Images | None = None) -> Feed:
+  """Opens the images that the settings name, or takes those that are given.
 
   Raises:
     ValueError: the images are missing or unfit, or too few for a batch.
   """
   data = settings.data
+  if given is not None:
+    return Placed(image_data.part(given, data.num_images) if data.num_images else given, settings, mesh)
   if data.name not in IN_FILES:
     return Placed(data.load(), settings, mesh)
   return Streamed(settings, mesh)

@@ -4,15 +4,15 @@ import dataclasses
 import functools
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
 from darts_jax import report, spaces
 from darts_jax.data.batches import Evaluation
-from darts_jax.nets.conv import check_image_size, check_statistics
-from darts_jax.nets.operations import check_own
+from darts_jax.data.images import from_arrays
+from darts_jax.nets.conv import Cells, check_image_size, check_operations, check_statistics
 from darts_jax.runtime import metrics, processes
 from darts_jax.runtime.compilation import enable_cache
 from darts_jax.runtime.files import user_path
@@ -20,10 +20,11 @@ from darts_jax.runtime.interrupts import InterruptGuard
 from darts_jax.runtime.lock import locked
 from darts_jax.runtime.loop import Loop, Plan, Sums
 from darts_jax.runtime.mesh import check_batch, make_mesh
+from darts_jax.runtime.metrics import Writer, check_writers
 from darts_jax.runtime.precision import in_float32
 from darts_jax.runtime.workdir import claim_together
 from darts_jax.settings import build
-from darts_jax.spaces import Genotype, space_of
+from darts_jax.spaces import CellSpec, Genotype, space_of
 from darts_jax.training.feeds import Feed, open_feed
 from darts_jax.training.model import Model
 from darts_jax.training.settings import Training
@@ -44,6 +45,7 @@ class Result:
     finished: whether all epochs are done.
     interrupted: whether a signal asked to stop; a sequence of trainings then ends even if this one is finished.
     report: path of the report page.
+    history: what was logged of every epoch, in their order; empty in other processes than the first.
   """
 
   test_accuracy: float
@@ -54,10 +56,19 @@ class Result:
   finished: bool
   interrupted: bool
   report: pathlib.Path
+  history: tuple[Mapping[str, Any], ...] = ()
 
 
 @in_float32
-def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genotype) -> Result:
+def run(
+  config: Mapping[str, Any],
+  workdir: str | pathlib.Path,
+  genotype: Genotype,
+  *,
+  data: tuple[Any, Any] | None = None,
+  test: tuple[Any, Any] | None = None,
+  writers: Sequence[Writer] = (),
+) -> Result:
   """Trains the network of an architecture from scratch, or resumes the training that `workdir` holds.
 
   Args:
@@ -65,6 +76,10 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genoty
     workdir: working directory, for `config.json`, `genotype.json`, `model.json`, `metrics.jsonl`, `tensorboard/`,
       `checkpoints/` and `report.html`. A resumed training gives the same result, bit for bit, as one without a stop.
     genotype: the architecture.
+    data: training images and their labels, arrays that take the place of those that the config names; see
+      `darts_jax.data.images.from_arrays`.
+    test: likewise test images; only together with `data`.
+    writers: are told of the metrics as they are logged.
 
   Returns:
     The result, also of a training that was interrupted.
@@ -73,17 +88,30 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genoty
     ValueError: a setting, the data or the directory is unfit; nothing has been written then.
     Diverged: a loss or gradient was not finite.
   """
+  check_writers(writers)
   settings = processes.together(lambda: build(Training, config))
+  if data is None and test is not None:
+    raise ValueError('test: needs data, the training images, as arrays too')
+  if data is not None:
+    # The name says that no file has them.
+    settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, name='arrays'))
   workdir = user_path(workdir, '--workdir')
   with locked(workdir):
-    return _run(settings, workdir, genotype)
+    return _run(settings, workdir, genotype, data, test, writers)
 
 
-def _run(settings: Training, workdir: pathlib.Path, genotype: Genotype) -> Result:
+def _run(
+  settings: Training,
+  workdir: pathlib.Path,
+  genotype: Genotype,
+  data: tuple[Any, Any] | None,
+  test: tuple[Any, Any] | None,
+  writers: Sequence[Writer],
+) -> Result:
   def open_all() -> tuple[Feed, Model, Trainer]:
     mesh = make_mesh()
     check_batch(settings.batch_size, mesh)
-    feed = open_feed(settings, mesh)
+    feed = open_feed(settings, mesh, None if data is None else from_arrays(*data, *(test or ())))
     model = make_model(settings, genotype, feed)
     return feed, model, Trainer(settings, model, feed.num_train, mesh)
 
@@ -93,6 +121,7 @@ def _run(settings: Training, workdir: pathlib.Path, genotype: Genotype) -> Resul
   enable_cache()
   with InterruptGuard() as guard:
     loop = _Loop(settings, workdir, trainer, feed, model, guard, config)
+    loop.writers = writers
     try:
       _, last_epoch, finished, requested = loop.run()
     finally:
@@ -108,16 +137,20 @@ def _run(settings: Training, workdir: pathlib.Path, genotype: Genotype) -> Resul
     finished,
     requested is not None,
     loop.reports()[0],
+    metrics.epochs(workdir) if processes.is_first() else (),
   )
 
 
 @in_float32
-def check(settings: Training, genotype: Genotype | None = None) -> tuple[tuple[str, ...], Any]:
+def check(
+  settings: Training, genotype: Genotype | None = None, candidates: Mapping[str, CellSpec] | None = None
+) -> tuple[tuple[str, ...], Any]:
   """Checks settings and data as `run` does, without training.
 
   Args:
     settings: settings of the training.
     genotype: the architecture; by default a published one of the space `darts`.
+    candidates: cells with all operations that the architecture might have instead, by kind of cell.
 
   Returns:
     `Feed.parts` and `Feed.fingerprint` of the images.
@@ -130,7 +163,9 @@ def check(settings: Training, genotype: Genotype | None = None) -> tuple[tuple[s
   if genotype is None:
     genotype = next(found for found in spaces.published().values() if found.space == spaces.Darts.name)
   feed = open_feed(settings, mesh)
-  make_model(settings, genotype, feed)
+  plan = make_model(settings, genotype, feed).plan
+  if candidates is not None:
+    _check_operations(settings, tuple(candidates.items()), plan, feed)
   return feed.parts, feed.fingerprint
 
 
@@ -153,7 +188,7 @@ def make_model(settings: Training, genotype: Genotype, feed: Feed) -> Model:
   except ValueError as error:
     hint = ' (config.network.auxiliary=False)' if 'auxiliary' in str(error) else ''
     raise ValueError(f'config.data.name: {feed.name}: {error}{hint}') from error
-  check_own((name for _, spec in genotype.cells for name in spec.operations), network.channels, height, width)
+  _check_operations(settings, genotype.cells, plan, feed)
   normalised = network.auxiliary and network.auxiliary_norm
   check_statistics(
     'config.batch_size',
@@ -177,6 +212,12 @@ def make_model(settings: Training, genotype: Genotype, feed: Feed) -> Model:
     feed.mean,
     feed.std,
   )
+
+
+def _check_operations(settings: Training, cells: Cells, plan: spaces.Plan, feed: Feed) -> None:
+  """See `check_operations`."""
+  (height, width, _), network = feed.image_shape, settings.network
+  check_operations(cells, plan, network.channels, height, width, stem=network.stem, precision=settings.precision)
 
 
 class _Loop(Loop[TrainState]):

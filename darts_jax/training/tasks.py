@@ -2,13 +2,14 @@
 
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
 from darts_jax.runtime import processes
 from darts_jax.runtime.files import one_line, read_object, user_path
+from darts_jax.runtime.metrics import Writer
 from darts_jax.settings import build, items, name_alone
 from darts_jax.spaces import SPACES, Genotype, kind_of, space_of
 from darts_jax.training import language, loop, restore
@@ -47,7 +48,15 @@ def check_genotype(config: Mapping[str, Any], genotype: Genotype, name: str = 'g
     )
 
 
-def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genotype) -> Result | LanguageResult:
+def run(
+  config: Mapping[str, Any],
+  workdir: str | pathlib.Path,
+  genotype: Genotype,
+  *,
+  data: tuple[Any, Any] | None = None,
+  test: tuple[Any, Any] | None = None,
+  writers: Sequence[Writer] = (),
+) -> Result | LanguageResult:
   """Trains an architecture from scratch, or resumes the training that `workdir` holds.
 
   Args:
@@ -55,6 +64,9 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genoty
       `darts_jax.training.language.loop.run`.
     workdir: working directory; see the same functions.
     genotype: the architecture.
+    data: see `darts_jax.training.loop.run`; of images alone, likewise `test`.
+    test: likewise.
+    writers: are told of the metrics as they are logged.
 
   Returns:
     The result of the one of these functions that is called.
@@ -65,10 +77,13 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genoty
   """
   processes.together(lambda: check_genotype(config, genotype))
   if space_of(genotype).task == 'images':
-    return loop.run(config, workdir, genotype)
+    return loop.run(config, workdir, genotype, data=data, test=test, writers=writers)
+  for name, given in (('data', data), ('test', test)):
+    if given is not None:
+      raise ValueError(f'{name}: the task text takes no arrays')
   if jax.process_count() > 1:
     raise ValueError('--distributed: networks for text are trained in one process')
-  return language.run(config, workdir, genotype)
+  return language.run(config, workdir, genotype, writers=writers)
 
 
 def load(workdir: str | os.PathLike[str]) -> Trained:

@@ -1,8 +1,5 @@
 """A user's own operations: what the library makes of them in cells, supernets, networks, counts and files."""
 
-import pathlib
-import re
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,30 +7,18 @@ import numpy as np
 import pytest
 
 from darts_jax import nets, spaces
-from darts_jax.nets import cost
+from darts_jax.nets import conv, cost
 from darts_jax.nets.bilinear import edges_as_channels
-from darts_jax.nets.conv import Network, Supernet
+from darts_jax.nets.conv import Network, Supernet, check_operations
 from darts_jax.nets.layers import init_variables
 from darts_jax.nets.operations import Operations, check_own
 from darts_jax.nets.owners import owners
 from darts_jax.nets.recurrent import activation
 from darts_jax.nets.statistics import apply_in_training
 from darts_jax.runtime.packed import Packed
+from darts_jax.spaces import nasbench201
 
-TEXT = (pathlib.Path(__file__).parents[2] / 'docs' / 'operations.md').read_text(encoding='utf-8')
-[EXAMPLE] = re.findall(r'```python\n(.*?)```', TEXT, re.DOTALL)
-
-
-@pytest.fixture(autouse=True)
-def own():
-  """The operations of docs/operations.md, as they are there."""
-  names = {}
-  exec(EXAMPLE, names)
-  yield names
-  for name in ('pointwise', 'squeeze', 'attention'):
-    del nets.OPERATIONS[name]
-  del nets.ACTIVATIONS['swish']
-
+pytestmark = pytest.mark.usefixtures('own')
 
 IMAGES = np.random.default_rng(0).normal(size=(3, 6, 8, 4)).astype(np.float32)
 
@@ -154,22 +139,134 @@ class NoStride(nn.Module):
     return x
 
 
+class Random(nn.Module):
+  features: int
+  stride: int
+
+  @nn.compact
+  def __call__(self, x):
+    return nn.Dropout(0.5, deterministic=False)(x)
+
+
+class Counting(nn.Module):
+  features: int
+  stride: int
+
+  @nn.compact
+  def __call__(self, x):
+    count = self.variable('calls', 'count', jnp.zeros, ())
+    count.value += 1
+    return x
+
+
+class Searching(nn.Module):
+  features: int
+  stride: int
+
+  def __call__(self, x):
+    return jax.lax.while_loop(lambda y: jnp.max(y) > 1, lambda y: y / 2, x)
+
+
+class InTraining(nn.Module):
+  features: int
+  stride: int
+
+  def __call__(self, x, train):
+    return x if train else x[0]
+
+
+class OneDtype(nn.Module):
+  features: int
+  stride: int
+
+  @nn.compact
+  def __call__(self, x):
+    kernel = self.param('kernel', nn.initializers.normal(), (1, 1, self.features, self.features))
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
 @pytest.mark.parametrize(
-  ('kind', 'message'),
+  ('kind', 'stride', 'message'),
   [
-    (WrongShape, 'gives (2, 6, 8, 4) of (2, 6, 8, 4) at stride 2; it has to be (2, 3, 4, 4)'),
-    (NoStride, 'NoStride(features=4, stride=1) cannot be made (NoStride.__init__() got an unexpected keyword argument'),
-    (Failing, 'fails on images of 6×8 pixels and 4 channels (KeyError: '),
-    (print, 'OPERATIONS has <built-in function print>; it has to be a Flax module, a class'),
+    (WrongShape, 2, 'gives (2, 6, 8, 4) of (2, 6, 8, 4) at stride 2; it has to be (2, 3, 4, 4)'),
+    (NoStride, 1, 'NoStride(features=4, stride=1) cannot be made (NoStride.__init__() got an unexpected keyword'),
+    (Failing, 1, 'fails on bfloat16 images of 6×8 pixels and 4 channels at stride 1 (KeyError: '),
+    (print, 1, 'OPERATIONS has <built-in function print>; it has to be a Flax module, a class'),
+    ({}, 1, 'OPERATIONS has {}; it has to be a Flax module, a class'),
+    (Random, 1, 'fails on bfloat16 images of 6×8 pixels and 4 channels at stride 1 (InvalidRngError: '),
+    (Counting, 1, "has variables 'calls'; it may have params and batch_stats alone"),
+    (Searching, 1, 'fails on bfloat16 images of 6×8 pixels and 4 channels at stride 1 (ValueError: Reverse-mode diff'),
+    (InTraining, 1, 'gives (6, 8, 4) of (2, 6, 8, 4) at stride 1; it has to be (2, 6, 8, 4)'),
+    (OneDtype, 1, 'fails on bfloat16 images of 6×8 pixels and 4 channels at stride 1 (TypeError: '),
   ],
 )
-def test_what_is_no_operation_is_one_line(monkeypatch, kind, message):
+def test_what_is_no_operation_is_one_line(monkeypatch, kind, stride, message):
   monkeypatch.setitem(nets.OPERATIONS, 'mine', kind)
-  with pytest.raises(ValueError, match='^operation mine: ') as caught:
-    check_own(['skip_connect', 'mine'], 4, 6, 8)
-  # JAX adds notes, which commands do not print.
-  assert str(caught.value).startswith(f'operation mine: {message}')
-  assert '\n' not in str(caught.value)
+  # A second time nothing is remembered of it.
+  for _ in range(2):
+    with pytest.raises(ValueError, match='^operation mine: ') as caught:
+      check_own('mine', 4, 6, 8, stride, 'bfloat16')
+    # JAX adds notes, which commands do not print.
+    assert str(caught.value).startswith(f'operation mine: {message}')
+    assert '\n' not in str(caught.value)
+
+
+def test_operations_are_checked_as_they_are_in_the_network(monkeypatch):
+  checked = []
+  monkeypatch.setattr(conv, 'check_own', lambda *place: checked.append(place))
+  spec = spaces.Darts(1, ('none', 'pointwise', 'sep_conv_3x3')).cells['normal']
+  plan = spaces.Darts().plan(4)
+  assert [(layer.cell, layer.channels, layer.stride) for layer in plan.layers] == [
+    ('normal', 1, 1),
+    ('reduce', 2, 2),
+    ('reduce', 4, 2),
+    ('normal', 4, 1),
+  ]
+  reduce = spaces.Darts(2, ('none', 'squeeze')).cells['reduce']
+  check_operations((('normal', spec), ('reduce', reduce)), plan, 8, 11, 6, channel_part=2, precision='bfloat16')
+  # One in two of 8, 16 and 32 channels. The second node reads the first at stride 1, too.
+  assert checked == [
+    ('pointwise', 4, 11, 6, 1, 'bfloat16'),
+    ('squeeze', 8, 11, 6, 2, 'bfloat16'),
+    ('squeeze', 8, 6, 3, 1, 'bfloat16'),
+    ('squeeze', 16, 6, 3, 2, 'bfloat16'),
+    ('squeeze', 16, 3, 2, 1, 'bfloat16'),
+    ('pointwise', 16, 3, 2, 1, 'bfloat16'),
+  ]
+  checked.clear()
+  stages = nasbench201.NasBench201().plan(3)
+  check_operations((('cell', spec),), stages, 6, 65, 32, stem='imagenet')
+  assert checked == [('pointwise', 6 * 2**i, *size, 1, 'float32') for i, size in enumerate([(9, 4), (5, 2), (3, 1)])]
+
+
+class Wide(nn.Module):
+  """Needs images of 5 pixels a side."""
+
+  features: int
+  stride: int
+
+  @nn.compact
+  def __call__(self, x):
+    assert min(x.shape[1:3]) >= 5
+    return nn.Conv(self.features, (1, 1), strides=self.stride)(x)
+
+
+def test_owners_are_known_of_operations_that_need_larger_images(monkeypatch):
+  monkeypatch.setitem(nets.OPERATIONS, 'wide', Wide)
+  space = spaces.Darts(1, ('none', 'wide'))
+  net = Supernet(tuple(space.cells.items()), space.plan(3), 4, 10)
+  mixing = {name: jnp.full((2, 2), 0.5) for name in space.cells}
+  variables = jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.zeros((1, 20, 20, 1)), mixing, train=False))
+  found = owners(net, variables['params'])
+  # On two edges, a kernel and biases of 4 channels in the first cell, then of 8 and 16.
+  sizes = {
+    cell: sum(number + number**2 for number in numbers) for cell, numbers in (('normal', [4]), ('reduce', [8, 16]))
+  }
+  for cell in ('normal', 'reduce'):
+    for edge in (0, 1):
+      flags = {name: np.zeros((2, 2), bool) for name in space.cells}
+      flags[cell][edge, 1] = True
+      assert (found.flagged(flags) & (found.entries >= 0)).sum() == sizes[cell]
 
 
 def test_a_module_that_takes_the_place_of_another_is_traced_anew(monkeypatch, own):
@@ -192,3 +289,43 @@ def test_activations_of_ones_own(monkeypatch):
   monkeypatch.setitem(nets.ACTIVATIONS, 'swish', 3)
   with pytest.raises(ValueError, match=r'^activation swish: ACTIVATIONS has 3; it has to be a function$'):
     activation('swish')
+
+
+class Loops(nn.Module):
+  """A product of 4 × 4 at every pixel: five times, or as an attribute says."""
+
+  features: int
+  stride: int = 1
+  kind: str = ''
+
+  @nn.compact
+  def __call__(self, x):
+    kernel = self.param('kernel', nn.initializers.normal(), (4, 4))
+    if self.kind == 'scan':
+      return jax.lax.scan(lambda y, _: (y @ kernel, None), x, length=5)[0]
+    if self.kind == 'fori':
+      return jax.lax.fori_loop(0, 5, lambda _, y: y @ kernel, x)
+    if self.kind == 'scan of cond':
+
+      def turn(y, i):
+        return jax.lax.cond(i > 1, lambda y: y @ kernel @ kernel, lambda y: y, y), None
+
+      return jax.lax.scan(turn, x, jnp.arange(5))[0]
+    if self.kind == 'switch':
+      branches = [lambda y, n=n: jax.lax.scan(lambda y, _: (y @ kernel, None), y, length=n)[0] for n in (1, 7, 3)]
+      return jax.lax.switch(jnp.int32(x[0, 0, 0, 0]), branches, x)
+    return jax.lax.while_loop(lambda y: jnp.max(y) > 1, lambda y: y @ kernel, x)
+
+
+@pytest.mark.parametrize(
+  ('kind', 'products'), [('scan', 5), ('fori', 5), ('scan of cond', 10), ('switch', 7), ('while', 1)]
+)
+def test_loops_count_as_often_as_they_turn_and_branches_at_their_most(monkeypatch, kind, products):
+  monkeypatch.setitem(nets.OPERATIONS, 'mine', type('Mine', (Loops,), {'__annotations__': {'kind': str}, 'kind': kind}))
+  assert cost.products_of('mine', 4, 1, 6, 2) == products * 16 * 12
+
+
+def test_the_cost_is_that_of_the_module_of_now(monkeypatch, own):
+  for name, products in (('Pointwise', 16), ('Attention', 4 * 16 + 2 * 4 * 12)):
+    monkeypatch.setitem(nets.OPERATIONS, 'mine', own[name])
+    assert cost.products_of('mine', 4, 1, 6, 2) == products * 12

@@ -429,6 +429,17 @@ def test_every_number_has_limits_at_both_ends(root):
     (Search, {'epochs': 10**5000}, 'config.epochs: 0x'),
     (Search, {'epochs': 'x' * 10**6}, "config.epochs: 'xxx"),
     (Search, {3: 1}, 'config.3: unknown field; allowed are seed, '),
+    (Search, {'channels': 4}, 'config.channels: unknown field; did you mean config.network.channels?'),
+    (Search, {'task': {'cutout': 1}}, 'config.task.cutout: unknown field; did you mean config.augment.cutout?'),
+    (Search, {'network': {'epochs': 1}}, 'config.network.epochs: unknown field; did you mean config.epochs?'),
+    (
+      Search,
+      {'learning_rate': 1.0},
+      'config.learning_rate: unknown field; did you mean config.weights.learning_rate or config.alphas.learning_rate?',
+    ),
+    # In the recurrent space the network is another one.
+    (Search, {'space': 'recurrent', 'width': 3}, 'config.width: unknown field; did you mean config.network.width?'),
+    (Search, {'space': 'recurrent', 'channels': 3}, 'config.channels: unknown field; allowed are seed, '),
     (Search, {'hypergradient': {'radius': 1e-60}}, 'config.hypergradient.radius: 1e-60 is not allowed'),
     (Search, {'weights': {'momentum': 1 - 1e-12}}, 'config.weights.momentum: 0.999999999999 is not'),
     (Search, {'weights': {'learning_rate': 10**400}}, 'config.weights.learning_rate: inf is not a finite number'),

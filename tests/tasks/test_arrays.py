@@ -171,6 +171,7 @@ def test_flags_are_those_of_modules():
   [
     ({'batch_size': 512}, 'config.batch_size: 512 is larger than the train half of tabular, which has 285 examples'),
     ({'task': {'name': 'tabular', 'width': 0}}, 'config.task.width: 0 is not allowed; it has to be ≥ 1'),
+    ({'task': {'name': 'tabular'}, 'width': 3}, 'config.width: unknown field; did you mean config.task.width?'),
     ({'task': {'name': 'tabular', 'widht': 3}}, 'config.task.widht: unknown field; did you mean config.task.width'),
     ({'strategy': 'pc_darts'}, 'config.strategy.channel_part: it has to be 1; the task tabular has no partial channel'),
   ],

@@ -10,6 +10,7 @@ import pytest
 
 import darts_jax
 from darts_jax import training
+from darts_jax.data.images import load
 from darts_jax.runtime import loop as loops
 from darts_jax.runtime import metrics
 from darts_jax.runtime.progress import Progress
@@ -104,6 +105,17 @@ def test_what_a_training_writes(uninterrupted):
   model = json.loads((workdir / 'model.json').read_text())
   assert model['image_shape'] == [8, 8, 1]
   assert model['num_classes'] == 10
+
+
+def test_arrays_train_as_the_dataset_that_they_are(tmp_path, uninterrupted):
+  _, result = uninterrupted
+  digits = load('digits')
+  data, test = (digits.x_train, digits.y_train), (digits.x_test[..., 0], digits.y_test)
+  found = training.run(CONFIG, tmp_path, GENOTYPE, data=data, test=test)
+  assert (found.test_loss, found.valid_loss) == (result.test_loss, result.valid_loss)
+  losses = [[epoch['train_loss'] for epoch in each.history] for each in (found, result)]
+  assert losses[0] == losses[1]
+  assert len(losses[0]) == 3
 
 
 def test_a_training_goes_on_with_the_same_images_only(tmp_path):

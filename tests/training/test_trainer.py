@@ -125,6 +125,27 @@ def trainer():
   return Trainer(build(Training, CONFIG), MODEL, 24, make_mesh(1))
 
 
+@pytest.mark.usefixtures('own')
+def test_operations_of_ones_own_are_the_same_on_two_devices_with_remat_and_close_in_bfloat16(images):
+  cells = darts.genotype((('squeeze', 0), ('attention', 1)), (2,), (('squeeze', 0), ('pointwise', 1)), (2,))
+  model = dataclasses.replace(MODEL, genotype=cells)
+  found = []
+  for devices, more in ((1, {}), (2, {'remat': True}), (2, {'remat': True, 'precision': 'bfloat16'})):
+    trainer = Trainer(build(Training, {**CONFIG, **more}), model, 24, make_mesh(devices))
+    state, sums = trainer.run(trainer.init(jax.random.key(0)), images, jnp.int32(3))
+    assert (int(sums['steps']), bool(sums['finite'])) == (3, True)
+    found.append((jax.device_get((state.weights.vector, state.statistics.vector)), float(sums['train_loss'])))
+  (one, loss), (two, shared), (rough, close) = found
+  assert {x.dtype for x in rough} == {np.dtype(np.float32)}
+  # Rounding, in sums of another order; a batch is normalised as a whole on any number of devices.
+  for ours, expected in zip(two, one, strict=True):
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4)
+  assert shared == pytest.approx(loss, rel=1e-5)
+  # bfloat16 has steps of 2⁻⁸, of which some add up in a dozen layers.
+  assert close == pytest.approx(loss, rel=12 * 2**-8)
+  assert close != shared
+
+
 def test_more_steps_than_int32_counts_are_refused():
   settings = build(Training, {**CONFIG, 'epochs': 20_000, 'batch_size': 4})
   with pytest.raises(ValueError, match='^config.epochs: 20000 are 2147500000 steps; at most 2147483647 are allowed$'):

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from darts_jax.runtime.interrupts import InterruptGuard
 from darts_jax.runtime.lock import locked
 from darts_jax.runtime.loop import Loop, Plan, Sums
 from darts_jax.runtime.mesh import check_batch, make_mesh, replicated
+from darts_jax.runtime.metrics import Writer, check_writers
 from darts_jax.runtime.precision import in_float32
 from darts_jax.settings import build
 from darts_jax.spaces import Genotype
@@ -47,6 +48,7 @@ class LanguageResult:
     finished: whether all epochs are done.
     interrupted: whether a signal asked to stop; a sequence of trainings then ends even if this one is finished.
     report: path of the report page.
+    history: what was logged of every epoch, in their order.
   """
 
   test_perplexity: float
@@ -57,10 +59,13 @@ class LanguageResult:
   finished: bool
   interrupted: bool
   report: pathlib.Path
+  history: tuple[Mapping[str, Any], ...] = ()
 
 
 @in_float32
-def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genotype) -> LanguageResult:
+def run(
+  config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genotype, *, writers: Sequence[Writer] = ()
+) -> LanguageResult:
   """Trains the language model of an architecture from scratch, or resumes the training that `workdir` holds.
 
   Args:
@@ -69,6 +74,7 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genoty
       `checkpoints/`, `best/` and `report.html`. A resumed training gives the same result, bit for bit, as one without
       a stop.
     genotype: the architecture.
+    writers: are told of the metrics as they are logged.
 
   Returns:
     The result, also of a training that was interrupted.
@@ -77,13 +83,16 @@ def run(config: Mapping[str, Any], workdir: str | pathlib.Path, genotype: Genoty
     ValueError: a setting, the text or the directory is unfit; nothing has been written then.
     Diverged: a loss or gradient was not finite, before the first epoch ended or after `max_rollbacks` rollbacks.
   """
+  check_writers(writers)
   settings = build(LanguageTraining, config)
   workdir = user_path(workdir, '--workdir')
   with locked(workdir):
-    return _run(settings, workdir, genotype)
+    return _run(settings, workdir, genotype, writers)
 
 
-def _run(settings: LanguageTraining, workdir: pathlib.Path, genotype: Genotype) -> LanguageResult:
+def _run(
+  settings: LanguageTraining, workdir: pathlib.Path, genotype: Genotype, writers: Sequence[Writer]
+) -> LanguageResult:
   mesh, texts = _open(settings)
   model = RecurrentModel(genotype, settings.network.width, texts.corpus.vocabulary)
   config = training_config(settings, model, texts.corpus.fingerprint)
@@ -91,6 +100,7 @@ def _run(settings: LanguageTraining, workdir: pathlib.Path, genotype: Genotype) 
   enable_cache()
   with InterruptGuard() as guard:
     loop = _Loop(settings, workdir, model, texts, mesh, guard, config)
+    loop.writers = writers
     state, _, finished, requested = loop.run()
   tested = next((line for line in metrics.read(workdir) if line['kind'] == 'test'), {})
   best = float(jnp.min(state.valid_losses))
@@ -104,6 +114,7 @@ def _run(settings: LanguageTraining, workdir: pathlib.Path, genotype: Genotype) 
     finished,
     requested is not None,
     loop.reports()[0],
+    metrics.epochs(workdir),
   )
 
 

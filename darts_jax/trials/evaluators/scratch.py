@@ -113,8 +113,9 @@ class Scratch(FromScratch[Training]):
   def fingerprint(self, space: Space[Any]) -> Any:
     """See `Evaluator`."""
     with named():
-      # Any architecture will do, since the check does not depend on it.
-      return training.check(self.training, space.sample(np.random.default_rng(0)))[1]
+      # Any architecture will do, since the check depends on it only through the user's own operations: `candidates`.
+      arch, candidates = space.sample(np.random.default_rng(0)), getattr(space, 'cells', None)
+      return training.check(self.training, arch, candidates)[1]
 
   def test(self, outcome: Outcome) -> Mapping[str, float]:
     """Trains the architecture again, with the same seed and so to the same weights, and tests it on the test images."""

@@ -125,11 +125,12 @@ def last_state(workdir):
 
 
 class Finished(NamedTuple):
-  """A training whose losses follow the script, and which states it tested."""
+  """A training whose losses follow the script, which states it tested, and what its writer was told."""
 
   workdir: pathlib.Path
   result: language.LanguageResult
   tested: list
+  told: list
 
 
 @pytest.fixture(scope='module')
@@ -146,11 +147,13 @@ def finished(tmp_path_factory, folder, genotype):
       return measure(self, part, state, step)
 
     patch.setattr(language_loop._Loop, '_measure', measured)
-    return Finished(workdir, training.run(configured(folder), workdir, genotype), tested)
+    told = []
+    writer = types.SimpleNamespace(write=lambda step, values: told.append((step, values)))
+    return Finished(workdir, training.run(configured(folder), workdir, genotype, writers=[writer]), tested, told)
 
 
 def test_a_training_learns_and_writes_what_it_did(finished):
-  workdir, result, _ = finished
+  workdir, result, _, told = finished
   assert {path.name for path in workdir.iterdir()} == {
     'config.json',
     'genotype.json',
@@ -165,6 +168,11 @@ def test_a_training_learns_and_writes_what_it_did(finished):
   assert result.test_perplexity < 12
   epochs = kinds(workdir, 'epoch')
   assert [line['epoch'] for line in epochs] == list(range(EPOCHS))
+  assert list(result.history) == epochs
+  assert [(step, values['epoch/valid_loss']) for step, values in told if 'epoch/valid_loss' in values] == [
+    (line['step'], line['valid_loss']) for line in epochs
+  ]
+  assert told[-1][1]['test/loss'] == result.test_loss
   assert epochs[-1]['train_loss'] < epochs[0]['train_loss']
   for line in epochs:
     assert line['train_perplexity'] == pytest.approx(math.exp(line['train_loss']))
@@ -178,7 +186,7 @@ def test_a_training_learns_and_writes_what_it_did(finished):
 
 
 def test_averaging_begins_once_and_the_best_epoch_is_tested(finished):
-  workdir, result, tested = finished
+  workdir, result, tested, _ = finished
   epochs = kinds(workdir, 'epoch')
   ends = [line['step'] for line in epochs]
   assert [line['step'] for line in events(workdir, 'averaging')] == [ends[4]]
@@ -195,7 +203,7 @@ def test_averaging_begins_once_and_the_best_epoch_is_tested(finished):
 
 
 def test_the_test_text_is_read_with_the_weights_that_are_loaded(finished, folder):
-  workdir, result, _ = finished
+  workdir, result, *_ = finished
   apply, variables = darts_jax.load(workdir)
   vocabulary = language.RecurrentModel.read(workdir).vocabulary
   ids = {word: i for i, word in enumerate(vocabulary)}
@@ -212,7 +220,7 @@ def test_the_test_text_is_read_with_the_weights_that_are_loaded(finished, folder
 
 
 def test_a_loaded_model_goes_on_from_a_hidden_state(finished):
-  workdir, _, _ = finished
+  workdir, *_ = finished
   apply, variables = darts_jax.load(workdir)
   tokens = np.arange(12).reshape(6, 2)
   whole, last = apply(variables, tokens)
@@ -250,7 +258,8 @@ def test_killed_trainings_resume_to_the_same_weights_and_log(tmp_path, monkeypat
       training.run(configured(folder), killed, genotype)
   monkeypatch.setattr(Progress, 'update', update)
   resumed = training.run(configured(folder), killed, genotype)
-  assert dataclasses.replace(resumed, report=result.report) == result
+  # Histories hold seconds; what else they hold is compared below.
+  assert dataclasses.replace(resumed, report=result.report, history=result.history) == result
   assert result.finished
   states = [last_state(workdir) for workdir in (straight, killed)]
   jax.tree.map(np.testing.assert_array_equal, *(jax.tree.map(_raw, state) for state in states))
@@ -358,7 +367,7 @@ def test_a_training_that_diverges_before_anything_is_good_ends(tmp_path, folder,
 
 
 def test_a_finished_training_is_not_tested_again(tmp_path, finished, folder, genotype, monkeypatch):
-  workdir, result, _ = finished
+  workdir, result, *_ = finished
   shutil.copytree(workdir, tmp_path / 'run')
   path = tmp_path / 'run' / 'metrics.jsonl'
   lines = path.read_text().splitlines()
@@ -455,7 +464,7 @@ def test_an_architecture_of_the_other_kind_is_refused(tmp_path, folder, genotype
 
 
 def test_a_model_of_the_other_kind_is_named(tmp_path, finished):
-  workdir, _, _ = finished
+  workdir, *_ = finished
   with pytest.raises(ValueError, match="no model .its space is 'recurrent'; a convolutional network is needed"):
     training.Model.read(workdir)
   values = json.loads((workdir / 'model.json').read_text())
