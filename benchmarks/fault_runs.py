@@ -54,7 +54,7 @@ _SEARCH = (
   '--config.batch_size=8',
   '--config.hypergradient.name=first_order',
 )
-_SMALL_TEXT = ('--config.network.width=8', '--config.batch_size=4', '--config.bptt=5', '--config.epochs=4')
+_SMALL_TEXT = ('--config.network.width=8', '--config.batch_size=4', '--config.epochs=4')
 _SELECTION = (
   *('searches=2', 'selection_epochs=2', 'trainings=1', 'random_architectures=1', 'random_candidates=1'),
   *(f'search.{field}' for field in (*_SUPERNET, 'batch_size=8', 'epochs=3', 'log_every=2')),
@@ -69,7 +69,14 @@ _TRIALS = (
 #: Arguments of the commands that are disturbed, by name: a small run of every kind.
 RUNS = {
   'images': ('search', '--config=configs/digits.py', *_IMAGES, *_SEARCH, '--config.epochs=6'),
-  'text': ('search', '--config=configs/text.py', *_TEXT, *_SMALL_TEXT, '--config.space.nodes=2'),
+  'text': (
+    'search',
+    '--config=configs/text.py',
+    *_TEXT,
+    *_SMALL_TEXT,
+    '--config.task.bptt=5',
+    '--config.space.nodes=2',
+  ),
   'training': (
     *('train', '--config=configs/digits_eval.py', '--genotype={data}/genotype.json', *_IMAGES),
     *('--config.network.channels=2', '--config.network.layers=3', '--config.batch_size=8', '--config.epochs=6'),
@@ -88,7 +95,14 @@ RUNS = {
   ),
   'trials': ('search', '--config=configs/digits_random.py', *(f'--config.{field}' for field in _TRIALS)),
   'selection': ('select', '--config=configs/digits_select.py', *(f'--config.{field}' for field in _SELECTION)),
-  'language': ('train', '--config=configs/text_eval.py', '--genotype=RNN_DARTS_V2', *_TEXT, *_SMALL_TEXT),
+  'language': (
+    'train',
+    '--config=configs/text_eval.py',
+    '--genotype=RNN_DARTS_V2',
+    *_TEXT,
+    *_SMALL_TEXT,
+    '--config.bptt=5',
+  ),
 }
 _ON_TEXT = ('text', 'language')
 _SEED = {'selection': '--config.search.seed=7'}

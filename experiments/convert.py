@@ -81,8 +81,8 @@ FLAGS = (
   Flag('classes', None, 'Classes; the network has to have as many.'),
   Flag('image_size', None, 'Pixels a side of the images, or height and width, such as 32x48.'),
   Flag('image_channels', None, 'Channels of the images; the network has to read as many.'),
-  Flag('mean', None, 'Of raw pixel values, 0 to 255 of uint8: a number for every channel, or one for all.'),
-  Flag('std', None, 'Likewise; (image − mean) / std is what the network reads.'),
+  Flag('mean', None, 'Mean of raw pixel values, 0 to 255 for uint8: a number for every channel, or one for all.'),
+  Flag('std', None, 'Standard deviation of them, in the same form; the network reads (image − mean) / std.'),
 )
 
 

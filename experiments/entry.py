@@ -54,10 +54,10 @@ _IMPORT = Flag(
 
 #: Flags of commands that several processes can run together; see `darts_jax.runtime.processes.initialize`.
 _DISTRIBUTED = (
-  Flag('distributed', False, 'Whether this is one of several processes, on one host or on many.'),
+  Flag('distributed', False, 'Whether this is one of several processes of a run, on one or many hosts.'),
   Flag('coordinator', '', 'host:port of the first process; found out from the cluster by default.'),
-  Flag('num_processes', -1, 'How many processes there are; likewise.'),
-  Flag('process_id', -1, 'Which of them this is, from 0 on; likewise.'),
+  Flag('num_processes', -1, 'Number of processes; found out from the cluster by default.'),
+  Flag('process_id', -1, 'Number of this process, from 0; found out from the cluster by default.'),
   Flag('timeout', 300, 'Seconds to wait until all processes are there.'),
 )
 

@@ -337,7 +337,6 @@ def note(
   axes: Axes, text: str, place: tuple[float, float], offset: tuple[float, float], color: str, **options: Any
 ) -> None:
   """Writes small text beside a point of a chart; `offset` is in typographic points."""
-  """Writes beside a place, so many points away from it."""
   axes.annotate(text, place, offset, textcoords='offset points', size=TEXT, color=color, **options)
 
 

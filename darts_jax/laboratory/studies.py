@@ -296,6 +296,7 @@ class SupernetLab:
       truth = self.bench('float64').estimate(self._estimators['exact'], frozen)
       loss, _ = self.bench('float32').gradients(frozen)
       outer = _norm(truth.outer)
+      _check_outer(outer)
       for key, value in (
         ('steps', step),
         ('loss', loss),
@@ -355,6 +356,7 @@ class SupernetLab:
     search, task = self._settings.search, image_task(self._settings.search)
     state = self.states[max(self.states)]
     outer = _norm(self.reference.outer)
+    _check_outer(outer)
     return {
       'data': task.source,
       'state': self.source,
@@ -374,6 +376,15 @@ class SupernetLab:
       'along': self.along(),
       'unrolled': self.unrolled(),
     }
+
+
+def _check_outer(norm: float) -> None:
+  """Raises a ValueError, one line, if the hypergradient cannot be compared with the validation loss's own gradient."""
+  if not norm:
+    raise ValueError(
+      'config.search: the gradient of its validation loss with respect to α is 0; it has to be a search with something'
+      ' to choose, on an edge with several operations'
+    )
 
 
 def _norm(gradient: Gradient) -> float:

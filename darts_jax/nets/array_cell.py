@@ -86,7 +86,9 @@ class ArrayCell(nn.Module):
     if operation == 'skip_connect':
       return x
     if not is_own(operation):
-      raise ValueError(f'operation {operation}: is one of images; an array cell has none, skip_connect and your own')
+      raise ValueError(
+        f'operation {operation}: is for images; array cells have the operations none, skip_connect and your own'
+      )
     module = make_own(operation, self.features, 1, f'{self.kind}__{source}_{target}__{operation}')
     image: Array = module(x, **train_of(module, train))
     if image.shape != x.shape:

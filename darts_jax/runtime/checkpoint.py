@@ -170,16 +170,20 @@ class Checkpoints:
       except ValueError as error:
         damaged.append(f'{path}: {_one_line(error)}')
         continue
+      arrays, damage = {}, ''
       try:
         arrays = _read(path, manifest)
       except Exception as error:  # Damage can cause any exception in any layer below: Zarr, file system.
-        damaged.append(f'{path}: {_one_line(error)}')
+        damage = _one_line(error)
+      if np.any(processes.gather([bool(damage)])):
+        damaged.append(f'{path}: {damage or "another process cannot read it"}')
         continue
       wanted = template(manifest['metadata']) if callable(template) else template
       state = _fit(manifest, arrays, wanted, path)
       return Restored(manifest['step'], state, manifest['metadata'], tuple(damaged), _read_files(path, manifest))
     if damaged:
-      raise ValueError(f'{self._directory}: every checkpoint is damaged: ' + '; '.join(damaged))
+      which = 'every checkpoint' if at is None else f'every checkpoint of step {at}'
+      raise ValueError(f'{self._directory}: {which} is damaged: ' + '; '.join(damaged))
     return None
 
   def remove_leftovers(self) -> None:

@@ -101,7 +101,8 @@ def _find(address: str, timeout: float, *, listens: bool) -> None:
     raise ValueError(f'--coordinator: {address!r} is not allowed; it has to be of the form host:port')
   place = host.strip('[]'), int(port)
   if listens:
-    with socket.socket() as taken:
+    family = socket.AF_INET6 if ':' in place[0] else socket.AF_INET
+    with socket.socket(family) as taken:
       taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
       try:
         taken.bind(('', place[1]))
