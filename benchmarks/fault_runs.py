@@ -70,12 +70,8 @@ _TRIALS = (
 RUNS = {
   'images': ('search', '--config=configs/digits.py', *_IMAGES, *_SEARCH, '--config.epochs=6'),
   'text': (
-    'search',
-    '--config=configs/text.py',
-    *_TEXT,
-    *_SMALL_TEXT,
-    '--config.task.bptt=5',
-    '--config.space.nodes=2',
+    *('search', '--config=configs/text.py', *_TEXT, *_SMALL_TEXT),
+    *('--config.task.bptt=5', '--config.space.nodes=2'),
   ),
   'training': (
     *('train', '--config=configs/digits_eval.py', '--genotype={data}/genotype.json', *_IMAGES),
@@ -86,21 +82,13 @@ RUNS = {
     *('--config.strategy.decisions=2', '--config.epochs=5'),
   ),
   'side_by_side': (
-    'search',
-    '--config=configs/digits.py',
-    *_IMAGES,
-    *_SEARCH,
-    '--config.epochs=4',
-    '--config.mesh.seed=2',
+    *('search', '--config=configs/digits.py', *_IMAGES, *_SEARCH),
+    *('--config.epochs=4', '--config.mesh.seed=2'),
   ),
   'trials': ('search', '--config=configs/digits_random.py', *(f'--config.{field}' for field in _TRIALS)),
   'selection': ('select', '--config=configs/digits_select.py', *(f'--config.{field}' for field in _SELECTION)),
   'language': (
-    'train',
-    '--config=configs/text_eval.py',
-    '--genotype=RNN_DARTS_V2',
-    *_TEXT,
-    *_SMALL_TEXT,
+    *('train', '--config=configs/text_eval.py', '--genotype=RNN_DARTS_V2', *_TEXT, *_SMALL_TEXT),
     '--config.bptt=5',
   ),
 }
