@@ -160,6 +160,52 @@ def undrawn() -> Iterator[None]:
     yield
 
 
+@pytest.fixture(scope='module')
+def same_programs() -> Iterator[None]:
+  """Runs of one config in a module have the same compiled functions, which are traced and compiled once.
+
+  A run that resumes in a process of its own would load them from the compilation cache. Not for modules that replace
+  traced functions.
+  """
+  from darts_jax.search import Searcher
+  from darts_jax.training import loop
+  from darts_jax.training.language import loop as language_loop
+
+  made: dict[Any, Any] = {}
+
+  def reused(make: Callable[..., Any], key: Any, *args: Any) -> Any:
+    # Arguments stay alive, since some are known by their identity.
+    if key not in made:
+      made[key] = make(*args), args
+    return made[key][0]
+
+  def mesh_key(mesh: Any) -> str:
+    return repr((mesh, [device.id for device in mesh.devices.flat]))
+
+  open_, restage = Searcher.open, Searcher.restage
+
+  def opened(settings: Any, data: Any, mesh: Any) -> Any:
+    key = repr(settings), repr(settings.task.fingerprint(data)), mesh_key(mesh)
+    return reused(open_, key, settings, data, mesh)
+
+  def restaged(self: Any, searched: Any, first_epoch: int) -> Any:
+    return reused(restage, (id(self), repr(searched), first_epoch), self, searched, first_epoch)
+
+  def trainer_of(kind: Any) -> Callable[..., Any]:
+    def make(*args: Any) -> Any:
+      *others, mesh = args
+      return reused(kind, (kind, repr(others), mesh_key(mesh)), *args)
+
+    return make
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(Searcher, 'open', opened)
+    patch.setattr(Searcher, 'restage', restaged)
+    patch.setattr(loop, 'Trainer', trainer_of(loop.Trainer))
+    patch.setattr(language_loop, 'LanguageTrainer', trainer_of(language_loop.LanguageTrainer))
+    yield
+
+
 @pytest.fixture
 def x64() -> Iterator[None]:
   """Makes float64 the default dtype of JAX for one test."""

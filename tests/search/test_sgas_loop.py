@@ -25,7 +25,7 @@ from darts_jax.settings import build
 from darts_jax.spaces import Mixing, undecided_edges
 from darts_jax.strategies.sgas import Decision
 
-pytestmark = pytest.mark.usefixtures('undrawn')
+pytestmark = pytest.mark.usefixtures('undrawn', 'same_programs')
 
 # Two nodes with five edges, four of which are decided in the end; three are here.
 CONFIG: dict[str, Any] = {

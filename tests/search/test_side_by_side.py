@@ -15,7 +15,7 @@ from darts_jax.runtime.mesh import make_mesh
 from darts_jax.search import loop
 from darts_jax.settings import build
 
-pytestmark = pytest.mark.usefixtures('undrawn')
+pytestmark = pytest.mark.usefixtures('undrawn', 'same_programs')
 
 SEEDS = (3, 4)
 

@@ -25,7 +25,7 @@ from darts_jax.search import loop
 from darts_jax.search.state import SearchState
 from experiments import search as command
 
-pytestmark = pytest.mark.usefixtures('undrawn')
+pytestmark = pytest.mark.usefixtures('undrawn', 'same_programs')
 
 
 def set_up(patch: pytest.MonkeyPatch) -> None:

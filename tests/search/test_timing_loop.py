@@ -22,7 +22,7 @@ from darts_jax.runtime.progress import Progress
 from darts_jax.search import Search, Searcher, loop
 from darts_jax.settings import build
 
-pytestmark = pytest.mark.usefixtures('undrawn')
+pytestmark = pytest.mark.usefixtures('undrawn', 'same_programs')
 
 
 @pytest.fixture(scope='module')

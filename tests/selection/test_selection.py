@@ -16,7 +16,7 @@ from darts_jax.training import comparison
 from darts_jax.training import loop as training_loop
 from experiments import select as command
 
-pytestmark = pytest.mark.usefixtures('undrawn')
+pytestmark = pytest.mark.usefixtures('undrawn', 'same_programs')
 
 
 def config(**changes):

@@ -17,7 +17,7 @@ from darts_jax.runtime.progress import Progress
 from darts_jax.spaces import darts
 from darts_jax.training import loop as training_loop
 
-pytestmark = pytest.mark.usefixtures('undrawn')
+pytestmark = pytest.mark.usefixtures('undrawn', 'same_programs')
 
 CELL = (('skip_connect', 0), ('avg_pool_3x3', 1))
 GENOTYPE = darts.genotype(CELL, (2,), CELL, (2,))

@@ -28,7 +28,7 @@ from darts_jax.training import language
 from darts_jax.training.language import LanguageTraining
 from darts_jax.training.language import loop as language_loop
 
-pytestmark = pytest.mark.usefixtures('undrawn')
+pytestmark = pytest.mark.usefixtures('undrawn', 'same_programs')
 
 EPOCHS = 8
 # 2,400 tokens in 8 columns: 300 rows, some 40 steps an epoch.
