@@ -51,6 +51,8 @@ class ArrayCell(nn.Module):
       `[N, …, D]`, of the nodes of the output: concatenated, their mean, or the one.
     """
     spec = self.spec
+    if isinstance(mixing, Mixing) and mixing.drop is not None:
+      raise ValueError('config.strategy: array cells have no drop path')
     weights = None if mixing is None else weights_of(mixing, spec)
     states = list(inputs)
     row = 0

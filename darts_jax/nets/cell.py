@@ -100,8 +100,8 @@ class Cell(nn.Module):
         for those that are larger.
       mixing: mixing weights, rows and columns as `spec` says, or those of operations alone, `[E, O]`; none for a
         discrete cell.
-      drop_path: `[E, N]`, what the edges of a discrete cell are multiplied with for every image, but for identities;
-        none for no drop path.
+      drop_path: `[E, N]`, what edges are multiplied with for every image, but for identities of a discrete cell; none
+        for no drop path.
       train: whether BN uses the statistics of the batch.
 
     Returns:
@@ -143,7 +143,8 @@ class Cell(nn.Module):
         else:
           messages = _messages(images, chosen, edges=len(members), plain=in_plain())
         for (edge, target), message in zip(members, messages, strict=True):
-          if drop_path is not None and not (operations == ['skip_connect'] and stride == 1):
+          is_identity = self.discrete and operations == ['skip_connect'] and stride == 1
+          if drop_path is not None and not is_identity:
             message = message * drop_path[edge].astype(message.dtype)[:, None, None, None]
           arriving[target - num_inputs].append(message)
     found = [states[node] for node in spec.outputs]

@@ -1,5 +1,6 @@
 """The convolutional networks: the supernet of a search, and the network of a found architecture [DARTS §3.1]."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -51,31 +52,41 @@ class Supernet(nn.Module):
   channel_part: int = 1
 
   @nn.compact
-  def __call__(self, images: Array, mixing: Mapping[str, Mixing | Array], *, train: bool) -> Array:
+  def __call__(
+    self, images: Array, mixing: Mapping[str, Mixing | Array], *, train: bool, keys: Array | None = None
+  ) -> Array:
     """Classifies images.
 
     Args:
       images: `[N, H, W, ·]`, normalised; their dtype is the dtype of computation.
       mixing: by kind of cell the mixing weights, or those of operations alone, `[E, O]`.
       train: whether BN uses the statistics of the batch.
+      keys: `[N, …]` uint32, the data of a random key for every image, by which drop path leaves edges out in training;
+        None for no drop path.
 
     Returns:
       `[N, num_classes]` logits, at least float32.
 
     Raises:
-      ValueError: the plan has a layer that cannot be built.
+      ValueError: the plan has a layer that cannot be built, or there is no drop path for such mixing weights.
     """
+    factors = None
+    if train and keys is not None:
+      factors = mixed_drop_path(mixing, self.plan, max(spec.num_edges for _, spec in self.cells), keys)
+      if factors is not None and self.channel_part > 1:
+        raise ValueError('config.strategy: there is no drop path where edges compute a part of the channels')
 
-    def compute(cell: Cell, inputs: Sequence[Array], mixing: Mixing | Array) -> Array:
-      return cell(inputs, mixing, train=train)
+    def compute(cell: Cell, inputs: Sequence[Array], mixing: Mixing | Array, factors: Array | None) -> Array:
+      return cell(inputs, mixing, factors, train=train)
 
     outputs = _stem(self, images, self.groups, train=train, smooth=self.smooth)
     compute_cell = nn.remat(compute) if self.remat else compute
     style: dict[str, Any] = {'smooth': self.smooth, 'groups': self.groups}
     own: dict[str, Any] = {'tracked': self.tracked, 'channel_part': self.channel_part}
-    for kind, module, count in _layers(self, discrete=False, **own, **style):
+    for index, (kind, module, count) in enumerate(_layers(self, discrete=False, **own, **style)):
       if isinstance(module, Cell):
-        outputs.append(compute_cell(module, last_of(outputs, count), mixing[kind]))
+        chosen = None if factors is None else factors[index]
+        outputs.append(compute_cell(module, last_of(outputs, count), mixing[kind], chosen))
       else:
         outputs.append(module(outputs[-1], train=train))
     last = _normalised(self, outputs[-1], self.groups, train=train, smooth=self.smooth)
@@ -196,6 +207,35 @@ def drop_path_factors(key: Array, rate: Array | float, shape: tuple[int, ...]) -
   """What drop path multiplies edges with: float32 of `shape`, 0 with probability `rate`, otherwise 1/(1 − `rate`)."""
   kept = 1 - jnp.asarray(rate, jnp.float32)
   return jax.random.bernoulli(key, kept, shape) / kept
+
+
+def mixed_drop_path(mixing: Mapping[str, Mixing | Array], plan: Plan, num_edges: int, keys: Array) -> Array | None:
+  """What drop path multiplies the edges of a supernet with.
+
+  Args:
+    mixing: by kind of cell the mixing weights.
+    plan: the layers.
+    num_edges: `E`, as many as the largest cell has.
+    keys: `[N, …]` uint32, the data of a random key for every image.
+
+  Returns:
+    `[L, E, N]` float32: for every layer, edge and image 0 with the probability that `Mixing.drop` says, otherwise the
+    reciprocal of the probability that it is not; 1 where nothing is dropped. None if no mixing weights have rates.
+
+  Raises:
+    ValueError: a constant stands for operations, which cannot be dropped.
+  """
+  known = {kind: each for kind, each in mixing.items() if isinstance(each, Mixing) and each.drop is not None}
+  if not known:
+    return None
+  if any(each.constant is not None for each in known.values()):
+    raise ValueError('config.strategy: there is no drop path where a constant stands for operations')
+  drops: dict[str, Any] = {kind: each.drop for kind, each in known.items()}
+  rates = {kind: jnp.pad(each, (0, num_edges - len(each))) for kind, each in drops.items()}
+  of_layers = jnp.stack([rates.get(layer.cell, jnp.zeros(num_edges)) for layer in plan.layers])
+  # Drawn for all cells at once, as in `Network`.
+  draw = functools.partial(drop_path_factors, rate=of_layers, shape=of_layers.shape)
+  return jnp.moveaxis(jax.vmap(draw)(jax.random.wrap_key_data(keys)), 0, -1)
 
 
 def _auxiliary_stride(stem: str) -> int:

@@ -107,6 +107,12 @@ class Searched:
     """The names of the architecture parameters."""
     return tuple(jax.eval_shape(self.init, jax.random.key(0)))
 
+  @functools.cached_property
+  def drops(self) -> bool:
+    """Whether mixing weights say rates of drop path."""
+    found = jax.eval_shape(lambda key: self.look(self.init(key), 0, key), jax.random.key(0))
+    return any(each.drop is not None for each in found.values())
+
   def mix(self, arch: Arch, step: Any, key: Array, purpose: Any) -> dict[str, Mixing]:
     """Mixing weights of the supernet.
 

@@ -17,6 +17,9 @@ class Mixing(NamedTuple):
     computed: `[E, O]` bool: the operations that are computed; the others leave their running statistics as they are,
       too. None for all.
     constant: `[]`: every pixel of what stands for an operation that is not computed; None for zeros.
+    drop: `[E]`: the probability that drop path leaves an edge out of the sum of its node, drawn for every cell and
+      image by itself in training mode; an edge that stays is divided by the probability that it does, so that
+      expectations are as without [RobustDARTS §5.1]. None for no drop path.
   """
 
   operations: Any
@@ -24,3 +27,4 @@ class Mixing(NamedTuple):
   active: Any | None = None
   computed: Any | None = None
   constant: Any | None = None
+  drop: Any | None = None

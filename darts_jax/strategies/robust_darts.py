@@ -2,22 +2,25 @@
 
 Architectures degenerate when the search comes to regions in which λ, the largest eigenvalue of ∂²L_val/∂α², is large
 [§4]. The search ends before λ has grown too much [§4.3], or goes on from there with a larger decay of the weights [§5].
+Drop path, too, regularises the weights, throughout the search [§5.1].
 
 Sources: [RobustDARTS] arXiv 1909.09656; the authors' code, github.com/automl/RobustDARTS, whose rule for when λ has
-grown this is. In the paper it has when an earlier mean is less than 3/4 of the present one.
+grown this is, and whose drop path. In the paper λ has grown when an earlier mean is less than 3/4 of the present one.
 """
 
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import jax.numpy as jnp
 import numpy as np
 
 from darts_jax import limits
 from darts_jax.settings import setting
 from darts_jax.spaces.cells import CellSpace
+from darts_jax.spaces.mixing import Mixing
 from darts_jax.strategies.darts import Darts
-from darts_jax.strategies.relaxed import Arch, Memory, Probe, Turn
+from darts_jax.strategies.relaxed import Arch, Cells, Memory, Probe, Time, Turn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +44,8 @@ class RobustDarts(Darts):
     first_epoch: the first epoch, counted from 0, that the search may return to.
     ridge: is added to λ; the authors' code has `config.alphas.weight_decay`, whose second derivative it is.
     weight_decays: of the weights after each time that λ has risen; none to stop at the first time.
+    drop_path: the probability that an edge is dropped for an image in the last epoch; it grows from 0 in the first one
+      by the same amount from epoch to epoch. All edges may be dropped, those of identities, too.
   """
 
   name: ClassVar[str] = 'robust_darts'
@@ -52,11 +57,28 @@ class RobustDarts(Darts):
   first_epoch: int = setting(10, at_least=0, at_most=limits.EPOCHS)
   ridge: float = setting(0.0, at_least=0, at_most=limits.FACTOR)
   weight_decays: tuple[float, ...] = setting((), at_least=0, at_most=limits.FACTOR)
+  drop_path: float = setting(0.0, at_least=0, below=1)
 
   @property
   def span(self) -> int:
     """Epochs from the one that is returned to, to the evaluation that says so."""
     return self.frequency * (self.window // 2 + self.lag)
+
+  def check(self, space: CellSpace) -> None:
+    """Raises a ValueError if the networks of the space cannot drop edges."""
+    if self.drop_path and space.task != 'images':
+      raise ValueError(
+        f'config.strategy.drop_path: {self.drop_path} is not allowed; networks of the space {space.name} have no drop'
+        ' path, so it has to be 0'
+      )
+
+  def mix(self, arch: Arch, space: CellSpace, cells: Cells, time: Time, key: Any, purpose: Any) -> dict[str, Mixing]:
+    """The softmax of every edge over the operations that it has, and the rate of drop path of the epoch."""
+    mixing = super().mix(arch, space, cells, time, key, purpose)
+    if not self.drop_path:
+      return mixing
+    rate = self.drop_path * time.epoch.astype(jnp.float32) / max(time.epochs - 1, 1)
+    return {name: each._replace(drop=jnp.full(cells[name].num_edges, rate)) for name, each in mixing.items()}
 
   def start(self) -> Memory:
     """Nothing is known."""

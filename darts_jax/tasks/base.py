@@ -127,6 +127,7 @@ class SupernetSpec(NamedTuple):
     batch_sizes: the examples of a batch in every epoch.
     first_epoch: the first epoch in which it is trained, counted from 0.
     channel_part: edges compute one in so many channels (see `darts_jax.nets.conv.Supernet`).
+    drops: whether mixing weights say rates of drop path.
   """
 
   space: CellSpace
@@ -134,6 +135,7 @@ class SupernetSpec(NamedTuple):
   batch_sizes: Sequence[int]
   first_epoch: int = 0
   channel_part: int = 1
+  drops: bool = False
 
 
 #: Is told of an event: `(step, event, message)`.

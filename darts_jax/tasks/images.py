@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,9 @@ Array = jax.Array
 PyTree = Any
 
 # What the random key of a step is folded with for each purpose.
-_ORDER, _VALID, _AUGMENT_TRAIN, _AUGMENT_VALID = range(FIRST_PURPOSE, FIRST_PURPOSE + 4)
+_ORDER, _VALID, _AUGMENT_TRAIN, _AUGMENT_VALID, _DRAW_TRAIN, _DRAW_VALID = range(FIRST_PURPOSE, FIRST_PURPOSE + 6)
+# Of the halves of the data.
+_AUGMENTS, _DRAWS = (_AUGMENT_TRAIN, _AUGMENT_VALID), (_DRAW_TRAIN, _DRAW_VALID)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,6 +184,21 @@ class ImageTask(Task[Images | ImageFiles]):
     return (StreamedLearner if self.data.stream else ImageLearner)(self, data, conditions, supernet, mesh)
 
 
+class ImageBatch(NamedTuple):
+  """A batch as a supernet reads it.
+
+  Attributes:
+    images: `[B, H, W, C]`, normalised.
+    labels: `[B]` int32.
+    keys: `[B, …]` uint32, the data of a random key for every image, of which the network draws; None if it draws
+      nothing.
+  """
+
+  images: Array
+  labels: Array
+  keys: Array | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageLoss:
   """Mean cross-entropy of a supernet in training mode (see `Objective`), and its accuracy.
@@ -199,15 +216,15 @@ class ImageLoss:
     weights: PyTree,
     statistics: Packed,
     mixing: dict[str, Mixing],
-    batch: Examples,
+    batch: ImageBatch,
     precision: str,
     updating: Array,
   ) -> tuple[Array, Seen]:
-    """See `Objective`; a batch is normalised images `[B, H, W, C]` and labels `[B]`."""
+    """See `Objective`."""
     del updating
     # In float32 images keep their dtype, which is float64 where exactness is tested.
     images = batch.images if precision == 'float32' else batch.images.astype(precision)
-    logits, after = apply_in_training(self.net, weights, statistics, images, mixing)
+    logits, after = apply_in_training(self.net, weights, statistics, images, mixing, keys=batch.keys)
     loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels))
     accuracy = jnp.mean(jnp.argmax(logits, -1) == batch.labels, dtype=loss.dtype)
     computed = flagged(self.net, statistics.tree, {name: each.computed for name, each in mixing.items()})
@@ -285,11 +302,19 @@ class ImageLearner(Learner):
       jax.random.randint(jax.random.fold_in(step_key, _VALID), (size,), 0, self._num_valid),
     )
     parts = []
-    for half, drawn, purpose in zip(data, indices, (_AUGMENT_TRAIN, _AUGMENT_VALID), strict=True):
+    for half, drawn, purpose, draws in zip(data, indices, _AUGMENTS, _DRAWS, strict=True):
       chosen = shards.own(drawn)
       images = self._augmented(half.images[chosen], step_key, purpose)
-      parts.append(Examples(images, half.labels[chosen]))
+      parts.append(ImageBatch(images, half.labels[chosen], self._keys(step_key, draws, len(images))))
     return Halves(*parts)
+
+  def _keys(self, step_key: Array, purpose: int, count: int) -> Array | None:
+    """Keys of this device's images of a batch, see `ImageBatch`; each is made of the image's place in the batch."""
+    if not self._supernet.drops:
+      return None
+    key = jax.random.fold_in(step_key, purpose)
+    places = self._shards.first(count) + jnp.arange(count)
+    return jax.random.key_data(jax.vmap(functools.partial(jax.random.fold_in, key))(places))
 
   def _augmented(self, images: Array, step_key: Array, purpose: int) -> Array:
     """This device's raw images of a batch, augmented and normalised."""
@@ -372,12 +397,13 @@ class StreamedLearner(ImageLearner):
     """This device's part of the batches of a step."""
     step_key = jax.random.fold_in(moment.key, moment.step)
     parts = []
-    for half, purpose in ((data.train, _AUGMENT_TRAIN), (data.valid, _AUGMENT_VALID)):
+    for half, purpose, draws in zip((data.train, data.valid), _AUGMENTS, _DRAWS, strict=True):
       # As in memory, images are gathered by their places, so that the compiler makes the same of all that follows.
       images, labels = (each.reshape(-1, *each.shape[2:]) for each in half)
       rows = half.labels.shape[1]
       chosen = (moment.step - data.first) * rows + jnp.arange(rows)
-      parts.append(Examples(self._augmented(images[chosen], step_key, purpose), labels[chosen]))
+      augmented = self._augmented(images[chosen], step_key, purpose)
+      parts.append(ImageBatch(augmented, labels[chosen], self._keys(step_key, draws, rows)))
     return Halves(*parts)
 
   def measure(self, variables: PyTree, mixing: dict[str, Mixing], data: Window) -> Evaluation:  # type: ignore[override]

@@ -11,6 +11,7 @@ from darts_jax.nets.mixed import weights_of
 from darts_jax.spaces import CellSpec, Darts, Edge, Mixing, darts, published
 from darts_jax.spaces.darts import CANDIDATES
 from darts_jax.spaces.nasbench201 import NasBench201
+from darts_jax.spaces.robust import Robust
 
 CHANNELS = 4
 SMALL = Darts(2).cells['normal']
@@ -181,6 +182,22 @@ def test_weights_of_edges_multiply_the_sums_of_their_operations(plain):
   # Without them the program is the one that takes weights of operations alone.
   alone, array = (compute.lower(each).as_text() for each in (Mixing(operations), operations))
   assert alone == array
+
+
+@pytest.mark.usefixtures('x64')
+def test_drop_path_scales_the_sum_of_an_edge_for_every_image_also_identities(plain):
+  """In S1 of RobustDARTS, where an edge mixes operations that it shares with others, and some it alone has."""
+  spec = Robust('s1').cells['normal']
+  cell = Cell(spec, CHANNELS, 1, (False, False), discrete=False)
+  inputs = draw_inputs(cell, (3, 4))
+  rng = np.random.default_rng(2)
+  operations = rng.uniform(size=(spec.num_edges, len(spec.operations)))
+  variables = plain.draw(lambda: cell.init(jax.random.key(0), inputs, operations, train=False))
+  factors = rng.choice([0, 1 / (1 - 0.4)], size=(spec.num_edges, 2), p=[0.4, 0.6])
+  found = jax.jit(lambda factors: cell.apply(variables, inputs, operations, factors, train=True))(factors)
+  scale = factors[:, :, None, None, None]
+  expected = plain.cell(cell, variables, inputs, operations, train=True, edges_mixing=scale)
+  np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
 
 
 def test_a_node_that_nothing_reaches_is_zero():
