@@ -85,7 +85,8 @@ def run(
     config: fields of `darts_jax.trials.settings.TrialSearch`, as nested mappings or `ConfigDict`.
     workdir: gets `config.json`, `trials.jsonl` (see `darts_jax.trials.journal`), `genotype.json` of the best so far,
       `metrics.jsonl` (a step is an outcome), `tensorboard/` and `report.html`; of trainings from scratch `trials/0`, …,
-      and `pick`. A search that was stopped or killed goes on to the same result.
+      and `pick`. A search that was stopped or killed goes on to the same result, and one that has ended goes on to
+      more `trials`.
     note: is told what came of every evaluation.
     writers: are told of all numbers as they are logged.
 
@@ -101,7 +102,7 @@ def run(
     dataset = evaluator.fingerprint(settings.space)
     judge = settings.space.judge(evaluator.data_name())
     executor = _executor(settings, evaluator)
-    claim(workdir, {**as_config(settings), 'dataset': dataset}, KIND)
+    claim(workdir, {**as_config(settings), 'dataset': dataset}, KIND, growing=('trials',))
     with InterruptGuard() as guard, Journal(workdir) as journal:
       return _Run(settings, evaluator, judge, workdir, journal, note, guard).run(executor, writers)
 
@@ -166,7 +167,8 @@ class _Run:
     resume_step = None if is_new else told
     with MetricsLogs([self._workdir], resume_step=resume_step, saved=[b''], writers=writers) as self._log:
       lines = metrics.read(self._workdir)
-      has_ended = any(line.get('event') in ('finished', 'failed') for line in lines)
+      # Not so if there were fewer trials when it did.
+      has_ended = any(line.get('event') in ('finished', 'failed') and line['step'] == total for line in lines)
       self._begin(lines, told)
       if not is_new and not has_ended:
         self._event('resumed', f'resumed after {told} of {total} evaluations', told)
@@ -272,9 +274,9 @@ class _Run:
       self._log.write('test', len(self._outcomes), {'loss': math.nan, **values})
 
   def _tested(self) -> dict[str, float]:
-    """What `_test` has measured."""
+    """What `_test` has measured of the best of all outcomes, and not of that of fewer."""
     lines = metrics.read(self._workdir)
-    [*_, tested] = [{}, *(line for line in lines if line['kind'] == 'test')]
+    [*_, tested] = [{}, *(line for line in lines if line['kind'] == 'test' and line['step'] == len(self._outcomes))]
     return {f'test_{name}': value for name, value in tested.items() if name not in ('kind', 'step')}
 
   def _result(self, finished: bool) -> TrialsResult:
