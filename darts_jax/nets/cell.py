@@ -18,6 +18,7 @@ from darts_jax.nets.operations import FactorizedReduce, Operations, ReluConv
 from darts_jax.nets.pooling import halve, max_halve
 from darts_jax.runtime.materialise import materialise
 from darts_jax.spaces import CellSpec, Mixing
+from darts_jax.spaces.operations import NOISE
 
 Array = jax.Array
 
@@ -49,7 +50,9 @@ def node_operations(spec: CellSpec, source: int, *, stride: int, discrete: bool,
     discrete: whether operations are those of a discrete network.
     **settings: further fields of `Operations`.
   """
-  edges = [(operation, len(members)) for operation, members in operation_groups(spec, source).items()]
+  groups = operation_groups(spec, source)
+  # Noise is not computed of a node.
+  edges = [(operation, len(members)) for operation, members in groups.items() if operation != NOISE]
   if not discrete:
     # So that the variables of a smaller supernet lie in the order that they have in this one.
     edges.sort(key=lambda each: spec.operations.index(each[0]))
@@ -90,6 +93,7 @@ class Cell(nn.Module):
     inputs: Sequence[Array],
     mixing: Mixing | Array | None = None,
     drop_path: Array | None = None,
+    keys: Array | None = None,
     *,
     train: bool,
   ) -> Array:
@@ -102,6 +106,7 @@ class Cell(nn.Module):
         discrete cell.
       drop_path: `[E, N]`, what edges are multiplied with for every image, but for identities of a discrete cell; none
         for no drop path.
+      keys: `[N]` typed random keys of which noise is drawn for every image; `[1]`, or none, for the same noise for all.
       train: whether BN uses the statistics of the batch.
 
     Returns:
@@ -116,6 +121,7 @@ class Cell(nn.Module):
     weights = None if mixed is None else _by_operation(mixed, spec)
     arriving: list[list[Array]] = [[] for _ in spec.nodes]
     part, passed = self.channels // self.channel_part, list[Array]()
+    noise = self._noise(states[0], part, keys)
     for source in range(num_inputs + len(spec.nodes)):
       if source >= num_inputs:
         node = source - num_inputs
@@ -132,6 +138,8 @@ class Cell(nn.Module):
         spec, source, stride=self.stride, discrete=self.discrete, **settings, name=f'node{source}'
       )
       outputs = operate(image, train=train)
+      if source in noise:
+        outputs[NOISE] = Affine.identity(noise[source])
       by_members: dict[Members, list[str]] = {}
       for operation, members in groups.items():
         by_members.setdefault(members, []).append(operation)
@@ -151,6 +159,29 @@ class Cell(nn.Module):
     if spec.output == 'concat':
       return jnp.concatenate(found, axis=-1)
     return found[0] if len(found) == 1 else functools.reduce(jnp.add, found) / len(found)
+
+  def _noise(self, first: Array, channels: int, keys: Array | None) -> dict[int, Array]:
+    """Numbers of a standard normal distribution for the edges with noise that leave a node, as stacks.
+
+    Args:
+      first: the first input.
+      channels: that operations compute.
+      keys: see `__call__`.
+    """
+    sources = range(self.spec.num_inputs + len(self.spec.nodes))
+    counts = {source: len(operation_groups(self.spec, source).get(NOISE, ())) for source in sources}
+    counts = {source: count for source, count in counts.items() if count}
+    if not counts:
+      return {}
+    keys = jax.random.key(0)[None] if keys is None else keys
+    # Of all edges at once, since each draw of its own would add a copy of the random generator to the program.
+    shape = (sum(counts.values()), *(-(-side // self.stride) for side in first.shape[1:3]), channels)
+    drawn = jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32), out_axes=1)(keys).astype(first.dtype)
+    whole = jnp.broadcast_to(materialise(drawn), (shape[0], len(first), *shape[1:]))
+    stacks = lax.split(whole, [*counts.values()])
+    if as_channels():
+      stacks = [jnp.concatenate([*stack], axis=-1)[None] for stack in stacks]
+    return dict(zip(counts, stacks, strict=True))
 
   def _prepare(self, inputs: Sequence[Array], train: bool) -> list[Array]:
     """The images of the first nodes, `[N, H, W, C]` each."""
@@ -200,6 +231,11 @@ class Cell(nn.Module):
     elif constant is None and not messages:
       return total
     return materialise(total / len(self.spec.nodes[node]) if self.spec.merge == 'mean' else total)
+
+
+def folded(keys: Array, number: int) -> Array:
+  """`[N]` typed random keys, each folded with a number."""
+  return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
 def _passed_on(images: Sequence[Array], edges: Array | None) -> Array:

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
@@ -10,14 +10,17 @@ import jax
 import jax.numpy as jnp
 
 from darts_jax.nets.blocks import Residual, conv
-from darts_jax.nets.cell import Cell
+from darts_jax.nets.cell import Cell, folded
 from darts_jax.nets.layers import WHOLE_BATCH, BatchNorm, NormGroups, activate, uniform_fan_in
 from darts_jax.spaces import CellSpec, Mixing, Plan
+from darts_jax.spaces.operations import NOISE
 
 Array = jax.Array
 T = TypeVar('T')
 #: Kinds of cells by name.
 Cells = tuple[tuple[str, CellSpec], ...]
+# What the key of an image is folded with for each purpose.
+_DROP_PATH, _NOISE = range(2)
 
 
 class Supernet(nn.Module):
@@ -61,8 +64,8 @@ class Supernet(nn.Module):
       images: `[N, H, W, ·]`, normalised; their dtype is the dtype of computation.
       mixing: by kind of cell the mixing weights, or those of operations alone, `[E, O]`.
       train: whether BN uses the statistics of the batch.
-      keys: `[N, …]` uint32, the data of a random key for every image, by which drop path leaves edges out in training;
-        None for no drop path.
+      keys: `[N, …]` uint32, the data of a random key for every image, by which noise is drawn, and drop path leaves
+        edges out in training. None for noise that is always the same, and the same for all images, and no drop path.
 
     Returns:
       `[N, num_classes]` logits, at least float32.
@@ -70,14 +73,17 @@ class Supernet(nn.Module):
     Raises:
       ValueError: the plan has a layer that cannot be built, or there is no drop path for such mixing weights.
     """
-    factors = None
-    if train and keys is not None:
-      factors = mixed_drop_path(mixing, self.plan, max(spec.num_edges for _, spec in self.cells), keys)
+    factors, typed = None, None if keys is None else jax.random.wrap_key_data(keys)
+    if train and typed is not None:
+      num_edges = max(spec.num_edges for _, spec in self.cells)
+      factors = mixed_drop_path(mixing, self.plan, num_edges, folded(typed, _DROP_PATH))
       if factors is not None and self.channel_part > 1:
         raise ValueError('config.strategy: there is no drop path where edges compute a part of the channels')
 
-    def compute(cell: Cell, inputs: Sequence[Array], mixing: Mixing | Array, factors: Array | None) -> Array:
-      return cell(inputs, mixing, factors, train=train)
+    def compute(
+      cell: Cell, inputs: Sequence[Array], mixing: Mixing | Array, factors: Array | None, keys: Array | None
+    ) -> Array:
+      return cell(inputs, mixing, factors, keys, train=train)
 
     outputs = _stem(self, images, self.groups, train=train, smooth=self.smooth)
     compute_cell = nn.remat(compute) if self.remat else compute
@@ -86,7 +92,8 @@ class Supernet(nn.Module):
     for index, (kind, module, count) in enumerate(_layers(self, discrete=False, **own, **style)):
       if isinstance(module, Cell):
         chosen = None if factors is None else factors[index]
-        outputs.append(compute_cell(module, last_of(outputs, count), mixing[kind], chosen))
+        own_keys = _noise_keys(module, index, typed)
+        outputs.append(compute_cell(module, last_of(outputs, count), mixing[kind], chosen, own_keys))
       else:
         outputs.append(module(outputs[-1], train=train))
     last = _normalised(self, outputs[-1], self.groups, train=train, smooth=self.smooth)
@@ -132,7 +139,15 @@ class Network(nn.Module):
   remat: bool = False
 
   @nn.compact
-  def __call__(self, images: Array, *, train: bool, drop_path: Array | float = 0.0, key: Array | None = None) -> Logits:
+  def __call__(
+    self,
+    images: Array,
+    *,
+    train: bool,
+    drop_path: Array | float = 0.0,
+    key: Array | None = None,
+    keys: Array | None = None,
+  ) -> Logits:
     """Classifies images.
 
     Args:
@@ -141,6 +156,8 @@ class Network(nn.Module):
       drop_path: `[]`, probability in [0, 1) that an edge is dropped for an image; the others are scaled up by
         1/(1 − `drop_path`), so that expectations stay. Identities are never dropped [DARTS §A.2].
       key: draws what is dropped, in training; None for no drop path.
+      keys: `[N]` typed random keys, of which noise is drawn; None for noise that is always the same, and the same for
+        all images.
     """
     outputs = _stem(self, images, WHOLE_BATCH, train=train)
     factors: Array | None = None
@@ -149,15 +166,15 @@ class Network(nn.Module):
       num_edges = max(spec.num_edges for _, spec in self.cells)
       factors = drop_path_factors(key, drop_path, (len(self.plan.layers), num_edges, len(images)))
 
-    def compute(cell: Cell, inputs: Sequence[Array], factors: Array | None) -> Array:
-      return cell(inputs, None, factors, train=train)
+    def compute(cell: Cell, inputs: Sequence[Array], factors: Array | None, keys: Array | None) -> Array:
+      return cell(inputs, None, factors, keys, train=train)
 
     compute_cell: Callable[..., Array] = nn.remat(compute) if self.remat else compute
     auxiliary = None
     for index, (_, module, count) in enumerate(_layers(self, discrete=True)):
       if isinstance(module, Cell):
         chosen = None if factors is None else factors[index]
-        outputs.append(compute_cell(module, last_of(outputs, count), chosen))
+        outputs.append(compute_cell(module, last_of(outputs, count), chosen, _noise_keys(module, index, keys)))
       else:
         outputs.append(module(outputs[-1], train=train))
       if self.auxiliary and index == self.plan.auxiliary and (train or self.is_initializing()):
@@ -216,7 +233,7 @@ def mixed_drop_path(mixing: Mapping[str, Mixing | Array], plan: Plan, num_edges:
     mixing: by kind of cell the mixing weights.
     plan: the layers.
     num_edges: `E`, as many as the largest cell has.
-    keys: `[N, …]` uint32, the data of a random key for every image.
+    keys: `[N]` typed random keys, one an image.
 
   Returns:
     `[L, E, N]` float32: for every layer, edge and image 0 with the probability that `Mixing.drop` says, otherwise the
@@ -235,7 +252,19 @@ def mixed_drop_path(mixing: Mapping[str, Mixing | Array], plan: Plan, num_edges:
   of_layers = jnp.stack([rates.get(layer.cell, jnp.zeros(num_edges)) for layer in plan.layers])
   # Drawn for all cells at once, as in `Network`.
   draw = functools.partial(drop_path_factors, rate=of_layers, shape=of_layers.shape)
-  return jnp.moveaxis(jax.vmap(draw)(jax.random.wrap_key_data(keys)), 0, -1)
+  return jnp.moveaxis(jax.vmap(draw)(keys), 0, -1)
+
+
+def draws(cells: Iterable[CellSpec]) -> bool:
+  """Whether an edge of the cells may have noise."""
+  return any(NOISE in edge.operations for spec in cells for _, edge in spec.edges)
+
+
+def _noise_keys(cell: Cell, index: int, keys: Array | None) -> Array | None:
+  """What a layer draws noise of, made of the keys of images, or of a fixed one; none for a cell without noise."""
+  if not draws([cell.spec]):
+    return None
+  return folded(folded(jax.random.key(0)[None] if keys is None else keys, _NOISE), index)
 
 
 def _auxiliary_stride(stem: str) -> int:

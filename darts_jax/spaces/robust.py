@@ -17,9 +17,8 @@ from darts_jax.settings import setting
 from darts_jax.spaces.cells import CellSpace, CellSpec, full_cell
 from darts_jax.spaces.darts import CANDIDATES, Darts
 from darts_jax.spaces.look import Look
+from darts_jax.spaces.operations import NOISE
 
-#: Gaussian noise in place of the image, an operation of S4.
-NOISE = 'noise'
 #: The candidates of all edges, where they have the same ones.
 UNIFORM: Mapping[str, tuple[str, ...]] = {
   's2': ('skip_connect', 'sep_conv_3x3'),
@@ -41,7 +40,7 @@ class Robust(CellSpace):
   Attributes:
     subspace: which one. `s1`: two operations an edge, those that were left when the weakest were dropped from the space
       of DARTS time and again. `s2`: identities and separable convolutions. `s3`: the same and `none`. `s4`: noise and
-      separable convolutions; the network needs an operation of the name `noise`.
+      separable convolutions.
     nodes: intermediate nodes of a cell; 4 in the paper, and always in `s1`.
 
   Raises:

@@ -19,7 +19,7 @@ from darts_jax.data.batches import Evaluation, Examples, epoch_indices, evaluate
 from darts_jax.data.files import ImageFiles
 from darts_jax.data.images import Images, digest, from_arrays, intact, part, split
 from darts_jax.data.settings import IN_FILES, Augment, Source
-from darts_jax.nets.conv import Supernet, check_statistics
+from darts_jax.nets.conv import Supernet, check_statistics, draws
 from darts_jax.nets.layers import WHOLE_BATCH, NormGroups, init_variables
 from darts_jax.nets.operations import check_own
 from darts_jax.nets.owners import flagged, left, owners
@@ -302,15 +302,15 @@ class ImageLearner(Learner):
       jax.random.randint(jax.random.fold_in(step_key, _VALID), (size,), 0, self._num_valid),
     )
     parts = []
-    for half, drawn, purpose, draws in zip(data, indices, _AUGMENTS, _DRAWS, strict=True):
+    for half, drawn, purpose, of_keys in zip(data, indices, _AUGMENTS, _DRAWS, strict=True):
       chosen = shards.own(drawn)
       images = self._augmented(half.images[chosen], step_key, purpose)
-      parts.append(ImageBatch(images, half.labels[chosen], self._keys(step_key, draws, len(images))))
+      parts.append(ImageBatch(images, half.labels[chosen], self._keys(step_key, of_keys, len(images))))
     return Halves(*parts)
 
   def _keys(self, step_key: Array, purpose: int, count: int) -> Array | None:
     """Keys of this device's images of a batch, see `ImageBatch`; each is made of the image's place in the batch."""
-    if not self._supernet.drops:
+    if not self._supernet.drops and not draws(self._supernet.cells.values()):
       return None
     key = jax.random.fold_in(step_key, purpose)
     places = self._shards.first(count) + jnp.arange(count)
@@ -397,13 +397,13 @@ class StreamedLearner(ImageLearner):
     """This device's part of the batches of a step."""
     step_key = jax.random.fold_in(moment.key, moment.step)
     parts = []
-    for half, purpose, draws in zip((data.train, data.valid), _AUGMENTS, _DRAWS, strict=True):
+    for half, purpose, of_keys in zip((data.train, data.valid), _AUGMENTS, _DRAWS, strict=True):
       # As in memory, images are gathered by their places, so that the compiler makes the same of all that follows.
       images, labels = (each.reshape(-1, *each.shape[2:]) for each in half)
       rows = half.labels.shape[1]
       chosen = (moment.step - data.first) * rows + jnp.arange(rows)
       augmented = self._augmented(images[chosen], step_key, purpose)
-      parts.append(ImageBatch(augmented, labels[chosen], self._keys(step_key, draws, rows)))
+      parts.append(ImageBatch(augmented, labels[chosen], self._keys(step_key, of_keys, rows)))
     return Halves(*parts)
 
   def measure(self, variables: PyTree, mixing: dict[str, Mixing], data: Window) -> Evaluation:  # type: ignore[override]

@@ -1,4 +1,4 @@
-"""A search whose supernet drops paths: what the rates and random numbers depend on."""
+"""A search whose supernet drops paths and has noise: what the rates and random numbers depend on."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ SEARCH = build(
     'batch_size': 256,
     'data': {'name': 'digits'},
     'augment': {'crop_padding': 1, 'flip': False},
-    'space': {'name': 'robust', 'subspace': 's2', 'nodes': 1},
+    'space': {'name': 'robust', 'subspace': 's4', 'nodes': 1},
     'network': {'channels': 2, 'layers': 3},
     # Decay keeps gradients from being nothing but rounding, of which Adam makes steps of full length.
     'alphas': {'learning_rate': 0.003, 'weight_decay': 0.1},
@@ -60,6 +60,15 @@ def test_eight_devices_drop_the_same_and_take_the_steps_of_one(make_lab, states)
     np.testing.assert_allclose(state.alphas[name], alphas, rtol=0, atol=1e-5)
   np.testing.assert_allclose(state.weights.vector, states[4].weights.vector, rtol=0, atol=1e-4)
   np.testing.assert_allclose(state.statistics.vector, states[4].statistics.vector, rtol=0, atol=1e-4)
+
+
+def test_evaluations_have_the_same_noise_on_all_devices(make_lab, lab, states):
+  found = [
+    jax.device_get(each.searcher.evaluate(jax.device_put(states[4], each.searcher.template().step.sharding), each.data))
+    for each in (lab, lab, make_lab(SEARCH, 8))
+  ]
+  assert found[0] == found[1]
+  np.testing.assert_allclose(found[2].loss, found[0].loss, rtol=1e-5)
 
 
 def test_images_draw_by_step_half_and_place(lab, states):

@@ -17,6 +17,7 @@ from darts_jax.search import Search, Searcher
 from darts_jax.search.searched import NO_SUPERNET, Searched
 from darts_jax.settings import build
 from darts_jax.spaces.darts import CANDIDATES, Darts
+from darts_jax.spaces.operations import OPERATIONS
 from darts_jax.spaces.robust import Robust
 from darts_jax.strategies import RELAXED
 from darts_jax.strategies.sgas import Decision, Sgas
@@ -75,12 +76,18 @@ def test_files(tmp_path):
   [
     ({'subspace': 's5'}, "config.space.subspace: 's5' is not known; "),
     ({'subspace': 's1', 'nodes': 3}, 'config.space.nodes: 3 is not allowed; cells of s1 have 4'),
-    ({'subspace': 's4'}, "config.space.name: 'robust' is not allowed; the task images has no operation 'noise'"),
   ],
 )
 def test_what_cannot_be_searched_is_one_line(space, message):
   with pytest.raises(ValueError, match=f'^{message}[^\n]*$'):
     build(Search, {'space': {'name': 'robust', **space}})
+
+
+def test_an_operation_that_networks_do_not_have_is_one_line(monkeypatch):
+  monkeypatch.delitem(OPERATIONS, 'noise')
+  message = "config.space.name: 'robust' is not allowed; the task images has no operation 'noise', only none, "
+  with pytest.raises(ValueError, match=f'^{message}[^\n]*$'):
+    build(Search, {'space': {'name': 'robust', 'subspace': 's4'}})
 
 
 def masks(spec):
