@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from darts_jax.nets.array_cell import ArrayCell
 from darts_jax.nets.bilinear import edges_as_channels
 from darts_jax.nets.cell import Cell
 from darts_jax.nets.mixed import weights_of
@@ -12,6 +13,7 @@ from darts_jax.spaces import CellSpec, Darts, Edge, Mixing, darts, published
 from darts_jax.spaces.darts import CANDIDATES
 from darts_jax.spaces.nasbench201 import NasBench201
 from darts_jax.spaces.robust import Robust
+from darts_jax.tasks.text import cell_weights
 
 CHANNELS = 4
 SMALL = Darts(2).cells['normal']
@@ -200,6 +202,14 @@ def test_drop_path_scales_the_sum_of_an_edge_for_every_image_also_identities(pla
   np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
 
 
+def test_cells_without_drop_path_are_one_line():
+  mixing = Mixing(np.ones((SMALL.num_edges, 8)), drop=np.zeros(SMALL.num_edges))
+  with pytest.raises(ValueError, match='^config.strategy: recurrent cells have no drop path$'):
+    cell_weights({'cell': mixing})
+  with pytest.raises(ValueError, match='^config.strategy: array cells have no drop path'):
+    ArrayCell('cell', SMALL, 3).apply({}, [np.zeros((2, 3))] * 2, mixing, train=True)
+
+
 def test_a_node_that_nothing_reaches_is_zero():
   space = NasBench201()
   [(_, spec)] = space.from_json('|none~0|+|none~0|skip_connect~1|+|skip_connect~0|none~1|skip_connect~2|').cells
@@ -247,6 +257,7 @@ def test_a_constant_stands_for_operations_that_are_not_computed(plain, weighted)
     Mixing(np.ones((SMALL.num_edges, 8)), active=np.ones(8, bool)),
     Mixing(np.ones((SMALL.num_edges, 8)), computed=np.ones((SMALL.num_edges, 8))),
     Mixing(np.ones((SMALL.num_edges, 8)), computed=np.ones((SMALL.num_edges, 8), bool), constant=np.ones(3)),
+    Mixing(np.ones((SMALL.num_edges, 8)), drop=np.ones((SMALL.num_edges, 8))),
   ],
 )
 def test_mixing_weights_that_do_not_fit_a_cell_are_named(wrong):
