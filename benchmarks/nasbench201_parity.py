@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from darts_jax.data.batches import Examples
 from darts_jax.hypergradient import exact
 from darts_jax.interop.nasbench201 import convert
 from darts_jax.laboratory.bench import Bench, Frozen, to_host
@@ -23,6 +22,7 @@ from darts_jax.search.state import SearchState
 from darts_jax.spaces import Mixing
 from darts_jax.spaces.nasbench201 import CELL, OPERATIONS, NasBench201
 from darts_jax.tasks.base import Halves
+from darts_jax.tasks.images import ImageBatch
 
 #: Tolerance in float64, relative to the largest number of an array.
 TOLERANCE = 1e-9
@@ -160,7 +160,7 @@ def compare_virtual_steps(values: Mapping[str, np.ndarray]) -> Iterator[Result]:
   weights, alphas = Packed.pack(variables['params']), {CELL: jnp.asarray(values['alpha'])}
   momentum = Packed.pack(convert(net, group(values, 'momentum/'), statistics=False)['params']).vector
   train, valid = (
-    Examples(images_of(values, f'x_{half}'), jnp.asarray(values[f'y_{half}'])) for half in ('train', 'valid')
+    ImageBatch(images_of(values, f'x_{half}'), jnp.asarray(values[f'y_{half}'])) for half in ('train', 'valid')
   )
   bench = Bench(net, searched, optimizers, 'float64', products_of_weights=False)
 

@@ -41,7 +41,6 @@ import optax
 from benchmarks import nasbench201_parity, strategies_parity
 from benchmarks.command import exit_code
 from darts_jax import spaces
-from darts_jax.data.batches import Examples
 from darts_jax.data.sequences import Sequences
 from darts_jax.hypergradient import Estimator, exact, finite_difference, first_order
 from darts_jax.interop.reference import convert_language_model, convert_network, convert_supernet, infer_network
@@ -60,7 +59,7 @@ from darts_jax.spaces import from_json, kind_of, to_json, undecided_edges
 from darts_jax.strategies.darts import Darts
 from darts_jax.strategies.sgas import Decision, Sgas
 from darts_jax.tasks.base import Halves
-from darts_jax.tasks.images import ImageLoss
+from darts_jax.tasks.images import ImageBatch, ImageLoss
 from darts_jax.tasks.text import TextBatch, TextLoss
 
 # Tolerances in float64. Outputs and gradients agree up to rounding; a finite difference divides the rounding errors of
@@ -93,7 +92,7 @@ class SearchFile:
     self.variables = convert_supernet(self.net, self._group('w/'))
     self.searched = Searched.start(Darts(), space)
     self.train, self.valid = (
-      Examples(jnp.asarray(values[f'x_{half}'].transpose(0, 2, 3, 1)), jnp.asarray(values[f'y_{half}']))
+      ImageBatch(jnp.asarray(values[f'x_{half}'].transpose(0, 2, 3, 1)), jnp.asarray(values[f'y_{half}']))
       for half in ('train', 'valid')
     )
     meta = self.meta
@@ -134,7 +133,7 @@ class SearchFile:
   def step(self, estimator: Estimator) -> tuple[SearchState, StepInfo]:
     """One whole search step."""
 
-    def run(state: SearchState, train: Examples, valid: Examples) -> tuple[SearchState, StepInfo]:
+    def run(state: SearchState, train: ImageBatch, valid: ImageBatch) -> tuple[SearchState, StepInfo]:
       return search_step(
         state,
         train,

@@ -9,7 +9,6 @@ import numpy as np
 import optax
 
 from benchmarks.nasbench201_parity import TOLERANCE, Result, compare_trees, error_beyond_rounding, group, images_of
-from darts_jax.data.batches import Examples
 from darts_jax.hypergradient.lanczos import tridiagonal
 from darts_jax.interop.nasbench201 import convert
 from darts_jax.interop.reference import Reader, convert_supernet, read_operations
@@ -30,7 +29,7 @@ from darts_jax.strategies.gdas import Gdas
 from darts_jax.strategies.pc_darts import PcDarts
 from darts_jax.strategies.relaxed import ALPHAS, Time
 from darts_jax.strategies.robust_darts import RobustDarts
-from darts_jax.tasks.images import ImageLoss
+from darts_jax.tasks.images import ImageBatch, ImageLoss
 
 #: Larger than that of gradients, since second derivatives are sums of many more products.
 TOLERANCE_HESSIAN = 1e-8
@@ -171,7 +170,7 @@ def compare_robust_darts(values: Mapping[str, np.ndarray]) -> Iterator[Result]:
   space = Darts(operations=tuple(meta['ops']))
   net = Supernet(tuple(space.cells.items()), space.plan(meta['layers']), meta['C'], meta['num_classes'])
   variables = convert_supernet(net, group(values, 'w/'))
-  batch = Examples(images_of(values, 'x'), jnp.asarray(values['y']))
+  batch = ImageBatch(images_of(values, 'x'), jnp.asarray(values['y']))
   alphas = {name: jnp.asarray(values[f'alphas_{name}']) for name in space.cells}
   weights, statistics = Packed.pack(variables['params']), Packed.pack(variables['batch_stats'])
   searched = Searched.start(DartsStrategy(), space)

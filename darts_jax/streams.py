@@ -24,8 +24,16 @@ class Stream(enum.IntEnum):
   AUGMENT_TRAIN = 3
   #: Augmentation of the batch of the architecture's half, of a step.
   AUGMENT_VALID = 4
+  #: Drop path and noise in the batch of the weights' half, of a step.
+  DRAW_TRAIN = 5
+  #: Drop path and noise in the batch of the architecture's half, of a step.
+  DRAW_VALID = 6
   #: Samples of mixing weights that are shown or evaluated between two steps.
   LOOK = 2**16
+  #: Drop path in the supernet, of the key of an image from the two streams before.
+  IMAGE_DROP_PATH = 0
+  #: Noise in a network, of the key of an image.
+  IMAGE_NOISE = 1
 
   # Searches of text, whose batches follow each other through the text.
   #: Dropout masks of the batch of the weights' half, of a step.
@@ -40,3 +48,5 @@ class Stream(enum.IntEnum):
   DROPOUT = 0
   #: Augmentation of a batch, of a step.
   AUGMENT = 2
+  #: Noise of the operation `noise`, of a step.
+  NOISE = 3

@@ -10,11 +10,13 @@ import numpy as np
 from darts_jax.data.augment import normalise
 from darts_jax.interop import onnx_file
 from darts_jax.nets.bilinear import in_plain_operations
+from darts_jax.nets.conv import draws
 from darts_jax.runtime import weights
 from darts_jax.runtime.durable import replacing
 from darts_jax.runtime.files import one_line, read_bytes
 from darts_jax.runtime.precision import in_float32, precisely
 from darts_jax.runtime.workdir import check_free
+from darts_jax.spaces.operations import NOISE
 from darts_jax.training.model import Model
 from darts_jax.training.restore import make_apply
 
@@ -38,7 +40,7 @@ def export(model: Model, variables: PyTree, path: pathlib.Path, kind: str) -> fl
       link.
     kind: one of `FORMATS`. `stablehlo`: `jax.export`'s serialisation of the function from raw images `[N, H, W, C]`
       float32 to logits `[N, num_classes]` for any N on CPU, GPU and TPU, see `load_stablehlo`. `onnx`: see
-      `darts_jax.interop.onnx_file.build`. `safetensors`: the variables.
+      `darts_jax.interop.onnx_file.build`. `safetensors`: the variables; the only format for a network with noise.
 
   Returns:
     The largest difference of logits on random images, relative to the largest logit; 0 for `safetensors`, which hold
@@ -53,6 +55,8 @@ def export(model: Model, variables: PyTree, path: pathlib.Path, kind: str) -> fl
     if kind == 'safetensors':
       weights.save(jax.device_get(variables), path)
       return 0.0
+    if draws(spec for _, spec in model.genotype.cells):
+      raise ValueError(f'{kind}: the operation {NOISE} draws random numbers, which no such file does; take safetensors')
     with replacing(path) as partial:
       return _write(model, jax.device_get(variables), partial, path, kind)
   except OSError as error:

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from darts_jax.data.batches import Examples
 from darts_jax.hypergradient import Estimator, Gradients, Memory, Pass, Problem, derivative
 from darts_jax.hypergradient.program import gated, gradient_pass
 from darts_jax.nets.bilinear import weights_gradient_if
@@ -27,7 +26,7 @@ from darts_jax.search.searched import Searched
 from darts_jax.search.state import SearchState
 from darts_jax.search.step import BatchLoss
 from darts_jax.tasks.base import Halves
-from darts_jax.tasks.images import ImageLoss
+from darts_jax.tasks.images import ImageBatch, ImageLoss
 
 Array = jax.Array
 PyTree = Any
@@ -197,7 +196,7 @@ class Bench:
     if key not in self._programs:
 
       def program(
-        now: SearchState, batch: Examples, weights: Array, direction: Array, wanted: Array
+        now: SearchState, batch: ImageBatch, weights: Array, direction: Array, wanted: Array
       ) -> tuple[Array, Gradients]:
         batch_loss = BatchLoss.at(now, ImageLoss(self.net), self.searched, self._compute_precision)
         loss, updating = gated(batch_loss, weights_gradient_if), jnp.array(False)
@@ -259,7 +258,7 @@ class _Place:
   """A frozen state on the device."""
 
   state: SearchState
-  batches: dict[str, Examples]
+  batches: dict[str, ImageBatch]
 
   @property
   def weights(self) -> Array:

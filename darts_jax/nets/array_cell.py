@@ -55,6 +55,8 @@ class ArrayCell(nn.Module):
       ValueError: the cell has an operation for images, or a user's own operation cannot be made or changes the shape.
     """
     spec = self.spec
+    if isinstance(mixing, Mixing) and mixing.drop is not None:
+      raise ValueError('config.strategy: array cells have no drop path')
     weights = None if mixing is None else weights_of(mixing, spec)
     states = list(inputs)
     row = 0

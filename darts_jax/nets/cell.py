@@ -18,6 +18,7 @@ from darts_jax.nets.operations import FactorizedReduce, Operations, ReluConv
 from darts_jax.nets.pooling import halve, max_halve
 from darts_jax.runtime.materialise import materialise
 from darts_jax.spaces import CellSpec, Mixing
+from darts_jax.spaces.operations import NOISE
 
 Array = jax.Array
 
@@ -49,7 +50,9 @@ def node_operations(spec: CellSpec, source: int, *, stride: int, discrete: bool,
     discrete: whether the network is discrete.
     **settings: further fields of `Operations`.
   """
-  edges = [(operation, len(members)) for operation, members in operation_groups(spec, source).items()]
+  groups = operation_groups(spec, source)
+  # Noise is not computed of a node.
+  edges = [(operation, len(members)) for operation, members in groups.items() if operation != NOISE]
   if not discrete:
     # Sorted, so that the variables of a pruned supernet keep the order that they have in this one.
     edges.sort(key=lambda each: spec.operations.index(each[0]))
@@ -90,6 +93,7 @@ class Cell(nn.Module):
     inputs: Sequence[Array],
     mixing: Mixing | Array | None = None,
     drop_path: Array | None = None,
+    keys: Array | None = None,
     *,
     train: bool,
   ) -> Array:
@@ -100,8 +104,9 @@ class Cell(nn.Module):
         for inputs that are larger.
       mixing: mixing weights, with rows and columns as in `spec`, or the weights of operations alone, `[E, O]`; None for
         a discrete cell.
-      drop_path: `[E, N]` factors for each edge of a discrete cell and each image; identities are not multiplied. None
+      drop_path: `[E, N]` factors for each edge and each image; identities of a discrete cell are not multiplied. None
         for no drop path.
+      keys: `[N]` typed random keys for the noise of each image; `[1]`, or None, for the same noise for all images.
       train: whether BN uses the statistics of the batch.
 
     Returns:
@@ -117,6 +122,7 @@ class Cell(nn.Module):
     weights = None if mixed is None else _by_operation(mixed, spec)
     arriving: list[list[Array]] = [[] for _ in spec.nodes]
     part, passed = self.channels // self.channel_part, list[Array]()
+    noise = self._noise(states[0], part, keys)
     for source in range(num_inputs + len(spec.nodes)):
       if source >= num_inputs:
         node = source - num_inputs
@@ -133,6 +139,8 @@ class Cell(nn.Module):
         spec, source, stride=self.stride, discrete=self.discrete, **settings, name=f'node{source}'
       )
       outputs = operate(image, train=train)
+      if source in noise:
+        outputs[NOISE] = Affine.identity(noise[source])
       by_members: dict[Members, list[str]] = {}
       for operation, members in groups.items():
         by_members.setdefault(members, []).append(operation)
@@ -144,13 +152,37 @@ class Cell(nn.Module):
         else:
           messages = _messages(images, chosen, edges=len(members), plain=in_plain())
         for (edge, target), message in zip(members, messages, strict=True):
-          if drop_path is not None and not (operations == ['skip_connect'] and stride == 1):
+          is_identity = self.discrete and operations == ['skip_connect'] and stride == 1
+          if drop_path is not None and not is_identity:
             message = message * drop_path[edge].astype(message.dtype)[:, None, None, None]
           arriving[target - num_inputs].append(message)
     found = [states[node] for node in spec.outputs]
     if spec.output == 'concat':
       return jnp.concatenate(found, axis=-1)
     return found[0] if len(found) == 1 else functools.reduce(jnp.add, found) / len(found)
+
+  def _noise(self, first: Array, channels: int, keys: Array | None) -> dict[int, Array]:
+    """Numbers of a standard normal distribution for the edges with noise that leave a node, as stacks.
+
+    Args:
+      first: the first input.
+      channels: that operations compute.
+      keys: see `__call__`.
+    """
+    sources = range(self.spec.num_inputs + len(self.spec.nodes))
+    counts = {source: len(operation_groups(self.spec, source).get(NOISE, ())) for source in sources}
+    counts = {source: count for source, count in counts.items() if count}
+    if not counts:
+      return {}
+    keys = jax.random.key(0)[None] if keys is None else keys
+    # Of all edges at once, since each draw of its own would add a copy of the random generator to the program.
+    shape = (sum(counts.values()), *(-(-side // self.stride) for side in first.shape[1:3]), channels)
+    drawn = jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32), out_axes=1)(keys).astype(first.dtype)
+    whole = jnp.broadcast_to(materialise(drawn), (shape[0], len(first), *shape[1:]))
+    stacks = lax.split(whole, [*counts.values()])
+    if as_channels():
+      stacks = [jnp.concatenate([*stack], axis=-1)[None] for stack in stacks]
+    return dict(zip(counts, stacks, strict=True))
 
   def _prepare(self, inputs: Sequence[Array], train: bool) -> list[Array]:
     """Prepares the inputs: the images of the input nodes, `[N, H, W, C]` each."""
@@ -200,6 +232,11 @@ class Cell(nn.Module):
     elif constant is None and not messages:
       return total
     return materialise(total / len(self.spec.nodes[node]) if self.spec.merge == 'mean' else total)
+
+
+def folded(keys: Array, number: int) -> Array:
+  """`[N]` typed random keys, each folded with a number."""
+  return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
 def _passed_on(images: Sequence[Array], edges: Array | None) -> Array:

@@ -1,7 +1,8 @@
 """The convolutional networks: the supernet of a search, and the network of a found architecture [DARTS §3.1]."""
 
+import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
@@ -9,11 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from darts_jax.nets.blocks import Residual, conv
-from darts_jax.nets.cell import Cell
+from darts_jax.nets.cell import Cell, folded
 from darts_jax.nets.layers import WHOLE_BATCH, BatchNorm, NormGroups, activate, uniform_fan_in
 from darts_jax.nets.operations import check_own
 from darts_jax.spaces import CellSpec, Mixing, Plan
-from darts_jax.spaces.operations import is_own
+from darts_jax.spaces.operations import NOISE, is_own
+from darts_jax.streams import Stream
 
 Array = jax.Array
 T = TypeVar('T')
@@ -53,31 +55,45 @@ class Supernet(nn.Module):
   channel_part: int = 1
 
   @nn.compact
-  def __call__(self, images: Array, mixing: Mapping[str, Mixing | Array], *, train: bool) -> Array:
+  def __call__(
+    self, images: Array, mixing: Mapping[str, Mixing | Array], *, train: bool, keys: Array | None = None
+  ) -> Array:
     """Classifies images.
 
     Args:
       images: `[N, H, W, ·]`, normalised; their dtype is the dtype of computation.
       mixing: mixing weights for each kind of cell, or the weights of operations alone, `[E, O]`.
       train: whether BN uses the statistics of the batch.
+      keys: `[N, …]` uint32, the data of a random key for every image, by which noise is drawn, and drop path leaves
+        edges out in training. None for noise that is always the same, and the same for all images, and no drop path.
 
     Returns:
       `[N, num_classes]` logits, at least float32.
 
     Raises:
-      ValueError: the plan has a layer that cannot be built.
+      ValueError: the plan has a layer that cannot be built, or there is no drop path for such mixing weights.
     """
+    factors, typed = None, None if keys is None else jax.random.wrap_key_data(keys)
+    if train and typed is not None:
+      num_edges = max(spec.num_edges for _, spec in self.cells)
+      factors = mixed_drop_path(mixing, self.plan, num_edges, folded(typed, Stream.IMAGE_DROP_PATH))
+      if factors is not None and self.channel_part > 1:
+        raise ValueError('config.strategy: there is no drop path where edges compute a part of the channels')
 
-    def compute(cell: Cell, inputs: Sequence[Array], mixing: Mixing | Array) -> Array:
-      return cell(inputs, mixing, train=train)
+    def compute(
+      cell: Cell, inputs: Sequence[Array], mixing: Mixing | Array, factors: Array | None, keys: Array | None
+    ) -> Array:
+      return cell(inputs, mixing, factors, keys, train=train)
 
     outputs = _stem(self, images, self.groups, train=train, smooth=self.smooth)
     compute_cell = nn.remat(compute) if self.remat else compute
     style: dict[str, Any] = {'smooth': self.smooth, 'groups': self.groups}
     own: dict[str, Any] = {'tracked': self.tracked, 'channel_part': self.channel_part}
-    for kind, module, count in _layers(self, discrete=False, **own, **style):
+    for index, (kind, module, count) in enumerate(_layers(self, discrete=False, **own, **style)):
       if isinstance(module, Cell):
-        outputs.append(compute_cell(module, last_of(outputs, count), mixing[kind]))
+        chosen = None if factors is None else factors[index]
+        own_keys = _noise_keys(module, index, typed)
+        outputs.append(compute_cell(module, last_of(outputs, count), mixing[kind], chosen, own_keys))
       else:
         outputs.append(module(outputs[-1], train=train))
     last = _normalised(self, outputs[-1], self.groups, train=train, smooth=self.smooth)
@@ -123,7 +139,15 @@ class Network(nn.Module):
   remat: bool = False
 
   @nn.compact
-  def __call__(self, images: Array, *, train: bool, drop_path: Array | float = 0.0, key: Array | None = None) -> Logits:
+  def __call__(
+    self,
+    images: Array,
+    *,
+    train: bool,
+    drop_path: Array | float = 0.0,
+    key: Array | None = None,
+    keys: Array | None = None,
+  ) -> Logits:
     """Classifies images.
 
     Args:
@@ -132,6 +156,7 @@ class Network(nn.Module):
       drop_path: `[]`, probability in [0, 1) that an edge is dropped for an image; edges that stay are scaled by
         1/(1 − `drop_path`), which keeps the expectation. Identities are never dropped [DARTS §A.2].
       key: key for drop path, used in training only; None for no drop path.
+      keys: `[N]` typed random keys for the noise of each image; None for constant noise, the same for all images.
 
     Raises:
       ValueError: the plan has a layer that cannot be built, or images are too small for the auxiliary head.
@@ -143,15 +168,15 @@ class Network(nn.Module):
       num_edges = max(spec.num_edges for _, spec in self.cells)
       factors = drop_path_factors(key, drop_path, (len(self.plan.layers), num_edges, len(images)))
 
-    def compute(cell: Cell, inputs: Sequence[Array], factors: Array | None) -> Array:
-      return cell(inputs, None, factors, train=train)
+    def compute(cell: Cell, inputs: Sequence[Array], factors: Array | None, keys: Array | None) -> Array:
+      return cell(inputs, None, factors, keys, train=train)
 
     compute_cell: Callable[..., Array] = nn.remat(compute) if self.remat else compute
     auxiliary = None
     for index, (_, module, count) in enumerate(_layers(self, discrete=True)):
       if isinstance(module, Cell):
         chosen = None if factors is None else factors[index]
-        outputs.append(compute_cell(module, last_of(outputs, count), chosen))
+        outputs.append(compute_cell(module, last_of(outputs, count), chosen, _noise_keys(module, index, keys)))
       else:
         outputs.append(module(outputs[-1], train=train))
       if self.auxiliary and index == self.plan.auxiliary and (train or self.is_initializing()):
@@ -201,6 +226,47 @@ def drop_path_factors(key: Array, rate: Array | float, shape: tuple[int, ...]) -
   """Factors of drop path: float32 of this shape, 0 with probability `rate`, otherwise 1/(1 − `rate`)."""
   kept = 1 - jnp.asarray(rate, jnp.float32)
   return jax.random.bernoulli(key, kept, shape) / kept
+
+
+def mixed_drop_path(mixing: Mapping[str, Mixing | Array], plan: Plan, num_edges: int, keys: Array) -> Array | None:
+  """What drop path multiplies the edges of a supernet with.
+
+  Args:
+    mixing: by kind of cell the mixing weights.
+    plan: the layers.
+    num_edges: `E`, as many as the largest cell has.
+    keys: `[N]` typed random keys, one an image.
+
+  Returns:
+    `[L, E, N]` float32: for every layer, edge and image 0 with the probability that `Mixing.drop` says, otherwise the
+    reciprocal of the probability that it is not; 1 where nothing is dropped. None if no mixing weights have rates.
+
+  Raises:
+    ValueError: a constant stands for operations, which cannot be dropped.
+  """
+  known = {kind: each for kind, each in mixing.items() if isinstance(each, Mixing) and each.drop is not None}
+  if not known:
+    return None
+  if any(each.constant is not None for each in known.values()):
+    raise ValueError('config.strategy: there is no drop path where a constant stands for operations')
+  drops: dict[str, Any] = {kind: each.drop for kind, each in known.items()}
+  rates = {kind: jnp.pad(each, (0, num_edges - len(each))) for kind, each in drops.items()}
+  of_layers = jnp.stack([rates.get(layer.cell, jnp.zeros(num_edges)) for layer in plan.layers])
+  # Drawn for all cells at once, as in `Network`.
+  draw = functools.partial(drop_path_factors, rate=of_layers, shape=of_layers.shape)
+  return jnp.moveaxis(jax.vmap(draw)(keys), 0, -1)
+
+
+def draws(cells: Iterable[CellSpec]) -> bool:
+  """Whether an edge of the cells may have noise."""
+  return any(NOISE in edge.operations for spec in cells for _, edge in spec.edges)
+
+
+def _noise_keys(cell: Cell, index: int, keys: Array | None) -> Array | None:
+  """What a layer draws noise of, made of the keys of images, or of a fixed one; none for a cell without noise."""
+  if not draws([cell.spec]):
+    return None
+  return folded(folded(jax.random.key(0)[None] if keys is None else keys, Stream.IMAGE_NOISE), index)
 
 
 def _auxiliary_stride(stem: str) -> int:

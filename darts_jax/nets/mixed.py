@@ -51,6 +51,8 @@ def weights_of(mixing: Mixing | Array, spec: CellSpec) -> Weights:
   chex.assert_shape(mixing.operations, (edges, columns), custom_message=message)
   if mixing.edges is not None:
     chex.assert_shape(mixing.edges, (edges,), custom_message=message)
+  if mixing.drop is not None:
+    chex.assert_shape(mixing.drop, (edges,), custom_message=message)
   for flags in (mixing.active, mixing.computed):
     if flags is not None:
       chex.assert_shape(flags, (edges, columns), custom_message=message)

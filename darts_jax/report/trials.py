@@ -33,6 +33,10 @@ def render(run: Run) -> str:
     'Workers': run.setting('workers'),
     'Seed': run.setting('seed'),
   }
+  if trials:
+    # A search that went on to more trials has the test of the best of fewer, too.
+    ended = sum(trial.status != 'pending' for trial in trials)
+    run = dataclasses.replace(run, tests=tuple(record for record in run.tests if record['step'] == ended))
   body = ''.join(
     [
       sections.headline(run, 'Architecture search', subject, facts, _tiles(run, trials, best)),

@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -51,7 +51,7 @@ def named_errors(workdir: pathlib.Path) -> Iterator[None]:
     raise ValueError(f'--workdir: {workdir} cannot be written ({error.strerror or error})') from error
 
 
-def claim(workdir: pathlib.Path, config: Mapping[str, Any], kind: str) -> None:
+def claim(workdir: pathlib.Path, config: Mapping[str, Any], kind: str, growing: Collection[str] = ()) -> None:
   """Makes `workdir` the working directory of a run with this config, or checks that it is.
 
   If `config.json` is lost or damaged, it is written again, provided that a checkpoint was saved with this config.
@@ -61,6 +61,7 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any], kind: str) -> None:
     workdir: the working directory; created if missing.
     config: JSON values of the settings; `dataset`, if present, is the fingerprint of the data.
     kind: kind of the run, such as `'search'`.
+    growing: names of fields with whole numbers that may be larger when a run resumes.
 
   Raises:
     ValueError: the directory cannot be written, or belongs to a run with another config; the message names the fields
@@ -84,7 +85,7 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any], kind: str) -> None:
       else:
         known = [old, *known]
     for claimed in known:
-      _check_same(workdir, claimed, config, kind)
+      _check_same(workdir, claimed, config, kind, growing)
     if known:
       remove_leftovers(workdir)
     write_whole(path, (json.dumps(config, indent=2) + '\n').encode())
@@ -139,11 +140,17 @@ def _check_places(workdir: pathlib.Path, kind: str) -> None:
       raise ValueError(f'--workdir: {path} is {kind}, in the place of a file; remove it or choose another')
 
 
-def _check_same(workdir: pathlib.Path, old: Any, new: Mapping[str, Any], kind: str) -> None:
+def _check_same(workdir: pathlib.Path, old: Any, new: Mapping[str, Any], kind: str, growing: Collection[str]) -> None:
   if not isinstance(old, Mapping) or set(old) != set(new):
     raise ValueError(f'--workdir: {workdir} holds another run than a {kind} of this kind; choose another --workdir')
-  changed = differences(old, new)
+  grown = {name: new[name] for name in growing if type(old[name]) is int}
+  changed = differences({**old, **grown}, new)
   if not changed:
+    for name, value in grown.items():
+      if value < old[name]:
+        raise ValueError(
+          f'config.{name}: {value} is not allowed; {workdir} holds a {kind} of {old[name]}, which can only become more'
+        )
     return
   message = f'--workdir: {workdir} holds a {kind} with another config ({_listed(changed)})'
   if all(line.startswith('config.dataset') for line in changed):

@@ -100,6 +100,12 @@ class Searched:
     """The architecture parameters before the first step; consumes the key."""
     return self.strategy.init(self.space, key)
 
+  @functools.cached_property
+  def drops(self) -> bool:
+    """Whether the mixing weights have rates of drop path."""
+    found = jax.eval_shape(lambda key: self.look(self.init(key), 0, key), jax.random.key(0))
+    return any(each.drop is not None for each in found.values())
+
   def mix(self, arch: Arch, step: Any, key: Array, purpose: Any) -> dict[str, Mixing]:
     """Mixing weights of the supernet, by kind of cell.
 

@@ -294,4 +294,4 @@ def supernet_of(settings: Search, searched: Searched, first_epoch: int = 0) -> S
   stages = [stage for stage in searched.plan(settings.epochs) for _ in range(stage.epochs)]
   sizes = [settings.batch_size + stage.batch_growth for stage in stages]
   part = stages[min(first_epoch, settings.epochs - 1)].channel_part
-  return SupernetSpec(searched.space, searched.cells, sizes, first_epoch, part)
+  return SupernetSpec(searched.space, searched.cells, sizes, first_epoch, part, searched.drops)

@@ -16,6 +16,9 @@ class Mixing(NamedTuple):
     active: `[E, O]` bool, operations whose network weights and momentum an update moves; None for all.
     computed: `[E, O]` bool, operations that are computed; the others keep their running statistics. None for all.
     constant: `[]`, the value in the images of operations that are not computed; None for zero.
+    drop: `[E]`, probabilities that drop path leaves an edge out of the sum of its target node, drawn for every cell and
+      image in training mode; an edge that stays is divided by the probability that it stays, which keeps the
+      expectation [RobustDARTS §5.1]. None for no drop path.
   """
 
   operations: Any
@@ -23,3 +26,4 @@ class Mixing(NamedTuple):
   active: Any | None = None
   computed: Any | None = None
   constant: Any | None = None
+  drop: Any | None = None

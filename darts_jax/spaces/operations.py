@@ -6,6 +6,9 @@ function with `OPERATIONS['mine'] = Mine`; see docs/operations.md.
 
 from typing import Any
 
+#: The operation that draws random numbers.
+NOISE = 'noise'
+
 #: Operations on images, the candidates of an edge.
 OPERATIONS: dict[str, Any] = {
   'none': 'zeros',
@@ -20,6 +23,7 @@ OPERATIONS: dict[str, Any] = {
   'conv_7x1_1x7': 'a 1×7 convolution and one of 7×1',
   'nor_conv_1x1': 'a 1×1 convolution',
   'nor_conv_3x3': 'a 3×3 convolution',
+  NOISE: 'independent numbers of a standard normal distribution in place of the image',
 }
 
 #: Activations of recurrent cells.

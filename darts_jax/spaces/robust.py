@@ -17,9 +17,8 @@ from darts_jax.settings import setting
 from darts_jax.spaces.cells import CellSpace, CellSpec, full_cell
 from darts_jax.spaces.darts import CANDIDATES, Darts
 from darts_jax.spaces.look import Look
+from darts_jax.spaces.operations import NOISE
 
-#: Name of an operation of S4, which outputs Gaussian noise instead of its input.
-NOISE = 'noise'
 #: The candidates of subspaces in which all edges have the same ones.
 UNIFORM: Mapping[str, tuple[str, ...]] = {
   's2': ('skip_connect', 'sep_conv_3x3'),
@@ -41,7 +40,7 @@ class Robust(CellSpace):
   Attributes:
     subspace: name of the subspace. `s1`: two operations per edge, those left after the least important ones were
       dropped repeatedly from the space of DARTS. `s2`: skip connections and separable convolutions. `s3`: those of `s2`
-      and `none`. `s4`: noise and separable convolutions; the network needs an operation of the name `noise`.
+      and `none`. `s4`: noise and separable convolutions.
     nodes: number of intermediate nodes of a cell; 4 in the paper, and always in `s1`.
 
   Raises:

@@ -2,23 +2,25 @@
 
 Architectures degenerate when the search reaches regions with a large λ, the largest eigenvalue of ∂²L_val/∂α² [§4]. The
 search therefore returns to an epoch before λ rose and ends there [§4.3], or continues from it with a larger weight
-decay [§5].
+decay [§5]. Drop path also regularises the weights, throughout the search [§5.1].
 
 Sources: [RobustDARTS] arXiv 1909.09656; the authors' code, github.com/automl/RobustDARTS, which has this criterion for
-a rise of λ. In the paper, λ has risen when an earlier mean is less than 3/4 of the present one.
+a rise of λ, and this drop path. In the paper, λ has risen when an earlier mean is less than 3/4 of the present one.
 """
 
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import jax.numpy as jnp
 import numpy as np
 
 from darts_jax import limits
 from darts_jax.settings import setting
 from darts_jax.spaces.cells import CellSpace
+from darts_jax.spaces.mixing import Mixing
 from darts_jax.strategies.darts import Darts
-from darts_jax.strategies.relaxed import Arch, Memory, Probe, Turn
+from darts_jax.strategies.relaxed import Arch, Cells, Memory, Probe, Time, Turn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,8 @@ class RobustDarts(Darts):
       the L2 penalty.
     weight_decays: weight decays to use one after the other each time λ rises; if empty, the search stops the first
       time.
+    drop_path: probability in the last epoch that an edge is dropped for an image; it grows linearly from 0 in the first
+      epoch. All edges may be dropped, also identities.
   """
 
   name: ClassVar[str] = 'robust_darts'
@@ -55,11 +59,28 @@ class RobustDarts(Darts):
   first_epoch: int = setting(10, at_least=0, at_most=limits.EPOCHS)
   ridge: float = setting(0.0, at_least=0, at_most=limits.FACTOR)
   weight_decays: tuple[float, ...] = setting((), at_least=0, at_most=limits.FACTOR)
+  drop_path: float = setting(0.0, at_least=0, below=1)
 
   @property
   def span(self) -> int:
     """Number of epochs from the epoch that the search returns to, to the evaluation that finds the rise."""
     return self.frequency * (self.window // 2 + self.lag)
+
+  def check(self, space: CellSpace) -> None:
+    """Raises a ValueError if the networks of the space cannot drop edges."""
+    if self.drop_path and space.task != 'images':
+      raise ValueError(
+        f'config.strategy.drop_path: {self.drop_path} is not allowed; networks of the space {space.name} have no drop'
+        ' path, so it has to be 0'
+      )
+
+  def mix(self, arch: Arch, space: CellSpace, cells: Cells, time: Time, key: Any, purpose: Any) -> dict[str, Mixing]:
+    """The softmax of every edge over the operations that it has, and the rate of drop path of the epoch."""
+    mixing = super().mix(arch, space, cells, time, key, purpose)
+    if not self.drop_path:
+      return mixing
+    rate = self.drop_path * time.epoch.astype(jnp.float32) / max(time.epochs - 1, 1)
+    return {name: each._replace(drop=jnp.full(cells[name].num_edges, rate)) for name, each in mixing.items()}
 
   def start(self) -> Memory:
     """The memory without evaluations."""

@@ -129,6 +129,7 @@ class SupernetSpec(NamedTuple):
     batch_sizes: batch size of every epoch of the search.
     first_epoch: the first epoch in which the supernet is trained, counted from 0.
     channel_part: K, if edges compute one in K channels (see `darts_jax.nets.conv.Supernet`); 1 for all.
+    drops: whether the mixing weights have rates of drop path.
   """
 
   space: CellSpace
@@ -136,6 +137,7 @@ class SupernetSpec(NamedTuple):
   batch_sizes: Sequence[int]
   first_epoch: int = 0
   channel_part: int = 1
+  drops: bool = False
 
 
 #: A function `(step, event, message)` that logs an event and shows its message.

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from darts_jax.data.batches import Evaluation, Examples, epoch_indices, evaluate
 from darts_jax.data.files import ImageFiles
 from darts_jax.data.images import Images, digest, from_arrays, intact, part, split
 from darts_jax.data.settings import IN_FILES, Augment, Source
-from darts_jax.nets.conv import Supernet, check_operations, check_statistics
+from darts_jax.nets.conv import Supernet, check_operations, check_statistics, draws
 from darts_jax.nets.layers import WHOLE_BATCH, NormGroups, init_variables
 from darts_jax.nets.owners import flagged, left, owners
 from darts_jax.nets.statistics import apply_in_training
@@ -45,6 +45,10 @@ from darts_jax.tasks.windows import AXES, Schedule, Window, Windows
 
 Array = jax.Array
 PyTree = Any
+
+
+# Streams of the two halves of a batch.
+_AUGMENTS, _DRAWS = (Stream.AUGMENT_TRAIN, Stream.AUGMENT_VALID), (Stream.DRAW_TRAIN, Stream.DRAW_VALID)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +190,21 @@ class ImageTask(Task[Images | ImageFiles]):
     return (StreamedLearner if self.data.stream else ImageLearner)(self, data, conditions, supernet, mesh)
 
 
+class ImageBatch(NamedTuple):
+  """A batch as a supernet reads it.
+
+  Attributes:
+    images: `[B, H, W, C]`, normalised.
+    labels: `[B]` int32.
+    keys: `[B, …]` uint32, the data of a random key for every image, of which the network draws; None if it draws
+      nothing.
+  """
+
+  images: Array
+  labels: Array
+  keys: Array | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageLoss:
   """Mean cross-entropy and accuracy of a supernet in training mode; see `Objective`.
@@ -203,15 +222,15 @@ class ImageLoss:
     weights: PyTree,
     statistics: Packed,
     mixing: dict[str, Mixing],
-    batch: Examples,
+    batch: ImageBatch,
     precision: str,
     updating: Array,
   ) -> tuple[Array, Seen]:
-    """See `Objective`; a batch has normalised images `[B, H, W, C]` and labels `[B]`."""
+    """See `Objective`."""
     del updating
     # At precision float32 the images keep their dtype, since tests of exactness pass float64.
     images = batch.images if precision == 'float32' else batch.images.astype(precision)
-    logits, after = apply_in_training(self.net, weights, statistics, images, mixing)
+    logits, after = apply_in_training(self.net, weights, statistics, images, mixing, keys=batch.keys)
     loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels))
     accuracy = jnp.mean(jnp.argmax(logits, -1) == batch.labels, dtype=loss.dtype)
     computed = flagged(self.net, statistics.tree, {name: each.computed for name, each in mixing.items()})
@@ -301,11 +320,19 @@ class ImageLearner(Learner):
       jax.random.randint(jax.random.fold_in(step_key, Stream.VALID), (size,), 0, self._num_valid),
     )
     parts = []
-    for half, drawn, purpose in zip(data, indices, (Stream.AUGMENT_TRAIN, Stream.AUGMENT_VALID), strict=True):
+    for half, drawn, purpose, of_keys in zip(data, indices, _AUGMENTS, _DRAWS, strict=True):
       chosen = shards.own(drawn)
       images = self._augmented(half.images[chosen], step_key, purpose)
-      parts.append(Examples(images, half.labels[chosen]))
+      parts.append(ImageBatch(images, half.labels[chosen], self._keys(step_key, of_keys, len(images))))
     return Halves(*parts)
+
+  def _keys(self, step_key: Array, purpose: int, count: int) -> Array | None:
+    """Keys of this device's images of a batch, see `ImageBatch`; each is made of the image's place in the batch."""
+    if not self._supernet.drops and not draws(self._supernet.cells.values()):
+      return None
+    key = jax.random.fold_in(step_key, purpose)
+    places = self._shards.first(count) + jnp.arange(count)
+    return jax.random.key_data(jax.vmap(functools.partial(jax.random.fold_in, key))(places))
 
   def _augmented(self, images: Array, step_key: Array, purpose: int) -> Array:
     """Augments and normalises this device's raw images of a batch."""
@@ -388,12 +415,13 @@ class StreamedLearner(ImageLearner):
     """See `Learner`."""
     step_key = jax.random.fold_in(moment.key, moment.step)
     parts = []
-    for half, purpose in ((data.train, Stream.AUGMENT_TRAIN), (data.valid, Stream.AUGMENT_VALID)):
+    for half, purpose, of_keys in zip((data.train, data.valid), _AUGMENTS, _DRAWS, strict=True):
       # A gather by index, as from device memory, so that XLA compiles the rest of the step to the same program.
       images, labels = (each.reshape(-1, *each.shape[2:]) for each in half)
       rows = half.labels.shape[1]
       chosen = (moment.step - data.first) * rows + jnp.arange(rows)
-      parts.append(Examples(self._augmented(images[chosen], step_key, purpose), labels[chosen]))
+      augmented = self._augmented(images[chosen], step_key, purpose)
+      parts.append(ImageBatch(augmented, labels[chosen], self._keys(step_key, of_keys, rows)))
     return Halves(*parts)
 
   def measure(self, variables: PyTree, mixing: dict[str, Mixing], data: Window) -> Evaluation:  # type: ignore[override]

@@ -215,6 +215,8 @@ class TextLoss:
 def cell_weights(mixing: Mapping[str, Mixing]) -> Array:
   """The weight of every operation of the only cell in the sum of its node, `[E, O]`."""
   [cell] = mixing.values()
+  if cell.drop is not None:
+    raise ValueError('config.strategy: recurrent cells have no drop path')
   weights: Array = cell.operations if cell.edges is None else cell.edges[:, None] * cell.operations
   return weights if cell.computed is None else jnp.where(cell.computed, weights, 0)
 

@@ -18,7 +18,7 @@ from darts_jax.data.jitter import color_jitter
 from darts_jax.hypergradient import global_norm
 from darts_jax.limits import check_steps
 from darts_jax.nets.bilinear import traced_for
-from darts_jax.nets.conv import Logits
+from darts_jax.nets.conv import Logits, draws
 from darts_jax.nets.layers import init_variables
 from darts_jax.nets.statistics import apply_in_training
 from darts_jax.optimizers import clip_by_global_norm, decayed_sgd, scaled_to_batch, warmed_up
@@ -214,14 +214,17 @@ class Trainer:
     """
     settings = self._settings
     rate = self.drop_path(state.step)
-    key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), Stream.DROPOUT)
+    step_key = jax.random.fold_in(state.key, state.step)
+    key = jax.random.fold_in(step_key, Stream.DROPOUT)
     images = batch.images.astype(settings.precision)
 
     def loss_of(vector: Array) -> tuple[Array, tuple[Array, Array, Array]]:
-      dropped: dict[str, Any] = {'drop_path': rate, 'key': key} if settings.network.drop_path else {}
+      drawn: dict[str, Any] = {'drop_path': rate, 'key': key} if settings.network.drop_path else {}
+      if draws(spec for _, spec in self.net.cells):
+        drawn['keys'] = jax.random.split(jax.random.fold_in(step_key, Stream.NOISE), len(images))
       logits: Logits
       tree = state.weights.replace(vector).tree
-      logits, after = apply_in_training(self.net, tree, state.statistics, images, **dropped)
+      logits, after = apply_in_training(self.net, tree, state.statistics, images, **drawn)
       main = jnp.mean(smoothed_cross_entropy(logits.main, batch.labels, settings.label_smoothing))
       loss = main
       if logits.auxiliary is not None:

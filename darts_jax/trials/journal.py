@@ -88,6 +88,15 @@ class Journal:
     with self._errors_named():
       os.fsync(self._file.fileno())
 
+  def cut(self, count: int) -> None:
+    """Keeps only the first so many of `lines`, in the file, too."""
+    self.lines = self.lines[:count]
+    self._file.close()
+    with self._errors_named():
+      first = {'event': 'run', 'config': self.config}
+      write_whole(self.path, b''.join(map(signed, [first, *self.lines])))
+      self._file = self.path.open('ab')
+
   def close(self) -> None:
     """Closes the file."""
     self._file.close()

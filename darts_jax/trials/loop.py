@@ -2,7 +2,8 @@
 
 The random numbers of a proposal are a function of the seed and its number. The strategy is told outcomes in the order
 in which evaluations end, or in the order of their proposals. The journal keeps that order, and a run resumes by
-replaying it through the strategy. Proposals without an outcome are then evaluated again.
+replaying it through the strategy. Proposals without an outcome are then evaluated again. A finished run continues if
+there are more proposals to make.
 """
 
 import dataclasses
@@ -86,6 +87,7 @@ def run(
   """
   evaluator.check(space)
   trials = _Trials(strategy, space, settings.seed)
+  later: list[Outcome] = []
   if journal is not None:
     journal.begin(_config(strategy, space, evaluator, settings))
     asked = sum(line['event'] == 'ask' for line in journal.lines)
@@ -94,13 +96,15 @@ def run(
         f'config.trials: {settings.trials} is not allowed; {journal.path} has {asked} proposals, so that it has to be ≥'
         f' {asked}'
       )
-    trials.replay(journal)
+    later = trials.replay(journal, settings)
   watch(trials.state, trials.outcomes)
-  queue = list(trials.pending.values())
+  queue = [each for number, each in trials.pending.items() if number not in {each.proposal.number for each in later}]
   running: dict[int, futures.Future[Outcome]] = {}
   fitted = -1
-  while not stop():
-    while trials.asked < settings.trials and len(trials.pending) < settings.workers:
+
+  def ask() -> None:
+    nonlocal fitted
+    while trials.is_free(settings):
       if trials.asked % settings.fit_every == 0 and fitted != trials.asked:
         evaluator.fit(functools.partial(strategy.sample, trials.state))
         fitted = trials.asked
@@ -110,7 +114,19 @@ def run(
       if journal is not None:
         journal.ask(proposal, space)
       queue.append(proposal)
-    # A run that is resumed with fewer workers can have more pending proposals than workers.
+
+  def tell(outcome: Outcome) -> None:
+    if journal is not None:
+      journal.tell(outcome)
+    trials.tell(outcome)
+    watch(trials.state, trials.outcomes)
+
+  for outcome in later:
+    ask()
+    tell(outcome)
+  while not stop():
+    ask()
+    # A run that is resumed with fewer workers has more pending proposals than that.
     while queue and len(running) < settings.workers:
       running[queue[0].number] = executor.submit(evaluate, evaluator, queue[0])
       del queue[0]
@@ -119,11 +135,7 @@ def run(
     number = _ended(running, settings.tell == 'in_order', stop)
     if number is None:
       break
-    outcome = _outcome(running.pop(number), trials.pending[number])
-    if journal is not None:
-      journal.tell(outcome)
-    trials.tell(outcome)
-    watch(trials.state, trials.outcomes)
+    tell(_outcome(running.pop(number), trials.pending[number]))
   return Result(trials.state, tuple(trials.outcomes), False)
 
 
@@ -185,24 +197,47 @@ class _Trials(Generic[S]):
     self.state = self._strategy.tell(self.state, dataclasses.replace(outcome, test={}))
     self.outcomes.append(outcome)
 
-  def replay(self, journal: Journal) -> None:
-    """Repeats the asks and tells of a journal.
+  def is_free(self, settings: Trials) -> bool:
+    """Whether there are proposals to be asked for, and workers for them."""
+    return self.asked < settings.trials and len(self.pending) < settings.workers
 
-    Raises:
-      ValueError: the strategy proposes something else than the journal holds; one line that names the line.
+  def replay(self, journal: Journal, settings: Trials) -> list[Outcome]:
+    """Asks and tells again what a journal holds.
+
+    A run in order that had asked for all its proposals was told the last outcomes while workers were free. If there are
+    more proposals now, the next ones are asked for in between, as if there had been so many from the start: the journal
+    is cut off before these outcomes.
+
+    Returns:
+      The outcomes that it was cut off before, in their order.
     """
-    for place, line in enumerate(journal.lines, 2):
+    told: list[Outcome] = []
+    cut: int | None = None
+    last = max((count for count, line in enumerate(journal.lines) if line['event'] == 'ask'), default=-1)
+    for count, line in enumerate(journal.lines):
       try:
+        if cut is None and count > last and settings.tell == 'in_order' and self._could_ask(settings):
+          cut = count
         if line['event'] == 'ask':
           proposal = self.ask()
           if proposal is None or json.loads(json.dumps(ask_line(proposal, self._space))) != line:
             raise UnfitFile('another proposal than that of this strategy, space and seed')
-        elif line['number'] not in self.pending:
+        elif line['number'] not in self.pending or line['number'] in {each.proposal.number for each in told}:
           raise UnfitFile(f'proposal {line["number"]} is not pending')
-        else:
+        elif cut is None:
           self.tell(outcome_of(line, self.pending[line['number']]))
+        else:
+          told.append(outcome_of(line, self.pending[line['number']]))
       except UnfitFile as error:
-        raise ValueError(f'{journal.path}: line {place}: {error}') from error
+        raise ValueError(f'{journal.path}: line {count + 2}: {error}') from error
+    if cut is not None:
+      journal.cut(cut)
+    return told
+
+  def _could_ask(self, settings: Trials) -> bool:
+    """Whether the strategy has a proposal for a free worker."""
+    key = key_of(self._seed, Draw.PROPOSAL, self.asked)
+    return self.is_free(settings) and self._strategy.ask(self.state, key)[1] is not None
 
 
 def _ended(running: Mapping[int, futures.Future[Any]], in_order: bool, stop: Callable[[], bool]) -> int | None:

@@ -86,7 +86,7 @@ def run(
     workdir: the working directory; the search writes `config.json`, `trials.jsonl` (see `darts_jax.trials.journal`),
       `genotype.json` of the best architecture so far, `metrics.jsonl` (one step per outcome), `tensorboard/` and
       `report.html`; with trainings from scratch also `trials/0`, … and `pick`. A search that was stopped or killed
-      resumes to the same result.
+      resumes to the same result; a finished one continues if `config.trials` is larger.
     note: is called with one line about every evaluation and event.
     writers: receive all metrics as they are logged.
 
@@ -105,7 +105,7 @@ def run(
     dataset = evaluator.fingerprint(settings.space)
     judge = settings.space.judge(evaluator.data_name())
     executor = _executor(settings, evaluator)
-    claim(workdir, {**as_config(settings), 'dataset': dataset}, KIND)
+    claim(workdir, {**as_config(settings), 'dataset': dataset}, KIND, growing=('trials',))
     with InterruptGuard() as guard, Journal(workdir) as journal:
       return _Run(settings, evaluator, judge, workdir, journal, note, guard).run(executor, writers)
 
@@ -174,7 +174,8 @@ class _Run:
     resume_step = None if is_new else told
     with MetricsLogs([self._workdir], resume_step=resume_step, saved=[b''], writers=writers) as self._log:
       lines = metrics.read(self._workdir)
-      has_ended = any(line.get('event') in ('finished', 'failed') for line in lines)
+      # Not so if there were fewer trials when it did.
+      has_ended = any(line.get('event') in ('finished', 'failed') and line['step'] == total for line in lines)
       self._begin(lines, told)
       if not is_new and not has_ended:
         self._event('resumed', f'resumed after {told} of {total} evaluations', told)
@@ -280,9 +281,9 @@ class _Run:
       self._log.write('test', len(self._outcomes), {'loss': math.nan, **values})
 
   def _tested(self) -> dict[str, float]:
-    """The measures that `_test` has logged."""
+    """The measures that `_test` has logged of the best of all outcomes; not those of an earlier best one."""
     lines = metrics.read(self._workdir)
-    [*_, tested] = [{}, *(line for line in lines if line['kind'] == 'test')]
+    [*_, tested] = [{}, *(line for line in lines if line['kind'] == 'test' and line['step'] == len(self._outcomes))]
     return {f'test_{name}': value for name, value in tested.items() if name not in ('kind', 'step')}
 
   def _result(self, finished: bool) -> TrialsResult:

@@ -96,6 +96,24 @@ def test_a_search_that_was_cut_off_anywhere_goes_on_to_the_same_result(evolve):
   assert evolve('--config.trials=30') == (0, whole.output, '')
 
 
+def test_a_search_that_has_ended_goes_on_with_more_trials(evolve):
+  arguments = '--config.tell=in_order', '--config.strategy.population=4', '--config.strategy.sample_size=2'
+  whole = evolve('--config.trials=30', '--workdir=whole', *arguments)
+  assert evolve('--config.trials=12', '--workdir=grown', *arguments).code == 0
+  answer = evolve('--config.trials=30', '--workdir=grown', *arguments)
+  assert answer.output.splitlines()[:-1] == whole.output.splitlines()[:-1]
+  assert answer.errors.splitlines()[0] == '== resumed after 12 of 30 evaluations'
+  for name in (FILE, 'genotype.json', 'config.json'):
+    assert (pathlib.Path('grown') / name).read_bytes() == (pathlib.Path('whole') / name).read_bytes()
+  assert steps(pathlib.Path('grown')) == steps(pathlib.Path('whole'))
+  answer = evolve('--config.trials=12', '--workdir=grown', *arguments)
+  assert (answer.code, answer.output, answer.errors) == (
+    2,
+    '',
+    'error: config.trials: 12 is not allowed; grown holds a search by proposals of 30, which can only become more\n',
+  )
+
+
 def steps(workdir):
   lines = map(json.loads, (workdir / 'metrics.jsonl').read_text().splitlines())
   return [line for line in lines if 'event' not in line]

@@ -1,5 +1,6 @@
 """Exported files classify as the network does, run by other programs than ours."""
 
+import dataclasses
 import os
 import pathlib
 import re
@@ -11,7 +12,7 @@ import pytest
 
 from darts_jax import training
 from darts_jax.interop import export, onnx_file
-from darts_jax.spaces import published
+from darts_jax.spaces import darts, published
 from darts_jax.training.restore import make_apply
 from experiments import export as command
 
@@ -132,3 +133,17 @@ def test_what_is_no_file_or_a_run_has_written_stays(tmp_path, small, monkeypatch
 def test_a_folder_that_is_not_there_is_named(tmp_path, small):
   with pytest.raises(ValueError, match='nowhere/net.onnx: cannot be written'):
     export.export(*small, tmp_path / 'nowhere' / 'net.onnx', 'onnx')
+
+
+@pytest.mark.parametrize('kind', export.FORMATS)
+def test_a_network_with_noise_is_its_weights_alone(tmp_path, small, kind):
+  model, variables = small
+  cell = (('noise', 0), ('sep_conv_3x3', 1))
+  model = dataclasses.replace(model, genotype=darts.genotype(cell, (2,), cell, (2,)))
+  path = tmp_path / f'net.{kind}'
+  if kind == 'safetensors':
+    assert export.export(model, variables, path, kind) == 0
+    return
+  with pytest.raises(ValueError, match=f'^{kind}: the operation noise draws random numbers, .*; take safetensors$'):
+    export.export(model, variables, path, kind)
+  assert not path.exists()

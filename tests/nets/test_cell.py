@@ -5,12 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from darts_jax.nets.array_cell import ArrayCell
 from darts_jax.nets.bilinear import edges_as_channels
 from darts_jax.nets.cell import Cell
 from darts_jax.nets.mixed import weights_of
 from darts_jax.spaces import CellSpec, Darts, Edge, Mixing, darts, published
 from darts_jax.spaces.darts import CANDIDATES
 from darts_jax.spaces.nasbench201 import NasBench201
+from darts_jax.spaces.robust import Robust
+from darts_jax.tasks.text import cell_weights
 
 CHANNELS = 4
 SMALL = Darts(2).cells['normal']
@@ -183,6 +186,30 @@ def test_weights_of_edges_multiply_the_sums_of_their_operations(plain):
   assert alone == array
 
 
+@pytest.mark.usefixtures('x64')
+def test_drop_path_scales_the_sum_of_an_edge_for_every_image_also_identities(plain):
+  """In S1 of RobustDARTS, where an edge mixes operations that it shares with others, and some it alone has."""
+  spec = Robust('s1').cells['normal']
+  cell = Cell(spec, CHANNELS, 1, (False, False), discrete=False)
+  inputs = draw_inputs(cell, (3, 4))
+  rng = np.random.default_rng(2)
+  operations = rng.uniform(size=(spec.num_edges, len(spec.operations)))
+  variables = plain.draw(lambda: cell.init(jax.random.key(0), inputs, operations, train=False))
+  factors = rng.choice([0, 1 / (1 - 0.4)], size=(spec.num_edges, 2), p=[0.4, 0.6])
+  found = jax.jit(lambda factors: cell.apply(variables, inputs, operations, factors, train=True))(factors)
+  scale = factors[:, :, None, None, None]
+  expected = plain.cell(cell, variables, inputs, operations, train=True, edges_mixing=scale)
+  np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+
+
+def test_cells_without_drop_path_are_one_line():
+  mixing = Mixing(np.ones((SMALL.num_edges, 8)), drop=np.zeros(SMALL.num_edges))
+  with pytest.raises(ValueError, match='^config.strategy: recurrent cells have no drop path$'):
+    cell_weights({'cell': mixing})
+  with pytest.raises(ValueError, match='^config.strategy: array cells have no drop path'):
+    ArrayCell('cell', SMALL, 3).apply({}, [np.zeros((2, 3))] * 2, mixing, train=True)
+
+
 def test_a_node_that_nothing_reaches_is_zero():
   space = NasBench201()
   [(_, spec)] = space.from_json('|none~0|+|none~0|skip_connect~1|+|skip_connect~0|none~1|skip_connect~2|').cells
@@ -230,6 +257,7 @@ def test_a_constant_stands_for_operations_that_are_not_computed(plain, weighted)
     Mixing(np.ones((SMALL.num_edges, 8)), active=np.ones(8, bool)),
     Mixing(np.ones((SMALL.num_edges, 8)), computed=np.ones((SMALL.num_edges, 8))),
     Mixing(np.ones((SMALL.num_edges, 8)), computed=np.ones((SMALL.num_edges, 8), bool), constant=np.ones(3)),
+    Mixing(np.ones((SMALL.num_edges, 8)), drop=np.ones((SMALL.num_edges, 8))),
   ],
 )
 def test_mixing_weights_that_do_not_fit_a_cell_are_named(wrong):

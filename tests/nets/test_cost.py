@@ -44,6 +44,14 @@ def test_every_operation_by_hand():
   assert found['stem'].weights == 9 * 3 * 6 + 12
 
 
+def test_noise_costs_nothing():
+  reduce = (('skip_connect', 0), ('sep_conv_3x3', 1)), (2,)
+  noisy, empty = (
+    parts(darts.genotype(((name, 0), ('sep_conv_3x3', 1)), (2,), *reduce), 2, 3, 5) for name in ('noise', 'none')
+  )
+  assert noisy == empty
+
+
 def test_stem_for_imagenet_by_hand():
   found = parts(published()['DARTS_V2'], 48, 14, 1000, image=(224, 224, 3), stem='imagenet', auxiliary=True)
   assert found['stem'].multiply_adds == 9 * (3 * 24 * 112**2 + 24 * 48 * 56**2 + 48 * 48 * 28**2)

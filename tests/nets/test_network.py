@@ -1,13 +1,22 @@
 """The network of a found architecture: published sizes, drop path, auxiliary head, image sizes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from darts_jax.nets.cell import Cell
-from darts_jax.nets.conv import Network, check_image_size, check_statistics, drop_path_factors
-from darts_jax.spaces import CellSpec, Darts, Edge, published
+from darts_jax.nets.conv import (
+  Network,
+  Supernet,
+  check_image_size,
+  check_statistics,
+  drop_path_factors,
+  mixed_drop_path,
+)
+from darts_jax.spaces import CellSpec, Darts, Edge, Mixing, published
 
 
 def build(name, channels, num_layers, num_classes, **attributes):
@@ -77,6 +86,61 @@ def test_factors_of_drop_path_are_unbiased_and_independent():
   neighbours = np.mean((factors[:, :-1] - 1) * (factors[:, 1:] - 1))
   assert abs(neighbours) < 5 * deviation**2 / np.sqrt(factors.size)
   assert (drop_path_factors(jax.random.key(1), 0.0, shape) == 1).all()
+
+
+def test_a_supernet_drops_the_edges_of_every_cell_by_the_rates_of_its_kind():
+  plan, rates = Darts(2).plan(3), {'normal': np.array([0.1, 0.5, 0.0]), 'reduce': np.array([0.8, 0.3])}
+  assert [layer.cell for layer in plan.layers] == ['normal', 'reduce', 'reduce']
+  mixing = {kind: Mixing(jnp.ones((len(each), 8)), drop=jnp.asarray(each)) for kind, each in rates.items()}
+  keys = jax.random.key_data(jax.random.split(jax.random.key(0), 4000))
+  factors = np.asarray(mixed_drop_path(mixing, plan, 3, keys), np.float64)
+  assert factors.shape == (3, 3, 4000)
+  for layer, own in zip(plan.layers, factors, strict=True):
+    for edge, rate in enumerate(rates[layer.cell]):
+      np.testing.assert_allclose(own[edge][own[edge] > 0], 1 / (1 - rate), rtol=1e-6)
+      # Five standard deviations of a mean of variance p/(1 − p) over the images.
+      assert abs(own[edge].mean() - 1) <= 5 * np.sqrt(rate / (1 - rate) / 4000)
+  # The cells of a kind draw by themselves.
+  assert abs(np.mean((factors[1, 0] - 1) * (factors[2, 0] - 1))) < 5 * 4 / np.sqrt(4000)
+  # Of a kind without rates nothing is dropped, and an image draws from its own key alone.
+  mixing['reduce'] = Mixing(jnp.ones((2, 8)))
+  some = np.asarray(mixed_drop_path(mixing, plan, 3, keys[7:9]))
+  np.testing.assert_array_equal(some[0], factors[0, :, 7:9].astype(np.float32))
+  np.testing.assert_array_equal(some[1:], 1)
+  assert mixed_drop_path({'normal': Mixing(jnp.ones((3, 8)))}, plan, 3, keys) is None
+
+
+def test_rates_of_zero_are_no_drop_path_and_an_evaluation_drops_nothing():
+  space = Darts(1, ('skip_connect', 'sep_conv_3x3'))
+  net = Supernet(tuple(space.cells.items()), space.plan(3), 2, 3, stem_multiplier=1)
+  images = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
+  plain = {kind: Mixing(jnp.full((2, 2), 0.5)) for kind in space.cells}
+  variables = jax.jit(lambda: net.init(jax.random.key(0), images, plain, train=True))()
+  keys = jax.random.key_data(jax.random.split(jax.random.key(0), 4))
+
+  @functools.partial(jax.jit, static_argnames='train')
+  def logits(mixing, keys=None, *, train):
+    return net.apply(variables, images, mixing, train=train, keys=keys, mutable=['batch_stats'])[0]
+
+  def with_rate(rate):
+    return {kind: each._replace(drop=jnp.full(2, rate)) for kind, each in plain.items()}
+
+  whole = logits(plain, train=True)
+  np.testing.assert_array_equal(logits(with_rate(0.0), keys, train=True), whole)
+  assert np.abs(logits(with_rate(0.5), keys, train=True) - whole).max() > 1e-3
+  np.testing.assert_array_equal(logits(with_rate(0.5), keys, train=False), logits(plain, train=False))
+
+
+@pytest.mark.parametrize(
+  ('part', 'constant', 'message'),
+  [(2, None, 'edges compute a part of the channels'), (1, jnp.ones(()), 'a constant stands for operations')],
+)
+def test_what_has_no_drop_path_is_one_line(part, constant, message):
+  space = Darts(1, ('skip_connect', 'sep_conv_3x3'))
+  net = Supernet(tuple(space.cells.items()), space.plan(3), 4, 3, channel_part=part)
+  mixing = {kind: Mixing(jnp.ones((2, 2)), constant=constant, drop=jnp.zeros(2)) for kind in space.cells}
+  with pytest.raises(ValueError, match=f'^config.strategy: there is no drop path where {message}'):
+    net.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), mixing, train=True, keys=jnp.zeros((1, 2), jnp.uint32))
 
 
 OPERATIONS = ('sep_conv_3x3', 'skip_connect', 'avg_pool_3x3', 'skip_connect', 'sep_conv_3x3')

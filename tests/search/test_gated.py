@@ -9,7 +9,6 @@ import numpy as np
 import optax
 import pytest
 
-from darts_jax.data.batches import Examples
 from darts_jax.hypergradient import first_order
 from darts_jax.nets.conv import Supernet
 from darts_jax.nets.owners import flagged
@@ -25,7 +24,7 @@ from darts_jax.strategies.gdas import Gdas
 from darts_jax.strategies.relaxed import WEIGHTS
 from darts_jax.streams import Stream
 from darts_jax.tasks.base import Halves
-from darts_jax.tasks.images import ImageLoss
+from darts_jax.tasks.images import ImageBatch, ImageLoss
 
 SEARCH = build(
   Search,
@@ -108,7 +107,7 @@ def test_a_step_on_the_cell_of_nasbench201():
   net = Supernet(tuple(space.cells.items()), space.plan(3), 2, 3, stem_multiplier=1, tracked=False)
   optimizers = Optimizers.from_settings(SEARCH, [10] * SEARCH.epochs)
   alphas = searched.init(jax.random.key(1))
-  batches = Halves(*[Examples(jnp.asarray(rng.normal(size=(4, 8, 8, 3))), jnp.arange(4) % 3) for _ in range(2)])
+  batches = Halves(*[ImageBatch(jnp.asarray(rng.normal(size=(4, 8, 8, 3))), jnp.arange(4) % 3) for _ in range(2)])
   mixing = searched.mix(alphas, 0, jax.random.key(0), WEIGHTS)
 
   def start() -> SearchState:

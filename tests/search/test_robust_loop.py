@@ -44,7 +44,7 @@ CONFIG: dict[str, Any] = {
   # Fewer than the search goes back.
   'checkpoint': {'keep': 1, 'every': 4},
 }
-STOPPING = CONFIG | {'strategy': CONFIG['strategy'] | {'weight_decays': ()}}
+STOPPING = CONFIG | {'strategy': CONFIG['strategy'] | {'weight_decays': (), 'drop_path': 0.5}}
 # Of all epochs with the usual decay of the weights, the next one, and so on. The curvature rises at the end of epoch
 # 3, counted from 0, then of 4; what follows, and what comes in the last round, changes nothing any more.
 CURVATURES = {3e-4: [1, 1, 1.1, 2, 9, 9], 0.05: [5, 1, 1, 1.2, 1.5, 9], 0.3: [5, 5, 1, 1, 9, 99]}

@@ -9,14 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import cifar_robust_darts
 from darts_jax import spaces
 from darts_jax.data.images import load
 from darts_jax.nets.conv import Supernet
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.search import Search, Searcher
 from darts_jax.search.searched import NO_SUPERNET, Searched
+from darts_jax.search.settings import read
 from darts_jax.settings import build
 from darts_jax.spaces.darts import CANDIDATES, Darts
+from darts_jax.spaces.operations import OPERATIONS
 from darts_jax.spaces.robust import Robust
 from darts_jax.strategies import RELAXED
 from darts_jax.strategies.sgas import Decision, Sgas
@@ -75,12 +78,35 @@ def test_files(tmp_path):
   [
     ({'subspace': 's5'}, "config.space.subspace: 's5' is not known; "),
     ({'subspace': 's1', 'nodes': 3}, 'config.space.nodes: 3 is not allowed; cells of s1 have 4'),
-    ({'subspace': 's4'}, "config.space.name: 'robust' is not allowed; the task images has no operation 'noise'"),
   ],
 )
 def test_what_cannot_be_searched_is_one_line(space, message):
   with pytest.raises(ValueError, match=f'^{message}[^\n]*$'):
     build(Search, {'space': {'name': 'robust', **space}})
+
+
+@pytest.mark.parametrize('subspace', ['s1', 's2', 's3', 's4'])
+def test_the_config_of_robust_darts_has_a_search_in_every_part(subspace):
+  config = cifar_robust_darts.get_config()
+  config.space.subspace = subspace
+  config.strategy.drop_path = 0.2
+  config.network.update(channels=2, layers=3)
+  config.data.name = 'digits'
+  searcher = Searcher.open(read(config), load('digits'), make_mesh(1))
+  # The whole step is traced.
+  halves = [searcher.settings.task.halves(load('digits'), searcher.settings, 0)]
+  state, metrics = jax.eval_shape(searcher.run, searcher.template(), searcher.place(halves), np.int32(1))
+  assert {name: each.shape for name, each in state.alphas.items()} == {
+    name: (14, len(spec.operations)) for name, spec in Robust(subspace).cells.items()
+  }
+  assert 'second_order_fraction' in metrics
+
+
+def test_an_operation_that_networks_do_not_have_is_one_line(monkeypatch):
+  monkeypatch.delitem(OPERATIONS, 'noise')
+  message = "config.space.name: 'robust' is not allowed; the task images has no operation 'noise', only none, "
+  with pytest.raises(ValueError, match=f'^{message}[^\n]*$'):
+    build(Search, {'space': {'name': 'robust', 'subspace': 's4'}})
 
 
 def masks(spec):

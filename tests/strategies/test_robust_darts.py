@@ -2,16 +2,25 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from darts_jax.search.searched import Searched
 from darts_jax.spaces.darts import Darts as DartsSpace
+from darts_jax.spaces.recurrent import Recurrent
 from darts_jax.strategies.relaxed import Turn
 from darts_jax.strategies.robust_darts import RobustDarts
 
 SPACE = DartsSpace(1)
 ARCH = {name: np.zeros((2, 8)) for name in SPACE.cells}
+
+
+class Rows(DartsSpace):
+  """A space of arrays."""
+
+  name = 'rows'
+  task = 'tabular'
 
 
 class Told:
@@ -112,6 +121,32 @@ def test_epochs_that_may_be_returned_to():
 
 def test_without_weight_decays_that_of_the_config_is_a_constant():
   assert Searched.start(RobustDarts(), SPACE).weight_decay(3e-4) is None
+
+
+def test_drop_path_grows_linearly_over_the_epochs_to_its_maximum():
+  """By p·e/(E − 1), e the epoch counted from 0; the weights are those of DARTS."""
+  ends = (4, 8, 12, 14, 18)
+  searched, plain = (Searched.start(each, SPACE, ends) for each in (RobustDarts(drop_path=0.6), RobustDarts()))
+  arch = searched.init(jax.random.key(0))
+  for step in range(18):
+    epoch = sum(step >= end for end in ends)
+    expected = plain.mix(arch, step, None, 0)
+    for name, each in searched.mix(arch, step, None, 0).items():
+      np.testing.assert_allclose(each.drop, np.full(2, 0.6 * epoch / 4), rtol=1e-6)
+      np.testing.assert_array_equal(each.operations, expected[name].operations)
+      assert expected[name].drop is None
+  assert (searched.drops, plain.drops) == (True, False)
+  # There is nothing to grow in a single epoch.
+  alone = Searched.start(RobustDarts(drop_path=0.6), SPACE, (4,)).mix(arch, 0, None, 0)
+  assert not np.asarray(alone['normal'].drop).any()
+
+
+@pytest.mark.parametrize(('space', 'name'), [(Recurrent(), 'recurrent'), (Rows(1), 'rows')])
+def test_networks_without_drop_path_are_one_line(space, name):
+  with pytest.raises(
+    ValueError, match=f'^config.strategy.drop_path: 0.2 is not allowed; networks of the space {name} '
+  ):
+    Searched.start(RobustDarts(drop_path=0.2), space)
 
 
 @pytest.mark.parametrize(

@@ -235,6 +235,31 @@ def test_a_step_drops_paths_by_its_own_key(trainer, images):
   assert abs(losses[0] - losses[1]) > 1e-4
 
 
+def test_a_step_draws_noise_by_its_own_key_on_any_number_of_devices(images):
+  """Also without drop path; against the network's own function at the keys that are documented."""
+  cell = (('noise', 0), ('sep_conv_3x3', 1))
+  model = dataclasses.replace(MODEL, genotype=darts.genotype(cell, (2,), cell, (2,)))
+  settings = build(Training, {**CONFIG, 'network': {**CONFIG['network'], 'drop_path': 0.0}})
+  batch = Examples(np.random.default_rng(5).normal(size=(8, 8, 8, 3)).astype(np.float32), images.labels[:8])
+  found = []
+  for devices in (1, 8):
+    trainer = Trainer(settings, model, 24, make_mesh(devices))
+    state = trainer.init(jax.random.key(0))
+    step, placed = jax.jit(trainer.step), jax.device_put(batch, batch_sharding(make_mesh(devices)))
+    states = [dataclasses.replace(state, step=jnp.int32(i)) for i in (0, 1)]
+    found.append([float(step(each, placed)[1]['train_loss']) for each in states])
+
+  @jax.jit
+  def loss_of(step):
+    keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(state.key, step), 3), 8)
+    variables = {'params': state.weights.tree}
+    logits, _ = trainer.net.apply(variables, batch.images, train=True, keys=keys, mutable=['moments'])
+    return jnp.mean(smoothed_cross_entropy(logits.main, batch.labels, 0.1))
+
+  np.testing.assert_allclose(found, [[loss_of(0), loss_of(1)]] * 2, rtol=1e-5)
+  assert abs(found[0][0] - found[0][1]) > 1e-3
+
+
 def test_augmentation_is_another_one_in_every_step(trainer, images):
   state = trainer.init(jax.random.key(0))
   augmented = jax.jit(lambda step: trainer._augmented(dataclasses.replace(state, step=step), images.images[:8]))

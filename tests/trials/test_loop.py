@@ -149,6 +149,33 @@ def test_a_run_goes_on_after_a_kill_at_any_line_of_its_journal(strategy, setting
     assert strategy.best(resumed.state) == strategy.best(whole.state)
 
 
+@pytest.mark.parametrize('strategy', [RandomSearch(), EVOLUTION], ids=['random', 'evolution'])
+@pytest.mark.parametrize('settings', [IN_ORDER, dataclasses.replace(IN_ORDER, workers=8), Trials(seed=5, trials=12)])
+def test_a_run_that_has_ended_goes_on_as_if_there_had_been_more_trials_at_first(
+  strategy, settings, evaluator, shuffled, tmp_path
+):
+  whole = journaled(tmp_path / 'whole', strategy, evaluator, settings, shuffled(0))
+  content = (tmp_path / 'whole' / FILE).read_bytes()
+  fewer = dataclasses.replace(settings, trials=6)
+  journaled(tmp_path / 'fewer', strategy, evaluator, fewer, shuffled(1))
+  ended = (tmp_path / 'fewer' / FILE).read_bytes().splitlines(keepends=True)
+  # Also after a kill while the last outcomes were told.
+  for kept in range(len(ended) - 4, len(ended) + 1):
+    folder = tmp_path / str(kept)
+    folder.mkdir()
+    (folder / FILE).write_bytes(b''.join(ended[:kept]))
+    executor = shuffled(2)
+    result = journaled(folder, strategy, evaluator, dataclasses.replace(settings, trials=8), executor)
+    # Nothing that is in the journal is evaluated again.
+    told = {json.loads(line)['number'] for line in ended[:kept] if b'"event": "tell"' in line}
+    assert sorted(executor.ended) == sorted(set(range(8)) - told)
+    assert [tell_line(each) for each in result.outcomes] == [tell_line(each) for each in whole.outcomes[:8]]
+    result = journaled(folder, strategy, evaluator, settings, shuffled(3))
+    assert result.finished
+    assert (folder / FILE).read_bytes() == content
+    assert strategy.best(result.state) == strategy.best(whole.state)
+
+
 def test_evaluations_that_were_pending_are_made_again_by_as_many_workers_as_there_are(evaluator, tmp_path, shuffled):
   journaled(tmp_path, RandomSearch(), evaluator, dataclasses.replace(SETTINGS, trials=6, workers=6), InProcess())
   path = tmp_path / FILE

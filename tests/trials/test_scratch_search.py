@@ -80,6 +80,7 @@ def scripted(monkeypatch):
       calls.append((folder, settings, genotype))
       folder.mkdir(parents=True, exist_ok=True)
       number = 0 if folder.name == 'pick' else int(folder.name)
+      (folder / 'config.json').write_text(json.dumps({'genotype': spaces.to_json(genotype)}))
       (folder / 'metrics.jsonl').write_text(
         json.dumps({'kind': 'epoch', 'step': 1, 'epoch': 0, 'seconds': 2.5, 'valid_accuracy': 0.25}) + '\n'
       )
@@ -335,6 +336,43 @@ def test_what_follows_from_the_journal_is_written_again(config, scripted, tmp_pa
   assert told(workdir) == before
   assert spaces.load(workdir / 'genotype.json') == result.genotype
   assert (events(workdir).count('brought_back'), events(workdir).count('trial_failed')) == (1, 1)
+
+
+@pytest.mark.parametrize(('accuracies', 'picks'), [((0.5, 0.75, 0.25, 0.9), 2), ((0.5, 0.75, 0.25, 0.5), 1)])
+def test_a_search_that_has_ended_goes_on_to_more_trials(config, scripted, tmp_path, parse_page, accuracies, picks):
+  calls = scripted(*accuracies)
+  whole, grown = tmp_path / 'whole', tmp_path / 'grown'
+  expected = search.run(config(trials=4), whole)
+  before = search.run(config(trials=2), grown)
+  del calls[:]
+  # Until it has ended, the test is that of fewer trials, and of no interest.
+  assert 'Its test accuracy' in parse_page((grown / 'report.html').read_text()).text
+  (grown / 'config.json').write_bytes((whole / 'config.json').read_bytes())
+  lines = (whole / FILE).read_bytes().splitlines(keepends=True)
+  (grown / FILE).write_bytes(b''.join(lines[:-1]))
+  assert 'Its test accuracy' not in parse_page(report.write(grown).read_text()).text
+  (grown / FILE).write_bytes(b''.join(lines[:5]))
+  found = search.run(config(trials=4), grown)
+  assert [folder.name for folder, _, _ in calls] == ['2', '3', 'pick']
+  assert (found.genotype, found.reward, found.test) == (expected.genotype, expected.reward, expected.test)
+  lines, logged = told(grown)
+  assert lines == told(whole)[0]
+  assert [line for line in logged if (line['kind'], line['step']) != ('test', 2)] == told(whole)[1]
+  assert events(grown) == ['finished', 'resumed', 'finished']
+  # The training that was tested before is still there.
+  assert sorted(path.name for path in grown.glob('pick*')) == ['pick', 'pick_1'][:picks]
+  if picks > 1:
+    assert json.loads((grown / 'pick_1' / 'config.json').read_text())['genotype'] == spaces.to_json(before.genotype)
+  page = parse_page((grown / 'report.html').read_text())
+  assert 'Trials 4 of 4' in page.text
+  assert 'Its test accuracy 43.21 %' in page.text
+  assert json.loads((grown / 'config.json').read_text())['trials'] == 4
+  message = f'config.trials: 3 is not allowed; {grown} holds a search by proposals of 4, which can only become more'
+  with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
+    search.run(config(trials=3), grown)
+  # It is no other search for having more trials.
+  with pytest.raises(ValueError, match=r'another config \(config.seed: 2 → 4; config.evaluator.seed: 2 → 4\)'):
+    search.run(config(trials=5, seed=4), grown)
 
 
 def test_the_page_has_the_trainings(config, scripted, tmp_path, parse_page):

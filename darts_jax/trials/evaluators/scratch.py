@@ -3,6 +3,7 @@
 import abc
 import contextlib
 import dataclasses
+import itertools
 import math
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -10,9 +11,9 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
-from darts_jax import training
+from darts_jax import spaces, training
 from darts_jax.runtime import metrics
-from darts_jax.runtime.files import one_line
+from darts_jax.runtime.files import one_line, read_object
 from darts_jax.settings import rename
 from darts_jax.spaces.base import Space
 from darts_jax.strategies.sampled import Outcome, Proposal, failed
@@ -23,7 +24,7 @@ from darts_jax.trials.evaluators.base import Evaluator
 
 T = TypeVar('T', Training, LanguageTraining)
 
-#: Name of the folder of the training that is tested, beside the folder of the trainings.
+#: Name of the folder, beside that of the trainings, of the training that is tested; earlier ones have a number.
 PICK = 'pick'
 
 
@@ -87,6 +88,16 @@ class FromScratch(Evaluator, Generic[T]):
       artefact=str(folder),
     )
 
+  def _pick(self, arch: Any) -> pathlib.Path:
+    """The folder of the training that is tested; there may be one of the best of fewer trials, which is moved away."""
+    folder = self.folder.parent / PICK
+    if (folder / 'config.json').exists():
+      known = read_object(folder / 'config.json').get('genotype')
+      if known != spaces.to_json(arch):
+        numbers = itertools.count(1)
+        folder.rename(next(path for n in numbers if not (path := folder.with_name(f'{PICK}_{n}')).exists()))
+    return folder
+
   @abc.abstractmethod
   def _train(self, settings: T, arch: Any, folder: pathlib.Path) -> tuple[float, int]:
     """Trains an architecture, or resumes its training; returns the reward and the number of weights."""
@@ -123,7 +134,7 @@ class Scratch(FromScratch[Training]):
     with named():
       if 'test' not in training.check(self.training, arch)[0]:
         return {}
-      result = comparison.train(self.training, arch, self.folder.parent / PICK)
+      result = comparison.train(self.training, arch, self._pick(arch))
     return {'test_loss': result.test_loss, 'test_accuracy': result.test_accuracy}
 
   def _train(self, settings: Training, arch: Any, folder: pathlib.Path) -> tuple[float, int]:

@@ -9,7 +9,7 @@ from darts_jax.spaces.base import Space
 from darts_jax.strategies.sampled import Outcome
 from darts_jax.training import comparison, language
 from darts_jax.training.language import LanguageTraining
-from darts_jax.trials.evaluators.scratch import PICK, FromScratch, named
+from darts_jax.trials.evaluators.scratch import FromScratch, named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,8 @@ class ScratchText(FromScratch[LanguageTraining]):
     if not self.training.data.test:
       return {}
     with named():
-      result = comparison.train_language(self.training, outcome.proposal.arch, self.folder.parent / PICK)
+      arch = outcome.proposal.arch
+      result = comparison.train_language(self.training, arch, self._pick(arch))
     return {'test_loss': result.test_loss, 'test_perplexity': result.test_perplexity}
 
   def _train(self, settings: LanguageTraining, arch: Any, folder: pathlib.Path) -> tuple[float, int]:
