@@ -14,6 +14,8 @@ from darts_jax.runtime import metrics
 from darts_jax.spaces import Darts, Genotype
 from darts_jax.spaces.darts import CANDIDATES
 
+pytestmark = pytest.mark.usefixtures('same_programs')
+
 ROOT = pathlib.Path(__file__).parents[2]
 EPOCHS, STEPS = 6, 22
 SPACE = Darts(1)

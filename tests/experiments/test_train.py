@@ -18,6 +18,8 @@ from darts_jax.spaces import darts
 from darts_jax.training.language import loop as language_loop
 from experiments import train
 
+pytestmark = pytest.mark.usefixtures('same_programs')
+
 SMALL = (
   '--config=configs/digits_eval.py',
   '--config.epochs=3',

@@ -20,6 +20,8 @@ from darts_jax.search.settings import read
 from darts_jax.settings import build
 from darts_jax.spaces.nasbench201 import NasBench201
 
+pytestmark = pytest.mark.usefixtures('same_programs')
+
 SPACE = NasBench201()
 
 

@@ -12,6 +12,8 @@ from darts_jax.runtime.checkpoint import Checkpoints
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.search import loop
 
+pytestmark = pytest.mark.usefixtures('same_programs')
+
 CONFIG: dict[str, Any] = {
   'epochs': 3,
   'batch_size': 200,

@@ -21,6 +21,8 @@ from darts_jax.settings import build
 from darts_jax.strategies.relaxed import Turn
 from darts_jax.strategies.robust_darts import RobustDarts
 
+pytestmark = pytest.mark.usefixtures('same_programs')
+
 # Three steps of 200 images an epoch.
 CONFIG: dict[str, Any] = {
   'epochs': 6,

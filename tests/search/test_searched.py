@@ -31,7 +31,7 @@ from darts_jax.strategies.relaxed import ALPHAS, EVALUATE, WEIGHTS, Stage
 from darts_jax.strategies.sgas import Sgas
 from darts_jax.trials import TrialSearch
 
-pytestmark = pytest.mark.usefixtures('undrawn')
+pytestmark = pytest.mark.usefixtures('undrawn', 'same_programs')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,7 @@ from darts_jax.spaces import darts
 from darts_jax.training import feeds
 from darts_jax.training import loop as training_loop
 
-pytestmark = pytest.mark.usefixtures('undrawn')
+pytestmark = pytest.mark.usefixtures('undrawn', 'same_programs')
 
 CELL = (('skip_connect', 0), ('max_pool_3x3', 1))
 GENOTYPE = darts.genotype(CELL, (2,), CELL, (2,))

@@ -22,6 +22,8 @@ from darts_jax.trials import Failed, TrialSearch, journal, search
 from darts_jax.trials.journal import FILE, Journal
 from darts_jax.trials.loop import Draw, key_of
 
+pytestmark = pytest.mark.usefixtures('same_programs')
+
 # 64 images are trained on, 4 steps an epoch.
 STEPS = 4
 

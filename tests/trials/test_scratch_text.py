@@ -17,6 +17,8 @@ from darts_jax.trials import TrialSearch
 from darts_jax.trials.evaluators.base import evaluate
 from darts_jax.trials.evaluators.scratch_text import ScratchText
 
+pytestmark = pytest.mark.usefixtures('same_programs')
+
 SPACE = spaces.Recurrent(nodes=1, operations=('tanh', 'identity'))
 
 
