@@ -5,7 +5,6 @@ docs/tasks.md shows a task on tabular data.
 
 import abc
 import dataclasses
-import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
@@ -19,7 +18,6 @@ from jax import lax
 from jax.sharding import Mesh
 
 from darts_jax import limits
-from darts_jax.data.batches import epoch_indices
 from darts_jax.data.images import digest, split
 from darts_jax.nets.array_cell import flagged, inherited
 from darts_jax.nets.statistics import apply_with_own_statistics
@@ -38,8 +36,8 @@ from darts_jax.tasks.base import (
   Seen,
   SupernetSpec,
   Task,
-  check_sizes,
 )
+from darts_jax.tasks.draws import Draws, check_sizes
 
 Array = jax.Array
 PyTree = Any
@@ -262,14 +260,12 @@ class ArrayLearner(Learner):
     self._task, self._data, self._conditions, self._mesh = task, data, conditions, mesh
     self._supernet = supernet
     self._shards = Shards(mesh.shape['data'])
-    self._num_train, self._num_valid = (len(part) for part in split(len(data.y), task.validation_fraction, 0))
-    sizes, first = supernet.batch_sizes, supernet.first_epoch
-    least = min(self._num_train, self._num_valid)
-    check_sizes(sizes, conditions.batch_size, self._shards.size, least, task.unit)
-    self.epoch_ends = ends = list(itertools.accumulate(self._num_train // size for size in sizes))
-    self.batch_size = sizes[min(first, conditions.epochs - 1)]
-    self.steps_per_epoch = self._num_train // self.batch_size
-    self._first_step = ends[first - 1] if first else 0
+    num_train, num_valid = (len(part) for part in split(len(data.y), task.validation_fraction, 0))
+    least = min(num_train, num_valid)
+    check_sizes(supernet.batch_sizes, conditions.batch_size, self._shards.size, least, task.unit)
+    self._draws = Draws.of(supernet, num_train, num_valid)
+    self.epoch_ends, self.batch_size = self._draws.epoch_ends, self._draws.batch_size
+    self.steps_per_epoch = self._draws.steps_per_epoch
     try:
       self.net = task.network(data, supernet.cells)
       self.objective = ArrayLoss(task, self.net, tuple(supernet.cells.items()))
@@ -302,20 +298,12 @@ class ArrayLearner(Learner):
     return {'batch_stats': {}, **self.net.init(key, x, mixing, train=False)}
 
   def batches(self, moment: Moment, data: Halves) -> Halves:
-    """See `Learner`.
-
-    The weights' half is read in a random order, another in every epoch; examples of the architecture half are drawn
-    with replacement.
-    """
-    size, key = self.batch_size, moment.key
-    step_key = jax.random.fold_in(key, moment.step)
-    epochs, position = jnp.divmod(moment.step - self._first_step, self.steps_per_epoch)
-    indices = (
-      epoch_indices(key, Stream.ORDER, self._supernet.first_epoch + epochs, position, size, self._num_train),
-      jax.random.randint(jax.random.fold_in(step_key, Stream.VALID), (size,), 0, self._num_valid),
-    )
+    """See `Learner` and `Draws`."""
+    step_key = jax.random.fold_in(moment.key, moment.step)
+    indices = self._draws.indices(moment, step_key)
+    purposes = Stream.AUGMENT_TRAIN, Stream.AUGMENT_VALID
     parts = []
-    for half, drawn, purpose in zip(data, indices, (Stream.AUGMENT_TRAIN, Stream.AUGMENT_VALID), strict=True):
+    for half, drawn, purpose in zip(data, indices, purposes, strict=True):
       # Every device prepares the whole batch, so that random numbers do not depend on the number of devices.
       x = self._task.prepare(half.x[drawn], jax.random.fold_in(step_key, purpose))
       parts.append(Pairs(self._shards.own(x), self._shards.own(half.y[drawn])))
@@ -323,7 +311,7 @@ class ArrayLearner(Learner):
 
   def measure(self, variables: PyTree, mixing: dict[str, Mixing], data: Halves) -> _Found:
     """See `Learner`; the means are over the whole architecture half."""
-    half, total, size = data.valid, self._num_valid, self._conditions.batch_size
+    half, total, size = data.valid, self._draws.num_valid, self._conditions.batch_size
     # The last batch is padded with repeated examples, which `counts` excludes.
     indices = np.arange(-(-total // size) * size).reshape(-1, size)
     precision = self._conditions.precision

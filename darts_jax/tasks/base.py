@@ -309,28 +309,6 @@ class Learner(abc.ABC):
     return None
 
 
-def check_sizes(sizes: Sequence[int], usual: int, num_devices: int, most: int, unit: str) -> None:
-  """Checks batch sizes that a strategy has increased.
-
-  Args:
-    sizes: batch size of every epoch.
-    usual: `config.batch_size`, which is checked elsewhere.
-    num_devices: number of devices that share a batch.
-    most: number of examples in the smaller half.
-    unit: name of examples in messages.
-
-  Raises:
-    ValueError: a batch does not divide evenly over the devices, or is larger than the smaller half.
-  """
-  for size in sizes:
-    grown = f'config.batch_size: {usual} grows to {size} by the decisions, which'
-    hint = 'see config.strategy.batch_growth'
-    if size != usual and size % num_devices:
-      raise ValueError(f'{grown} does not divide evenly over the devices ({num_devices} devices); {hint}')
-    if size != usual and size > most:
-      raise ValueError(f'{grown} is more than half of the {unit} ({most} {unit} in the smaller half); {hint}')
-
-
 @dataclasses.dataclass(frozen=True)
 class Task(abc.ABC, Generic[Data]):
   """A task. Its fields that are groups, such as `data`, are groups of the config itself: `config.data`.

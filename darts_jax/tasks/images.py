@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -15,7 +14,7 @@ from jax.sharding import Mesh
 
 from darts_jax import limits
 from darts_jax.data.augment import augment, normalise
-from darts_jax.data.batches import Evaluation, Examples, epoch_indices, evaluate, tally
+from darts_jax.data.batches import Evaluation, Examples, evaluate, tally
 from darts_jax.data.files import ImageFiles
 from darts_jax.data.images import Images, digest, from_arrays, intact, part, split
 from darts_jax.data.settings import IN_FILES, Augment, Source
@@ -39,8 +38,8 @@ from darts_jax.tasks.base import (
   Seen,
   SupernetSpec,
   Task,
-  check_sizes,
 )
+from darts_jax.tasks.draws import Draws, check_sizes
 from darts_jax.tasks.windows import AXES, Schedule, Window, Windows
 
 Array = jax.Array
@@ -258,12 +257,10 @@ class ImageLearner(Learner):
     self._supernet = supernet
     self._shards = shards = Shards(mesh.shape['data'])
     num_train, num_valid = (len(part) for part in split(images.num_train, task.data.validation_fraction, 0))
-    sizes, first = supernet.batch_sizes, supernet.first_epoch
-    # An epoch of a batch larger than its half has 0 steps here; `halves` raises the error.
-    self.epoch_ends = ends = list(itertools.accumulate(num_train // size for size in sizes))
-    self.batch_size = sizes[min(first, conditions.epochs - 1)]
-    self.steps_per_epoch = num_train // self.batch_size
-    self._first_step = ends[first - 1] if first else 0
+    sizes = supernet.batch_sizes
+    self._draws = Draws.of(supernet, num_train, num_valid)
+    self.epoch_ends, self.batch_size = self._draws.epoch_ends, self._draws.batch_size
+    self.steps_per_epoch = self._draws.steps_per_epoch
     groups = NormGroups(conditions.batch_norm.group_size, shards)
     check_sizes(sizes, conditions.batch_size, shards.size, min(num_train, num_valid), task.unit)
     for size in sizes:
@@ -298,7 +295,6 @@ class ImageLearner(Learner):
     )
     self.objective = ImageLoss(self.net)
     self._mean, self._std = np.array(images.mean, np.float32), np.array(images.std, np.float32)
-    self._num_train, self._num_valid = num_train, num_valid
 
   def variables(self, key: Array, mixing: dict[str, Mixing]) -> PyTree:
     """See `Learner`."""
@@ -307,21 +303,12 @@ class ImageLearner(Learner):
     return init_variables(net, key, jnp.zeros((1, *self.image_shape)), mixing, train=False)
 
   def batches(self, moment: Moment, data: Halves) -> Halves:
-    """See `Learner`.
-
-    The weights' half is read in a random order, another in every epoch; images of the architecture half are drawn with
-    replacement.
-    """
-    size, key, shards = self.batch_size, moment.key, self._shards
-    step_key = jax.random.fold_in(key, moment.step)
-    epochs, position = jnp.divmod(moment.step - self._first_step, self.steps_per_epoch)
-    indices = (
-      epoch_indices(key, Stream.ORDER, self._supernet.first_epoch + epochs, position, size, self._num_train),
-      jax.random.randint(jax.random.fold_in(step_key, Stream.VALID), (size,), 0, self._num_valid),
-    )
+    """See `Learner` and `Draws`."""
+    step_key = jax.random.fold_in(moment.key, moment.step)
+    indices = self._draws.indices(moment, step_key)
     parts = []
     for half, drawn, purpose, of_keys in zip(data, indices, _AUGMENTS, _DRAWS, strict=True):
-      chosen = shards.own(drawn)
+      chosen = self._shards.own(drawn)
       images = self._augmented(half.images[chosen], step_key, purpose)
       parts.append(ImageBatch(images, half.labels[chosen], self._keys(step_key, of_keys, len(images))))
     return Halves(*parts)
@@ -386,30 +373,17 @@ class StreamedLearner(ImageLearner):
 
   def feed(self, halves: Sequence[Any], places: PyTree, reads_valid: Callable[[np.ndarray], np.ndarray]) -> Feed:
     """See `Learner`."""
-    ends, first = self.epoch_ends, self._supernet.first_epoch
     schedule = Schedule(
       batch_size=self.batch_size,
       evaluation_size=self._conditions.batch_size,
-      num_valid=self._num_valid,
+      num_valid=self._draws.num_valid,
       steps_per_epoch=self.steps_per_epoch,
-      first_step=self._first_step,
-      end=ends[-1],
-      drawn=functools.partial(self._drawn, first),
+      first_step=self._draws.first_step,
+      end=self.epoch_ends[-1],
+      drawn=self._draws.epoch,
       reads_valid=reads_valid,
     )
     return Windows(self._images, halves, schedule, places)
-
-  def _drawn(self, first_epoch: int, key: Array, epoch: Array) -> Halves:
-    """Indices of the examples of an epoch, `[steps, B]` for each half; epoch 0 is the first of this supernet."""
-    steps, size = self.steps_per_epoch, self.batch_size
-    train = epoch_indices(key, Stream.ORDER, first_epoch + epoch, jnp.int32(0), steps * size, self._num_train)
-
-    def drawn(step: Array) -> Array:
-      step_key = jax.random.fold_in(jax.random.fold_in(key, step), Stream.VALID)
-      return jax.random.randint(step_key, (size,), 0, self._num_valid)
-
-    valid = jax.vmap(drawn)(self._first_step + epoch * steps + jnp.arange(steps))
-    return Halves(train.reshape(steps, size), valid)
 
   def batches(self, moment: Moment, data: Window) -> Halves:  # type: ignore[override]
     """See `Learner`."""
@@ -426,7 +400,7 @@ class StreamedLearner(ImageLearner):
 
   def measure(self, variables: PyTree, mixing: dict[str, Mixing], data: Window) -> Evaluation:  # type: ignore[override]
     """The part of a window's batches in loss and accuracy of the supernet on the whole architecture half."""
-    size, total, precision = self._conditions.batch_size, self._num_valid, self._conditions.precision
+    size, total, precision = self._conditions.batch_size, self._draws.num_valid, self._conditions.precision
     own = self._shards.own(jnp.arange(size))
 
     def add(sums: Evaluation, batch: tuple[Array, Examples]) -> tuple[Evaluation, None]:
