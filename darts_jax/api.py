@@ -95,8 +95,8 @@ def train(
 
 
 def _check_pair(name: str, given: Any) -> None:
-  """Raises a ValueError unless this is None or two things."""
-  if given is not None and (not isinstance(given, tuple | list) or len(given) != 2):
+  """Raises a ValueError unless this is None or a pair of which neither is None."""
+  if given is not None and (not isinstance(given, tuple | list) or len(given) != 2 or any(x is None for x in given)):
     raise ValueError(f'{name}: has to be a pair of arrays, inputs and targets: {name}=(x, y)')
 
 

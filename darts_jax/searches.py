@@ -40,10 +40,12 @@ def proposes(config: Mapping[str, Any]) -> bool:
   fields = items(config, 'config')
   given = {name: fields[name] for name in ('strategy',) if name in fields}
   called: Any = given.get('strategy')
-  called = called.get('name') if hasattr(called, 'items') else called
+  if hasattr(called, 'items'):
+    called = items(called, 'config.strategy').get('name', Darts.name)
   if isinstance(called, str) and called in _EARLIER:
     raise ValueError(f'config.strategy: {called!r} is called {_EARLIER[called]!r} now')
-  strategy = build(_Named, given).strategy
+  # Its fields are read with the rest of the config, whose groups an unknown field may belong to.
+  strategy = build(_Named, {'strategy': called} if given else {}).strategy
   found = isinstance(strategy, Sampled)
   relaxed, sampled = _fields(Search, *TASKS.values()), _fields(TrialSearch)
   own, other, kinds = (sampled, relaxed, RELAXED) if found else (relaxed, sampled, SAMPLED)

@@ -151,6 +151,10 @@ class _UnknownField(ValueError):
     super().__init__(f'{path}.{one_line(name)}: unknown field; {advice}')
     self.path, self.name = path, name
 
+  def __reduce__(self) -> tuple[type[ValueError], tuple[str]]:
+    """Worker processes hand it on as an ordinary ValueError."""
+    return ValueError, (str(self),)
+
 
 def build_from(kind: type[T], config: Mapping[str, Any], path: str, base: T | None) -> T:
   """Builds settings as `build` does, but without the check of renamed fields and without `prepared`."""
@@ -186,7 +190,7 @@ def _places(
       yield place
     if not is_group:
       continue
-    group = config.get(field.name) if hasattr(config, 'items') else None
+    group = _group_of(config, field.name)
     default = _default(field) if base is None else getattr(base, field.name)
     if kinds is not None:
       named = name_in(kinds, group, '')
@@ -196,6 +200,14 @@ def _places(
       yield from _places(
         typing.cast(type[Any], inner), name, group, place, own, path if field.metadata.get('beside') else None
       )
+
+
+def _group_of(config: Any, name: str) -> Any:
+  """A group of a config; None if the config has no such group, or cannot say."""
+  try:
+    return config.get(name) if hasattr(config, 'items') else None
+  except Exception:  # A `ConfigDict` may compute fields from others, or lack required ones.
+    return None
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

@@ -100,7 +100,8 @@ def run(genotype: str | None, draw: str | None, **others: Any) -> int:
     try:
       described = describe_classifier(found, auxiliary=auxiliary, imagenet=imagenet, **numbers)
     except ValueError as error:
-      raise ValueError(f'--{error}') from error
+      # Sizes are named as the flags are; an operation of one's own is no flag.
+      raise ValueError(str(error) if str(error).startswith('operation ') else f'--{error}') from error
     text = _as_text(described)
   if others['table'] is not None:
     described['benchmark'] = _accuracies(found, others['table'], name)

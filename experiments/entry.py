@@ -199,8 +199,9 @@ def _exit_with(parsed: Callable[[], int], usage: str) -> None:
 
 def _code(parsed: Callable[[], int | None]) -> int | None:
   """Runs a program, prints the error that it raises, if any, and returns the exit code."""
-  # The precision of a config holds even if `JAX_ENABLE_X64` is set.
+  # Results do not depend on `JAX_ENABLE_X64` and `JAX_DEFAULT_PRNG_IMPL`; see `darts_jax.runtime.precision`.
   jax.config.update('jax_enable_x64', False)
+  jax.config.update('jax_default_prng_impl', 'threefry2x32')
   try:
     code = parsed()
   except processes.AgreedError as error:

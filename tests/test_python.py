@@ -153,6 +153,8 @@ def pair(number=40, side=8, kind=np.uint8):
   ('data', 'test', 'message'),
   [
     (pair()[0], None, r'^data: has to be a pair of arrays, inputs and targets: data=\(x, y\)$'),
+    (pair(), (pair()[0], None), r'^test: has to be a pair of arrays, inputs and targets: test=\(x, y\)$'),
+    ((None, pair()[1]), None, r'^data: has to be a pair of arrays, inputs and targets: data=\(x, y\)$'),
     (pair(), pair()[0], r'^test: has to be a pair of arrays, inputs and targets: test=\(x, y\)$'),
     (None, pair(), '^test: needs data, the training images, as arrays too$'),
     ((pair(), pair()), None, '^data: x_train is no array: '),
@@ -182,6 +184,7 @@ def test_fields_of_the_config_hold_for_arrays():
     ((np.zeros((40, 8, 8, 1)), np.zeros(39, int)), 'data'),
     ((np.zeros((40, 8)), np.zeros(40, int)), 'data'),
     (np.zeros((40, 8, 8)), 'data: has to be a pair'),
+    ((np.zeros((40, 8, 8)), None), 'data: has to be a pair'),
     ((np.zeros((40, 8, 8), np.uint8), np.array(['a'] * 40)), 'data'),
   ],
 )

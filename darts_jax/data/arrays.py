@@ -1,6 +1,6 @@
 """The arrays of an image dataset, and checks that they can be trained on."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +10,8 @@ import numpy as np
 SMALLEST, LARGEST = 1e-30, 1e30
 # Smallest standard deviation, in float32 steps at the mean; about that of 8-bit pixels in steps of 1.
 _STEPS = 100
+# Bytes of the part of a dataset that a check looks at, since the whole need not fit into memory.
+_PART = 2**24
 _CENTRE = "subtract the mean first, such as x - x_train.mean(axis=(0, 1, 2), dtype='float64')"
 
 
@@ -63,12 +65,19 @@ def validate(arrays: Arrays, source: str, num_classes: int | None = None) -> Non
     if unseen.size:
       raise ValueError(f'{source}: class {unseen[0]} occurs in y_test but not in y_train')
   for channel, value in enumerate(x_train[0, 0, 0]):
-    if (x_train[..., channel] == value).all():
+    if not any(np.any(part[..., channel] != value) for part in _parts(x_train)):
       hint = f', or if it varies in float64, {_CENTRE}' if x_train.dtype.kind == 'f' else ''
       raise ValueError(
         f'{source}: channel {channel} of x_train is {value} everywhere; it has to vary to be normalised: leave it out'
         f'{hint}'
       )
+
+
+def _parts(images: np.ndarray) -> Iterator[np.ndarray]:
+  """Yields consecutive parts of images of at most some megabytes, which may lie in a file."""
+  length = max(1, _PART // max(1, images[:1].nbytes))
+  for first in range(0, len(images), length):
+    yield images[first : first + length]
 
 
 def check_range(arrays: Arrays, mean: Sequence[float], std: Sequence[float], source: str) -> None:
@@ -113,12 +122,14 @@ def _check_images(images: np.ndarray, name: str, source: str) -> None:
   if not images.size:
     raise ValueError(f'{source}: {name} is empty, its shape is {images.shape}')
   if images.dtype.kind == 'f':
-    finite = np.isfinite(images)
-    if not finite.all():
-      position = tuple(int(index) for index in np.unravel_index(np.argmin(finite), images.shape))
-      raise ValueError(
-        f'{source}: {name}{list(position)} is {images[position]}; pixel values have to be finite in {images.dtype}'
-      )
+    first = 0
+    for part in _parts(images):
+      finite = np.isfinite(part)
+      if not finite.all():
+        number, *place = (int(index) for index in np.unravel_index(np.argmin(finite), part.shape))
+        value, position = part[(number, *place)], [first + number, *place]
+        raise ValueError(f'{source}: {name}{position} is {value}; pixel values have to be finite in {images.dtype}')
+      first += len(part)
 
 
 def _how_to_convert(images: np.ndarray) -> str:

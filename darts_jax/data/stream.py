@@ -361,6 +361,13 @@ def _iterate(dataset: Any) -> Generator[Batch, None, None]:
   except ValueError as error:
     # Grain appends a paragraph about its own stack frames.
     raise ValueError(str(error).partition('\n')[0]) from error
+  except RuntimeError as error:
+    if 'Worker process' not in str(error):
+      raise
+    raise ValueError(
+      'config.data.num_workers: a process that reads images has ended; it may have had too little memory, or a script'
+      " without if __name__ == '__main__': has started it; 0 reads in this process"
+    ) from error
   finally:
     iterator.close()
 

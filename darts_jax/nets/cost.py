@@ -162,7 +162,7 @@ def products_of(operation: str, features: int, stride: int, height: int, width: 
   """Multiply-adds of a user's own operation on one image, counted in its jaxpr in evaluation; see `CONVENTION`.
 
   The body of a `lax.scan` counts once per iteration, a `lax.cond` or `lax.switch` as its most expensive branch. The
-  number of iterations of a `lax.while_loop` depends on values, so its body counts once.
+  number of iterations of a `lax.while_loop` depends on values, so its body and its condition count once.
   """
   return _products_of(OPERATIONS[operation], operation, features, stride, height, width)
 

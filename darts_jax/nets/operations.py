@@ -367,10 +367,10 @@ def make_own(name: str, features: int, stride: int, label: str | None = None) ->
     raise ValueError(f'operation {name}: OPERATIONS has {kind!r}; it has to be a Flax module, a class')
   try:
     made: nn.Module = kind(features=features, stride=stride, name=label)
-  except TypeError as error:
+  except Exception as error:  # A user's own code may raise anything.
     raise ValueError(
-      f'operation {name}: {kind.__name__}(features={features}, stride={stride}) cannot be made ({error}); it has to'
-      ' have the attributes features and stride, and defaults for all others'
+      f'operation {name}: {kind.__name__}(features={features}, stride={stride}) cannot be made ({one_line(error)});'
+      ' it has to have the attributes features and stride, and defaults for all others'
     ) from error
   return made
 
@@ -400,6 +400,7 @@ def _check_once(name: str, kind: Any, channels: int, height: int, width: int, st
   """See `check_own`; `kind` is the module. A search that prunes builds its networks again and again."""
   del kind
   operate = Operations(((name, 1),), stride, discrete=False)
+  module = make_own(name, channels, stride)
 
   def begun(key: Array, x: Array) -> Any:
     return operate.init(key, x, train=True)
@@ -416,20 +417,36 @@ def _check_once(name: str, kind: Any, channels: int, height: int, width: int, st
     pull_back(image)
     operate.apply(variables, x, train=False)
 
-  x = jax.ShapeDtypeStruct((2, height, width, channels), jnp.float32)
+  # Networks are initialised with one image and used with batches.
+  x = jax.ShapeDtypeStruct((1, height, width, channels), jnp.float32)
+  batch = jax.ShapeDtypeStruct((2, height, width, channels), precision)
   try:
+    _check_dtype(name, module, batch)
     variables = jax.eval_shape(begun, jax.random.key(0), x)
     more = sorted(variables.keys() - {'params', 'batch_stats'})
     if more:
       raise ValueError(f'operation {name}: has variables {more[0]!r}; it may have params and batch_stats alone')
-    jax.eval_shape(used, variables, x.update(dtype=precision))
+    for path, leaf in jax.tree.leaves_with_path(variables):
+      if leaf.dtype != jnp.float32:
+        own = jax.tree_util.keystr(path[-1:], simple=True)
+        raise ValueError(f'operation {name}: its variable {own} has dtype {leaf.dtype}; it has to be float32')
+    jax.eval_shape(used, variables, batch)
   except Exception as error:  # A user's own code may raise anything.
     if isinstance(error, ValueError) and str(error).startswith(f'operation {name}: '):
-      raise
+      raise ValueError(one_line(error)) from error
     raise ValueError(
       f'operation {name}: fails on {precision} images of {height}×{width} pixels and {channels} channels at stride'
       f' {stride} ({type(error).__name__}: {one_line(error)})'
     ) from error
+
+
+def _check_dtype(name: str, module: nn.Module, batch: jax.ShapeDtypeStruct) -> None:
+  """Raises a ValueError, one line, unless the module gives floating-point images."""
+  train: Any = train_of(module, True)
+  found = jax.eval_shape(lambda x: module.init_with_output(jax.random.key(0), x, **train)[0], batch)
+  dtype = getattr(found, 'dtype', None)
+  if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+    raise ValueError(f'operation {name}: gives images of dtype {dtype}; it has to give floating-point images')
 
 
 def train_of(module: nn.Module, train: bool) -> dict[str, bool]:

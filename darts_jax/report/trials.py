@@ -33,10 +33,12 @@ def render(run: Run) -> str:
     'Workers': run.setting('workers'),
     'Seed': run.setting('seed'),
   }
+  earlier = len(run.tests)
   if trials:
     # A search that went on to more trials has the test of the best of fewer, too.
     ended = sum(trial.status != 'pending' for trial in trials)
     run = dataclasses.replace(run, tests=tuple(record for record in run.tests if record['step'] == ended))
+  earlier -= len(run.tests)
   body = ''.join(
     [
       sections.headline(run, 'Architecture search', subject, facts, _tiles(run, trials, best)),
@@ -44,7 +46,7 @@ def render(run: Run) -> str:
       _architecture(run, best),
       _rewards(run, trials, problem),
       _benchmark(run),
-      _table(run, trials, best, problem),
+      _table(run, trials, best, problem, earlier),
       _usage(run),
       sections.events(run),
       sections.config(run),
@@ -163,7 +165,7 @@ def _benchmark(run: Run) -> str:
   )
 
 
-def _table(run: Run, trials: Sequence[Trial], best: Trial | None, problem: str) -> str:
+def _table(run: Run, trials: Sequence[Trial], best: Trial | None, problem: str, earlier: int) -> str:
   title = 'All trials'
   if not trials:
     return html.section(title, html.absent(problem or 'Nothing has been proposed yet.'))
@@ -197,7 +199,7 @@ def _table(run: Run, trials: Sequence[Trial], best: Trial | None, problem: str) 
     rows.append(f'<tr>{"".join(drawn)}</tr>\n')
   head = ''.join(f'<th{_KINDS[right]}>{name}</th>' for name, right in columns.items())
   table = f'<table class="results"><thead><tr>{head}</tr></thead>\n<tbody>{"".join(rows)}</tbody></table>'
-  return html.section(title, table + (html.absent(problem) if problem else ''), _explained(run, trials))
+  return html.section(title, table + (html.absent(problem) if problem else ''), _explained(run, trials, earlier))
 
 
 def _link(run: Run, trial: Trial) -> str:
@@ -214,7 +216,7 @@ def _dash(value: float, shown: str) -> str:
   return shown if math.isfinite(value) else '–'
 
 
-def _explained(run: Run, trials: Sequence[Trial]) -> str:
+def _explained(run: Run, trials: Sequence[Trial], earlier: int) -> str:
   counts = Counter(trial.status for trial in trials)
   lead = ', '.join(f'{counts[status]:,} {status}' for status in outcomes.STATUSES if counts[status])
   lead = f'{lead[:1].upper()}{lead[1:]}.'
@@ -226,7 +228,8 @@ def _explained(run: Run, trials: Sequence[Trial]) -> str:
   if run.tests:
     page = 'pick/report.html'
     trained = f'<a href="{page}">trained again</a>' if (run.path / page).is_file() else 'measured'
-    lead += f' It was {trained}, and the test data were read once, at the end.'
+    lead += f' It was {trained}, and the test data were read once, at the end'
+    lead += f'; they had been read {earlier} times before, when the search had fewer trials.' if earlier else '.'
   return lead
 
 

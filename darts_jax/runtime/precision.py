@@ -1,4 +1,4 @@
-"""Numerical precision: of products on accelerators, and of JAX's default dtypes."""
+"""Numerical precision of products on accelerators, and defaults of JAX that results must not depend on."""
 
 import contextlib
 import functools
@@ -20,14 +20,16 @@ def precisely(precision: str) -> contextlib.AbstractContextManager[Any]:
 
 
 def in_float32(function: Callable[P, T]) -> Callable[P, T]:
-  """Wraps a function so that it runs with float32 as the default dtype, even if `JAX_ENABLE_X64` is set.
+  """Wraps a function so that it runs with float32 as the default dtype and with threefry keys.
 
-  The functions that it calls can still be called on their own in float64, within `jax.enable_x64(True)`.
+  That is so whatever `JAX_ENABLE_X64` and `JAX_DEFAULT_PRNG_IMPL` say. With keys of another kind, draws for the images
+  of a batch would depend on how it is divided among devices. The functions that it calls can still be called on their
+  own in float64, within `jax.enable_x64(True)`.
   """
 
   @functools.wraps(function)
   def call(*args: P.args, **kwargs: P.kwargs) -> T:
-    with jax.enable_x64(False):
+    with jax.enable_x64(False), jax.default_prng_impl('threefry2x32'):
       return function(*args, **kwargs)
 
   return call

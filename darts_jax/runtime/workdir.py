@@ -35,6 +35,8 @@ _MARKS = ('config.json', 'model.json', 'metrics.jsonl', 'results.json')
 _INSTALLED = ('digits', 'pydoc', 'arrays')
 # Fields with paths of data, as in the lines of `differences`; data are identified by their fingerprint instead.
 _PLACES = ('config.data.dir: ', 'config.data.path: ', 'config.space.table: ')
+# Fields that say how data are read; results do not depend on them.
+_READING = ('config.data.num_threads: ', 'config.data.num_workers: ')
 # Patterns of partial files; the last two are those of earlier versions.
 _LEFTOVERS = (f'*{PARTIAL}', '*.tmp', f'*{PARTIAL}.npz')
 
@@ -102,7 +104,7 @@ def check_claimed(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     ValueError: the config has been changed; the message names the fields.
   """
   for claimed in checkpoint.claims(workdir / CHECKPOINTS):
-    changed = [line for line in differences(claimed, config) if not line.startswith(_PLACES)]
+    changed = [line for line in differences(claimed, config) if not line.startswith((*_PLACES, *_READING))]
     if changed:
       raise ValueError(
         f'{workdir / "config.json"}: not what the checkpoints were saved with ({_listed(changed)}); write it as it was'
@@ -144,7 +146,8 @@ def _check_same(workdir: pathlib.Path, old: Any, new: Mapping[str, Any], kind: s
   if not isinstance(old, Mapping) or set(old) != set(new):
     raise ValueError(f'--workdir: {workdir} holds another run than a {kind} of this kind; choose another --workdir')
   grown = {name: new[name] for name in growing if type(old[name]) is int}
-  changed = differences({**old, **grown}, new)
+  free = (*_PLACES, *_READING) if old.get('dataset') and new.get('dataset') else _READING
+  changed = [line for line in differences({**old, **grown}, new) if not line.startswith(free)]
   if not changed:
     for name, value in grown.items():
       if value < old[name]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from darts_jax.runtime import metrics, processes
 from darts_jax.runtime.compilation import enable_cache
-from darts_jax.runtime.files import user_path
+from darts_jax.runtime.files import one_line, user_path
 from darts_jax.runtime.interrupts import InterruptGuard
 from darts_jax.runtime.lock import locked
 from darts_jax.runtime.mesh import check_batch, make_mesh
@@ -25,6 +25,7 @@ from darts_jax.search.settings import Search, check_alone, read
 from darts_jax.search.state import SearchState
 from darts_jax.settings import as_config
 from darts_jax.spaces import Genotype
+from darts_jax.spaces.operations import is_own
 from darts_jax.tasks import Feed
 
 
@@ -172,4 +173,28 @@ def _open(settings: Search, given: tuple[Any, Any] | None = None) -> tuple[Searc
   seeds = range(settings.seed, settings.seed + settings.mesh.seed)
   halves = [task.halves(found, settings, seed) for seed in seeds]
   searcher = Searcher.open(settings, found, mesh)
-  return searcher, searcher.feed(halves), task.fingerprint(found)
+  feed = searcher.feed(halves)
+  _check_own_parts(settings, searcher, feed)
+  return searcher, feed, task.fingerprint(found)
+
+
+def _check_own_parts(settings: Search, searcher: Searcher, feed: Feed) -> None:
+  """Raises a ValueError, one line, if the search step cannot be lowered and has parts that users have added."""
+  operations = dict.fromkeys(name for spec in settings.space.cells.values() for name in spec.operations)
+  own = [f'operation {name}' for name in operations if is_own(name)]
+  for kind, part in (('strategy', settings.strategy), ('space', settings.space), ('task', settings.task)):
+    if type(part).__module__.partition('.')[0] != __name__.partition('.')[0]:
+      own.append(f'{kind} {part.name}')
+  if not own:
+    return
+  try:
+    # The products of Hessians are differentiated when the step is lowered. JAX keeps the trace for the compilation.
+    searcher.run.lower(searcher.template(), feed.shapes, np.int32(1))
+  except Exception as error:  # A user's own code may raise anything.
+    line = one_line(str(error).partition('\n')[0])
+    if isinstance(error, ValueError) and line.startswith(('config.', 'operation ', 'task ')):
+      raise ValueError(line) from error
+    raise ValueError(
+      f'{", ".join(own)}: the search step by {settings.hypergradient.name} cannot be computed'
+      f' ({type(error).__name__}: {line})'
+    ) from error

@@ -60,6 +60,8 @@ class Journal:
       sync_to_disk([self.path.parent])
     self.config: Mapping[str, Any] | None = lines[0]['config'] if lines and lines[0]['event'] == 'run' else None
     self.lines = lines if self.config is None else lines[1:]
+    # All lines of the file to be, after `cut` and before `settle`.
+    self._rewritten: list[Mapping[str, Any]] | None = None
 
   def begin(self, config: Mapping[str, Any]) -> None:
     """Writes the first line of a new journal, or checks that an existing journal is of the same run.
@@ -85,17 +87,24 @@ class Journal:
   def tell(self, outcome: Outcome) -> None:
     """Appends an outcome and syncs the file to the disk."""
     self._write(tell_line(outcome))
-    with self._errors_named():
-      os.fsync(self._file.fileno())
+    if self._rewritten is None:
+      with self._errors_named():
+        os.fsync(self._file.fileno())
 
   def cut(self, count: int) -> None:
-    """Keeps only the first so many of `lines`, in the file, too."""
+    """Drops all but the first `count` of `lines`; the file stays as it is until `settle`."""
     self.lines = self.lines[:count]
+    self._rewritten = [{'event': 'run', 'config': self.config}, *self.lines]
+
+  def settle(self) -> None:
+    """After `cut`, replaces the file by the lines that were kept and those written since; otherwise does nothing."""
+    if self._rewritten is None:
+      return
     self._file.close()
     with self._errors_named():
-      first = {'event': 'run', 'config': self.config}
-      write_whole(self.path, b''.join(map(signed, [first, *self.lines])))
+      write_whole(self.path, b''.join(map(signed, self._rewritten)))
       self._file = self.path.open('ab')
+    self._rewritten = None
 
   def close(self) -> None:
     """Closes the file."""
@@ -108,6 +117,9 @@ class Journal:
     self.close()
 
   def _write(self, line: Mapping[str, Any]) -> None:
+    if self._rewritten is not None:
+      self._rewritten.append(line)
+      return
     with self._errors_named():
       self._file.write(signed(line))
       self._file.flush()

@@ -124,6 +124,8 @@ def run(
   for outcome in later:
     ask()
     tell(outcome)
+  if journal is not None:
+    journal.settle()
   while not stop():
     ask()
     # A run that is resumed with fewer workers has more pending proposals than that.
@@ -206,10 +208,10 @@ class _Trials(Generic[S]):
 
     A run in order that had asked for all its proposals was told the last outcomes while workers were free. If there are
     more proposals now, the next ones are asked for in between, as if there had been so many from the start: the journal
-    is cut off before these outcomes.
+    is cut before these outcomes, and rewritten when all of them have been told again.
 
     Returns:
-      The outcomes that it was cut off before, in their order.
+      The outcomes behind the cut, in their order.
     """
     told: list[Outcome] = []
     cut: int | None = None

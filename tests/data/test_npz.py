@@ -3,6 +3,7 @@ import pickle
 import numpy as np
 import pytest
 
+from darts_jax.data import arrays as arrays_of_images
 from darts_jax.data import images, npz
 
 
@@ -127,6 +128,17 @@ def with_value(value, dtype=np.float32):
 def test_unfit_arrays(tmp_path, changes, message):
   with pytest.raises(ValueError, match=rf'^[^\n]*own.npz( \(config.data.path\))?: [^\n]*{message}[^\n]*$'):
     load(tmp_path / 'own.npz', dataset(**changes))
+
+
+def test_parts_of_images_are_looked_at_as_the_whole_is(tmp_path, monkeypatch):
+  monkeypatch.setattr(arrays_of_images, '_PART', 1)
+  with pytest.raises(ValueError, match=r'x_train\[2, 1, 3, 1\] is nan; pixel values'):
+    load(tmp_path / 'nan.npz', dataset(x_train=with_value(np.nan), x_test=None, y_test=None))
+  still = np.full((7, 5, 6, 2), [3, 7], np.uint8)
+  with pytest.raises(ValueError, match='channel 0 of x_train is 3 everywhere'):
+    load(tmp_path / 'still.npz', dataset(x_train=still))
+  still[6, 4, 5] = 0
+  assert load(tmp_path / 'one.npz', dataset(x_train=still)).num_classes == 4
 
 
 @pytest.mark.parametrize(

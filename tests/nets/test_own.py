@@ -167,6 +167,53 @@ class Searching(nn.Module):
     return jax.lax.while_loop(lambda y: jnp.max(y) > 1, lambda y: y / 2, x)
 
 
+class Halves(nn.Module):
+  """A batch is initialised with one image."""
+
+  features: int
+  stride: int
+
+  @nn.compact
+  def __call__(self, x):
+    return x * self.param('scale', nn.initializers.ones, (len(x), 1, 1, 1))
+
+
+class Complex(nn.Module):
+  features: int
+  stride: int
+
+  def __call__(self, x):
+    return jnp.fft.fft2(x.astype(jnp.float32), axes=(1, 2))
+
+
+class Whole(nn.Module):
+  features: int
+  stride: int
+
+  def __call__(self, x):
+    return jnp.round(x).astype(jnp.int32)
+
+
+class WholeParameter(nn.Module):
+  features: int
+  stride: int
+
+  @nn.compact
+  def __call__(self, x):
+    return x * self.param('times', lambda key: jnp.ones((), jnp.int32)).astype(x.dtype)
+
+
+class Unwilling(nn.Module):
+  features: int
+  stride: int
+
+  def __post_init__(self):
+    raise RuntimeError('two\nlines')
+
+  def __call__(self, x):
+    return x
+
+
 class InTraining(nn.Module):
   features: int
   stride: int
@@ -188,7 +235,7 @@ class OneDtype(nn.Module):
 @pytest.mark.parametrize(
   ('kind', 'stride', 'message'),
   [
-    (WrongShape, 2, 'gives (2, 6, 8, 4) of (2, 6, 8, 4) at stride 2; it has to be (2, 3, 4, 4)'),
+    (WrongShape, 2, 'gives (1, 6, 8, 4) of (1, 6, 8, 4) at stride 2; it has to be (1, 3, 4, 4)'),
     (NoStride, 1, 'NoStride(features=4, stride=1) cannot be made (NoStride.__init__() got an unexpected keyword'),
     (Failing, 1, 'fails on bfloat16 images of 6×8 pixels and 4 channels at stride 1 (KeyError: '),
     (print, 1, 'OPERATIONS has <built-in function print>; it has to be a Flax module, a class'),
@@ -197,6 +244,11 @@ class OneDtype(nn.Module):
     (Counting, 1, "has variables 'calls'; it may have params and batch_stats alone"),
     (Searching, 1, 'fails on bfloat16 images of 6×8 pixels and 4 channels at stride 1 (ValueError: Reverse-mode diff'),
     (InTraining, 1, 'gives (6, 8, 4) of (2, 6, 8, 4) at stride 1; it has to be (2, 6, 8, 4)'),
+    (Halves, 1, 'fails on bfloat16 images of 6×8 pixels and 4 channels at stride 1 (ScopeParamShapeError: '),
+    (Complex, 1, 'gives images of dtype complex64; it has to give floating-point images'),
+    (Whole, 1, 'gives images of dtype int32; it has to give floating-point images'),
+    (WholeParameter, 1, 'its variable times has dtype int32; it has to be float32'),
+    (Unwilling, 1, 'Unwilling(features=4, stride=1) cannot be made (two lines); it has to have the attributes'),
     (OneDtype, 1, 'fails on bfloat16 images of 6×8 pixels and 4 channels at stride 1 (TypeError: '),
   ],
 )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from darts_jax import search, spaces, training
+from darts_jax.runtime.precision import in_float32
 from darts_jax.search import loop as search_loop
 from darts_jax.training import loop as training_loop
 from darts_jax.training.language import loop as language_loop
@@ -75,3 +76,9 @@ def test_the_state_of_a_run_is_float32(monkeypatch, tmp_path, module, loop, run)
     run(tmp_path)
   assert dtypes(found) <= {np.dtype(name) for name in ('float32', 'int32', 'uint32', 'bool')}
   assert jnp.ones(()).dtype == np.float64
+
+
+def test_random_keys_are_of_one_kind_whatever_the_environment_says():
+  with jax.default_prng_impl('rbg'):
+    assert jax.random.key_impl(jax.random.key(0)) == 'rbg'
+    assert in_float32(lambda: jax.random.key_impl(jax.random.key(0)))() == 'threefry2x32'

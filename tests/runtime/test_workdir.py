@@ -8,7 +8,7 @@ import pytest
 
 from darts_jax.runtime import workdir as workdir_module
 from darts_jax.runtime.checkpoint import Checkpoints
-from darts_jax.runtime.workdir import check_free, claim, claim_together
+from darts_jax.runtime.workdir import as_json, check_free, claim, claim_together
 
 CONFIG = {'seed': 0, 'network': {'channels': 16, 'operations': ('none', 'skip_connect')}}
 
@@ -138,6 +138,20 @@ def test_other_data_are_named_with_what_differs(tmp_path):
   )
   with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
     claim(tmp_path, config | {'dataset': {'images': 3, 'labels': 'b'}}, 'search')
+
+
+def test_places_of_the_same_data_and_the_number_of_readers_may_change(tmp_path):
+  data = {'name': 'image_folder', 'dir': 'data', 'num_threads': 8, 'num_workers': 0}
+  config = CONFIG | {'data': data, 'dataset': {'images': 3}}
+  claim(tmp_path, config, 'search')
+  moved = config | {'data': data | {'dir': 'elsewhere', 'num_threads': 1, 'num_workers': 2}}
+  claim(tmp_path, moved, 'search')
+  assert json.loads((tmp_path / 'config.json').read_text()) == as_json(moved)
+  # Without a fingerprint the place is all that tells data from others.
+  unknown = tmp_path / 'unknown'
+  claim(unknown, CONFIG | {'data': data}, 'search')
+  with pytest.raises(ValueError, match="config.data.dir: 'data' → 'elsewhere'"):
+    claim(unknown, CONFIG | {'data': data | {'dir': 'elsewhere'}}, 'search')
 
 
 def test_leftovers_of_kills_go_and_other_files_stay(tmp_path):

@@ -1,18 +1,21 @@
 """Searches with operations of a user's own: devices, recomputation, precision, and what is refused."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import darts_jax
-from darts_jax import nets, spaces
+from darts_jax import nets, search, spaces
 from darts_jax.data.augment import normalise
-from darts_jax.data.batches import Examples
 from darts_jax.search import Search
 from darts_jax.settings import build
+from darts_jax.spaces import Mixing
+from darts_jax.strategies import STRATEGIES
+from darts_jax.strategies.darts import Darts
 from darts_jax.tasks.base import Halves
-from darts_jax.tasks.images import ImageLearner
+from darts_jax.tasks.images import ImageBatch, ImageLearner
 
 CONFIG = {
   'epochs': 2,
@@ -33,7 +36,7 @@ def twice(self, moment, data):
   del moment
   chosen = self._shards.own(jnp.arange(self.batch_size) % (self.batch_size // 2))
   return Halves(
-    *[Examples(normalise(half.images[chosen], self._mean, self._std), half.labels[chosen]) for half in data]
+    *[ImageBatch(normalise(half.images[chosen], self._mean, self._std), half.labels[chosen]) for half in data]
   )
 
 
@@ -101,4 +104,46 @@ def test_an_operation_is_tried_with_all_channels_and_sizes_of_the_network(
   config = {'strategy': 'random_search', 'space': {'nodes': 1, 'operations': operations}, 'evaluator': evaluator}
   with pytest.raises(ValueError, match=message):
     darts_jax.search(config, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+class BackwardAlone(nn.Module):
+  """Has a rule for reverse mode, and none for forward mode."""
+
+  features: int
+  stride: int
+
+  @nn.compact
+  def __call__(self, x):
+    @jax.custom_vjp
+    def halved(x):
+      return x / 2
+
+    halved.defvjp(lambda x: (x / 2, None), lambda _, gradient: (gradient / 2,))
+    return halved(x)[:, :: self.stride, :: self.stride]
+
+
+class Unsteady(Darts):
+  """Its mixing weights have another shape than the space."""
+
+  name = 'unsteady'
+
+  def mix(self, arch, *others):
+    found = super().mix(arch, *others)
+    return {name: Mixing(each.operations[:, :1]) for name, each in found.items()}
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'hypergradient': 'exact'}, "operation mine: the search step by exact cannot be computed .TypeError: can't apply"),
+    ({'strategy': 'unsteady'}, 'operation mine, strategy unsteady: the search step by first_order cannot be computed'),
+  ],
+)
+def test_parts_of_ones_own_that_fail_leave_nothing(tmp_path, tiny_search, monkeypatch, changes, message):
+  monkeypatch.setitem(nets.OPERATIONS, 'mine', BackwardAlone)
+  monkeypatch.setitem(STRATEGIES, 'unsteady', Unsteady)
+  config = tiny_search(space={'nodes': 1, 'operations': ('none', 'mine')}, **changes)
+  with pytest.raises(ValueError, match=f'^{message}[^\n]*$'):
+    search.run(config, tmp_path / 'run')
   assert not (tmp_path / 'run').exists()

@@ -1,13 +1,15 @@
 import dataclasses
 import math
+import pickle
 import re
 import typing
 
 import pytest
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+from ml_collections.config_dict import placeholder, required_placeholder
 
 from configs import cifar, digits, mnist, ptb, text
+from darts_jax import searches
 from darts_jax.data.settings import Augment, TextSource
 from darts_jax.laboratory.settings import Laboratory
 from darts_jax.search.settings import Alphas, Search, Weights, read
@@ -452,6 +454,30 @@ def test_every_number_has_limits_at_both_ends(root):
 def test_what_no_device_could_do_is_refused_at_once(kind, config, message):
   with pytest.raises(ValueError, match=f'^{re.escape(message)}[^\n]{{0,200}}$'):
     build(kind, config)
+
+
+def test_a_field_of_a_strategy_that_is_one_of_another_group_is_told_by_every_command():
+  for config, message in (
+    ({'strategy': {'channels': 3}}, 'config.strategy.channels: unknown field; did you mean config.network.channels?'),
+    (
+      {'strategy': {'name': 'random_search', 'workers': 3}, 'evaluator': 'scratch'},
+      'config.strategy.workers: unknown field; did you mean config.workers?',
+    ),
+  ):
+    with pytest.raises(ValueError, match=f'^{re.escape(message)}$') as caught:
+      searches.read(config)
+    # Worker processes send errors to their parent.
+    received = pickle.loads(pickle.dumps(caught.value))
+    assert isinstance(received, ValueError)
+    assert str(received) == message
+
+
+def test_a_group_that_cannot_say_its_name_is_one_line():
+  config = ConfigDict({'channels': 3, 'strategy': {}})
+  config.strategy.name = required_placeholder(str)
+  for reader in (read, searches.read):
+    with pytest.raises(ValueError, match=r'^config\.[^\n]*$'):
+      reader(config)
 
 
 @pytest.mark.parametrize('group', ['space', 'task', 'strategy', 'hypergradient'])

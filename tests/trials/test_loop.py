@@ -233,6 +233,27 @@ def test_a_journal_of_another_run_is_refused(evaluator, tmp_path):
   assert len(longer.outcomes) == 13
 
 
+def test_outcomes_that_are_told_again_are_in_the_file_until_they_are_told(evaluator, tmp_path):
+  journaled(tmp_path, EVOLUTION, evaluator, IN_ORDER, InProcess())
+  content = (tmp_path / FILE).read_bytes()
+
+  class Killed(BaseException):
+    pass
+
+  def kill(state, outcomes):
+    # After the first of those that are told again.
+    if len(outcomes) == IN_ORDER.trials - IN_ORDER.workers + 2:
+      raise Killed
+
+  longer = dataclasses.replace(IN_ORDER, trials=15)
+  with Journal(tmp_path) as journal, pytest.raises(Killed):
+    run(EVOLUTION, SPACE, evaluator, longer, InProcess(), journal=journal, watch=kill)
+  assert (tmp_path / FILE).read_bytes() == content
+  journaled(tmp_path, EVOLUTION, evaluator, longer, InProcess())
+  journaled(tmp_path / 'whole', EVOLUTION, evaluator, longer, InProcess())
+  assert (tmp_path / FILE).read_bytes() == (tmp_path / 'whole' / FILE).read_bytes()
+
+
 def test_lines_that_are_not_of_the_run_are_refused(evaluator, tmp_path):
   journaled(tmp_path, EVOLUTION, evaluator, SETTINGS, InProcess())
   content = (tmp_path / FILE).read_bytes()
