@@ -68,8 +68,22 @@ def variant(
 
 def name_in(kinds: Mapping[str, Any], group: Any, usual: str) -> str:
   """The `name` of a group in a config if it is one of `kinds`, else `usual`; `build` refuses unknown names later."""
-  name = group if isinstance(group, str) else group.get('name') if hasattr(group, 'items') else None
-  return name if isinstance(name, str) and name in kinds else usual
+  name = name_of(group)
+  return name if name in kinds else usual
+
+
+def name_of(group: Any) -> str:
+  """The `name` field of a config group, or the group itself if it is a text; empty if there is no name."""
+  name = group if isinstance(group, str) else _field(group, 'name')
+  return name if isinstance(name, str) else ''
+
+
+def _field(config: Any, name: str) -> Any:
+  """A field of a config; None if the config has no such field, or cannot say."""
+  try:
+    return config.get(name) if hasattr(config, 'items') else None
+  except Exception:  # A `ConfigDict` may compute fields from others, or lack required ones.
+    return None
 
 
 def as_kind(group: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -190,7 +204,7 @@ def _places(
       yield place
     if not is_group:
       continue
-    group = _group_of(config, field.name)
+    group = _field(config, field.name)
     default = _default(field) if base is None else getattr(base, field.name)
     if kinds is not None:
       named = name_in(kinds, group, '')
@@ -200,14 +214,6 @@ def _places(
       yield from _places(
         typing.cast(type[Any], inner), name, group, place, own, path if field.metadata.get('beside') else None
       )
-
-
-def _group_of(config: Any, name: str) -> Any:
-  """A group of a config; None if the config has no such group, or cannot say."""
-  try:
-    return config.get(name) if hasattr(config, 'items') else None
-  except Exception:  # A `ConfigDict` may compute fields from others, or lack required ones.
-    return None
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from darts_jax import limits
 from darts_jax.hypergradient.settings import HYPERGRADIENTS, FiniteDifference, Hypergradient
 from darts_jax.runtime.loop import Checkpoint
-from darts_jax.settings import build, build_from, check_seeds, items, name_in, setting, variant
+from darts_jax.settings import build, build_from, check_seeds, items, name_in, name_of, setting, variant
 from darts_jax.spaces import SPACES, CellSpace, Darts
 from darts_jax.strategies import RELAXED
 from darts_jax.strategies.darts import Darts as DartsStrategy
@@ -191,7 +191,7 @@ class Search:
   @classmethod
   def prepared(cls, config: Mapping[str, Any], path: str, base: 'Search | None') -> tuple[dict[str, Any], 'Search']:
     """See `darts_jax.settings.build`: fields that the config leaves out get the defaults of the space and the task."""
-    called = _name(config.get('space'))
+    called = name_of(config.get('space'))
     if called in EARLIER_SPACES:
       raise ValueError(f'{path}.space: {called!r} is called {EARLIER_SPACES[called]!r} now')
     if called and called not in SPACES:
@@ -209,16 +209,10 @@ class Search:
     defaults = build_from(cls, {**usual, **task.defaults, **named}, path, base)
     fields = dict(config)
     given = fields.get('strategy')
-    if _name(given) in task.strategies:
+    if name_of(given) in task.strategies:
       own = {'name': given} if isinstance(given, str) else items(given, f'{path}.strategy')
-      fields['strategy'] = {**task.strategies[_name(given)], **own}
+      fields['strategy'] = {**task.strategies[name_of(given)], **own}
     return fields, defaults
-
-
-def _name(group: Any) -> str:
-  """The `name` field of a config group, or the group itself if it is a text; empty if there is no name."""
-  name = group.get('name') if hasattr(group, 'items') else group
-  return name if isinstance(name, str) else ''
 
 
 def check_alone(settings: Search, path: str = 'config') -> None:
