@@ -76,7 +76,9 @@ def test_the_first_means_are_of_fewer_evaluations():
 
 def test_the_ridge_makes_small_curvatures_alike():
   assert search(RobustDarts(), lambda epoch: 1e-3 if epoch >= 24 else 1e-4)[0] == 24
-  assert search(RobustDarts(ridge=1.0), lambda epoch: 1e-3 if epoch >= 24 else 1e-4)[0] is None
+  epoch, turned, _ = search(RobustDarts(ridge=1.0), lambda epoch: 1e-3 if epoch >= 24 else 1e-4, epochs=49)
+  assert epoch is None
+  assert turned.measures == {'curvature': pytest.approx(1.001), 'curvature_mean': pytest.approx(1.001)}
 
 
 def test_curvatures_of_zero_are_no_division():
