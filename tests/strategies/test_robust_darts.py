@@ -119,6 +119,9 @@ def test_epochs_that_may_be_returned_to():
   assert strategy.may_return_to(memory, 10) == (10,)
   # The next evaluation, after epoch 24, may return to epoch 12.
   assert strategy.may_return_to(memory, 22) == strategy.may_return_to(memory, 23) == (12, 14, 16, 18, 20, 22)
+  # The very first epoch counts, if the settings say so.
+  searched = Searched.start(RobustDarts(first_epoch=0), SPACE)
+  assert [searched.may_return_to(epoch) for epoch in (-1, 0, 1, 2)] == [(), (0,), (0,), (0, 2)]
 
 
 def test_without_weight_decays_that_of_the_config_is_a_constant():
