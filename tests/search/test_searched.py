@@ -102,6 +102,15 @@ def test_every_purpose_has_a_draw_of_its_own_and_the_same_in_every_pass():
     assert np.abs(found[a] - found[b]).max() > 0.01
 
 
+def test_scores_follow_from_what_the_strategy_remembers():
+  """α that stay are stable, once there is a past."""
+  searched = Searched.start(Sgas(criterion=2), DartsSpace(1))
+  alphas = jax.device_get(searched.init(jax.random.key(0)))
+  assert not searched.scores(alphas)['stability']['normal'].any()
+  after, _ = searched.turn(alphas, 0)
+  np.testing.assert_allclose(after.scores(alphas)['stability']['normal'], [1, 1], rtol=1e-12)
+
+
 def test_every_look_between_steps_has_a_draw_of_its_own():
   searched = Searched.start(Drawn(), DartsSpace(1), (7,))
   alphas, key = searched.init(jax.random.key(0)), jax.random.key(1)
