@@ -129,13 +129,14 @@ def test_gradient_of_a_searched_cell_is_its_slope(plain):
   np.testing.assert_allclose(slope, (shifted(1e-6) - shifted(-1e-6)) / 2e-6, rtol=1e-6)
 
 
-def test_edges_of_a_pruned_cell_may_differ(plain):
-  """Edges with different candidates, and one that the search has removed."""
+@pytest.mark.parametrize('merge', ['sum', 'mean'])
+def test_edges_of_a_pruned_cell_may_differ(plain, merge):
+  """Edges with different candidates, and one that the search has removed, which still counts in a mean."""
   nodes = (
     (Edge(0, ('none', 'sep_conv_3x3')), Edge(1, ('skip_connect',))),
     (Edge(1, ('sep_conv_3x3', 'max_pool_3x3')), Edge(0, ('sep_conv_3x3',)), Edge(2, ('none',))),
   )
-  spec = CellSpec(nodes, ('max_pool_3x3', 'none', 'skip_connect', 'sep_conv_3x3'), 2, (3, 2), 'concat', 2)
+  spec = CellSpec(nodes, ('max_pool_3x3', 'none', 'skip_connect', 'sep_conv_3x3'), 2, (3, 2), 'concat', 2, merge)
   cell = Cell(spec, CHANNELS, 1, (True, False), discrete=False)
   inputs = draw_inputs(cell, (4, 4), np.float32)
   mixing = np.random.default_rng(2).uniform(size=(5, 4)).astype(np.float32)
@@ -284,3 +285,14 @@ def test_a_part_of_the_channels_is_computed_and_the_others_pass(plain, kind, str
   found = apply(cell, inputs, Mixing(operations, edges), variables, train=train)
   assert found.shape == expected.shape
   np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+
+
+def test_the_channels_that_pass_have_no_kinks_in_the_smooth_twin(plain):
+  """Where a cell has stride 2, it takes their means in place of their maxima."""
+  spec = dataclasses.replace(NasBench201().cells['cell'], outputs=(1,))
+  cell = Cell(spec, CHANNELS, 2, (False,), discrete=False, smooth=True, channel_part=2)
+  x, mixing = np.random.default_rng(1).normal(size=(2, 3, 4, CHANNELS)).astype(np.float32), np.zeros((6, 5), np.float32)
+  variables = cell.init(jax.random.key(0), [x], mixing, train=False)
+  found = apply(cell, [x], mixing, variables, train=False)
+  np.testing.assert_array_equal(found[..., ::2], 0)
+  np.testing.assert_allclose(found[..., 1::2], plain.halve(x[..., 2:]), rtol=1e-6)

@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 
 from darts_jax.nets.operations import Operations
-from darts_jax.spaces.operations import OPERATIONS
+from darts_jax.spaces.operations import NOISE, OPERATIONS
 
-# Numbers of edges that differ, so that no operation can be taken for another.
-NAMES = [name for name in OPERATIONS if name != 'none']
+# Numbers of edges that differ, so that no operation can be taken for another. Noise is not computed of an image.
+NAMES = [name for name in OPERATIONS if name not in ('none', NOISE)]
 EDGES = dict(zip(NAMES, [2, 3, 2, 1, 2, 3, 1, 2, 2, 3, 2], strict=True))
 
 

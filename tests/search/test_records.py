@@ -196,6 +196,18 @@ def test_any_architecture_parameters_leave_a_history(tmp_path):
     assert said in shown
 
 
+def test_probabilities_are_kept_in_place_of_draws_and_beside_the_weights_of_edges(tmp_path):
+  class Known(Paths):
+    def chances(self, arch, space, cells):
+      return {name: np.full((spec.num_edges, 3), 1 / 3, np.float32) for name, spec in cells.items()}
+
+  searched = Searched.start(Known(), SPACE, (20,))
+  AlphaHistory(tmp_path, searched, None).append(0, 0, searched.init(KEY), KEY, searched, {})
+  found = read(tmp_path / 'alphas.npz')
+  np.testing.assert_allclose(found['mixing_reduce'], np.full((1, 5, 3), 1 / 3), rtol=1e-6)
+  np.testing.assert_allclose(found['edge_weights_reduce'], np.full((1, 5), 1 / 5), rtol=1e-6)
+
+
 def test_a_score_with_the_name_of_another_array_is_refused(tmp_path):
   history = AlphaHistory(tmp_path, DARTS, None)
   with pytest.raises(

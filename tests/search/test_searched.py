@@ -29,6 +29,7 @@ from darts_jax.strategies.darts import Darts
 from darts_jax.strategies.relaxation import Softmax
 from darts_jax.strategies.relaxed import ALPHAS, EVALUATE, WEIGHTS, Stage
 from darts_jax.strategies.sgas import Sgas
+from darts_jax.streams import Stream
 from darts_jax.trials import TrialSearch
 
 pytestmark = pytest.mark.usefixtures('undrawn', 'same_programs')
@@ -99,6 +100,26 @@ def test_every_purpose_has_a_draw_of_its_own_and_the_same_in_every_pass():
   np.testing.assert_array_equal(found[0], found[3])
   for a, b in ((0, 1), (0, 2), (1, 2)):
     assert np.abs(found[a] - found[b]).max() > 0.01
+
+
+def test_scores_follow_from_what_the_strategy_remembers():
+  """α that stay are stable, once there is a past."""
+  searched = Searched.start(Sgas(criterion=2), DartsSpace(1))
+  alphas = jax.device_get(searched.init(jax.random.key(0)))
+  assert not searched.scores(alphas)['stability']['normal'].any()
+  after, _ = searched.turn(alphas, 0)
+  np.testing.assert_allclose(after.scores(alphas)['stability']['normal'], [1, 1], rtol=1e-12)
+
+
+def test_every_look_between_steps_has_a_draw_of_its_own():
+  searched = Searched.start(Drawn(), DartsSpace(1), (7,))
+  alphas, key = searched.init(jax.random.key(0)), jax.random.key(1)
+  look = jax.jit(lambda step: searched.look(alphas, step, key)['normal'].operations)
+  found = [np.asarray(look(jnp.int32(step))) for step in (3, 4, 3)]
+  np.testing.assert_array_equal(found[0], found[2])
+  of_step = jax.random.fold_in(jax.random.fold_in(key, 3), Stream.MIX)
+  for other in (found[1], searched.mix(alphas, 3, of_step, EVALUATE)['normal'].operations):
+    assert np.abs(found[0] - other).max() > 0.01
 
 
 def test_strategies_of_either_contract_are_in_one_dictionary():

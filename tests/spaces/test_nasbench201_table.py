@@ -45,6 +45,25 @@ def test_accuracies_are_those_of_the_lines(folder):
   np.testing.assert_allclose(empty, [0.009999999992370605, 0.009999999996185303, 0.00999999999109904], rtol=1e-14)
 
 
+def test_a_space_with_a_table_knows_accuracy_and_rank_of_every_architecture(tmp_path, write_table):
+  """Test accuracies after 200 epochs, of which many are equal; equal ones share the best rank."""
+  rng = np.random.default_rng(0)
+  after = rng.integers(0, 9, len(TEXTS)) ** 2
+  write_table(tmp_path, rng.permutation(after), rng.permutation(after), after)
+  space = NasBench201(str(tmp_path))
+  known = space.judge('cifar10')
+  for place in (0, 7, 15_624):
+    arch = space.from_json(TEXTS[place])
+    better = sum(each > after[place] for each in after.tolist())
+    expected = {'true_accuracy': after[place] / 100, 'true_rank': 1 + better, 'true_optimum': 0.64}
+    assert known(arch) == pytest.approx({**expected, 'true_mean': after.mean() / 100})
+    # Data that the benchmark does not have are taken for CIFAR-10; on the others all networks are alike there.
+    assert space.judge('digits')(arch) == known(arch)
+    for dataset, accuracy in (('cifar100', 0.505), ('imagenet16', 0.305)):
+      alike = dict.fromkeys(('true_accuracy', 'true_optimum', 'true_mean'), accuracy)
+      assert space.judge(dataset)(arch) == pytest.approx({'true_rank': 1, **alike})
+
+
 def test_a_spreadsheets_mark_and_line_ends_and_further_columns_are_read(folder):
   before = Table.read(folder, '--table').values
   path = folder / LATE

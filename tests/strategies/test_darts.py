@@ -31,9 +31,10 @@ def test_edges_with_fewer_operations_share_their_weight_among_these():
   assert rows_of(part, SPEC).tolist() == [0, 1, 4]
   assert candidates(part).tolist() == [[True] * 3, [False, True, True], [True] * 3]
   alphas = np.random.default_rng(0).normal(size=(5, 3))
-  found = softmax(jnp.asarray(alphas), part, SPEC)
-  expected = np.exp(alphas[[0, 1, 4]]) * [[1, 1, 1], [0, 1, 1], [1, 1, 1]]
-  np.testing.assert_allclose(found, expected / expected.sum(axis=1, keepdims=True), rtol=1e-12)
+  for temperature in (1.0, 0.5):
+    found = softmax(jnp.asarray(alphas), part, SPEC, temperature)
+    expected = np.exp(alphas[[0, 1, 4]] / temperature) * [[1, 1, 1], [0, 1, 1], [1, 1, 1]]
+    np.testing.assert_allclose(found, expected / expected.sum(axis=1, keepdims=True), rtol=1e-12)
   slope = jax.jacrev(lambda x: softmax(x, part, SPEC)[1, 1])(jnp.asarray(alphas))
   assert (slope != 0).tolist() == [[False] * 3, [False, True, True], *[[False] * 3] * 3]
 

@@ -116,6 +116,9 @@ def test_the_architecture_is_that_of_the_largest_alphas_as_the_space_has_it():
   # It would be another one if α moved as far again.
   doubts = Gdas().doubts(weak, weak, space)
   assert (doubts.kept, doubts.operations) == (4, 2)
+  # An edge is as strong as its operation is likely, e³/(e⁹ + …) and e²/(1 + …), however large its α is.
+  weak['normal'][0, 3], weak['normal'][1, 0] = 3, 0
+  assert Gdas().read(weak, space, None).cell('normal').pairs == (('sep_conv_5x5', 1), ('skip_connect', 0))
 
 
 def test_weights_cannot_be_added_to_the_states_of_a_recurrent_cell():

@@ -76,7 +76,9 @@ def test_the_first_means_are_of_fewer_evaluations():
 
 def test_the_ridge_makes_small_curvatures_alike():
   assert search(RobustDarts(), lambda epoch: 1e-3 if epoch >= 24 else 1e-4)[0] == 24
-  assert search(RobustDarts(ridge=1.0), lambda epoch: 1e-3 if epoch >= 24 else 1e-4)[0] is None
+  epoch, turned, _ = search(RobustDarts(ridge=1.0), lambda epoch: 1e-3 if epoch >= 24 else 1e-4, epochs=49)
+  assert epoch is None
+  assert turned.measures == {'curvature': pytest.approx(1.001), 'curvature_mean': pytest.approx(1.001)}
 
 
 def test_curvatures_of_zero_are_no_division():
@@ -117,6 +119,9 @@ def test_epochs_that_may_be_returned_to():
   assert strategy.may_return_to(memory, 10) == (10,)
   # The next evaluation, after epoch 24, may return to epoch 12.
   assert strategy.may_return_to(memory, 22) == strategy.may_return_to(memory, 23) == (12, 14, 16, 18, 20, 22)
+  # The very first epoch counts, if the settings say so.
+  searched = Searched.start(RobustDarts(first_epoch=0), SPACE)
+  assert [searched.may_return_to(epoch) for epoch in (-1, 0, 1, 2)] == [(), (0,), (0,), (0, 2)]
 
 
 def test_without_weight_decays_that_of_the_config_is_a_constant():

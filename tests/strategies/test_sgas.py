@@ -139,6 +139,24 @@ def test_everything_or_as_many_as_asked_for_is_decided(decisions, total):
     assert Edge(edge.source, (operation,)) in genotype.cell(cell).nodes[target - 2]
 
 
+def test_a_kind_of_cell_that_is_decided_waits_for_the_others():
+  @dataclasses.dataclass(frozen=True)
+  class Uneven(DartsSpace):
+    @property
+    def cells(self):
+      return {'normal': TWO_NODES.cells['normal'], 'reduce': DartsSpace(1).cells['reduce']}
+
+  rng, space, strategy = np.random.default_rng(0), Uneven(), Sgas(warmup_epochs=0, decision_frequency=1)
+  memory = strategy.start()
+  for epoch in range(4):
+    alphas = {name: rng.normal(size=(spec.num_edges, 8)) for name, spec in space.cells.items()}
+    memory = strategy.turn(memory, alphas, space, epoch, NO_SUPERNET).memory
+  found = [decision[:2] for decision in memory['decisions']]
+  both = [[epoch, name] for epoch in range(2) for name in ('normal', 'reduce')]
+  assert found == [*both, [2, 'normal'], [3, 'normal']]
+  assert strategy.read(alphas, space, memory).cell('reduce').pairs == strategy.cells(space, memory)['reduce'].pairs
+
+
 def test_decisions_are_the_same_with_a_memory_that_was_written_to_a_file():
   rng = np.random.default_rng(1)
   strategy = Sgas(criterion=2, warmup_epochs=1, decision_frequency=1)

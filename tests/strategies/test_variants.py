@@ -4,11 +4,13 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import parameterized
 
 from darts_jax.nets.mixed import weights_of
 from darts_jax.search.searched import Searched
 from darts_jax.spaces.darts import Darts as DartsSpace
+from darts_jax.spaces.doubts import Doubts
 from darts_jax.spaces.nasbench201 import NasBench201
 from darts_jax.strategies import RELAXED
 from darts_jax.strategies.relaxed import ALPHAS, EVALUATE, WEIGHTS
@@ -46,6 +48,18 @@ class MixingTest(chex.TestCase):
     before = searched.init(jax.random.key(0))
     after = jax.tree.map(lambda value: value + 1, before)
     chex.assert_trees_all_equal(self.variant(searched.project)(before, after), after)
+
+
+@pytest.mark.parametrize('name', ['darts', 'gdas', 'pc_darts', 'robust_darts'])
+@pytest.mark.parametrize(('others', 'in_doubt'), [(3.0, 6), (0.0, 0)])
+def test_none_is_in_doubt_like_any_operation_where_architectures_may_have_it(name, others, in_doubt):
+  """It leads all operations, which are alike, or is like them."""
+  space = NasBench201()
+  searched = Searched.start(RELAXED[name](), space)
+  arch = {key: np.zeros_like(value) for key, value in searched.init(jax.random.key(0)).items()}
+  arch['cell'][:] = [3.0, *[others] * 4]
+  assert set(space.operations(searched.read(arch))) == {'none'}
+  assert searched.doubts(arch, arch) == Doubts(kept=6, edges=0, operations=in_doubt)
 
 
 def test_all_strategies_of_the_package_are_there():

@@ -156,8 +156,8 @@ def test_a_streamed_evaluation_measures_the_whole_half(folder, two_steps, tracke
 
 
 def test_a_probe_answers_of_a_streamed_search_as_of_one_in_memory(folder, two_steps):
-  # α do not move yet, so that no window of the steps has batches of their half.
-  fields = {**config(folder), 'alphas': {'from_epoch': 2}}
+  # α do not move yet, so that no window of the steps has batches of their half; and the latest step is none of theirs.
+  fields = {**config(folder), 'alphas': {'from_epoch': 2, 'every': 2}}
   found = []
   for stream in (False, True):
     searcher, feed = feed_of({**fields, 'data': {**fields['data'], 'stream': stream}})

@@ -55,6 +55,16 @@ def test_the_reward_is_the_validation_accuracy_of_the_table(table, folder):
   assert (outcome.reward, outcome.test) == (0.215, {'test_accuracy_12': 0.205, 'test_accuracy_200': 0.305})
 
 
+def test_what_the_table_says_of_all_architectures(table, folder):
+  early, late = (
+    np.genfromtxt(folder / name, delimiter=',', skip_header=1, usecols=column) / 100
+    for name, column in (('mini_nb201_12ep_acc.csv', 2), ('nats_tss_200ep_test_acc.csv', 0))
+  )
+  expected = {'optimum': early.max(), 'mean': early.mean()}
+  expected |= {'optimum_test_accuracy_200': late.max(), 'mean_test_accuracy_200': late.mean()}
+  assert table.known() == pytest.approx(expected, rel=1e-12)
+
+
 def test_a_table_is_of_one_space_and_has_to_be_there(table, tmp_path):
   other = types.SimpleNamespace(name='darts')
   with pytest.raises(ValueError, match='^config.evaluator.name: table has no architectures of the space darts$'):
@@ -116,11 +126,14 @@ class Raises(Evaluator):
 @pytest.mark.parametrize(
   'error', [MemoryError('no\nmore'), jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: no\nmore')], ids=['host', 'device']
 )
-def test_running_out_of_memory_is_a_failure(error):
+def test_running_out_of_memory_is_a_failure(error, monkeypatch):
+  clock = iter([3.0, 5.5])
+  monkeypatch.setattr('time.monotonic', lambda: next(clock))
   outcome = evaluate(Raises(error), Proposal(0, ARCH))
+  monkeypatch.undo()
   assert (outcome.status, outcome.reward) == ('failed', -math.inf)
   assert outcome.failure == f'out of memory: {str(error).replace(chr(10), " ")}'
-  assert outcome.seconds >= 0
+  assert outcome.seconds == 2.5
   assert tell_line(outcome)['reward'] == '-inf'
 
 
@@ -132,11 +145,12 @@ def test_other_errors_are_raised(error):
     evaluate(Raises(error), Proposal(0, ARCH))
 
 
+@pytest.mark.parametrize('status', ['done', 'stopped'])
 @pytest.mark.parametrize('reward', [math.nan, math.inf, -math.inf])
-def test_a_reward_that_is_not_finite_is_a_failure(reward):
+def test_a_reward_that_is_not_finite_is_a_failure(status, reward):
   class Rewards(Evaluator):
     def __call__(self, proposal):
-      return Outcome(proposal, 'done', reward, {'x': 1.0}, seconds=3.0)
+      return Outcome(proposal, status, reward, {'x': 1.0}, seconds=3.0)
 
   outcome = evaluate(Rewards(), Proposal(0, ARCH))
   assert (outcome.status, outcome.reward, outcome.failure) == ('failed', -math.inf, f'the reward is {reward}')

@@ -56,6 +56,16 @@ def test_lines_are_strict_json_and_there_as_soon_as_they_are_written(tmp_path):
     assert journal.lines == lines
 
 
+def test_an_outcome_is_on_the_disk_before_anything_follows_from_it(tmp_path, monkeypatch):
+  synced = []
+  with Journal(tmp_path) as journal:
+    monkeypatch.setattr('os.fsync', lambda descriptor: synced.append((tmp_path / FILE).read_bytes()))
+    journal.ask(PROPOSAL, SPACE)
+    assert not synced
+    journal.tell(OUTCOME)
+    assert synced == [(tmp_path / FILE).read_bytes()]
+
+
 def test_a_folder_may_be_a_text_and_is_made(tmp_path, monkeypatch):
   monkeypatch.setenv('HOME', str(tmp_path))
   for path in ('~/some/run', str(tmp_path / 'some' / 'run'), tmp_path / 'some' / 'run'):

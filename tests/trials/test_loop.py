@@ -231,6 +231,8 @@ def test_a_journal_of_another_run_is_refused(evaluator, tmp_path):
   # The order of evaluations is not a function of the number of workers alone, and a run may go on to more trials.
   longer = journaled(tmp_path, EVOLUTION, evaluator, dataclasses.replace(SETTINGS, trials=13, workers=2), InProcess())
   assert len(longer.outcomes) == 13
+  # It keeps the order in which the evaluations ended.
+  assert (tmp_path / FILE).read_bytes().startswith(content)
 
 
 def test_outcomes_that_are_told_again_are_in_the_file_until_they_are_told(evaluator, tmp_path):
@@ -270,6 +272,14 @@ def test_lines_that_are_not_of_the_run_are_refused(evaluator, tmp_path):
   (tmp_path / FILE).write_bytes(content + tell)
   with pytest.raises(ValueError, match=rf'{FILE}: line 26: proposal \d+ is not pending$'):
     journaled(tmp_path, EVOLUTION, evaluator, SETTINGS, InProcess())
+  # An outcome that was told twice, among those before which further proposals are asked for.
+  ordered = tmp_path / 'ordered'
+  journaled(ordered, EVOLUTION, evaluator, IN_ORDER, InProcess())
+  *_, last = (ordered / FILE).read_bytes().splitlines(keepends=True)
+  with (ordered / FILE).open('ab') as file:
+    file.write(last)
+  with pytest.raises(ValueError, match=rf'{FILE}: line 26: proposal 11 is not pending$'):
+    journaled(ordered, EVOLUTION, evaluator, dataclasses.replace(IN_ORDER, trials=13), InProcess())
 
 
 def test_damage_is_one_line_that_names_the_file_or_is_found_out(evaluator, tmp_path, complaints):
@@ -295,6 +305,27 @@ def test_a_lost_process_fails_its_evaluation_alone(evaluator):
   assert lost.failure == 'the process of the evaluation ended: A process was terminated abruptly'
   assert result.finished
   assert sum('process' in outcome.failure for outcome in result.outcomes) == 1
+
+
+def test_strategies_are_told_the_proposals_that_they_made(evaluator):
+  """Also where an evaluator returns only a part of one."""
+  seen = []
+
+  class Spy(RandomSearch):
+    def ask(self, state, key):
+      state, proposal = super().ask(state, key)
+      return state, proposal._replace(aux=0.5)
+
+    def tell(self, state, outcome):
+      seen.append(outcome.proposal.aux)
+      return super().tell(state, outcome)
+
+  class Forgetful(type(evaluator)):
+    def __call__(self, proposal):
+      return super().__call__(proposal._replace(aux=None))
+
+  run(Spy(), SPACE, Forgetful(), SETTINGS, InProcess())
+  assert seen == [0.5] * 12
 
 
 def test_an_error_that_is_no_failure_ends_the_run(evaluator, tmp_path):
