@@ -91,7 +91,8 @@ th, td { text-align: left; padding: 6px 20px 6px 0; border-bottom: 1px solid #e8
 th { font-weight: 600; color: var(--muted); font-size: 13px; }
 td.number, th.number { text-align: right; }
 td:last-child, th:last-child { padding-right: 0; }
-tr, td { overflow-wrap: anywhere; }
+td { overflow-wrap: anywhere; }
+th { overflow-wrap: break-word; }
 .events th:first-child, .events th:nth-child(2) { width: 1%; }
 .events th, .events td:first-child, .events td:nth-child(2) { white-space: nowrap; }
 .settings { columns: 2 420px; column-gap: 48px; }
