@@ -175,5 +175,7 @@ def test_what_is_not_finite_stays_as_it_is_and_where_it_is(value):
 def test_shuffled_channels_are_those_of_each_group_in_turn():
   order = shuffle_channels(jnp.arange(16), 4)
   assert order.tolist() == [0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15]
+  # The number of groups is not that of their channels.
+  assert shuffle_channels(jnp.arange(12), 3).tolist() == [0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11]
   x = np.random.default_rng(0).normal(size=(2, 3, 24))
   np.testing.assert_array_equal(shuffle_channels(shuffle_channels(x, 4), 6), x)

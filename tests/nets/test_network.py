@@ -110,13 +110,28 @@ def test_a_supernet_drops_the_edges_of_every_cell_by_the_rates_of_its_kind():
   assert mixed_drop_path({'normal': Mixing(jnp.ones((3, 8)))}, plan, 3, keys) is None
 
 
-def test_rates_of_zero_are_no_drop_path_and_an_evaluation_drops_nothing():
+def small_supernet():
+  """A supernet of three cells with its variables, images, mixing weights and keys of the images."""
   space = Darts(1, ('skip_connect', 'sep_conv_3x3'))
   net = Supernet(tuple(space.cells.items()), space.plan(3), 2, 3, stem_multiplier=1)
   images = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
-  plain = {kind: Mixing(jnp.full((2, 2), 0.5)) for kind in space.cells}
-  variables = jax.jit(lambda: net.init(jax.random.key(0), images, plain, train=True))()
-  keys = jax.random.key_data(jax.random.split(jax.random.key(0), 4))
+  mixing = {kind: Mixing(jnp.full((2, 2), 0.5)) for kind in space.cells}
+  variables = jax.jit(lambda: net.init(jax.random.key(0), images, mixing, train=True))()
+  return net, variables, images, mixing, jax.random.key_data(jax.random.split(jax.random.key(0), 4))
+
+
+def test_every_cell_of_a_supernet_drops_its_own_edges(monkeypatch):
+  net, variables, images, mixing, keys = small_supernet()
+  # All edges of the first and the last cell are dropped; the second one still reads the stem.
+  factors = jnp.zeros((3, 2, 4)).at[1].set(1)
+  monkeypatch.setattr('darts_jax.nets.conv.mixed_drop_path', lambda *args: factors)
+  _, found = net.apply(variables, images, mixing, train=True, keys=keys, capture_intermediates=True, mutable=True)
+  outputs = [np.asarray(found['intermediates'][f'cell{i}']['__call__'][0]) for i in range(3)]
+  assert [each.any() for each in outputs] == [False, True, False]
+
+
+def test_rates_of_zero_are_no_drop_path_and_an_evaluation_drops_nothing():
+  net, variables, images, plain, keys = small_supernet()
 
   @functools.partial(jax.jit, static_argnames='train')
   def logits(mixing, keys=None, *, train):

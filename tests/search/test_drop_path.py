@@ -42,7 +42,8 @@ def test_nothing_is_dropped_in_the_first_epoch(make_lab, states):
     np.testing.assert_array_equal(state.weights.vector, expected.weights.vector)
     jax.tree.map(np.testing.assert_array_equal, state.alphas, expected.alphas)
   state, _ = without.searcher.run(state, without.data, np.int32(1))
-  assert np.abs(np.asarray(state.weights.vector) - states[3].weights.vector).max() > 1e-3
+  # Far beyond rounding.
+  assert np.abs(np.asarray(state.weights.vector) - states[3].weights.vector).max() > 1e-4
 
 
 def test_the_steps_of_a_state_are_the_same_in_any_call(lab, states):
