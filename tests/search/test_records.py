@@ -143,6 +143,9 @@ def test_a_smaller_supernet_has_no_weight_where_it_lost_operations(tmp_path):
   np.testing.assert_array_equal(found['left_normal'], np.array([expected]) > 0)
   assert found['left_reduce'].all()
   assert workdir.read(tmp_path).history.cell('normal', 0) == searched.cells['normal']
+  # The entropy in the log is that of the edges that have something to choose.
+  logged = loop.Epochs._describe(types.SimpleNamespace(searched=searched), alphas(0), np.int32(0), KEY)
+  assert (logged['entropy_normal'], logged['entropy_reduce']) == pytest.approx((np.log(3), np.log(3)))
 
 
 @dataclasses.dataclass(frozen=True)

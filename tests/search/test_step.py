@@ -136,13 +136,17 @@ def assert_same(found: Any, expected: Any) -> None:
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), jax.device_get(expected))
 
 
+@pytest.mark.parametrize('timing', [Timing(), WEIGHTS_FIRST])
 @pytest.mark.usefixtures('x64')
-def test_joint_moves_weights_and_alphas_by_one_pass_over_one_batch():
-  steps = Steps(make('joint', {}))
+def test_joint_moves_weights_and_alphas_by_one_pass_over_one_batch(timing):
+  """Both at the same time, whatever the order is where one follows the other."""
+  steps = Steps(make('joint', {}), timing)
   state, w, alpha = steps.start(), W, ALPHA
   for number in range(3):
-    state, found, passes = steps.take(state)
     of_weights, of_alphas = slope(w, alpha, 'train')
+    info = steps.compiled(state, *BATCHES)[1]
+    np.testing.assert_allclose(info.hypergradient['normal'][0], of_alphas, rtol=1e-12)
+    state, found, passes = steps.take(state)
     w, alpha = moved(w, of_weights), alpha - ALPHAS_RATE * of_alphas
     np.testing.assert_allclose(values(state)[0], w, rtol=1e-12)
     np.testing.assert_allclose(values(state)[1], alpha, rtol=1e-12)

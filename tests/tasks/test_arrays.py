@@ -97,7 +97,13 @@ def test_a_cell_is_the_weighted_sum_of_its_modules(example):
   np.testing.assert_allclose(single, (inputs[1] + inputs[0] / 2) / 2, rtol=1e-6)
 
 
-def test_an_evaluation_is_the_mean_over_the_whole_half(example):
+def noise_in_steps(task, x, key):
+  """Random inputs in place of all but those of evaluations."""
+  return x if key is None else jax.random.normal(key, x.shape)
+
+
+def test_an_evaluation_is_the_mean_over_the_whole_half(example, monkeypatch):
+  monkeypatch.setattr(tasks.TASKS['tabular'], 'prepare', noise_in_steps)
   searcher, data, _ = make(example)
   state = searcher.init(searcher.keys())
   found = searcher.learner.metrics(jax.device_get(searcher.evaluate(state, data)))
@@ -109,6 +115,23 @@ def test_an_evaluation_is_the_mean_over_the_whole_half(example):
   log_probs = logits - np.log(np.sum(np.exp(logits), axis=1, keepdims=True))
   np.testing.assert_allclose(found['loss'], -np.mean(log_probs[np.arange(len(half.y)), half.y]), rtol=1e-5)
   np.testing.assert_allclose(found['accuracy'], np.mean(logits.argmax(1) == half.y), rtol=1e-6)
+
+
+def test_every_step_and_half_is_prepared_in_its_own_way(example, monkeypatch):
+  monkeypatch.setattr(tasks.TASKS['tabular'], 'prepare', noise_in_steps)
+  searcher, data, _ = make(example)
+  state = searcher.init(searcher.keys())
+  found = [jax.jit(searcher.batches)(state.replace(step=jnp.int32(step)), data) for step in (0, 1)]
+  drawn = np.concatenate([half.x for halves in found for half in halves])
+  assert len(np.unique(drawn, axis=0)) == len(drawn) == 4 * 32
+
+
+def test_a_later_supernet_reads_the_examples_of_the_later_epochs(example):
+  searcher, data, _ = make(example, strategy={'name': 'sgas', 'batch_growth': 0})
+  later = searcher.restage(searcher.searched, 2)
+  state = searcher.init(searcher.keys()).replace(step=jnp.int32(searcher.epoch_ends[1] + 1))
+  expected, found = (jax.device_get(jax.jit(each.batches)(state, data)) for each in (searcher, later))
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 @pytest.mark.parametrize('strategy', ['darts', 'gdas'])

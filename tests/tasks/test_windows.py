@@ -117,11 +117,30 @@ def test_streamed_examples_are_those_in_memory(folder, two_steps, monkeypatch, n
   jax.tree.map(np.testing.assert_array_equal, found, expected)
   # Reading begins at any step.
   jax.tree.map(np.testing.assert_array_equal, drawn(searcher, feed, [4], notes), jax.tree.map(lambda x: x[4:5], found))
+  # A damaged image is named once, also if a strategy asks for its batch again.
+  for step in range(9):
+    feed.at(step, searcher.keys(), lambda *note: notes.append(note))
   records = image_folder(folder)
   names = {records.name(index) for index in DAMAGED}
   assert {event for _, event, _ in notes} == {'damaged_image'}
   assert {message.partition(': ')[0] for _, _, message in notes} == names
   assert len(notes) == len(names)
+
+
+def test_streamed_examples_of_a_later_supernet_are_those_in_memory(folder, two_steps):
+  """Its epochs are the later ones, and α move at every second step of the whole search."""
+  stages = {'name': 'sgas', 'warmup_epochs': 0, 'decision_frequency': 1, 'batch_growth': 0}
+  found = []
+  for stream in (False, True):
+    searcher, feed = feed_of({**config(folder, stream=stream), 'strategy': stages, 'alphas': {'every': 2}})
+    later = searcher.restage(searcher.searched, 1)
+    assert later.epoch_ends == [3, 6, 9]
+    found.append(drawn(later, feed.again(later.feed), range(3, 9), []))
+  in_memory, streamed = found
+  jax.tree.map(np.testing.assert_array_equal, streamed.train, in_memory.train)
+  # Steps 3, 5 and 7, where the number of steps becomes even.
+  own = [jax.tree.map(lambda each: each[::2], half.valid) for half in found]
+  jax.tree.map(np.testing.assert_array_equal, *own)
 
 
 def test_batches_of_alphas_are_read_where_alphas_move(folder, two_steps):
