@@ -1,7 +1,7 @@
 """Comparison with the results of the published code of relaxed strategies; see `benchmarks.parity`."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from darts_jax.runtime.files import parse_json
 from darts_jax.runtime.mesh import UNSHARED
 from darts_jax.runtime.packed import Packed
 from darts_jax.search.curvature import hessian_product
-from darts_jax.search.searched import Searched
+from darts_jax.search.searched import NoSupernet, Searched
 from darts_jax.search.step import BatchLoss
 from darts_jax.spaces import CellSpec, Darts, Edge
 from darts_jax.spaces.nasbench201 import CELL, NasBench201
@@ -197,16 +197,14 @@ def compare_robust_darts(values: Mapping[str, np.ndarray]) -> Iterator[Result]:
   yield 'dominant', error_beyond_rounding(small.largest() + decay, values['dominant']), TOLERANCE_HESSIAN
 
 
-class _Told(NamedTuple):
+class _Told(NoSupernet):
   """A probe with a given curvature."""
 
-  value: float
+  def __init__(self, value: float) -> None:
+    self._value = value
 
   def curvature(self) -> float:
-    return self.value
-
-  def measure(self, mixing: Any) -> dict[str, float]:
-    raise NotImplementedError('only curvatures are compared')
+    return self._value
 
 
 def compare_curvatures(cases: Mapping[str, Any]) -> Iterator[Result]:

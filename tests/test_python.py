@@ -171,6 +171,14 @@ def test_arrays_that_are_unfit_for_a_training_are_one_line_and_nothing_is_writte
   assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.parametrize('genotype', [3, None, [('skip_connect', 0)]])
+def test_what_is_no_architecture_is_one_line_and_nothing_is_written(tmp_path, genotype):
+  message = r'^genotype: [^\n]* is not an architecture; it has to be a Genotype$'
+  with pytest.raises(ValueError, match=message):
+    darts_jax.train(TRAINING, tmp_path / 'run', genotype)
+  assert not (tmp_path / 'run').exists()
+
+
 def test_fields_of_the_config_hold_for_arrays():
   settings = build(training.Training, {**TRAINING, 'batch_size': 16, 'data': {'num_images': 30, 'test': False}})
   images = from_arrays(*pair(), *pair(10))

@@ -15,7 +15,7 @@ from darts_jax.streams import Stream
 Array = jax.Array
 
 
-class _NoSupernet(Probe):
+class NoSupernet(Probe):
   """A probe that answers no question."""
 
   def curvature(self) -> float:
@@ -29,7 +29,7 @@ class _NoSupernet(Probe):
 
 
 #: The probe of a strategy that is asked for a turn without a supernet; its methods raise a ValueError.
-NO_SUPERNET = _NoSupernet()
+NO_SUPERNET = NoSupernet()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,6 +48,8 @@ def _named(name: Any) -> CellSpace:
 
 def space_of(genotype: Genotype) -> CellSpace:
   """The space of an architecture, with its default settings; raises a ValueError if it is not among `SPACES`."""
+  if not isinstance(genotype, Genotype):
+    raise ValueError(f'genotype: {one_line(repr(genotype))} is not an architecture; it has to be a Genotype')
   return _named(genotype.space)
 
 

@@ -28,15 +28,7 @@ from darts_jax.settings import setting
 from darts_jax.spaces import CellSpace, CellSpec, Mixing
 from darts_jax.strategies.relaxed import Stage
 from darts_jax.streams import Stream
-from darts_jax.tasks.base import (
-  Conditions,
-  Halves,
-  Learner,
-  Moment,
-  Seen,
-  SupernetSpec,
-  Task,
-)
+from darts_jax.tasks.base import Conditions, Halves, Learner, Moment, Seen, SupernetSpec, Task
 from darts_jax.tasks.draws import Draws, check_sizes
 
 Array = jax.Array

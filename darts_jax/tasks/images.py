@@ -29,22 +29,12 @@ from darts_jax.spaces import CellSpace, Mixing
 from darts_jax.spaces.operations import OPERATIONS
 from darts_jax.strategies.relaxed import Stage
 from darts_jax.streams import Stream
-from darts_jax.tasks.base import (
-  Conditions,
-  Feed,
-  Halves,
-  Learner,
-  Moment,
-  Seen,
-  SupernetSpec,
-  Task,
-)
+from darts_jax.tasks.base import Conditions, Feed, Halves, Learner, Moment, Seen, SupernetSpec, Task
 from darts_jax.tasks.draws import Draws, check_sizes
 from darts_jax.tasks.windows import AXES, Schedule, Window, Windows
 
 Array = jax.Array
 PyTree = Any
-
 
 # Streams of the two halves of a batch.
 _AUGMENTS, _DRAWS = (Stream.AUGMENT_TRAIN, Stream.AUGMENT_VALID), (Stream.DRAW_TRAIN, Stream.DRAW_VALID)

@@ -78,8 +78,8 @@ def run(
     genotype: the architecture.
     data: training images and their labels, arrays that take the place of those that the config names; see
       `darts_jax.data.images.from_arrays`.
-    test: likewise test images; only together with `data`.
-    writers: are told of the metrics as they are logged.
+    test: arrays of test images and labels; only together with `data`.
+    writers: receive all metrics as they are logged.
 
   Returns:
     The result, also of a training that was interrupted.

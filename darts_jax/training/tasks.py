@@ -64,9 +64,9 @@ def run(
       `darts_jax.training.language.loop.run`.
     workdir: working directory; see the same functions.
     genotype: the architecture.
-    data: see `darts_jax.training.loop.run`; of images alone, likewise `test`.
-    test: likewise.
-    writers: are told of the metrics as they are logged.
+    data: arrays of training images and labels; see `darts_jax.training.loop.run`. Not for text.
+    test: arrays of test images and labels; see the same function. Not for text.
+    writers: receive all metrics as they are logged.
 
   Returns:
     The result of the one of these functions that is called.

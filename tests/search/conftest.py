@@ -58,3 +58,31 @@ def states(lab) -> list[SearchState]:
     state, _ = lab.searcher.run(state, lab.data, np.int32(1))
     found.append(jax.device_get(state))
   return found
+
+
+@pytest.fixture(scope='session')
+def check_in_any_call() -> Callable[[Lab, list[SearchState]], None]:
+  """Checks that three steps in one call are those of three calls, so that a killed search draws the same again."""
+
+  def check(lab: Lab, states: list[SearchState]) -> None:
+    state, _ = lab.searcher.run(jax.device_put(states[1]), lab.data, np.int32(3))
+    leaves = (jax.tree.leaves(each.replace(key=None)) for each in (state, states[4]))
+    for a, b in zip(*leaves, strict=True):
+      np.testing.assert_array_equal(a, b)
+
+  return check
+
+
+@pytest.fixture(scope='session')
+def check_on_eight_devices(make_lab) -> Callable[[Search, list[SearchState]], None]:
+  """Checks that eight devices take the four steps of one, but for rounding in sums of another order."""
+
+  def check(settings: Search, states: list[SearchState]) -> None:
+    wide = make_lab(settings, 8)
+    state, _ = wide.searcher.run(wide.searcher.init(wide.searcher.keys()), wide.data, np.int32(4))
+    for name, alphas in states[4].alphas.items():
+      np.testing.assert_allclose(state.alphas[name], alphas, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(state.weights.vector, states[4].weights.vector, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(state.statistics.vector, states[4].statistics.vector, rtol=0, atol=1e-4)
+
+  return check

@@ -134,7 +134,7 @@ def test_streamed_examples_of_a_later_supernet_are_those_in_memory(folder, two_s
   for stream in (False, True):
     searcher, feed = feed_of({**config(folder, stream=stream), 'strategy': stages, 'alphas': {'every': 2}})
     later = searcher.restage(searcher.searched, 1)
-    assert later.epoch_ends == [3, 6, 9]
+    assert list(later.epoch_ends) == [3, 6, 9]
     found.append(drawn(later, feed.again(later.feed), range(3, 9), []))
   in_memory, streamed = found
   jax.tree.map(np.testing.assert_array_equal, streamed.train, in_memory.train)

@@ -74,7 +74,7 @@ def run(
       `checkpoints/`, `best/` and `report.html`. A resumed training gives the same result, bit for bit, as one without
       a stop.
     genotype: the architecture.
-    writers: are told of the metrics as they are logged.
+    writers: receive all metrics as they are logged.
 
   Returns:
     The result, also of a training that was interrupted.
