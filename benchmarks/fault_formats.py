@@ -10,7 +10,7 @@ import struct
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -222,13 +222,26 @@ def _read_genotype(folder: pathlib.Path) -> None:
     describe(path, *sizes)
 
 
+# Where the commands are, in this commit and in earlier ones.
+_COMMANDS = 'darts_jax.commands', 'experiments'
+
+
 def describe(path: pathlib.Path, *more: str) -> None:
   """Runs the command `describe`; raises an AssertionError unless it succeeds or refuses the file in one line."""
-  describe = importlib.import_module('experiments.describe')
-  launch = find('experiments.entry:launch_flags')
-  fault = command(lambda: launch(describe.run, describe.USAGE, describe.FLAGS), [f'--genotype={path}', *more])
+  run, flags = (find(*(f'{place}.describe:{name}' for place in _COMMANDS)) for name in ('run', 'FLAGS'))
+  fault = command(lambda: launch(run, flags, 'none'), [f'--genotype={path}', *more])
   if fault is not None:
-    raise AssertionError(f'experiments.describe: {fault.what}')
+    raise AssertionError(f'describe: {fault.what}')
+
+
+def launch(run: Callable[..., int], flags: Sequence[Any] = (), config: str = 'required') -> None:
+  """Runs a command with the arguments in `sys.argv`, by the entry point of this commit or of an earlier one."""
+  try:
+    entry = importlib.import_module('darts_jax.commands.entry')
+  except ModuleNotFoundError:
+    find('experiments.entry:launch' if config == 'required' else 'experiments.entry:launch_flags')(run, 'usage', flags)
+  else:
+    entry.launch(entry.Command(run, '', '', flags, config), 'faults')
 
 
 def command(run: Callable[[], object], arguments: list[str]) -> Fault | None:

@@ -158,7 +158,7 @@ def serve() -> None:
   # Redirect stdout, so that output of libraries does not mix with the answers.
   answers = os.fdopen(os.dup(1), 'w')
   os.dup2(2, 1)
-  for module in ('darts_jax', 'darts_jax.report', 'darts_jax.selection', 'experiments.describe', 'PIL.Image'):
+  for module in ('darts_jax', 'darts_jax.report', 'darts_jax.selection', 'darts_jax.nets', 'PIL.Image'):
     importlib.import_module(module)
   importlib.import_module('jax').devices()
   warnings.simplefilter('ignore')

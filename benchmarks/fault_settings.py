@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.fault_formats import command, find
+from benchmarks.fault_formats import command, find, launch
 from benchmarks.fault_judge import Fault, judge_read
 
 _ROOT = pathlib.Path(__file__).parent.parent
@@ -127,7 +127,6 @@ def try_setting(seed: int, number: int) -> Fault | None:
 
 
 def _set_by_flag(name: str, field: str, value: object) -> Fault | None:
-  launch = find('experiments.entry:launch')
   found: list[Fault | None] = []
 
   def run(config: Mapping[str, Any], workdir: pathlib.Path) -> int:
@@ -136,4 +135,4 @@ def _set_by_flag(name: str, field: str, value: object) -> Fault | None:
     return 0
 
   arguments = [f'--config={_ROOT / "configs" / name}.py', f'--config.{field}={value}', '--workdir=unused']
-  return command(lambda: launch(run, 'usage'), arguments) or next(iter(found), None)
+  return command(lambda: launch(run), arguments) or next(iter(found), None)

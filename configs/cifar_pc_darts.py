@@ -12,7 +12,7 @@ million weights, according to the paper. This search has not been repeated here 
 
 from ml_collections import ConfigDict
 
-from configs import cifar
+from darts_jax.configs import cifar
 
 
 def get_config() -> ConfigDict:

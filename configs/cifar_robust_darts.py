@@ -23,7 +23,7 @@ search has not been repeated here in full.
 
 from ml_collections import ConfigDict
 
-from configs import cifar
+from darts_jax.configs import cifar
 
 
 def get_config() -> ConfigDict:

@@ -8,7 +8,7 @@ Should give: a supernet validation accuracy above 95 %.
 
 from ml_collections import ConfigDict
 
-from configs import cifar
+from darts_jax.configs import cifar
 
 
 def get_config() -> ConfigDict:

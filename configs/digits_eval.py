@@ -7,7 +7,7 @@ Should give: a mean test accuracy above 97 %.
 
 from ml_collections import ConfigDict
 
-from configs import cifar_eval
+from darts_jax.configs import cifar_eval
 
 
 def get_config() -> ConfigDict:

@@ -9,7 +9,7 @@ as much (96.4 %).
 
 from ml_collections import ConfigDict
 
-from configs import digits_random
+from darts_jax.configs import digits_random
 
 
 def get_config() -> ConfigDict:

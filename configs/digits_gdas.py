@@ -8,7 +8,7 @@ Should give: with seed 0, a validation accuracy of 94.30 % of the supernet with 
 
 from ml_collections import ConfigDict
 
-from configs import digits
+from darts_jax.configs import digits
 
 
 def get_config() -> ConfigDict:

@@ -8,7 +8,7 @@ Should give: a validation accuracy of 97.36 % in the supernet with seed 0.
 
 from ml_collections import ConfigDict
 
-from configs import digits
+from darts_jax.configs import digits
 
 
 def get_config() -> ConfigDict:

@@ -9,7 +9,7 @@ as much (95.3 %).
 
 from ml_collections import ConfigDict
 
-from configs import digits, digits_eval
+from darts_jax.configs import digits, digits_eval
 
 
 def get_config() -> ConfigDict:

@@ -11,7 +11,7 @@ times the search goes back to epoch 11. In the end the supernet has a validation
 
 from ml_collections import ConfigDict
 
-from configs import digits
+from darts_jax.configs import digits
 
 
 def get_config() -> ConfigDict:

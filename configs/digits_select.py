@@ -7,7 +7,7 @@ Should give: test accuracies around 98 % for all methods; digits are too easy to
 
 from ml_collections import ConfigDict
 
-from configs import digits, digits_eval
+from darts_jax.configs import digits, digits_eval
 
 
 def get_config() -> ConfigDict:

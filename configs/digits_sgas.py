@@ -9,7 +9,7 @@ Should give: a validation accuracy of about 90 % of the supernet that is left in
 
 from ml_collections import ConfigDict
 
-from configs import digits
+from darts_jax.configs import digits
 
 
 def get_config() -> ConfigDict:

@@ -8,7 +8,7 @@ With a whole search by every estimator: --search.
 
 from ml_collections import ConfigDict
 
-from configs import digits
+from darts_jax.configs import digits
 
 
 def get_config() -> ConfigDict:

@@ -16,7 +16,7 @@ not been repeated here.
 
 from ml_collections import ConfigDict
 
-from configs import cifar_eval
+from darts_jax.configs import cifar_eval
 
 
 def get_config() -> ConfigDict:

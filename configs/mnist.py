@@ -8,7 +8,7 @@ Should give: 96.75 % validation accuracy in the supernet with seed 0.
 
 from ml_collections import ConfigDict
 
-from configs import cifar
+from darts_jax.configs import cifar
 
 
 def get_config() -> ConfigDict:

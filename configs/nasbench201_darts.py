@@ -12,7 +12,7 @@ test accuracy of 54.30 % according to the benchmark. This search has not been re
 
 from ml_collections import ConfigDict
 
-from configs import cifar
+from darts_jax.configs import cifar
 
 
 def get_config() -> ConfigDict:

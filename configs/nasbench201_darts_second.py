@@ -10,7 +10,7 @@ Cost: 50 epochs of 390 steps, each about twice as long as one in first order; an
 
 from ml_collections import ConfigDict
 
-from configs import nasbench201_darts
+from darts_jax.configs import nasbench201_darts
 
 
 def get_config() -> ConfigDict:

@@ -12,7 +12,7 @@ Should give: the test accuracies of the benchmark, which are in the table descri
 
 from ml_collections import ConfigDict
 
-from configs import cifar_eval
+from darts_jax.configs import cifar_eval
 
 
 def get_config() -> ConfigDict:

@@ -8,7 +8,7 @@ Should give: a test accuracy after 200 epochs of 94.06 ± 0.34 %, mean and stand
 
 from ml_collections import ConfigDict
 
-from configs import nasbench201_random
+from darts_jax.configs import nasbench201_random
 
 
 def get_config() -> ConfigDict:

@@ -10,7 +10,7 @@ Should give: a supernet validation accuracy above 94 %.
 
 from ml_collections import ConfigDict
 
-from configs import nasbench201_darts
+from darts_jax.configs import nasbench201_darts
 
 
 def get_config() -> ConfigDict:

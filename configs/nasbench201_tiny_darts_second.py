@@ -8,7 +8,7 @@ Should give: a supernet validation accuracy above 94 %.
 
 from ml_collections import ConfigDict
 
-from configs import nasbench201_darts_second, nasbench201_tiny_darts
+from darts_jax.configs import nasbench201_darts_second, nasbench201_tiny_darts
 
 
 def get_config() -> ConfigDict:

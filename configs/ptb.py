@@ -12,7 +12,7 @@ Should give: a cell that, trained from scratch (configs/ptb_eval.py), has a test
 
 from ml_collections import ConfigDict
 
-from configs import cifar
+from darts_jax.configs import cifar
 
 
 def get_config() -> ConfigDict:

@@ -9,7 +9,7 @@ fastest, and the report warns of such a cell.
 
 from ml_collections import ConfigDict
 
-from configs import ptb
+from darts_jax.configs import ptb
 
 
 def get_config() -> ConfigDict:

@@ -8,7 +8,7 @@ version of Python to the next. A unigram model has 208, and its mixture with a b
 
 from ml_collections import ConfigDict
 
-from configs import ptb_eval
+from darts_jax.configs import ptb_eval
 
 
 def get_config() -> ConfigDict:

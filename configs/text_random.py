@@ -8,7 +8,7 @@ the best, with the text of Python 3.11.
 
 from ml_collections import ConfigDict
 
-from configs import text_eval
+from darts_jax.configs import text_eval
 
 
 def get_config() -> ConfigDict:

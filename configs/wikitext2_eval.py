@@ -11,7 +11,7 @@ has not been repeated here in full.
 
 from ml_collections import ConfigDict
 
-from configs import ptb_eval
+from darts_jax.configs import ptb_eval
 
 
 def get_config() -> ConfigDict:

@@ -1,6 +1,6 @@
 """The functions of the package: `darts_jax.search(…)`, `train`, `load`, `describe`, `export`.
 
-The commands in `experiments/` call the same code. docs/python.md has an example of each function.
+The commands in `darts_jax/commands/` call the same code. docs/python.md has an example of each function.
 """
 
 import os

@@ -1,6 +1,6 @@
-"""Exports the network of a training for other programs, as StableHLO, ONNX or safetensors.
+"""Exports a trained network for other programs: `darts-jax export`, from a checkout.
 
-python -m experiments.export --workdir=DIR --output=FILE [--format=stablehlo|onnx|safetensors]
+python -m experiments.export --workdir=DIR --output=FILE
 """
 
 import pathlib
@@ -10,34 +10,8 @@ import sys
 if not __package__:
   sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
-from darts_jax.interop import export
-from darts_jax.runtime.files import user_path
-from darts_jax.runtime.terminal import show
-from darts_jax.training import Model, load
-from experiments.entry import Flag, launch_flags, require
-
-USAGE = 'usage: python -m experiments.export --workdir=DIR --output=FILE [--format=stablehlo|onnx|safetensors]'
-FLAGS = (
-  Flag('workdir', None, 'The working directory of a training or of experiments.convert.'),
-  Flag('output', None, 'The file to write.'),
-  Flag('format', None, 'stablehlo, onnx or safetensors; by the ending of --output if not given.'),
-)
-
-
-def run(workdir: str | None, output: str | None, format: str | None) -> int:
-  """Exports a network and prints how far the file's logits are from the network's; returns the exit code."""
-  require(USAGE, workdir=workdir, output=output)
-  path = user_path(str(output), '--output')
-  kind = (format or path.suffix.removeprefix('.')).lower()
-  if kind not in export.FORMATS:
-    raise ValueError(f'--format: {kind!r} is not known; allowed are {", ".join(export.FORMATS)}')
-  folder = user_path(str(workdir), '--workdir')
-  difference = export.export(Model.read(folder), load(folder).variables, path, kind)
-  show(f'{path}: {kind}, {path.stat().st_size:,} bytes')
-  if kind != 'safetensors':
-    show(f'run on random images, its logits differ from the network’s by {difference:.1e} of the largest')
-  return 0
-
+from darts_jax.commands.entry import launch
+from darts_jax.commands.export import COMMAND
 
 if __name__ == '__main__':
-  launch_flags(run, USAGE, FLAGS)
+  launch(COMMAND, 'python -m experiments.export')

@@ -33,7 +33,7 @@ def enable_cache(directory: str | pathlib.Path | None = None) -> None:
       else `~/.cache/darts_jax/xla`. Cached programs are executed without any check, so that only the user may have
       permission to write there.
   """
-  directory = directory or jax.config.values['jax_compilation_cache_dir'] or '~/.cache/darts_jax/xla'
+  directory = directory or _default_folder()
   try:
     folder = user_path(directory, 'JAX_COMPILATION_CACHE_DIR')
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -48,6 +48,15 @@ def enable_cache(directory: str | pathlib.Path | None = None) -> None:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
   # Otherwise JAX would keep using the folder that was set at its first compilation.
   compilation_cache.reset_cache()
+
+
+def cache_folder() -> pathlib.Path:
+  """The folder in which `enable_cache` would cache programs; raises a ValueError if that is no path."""
+  return user_path(_default_folder(), 'JAX_COMPILATION_CACHE_DIR')
+
+
+def _default_folder() -> str:
+  return str(jax.config.values['jax_compilation_cache_dir'] or '~/.cache/darts_jax/xla')
 
 
 @contextlib.contextmanager

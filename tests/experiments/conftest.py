@@ -10,7 +10,6 @@ from typing import NamedTuple
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-USAGE = 'usage: how it is called'
 
 
 @pytest.fixture(scope='session')
@@ -49,12 +48,12 @@ def ask(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
   """Gives a command line to an entry point, the one of the search by default, in an empty folder."""
   monkeypatch.chdir(tmp_path)
 
-  from experiments import entry, search
+  from darts_jax.commands import entry, search
 
   def ask(*arguments: str, run: Callable[..., int] = search.run) -> Answer:
     monkeypatch.setattr(sys, 'argv', ['search.py', *arguments])
     with pytest.raises(SystemExit) as exited:
-      entry.launch(run, USAGE, distributed=True)
+      entry.launch(entry.Command(run, 'how it is called', 'an example', distributed=True), 'test')
     return Answer(exited.value.code, *capsys.readouterr())
 
   return ask

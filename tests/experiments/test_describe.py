@@ -11,8 +11,8 @@ import sys
 import pytest
 
 from darts_jax import spaces
+from darts_jax.commands import describe
 from darts_jax.spaces import recurrent
-from experiments import describe
 
 ROOT = pathlib.Path(describe.__file__).parents[1]
 DEFAULTS = {flag.name: flag.default for flag in describe.FLAGS}

@@ -5,6 +5,7 @@ import errno
 import io
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -16,16 +17,17 @@ import numpy as np
 import pytest
 
 from darts_jax import search, trials
+from darts_jax.commands import entry
 from darts_jax.runtime import platforms
 from darts_jax.runtime.lock import locked
 from darts_jax.runtime.terminal import show
 from darts_jax.spaces import darts
-from experiments import entry
 
 ROOT = pathlib.Path(__file__).parents[2]
 DIGITS = f'--config={ROOT / "configs" / "digits.py"}'
 RANDOM = f'--config={ROOT / "configs" / "digits_random.py"}'
-USAGE = 'usage: how it is called'
+COMMAND = entry.Command(lambda *_, **__: 0, 'how it is called', 'an example')
+USAGE = 'usage: test how it is called'
 TWO = '--distributed', '--num_processes=2', '--coordinator=localhost:1'
 
 
@@ -256,7 +258,7 @@ def test_errors_of_the_program_keep_their_traceback(monkeypatch):
 
   monkeypatch.setattr(sys, 'argv', ['search.py', DIGITS])
   with pytest.raises(TypeError, match='no user could have caused this'):
-    entry.launch(broken, USAGE)
+    entry.launch(COMMAND._replace(run=broken), 'test')
 
 
 @pytest.mark.parametrize(
@@ -373,7 +375,7 @@ def test_other_broken_pipes_are_errors_of_the_program(monkeypatch):
 
   monkeypatch.setattr(sys, 'argv', ['search.py', DIGITS])
   with pytest.raises(BrokenPipeError):
-    entry.launch(broken, USAGE)
+    entry.launch(COMMAND._replace(run=broken), 'test')
 
 
 def test_errors_are_errors_when_nobody_can_be_told(ask, monkeypatch):
@@ -386,7 +388,14 @@ def test_errors_are_errors_when_nobody_can_be_told(ask, monkeypatch):
 
 @pytest.mark.parametrize('flag', ['--help', '-h'])
 def test_help_is_the_usage(ask, flag):
-  assert ask(flag) == (None, f'{USAGE}\n', '')
+  code, output, errors = ask(flag)
+  assert (code, errors) == (None, '')
+  lines = output.splitlines()
+  assert (lines[0], lines[2], lines[-1]) == (USAGE, 'Searches for an architecture.', 'example: test an example')
+  assert re.findall(r'^  --([\w.]+)', output, re.MULTILINE) == [
+    *('config', 'workdir', 'import', 'distributed', 'coordinator', 'num_processes', 'process_id', 'timeout'),
+    'config.FIELD',
+  ]
 
 
 def test_config_and_directory_reach_the_program(ask):

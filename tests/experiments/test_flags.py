@@ -6,11 +6,11 @@ import pathlib
 import pytest
 
 from darts_jax import spaces
+from darts_jax.commands import entry
 from darts_jax.hypergradient.settings import Exact, FiniteDifference, FirstOrder, Unrolled
 from darts_jax.search.settings import Search, read
 from darts_jax.strategies.darts import Darts
 from darts_jax.strategies.sgas import Sgas
-from experiments import entry
 
 ROOT = pathlib.Path(__file__).parents[2]
 DIGITS = f'--config={ROOT / "configs" / "digits.py"}'

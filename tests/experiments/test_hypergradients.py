@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from configs import hypergradients
+from darts_jax.commands.entry import launch
+from darts_jax.commands.hypergradients import COMMAND
 from darts_jax.hypergradient import BILEVEL
 from darts_jax.laboratory.problems import Quadratic
-from experiments.entry import launch
-from experiments.hypergradients import FLAGS, run
 
 ROOT = pathlib.Path(__file__).parents[2]
 ESTIMATORS_SHOWN = ('first_order', 'finite_difference', 'exact', 'unrolled', 'neumann')
@@ -148,7 +148,7 @@ def test_errors_of_users_are_one_line(tmp_path, monkeypatch, capsys, arguments, 
   own = '--config=configs/hypergradients.py', f'--workdir={tmp_path / "run"}'
   monkeypatch.setattr(sys, 'argv', ['hypergradients', *own, *arguments])
   with pytest.raises(SystemExit) as stopped:
-    launch(run, 'usage', FLAGS)
+    launch(COMMAND, 'hypergradients')
   assert stopped.value.code == 2
   error = capsys.readouterr().err
   assert error.startswith(message)

@@ -10,13 +10,13 @@ import pytest
 import darts_jax
 from configs import cifar_eval, digits_eval, ptb_eval, text_eval, wikitext2_eval
 from darts_jax import spaces, training
+from darts_jax.commands import train
 from darts_jax.data import images
 from darts_jax.runtime import metrics
 from darts_jax.runtime.mesh import make_mesh
 from darts_jax.settings import build
 from darts_jax.spaces import darts
 from darts_jax.training.language import loop as language_loop
-from experiments import train
 
 pytestmark = pytest.mark.usefixtures('same_programs')
 

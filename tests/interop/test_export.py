@@ -11,10 +11,10 @@ import onnx
 import pytest
 
 from darts_jax import training
+from darts_jax.commands import export as command
 from darts_jax.interop import export, onnx_file
 from darts_jax.spaces import darts, published
 from darts_jax.training.restore import make_apply
-from experiments import export as command
 
 
 def random_network(name, stem, size):

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 import darts_jax
+from darts_jax.commands import convert, export
+from darts_jax.commands.entry import launch
 from darts_jax.interop.reference import (
   convert_language_model,
   convert_network,
@@ -21,8 +23,6 @@ from darts_jax.interop.weights import import_reference
 from darts_jax.nets.conv import Supernet
 from darts_jax.nets.recurrent import LanguageModel
 from darts_jax.spaces import Darts, Recurrent, darts, from_json, published, save
-from experiments import convert, export
-from experiments.entry import launch_flags
 
 ROOT = pathlib.Path(__file__).parents[2]
 GOLDENS = ROOT / 'tests' / 'goldens'
@@ -295,7 +295,7 @@ def test_images_are_those_of_a_config(monkeypatch, tmp_path):
   fields = ('--config.data.name=npz', f'--config.data.path={path}', '--config.batch_size=8', '--classes=5')
   monkeypatch.setattr(sys, 'argv', ['convert.py', config, *fields])
   with pytest.raises(SystemExit) as exited:
-    launch_flags(lambda **values: found.append(values) or 0, 'usage', convert.FLAGS, has_config=True)
+    launch(convert.COMMAND._replace(run=lambda **values: found.append(values) or 0), 'convert')
   assert exited.value.code == 0
   assert (found[0]['classes'], found[0]['dataset']) == ('5', None)
   described = convert._described(None, found[0]['config'])

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from darts_jax import search, spaces
+from darts_jax.commands import search as command
 from darts_jax.runtime import loop as loops
 from darts_jax.runtime import metrics
 from darts_jax.runtime.checkpoint import Checkpoints
@@ -23,7 +24,6 @@ from darts_jax.runtime.mesh import make_mesh
 from darts_jax.runtime.progress import Progress
 from darts_jax.search import loop
 from darts_jax.search.state import SearchState
-from experiments import search as command
 
 pytestmark = pytest.mark.usefixtures('undrawn', 'same_programs')
 

@@ -7,6 +7,7 @@ import pytest
 
 from configs import digits_select
 from darts_jax import selection, spaces, training
+from darts_jax.commands import select as command
 from darts_jax.report.html import duration
 from darts_jax.runtime import metrics
 from darts_jax.search import loop as search_loop
@@ -14,7 +15,6 @@ from darts_jax.selection import stages
 from darts_jax.settings import build
 from darts_jax.training import comparison
 from darts_jax.training import loop as training_loop
-from experiments import select as command
 
 pytestmark = pytest.mark.usefixtures('undrawn', 'same_programs')
 

@@ -242,7 +242,7 @@ def regression(example, monkeypatch):
 
 
 def test_a_task_with_a_loss_of_its_own_is_measured_by_it(regression, tmp_path, capsys):
-  from experiments import search as command
+  from darts_jax.commands import search as command
 
   assert command.run(regression, tmp_path) == 0
   assert re.search(r'^validation loss of the supernet: [\d.e-]+$', capsys.readouterr().out, re.MULTILINE)

@@ -1,5 +1,6 @@
-"""Command lines of the experiments: flags, one-line errors, exit codes."""
+"""Command lines: flags, help, one-line errors, exit codes."""
 
+import argparse
 import contextlib
 import os
 import pathlib
@@ -11,13 +12,14 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import jax
 from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from darts_jax import spaces
+from darts_jax.commands.named import find_config
 from darts_jax.runtime import processes
 from darts_jax.runtime.files import one_line, user_path
 from darts_jax.runtime.modules import import_modules
@@ -28,11 +30,44 @@ from darts_jax.spaces import Genotype
 
 
 class Flag(NamedTuple):
-  """A flag of one experiment: a switch if its default is False, a whole number if it is one, otherwise a text."""
+  """A flag of a command: a switch if its default is False, a whole number if it is one, otherwise a text."""
 
   name: str
   default: str | int | None
   help: str
+
+
+class Command(NamedTuple):
+  """A command, which is called as `darts-jax NAME` or `python -m experiments.NAME`.
+
+  Attributes:
+    run: does what the command is for and returns the exit code. With a required config it is called with the config,
+      the working directory and the values of `flags`; with an optional one with these values and `config`, which is
+      None without the flag; otherwise with these values.
+    arguments: its arguments as a usage line shows them.
+    example: arguments of an example, which works in any folder.
+    flags: its own flags.
+    config: whether it has the flag `--config`.
+    distributed: whether several processes can run it together.
+    positional: the name of an argument without a flag, which is given to `run` first; None if there is none.
+  """
+
+  run: Callable[..., int]
+  arguments: str
+  example: str
+  flags: Sequence[Flag] = ()
+  config: Literal['required', 'optional', 'none'] = 'required'
+  distributed: bool = False
+  positional: str | None = None
+
+  def all_flags(self) -> tuple[Flag, ...]:
+    """Its own flags and those that it shares with other commands."""
+    shared = {'required': (CONFIG, WORKDIR, IMPORT), 'optional': (CONFIG, IMPORT), 'none': (IMPORT,)}[self.config]
+    return (*shared, *self.flags, *(_DISTRIBUTED if self.distributed else ()))
+
+
+class MissingFlag(ValueError):
+  """A flag that has to be given is missing; the message is followed by the usage line."""
 
 
 GENOTYPE_HELP = (
@@ -47,8 +82,11 @@ _NAMED = ('space', 'strategy', 'hypergradient', 'task', 'evaluator')
 # Seconds until a lost signal is sent again.
 _PAUSE = 0.05
 
-_CONFIG = Flag('config', None, 'Path of the config file, such as configs/digits.py.')
-_IMPORT = Flag(
+CONFIG = Flag(
+  'config', None, 'Name of a config of the package, such as digits (`darts-jax configs` lists them), or path of a file.'
+)
+WORKDIR = Flag('workdir', None, 'Where the run is written, and resumed from; runs/NAME of the config file by default.')
+IMPORT = Flag(
   'import', None, 'A module that adds operations, spaces, strategies or tasks of your own; several with commas.'
 )
 
@@ -65,28 +103,92 @@ _DISTRIBUTED = (
 DISTRIBUTED_USAGE = '[--distributed [--coordinator=HOST:PORT --num_processes=N --process_id=I] [--timeout=SECONDS]]'
 
 
-def launch(run: Callable[..., int], usage: str, extra: Sequence[Flag] = (), *, distributed: bool = False) -> None:
-  """Parses the command line, calls `run(config, workdir, **extra flags)` and exits with what it returns.
+def launch(command: Command, name: str, arguments: Sequence[str] | None = None) -> NoReturn:
+  """Parses the command line, calls the command and exits with what it returns.
 
   A ValueError, the class of errors that users can cause, is printed as one line and exits with 2; any other exception
-  is an error of the program and keeps its traceback. `--help` prints the usage. Every command has the flag `--import`.
+  is an error of the program and keeps its traceback. `--help` prints usage, flags and an example.
 
   Args:
-    run: the command.
-    usage: its usage line.
-    extra: its own flags.
-    distributed: whether several processes can run it together.
+    command: the command.
+    name: how it is called, such as `darts-jax search`.
+    arguments: what follows the name; those of this process by default.
   """
+  argv = [name, *(sys.argv[1:] if arguments is None else arguments)]
+  usage = f'usage: {name} {command.arguments}'.rstrip()
 
   def parsed() -> int:
-    config, workdir, values = _parse(sys.argv, usage, (*extra, *(_DISTRIBUTED if distributed else ())))
-    if distributed:
+    try:
+      return _parsed(command, argv, usage)
+    except MissingFlag as error:
+      raise ValueError(f'{error}; {usage}') from error
+
+  prepare_streams()
+  is_help = bool({'-h', '-help', '--help'}.intersection(argv))
+  try:
+    sys.exit(_code(lambda: show(help_text(command, name)) if is_help else parsed()))
+  finally:
+    settle_streams()
+
+
+def _parsed(command: Command, argv: list[str], usage: str) -> int:
+  """Parses the command line and calls the command; returns its exit code."""
+  if command.config == 'required':
+    config, workdir, values = _parse(argv, usage, (*command.flags, *(_DISTRIBUTED if command.distributed else ())))
+    if command.distributed:
       _join(*(values.pop(flag.name) for flag in _DISTRIBUTED))
     check_devices()
     with _stopped_by_sigterm():
-      return run(config, workdir, **values)
+      return command.run(config, workdir, **values)
+  known = flags.FlagValues()
+  known.set_gnu_getopt()
+  _define(command.all_flags(), known)
+  values, has_config = {}, command.config == 'optional'
+  try:
+    rest = known(argv, known_only=has_config)
+    _import(known)
+    if has_config:
+      path = known['config'].value
+      values['config'], rest = _overridden(path, rest) if path else (None, flags.FlagValues()(rest))
+  except flags.Error as error:
+    raise ValueError(str(error)) from error
+  if command.positional is not None:
+    if len(rest) < 2:
+      raise MissingFlag(f'{command.positional}: missing')
+    values[command.positional] = rest.pop(1)
+  if len(rest) > 1:
+    raise ValueError(f'{rest[1]}: unexpected argument; {usage}')
+  return command.run(**values, **{flag.name: known[flag.name].value for flag in command.flags})
 
-  _exit_with(parsed, usage)
+
+def help_text(command: Command, name: str) -> str:
+  """What `--help` prints: usage, what the command does, its flags and an example."""
+  return parser(command, name).format_help().rstrip()
+
+
+def parser(command: Command, name: str) -> argparse.ArgumentParser:
+  """Describes a command line, for its help and for shells that complete it; `launch` parses it."""
+  made = argparse.ArgumentParser(prog=name, add_help=False)
+  describe(made, command, name)
+  return made
+
+
+def describe(made: argparse.ArgumentParser, command: Command, name: str) -> None:
+  """Adds a command's usage, flags and example to a parser."""
+  made.formatter_class = argparse.RawDescriptionHelpFormatter  # An example stays in one line.
+  made.usage = f'{name} {command.arguments}'.rstrip()
+  made.description = (sys.modules[command.run.__module__].__doc__ or '').partition('\n')[0]
+  made.epilog = f'example: {name} {command.example}'.rstrip()
+  if command.positional is not None:
+    made.add_argument(command.positional)
+  for flag in command.all_flags():
+    text = flag.help.replace('%', '%%')
+    if flag.default is False:
+      made.add_argument(f'--{flag.name}', action='store_true', help=text)
+    else:
+      made.add_argument(f'--{flag.name}', metavar='N' if isinstance(flag.default, int) else 'TEXT', help=text)
+  if command.config != 'none':
+    made.add_argument('--config.FIELD', metavar='VALUE', help='Sets a field of the config, such as --config.seed=1.')
 
 
 @contextlib.contextmanager
@@ -134,41 +236,11 @@ def _join(distributed: bool, coordinator: str, num_processes: int, process_id: i
     say(processes.topology())
 
 
-def launch_flags(run: Callable[..., int], usage: str, extra: Sequence[Flag], *, has_config: bool = False) -> None:
-  """Does what `launch` does for a command without a config, or with an optional one: calls `run(**flags)`.
-
-  Args:
-    run: the command; with `has_config`, it is also given `config`, which is None without the flag.
-    usage: its usage line.
-    extra: its own flags.
-    has_config: whether it has the flag `--config`.
-  """
-
-  def parsed() -> int:
-    known = flags.FlagValues()
-    known.set_gnu_getopt()
-    _define((*extra, _IMPORT, *((_CONFIG,) if has_config else ())), known)
-    values = {}
-    try:
-      rest = known(sys.argv, known_only=has_config)
-      _import(known)
-      if has_config:
-        path = known['config'].value
-        values['config'], rest = _overridden(path, rest) if path else (None, flags.FlagValues()(rest))
-    except flags.Error as error:
-      raise ValueError(str(error)) from error
-    if len(rest) > 1:
-      raise ValueError(f'{rest[1]}: unexpected argument; {usage}')
-    return run(**values, **{flag.name: known[flag.name].value for flag in extra})
-
-  _exit_with(parsed, usage)
-
-
-def require(usage: str, **values: str | None) -> None:
-  """Raises a ValueError that names the first flag without a value."""
+def require(**values: str | None) -> None:
+  """Raises a `MissingFlag` that names the first flag without a value."""
   for name, value in values.items():
     if not value:
-      raise ValueError(f'--{name}: missing; {usage}')
+      raise MissingFlag(f'--{name}: missing')
 
 
 def whole_number(name: str, value: str, most: int) -> int:
@@ -186,15 +258,6 @@ def convolutional(name_or_path: str) -> Genotype:
     kind = spaces.kind_of(found)
     raise ValueError(f'--genotype: {name_or_path} is a {kind} architecture; this command takes convolutional ones')
   return found
-
-
-def _exit_with(parsed: Callable[[], int], usage: str) -> None:
-  prepare_streams()
-  is_help = bool({'-h', '-help', '--help'}.intersection(sys.argv))
-  try:
-    sys.exit(_code(lambda: show(usage) if is_help else parsed()))
-  finally:
-    settle_streams()
 
 
 def _code(parsed: Callable[[], int | None]) -> int | None:
@@ -294,26 +357,20 @@ def _parse(argv: list[str], usage: str, extra: Sequence[Flag] = ()) -> tuple[Con
   """
   known = flags.FlagValues()
   known.set_gnu_getopt()  # Flags may stand in any order.
-  workdir = flags.DEFINE_string(
-    'workdir',
-    None,
-    'Where the run is written, and resumed from; runs/NAME of the config file by default.',
-    flag_values=known,
-  )
-  _define((_CONFIG, _IMPORT, *extra), known)
+  _define((CONFIG, WORKDIR, IMPORT, *extra), known)
   try:
     overrides = known(argv, known_only=True)
     _import(known)
     path = known['config'].value
     if not path:
-      raise ValueError(f'--config: missing; {usage}')
+      raise MissingFlag('--config: missing')
     config, rest = _overridden(path, overrides)
   except flags.Error as error:
     raise ValueError(str(error)) from error
   if len(rest) > 1:
     raise ValueError(f'{rest[1]}: unexpected argument; {usage}')
   values = {flag.name: known[flag.name].value for flag in extra}
-  return config, user_path(workdir.value or f'runs/{pathlib.Path(path).stem}', '--workdir'), values
+  return config, user_path(known['workdir'].value or f'runs/{pathlib.Path(path).stem}', '--workdir'), values
 
 
 def _import(known: flags.FlagValues) -> None:
@@ -404,9 +461,7 @@ def _set(group: ConfigDict, name: str, value: Any) -> None:
 
 def _load(path: str) -> ConfigDict:
   """Runs a config file and returns the result of its `get_config()`."""
-  path = str(user_path(path, '--config'))
-  if not pathlib.Path(path).is_file():
-    raise ValueError(f'--config: {path}: no such file')
+  path = str(find_config(path))
   try:
     get_config = runpy.run_path(path).get('get_config')
     config = get_config() if get_config else None
