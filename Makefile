@@ -17,7 +17,7 @@ help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  \1	/p' Makefile
 
 search: .venv/.installed ## search an architecture on the digits of scikit-learn, on a CPU within minutes
-	$(RUN) experiments.search --config=configs/digits.py $(ARGS)
+	$(RUN) experiments.search --config=configs/digits.py --compare=configs/digits_eval.py $(ARGS)
 
 evaluate: .venv/.installed ## train DARTS_V2 from scratch on the same digits with three seeds
 	$(RUN) experiments.train --config=configs/digits_eval.py --genotype=DARTS_V2 --seeds=3 $(ARGS)

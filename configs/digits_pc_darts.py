@@ -13,7 +13,7 @@ from darts_jax.configs import digits
 
 def get_config() -> ConfigDict:
   """The search on digits in first order, with a quarter of the channels and a late start of α."""
-  config = digits.get_config()
+  config = digits.get_base()
   config.epochs = 15
   config.network.channels = 16
   config.space.nodes = 3

@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
   """Cells of the search in configs/digits.py, each trained as configs/digits_eval.py does, shorter and smaller."""
   config = ConfigDict()
   config.seed = 0
-  config.space = digits.get_config().space
+  config.space = digits.get_base().space
   config.strategy = ConfigDict({'name': 'random_search'})
   config.trials = 6
   config.workers = 1

@@ -16,7 +16,7 @@ from darts_jax.configs import digits
 
 def get_config() -> ConfigDict:
   """The search on digits in first order, with adaptive regularisation, in a space that invites DARTS to degenerate."""
-  config = digits.get_config()
+  config = digits.get_base()
   config.epochs = 40
   config.space = ConfigDict({'name': 'robust', 'subspace': 's2', 'nodes': 3})
   config.alphas.learning_rate = 0.01

@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
   config.random_architectures = 3
   config.random_search = True
   config.random_candidates = 8
-  config.search = digits.get_config()
+  config.search = digits.get_base()
   config.training = digits_eval.get_config()
   config.training.epochs = 20
   config.training.network.channels = 4

@@ -14,7 +14,7 @@ from darts_jax.configs import digits
 
 def get_config() -> ConfigDict:
   """The search on digits in first order, with greedy decisions, in a smaller space."""
-  config = digits.get_config()
+  config = digits.get_base()
   config.epochs = 9
   config.space.nodes = 3
   config.space.operations = ('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3', 'dil_conv_3x3')

@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
   config.quadratic.alphas = 6
   config.quadratic.condition = 100.0
 
-  config.search = digits.get_config()
+  config.search = digits.get_base()
   config.search.network.channels = 4
   config.search.space.nodes = 2
   config.search.space.operations = ('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3')

@@ -47,6 +47,9 @@ LONGEST = (
   *('search/test_shards', 'benchmarks/test_plain_convolutional', 'laboratory/test_bench', 'training/test_loop'),
   *('search/test_side_by_side', 'benchmarks/test_start', 'search/test_timing_loop', 'training/test_trainer'),
   *('selection/test_random_search', 'training/language/test_loop', 'benchmarks/test_nasbench201_parity'),
+  *('benchmarks/test_strategies_parity', 'search/test_curvature', 'search/test_nasbench201', 'search/test_robust_loop'),
+  *('experiments/test_import', 'tasks/test_windows', 'search/test_own_operations', 'test_python', 'tasks/test_arrays'),
+  *('test_wheel', 'experiments/test_commands', 'trials/test_executors', 'search/test_gated', 'search/test_resumed'),
 )
 
 # Tracing makes millions of objects that stay; to look for cycles among them as often as Python does by itself takes a

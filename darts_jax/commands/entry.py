@@ -19,8 +19,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from darts_jax import spaces
-from darts_jax.commands.named import find_config
-from darts_jax.runtime import processes
+from darts_jax.commands import named
+from darts_jax.runtime import processes, progress
 from darts_jax.runtime.files import one_line, user_path
 from darts_jax.runtime.modules import import_modules
 from darts_jax.runtime.platforms import check_devices
@@ -134,10 +134,12 @@ def launch(command: Command, name: str, arguments: Sequence[str] | None = None) 
 def _parsed(command: Command, argv: list[str], usage: str) -> int:
   """Parses the command line and calls the command; returns its exit code."""
   if command.config == 'required':
-    config, workdir, values = _parse(argv, usage, (*command.flags, *(_DISTRIBUTED if command.distributed else ())))
+    extra = (*command.flags, *(_DISTRIBUTED if command.distributed else ()))
+    config, workdir, values, about = _parse(argv, usage, extra)
     if command.distributed:
       _join(*(values.pop(flag.name) for flag in _DISTRIBUTED))
     check_devices()
+    progress.begin_with(about)
     with _stopped_by_sigterm():
       return command.run(config, workdir, **values)
   known = flags.FlagValues()
@@ -349,8 +351,13 @@ def _define(extra: Sequence[Flag], known: flags.FlagValues) -> None:
       flags.DEFINE_string(flag.name, flag.default, flag.help, flag_values=known)
 
 
-def _parse(argv: list[str], usage: str, extra: Sequence[Flag] = ()) -> tuple[ConfigDict, pathlib.Path, dict[str, Any]]:
-  """Parses the command line; returns the config with overrides, the working directory and the values of `extra`.
+def _parse(
+  argv: list[str], usage: str, extra: Sequence[Flag] = ()
+) -> tuple[ConfigDict, pathlib.Path, dict[str, Any], str]:
+  """Parses the command line.
+
+  Returns:
+    The config with overrides, the working directory, the values of `extra`, and a line about the config or ''.
 
   Raises:
     ValueError: a flag is unknown or has an unfit value, or the config file cannot be read.
@@ -370,7 +377,8 @@ def _parse(argv: list[str], usage: str, extra: Sequence[Flag] = ()) -> tuple[Con
   if len(rest) > 1:
     raise ValueError(f'{rest[1]}: unexpected argument; {usage}')
   values = {flag.name: known[flag.name].value for flag in extra}
-  return config, user_path(known['workdir'].value or f'runs/{pathlib.Path(path).stem}', '--workdir'), values
+  folder = user_path(known['workdir'].value or f'runs/{pathlib.Path(path).stem}', '--workdir')
+  return config, folder, values, named.about(path)
 
 
 def _import(known: flags.FlagValues) -> None:
@@ -387,7 +395,7 @@ def _overridden(path: str, overrides: list[str]) -> tuple[ConfigDict, list[str]]
     absl.flags.Error: a flag cannot be parsed.
   """
   fields = flags.FlagValues()
-  loaded = _load(path)
+  loaded = load_config(path)
   overrides = [*overrides[:1], *_prepared(loaded, overrides[1:])]
   try:
     config = config_flags.DEFINE_config_dict(
@@ -459,9 +467,17 @@ def _set(group: ConfigDict, name: str, value: Any) -> None:
     group[name] = value
 
 
-def _load(path: str) -> ConfigDict:
-  """Runs a config file and returns the result of its `get_config()`."""
-  path = str(find_config(path))
+def load_config(path: str, flag: str = '--config') -> ConfigDict:
+  """Runs a config file and returns the result of its `get_config()`.
+
+  Args:
+    path: path of the file, or name of a config of the package.
+    flag: the flag that named it, for messages.
+
+  Raises:
+    ValueError: there is no such config, or running it fails.
+  """
+  path = str(named.find_config(path, flag))
   try:
     get_config = runpy.run_path(path).get('get_config')
     config = get_config() if get_config else None
@@ -472,9 +488,9 @@ def _load(path: str) -> ConfigDict:
   except (Exception, SystemExit) as error:  # The file is a program and may raise anything.
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     where = f'{path}, line {lines[-1]}' if lines else path
-    raise ValueError(f'--config: {where}: {_described(error)}') from error
+    raise ValueError(f'{flag}: {where}: {_described(error)}') from error
   if not isinstance(config, ConfigDict):
-    raise ValueError(f'--config: {path}: has no get_config() that returns an ml_collections.ConfigDict')
+    raise ValueError(f'{flag}: {path}: has no get_config() that returns an ml_collections.ConfigDict')
   return config
 
 

@@ -1,6 +1,7 @@
 """The configs of the package by name, without running them."""
 
 import ast
+import contextlib
 import difflib
 import importlib
 import pathlib
@@ -17,11 +18,13 @@ class Named(NamedTuple):
     path: its file.
     command: the command that it is for.
     summary: the first line of its docstring.
+    cost: what its docstring says about time and downloads; empty if it says nothing.
   """
 
   path: pathlib.Path
   command: str
   summary: str
+  cost: str
 
 
 def paths() -> dict[str, pathlib.Path]:
@@ -35,26 +38,37 @@ def read(path: pathlib.Path) -> Named:
   """Reads what the docstring of a config says about it."""
   text = ast.get_docstring(ast.parse(path.read_text(encoding='utf-8'))) or ''
   command = re.search(r'experiments\.(\w+)', text)
-  return Named(path, command[1] if command else '', text.partition('\n')[0])
+  cost = re.search(r'^Cost: (.*?)(?=^[A-Z][a-z ]*:|\Z)', text, re.MULTILINE | re.DOTALL)
+  return Named(path, command[1] if command else '', text.partition('\n')[0], ' '.join(cost[1].split()) if cost else '')
 
 
-def find_config(name_or_path: str) -> pathlib.Path:
-  """Returns the path of a config file, given as such or as the name of a config of the package.
+def find_config(name_or_path: str, flag: str = '--config') -> pathlib.Path:
+  """Returns the path of a config file, given to a flag as such or as the name of a config of the package.
 
   Raises:
     ValueError: there is no such file and no such config.
   """
-  path = user_path(name_or_path, '--config')
+  path = user_path(name_or_path, flag)
   if path.is_file():
     return path
   own = paths()
   if name_or_path in own:
     return own[name_or_path]
   if path.stem in own and path.suffix == '.py':
-    raise ValueError(f'--config: {path}: no such file; the config of the package is --config={path.stem}')
+    raise ValueError(f'{flag}: {path}: no such file; the config of the package is {flag}={path.stem}')
   if path.suffix or path.name != name_or_path:
-    raise ValueError(f'--config: {path}: no such file')
-  raise ValueError(f'--config: {unknown(name_or_path)}')
+    raise ValueError(f'{flag}: {path}: no such file')
+  raise ValueError(f'{flag}: {unknown(name_or_path)}')
+
+
+def about(name_or_path: str) -> str:
+  """What a config is and costs, in one line; empty if its docstring does not say what it costs."""
+  # The file has been run, but need not be a text that can be parsed.
+  with contextlib.suppress(OSError, SyntaxError, ValueError):
+    path = find_config(name_or_path)
+    found = read(path)
+    return f'{path.stem}: {found.summary} Cost: {found.cost}' if found.cost else ''
+  return ''
 
 
 def unknown(name: str) -> str:

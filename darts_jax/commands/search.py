@@ -1,6 +1,6 @@
 """Searches for an architecture.
 
-darts-jax search --config=digits [--workdir=DIR] [--config.FIELD=VALUE ...]
+darts-jax search --config=digits [--workdir=DIR] [--config.FIELD=VALUE ...] [--compare=digits_eval [--random=N]]
 
 On several hosts, run the same command in every process (see docs/pods.md):
 darts-jax search --config=cifar --distributed
@@ -9,27 +9,74 @@ darts-jax search --config=cifar --distributed
 
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from darts_jax import search, searches, spaces
-from darts_jax.commands.entry import DISTRIBUTED_USAGE, Command
+from darts_jax import limits, report, search, searches, selection, spaces
+from darts_jax.commands.entry import DISTRIBUTED_USAGE, Command, Flag, load_config
 from darts_jax.data.sequences import perplexity
 from darts_jax.runtime import processes
 from darts_jax.runtime.terminal import say, show
+from darts_jax.selection import versus
 from darts_jax.trials import Failed, TrialsResult
 
+FLAGS = (
+  Flag(
+    'compare',
+    None,
+    'Config of a training, by its name or file. After the search, what was found and random architectures are trained'
+    ' by it, and their accuracies are printed side by side.',
+  ),
+  Flag('random', 2, 'How many random architectures --compare trains.'),
+)
 
-def run(config: Mapping[str, Any], workdir: pathlib.Path) -> int:
-  """Runs or resumes a search and prints its result; returns the exit code."""
+
+def run(config: Mapping[str, Any], workdir: pathlib.Path, compare: str | None = None, random: int = 2) -> int:
+  """Runs or resumes a search and prints its result, and with `compare` that of trainings; returns the exit code."""
+  training = None if compare is None else processes.together(lambda: _training(compare, random, config))
   try:
-    results = searches.run(config, workdir, lambda message: say(f'== {message}'))
-  except (search.Diverged, Failed) as error:
+    results = searches.run(config, workdir, _note)
+    code = _told_trials(results) if isinstance(results, TrialsResult) else _told(results)
+    if code or training is None:
+      return code
+    space = searches.read(config).space
+    for result in [results] if isinstance(results, TrialsResult) else results:
+      assert result.genotype is not None  # With an exit code of 0 there is one.
+      folder = result.report.parent
+      compared = selection.against_random(training, result.genotype, space, folder, num_random=random, note=_note)
+      if processes.is_first():
+        report.write(folder)
+        for line in compared.lines():
+          show(line)
+  except (search.Diverged, selection.Diverged, Failed) as error:
     if processes.is_first():
       say(f'error: {error}')
     return 1
-  if isinstance(results, TrialsResult):
-    return _told(results)
+  except selection.Interrupted as error:
+    say(error)
+    return 130
+  return 0
+
+
+def _note(message: str) -> None:
+  if processes.is_first():
+    say(f'== {message}')
+
+
+def _training(compare: str, random: int, config: Mapping[str, Any]) -> Mapping[str, Any]:
+  """The config that --compare names; raises a ValueError unless what is searched can be trained by it."""
+  if not 1 <= random <= limits.RUNS:
+    raise ValueError(f'--random: {random} is not allowed; it has to be ≥ 1 and ≤ {limits.RUNS}')
+  loaded, space = load_config(compare, '--compare'), searches.read(config).space
+  try:
+    versus.check(loaded, space)
+  except ValueError as error:
+    raise ValueError(f'--compare: {compare}: {error}') from error
+  return loaded
+
+
+def _told(results: Sequence[search.Result]) -> int:
+  """Prints the results of searches by gradients; returns the exit code."""
   if not results[0].finished:
     return 130
   for result in results if processes.is_first() else ():
@@ -46,7 +93,7 @@ def run(config: Mapping[str, Any], workdir: pathlib.Path) -> int:
   return 0
 
 
-def _told(result: TrialsResult) -> int:
+def _told_trials(result: TrialsResult) -> int:
   """Prints the result of a search by proposals; returns the exit code."""
   if not result.finished or result.genotype is None:
     return 130
@@ -57,7 +104,9 @@ def _told(result: TrialsResult) -> int:
 
 COMMAND = Command(
   run,
-  f'--config=NAME|FILE [--workdir=DIR] [--config.FIELD=VALUE ...] {DISTRIBUTED_USAGE}',
-  '--config=digits',
+  f'--config=NAME|FILE [--workdir=DIR] [--config.FIELD=VALUE ...] [--compare=NAME|FILE [--random=N]]'
+  f' {DISTRIBUTED_USAGE}',
+  '--config=digits --compare=digits_eval',
+  FLAGS,
   distributed=True,
 )

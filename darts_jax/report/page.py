@@ -35,6 +35,7 @@ def render(run: Run) -> str:
       sections.architecture(genotype, origin),
       sections.learning_curves(run),
       sections.benchmark(run),
+      sections.comparison(run),
       _optimisation(run),
       _strategy(run, times),
       _mixing(run, genotype, times),

@@ -10,7 +10,7 @@ import numpy as np
 from darts_jax.report import curves, drawing, html
 from darts_jax.report.curves import Panel
 from darts_jax.report.history import kept_edges
-from darts_jax.report.workdir import Run, last, series
+from darts_jax.report.workdir import Run, last, number, series
 from darts_jax.spaces import Genotype, look_of
 
 #: Texts for readers by status of a run (see `Run`).
@@ -107,6 +107,34 @@ def benchmark(run: Run) -> str:
   if accuracy is not None and rank is not None:
     lead += f' In the end it is {100 * accuracy:.2f} %, rank {rank:,.0f}.'
   return html.section('In the benchmark', f'<div class="grid wide">{panels(charts)}</div>', lead)
+
+
+def comparison(run: Run) -> str:
+  """The section with the trainings of the found architecture and of random ones; empty if there were none."""
+  title = 'Against random architectures'
+  if run.comparison is None:
+    problem = run.problems.get('comparison.json')
+    return html.section(title, html.absent(problem)) if problem else ''
+  measure = run.comparison.get('measure')
+
+  def shown(value: Any) -> str:
+    found = number(value)
+    if found is None:
+      return '–'
+    return f'{100 * found:.2f} %' if measure == 'accuracy' else f'{found:.2f}'
+
+  rows = ''.join(
+    f'<tr><td>{html.escape(row["name"])}</td><td class="number">{html.text(row.get("parameters"))}</td>'
+    f'<td class="number">{shown(row.get("valid"))}</td><td class="number">{shown(row.get("test"))}</td></tr>'
+    for row in run.comparison['rows']
+  )
+  named = html.text(measure)
+  head = f'<tr><th></th><th>parameters</th><th>validation {named}</th><th>test {named}</th></tr>'
+  lead = (
+    f'Each was trained from scratch, {html.text(run.comparison.get("epochs"))} epochs with seed'
+    f' {html.text(run.comparison.get("seed"))}. One training each does not say how much another seed would change.'
+  )
+  return html.section(title, f'<table>{head}{rows}</table>', lead)
 
 
 def throughput(run: Run) -> str:

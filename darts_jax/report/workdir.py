@@ -39,6 +39,7 @@ class Run:
     genotype: content of `genotype.json`, if it can be read.
     history: content of `alphas.npz`, if it can be read.
     problems: by file name, one line that says why a file or a part of it is not shown.
+    comparison: content of `comparison.json` if it can be read, the found architecture against random ones.
     left_behind: for each time that a search went back to an earlier epoch, or returned its architecture, the records of
       kind `epoch` of all later epochs.
   """
@@ -53,6 +54,7 @@ class Run:
   genotype: Genotype | None
   history: History | None
   problems: Mapping[str, str]
+  comparison: Mapping[str, Any] | None = None
   left_behind: tuple[tuple[Record, ...], ...] = ()
 
   def setting(self, *names: str) -> Any:
@@ -156,6 +158,7 @@ def read(path: pathlib.Path) -> Run:
     'metrics.jsonl': _read_metrics,
     'genotype.json': spaces.load,
     'alphas.npz': history.read,
+    'comparison.json': _read_comparison,
   }
   contents: dict[str, Any] = {}
   for name, reader in readers.items():
@@ -163,7 +166,7 @@ def read(path: pathlib.Path) -> Run:
     try:
       if (path / name).exists():
         contents[name] = reader(path / name)
-      else:
+      elif name != 'comparison.json':  # Most searches are not compared.
         problems[name] = f'{name} is not there (yet).'
     except (OSError, ValueError) as error:
       problems[name] = f'{name} cannot be read: {str(error).removeprefix(f"{path / name}: ")}'
@@ -181,6 +184,7 @@ def read(path: pathlib.Path) -> Run:
     status=_status(records),
     genotype=contents['genotype.json'],
     history=contents['alphas.npz'],
+    comparison=contents['comparison.json'],
     problems=problems,
     left_behind=left_behind,
   )
@@ -217,6 +221,14 @@ def _read_metrics(path: pathlib.Path) -> tuple[list[Record], int]:
     elif i < len(lines) - 1:
       num_broken += 1
   return records, num_broken
+
+
+def _read_comparison(path: pathlib.Path) -> Mapping[str, Any]:
+  content = read_object(path)
+  rows = content.get('rows')
+  if not isinstance(rows, list) or not all(isinstance(row, dict) and isinstance(row.get('name'), str) for row in rows):
+    raise ValueError(f'{path}: rows: not a list of architectures')
+  return content
 
 
 def _is_record(record: Any) -> TypeGuard[Record]:

@@ -31,6 +31,8 @@ State = TypeVar('State')
 
 # Approximate duration of a call of the compiled steps, short enough for reacting to signals and showing progress.
 _SECONDS_A_CALL = 2.0
+# Time between reports, in times of writing them: where epochs are short, drawing would take as long as they do.
+_PAUSE_OF_REPORTS = 20
 
 
 class Diverged(RuntimeError):
@@ -176,6 +178,7 @@ class Loop(abc.ABC, Generic[State]):
     self._checkpoints = Checkpoints(workdir / CHECKPOINTS, keep=plan.checkpoint.keep)
     self._log: MetricsLogs
     self._progress: Progress | NoProgress
+    self._next_reports = -math.inf
 
   @abc.abstractmethod
   def init(self) -> State:
@@ -374,7 +377,7 @@ class Loop(abc.ABC, Generic[State]):
               self.prepare(state, step)
           elif (epoch + 1) % plan.checkpoint.every == 0 or step == self.total or step in self.needed(step):
             self._save(step, state, epoch_sums, log_sums, last_epoch)
-          if step < self.total:
+          if step < self.total and time.monotonic() >= self._next_reports:
             self.reports()
       if step == self.total:
         self._end(state)
@@ -432,7 +435,11 @@ class Loop(abc.ABC, Generic[State]):
 
   def reports(self) -> list[pathlib.Path]:
     """Writes the reports in all folders, in the first process; returns their paths."""
-    return [self.report(folder) if processes.is_first() else folder / 'report.html' for folder in self.folders]
+    start = time.monotonic()
+    found = [self.report(folder) if processes.is_first() else folder / 'report.html' for folder in self.folders]
+    end = time.monotonic()
+    self._next_reports = end + _PAUSE_OF_REPORTS * (end - start)
+    return found
 
   def check_finite(self, values: Mapping[str, Any], step: int) -> None:
     """Raises Diverged unless all values are finite."""

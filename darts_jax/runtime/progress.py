@@ -10,6 +10,17 @@ from tqdm import tqdm
 
 from darts_jax.runtime.terminal import say, unheard
 
+# The line that `begin_with` was given.
+_beginning: list[str] = []
+
+
+def begin_with(line: str) -> None:
+  """Has the next run's progress begin with a line; an empty one takes it back.
+
+  A command knows what a run is, but only the run knows that nothing stands in its way.
+  """
+  _beginning[:] = [line] if line else []
+
 
 class NoProgress:
   """Replaces `Progress` where nothing is to be shown; a context manager."""
@@ -81,6 +92,12 @@ class Progress:
 
   def note(self, message: str) -> None:
     """Prints a message on its own line, above the bar if there is one."""
+    lines = [*_beginning, message]
+    _beginning.clear()
+    for line in lines:
+      self._say(line)
+
+  def _say(self, message: str) -> None:
     if self._bar is not None:
       with unheard():
         self._bar.write(message, file=sys.stderr)

@@ -104,10 +104,11 @@ def own(text: str) -> list[str]:
   return [line for line in text.splitlines() if not re.search(r'Gloo|peer ranks|^[\d\s]*$', line)]
 
 
-def alphas(workdir: pathlib.Path) -> np.ndarray:
+def alphas(workdir: pathlib.Path, epochs: int | None = None) -> np.ndarray:
+  """α of both cells before the first epoch and after each of two; or of that many lines of a search that goes on."""
   with np.load(workdir / 'alphas.npz') as saved:
-    assert saved['epoch'].tolist() == [0, 1, 2]
-    return np.stack([saved['normal'], saved['reduce']])
+    assert saved['epoch'][:epochs].tolist() == [0, 1, 2][:epochs]
+    return np.stack([saved['normal'], saved['reduce']])[:, :epochs]
 
 
 def events(workdir: pathlib.Path) -> list[str]:
@@ -204,8 +205,10 @@ def test_two_processes_stream_a_part_of_each_batch_to_search_a_cell(tmp_path, se
       assert ours[name] == pytest.approx(expected[name], rel=1e-4), name
 
 
-def test_searches_side_by_side_have_a_process_each_and_stop_together(tmp_path, config, alone, monkeypatch):
-  workdir = tmp_path / 'run'
+def test_searches_side_by_side_have_a_process_each_and_stop_together(
+  tmp_path, config, settings, monkeypatch, make_guard
+):
+  workdir, one = tmp_path / 'run', tmp_path / 'one'
   with pair(config, workdir, '--config.mesh.seed=2', '--config.epochs=2000') as processes:
     wait_for_checkpoint(workdir)
     # The signal is for one of them.
@@ -215,13 +218,17 @@ def test_searches_side_by_side_have_a_process_each_and_stop_together(tmp_path, c
   assert 'SIGTERM: saved at step ' in outputs[0][1]
   steps = [max(line['step'] for line in metrics.read(workdir / f'seed_{seed}')) for seed in (3, 4)]
   assert steps[0] == steps[1]
-  # One process goes on with both.
-  shutil.rmtree(workdir)
-  with pair(config, workdir, '--config.mesh.seed=2') as processes:
-    [(output, _), _] = finish(processes)
-  assert output.count('genotype: ') == 2
-  np.testing.assert_allclose(alphas(tmp_path / 'run' / 'seed_3'), alphas(alone), rtol=0, atol=1e-5)
-  assert np.abs(alphas(tmp_path / 'run' / 'seed_4') - alphas(alone)).max() > 1e-2
+  # One process with as many devices takes the same steps.
+  monkeypatch.setattr(loop, 'enable_cache', lambda: None)
+  guard = make_guard(lambda: 'SIGTERM' if (one / 'checkpoints' / '2').exists() else None)
+  monkeypatch.setattr(loop, 'InterruptGuard', guard)
+  search.run_side_by_side(settings | {'mesh': {'seed': 2}, 'epochs': 2000}, one)
+  first = {}
+  for seed in (3, 4):
+    found, expected = (alphas(folder / f'seed_{seed}', 2) for folder in (workdir, one))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    first[seed] = found
+  assert np.abs(first[4] - first[3]).max() > 1e-2
 
 
 def test_an_error_of_one_process_is_one_line_of_the_first(tmp_path, config):

@@ -56,7 +56,7 @@ def settings_of(ask, tmp_path):
   ],
 )
 def test_another_name_of_a_group_leaves_the_fields_that_both_have(settings_of, arguments, expected):
-  lines = 'config = digits.get_config()', 'config.hypergradient.clipping = "differentiated"'
+  lines = 'config = digits.get_base()', 'config.hypergradient.clipping = "differentiated"'
   assert settings_of(arguments, *lines, 'config.hypergradient.radius = 0.5').hypergradient == expected
 
 
@@ -98,7 +98,7 @@ def test_a_switch_that_a_file_leaves_out_leaves_the_next_flag(settings_of, given
 
 
 def test_a_group_named_as_it_is_keeps_its_fields(ask, tmp_path):
-  lines = 'config = digits.get_config()', 'config.hypergradient.radios = 0.5', 'return config'
+  lines = 'config = digits.get_base()', 'config.hypergradient.radios = 0.5', 'return config'
   path = tmp_path / 'mine.py'
   head = f'import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom configs import digits\ndef get_config():\n'
   path.write_text(head + ''.join(f'  {line}\n' for line in lines))
