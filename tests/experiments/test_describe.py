@@ -14,7 +14,7 @@ from darts_jax import spaces
 from darts_jax.commands import describe
 from darts_jax.spaces import recurrent
 
-ROOT = pathlib.Path(describe.__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 DEFAULTS = {flag.name: flag.default for flag in describe.FLAGS}
 
 
@@ -162,7 +162,13 @@ def test_the_command_itself(command):
 def test_a_file_of_a_command_runs_by_itself_on_any_terminal(tmp_path):
   """Beside it lies select.py, whose name is also that of a module of Python; the terminal does not know ×."""
   environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
-  arguments = [sys.executable, describe.__file__, '--genotype=DARTS_V1', '--channels=4', '--layers=3']
+  arguments = [
+    sys.executable,
+    ROOT / 'experiments' / 'describe.py',
+    '--genotype=DARTS_V1',
+    '--channels=4',
+    '--layers=3',
+  ]
   done = subprocess.run(
     arguments, cwd=tmp_path, env={**environment, 'PYTHONIOENCODING': 'ascii'}, capture_output=True, check=False
   )

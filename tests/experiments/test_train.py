@@ -126,7 +126,7 @@ def test_wrong_settings_are_one_line_and_nothing_is_written(tmp_path, changes, s
 @pytest.mark.parametrize(
   ('genotype', 'seeds', 'said'),
   [
-    (None, '1', '--genotype: missing; usage'),
+    (None, '1', '--genotype: missing'),
     ('DARTS_V3', '1', "genotype: 'DARTS_V3' is neither a file nor a published architecture; did you mean 'DARTS_V"),
     (
       'RNN_DARTS_V2',

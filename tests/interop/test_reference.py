@@ -306,9 +306,9 @@ def test_images_are_those_of_a_config(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
   ('flags', 'said'),
   [
-    ({}, '--dataset: missing; usage'),
-    ({'mean': '1'}, '--image_size: missing; usage'),
-    ({'image_size': '32', 'mean': '1'}, '--std: missing; usage'),
+    ({}, '--dataset: missing$'),
+    ({'mean': '1'}, '--image_size: missing$'),
+    ({'image_size': '32', 'mean': '1'}, '--std: missing$'),
     ({'image_size': '32x', 'mean': '1', 'std': '0'}, '--std: 0 is not allowed; .* --std has to be > 0'),
     ({'image_size': '32', 'mean': '1;2', 'std': '1'}, '--mean: 1;2 is not allowed; .* with commas between them'),
     ({'image_size': '32', 'mean': '1e99', 'std': '1'}, '--mean: 1e99 is not allowed; up to 1e30 is'),

@@ -283,9 +283,8 @@ def test_configs_build_and_those_of_the_papers_have_every_field(module):
   settings = build(Search, config)
   missing = names(settings) - names(config)
   # What estimators share is as the other one has it.
-  assert missing == (
-    {f'.hypergradient.{name}' for name in ('clipping', 'clip_outer', 'virtual_step')} if module is mnist else set()
-  )
+  shared = {f'.hypergradient.{name}' for name in ('clipping', 'clip_outer', 'virtual_step')}
+  assert missing == {cifar: set(), mnist: shared, digits: shared | {'.strategy.init_scale'}}[module]
   assert settings.task.source == module.__name__.removeprefix('configs.').replace('cifar', 'cifar10')
 
 
