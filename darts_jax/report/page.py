@@ -1,7 +1,6 @@
 """The report of a search by gradients as one HTML page without outside resources or scripts."""
 
 import json
-import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -198,9 +197,7 @@ from darts_jax.report import drawing
 found = spaces.load({path!r})
 look = spaces.look_of(found.space)
 print(drawing.to_graphviz(found.cell({name!r}), {name!r}, look))  # Graphviz source of a cell"""
-    config = _space(genotype).evaluation
-    command = f'python -m experiments.train --config={config} --genotype={shlex.quote(path)}'
-    parts = {'Train it from scratch': command, 'Read it': code, **parts}
+    parts = {'Train it from scratch': sections.training_command(run, path), 'Read it': code, **parts}
   return html.section(
     'Use this architecture',
     '\n'.join(f'<h3>{title}</h3>\n<pre>{html.escape(content)}</pre>' for title, content in parts.items()),

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from darts_jax.report import curves, drawing, html
 from darts_jax.report.curves import Panel
 from darts_jax.report.history import kept_edges
 from darts_jax.report.workdir import Run, last, number, series
-from darts_jax.spaces import Genotype, look_of
+from darts_jax.spaces import SPACES, CellSpace, Genotype, look_of
 
 #: Texts for readers by status of a run (see `Run`).
 STATUSES = {
@@ -21,6 +22,12 @@ STATUSES = {
   'finished': 'Finished',
 }
 _MAX_EVENTS = 200
+# Configs of trainings by task and data; for other data there is that of the space.
+_TRAININGS = {
+  ('images', 'digits'): 'digits_eval',
+  ('text', 'pydoc'): 'text_eval',
+  ('text', 'wikitext2'): 'wikitext2_eval',
+}
 
 
 def headline(run: Run, eyebrow: str, title: str, facts: Mapping[str, Any], tiles: Iterable[tuple[str, str]]) -> str:
@@ -123,18 +130,31 @@ def comparison(run: Run) -> str:
       return '–'
     return f'{100 * found:.2f} %' if measure == 'accuracy' else f'{found:.2f}'
 
+  def counted(value: Any) -> str:
+    return f'{value:,}' if isinstance(value, int) else '–'
+
   rows = ''.join(
-    f'<tr><td>{html.escape(row["name"])}</td><td class="number">{html.text(row.get("parameters"))}</td>'
+    f'<tr><td>{html.escape(row["name"])}</td><td class="number">{counted(row.get("parameters"))}</td>'
     f'<td class="number">{shown(row.get("valid"))}</td><td class="number">{shown(row.get("test"))}</td></tr>'
     for row in run.comparison['rows']
   )
   named = html.text(measure)
-  head = f'<tr><th></th><th>parameters</th><th>validation {named}</th><th>test {named}</th></tr>'
+  titles = ''.join(
+    f'<th class="number">{title}</th>' for title in ('parameters', f'validation {named}', f'test {named}')
+  )
+  head = f'<tr><th></th>{titles}</tr>'
   lead = (
     f'Each was trained from scratch, {html.text(run.comparison.get("epochs"))} epochs with seed'
     f' {html.text(run.comparison.get("seed"))}. One training each does not say how much another seed would change.'
   )
   return html.section(title, f'<table>{head}{rows}</table>', lead)
+
+
+def training_command(run: Run, genotype: str) -> str:
+  """The command that trains the architecture in a file: by the config for the data, or else for the space."""
+  space = SPACES.get(run.space, CellSpace)
+  config = _TRAININGS.get((space.task, run.dataset), space.evaluation)
+  return f'darts-jax train --config={config} --genotype={shlex.quote(genotype)}'
 
 
 def throughput(run: Run) -> str:

@@ -11,7 +11,6 @@ from darts_jax import spaces
 from darts_jax.report import curves, html, outcomes, sections
 from darts_jax.report.outcomes import Trial
 from darts_jax.report.workdir import Run, last, number
-from darts_jax.spaces import CellSpace
 
 # Most rows of the table, which shows the last trials.
 _MAX_ROWS = 1000
@@ -237,11 +236,10 @@ def _usage(run: Run) -> str:
   title = 'Use this architecture'
   if run.genotype is None:
     return html.section(title, html.absent('There is no architecture yet.'))
-  path = shlex.quote(str(run.path / 'genotype.json'))
-  config = spaces.SPACES.get(run.genotype.space, CellSpace).evaluation
+  path = str(run.path / 'genotype.json')
   parts = {
-    'Train it from scratch': f'python -m experiments.train --config={config} --genotype={path}',
-    'Draw and count it': f'python -m experiments.describe --genotype={path} --draw=cells.svg',
+    'Train it from scratch': sections.training_command(run, path),
+    'Draw and count it': f'darts-jax describe --genotype={shlex.quote(path)} --draw=cells.svg',
   }
   if run.tests and (run.path / 'pick').is_dir():
     call = (

@@ -206,7 +206,7 @@ class CellSpace(Space[Genotype]):
     kind: adjective for its architectures in messages; if empty, the name of the space is used.
     task: name of the task of a search, if the config names none.
     defaults: defaults of config fields of a search that replace the usual ones in this space.
-    evaluation: path of the config for training its architectures from scratch.
+    evaluation: the config for training its architectures from scratch, by name or path.
     look: names and legend for drawings of its cells.
     identity: name of the operation that returns its input; logs count these, since degenerate searches choose many.
     known_operations: names that operations may have; None for any.
@@ -215,7 +215,7 @@ class CellSpace(Space[Genotype]):
   kind: ClassVar[str] = ''
   task: ClassVar[str] = 'images'
   defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})
-  evaluation: ClassVar[str] = 'configs/cifar_eval.py'
+  evaluation: ClassVar[str] = 'cifar_eval'
   look: ClassVar[Look] = Look()
   identity: ClassVar[str] = 'skip_connect'
   known_operations: ClassVar[Collection[str] | None] = None

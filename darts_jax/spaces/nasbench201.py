@@ -47,7 +47,7 @@ class NasBench201(CellSpace):
   """
 
   name: ClassVar[str] = 'nasbench201'
-  evaluation: ClassVar[str] = 'configs/nasbench201_eval.py'
+  evaluation: ClassVar[str] = 'nasbench201_eval'
   defaults: ClassVar[Mapping[str, Any]] = MappingProxyType(
     {
       'network': {'channels': 16, 'layers': 15, 'stem_multiplier': 1},

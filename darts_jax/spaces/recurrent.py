@@ -49,7 +49,7 @@ class Recurrent(CellSpace):
   name: ClassVar[str] = 'recurrent'
   kind: ClassVar[str] = 'recurrent'
   task: ClassVar[str] = 'text'
-  evaluation: ClassVar[str] = 'configs/ptb_eval.py'
+  evaluation: ClassVar[str] = 'ptb_eval'
   look: ClassVar[Look] = Look(
     titles={_CELL: 'Recurrent cell'},
     output='h_t',

@@ -3,12 +3,14 @@
 import json
 import re
 import shlex
+import types
 
 import numpy as np
 import pytest
 
 from darts_jax import report, spaces
-from darts_jax.report import curves, page, workdir
+from darts_jax.commands import named
+from darts_jax.report import curves, page, sections, workdir
 
 
 def test_means_of_epochs_are_over_their_steps(search_folder):
@@ -198,10 +200,11 @@ def test_the_page_says_how_to_use_what_was_found(kind, request, write, capsys):
   (code,) = [text for text in parsed.texts if text.startswith('from darts_jax import')]
   exec(code, {})
   assert capsys.readouterr().out.startswith('digraph')
-  (command,) = [text for text in parsed.texts if text.startswith('python -m')]
+  (command,) = [text for text in parsed.texts if text.startswith('darts-jax train')]
   config = {'search_folder': 'cifar_eval', 'recurrent_search_folder': 'ptb_eval'}[kind]
   *words, path = shlex.split(command)
-  assert words == ['python', '-m', 'experiments.train', f'--config=configs/{config}.py']
+  assert words == ['darts-jax', 'train', f'--config={config}']
+  assert config in named.paths()
   assert path == f'--genotype={folder / "genotype.json"}'
 
 
@@ -251,3 +254,21 @@ def test_what_a_hypergradient_says_of_itself_is_drawn(search_folder):
   path.write_text(''.join(json.dumps(record) + '\n' for record in records))
   names = [panel.name for panel in curves.optimisation(workdir.read(search_folder))]
   assert not {'second-order', 'disagreement'} & set(names)
+
+
+@pytest.mark.parametrize(
+  ('space', 'dataset', 'config'),
+  [
+    ('darts', 'digits', 'digits_eval'),
+    ('darts', 'cifar10', 'cifar_eval'),
+    ('nasbench201', 'digits', 'digits_eval'),
+    ('nasbench201', 'cifar10', 'nasbench201_eval'),
+    ('recurrent', 'pydoc', 'text_eval'),
+    ('recurrent', 'ptb', 'ptb_eval'),
+    ('of_ones_own', None, 'cifar_eval'),
+  ],
+)
+def test_the_config_that_trains_an_architecture_is_that_for_the_data_or_the_space(space, dataset, config):
+  assert config in named.paths()
+  run = types.SimpleNamespace(space=space, dataset=dataset)
+  assert sections.training_command(run, 'a file') == f"darts-jax train --config={config} --genotype='a file'"
