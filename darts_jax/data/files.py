@@ -81,7 +81,8 @@ class ImageFiles:
     """Decodes all images into memory, and prints a message about those that cannot be decoded.
 
     Raises:
-      ValueError: a file cannot be read, no image can be decoded, or the memory is not sufficient.
+      ValueError: a file cannot be read, no image can be decoded, `num_images` leave out a class, or the memory is not
+        sufficient.
     """
     source, total = self.source, self.num_train
     try:
@@ -99,6 +100,10 @@ class ImageFiles:
       count = len(labels[here])
       pixels[here], labels[here] = batch.images[:count], batch.labels[:count]
       damaged[here] = batch.damaged[:count] >= 0
+    missing = sorted({*range(self.num_classes)} - {*labels.tolist()})
+    if source.num_images and missing:
+      # Of records that have their labels in the files, they are known only now.
+      raise ValueError(f'config.data.num_images: {total} leave out class {missing[0]} of {self.name}; more are needed')
     bad = np.flatnonzero(damaged)
     if len(bad) == total:
       raise ValueError(f'config.data.dir: {self.name}: not one of the images can be decoded')

@@ -1,5 +1,6 @@
 """Training images of a search that lie in prepared datasets and folders."""
 
+import dataclasses
 import io
 
 import numpy as np
@@ -34,6 +35,13 @@ def test_prepared_datasets_are_read_in_the_stored_order(tmp_path, cifar10):
   assert (images.name, images.num_classes, images.damaged) == ('cifar10', 10, None)
   assert (images.mean, images.std) == (IMAGENET_MEAN, IMAGENET_STD)
   assert files.fingerprint()['images'] == 15
+  # Their labels are in the records.
+  few = ImageFiles.open(dataclasses.replace(source, num_images=3))
+  first = min({*range(10)} - {*images.y_train[few.indices].tolist()})
+  with pytest.raises(
+    ValueError, match=f'^config.data.num_images: 3 leave out class {first} of cifar10; more are needed$'
+  ):
+    few.decoded()
 
 
 @pytest.fixture
