@@ -47,6 +47,7 @@ def render(run: Run) -> str:
       _benchmark(run),
       _table(run, trials, best, problem, earlier),
       _usage(run),
+      sections.comparison(run),
       sections.events(run),
       sections.config(run),
     ]

@@ -13,7 +13,7 @@ from darts_jax.runtime.durable import write_whole
 from darts_jax.runtime.workdir import named_errors
 from darts_jax.selection.random_cells import random_genotype
 from darts_jax.spaces import CellSpace, Genotype, to_json
-from darts_jax.training import tasks
+from darts_jax.training import language, tasks
 from darts_jax.training.comparison import Interrupted
 from darts_jax.training.language import LanguageTraining
 
@@ -91,10 +91,20 @@ class Versus:
 
 
 def check(config: Mapping[str, Any], space: Any) -> None:
-  """Raises a ValueError unless architectures of the space can be drawn, and trained by the config."""
+  """Checks that architectures of a space can be drawn, and trained by a config on its data.
+
+  Raises:
+    ValueError: they cannot, or as `darts_jax.training.run`.
+  """
   if not isinstance(space, CellSpace):
     raise ValueError(f'architectures of the space {space.name} are not trained from scratch by a config')
-  training.check_genotype(config, random_genotype(space, 0, 0), 'what is searched')
+  genotype = random_genotype(space, 0, 0)
+  training.check_genotype(config, genotype, 'what is searched')
+  settings = tasks.read(config)
+  if isinstance(settings, LanguageTraining):
+    language.check(settings)
+  else:
+    training.check(settings, genotype, space.cells)
 
 
 def against_random(

@@ -136,6 +136,7 @@ def test_without_held_out_or_test_data_there_is_no_column(compared):
       2,
       '--compare: digit_eval is no file and no config of the package (did you mean digits_eval?)',
     ),
+    ('darts', 'cifar_eval', 2, "--compare: cifar_eval: config.data.dir 'data' holds no cifar10"),
     ('darts', 'digits_eval', 0, '--random: 0 is not allowed; it has to be ≥ 1'),
     (
       'recurrent',

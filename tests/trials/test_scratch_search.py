@@ -368,6 +368,11 @@ def test_a_search_that_has_ended_goes_on_to_more_trials(config, scripted, tmp_pa
   page = parse_page((grown / 'report.html').read_text())
   assert 'Trials 4 of 4' in page.text
   assert 'Its test accuracy 43.21 %' in page.text
+  # As of any search.
+  row = {'name': 'found', 'parameters': 1234, 'valid': 0.5, 'test': None}
+  (grown / 'comparison.json').write_text(json.dumps({'measure': 'accuracy', 'epochs': 3, 'seed': 0, 'rows': [row]}))
+  assert 'found 1,234 50.00 % –' in parse_page(report.write(grown).read_text()).text
+  (grown / 'comparison.json').unlink()
   assert json.loads((grown / 'config.json').read_text())['trials'] == 4
   message = f'config.trials: 3 is not allowed; {grown} holds a search by proposals of 4, which can only become more'
   with pytest.raises(ValueError, match=f'^{re.escape(message)}$'):
