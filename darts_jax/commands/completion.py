@@ -2,9 +2,11 @@
 
 import argparse
 import importlib
+from collections.abc import Callable, Iterable
 
 import shtab
 
+from darts_jax import spaces
 from darts_jax.commands import COMMANDS, named
 from darts_jax.commands.entry import Command, describe
 from darts_jax.commands.main import PROGRAM
@@ -12,15 +14,37 @@ from darts_jax.runtime.files import one_line
 from darts_jax.runtime.terminal import show
 
 SHELLS = ('bash', 'zsh', 'fish')
+# Flags whose values are names or paths of files, with all names.
+_NAMED: dict[str, Callable[[], Iterable[str]]] = {
+  'config': named.paths,
+  'compare': named.paths,
+  'genotype': spaces.published,
+}
 # Flags whose values are paths.
 _PATHS = {'weights': shtab.FILE, 'output': shtab.FILE, 'draw': shtab.FILE, 'workdir': shtab.DIR, 'table': shtab.DIR}
+
+
+# Bash takes `--config=digits` for three words, of which the function of shtab expects two.
+_REGISTERED = 'complete -o bashdefault -F _shtab_darts_jax darts-jax'
+_JOINED = """
+_darts_jax() {
+  local words=() at=0 i
+  for i in "${!COMP_WORDS[@]}"; do
+    if [[ "${COMP_WORDS[i]}" != = ]]; then words+=("${COMP_WORDS[i]}"); elif ((i == COMP_CWORD)); then words+=(""); fi
+    if ((i == COMP_CWORD)); then at=$((${#words[@]} - 1)); fi
+  done
+  COMP_WORDS=("${words[@]}") COMP_CWORD=$at
+  _shtab_darts_jax "$@"
+}
+complete -o bashdefault -F _darts_jax darts-jax"""
 
 
 def run(shell: str) -> int:
   """Prints the script for a shell; returns the exit code."""
   if shell not in SHELLS:
     raise ValueError(f'SHELL: {one_line(shell)} is not known; allowed are {", ".join(SHELLS)}')
-  show(shtab.complete(_parser(), shell))
+  script = shtab.complete(_parser(), shell)
+  show(_JOINED.join(script.rsplit(_REGISTERED, 1)) if shell == 'bash' else script)
   return 0
 
 
@@ -34,8 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text)
     describe(parser, command, f'{PROGRAM} {name}')
     for action in parser._actions:
-      if action.dest == 'config':
-        action.complete = _configs()  # type: ignore[attr-defined]
+      if action.dest in _NAMED:
+        action.complete = _names_and_files(action.dest, _NAMED[action.dest]())  # type: ignore[attr-defined]
       elif action.dest == 'name':
         action.choices = list(named.paths())
       elif action.dest == 'shell':
@@ -45,14 +69,14 @@ def _parser() -> argparse.ArgumentParser:
   return made
 
 
-def _configs() -> dict[str, object]:
-  """Completes the name of a config of the package, or the path of a file."""
-  names = ' '.join(named.paths())
+def _names_and_files(of: str, found: Iterable[str]) -> dict[str, object]:
+  """Completes a name, or the path of a file."""
+  names = ' '.join(found)
   return {
-    'bash': '_darts_jax_configs',
-    'zsh': f"_alternative 'configs:config:({names})' 'files:file:_files'",
+    'bash': f'_darts_jax_{of}',
+    'zsh': f"_alternative 'names:name:({names})' 'files:file:_files'",
     'fish': f'(string split " " "{names}"; __fish_complete_path (commandline -ct))',
-    'preamble': {'bash': f'_darts_jax_configs() {{ compgen -W "{names}" -- "$1"; compgen -f -- "$1"; }}'},
+    'preamble': {'bash': f'_darts_jax_{of}() {{ compgen -W "{names}" -- "$1"; compgen -f -- "$1"; }}'},
   }
 
 

@@ -29,7 +29,7 @@ from darts_jax.nets.description import (
 from darts_jax.report import drawing
 from darts_jax.runtime.durable import write_whole
 from darts_jax.runtime.files import user_path
-from darts_jax.runtime.terminal import show
+from darts_jax.runtime.terminal import say, show
 from darts_jax.spaces import Genotype
 from darts_jax.spaces.nasbench201 import NasBench201
 from darts_jax.spaces.nasbench201_table import DATASETS, Accuracies, Table
@@ -97,6 +97,7 @@ def run(genotype: str | None, draw: str | None, **others: Any) -> int:
     text = f'{text}\n\n{_accuracies_as_text(described["benchmark"])}'
   if drawing_path is not None:
     _draw(found, drawing_path)
+    say(f'drawn: {drawing_path}')
   show(json.dumps(described, indent=2) if others['json'] else f'{text}\n\n{spaces.to_text(found)}')
   return 0
 

@@ -150,7 +150,12 @@ def test_bash_completes_commands_flags_and_configs(tell, tmp_path):
 
   assert complete('se') == ['search', 'select']
   assert '--workdir' in complete('search', '--')
-  assert [word for word in complete('search', '--config', 'digits_e') if word] == ['digits_eval', 'digits_evolution']
+  for joined in ((), ('=',)):
+    assert complete('search', '--config', *joined, 'digits_e') == ['digits_eval', 'digits_evolution']
+    assert complete('search', '--seeds', '3', '--compare', *joined, 'text_e') == ['text_eval']
+    assert complete('describe', '--genotype', *joined, 'RNN_DARTS_V') == ['RNN_DARTS_V1', 'RNN_DARTS_V2']
+  # The word at the cursor is = itself.
+  assert set(complete('train', '--config', '=')) == {*CONFIGS, 'script'}
   assert complete('show', 'mn') == ['mnist']
 
 
