@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import re
 from collections.abc import Callable, Iterable
 
 import shtab
@@ -44,7 +45,12 @@ def run(shell: str) -> int:
   if shell not in SHELLS:
     raise ValueError(f'SHELL: {one_line(shell)} is not known; allowed are {", ".join(SHELLS)}')
   script = shtab.complete(_parser(), shell)
-  show(_JOINED.join(script.rsplit(_REGISTERED, 1)) if shell == 'bash' else script)
+  if shell == 'bash':
+    script = _JOINED.join(script.rsplit(_REGISTERED, 1))
+  elif shell == 'zsh':
+    # A flag with a value, which may be joined to it by =.
+    script = re.sub(r'"(--[\w.]+)(\[[^"\n]*\]:)', r'"\1=\2', script)
+  show(script)
   return 0
 
 
@@ -74,9 +80,13 @@ def _names_and_files(of: str, found: Iterable[str]) -> dict[str, object]:
   names = ' '.join(found)
   return {
     'bash': f'_darts_jax_{of}',
-    'zsh': f"_alternative 'names:name:({names})' 'files:file:_files'",
+    'zsh': f'_darts_jax_{of}',
     'fish': f'(string split " " "{names}"; __fish_complete_path (commandline -ct))',
-    'preamble': {'bash': f'_darts_jax_{of}() {{ compgen -W "{names}" -- "$1"; compgen -f -- "$1"; }}'},
+    'preamble': {
+      'bash': f'_darts_jax_{of}() {{ compgen -W "{names}" -- "$1"; compgen -f -- "$1"; }}',
+      # A colon would end what `_arguments` takes for the action.
+      'zsh': f"_darts_jax_{of}() {{ _alternative 'names:name:({names})' 'files:file:_files' }}",
+    },
   }
 
 

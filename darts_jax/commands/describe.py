@@ -79,7 +79,8 @@ def run(genotype: str | None, draw: str | None, **others: Any) -> int:
   of_classifiers = (*_FIELDS, 'imagenet', 'auxiliary')
   if spaces.space_of(found).task == 'text':
     _refuse(of_classifiers, others, f'{name} is a recurrent architecture; it has --width and --vocabulary')
-    described = describe_language_model(found, **_numbers(others, PTB))
+    numbers = _numbers(others, PTB)
+    described = describe_language_model(found, **numbers)
     text = _language_model_as_text(described)
   else:
     allowed = ', '.join(f'--{flag}' for flag in of_classifiers)
@@ -92,12 +93,15 @@ def run(genotype: str | None, draw: str | None, **others: Any) -> int:
       # Sizes are named as the flags are; an operation of one's own is no flag.
       raise ValueError(str(error) if str(error).startswith('operation ') else f'--{error}') from error
     text = _as_text(described)
+  sizes = ' '.join(f'--{flag}={number}' for flag, number in numbers.items())
   if others['table'] is not None:
     described['benchmark'] = _accuracies(found, others['table'], name)
     text = f'{text}\n\n{_accuracies_as_text(described["benchmark"])}'
   if drawing_path is not None:
     _draw(found, drawing_path)
     say(f'drawn: {drawing_path}')
+  if not others['json']:
+    say(f'a network with {sizes}')
   show(json.dumps(described, indent=2) if others['json'] else f'{text}\n\n{spaces.to_text(found)}')
   return 0
 

@@ -43,7 +43,10 @@ def run() -> int:
         name = ''
     except Exception as error:  # Whatever is wrong with an installation is told in a line.
       failed = True
-      show(f'{name:12}FAILED: {type(error).__name__}: {one_line(error)}')
+      reason = one_line(error)
+      show(f'{name:12}FAILED: {type(error).__name__}{": " if reason else ""}{reason}')
+      if check is _devices:
+        break  # Without devices nothing else can be tried.
   return int(failed)
 
 

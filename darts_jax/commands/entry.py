@@ -19,12 +19,12 @@ from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from darts_jax import spaces
-from darts_jax.commands import named
+from darts_jax.commands import COMMANDS, named
 from darts_jax.runtime import processes, progress
 from darts_jax.runtime.files import one_line, user_path
 from darts_jax.runtime.modules import import_modules
 from darts_jax.runtime.platforms import check_devices
-from darts_jax.runtime.terminal import OutputError, prepare_streams, say, settle_streams, show
+from darts_jax.runtime.terminal import OutputError, complain_of_output, prepare_streams, say, settle_streams, show
 from darts_jax.settings import as_kind
 from darts_jax.spaces import Genotype
 
@@ -139,9 +139,15 @@ def _parsed(command: Command, argv: list[str], usage: str) -> int:
     if command.distributed:
       _join(*(values.pop(flag.name) for flag in _DISTRIBUTED))
     check_devices()
-    progress.begin_with(about)
+    progress.begin_with(about.line)
     with _stopped_by_sigterm():
-      return command.run(config, workdir, **values)
+      try:
+        return command.run(config, workdir, **values)
+      except ValueError as error:
+        own = re.split(r'[ .]', argv[0])[-1]
+        if type(error) is ValueError and own in COMMANDS and about.command not in ('', own):
+          raise ValueError(f'{error}; {about.path.stem} is a config of the command {about.command}') from error
+        raise
   known = flags.FlagValues()
   known.set_gnu_getopt()
   _define(command.all_flags(), known)
@@ -284,10 +290,7 @@ def _code(parsed: Callable[[], int | None]) -> int | None:
     code = 2
     _leave_others(code)
   except OutputError as error:
-    # The reader of the output, such as `head`, may close it early, which is no error.
-    code = 0 if isinstance(error.__cause__, BrokenPipeError) else 2
-    if code:
-      _complain(f'standard output cannot be written ({error.strerror or error})')
+    code = complain_of_output(error)
     _leave_others(code)
   except KeyboardInterrupt:
     say('stopped; start again to go on from the last checkpoint, if there is one')
@@ -353,11 +356,11 @@ def _define(extra: Sequence[Flag], known: flags.FlagValues) -> None:
 
 def _parse(
   argv: list[str], usage: str, extra: Sequence[Flag] = ()
-) -> tuple[ConfigDict, pathlib.Path, dict[str, Any], str]:
+) -> tuple[ConfigDict, pathlib.Path, dict[str, Any], named.Named]:
   """Parses the command line.
 
   Returns:
-    The config with overrides, the working directory, the values of `extra`, and a line about the config or ''.
+    The config with overrides, the working directory, the values of `extra`, and what the file says about itself.
 
   Raises:
     ValueError: a flag is unknown or has an unfit value, or the config file cannot be read.
@@ -370,7 +373,8 @@ def _parse(
     _import(known)
     path = known['config'].value
     if not path:
-      raise MissingFlag('--config: missing')
+      meant = next((f' (did you mean --config={each}?)' for each in overrides[1:] if not each.startswith('-')), '')
+      raise MissingFlag(f'--config: missing{meant}')
     config, rest = _overridden(path, overrides)
   except flags.Error as error:
     raise ValueError(str(error)) from error

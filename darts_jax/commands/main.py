@@ -1,6 +1,5 @@
 """Finds the command that `darts-jax NAME` names."""
 
-import contextlib
 import difflib
 import importlib
 import sys
@@ -10,7 +9,7 @@ from typing import NoReturn
 from darts_jax import __version__
 from darts_jax.commands import COMMANDS
 from darts_jax.runtime.files import one_line
-from darts_jax.runtime.terminal import OutputError, prepare_streams, say, settle_streams, show
+from darts_jax.runtime.terminal import OutputError, complain_of_output, prepare_streams, say, settle_streams, show
 
 PROGRAM = 'darts-jax'
 
@@ -38,12 +37,14 @@ def _without_a_command(name: str) -> int:
   """Answers flags of the program itself and refuses all others; returns the exit code."""
   text = {'--version': f'{PROGRAM} {__version__}', **dict.fromkeys(('--help', '-h', 'help'), overview())}.get(name)
   if text is not None:
-    with contextlib.suppress(OutputError):
+    try:
       show(text)
+    except OutputError as error:
+      return complain_of_output(error)
     return 0
   close = difflib.get_close_matches(name, COMMANDS, 1)
   meant = f' (did you mean {close[0]}?)' if close else ''
-  say(f'error: {one_line(name)} is no command{meant}; commands are {", ".join(COMMANDS)}')
+  say(f'error: {one_line(name) or repr(name)} is no command{meant}; commands are {", ".join(COMMANDS)}')
   return 2
 
 

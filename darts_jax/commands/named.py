@@ -1,7 +1,6 @@
 """The configs of the package by name, without running them."""
 
 import ast
-import contextlib
 import difflib
 import importlib
 import pathlib
@@ -25,6 +24,11 @@ class Named(NamedTuple):
   command: str
   summary: str
   cost: str
+
+  @property
+  def line(self) -> str:
+    """What it is and costs, in one line; empty if it does not say what it costs."""
+    return one_line(f'{self.path.stem}: {self.summary} Cost: {self.cost}') if self.cost else ''
 
 
 def paths() -> dict[str, pathlib.Path]:
@@ -58,21 +62,24 @@ def find_config(name_or_path: str, flag: str = '--config') -> pathlib.Path:
     raise ValueError(f'{flag}: {path}: no such file; the config of the package is {flag}={path.stem}')
   if path.suffix or path.name != name_or_path:
     raise ValueError(f'{flag}: {path}: no such file')
+  if path.with_suffix('.py').is_file():
+    raise ValueError(f'{flag}: {path}: no such file; did you mean {path}.py?')
   raise ValueError(f'{flag}: {unknown(name_or_path)}')
 
 
-def about(name_or_path: str) -> str:
-  """What a config is and costs, in one line; empty if its docstring does not say what it costs."""
-  # The file has been run, but need not be a text that can be parsed.
-  with contextlib.suppress(OSError, SyntaxError, ValueError):
-    path = find_config(name_or_path)
-    found = read(path)
-    return f'{path.stem}: {found.summary} Cost: {found.cost}' if found.cost else ''
-  return ''
+def about(name_or_path: str) -> Named:
+  """What a config that has been run says about itself, which is nothing if it cannot be parsed as UTF-8."""
+  path = find_config(name_or_path)
+  try:
+    return read(path)
+  except (OSError, SyntaxError, ValueError):
+    return Named(path, '', '', '')
 
 
 def unknown(name: str) -> str:
   """Says that there is no config of a name, and which is meant if one is like it."""
   close = difflib.get_close_matches(name, paths(), 1)
   meant = f' (did you mean {close[0]}?)' if close else ''
-  return f'{one_line(name)} is no file and no config of the package{meant}; `darts-jax configs` lists them'
+  return (
+    f'{one_line(name) or repr(name)} is no file and no config of the package{meant}; `darts-jax configs` lists them'
+  )

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from darts_jax import limits, report, search, searches, selection, spaces
-from darts_jax.commands.entry import DISTRIBUTED_USAGE, Command, Flag, load_config
+from darts_jax.commands.entry import DISTRIBUTED_USAGE, Command, Flag, load_config, whole_number
 from darts_jax.data.sequences import perplexity
-from darts_jax.runtime import processes
+from darts_jax.runtime import processes, progress
 from darts_jax.runtime.terminal import say, show
 from darts_jax.selection import versus
 from darts_jax.trials import Failed, TrialsResult
@@ -27,28 +27,30 @@ FLAGS = (
     'Config of a training, by its name or file. After the search, what was found and random architectures are trained'
     ' by it, and their accuracies are printed side by side.',
   ),
-  Flag('random', 2, 'How many random architectures --compare trains.'),
+  Flag('random', None, 'How many random architectures --compare trains; 2 by default.'),
 )
 
 
-def run(config: Mapping[str, Any], workdir: pathlib.Path, compare: str | None = None, random: int = 2) -> int:
+def run(config: Mapping[str, Any], workdir: pathlib.Path, compare: str | None = None, random: str | None = None) -> int:
   """Runs or resumes a search and prints its result, and with `compare` that of trainings; returns the exit code."""
-  training = None if compare is None else processes.together(lambda: _training(compare, random, config))
+  training, num_random = processes.together(lambda: _training(compare, random, config))
   try:
     results = searches.run(config, workdir, _note)
     code = _told_trials(results) if isinstance(results, TrialsResult) else _told(results)
     if code or training is None:
       return code
     space = searches.read(config).space
+    # The cost of the config is that of the search.
+    progress.begin_with('')
     for result in [results] if isinstance(results, TrialsResult) else results:
       assert result.genotype is not None  # With an exit code of 0 there is one.
       folder = result.report.parent
-      compared = selection.against_random(training, result.genotype, space, folder, num_random=random, note=_note)
+      compared = selection.against_random(training, result.genotype, space, folder, num_random=num_random, note=_note)
       if processes.is_first():
         report.write(folder)
         for line in compared.lines():
           show(line)
-  except (search.Diverged, selection.Diverged, Failed) as error:
+  except (search.Diverged, Failed) as error:
     if processes.is_first():
       say(f'error: {error}')
     return 1
@@ -63,16 +65,25 @@ def _note(message: str) -> None:
     say(f'== {message}')
 
 
-def _training(compare: str, random: int, config: Mapping[str, Any]) -> Mapping[str, Any]:
-  """The config that --compare names; raises a ValueError unless what is searched can be trained by it."""
-  if not 1 <= random <= limits.RUNS:
-    raise ValueError(f'--random: {random} is not allowed; it has to be ≥ 1 and ≤ {limits.RUNS}')
+def _training(
+  compare: str | None, random: str | None, config: Mapping[str, Any]
+) -> tuple[Mapping[str, Any] | None, int]:
+  """The config that --compare names, if any, and how many random architectures are trained by it.
+
+  Raises:
+    ValueError: what is searched cannot be trained by it.
+  """
+  if compare is None:
+    if random is not None:
+      raise ValueError(f'--random: {random} is given without --compare')
+    return None, 0
+  number = whole_number('random', '2' if random is None else random, limits.RUNS)
   loaded, space = load_config(compare, '--compare'), searches.read(config).space
   try:
     versus.check(loaded, space)
   except ValueError as error:
     raise ValueError(f'--compare: {compare}: {error}') from error
-  return loaded
+  return loaded, number
 
 
 def _told(results: Sequence[search.Result]) -> int:

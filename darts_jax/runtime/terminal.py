@@ -69,3 +69,11 @@ def show(text: object) -> None:
     print(text, flush=True)
   except OSError as error:
     raise OutputError(*error.args) from error
+
+
+def complain_of_output(error: OutputError) -> int:
+  """Prints that standard output cannot be written, unless its reader closed it early; returns the exit code."""
+  if isinstance(error.__cause__, BrokenPipeError):  # The reader may be `head`.
+    return 0
+  say(f'error: standard output cannot be written ({error.strerror or error})')
+  return 2

@@ -107,6 +107,14 @@ def check(config: Mapping[str, Any], space: Any) -> None:
     training.check(settings, genotype, space.cells)
 
 
+def _trained(config: Mapping[str, Any], folder: pathlib.Path, genotype: Genotype) -> Any:
+  try:
+    return training.run(config, folder, genotype)
+  except ValueError as error:
+    remedy = f'; or remove {folder.parent}' if 'another config' in str(error) else ''
+    raise ValueError(f'--compare: {error}{remedy}') from error
+
+
 def against_random(
   config: Mapping[str, Any],
   genotype: Genotype,
@@ -141,6 +149,12 @@ def against_random(
     if len(different) > num_random:
       break
     different.setdefault(random_genotype(space, seed, number))
+  if len(different) <= num_random:
+    note(f'the space has only {len(different) - 1} other architectures')
+  if processes.is_first():
+    with named_errors(workdir):
+      # That of an earlier comparison says nothing about this one.
+      (workdir / FILE).unlink(missing_ok=True)
   is_text = isinstance(settings, LanguageTraining)
   measure = 'perplexity' if is_text else 'accuracy'
   rows = []
@@ -148,7 +162,7 @@ def against_random(
     name = f'random {number}' if number else 'found'
     note(f'training {number + 1} of {len(different)}: the {name} architecture, {settings.epochs} epochs')
     folder = workdir / _FOLDER / name.replace(' ', '_')
-    result: Any = training.run(config, folder, arch)
+    result = _trained(config, folder, arch)
     if result.interrupted or not result.finished:
       raise Interrupted(f'the training in {folder} was interrupted; the same command goes on with it')
     values = (getattr(result, f'{part}_{measure}') for part in ('valid', 'test'))

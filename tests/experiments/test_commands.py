@@ -111,6 +111,11 @@ def test_a_config_that_is_shown_is_a_file_of_ones_own(tell, tmp_path):
       ('train', '--config=configs/cifar_eval.py'),
       '--config: configs/cifar_eval.py: no such file; the config of the package is --config=cifar_eval',
     ),
+    (('search', 'digits'), '--config: missing (did you mean --config=digits?); usage: darts-jax search --config='),
+    (('search', '--config='), '--config: missing; usage: '),
+    (('',), "'' is no command"),
+    (('show', ''), "'' is no file and no config of the package"),
+    (('search', '--config=digits_eval'), 'config.auxiliary_weight: unknown field'),
     (('search', '--config=configs/digit.py'), '--config: configs/digit.py: no such file'),
     (('show', 'cifer'), 'cifer is no file and no config of the package (did you mean cifar?)'),
     (('show',), 'name: missing; usage: darts-jax show NAME'),
@@ -125,6 +130,41 @@ def test_errors_of_users_are_one_line(tell, tmp_path, arguments, message):
   assert (code, output, errors.count('\n')) == (2, '', 1)
   assert errors.startswith(f'error: {message}')
   assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_without_its_ending_is_named(tell, tmp_path):
+  (tmp_path / 'mine.py').write_text('')
+  assert tell('search', '--config=mine')[2] == 'error: --config: mine: no such file; did you mean mine.py?\n'
+
+
+def test_a_config_of_another_command_is_told_as_such(tell):
+  _, _, errors = tell('train', '--config=digits', '--genotype=DARTS_V2')
+  assert errors == 'error: config.space: it is called config.task now; digits is a config of the command search\n'
+
+
+def test_what_a_config_says_about_itself_is_one_line(tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_text('"""Mine.\n\nCommand: python -m experiments.train\nCost: an\n\x1bhour.\nShould give: x\n"""')
+  found = named.about(str(path))
+  assert (found.line, found.command) == ('mine: Mine. Cost: an hour.', 'train')
+  for content in (b'x = 1', b'# -*- coding: latin-1 -*-\nx = "\xe9"', b'"""Mine, of no cost."""'):
+    path.write_bytes(content)
+    assert (named.about(str(path)).line, named.about(str(path)).command) == ('', '')
+
+
+def test_output_that_cannot_be_written_is_an_error(monkeypatch, capsys):
+  class Full:
+    def write(self, text):
+      raise OSError(28, 'No space left on device')
+
+    def flush(self):
+      pass
+
+  monkeypatch.setattr(sys, 'stdout', Full())
+  with pytest.raises(SystemExit) as exited:
+    main(['--help'])
+  assert exited.value.code == 2
+  assert capsys.readouterr().err == 'error: standard output cannot be written (No space left on device)\n'
 
 
 def test_a_file_is_taken_before_a_config_of_the_same_name(tmp_path, monkeypatch):
@@ -165,6 +205,12 @@ def test_other_shells_are_told_all_commands_and_configs(tell, shell):
   assert (code, errors) == (0, '')
   for word in (*COMMANDS, *CONFIGS, '--genotype' if shell == 'zsh' else 'genotype'):
     assert word in script
+  if shell == 'zsh':
+    # In the lists of `_arguments`, values may follow = or a space, and actions have no colons of their own.
+    found = dict(re.findall(r'^ *"--([\w.]+=?)\[.*?\]:[\w.]+:([^"]*)"$', script, re.MULTILINE))
+    assert found['config='] == '_darts_jax_config'
+    assert found['genotype='] == '_darts_jax_genotype'
+    assert [name for name in found if not name.endswith('=')] == []
 
 
 def test_an_installation_that_works_is_described_on_one_screen(tell):
@@ -176,6 +222,16 @@ def test_an_installation_that_works_is_described_on_one_screen(tell):
   assert lines[0].startswith(f'darts-jax   {__version__}, Python {sys.version.split()[0]}, ')
   assert '8 × cpu' in output
   assert re.search(r'^search step compiled and run in \d+ s, on 8 devices$', output, re.MULTILINE)
+
+
+def test_without_devices_nothing_else_is_tried(tell, monkeypatch):
+  def check_devices():
+    raise AssertionError
+
+  monkeypatch.setattr(doctor, 'check_devices', check_devices)
+  code, output, _ = tell('doctor')
+  assert code == 1
+  assert output.splitlines()[-1] == 'devices     FAILED: AssertionError'
 
 
 def test_what_is_wrong_with_an_installation_is_one_line_each(tell, monkeypatch, tmp_path):

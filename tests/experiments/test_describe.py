@@ -172,7 +172,8 @@ def test_a_file_of_a_command_runs_by_itself_on_any_terminal(tmp_path):
   done = subprocess.run(
     arguments, cwd=tmp_path, env={**environment, 'PYTHONIOENCODING': 'ascii'}, capture_output=True, check=False
   )
-  assert (done.returncode, done.stderr) == (0, b'')
+  sizes = b'--channels=4 --layers=3 --classes=10 --image_size=32 --image_channels=3'
+  assert (done.returncode, done.stderr) == (0, b'a network with ' + sizes + b'\n')
   assert b' 32\\xd732\\xd712 ' in done.stdout
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from darts_jax import report
 from darts_jax.report import workdir as workdirs
+from darts_jax.runtime import loop as runtime_loop
 from darts_jax.runtime import metrics, processes
 from darts_jax.runtime.checkpoint import Checkpoints
 from darts_jax.runtime.loop import Checkpoint, Diverged, Loop, Plan, Sums
@@ -136,6 +137,32 @@ def test_epochs_may_differ_in_length(tmp_path):
   assert Checkpoints(tmp_path / 'checkpoints').steps() == [3, 5, 9]
   assert loop.called('finish') == [(9,)]
   assert [(line['event'], line['message']) for line in lines(tmp_path, 'event')] == [('finished', '3 epochs done')]
+
+
+@pytest.mark.parametrize(('epoch_seconds', 'reported'), [(1.1, [1, 6, 10]), (5.5, list(range(1, 11))), (0.0, [1, 10])])
+def test_drawing_reports_takes_at_most_a_twentieth_of_the_time(tmp_path, monkeypatch, epoch_seconds, reported):
+  """A report that takes a quarter of a second is left out until five have passed since the last one."""
+  now, drawn = [0.0], []
+
+  class Clocked(Counting):
+    def advance(self, state, num_steps):
+      now[0] += 1e-6
+      return super().advance(state, num_steps)
+
+    def evaluate(self, state, step):
+      now[0] += epoch_seconds
+      return super().evaluate(state, step)
+
+    def report(self, folder):
+      now[0] += 0.25
+      drawn.append(int(self.calls[-1][1]) if self.calls[-1][0] == 'done' else self.total)
+      return super().report(folder)
+
+  monkeypatch.setattr(runtime_loop, 'time', types.SimpleNamespace(monotonic=lambda: now[0]))
+  loop = Clocked(tmp_path, range(1, 11))
+  loop.run()
+  loop.reports()
+  assert drawn == reported
 
 
 @pytest.mark.parametrize('stop', [2, 4, 7])
