@@ -22,11 +22,11 @@ STATUSES = {
   'finished': 'Finished',
 }
 _MAX_EVENTS = 200
-# Configs of trainings by task and data; for other data there is that of the space.
+# Configs of trainings by that of the space and data; for other data there is that of the space.
 _TRAININGS = {
-  ('images', 'digits'): 'digits_eval',
-  ('text', 'pydoc'): 'text_eval',
-  ('text', 'wikitext2'): 'wikitext2_eval',
+  ('cifar_eval', 'digits'): 'digits_eval',
+  ('ptb_eval', 'pydoc'): 'text_eval',
+  ('ptb_eval', 'wikitext2'): 'wikitext2_eval',
 }
 
 
@@ -152,8 +152,8 @@ def comparison(run: Run) -> str:
 
 def training_command(run: Run, genotype: str) -> str:
   """The command that trains the architecture in a file: by the config for the data, or else for the space."""
-  space = SPACES.get(run.space, CellSpace)
-  config = _TRAININGS.get((space.task, run.dataset), space.evaluation)
+  config = SPACES.get(run.space, CellSpace).evaluation
+  config = _TRAININGS.get((config, run.dataset), config)
   return f'darts-jax train --config={config} --genotype={shlex.quote(genotype)}'
 
 

@@ -69,7 +69,7 @@ def test_the_page_draws_it(finished):
   assert 'In the benchmark' in page
   assert f'rank {15_625 - SPACE.index(result.genotype):,}' in page
   assert f'--genotype={workdir / "genotype.json"}' in page
-  assert 'configs/nasbench201_eval.py' in page
+  assert 'darts-jax train --config=nasbench201_eval ' in page
 
 
 def test_without_a_table_nothing_is_said(tmp_path):
