@@ -90,7 +90,9 @@ def test_output_is_the_result(finished):
 
 def test_progress_is_plain_lines_where_there_is_no_terminal(finished):
   assert finished.errors[0].startswith('digits: A search on')
-  assert finished.errors[0].endswith(' Cost: about a minute on 2 CPU cores, half of it compilation; no download.')
+  assert finished.errors[0].endswith(
+    ' Cost: about a minute on 2 CPU cores, half of it compilation, and as much for the comparison; no download.'
+  )
   assert finished.errors[1:3] == ['devices: 1 × cpu', 'compiling the search step (exact) ...']
   assert re.fullmatch(r'search step (compiled|loaded from the compilation cache) in \d+\.\d s', finished.errors[3])
   total = EPOCHS * STEPS
