@@ -29,7 +29,7 @@ from darts_jax.nets.description import (
 from darts_jax.report import drawing
 from darts_jax.runtime.durable import write_whole
 from darts_jax.runtime.files import user_path
-from darts_jax.runtime.terminal import say, show
+from darts_jax.runtime.terminal import aligned, say, show
 from darts_jax.spaces import Genotype
 from darts_jax.spaces.nasbench201 import NasBench201
 from darts_jax.spaces.nasbench201_table import DATASETS, Accuracies, Table
@@ -93,16 +93,17 @@ def run(genotype: str | None, draw: str | None, **others: Any) -> int:
       # Sizes are named as the flags are; an operation of one's own is no flag.
       raise ValueError(str(error) if str(error).startswith('operation ') else f'--{error}') from error
     text = _as_text(described)
-  sizes = ' '.join(f'--{flag}={number}' for flag, number in numbers.items())
   if others['table'] is not None:
     described['benchmark'] = _accuracies(found, others['table'], name)
     text = f'{text}\n\n{_accuracies_as_text(described["benchmark"])}'
   if drawing_path is not None:
     _draw(found, drawing_path)
     say(f'drawn: {drawing_path}')
-  if not others['json']:
-    say(f'a network with {sizes}')
-  show(json.dumps(described, indent=2) if others['json'] else f'{text}\n\n{spaces.to_text(found)}')
+  if others['json']:
+    show(json.dumps(described, indent=2))
+  else:
+    say(f'a network with {" ".join(f"--{flag}={number}" for flag, number in numbers.items())}')
+    show(f'{text}\n\n{spaces.to_text(found)}')
   return 0
 
 
@@ -124,7 +125,7 @@ def _accuracies_as_text(found: Mapping[str, Mapping[str, float]]) -> str:
   for dataset, values in found.items():
     accuracies = (f'{100 * values[name]:.2f} %' for name in Accuracies._fields)
     rows.append((dataset, *accuracies, f'{values["rank"]:,}'))
-  return '\n'.join(['in NAS-Bench-201:', *_table(rows, 1)])
+  return '\n'.join(['in NAS-Bench-201:', *aligned(rows, 1)])
 
 
 def _refuse(names: Sequence[str], given: Mapping[str, Any], why: str) -> None:
@@ -148,7 +149,7 @@ def _as_text(described: Mapping[str, Any]) -> str:
   if 'parameters_with_auxiliary_head' in described:
     lines.append(f'with the auxiliary head: {described["parameters_with_auxiliary_head"]:,}')
   lines.append(f'multiply-adds: {described["multiply_adds"]:,}')
-  return '\n'.join([*lines, f'({described["convention"]})', '', *_table(rows, 2)])
+  return '\n'.join([*lines, f'({described["convention"]})', '', *aligned(rows, 2)])
 
 
 def _language_model_as_text(described: Mapping[str, Any]) -> str:
@@ -163,19 +164,7 @@ def _language_model_as_text(described: Mapping[str, Any]) -> str:
     f'({described["convention"]})',
     '',
   ]
-  return '\n'.join([*lines, *_table(rows, 3)])
-
-
-def _table(rows: Sequence[Sequence[str]], num_left: int) -> list[str]:
-  """The lines of a table, the first columns aligned to the left and the others to the right."""
-  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-  return [
-    '  '.join(
-      cell.ljust(width) if i < num_left else cell.rjust(width)
-      for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-    ).rstrip()
-    for row in rows
-  ]
+  return '\n'.join([*lines, *aligned(rows, 3)])
 
 
 def _draw(genotype: Genotype, path: pathlib.Path) -> None:

@@ -171,18 +171,13 @@ def _parsed(command: Command, argv: list[str], usage: str) -> int:
 
 def help_text(command: Command, name: str) -> str:
   """What `--help` prints: usage, what the command does, its flags and an example."""
-  return parser(command, name).format_help().rstrip()
-
-
-def parser(command: Command, name: str) -> argparse.ArgumentParser:
-  """Describes a command line, for its help and for shells that complete it; `launch` parses it."""
-  made = argparse.ArgumentParser(prog=name, add_help=False)
-  describe(made, command, name)
-  return made
+  parser = argparse.ArgumentParser(prog=name, add_help=False)
+  describe(parser, command, name)
+  return parser.format_help().rstrip()
 
 
 def describe(made: argparse.ArgumentParser, command: Command, name: str) -> None:
-  """Adds a command's usage, flags and example to a parser."""
+  """Adds a command's usage, flags and example to a parser, for its help and for shells; `launch` parses by itself."""
   made.formatter_class = argparse.RawDescriptionHelpFormatter  # An example stays in one line.
   made.usage = f'{name} {command.arguments}'.rstrip()
   made.description = (sys.modules[command.run.__module__].__doc__ or '').partition('\n')[0]

@@ -9,7 +9,7 @@ import io
 import os
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 
 class OutputError(OSError):
@@ -69,6 +69,18 @@ def show(text: object) -> None:
     print(text, flush=True)
   except OSError as error:
     raise OutputError(*error.args) from error
+
+
+def aligned(rows: Sequence[Sequence[str]], num_left: int) -> list[str]:
+  """The lines of a table, the first `num_left` columns aligned to the left and the others to the right."""
+  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+  return [
+    '  '.join(
+      cell.ljust(width) if i < num_left else cell.rjust(width)
+      for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ).rstrip()
+    for row in rows
+  ]
 
 
 def complain_of_output(error: OutputError) -> int:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from darts_jax import training
 from darts_jax.runtime import processes
 from darts_jax.runtime.durable import write_whole
+from darts_jax.runtime.terminal import aligned
 from darts_jax.runtime.workdir import named_errors
 from darts_jax.selection.random_cells import random_genotype
 from darts_jax.spaces import CellSpace, Genotype, to_json
@@ -65,12 +66,7 @@ class Versus:
     table = [('', 'parameters', *(f'{titles[kind]} {self.measure}' for kind in kinds))]
     for row in self.rows:
       table.append((row.name, f'{row.parameters:,}', *(self._shown(getattr(row, kind)) for kind in kinds)))
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [f'trained from scratch, {self.epochs} epochs each, with seed {self.seed}:']
-    for cells in table:
-      numbers = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
-      lines.append('  '.join([cells[0].ljust(widths[0]), *numbers]))
-    return lines
+    return [f'trained from scratch, {self.epochs} epochs each, with seed {self.seed}:', *aligned(table, 1)]
 
   def _shown(self, value: float) -> str:
     return f'{100 * value:.2f} %' if self.measure == 'accuracy' else f'{value:.2f}'
