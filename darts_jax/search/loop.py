@@ -106,10 +106,11 @@ def _run(
   given: tuple[Any, Any] | None,
   writers: Sequence[Writer],
 ) -> list[Result]:
+  # Before anything is compiled, of which JAX would say in its own words that it cannot be cached.
+  enable_cache()
   searcher, feed, fingerprint = processes.together(lambda: _open(settings, given))
   config = as_json({**as_config(settings), 'dataset': fingerprint})
   claim_together(workdir, lambda: _claim(config, workdir, folders), lambda: config)
-  enable_cache()
   with InterruptGuard() as guard:
     loop = Epochs(settings, workdir, searcher, feed, guard, folders, config)
     loop.writers = writers

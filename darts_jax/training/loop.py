@@ -115,10 +115,11 @@ def _run(
     model = make_model(settings, genotype, feed)
     return feed, model, Trainer(settings, model, feed.num_train, mesh)
 
+  # Before anything is compiled; see `darts_jax.search.loop`.
+  enable_cache()
   feed, model, trainer = processes.together(open_all)
   config = training_config(settings, model, feed.fingerprint)
   claim_together(workdir, lambda: claim_training(workdir, config, model), lambda: [config, model.to_dict()])
-  enable_cache()
   with InterruptGuard() as guard:
     loop = _Loop(settings, workdir, trainer, feed, model, guard, config)
     loop.writers = writers

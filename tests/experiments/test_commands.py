@@ -1,6 +1,7 @@
 """`darts-jax`: its commands, the configs of the package by name, what it says about an installation."""
 
 import importlib
+import os
 import pathlib
 import re
 import runpy
@@ -162,6 +163,28 @@ def test_output_that_cannot_be_written_is_an_error(monkeypatch, capsys):
     main(['--help'])
   assert exited.value.code == 2
   assert capsys.readouterr().err == 'error: standard output cannot be written (No space left on device)\n'
+
+
+@pytest.mark.parametrize(
+  ('name', 'arguments'),
+  [('search', ('--config=digits',)), ('train', ('--config=digits_eval', '--genotype=DARTS_V2'))],
+)
+def test_a_cache_that_cannot_be_written_is_one_line(name, arguments, tmp_path):
+  """And no error; that comes of the working directory, after all that is compiled before a run begins."""
+  (tmp_path / 'file').write_text('')
+  (tmp_path / 'run').mkdir()
+  (tmp_path / 'run' / 'config.json').write_text('{"seed": 5}')
+  done = subprocess.run(
+    [sys.executable, '-m', f'experiments.{name}', *arguments, f'--workdir={tmp_path}/run'],
+    cwd=ROOT,
+    env={**os.environ, 'JAX_COMPILATION_CACHE_DIR': f'{tmp_path}/file/cache'},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  warning, error = done.stderr.splitlines()
+  assert warning.endswith(f'{tmp_path}/file/cache: no compilation cache there: Not a directory')
+  assert error.startswith(f'error: --workdir: {tmp_path}/run holds ')
 
 
 def test_a_file_is_taken_before_a_config_of_the_same_name(tmp_path, monkeypatch):
